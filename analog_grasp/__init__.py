@@ -1,0 +1,17 @@
+"""Adapt frozen transformers for analog in-memory computing.
+
+GRASP and StochGRASP adapters, trained, deployed on simulated PCM and RRAM crossbars, and compared
+over device presets and drift times. Importing this package makes both known to peft.
+"""
+
+from analog_grasp.adapters import GraspConfig, StochGraspConfig
+from analog_grasp.crossbar import Deployment, deploy
+from analog_grasp.devices import DeviceCard
+
+__all__ = [
+    "Deployment",
+    "DeviceCard",
+    "GraspConfig",
+    "StochGraspConfig",
+    "deploy",
+]

@@ -1,0 +1,66 @@
+"""Weights to conductances and back, as a card's mapping says."""
+
+import torch
+from aihwkit.inference.converter.base import BaseConductanceConverter
+from torch import Tensor
+
+from analog_grasp.devices.sections import ConductanceRange
+
+# A tile of zeros has no largest weight; aihwkit's converters take this in its place.
+_SMALLEST_RANGE = 1e-7
+
+
+class CardConductanceConverter(BaseConductanceConverter):
+    """Converts weights to conductances and back; see `ConductanceRange` for the mappings.
+
+    Args:
+        conductance: the card's section.
+
+    Example:
+        >>> import torch
+        >>> section = ConductanceRange(g_min="0 uS", g_max="25 uS", mapping="pair")
+        >>> g, scale = CardConductanceConverter(section).convert_to_conductances(
+        ...     torch.tensor([[1.0, -0.5]]))
+        >>> g
+        [tensor([[25.,  0.]]), tensor([[ 0.0000, 12.5000]])]
+    """
+
+    def __init__(self, conductance: ConductanceRange) -> None:
+        self.g_min = conductance.g_min
+        self.g_max = conductance.g_max
+        self.mapping = conductance.mapping
+
+    def convert_to_conductances(self, weights: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Convert weights of any shape.
+
+        Returns:
+            The conductances, µS, a tensor a device; and the scale, µS per unit of weight, with
+            the weight that maps to g_min.
+
+        Raises:
+            ValueError: if a weight is not finite.
+        """
+        low, high = torch.aminmax(weights)
+        if not torch.isfinite(high - low):
+            raise ValueError("the weights hold NaN or infinity: only finite weights have devices.")
+        if self.mapping == "single":
+            scale = (self.g_max - self.g_min) / (high - low).clamp(min=_SMALLEST_RANGE)
+            g = (weights - low).mul_(scale).add_(self.g_min)
+            return [g], {"scale": scale, "offset": low}
+        largest = torch.maximum(high, -low).clamp(min=_SMALLEST_RANGE)
+        scale = (self.g_max - self.g_min) / largest
+        params = {"scale": scale, "offset": torch.zeros_like(scale)}
+        g = weights * scale
+        if self.mapping == "signed":
+            return [g], params
+        minus = (-g).clamp_(min=0.0).add_(self.g_min)
+        return [g.clamp_(min=0.0).add_(self.g_min), minus], params
+
+    def convert_back_to_weights(
+        self, conductances: list[Tensor], params: dict[str, Tensor]
+    ) -> Tensor:
+        """Convert conductances back, with the scale found by `convert_to_conductances`."""
+        if self.mapping == "pair":
+            return (conductances[0] - conductances[1]).div_(params["scale"])
+        g_zero = 0.0 if self.mapping == "signed" else self.g_min
+        return (conductances[0] - g_zero).div_(params["scale"]).add_(params["offset"])

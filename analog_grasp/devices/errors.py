@@ -1,0 +1,71 @@
+"""What is wrong with a device card, in one sentence."""
+
+import difflib
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+
+class CardError(ValueError):
+    """A device card that cannot be found, read or believed; the message is one sentence."""
+
+
+def sentence(error: ValidationError, data: dict[str, Any], known_keys: set[str]) -> str:
+    """The first thing wrong with a card, in one sentence that names the key.
+
+    Args:
+        error: what pydantic raised.
+        data: the card as it stands in the file, so that the key is named as its author wrote it.
+        known_keys: every key that a card can have, for a suggestion in place of an unknown one.
+
+    Returns:
+        A sentence without its full stop.
+    """
+    problems = error.errors(include_url=False)
+    # A misspelt key is also a missing one: the misspelling is the news.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    key = _key(first, data)
+    kind = first["type"]
+    if kind == "value_error":
+        return f"{key} {first['ctx']['error']}".strip()
+    if kind == "missing":
+        return f"{key} is missing: a card has to state it"
+    if kind == "extra_forbidden":
+        return f"{key} is not a known key{_suggestion(str(first['loc'][-1]), known_keys)}"
+    if kind == "union_tag_not_found":
+        return f"{key}.model is missing: a card has to state it"
+    if kind == "union_tag_invalid":
+        return f"{key}.model is unknown: it should be one of {first['ctx']['expected_tags']}"
+    wanted = first["msg"].replace("Input should", "it should").replace("String should", "it should")
+    return f"{key} is {_shown(first['input'])}: {wanted}"
+
+
+def _key(error: ErrorDetails, data: Any) -> str:
+    """The dotted key, leaving out steps that only the models have: union tags, implied pieces."""
+    key = ""
+    here: Any = data
+    steps = error["loc"]
+    for number, step in enumerate(steps):
+        if _has(here, step):
+            here = here[step]
+        elif not (number == len(steps) - 1 and error["type"] == "missing"):
+            continue
+        key += f"[{step}]" if isinstance(step, int) else f".{str(step)[:60]}"
+    return key.removeprefix(".")
+
+
+def _has(part: Any, step: int | str) -> bool:
+    if isinstance(part, list):
+        return isinstance(step, int) and step < len(part)
+    return isinstance(part, dict) and step in part
+
+
+def _suggestion(key: str, known_keys: set[str]) -> str:
+    close = difflib.get_close_matches(key[:60], sorted(known_keys), n=1)
+    return f': did you mean "{close[0]}"?' if close else ": leave it out"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

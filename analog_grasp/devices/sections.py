@@ -1,0 +1,216 @@
+"""The sections of a device card: what each part of the data says, and its checks."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from analog_grasp.devices.curve import Curve, Number, Section, SpreadCurve
+from analog_grasp.devices.units import Conductance, Seconds
+
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+Bits = Annotated[int, Field(ge=2, le=16)]
+Count = Annotated[int, Field(ge=1, le=65_536)]
+Pair = Annotated[tuple[Number, Number], Field(strict=False)]
+
+
+class Source(Section):
+    """Where the numbers come from.
+
+    Attributes:
+        citation: the publication.
+        doi: its digital object identifier; left out only by cards of no real device.
+        location: the figure, table or file that the numbers were taken from.
+    """
+
+    citation: Text
+    doi: Annotated[str, Field(pattern=r"^10\.\d{4,9}/\S+$", max_length=200)] | None = None
+    location: Text
+
+
+class ConductanceRange(Section):
+    """The range of conductances, and how a weight w is held in it.
+
+    With s = (g_max - g_min) / max|w| the mappings are
+
+        pair     g+ = g_min + s max(w, 0), g- = g_min + s max(-w, 0); w is their difference
+        single   g = g_min + (w - min w) (g_max - g_min) / (max w - min w), one device a weight
+        signed   g = w g_max / max|w|, which no device can do: for generic cards only
+
+    The first two are aihwkit's `SinglePairConductanceConverter` and
+    `SingleDeviceConductanceConverter`.
+
+    Attributes:
+        g_min: the smallest conductance, µS.
+        g_max: the largest conductance, µS.
+        mapping: one of the three mappings.
+    """
+
+    g_min: Conductance
+    g_max: Conductance
+    mapping: Literal["pair", "single", "signed"]
+
+    @field_validator("g_max")
+    @classmethod
+    def _above_g_min(cls, g_max: float, info: Any) -> float:
+        g_min = info.data.get("g_min", 0.0)
+        if g_max <= g_min:
+            raise ValueError(f"is {g_max:g} uS and g_min {g_min:g} uS: g_max should be above g_min")
+        return g_max
+
+    @field_validator("mapping")
+    @classmethod
+    def _signed_from_zero(cls, mapping: str, info: Any) -> str:
+        if mapping == "signed" and info.data.get("g_min", 0.0) > 0:
+            raise ValueError('is "signed" but g_min is above 0: write g_min = "0 uS"')
+        return mapping
+
+
+class PowerLawDrift(Section):
+    """Drift of phase-change memory: g(t) = g_prog ((t + t0) / t0)^-nu, nu = |N(mean, std^2)|.
+
+    The exponent nu belongs to a device; its distribution depends on the target conductance. The
+    time t counts from the first reading, t0 after programming (aihwkit's convention).
+
+    Attributes:
+        t0: time of the first reading after programming, s.
+        nu_mean: mean of the exponent.
+        nu_std: its standard deviation among devices.
+    """
+
+    model: Literal["power-law"]
+    t0: Seconds
+    nu_mean: Curve
+    nu_std: Curve
+
+
+class TabulatedSpread(SpreadCurve):
+    """The spread, µS, at one time.
+
+    Attributes:
+        time: time since programming, s.
+    """
+
+    time: Seconds
+
+
+class TabulatedDrift(Section):
+    """Relaxation known at a few times: g(t) = g_target + sigma(g_target, t) z, z = N(0, 1).
+
+    Between two times sigma is linear in ln t (ours); before the first it is that of the first,
+    beyond the last that of the last. A card with this section has no section `programming`: the
+    state at the first time is the programmed one.
+
+    Attributes:
+        table: the spreads, by ascending time.
+    """
+
+    model: Literal["tabulated"]
+    table: Annotated[tuple[TabulatedSpread, ...], Field(strict=False, min_length=1, max_length=64)]
+
+    @field_validator("table")
+    @classmethod
+    def _ascending(cls, table: tuple[TabulatedSpread, ...]) -> tuple[TabulatedSpread, ...]:
+        times = [row.time for row in table]
+        if times != sorted(set(times)):
+            raise ValueError("should be in the order of its times, each time once")
+        return table
+
+
+class RelaxationDrift(Section):
+    """Relaxation linear in ln t: g(t) = g_prog + mean(t) + std(t) z, z = N(0, 1), for t > 0.
+
+    With mean = [a, b], mean(t) = a + b ln(t / 1 s), and alike for std. What is read is clipped to
+    [g_min, g_max], as in aihwkit's `ReRamCMONoiseModel`.
+
+    Attributes:
+        unit: always "uS".
+        mean: the coefficients of the mean shift, µS.
+        std: the coefficients of the spread, µS; below 0 the spread counts as 0.
+    """
+
+    model: Literal["relaxation"]
+    unit: Literal["uS"]
+    mean: Pair
+    std: Pair
+
+
+Drift = Annotated[PowerLawDrift | TabulatedDrift | RelaxationDrift, Field(discriminator="model")]
+
+
+class RelativeRead(Section):
+    """Accumulated 1/f noise: sigma = g Q sqrt(ln((t + t0 + t_read) / (2 t_read))).
+
+    Q depends on the programmed conductance, g is the drifted one; Nandakumar et al. (2019).
+
+    Attributes:
+        t0: age of the device at t = 0, s.
+        t_read: duration of a read, s.
+        q: the curve of Q.
+    """
+
+    model: Literal["relative"]
+    t0: Seconds
+    t_read: Seconds
+    q: Curve
+
+
+class LogarithmicRead(Section):
+    """Accumulated 1/f noise: sigma = k log10(g / 1 µS) sqrt(ln((t + t_read) / (2 t_read))), µS.
+
+    Taken as 0 where g is below 1 µS, and for t below t_read (ours: the formula has no value
+    there). The form is that of aihwkit's `ReRamCMONoiseModel`.
+
+    Attributes:
+        unit: always "uS".
+        k: the factor, µS.
+        t_read: duration of a read, s.
+    """
+
+    model: Literal["logarithmic"]
+    unit: Literal["uS"]
+    k: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
+    t_read: Seconds
+
+
+Read = Annotated[RelativeRead | LogarithmicRead, Field(discriminator="model")]
+
+
+class Converters(Section):
+    """The converters around a tile. A part that is absent is exact.
+
+    Attributes:
+        dac_bits: resolution of the inputs.
+        adc_bits: resolution of the outputs.
+        output_noise: standard deviation of the output noise, in units of full-scale input times
+            largest weight (aihwkit's `out_noise`).
+        output_range: largest output, in the same units (aihwkit's `out_bound`).
+        input_scaling: "abs_max" scales every input vector to the full scale, "constant" is a
+            scale fixed beforehand, "none" is no scaling.
+        bound_management: "iterative" halves the inputs and reads again while an output is
+            clipped, "none" leaves it clipped.
+    """
+
+    dac_bits: Bits | None = None
+    adc_bits: Bits | None = None
+    output_noise: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
+    output_range: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    input_scaling: Literal["abs_max", "constant", "none"] = "none"
+    bound_management: Literal["iterative", "none"] = "none"
+
+    @model_validator(mode="after")
+    def _adc_needs_range(self) -> "Converters":
+        if self.adc_bits is not None and self.output_range is None:
+            raise ValueError("has adc_bits but no output_range: give the range that the bits span")
+        return self
+
+
+class TileSize(Section):
+    """The size of one crossbar tile, in weights.
+
+    Attributes:
+        rows: inputs.
+        columns: outputs.
+    """
+
+    rows: Count
+    columns: Count

@@ -1,0 +1,95 @@
+"""Times since programming, as users write them."""
+
+import math
+import re
+
+_SECONDS = {
+    "s": 1,
+    "min": 60,
+    "h": 3600,
+    "d": 86_400,
+    "w": 7 * 86_400,
+    "mo": 30 * 86_400,
+    "y": 365 * 86_400,
+}
+_WRITTEN = ("y", "d", "h", "min")
+_FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\W\d_]*)\s*")
+_ACCEPTED = (
+    'write it as "20s", "5min", "1h", "7d", "2w", "1mo" (30 days) or "1y" (365 days), '
+    "or as plain seconds"
+)
+
+
+def parse_time(time: str | float) -> float:
+    """Read a time since programming.
+
+    Args:
+        time: a number of seconds, or text: a number and one of the units s, min, h, d, w,
+            mo (30 days), y (365 days). Text without a unit is seconds.
+
+    Returns:
+        The time in seconds.
+
+    Raises:
+        ValueError: if the time cannot be read, is negative or is not finite.
+
+    Example:
+        >>> parse_time("30d")
+        2592000.0
+        >>> parse_time(20)
+        20.0
+    """
+    seconds = _read_text(time) if isinstance(time, str) else float(time)
+    if not math.isfinite(seconds):
+        raise ValueError(f"time {_shown(time)} is not finite: {_ACCEPTED}.")
+    if seconds < 0:
+        raise ValueError(
+            f"time {_shown(time)} is negative: times count from the end of programming; "
+            f"{_ACCEPTED}."
+        )
+    return seconds
+
+
+def format_time(seconds: float) -> str:
+    """Write a time since programming in the largest unit that gives a whole number.
+
+    Units used are y (365 days), d, h, min and s. `parse_time` reads the same time back.
+
+    Args:
+        seconds: the time, s; not negative.
+
+    Returns:
+        Text such as "0s", "1h", "30d" or "10y".
+
+    Raises:
+        ValueError: if `seconds` is negative or not finite.
+
+    Example:
+        >>> [format_time(t) for t in (0, 20, 3600, 2592000, 31536000)]
+        ['0s', '20s', '1h', '30d', '1y']
+    """
+    seconds = parse_time(seconds)
+    # Beyond 2**53 s not every whole number is a float, so whole units would not read back exactly.
+    if not seconds.is_integer() or seconds >= 2**53:
+        return f"{seconds!r}s"
+    whole = int(seconds)
+    for unit in _WRITTEN:
+        if whole and whole % _SECONDS[unit] == 0:
+            return f"{whole // _SECONDS[unit]}{unit}"
+    return f"{whole}s"
+
+
+def _read_text(text: str) -> float:
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise ValueError(f"time {_shown(text)} cannot be read: {_ACCEPTED}.")
+    number, unit = match.groups()
+    if unit and unit not in _SECONDS:
+        raise ValueError(f'time {_shown(text)} has the unknown unit "{unit[:20]}": {_ACCEPTED}.')
+    return float(number) * _SECONDS[unit or "s"]
+
+
+def _shown(time: str | float) -> str:
+    if not isinstance(time, str):
+        return str(time)
+    return f'"{time}"' if len(time) <= 40 else f'"{time[:40]}..."'

@@ -1,0 +1,217 @@
+"""The tasks of GLUE, from their official files or from the Hub.
+
+Source: A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
+Understanding", ICLR 2019. One entry of `GLUE` is one task.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+
+from analog_grasp.tasks.task import Task
+
+_HUB_NAME = "nyu-mll/glue"
+_BINARY = {"0": 0, "1": 1}
+
+
+@dataclass(frozen=True)
+class GlueSpec:
+    """Where a task's sentences and labels lie, in the official files and on the Hub.
+
+    Attributes:
+        folder: of the official files, train.tsv and dev.tsv.
+        columns: of these files, in their order.
+        text: the columns of the sentence, or of the two that are compared.
+        label: the column of the label.
+        metrics: those GLUE reports, the primary one first.
+        hub_text: as `text`, on the Hub, whose label column is `label` throughout.
+        labels: what the label column holds -> the label; empty for a number (regression).
+        label_names: in the order of the labels; empty for a regression.
+        header: whether the files' first line names the columns.
+        bounds: the least and the largest number, for a regression.
+    """
+
+    folder: str
+    columns: tuple[str, ...]
+    text: tuple[str, ...]
+    label: str
+    metrics: tuple[str, ...]
+    hub_text: tuple[str, ...]
+    labels: Mapping[str, int] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
+    header: bool = True
+    bounds: tuple[float, float] = (0.0, 0.0)
+
+
+GLUE: dict[str, GlueSpec] = {
+    "cola": GlueSpec(
+        folder="CoLA",
+        columns=("source", "label", "star", "sentence"),
+        text=("sentence",),
+        label="label",
+        metrics=("matthews",),
+        hub_text=("sentence",),
+        labels=_BINARY,
+        label_names=("unacceptable", "acceptable"),
+        header=False,
+    ),
+    "sst2": GlueSpec(
+        folder="SST-2",
+        columns=("sentence", "label"),
+        text=("sentence",),
+        label="label",
+        metrics=("accuracy",),
+        hub_text=("sentence",),
+        labels=_BINARY,
+        label_names=("negative", "positive"),
+    ),
+    "mrpc": GlueSpec(
+        folder="MRPC",
+        columns=("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
+        text=("#1 String", "#2 String"),
+        label="Quality",
+        metrics=("accuracy", "f1"),
+        hub_text=("sentence1", "sentence2"),
+        labels=_BINARY,
+        label_names=("not_equivalent", "equivalent"),
+    ),
+    "rte": GlueSpec(
+        folder="RTE",
+        columns=("index", "sentence1", "sentence2", "label"),
+        text=("sentence1", "sentence2"),
+        label="label",
+        metrics=("accuracy",),
+        hub_text=("sentence1", "sentence2"),
+        labels={"entailment": 0, "not_entailment": 1},
+        label_names=("entailment", "not_entailment"),
+    ),
+    "stsb": GlueSpec(
+        folder="STS-B",
+        columns=(
+            "index", "genre", "filename", "year", "old_index", "source1", "source2",
+            "sentence1", "sentence2", "score",
+        ),
+        text=("sentence1", "sentence2"),
+        label="score",
+        metrics=("pearson", "spearman"),
+        hub_text=("sentence1", "sentence2"),
+        bounds=(0.0, 5.0),
+    ),
+}  # fmt: skip
+
+
+def glue(name: str, data_dir: Path | None = None) -> Task:
+    """A task of GLUE.
+
+    Args:
+        name: a key of `GLUE`.
+        data_dir: the folder that holds the task's official folder, `<data_dir>/SST-2/train.tsv`
+            and `dev.tsv` for "sst2"; None for the Hub.
+
+    Raises:
+        FileNotFoundError: a file is missing, or the Hub cannot be reached.
+        ValueError: a file is not as the official one is made.
+    """
+    spec = GLUE[name]
+    splits = _from_hub(name, spec) if data_dir is None else _from_files(name, spec, data_dir)
+    return Task(f"glue/{name}", *splits, spec.label_names, spec.metrics)
+
+
+def _from_files(name: str, spec: GlueSpec, data_dir: Path) -> tuple[Dataset, Dataset]:
+    train, dev = (data_dir / spec.folder / file for file in ("train.tsv", "dev.tsv"))
+    missing = [path.name for path in (train, dev) if not path.is_file()]
+    if missing:
+        shape = (
+            f"a first line of {_listed(spec)}"
+            if spec.header
+            else f"no header, but {_listed(spec)} in each line"
+        )
+        raise FileNotFoundError(
+            f"The task 'glue/{name}' finds no {' and no '.join(missing)} in {train.parent}; the "
+            f"data folder should hold {spec.folder}/train.tsv and {spec.folder}/dev.tsv, each with "
+            f"{shape}, separated by tabs."
+        )
+    return _read(train, spec), _read(dev, spec)
+
+
+def _listed(spec: GlueSpec) -> str:
+    return ", ".join(spec.columns)
+
+
+def _read(path: Path, spec: GlueSpec) -> Dataset:
+    rows: dict[str, list] = {"text": [], "label": []}
+    for number, row in _lines(path, spec):
+        for target, column in zip(("text", "text_pair"), spec.text, strict=False):
+            rows.setdefault(target, []).append(row[column])
+        rows["label"].append(_label(path, number, row[spec.label], spec))
+    if not rows["label"]:
+        raise ValueError(f"The file {path} holds no rows; it should be the official one.")
+    return Dataset.from_dict(rows)
+
+
+def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows by column name, with their line numbers from 1."""
+    # MRPC's official files begin with a byte-order mark, which "utf-8-sig" drops.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        # The files quote nothing: a quotation mark is part of its sentence.
+        lines = enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1)
+        try:
+            columns = _header(path, next(lines, (1, []))[1], spec) if spec.header else spec.columns
+            for number, cells in lines:
+                if len(cells) != len(columns):
+                    raise ValueError(
+                        f"Line {number} of {path} has {len(cells)} columns and should have "
+                        f"{len(columns)}: {', '.join(columns)}, separated by tabs."
+                    )
+                yield number, dict(zip(columns, cells, strict=True))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+
+
+def _header(path: Path, cells: list[str], spec: GlueSpec) -> tuple[str, ...]:
+    # Columns that are not used may differ: the training and development files of some tasks do.
+    if not {*spec.text, spec.label} <= set(cells):
+        raise ValueError(
+            f"The first line of {path} is '{' '.join(cells)[:80]}'; it should name the columns "
+            f"{_listed(spec)}, separated by tabs."
+        )
+    return tuple(cells)
+
+
+def _label(path: Path, number: int, cell: str, spec: GlueSpec) -> int | float:
+    if spec.labels:
+        if cell in spec.labels:
+            return spec.labels[cell]
+        right = " or ".join(spec.labels)
+    else:
+        low, high = spec.bounds
+        try:
+            if low <= float(cell) <= high:
+                return float(cell)
+        except ValueError:
+            pass
+        right = f"a number from {low:g} to {high:g}"
+    raise ValueError(
+        f"Line {number} of {path} has the {spec.label} '{cell}'; it should be {right}."
+    )
+
+
+def _from_hub(name: str, spec: GlueSpec) -> tuple[Dataset, Dataset]:
+    try:
+        splits = datasets.load_dataset(_HUB_NAME, name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The task 'glue/{name}' could not be had from the Hub ({_HUB_NAME}); give a data "
+            f"folder (--data-dir) with the official files {spec.folder}/train.tsv and "
+            f"{spec.folder}/dev.tsv instead."
+        ) from error
+    return _renamed(splits["train"], spec), _renamed(splits["validation"], spec)
+
+
+def _renamed(rows: Dataset, spec: GlueSpec) -> Dataset:
+    columns = dict(zip(("text", "text_pair"), spec.hub_text, strict=False)) | {"label": "label"}
+    return Dataset.from_dict({ours: rows[theirs][:] for ours, theirs in columns.items()})

@@ -1,0 +1,141 @@
+"""Pre-trained models, with a new head for a task."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from analog_grasp.tasks.sources import DEFAULT_MODEL, model_source, tokenizer_for
+from analog_grasp.tasks.task import Task
+
+
+def load_base_model(name_or_path: str | None, task: Task, seed: int = 0) -> PreTrainedModel:
+    """A pre-trained model for sequence classification whose head fits the task.
+
+    Weights are read from safetensors only, in float32. The head is new, drawn from `seed`; the
+    global random state is left alone.
+
+    Args:
+        name_or_path: a folder, a Hub id, or None for the default model (`DEFAULT_MODEL`, see
+            `model_source`).
+        task: gives the number and the names of the labels, and whether they are numbers.
+        seed: of the new head.
+
+    Raises:
+        FileNotFoundError: there is no such model, or the folder lacks config.json or
+            model.safetensors.
+        ValueError: the model is of a kind that cannot classify sequences, or its weights do not
+            fill it.
+
+    Example:
+        >>> from analog_grasp.tasks import load_task
+        >>> model = load_base_model(None, load_task("reviews"))
+        >>> model.config.num_labels, model.config.problem_type
+        (2, 'single_label_classification')
+    """
+    name = name_or_path or DEFAULT_MODEL
+    source = model_source(name)
+    config = _load_config(name, source)
+    config.num_labels = task.num_labels
+    config.problem_type = "regression" if task.regression else "single_label_classification"
+    if not task.regression:
+        config.id2label = dict(enumerate(task.label_names))
+        config.label2id = {label: i for i, label in config.id2label.items()}
+    model = _load_weights(name, source, config, seed)
+    # The name, and not the folder of an installed package: it is what a saved adapter refers to,
+    # and it should lead to the model on every machine.
+    model.name_or_path = model.config._name_or_path = name
+    if model.config.pad_token_id is None:
+        # GPT-2 and its like need to know where each padded sentence ends.
+        model.config.pad_token_id = tokenizer_for(model).pad_token_id
+    return model
+
+
+def _load_config(name: str, source: str) -> PretrainedConfig:
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"The model folder {source} holds no config.json; it should be a folder that "
+            "save_pretrained of transformers wrote."
+        )
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The model '{name}' is neither a folder nor a model that could be had from the Hub; "
+            f"give a folder with config.json and model.safetensors, or a Hub id like "
+            f"{DEFAULT_MODEL}."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"The config.json of the model '{name}' names no model that transformers knows; it "
+            "should have a known model_type."
+        ) from error
+
+
+def _load_weights(name: str, source: str, config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    try:
+        # Only the CPU's generator: that is where the head is drawn.
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                # A head made for another number of labels is replaced by a new one.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The model '{name}' has no weights in model.safetensors, the only format that is "
+            "read; save it again with save_pretrained."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"The model '{name}' is a {config.model_type}, which transformers cannot use to "
+            "classify sequences; a BERT, RoBERTa or GPT-2 could."
+        ) from error
+    _check_filled(name, model, info)
+    return model
+
+
+def _check_filled(name: str, model: PreTrainedModel, info: dict) -> None:
+    """Refuse a model whose body, apart from an unused pooler, was not in the file.
+
+    transformers would only warn, and that warning is silenced here for the sake of the head's.
+    """
+    keys = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    body = [
+        key
+        for key in keys
+        if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
+    ]
+    if body:
+        raise ValueError(
+            f"The weights of the model '{name}' lack {len(body)} of those its config.json asks "
+            f"for, such as {body[0]}; weights and config should be of the same model."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar and its warning that the head is new, which is meant."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

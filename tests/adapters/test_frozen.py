@@ -1,0 +1,39 @@
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from analog_grasp.adapters import GraspConfig
+from analog_grasp.adapters.frozen import base_name, frozen_layers
+
+EXPECTED = {"bert": 13, "roberta": 12, "gpt2": 8}
+
+
+def test_the_same_layers_are_frozen_with_and_without_an_adapter(model):
+    count = EXPECTED[model.config.model_type]
+    bare = [base_name(path) for path, _ in frozen_layers(model)]
+    adapted = get_peft_model(model, GraspConfig(task_type="SEQ_CLS", groups=2))
+    wrapped = [base_name(path) for path, _ in frozen_layers(adapted)]
+    assert len(bare) == count
+    assert wrapped == bare
+
+
+def test_the_matrices_of_another_adapter_are_not_frozen_layers(bert):
+    adapted = get_peft_model(bert, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    assert not any("lora" in path for path, _ in frozen_layers(adapted))
+
+
+def test_the_output_embedding_stays_out():
+    tiny = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10, bos_token_id=1, eos_token_id=2)
+    assert "lm_head" not in [path for path, _ in frozen_layers(GPT2LMHeadModel(tiny))]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"), [(["query"], 2), (r".*layer\.0\..*", 6), (["pooler.dense"], 1)]
+)
+def test_patterns_choose_layers(bert, pattern, count):
+    assert len(list(frozen_layers(bert, pattern))) == count
+
+
+def test_a_pattern_without_a_match_is_refused(bert):
+    with pytest.raises(ValueError, match="'quary' matches no frozen linear layer"):
+        list(frozen_layers(bert, "quary"))

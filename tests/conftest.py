@@ -1,0 +1,57 @@
+"""Small real architectures from random weights, shared by all tests."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+_WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "bert": lambda: BertConfig(**_WIDTH, intermediate_size=70, vocab_size=50),
+    "roberta": lambda: RobertaConfig(**_WIDTH, intermediate_size=70, vocab_size=50),
+    "gpt2": lambda: GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
+}
+
+
+def build(architecture: str, seed: int = 0) -> PreTrainedModel:
+    """A two-layer classifier of an architecture, its weights drawn from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(CONFIGS[architecture]())
+        # Freshly made biases are all 0, under which an error in the bias would not show.
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return build(request.param)
+
+
+@pytest.fixture
+def bert() -> PreTrainedModel:
+    return build("bert")
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(3, 50, (4, 9), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.fixture
+def make_model() -> Callable[..., PreTrainedModel]:
+    return build

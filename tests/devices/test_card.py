@@ -1,0 +1,270 @@
+"""Cards: the shipped ones, how they are found, and what is refused with which words."""
+
+import contextlib
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from analog_grasp.devices import CardError, DeviceCard
+from analog_grasp.devices.card import _folder
+
+SHIPPED = [
+    "gaussian",
+    "ideal",
+    "pcm-hermes-1",
+    "pcm-hermes-2",
+    "pcm-joshi2020",
+    "pcm-nandakumar2019",
+    "rram-cmo-falcone",
+    "rram-cmo-falcone-2pct",
+    "rram-milo2021",
+    "rram-wan2022",
+]
+GOOD = (_folder() / "pcm-nandakumar2019.toml").read_text()
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "mine.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def refusal(path: str | Path) -> str:
+    """The sentence with which a card is refused, without the name of the card."""
+    with pytest.raises(CardError) as caught:
+        DeviceCard.load(path)
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert sentence.startswith('device card "')
+    return sentence.split('" ', 1)[-1] if '": ' not in sentence else sentence.split('": ', 1)[1]
+
+
+def test_the_shipped_cards():
+    assert DeviceCard.names() == SHIPPED
+    for name in SHIPPED:
+        card = DeviceCard.load(name)
+        assert card.name == name
+        assert (card.source.doi is None) == (card.technology == "none")
+        assert (card.converters is None) == (card.technology == "none")
+        assert hash(card) == hash(DeviceCard.load(_folder() / f"{name}.toml"))
+
+
+def test_a_wheel_has_its_cards_inside_the_package(tmp_path, monkeypatch):
+    inside = tmp_path / "analog_grasp" / "device_models"
+    inside.mkdir(parents=True)
+    (inside / "other.toml").write_text(GOOD)
+    module = tmp_path / "analog_grasp" / "devices" / "card.py"
+    monkeypatch.setattr("analog_grasp.devices.card.__file__", str(module))
+    assert DeviceCard.names() == ["other"]
+    assert DeviceCard.load("other").technology == "PCM"
+
+
+def test_units_are_read():
+    card = DeviceCard.load("pcm-nandakumar2019")
+    assert card.conductance.g_max == 25.0
+    assert card.read.t_read == 250e-9
+    assert DeviceCard.load("rram-cmo-falcone").read.t_read == 1e-6
+    assert [row.time for row in DeviceCard.load("rram-wan2022").drift.table] == [1, 86400, 172800]
+
+
+def test_other_units_say_the_same(tmp_path):
+    text = GOOD.replace('g_max = "25 uS"', 'g_max = "0.025 mS"').replace('"20 s"', '"20000ms"')
+    card = DeviceCard.load(write(tmp_path, text))
+    assert card == DeviceCard.load("pcm-nandakumar2019")
+
+
+def test_a_tabulated_card_is_programmed_to_its_first_row():
+    card = DeviceCard.load("rram-wan2022")
+    assert card.programming.pieces == card.drift.table[0].pieces
+    assert card.without("drift").programming is not None
+
+
+def test_gaussian_takes_a_level():
+    card = DeviceCard.load("gaussian@0.1")
+    assert card.name == "gaussian@0.1"
+    assert card.programming.pieces[0].coefficients == (2.5,)
+    assert DeviceCard.load("gaussian@0.05").programming == DeviceCard.load("gaussian").programming
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gaussian@", "has no valid relative spread: write a number between 0 and 1"),
+        ("gaussian@much", "has no valid relative spread"),
+        ("gaussian@nan", "has no valid relative spread"),
+        ("gaussian@-0.1", "has no valid relative spread"),
+        ("gaussian@2", "has no valid relative spread"),
+        ("pcm-hermes-2@1d", 'takes no level: only gaussian does, as in "gaussian@0.05".'),
+        ("pcm-hermes2", 'does not exist: did you mean "pcm-hermes-2"? The shipped cards are'),
+        ("", "does not exist: the shipped cards are gaussian, ideal"),
+        ("x" * 5000, "does not exist"),
+        ("no/such.toml", "does not exist: give the path of a TOML file."),
+        ("a\0b.toml", ""),
+    ],
+)
+def test_names_that_are_refused(name, words):
+    assert words in refusal(name)
+
+
+def test_a_folder_is_no_card(tmp_path):
+    assert "give the path of a TOML file" in refusal(tmp_path)
+
+
+# What is written in place of what, and what is then said.
+WRONG = [
+    (
+        'g_max = "25 uS"\nmap',
+        "g_max = 25\nmap",
+        'conductance.g_max has no unit: write it as "25 uS"',
+    ),
+    (
+        'g_max = "25 uS"\nmap',
+        'g_max = "25"\nmap',
+        'conductance.g_max has no unit: write it as "25 uS"',
+    ),
+    (
+        'g_max = "25 uS"\nmap',
+        'g_max = "25 Ohm"\nmap',
+        'conductance.g_max has the unknown unit "Ohm"',
+    ),
+    ('g_max = "25 uS"\nmap', 'g_max = "lots"\nmap', "conductance.g_max cannot be read"),
+    ('g_max = "25 uS"\nmap', "g_max = true\nmap", "conductance.g_max is no quantity"),
+    ('g_max = "25 uS"\nmap', "g_max = nan\nmap", "conductance.g_max cannot be read"),
+    ('g_max = "25 uS"\nmap', 'g_max = "-25 uS"\nmap', "conductance.g_max is out of range"),
+    ('g_max = "25 uS"\nmap', 'g_max = "1e999 uS"\nmap', "conductance.g_max is out of range"),
+    ('g_max = "25 uS"\nmap', "map", "conductance.g_max is missing"),
+    ('g_min = "0 uS"', 'g_min = "30 uS"', "conductance.g_max is 25 uS and g_min 30 uS"),
+    ('mapping = "pair"', 'mapping = "trio"', "conductance.mapping is 'trio': it should be 'pair'"),
+    ("[tile]", "[tiles]", 'tiles is not a known key: did you mean "tile"?'),
+    ("rows = 512", "row = 512", 'tile.row is not a known key: did you mean "rows"?'),
+    ("rows = 512", 'rows = "512"', "tile.rows is '512': it should be a valid integer"),
+    ("rows = 512", "rows = 512.0", "tile.rows is 512.0: it should be a valid integer"),
+    ("rows = 512", "rows = 0", "tile.rows is 0: it should be greater than or equal to 1"),
+    ("rows = 512", "rows = true", "tile.rows is True: it should be a valid integer"),
+    ('technology = "PCM"', 'technology = "DRAM"', "technology is 'DRAM': it should be"),
+    ('technology = "PCM"', "", "technology is missing: a card has to state it"),
+    ('doi = "10.1109/ICECS46596.2019.8964852"', "", "source.doi is missing"),
+    ('doi = "10.1109', 'doi = "http://doi.org/10.1109', "source.doi is 'http://doi.org"),
+    ("0.26348", "-0.5", "programming gives a negative spread at 0 uS"),
+    ("-1.1731", "-3.0", "programming gives a negative spread at 25 uS"),
+    ("0.26348", "1e5", "programming gives a spread above ten times g_max"),
+    ("0.26348", "nan", "programming.coefficients[0] is nan: it should be a finite number"),
+    ("0.26348", '"0.26"', "programming.coefficients[0] is '0.26': it should be a valid number"),
+    ("[0.26348, 1.9650, -1.1731]", "0.26348", "programming.coefficients is 0.26348: it should be"),
+    ("[0.26348, 1.9650, -1.1731]", "[]", "programming.coefficients is []: Tuple should have"),
+    ('unit = "uS"\nref', "ref", "programming.unit is missing"),
+    ('unit = "uS"\nref', 'unit = "mS"\nref', "programming.unit is 'mS': it should be 'uS'"),
+    ("[0.0088, -0.65]", "[-0.0088, -0.65]", "read.q gives a negative spread"),
+    ("[0.0088, -0.65]", "[0.0088]", "read.q.coefficients has 1 numbers: a power has 2"),
+    ("[0.0088, -0.65]", "[0.0088, -9.0]", "read.q.coefficients has the exponent -9"),
+    ("max = 0.1\n", "max = 0.01\n", "drift.nu_mean.max is 0.01, below min = 0.049"),
+    ('model = "power-law"', 'model = "linear"', "drift.model is unknown: it should be one of"),
+    ('model = "power-law"', "", "drift.model is missing"),
+    ('t0 = "20 s"\n\n[drift.nu_mean]', "[drift.nu_mean]", "drift.t0 is missing"),
+    ('t0 = "20 s"\n\n[drift.nu_mean]', "t0 = 20\n[drift.nu_mean]", "drift.t0 has no unit"),
+    ("output_range = 12.0\n", "", "converters has adc_bits but no output_range"),
+    ("dac_bits = 8", "dac_bits = 40", "converters.dac_bits is 40: it should be less than or equal"),
+    ("[tile]", "[[tile]]", "tile is [{"),
+    ("[programming]", "[programming", "is not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), WRONG)
+def test_a_wrong_card_is_refused_with_its_key(tmp_path, old, new, words):
+    assert old in GOOD
+    assert words in refusal(write(tmp_path, GOOD.replace(old, new, 1)))
+
+
+def test_pieces_and_tables_name_their_place(tmp_path):
+    hermes = (_folder() / "pcm-hermes-2.toml").read_text()
+    said = refusal(write(tmp_path, hermes.replace("below = 0.16", 'below = "x"')))
+    assert said.startswith("read.q.pieces[0].below is 'x'")
+    assert "read.q.pieces should have" in refusal(
+        write(tmp_path, hermes.replace("below = 0.16, ", ""))
+    )
+    wan = (_folder() / "rram-wan2022.toml").read_text()
+    said = refusal(write(tmp_path, wan.replace("[0.701,", "[-9.0,")))
+    assert said.startswith("drift.table[1] gives a negative spread")
+    assert "drift.table[0].coefficients[0]" in refusal(
+        write(tmp_path, wan.replace("[0.348,", "[nan,"))
+    )
+    assert "in the order of its times" in refusal(write(tmp_path, wan.replace('"1 d"', '"3 d"')))
+    twice = (
+        wan + '[programming]\nvariable = "u"\nform = "polynomial"\nunit = "uS"\ncoefficients=[1]'
+    )
+    assert "programming is stated twice" in refusal(write(tmp_path, twice))
+
+
+def test_signed_conductances_begin_at_zero(tmp_path):
+    text = (_folder() / "gaussian.toml").read_text().replace('g_min = "0 uS"', 'g_min = "1 uS"')
+    assert 'conductance.mapping is "signed" but' in refusal(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"a = " + b"[" * 100_000,
+        b"a = " + b"9" * 10_000,
+        b"#" * ((1 << 20) + 1),
+        b'name = "' + b"x" * 100_000 + b'"',
+        b"[drift]\nmodel = []",
+        b"drift = 3\nprogramming = [1]",
+        b"[drift]\ntable = [[]]",
+    ],
+    ids=range(9),
+)
+def test_hostile_files_get_a_short_sentence(tmp_path, content):
+    assert len(refusal(write(tmp_path, content))) < 400
+
+
+def test_a_large_file_is_refused_for_its_size(tmp_path):
+    path = write(tmp_path, GOOD + "#" * (1 << 20))
+    assert "is larger than 1 MiB: a card is a few kilobytes." in refusal(path)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_value_anywhere_is_taken_or_refused(data):
+    card = tomllib.loads(GOOD)
+    part = card
+    while True:
+        key = data.draw(st.sampled_from(sorted(part)))
+        if not isinstance(part[key], dict) or data.draw(st.booleans()):
+            break
+        part = part[key]
+    part[key] = data.draw(JUNK)
+    # Any other exception fails the test.
+    with contextlib.suppress(CardError):
+        DeviceCard._from_data(card, "junk")
+
+
+def test_a_card_is_frozen():
+    with pytest.raises(ValidationError):
+        DeviceCard.load("ideal").name = "other"
+
+
+def test_without_refuses_unknown_effects():
+    with pytest.raises(ValueError, match='effect "gravity" is unknown: use any of programming,'):
+        DeviceCard.load("ideal").without("gravity")
+
+
+def test_without_switches_off_the_named_effects_only():
+    card = DeviceCard.load("pcm-hermes-2")
+    alone = card.without("programming", "read", "converters")
+    assert (alone.programming, alone.read, alone.converters) == (None, None, None)
+    assert alone.drift == card.drift
+    assert card.programming is not None

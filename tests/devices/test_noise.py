@@ -1,0 +1,278 @@
+"""The noise model's own promises: formulas, seeds, order of calls, ranges, switches."""
+
+import copy
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from aihwkit.inference import GlobalDriftCompensation
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analog_grasp.devices import CardNoiseModel, DeviceCard, noise
+
+N = 400_000
+NAMES = DeviceCard.names()
+NOISY = [name for name in NAMES if name != "ideal"]
+DAY = 86_400.0
+
+
+@pytest.fixture(autouse=True)
+def _forget_warnings():
+    noise._warned.clear()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="device card .* is tabulated")
+        yield
+
+
+def model(name: str, seed: int = 0, without: tuple[str, ...] = ()) -> CardNoiseModel:
+    return CardNoiseModel(DeviceCard.load(name).without(*without), seed)
+
+
+def weights(*shape: int) -> torch.Tensor:
+    w = torch.rand(*shape, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    return w / w.abs().max()
+
+
+# METHOD: programming spread in µS as functions of g (µS) that share no code with the cards.
+SPREADS = {
+    "pcm-nandakumar2019": lambda g: 0.26348 + 1.9650 * g / 25 - 1.1731 * (g / 25) ** 2,
+    "pcm-joshi2020": lambda g: 0.28638599 + 0.07585724 * g - 0.00178767 * g**2,
+    "rram-milo2021": lambda g: max(4.782321 - 0.009107 * g, 0),
+    "rram-cmo-falcone": lambda g: 0.00106879 * g + 0.00081107,
+    "rram-cmo-falcone-2pct": lambda g: 0.01129027418 * g + 0.0112185391,
+    "gaussian": lambda g: 1.25,
+}
+
+
+@pytest.mark.parametrize("u", [0.5, 1.0])
+@pytest.mark.parametrize("name", SPREADS)
+def test_programming_spread_is_the_published_formula(name, u):
+    m = model(name)
+    g = m.card.conductance.g_max * u
+    reached = m.apply_programming_noise_to_conductance(torch.full((N,), g, dtype=torch.float64))
+    assert float(reached.mean()) == pytest.approx(g, rel=0.01)
+    assert float(reached.std()) == pytest.approx(SPREADS[name](g), rel=0.01)
+
+
+@pytest.mark.parametrize("u", [0.02, 0.1, 0.5, 1.0])
+def test_drift_exponent_is_the_published_formula(u):
+    nu = model("pcm-nandakumar2019").generate_drift_coefficients(torch.full((N,), 25.0 * u))
+    mean = min(max(-0.0155 * math.log(u) + 0.0244, 0.049), 0.1)
+    std = min(max(-0.0125 * math.log(u) - 0.0059, 0.008), 0.045)
+    normal = torch.randn(N, generator=torch.Generator().manual_seed(0))
+    expected = (mean + std * normal).abs()
+    assert float(nu.mean()) == pytest.approx(float(expected.mean()), rel=0.01)
+    assert float(nu.std()) == pytest.approx(float(expected.std()), rel=0.01)
+
+
+@pytest.mark.parametrize("time", [0.0, 3600.0, 365 * DAY])
+def test_pcm_read_noise_is_the_published_formula(time):
+    m = model("pcm-nandakumar2019", without=("programming", "drift"))
+    g = torch.full((N,), 12.5)
+    read = m.apply_drift_noise_to_conductance(g, None, time)
+    q = 0.0088 / 0.5**0.65
+    expected = 12.5 * q * math.sqrt(math.log((time + 20 + 250e-9) / (2 * 250e-9)))
+    assert float(read.std()) == pytest.approx(expected, rel=0.01)
+
+
+def test_pcm_drift_is_the_published_formula():
+    m = model("pcm-nandakumar2019", without=("programming", "read"))
+    nu = torch.tensor([0.0, 0.05, 0.1])
+    read = m.apply_drift_noise_to_conductance(torch.full((3,), 25.0), nu, DAY)
+    expected = 25.0 * ((DAY + 20) / 20) ** -nu.double()
+    torch.testing.assert_close(read.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("time", [60.0, 3600.0, DAY])
+def test_cmo_relaxation_is_the_published_formula(time):
+    m = model("rram-cmo-falcone", without=("programming", "read"))
+    g = torch.full((N,), 50.0, dtype=torch.float64)
+    read = m.apply_drift_noise_to_conductance(g, m.generate_drift_coefficients(g), time)
+    shift, spread = -0.08900206 * math.log(time), 0.04201137 * math.log(time) + 0.41183342
+    assert float(read.mean()) - 50 == pytest.approx(shift, rel=0.01)
+    assert float(read.std()) == pytest.approx(spread, rel=0.01)
+
+
+def test_tabulated_spread_is_linear_in_log_time():
+    m = model("rram-wan2022")
+    g = torch.full((N,), 20.0, dtype=torch.float64)
+    g_prog, state = m.apply_programming_noise_to_conductance(g), m.generate_drift_coefficients(g)
+
+    def spread(time: float) -> float:
+        return float(m.apply_drift_noise_to_conductance(g_prog, state, time).std())
+
+    first, day, two_days = spread(1.0), spread(DAY), spread(2 * DAY)
+    assert spread(math.sqrt(DAY)) == pytest.approx((first + day) / 2, rel=1e-6)
+    assert spread(DAY * math.sqrt(2)) == pytest.approx((day + two_days) / 2, rel=1e-6)
+    assert spread(0.0) == spread(0.5) == first
+    assert spread(10 * DAY) == two_days
+
+
+def test_time_beyond_the_table_is_said_once():
+    m = model("rram-wan2022")
+    w, state = m.apply_programming_noise(weights(4, 4))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        m.apply_drift_noise(w, state, 2 * DAY)
+        assert not told
+        m.apply_drift_noise(w, state, 30 * DAY)
+        m.apply_drift_noise(w, state, 365 * DAY)
+    assert [str(message.message) for message in told] == [
+        'device card "rram-wan2022" is tabulated up to 2d: at 30d its spread is that of 2d.'
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(-(2**70), 2**70),
+    scale=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e6]),
+    time=st.one_of(st.floats(0, 1e308), st.sampled_from([0.0, 5e-324, 1e-9, 1e-6, 1.0, 1e11])),
+    rows=st.integers(1, 5),
+)
+def test_every_time_gives_finite_weights_within_range(name, seed, scale, time, rows):
+    m = model(name, seed)
+    w = scale * torch.linspace(-1, 1, 6 * rows).view(rows, 6)
+    programmed, state = m.apply_programming_noise(w)
+    read = m.apply_drift_noise(programmed, state, time)
+    assert programmed.shape == read.shape == w.shape
+    assert torch.isfinite(programmed).all()
+    assert torch.isfinite(read).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from([name for name in NOISY if name != "gaussian"]),
+    time=st.floats(0, 1e308),
+    low=st.floats(0, 1),
+)
+def test_conductances_stay_in_range(name, time, low):
+    m = model(name)
+    g_min, g_max = m.card.conductance.g_min, m.card.conductance.g_max
+    g = torch.linspace(g_min + low * (g_max - g_min), g_max, 500)
+    g_prog = m.apply_programming_noise_to_conductance(g)
+    assert (g_prog >= 0).all()
+    read = m.apply_drift_noise_to_conductance(g_prog, m.generate_drift_coefficients(g), time)
+    assert torch.isfinite(read).all()
+    assert (read >= 0).all()
+    if name.startswith("rram-cmo") and time > 0:
+        # In single precision the limits themselves are rounded.
+        assert (read >= torch.tensor(g_min)).all()
+        assert (read <= torch.tensor(g_max)).all()
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_seed_names_a_chip_whatever_the_order_of_times(name):
+    w = weights(30, 40)
+    times = [0.0, 3600.0, DAY, 30 * DAY]
+    first, second = model(name, 11), model(name, 11)
+    a_prog, a_state = first.apply_programming_noise(w)
+    a = [first.apply_drift_noise(a_prog, a_state, t) for t in times]
+    torch.manual_seed(99)
+    b_prog, b_state = second.apply_programming_noise(w)
+    torch.randn(7)
+    b = [second.apply_drift_noise(b_prog, b_state, t) for t in reversed(times)][::-1]
+    assert torch.equal(a_prog, b_prog)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    other, _ = model(name, 12).apply_programming_noise(w)
+    assert not torch.equal(a_prog, other)
+    assert torch.equal(a_prog, copy.deepcopy(first).apply_programming_noise(w)[0])
+    assert torch.equal(a_prog, pickle.loads(pickle.dumps(first)).apply_programming_noise(w)[0])
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.random.get_rng_state()
+    model("pcm-hermes-2").apply_noise(weights(8, 8), 3600.0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_devices_of_a_pair_are_independent():
+    g = torch.full((100_000,), 10.0)
+    m = model("pcm-nandakumar2019")
+    plus, minus = (m.apply_programming_noise_to_conductance(g, device) for device in (0, 1))
+    assert abs(float(torch.corrcoef(torch.stack([plus, minus]))[0, 1])) < 0.01
+
+
+@pytest.mark.parametrize("name", ["rram-wan2022", "rram-cmo-falcone-2pct"])
+def test_a_device_follows_one_path(name):
+    m = model(name, without=("read",))
+    w = torch.full((200, 200), 0.5)
+    w[0, 0], w[0, 1] = 1.0, -1.0
+    programmed, state = m.apply_programming_noise(w)
+    hour, later = (m.apply_drift_noise(programmed, state, t) for t in (3600.0, 3700.0))
+    correlation = torch.corrcoef(torch.stack([(hour - w).flatten(), (later - w).flatten()]))[0, 1]
+    assert float(correlation) > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_type_of_the_weights_is_kept(dtype):
+    m = model("pcm-hermes-1")
+    programmed, state = m.apply_programming_noise(weights(8, 8).to(dtype))
+    assert programmed.dtype == m.apply_drift_noise(programmed, state, DAY).dtype == dtype
+
+
+def test_ideal_is_exact():
+    w = weights(50, 50)
+    programmed, state = model("ideal").apply_programming_noise(w)
+    assert torch.equal(programmed, w)
+    assert torch.equal(model("ideal").apply_drift_noise(programmed, state, DAY), w)
+
+
+def test_gaussian_noise_is_relative_to_the_largest_weight():
+    w = 3.0 * weights(500, 500)
+    noise_of_weights = model("gaussian@0.1").apply_noise(w, 0.0) - w
+    assert float(noise_of_weights.std()) == pytest.approx(0.3, rel=0.01)
+    assert float(noise_of_weights.mean()) == pytest.approx(0.0, abs=0.003)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_each_switch_has_its_effect_and_no_other(name):
+    card, w = DeviceCard.load(name), weights(60, 60)
+    full_prog, full_state = model(name).apply_programming_noise(w)
+    full = model(name).apply_drift_noise(full_prog, full_state, DAY)
+    for effect in ("programming", "drift", "read"):
+        m = model(name, without=(effect,))
+        programmed, state = m.apply_programming_noise(w)
+        read = m.apply_drift_noise(programmed, state, DAY)
+        assert torch.equal(read, full) == (getattr(card, effect) is None), effect
+        if effect != "programming":
+            assert torch.equal(programmed, full_prog)
+    all_off = model(name, without=("programming", "drift", "read"))
+    assert torch.equal(all_off.apply_noise(w, DAY), w)
+    converters_off = model(name, without=("converters",))
+    assert torch.equal(converters_off.apply_noise(w, DAY), full)
+
+
+@pytest.mark.parametrize("config", [InferenceRPUConfig, TorchInferenceRPUConfig])
+def test_aihwkit_tiles_program_and_drift_with_it(config):
+    from aihwkit.nn import AnalogLinear
+
+    rpu = config(drift_compensation=GlobalDriftCompensation())
+    layer = AnalogLinear(12, 6, bias=False, rpu_config=rpu).eval()
+    tile = next(iter(layer.analog_tiles()))
+    target = tile.tile.get_weights().clone()
+    m = model("pcm-nandakumar2019", 5)
+    tile.program_weights(noise_model=m)
+    expected, state = m.apply_programming_noise(target)
+    torch.testing.assert_close(tile.tile.get_weights().cpu(), expected)
+    tile.drift_weights(DAY)
+    torch.testing.assert_close(
+        tile.tile.get_weights().cpu(), m.apply_drift_noise(expected, state, DAY)
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="the weights hold NaN or infinity"):
+        model("pcm-hermes-2").apply_programming_noise(torch.tensor([1.0, bad]))
+
+
+def test_a_negative_time_is_refused():
+    m = model("pcm-hermes-2")
+    w, state = m.apply_programming_noise(weights(3, 3))
+    with pytest.raises(ValueError, match="is negative"):
+        m.apply_drift_noise(w, state, -1.0)

@@ -1,0 +1,84 @@
+"""Target noise profiles: against closed forms, and as the loss uses them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from analog_grasp.devices import CardNoiseModel, DeviceCard, Profile, parse_time
+
+
+def card(name: str) -> DeviceCard:
+    return DeviceCard.load(name)
+
+
+def test_ideal_reads_back_what_was_stored():
+    p = card("ideal").profile("1y")
+    assert np.array_equal(p.mean, p.values)
+    assert not p.std.any()
+
+
+def test_gaussian_spread_is_its_level():
+    p = card("gaussian@0.2").profile(0)
+    assert p.std == pytest.approx(np.full(p.values.shape, 0.2), rel=0.03)
+    assert p.mean == pytest.approx(p.values, abs=0.01)
+
+
+def test_a_pair_adds_the_noise_of_its_idle_device():
+    # g- sits at 0, where the clipped normal has the variance s^2 (1/2 - 1/(2 pi)).
+    p = card("pcm-nandakumar2019").without("read").profile("0s")
+    at_half = 0.26348 + 1.9650 / 2 - 1.1731 / 4
+    idle = 0.26348 * math.sqrt(0.5 - 0.5 / math.pi)
+    expected = math.hypot(at_half, idle) / 25
+    assert p.std_at(np.array([0.5, -0.5])) == pytest.approx([expected, expected], rel=0.02)
+
+
+def test_the_mean_falls_with_power_law_drift():
+    at = np.array([1.0])
+    start, year = (card("pcm-nandakumar2019").profile(t).mean_at(at)[0] for t in ("0s", "1y"))
+    assert start == pytest.approx(1.0, abs=0.01)
+    # nu of the largest conductances is about 0.049.
+    assert year == pytest.approx((parse_time("1y") / 20 + 1) ** -0.049, rel=0.02)
+
+
+@pytest.mark.parametrize("name", DeviceCard.names())
+def test_every_card_has_a_profile_at_every_time(name):
+    p = card(name).profile("1h")
+    assert isinstance(p, Profile)
+    assert p.card == name
+    assert p.time == 3600.0
+    assert p.values.shape == p.mean.shape == p.std.shape
+    assert np.isfinite(p.mean).all()
+    assert (p.std >= 0).all()
+
+
+def test_a_profile_is_stable_and_shared():
+    assert card("rram-milo2021").profile("1h") is card("rram-milo2021").profile(3600)
+    with pytest.raises(ValueError, match="read-only"):
+        card("rram-milo2021").profile("1h").std[0] = 1.0
+
+
+def test_a_profile_agrees_with_another_sample():
+    p = card("pcm-hermes-2").profile("1d")
+    w = torch.full((400, 500), 0.3)
+    w[0, 0] = 1.0
+    read = CardNoiseModel(card("pcm-hermes-2"), seed=77).apply_noise(w, 86_400.0).flatten()[1:]
+    at = np.array([0.3])
+    assert p.std_at(at)[0] == pytest.approx(float(read.std()), rel=0.03)
+    assert p.mean_at(at)[0] == pytest.approx(float(read.mean()), abs=0.002)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_and_arrays_interpolate_alike(dtype):
+    p = card("pcm-hermes-1").profile("1d")
+    v = np.linspace(-1.2, 1.2, 77).reshape(7, 11)
+    tensor = torch.from_numpy(v).to(dtype).requires_grad_()
+    for by_array, by_tensor in (
+        (p.std_at(v), p.std_at(tensor)),
+        (p.mean_at(v), p.mean_at(tensor)),
+    ):
+        assert by_tensor.dtype == dtype
+        assert not by_tensor.requires_grad
+        assert by_tensor.numpy() == pytest.approx(by_array, abs=1e-6)
+    assert p.std_at(p.values) == pytest.approx(p.std)

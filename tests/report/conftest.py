@@ -1,0 +1,40 @@
+"""A small comparison, made up: two adapters, two devices, three times, four chip instances."""
+
+import random
+from itertools import product
+
+import pytest
+
+from analog_grasp.experiments.store import AdapterRecord, Measurement
+
+
+def made_up(adapters=("grasp", "stochgrasp"), devices=("pcm", "rram"), times=(0.0, 20.0, 86400.0)):
+    draw = random.Random(0)
+    return [
+        Measurement("reviews", "accuracy", adapter, "digital", device, time, repeat, repeat, value)
+        for adapter, device, time, repeat in product(adapters, devices, times, range(4))
+        for value in [draw.uniform(0.7, 0.8)]
+    ]
+
+
+def records_of(adapters=("grasp", "stochgrasp")):
+    return [
+        AdapterRecord(name, "reviews", 1152, 770, {"accuracy": 0.8675}, 12.5, name, "f")
+        for name in adapters
+    ]
+
+
+@pytest.fixture
+def measurements():
+    return made_up()
+
+
+@pytest.fixture
+def records():
+    return records_of()
+
+
+@pytest.fixture
+def make():
+    """Measurements and records of the adapters named."""
+    return lambda **columns: (made_up(**columns), records_of(columns.get("adapters", ("grasp",))))

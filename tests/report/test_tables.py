@@ -1,0 +1,120 @@
+"""The tables say what was measured, and say where nothing was."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from analog_grasp.report.tables import (
+    MISSING,
+    adapter_text,
+    comparison_tables,
+    device_text,
+    interval_text,
+    markdown_table,
+    rich_table,
+    score_text,
+)
+
+
+def drawn(table):
+    console = Console(width=150)
+    with console.capture() as capture:
+        console.print(rich_table(table))
+    return capture.get()
+
+
+def test_one_table_a_device_with_times_as_columns(measurements, records):
+    tables = comparison_tables(measurements, records)
+    assert [table.device for table in tables] == ["pcm", "rram"]
+    text = device_text(tables[0])
+    assert text.columns == ("accuracy (%)", "0s", "20s", "1d")
+    assert [row.label for row in text.rows] == ["grasp", "stochgrasp", "stochgrasp − grasp"]
+    assert [row.is_difference for row in text.rows] == [False, False, True]
+
+
+def test_scores_are_per_cent_with_the_interval(measurements):
+    # Two equal pairs of 0.75 +- 0.01: s = 0.011547, t(0.975, 3) = 3.18245, half 0.018374.
+    cells = [
+        replace(cell, value=0.74 + 0.02 * (cell.repeat % 2))
+        for cell in measurements
+        if cell.adapter == "grasp"
+    ]
+    assert device_text(comparison_tables(cells)[0]).rows[0].cells[0].text == "75.0 ±1.8"
+
+
+@pytest.mark.parametrize(
+    ("shift", "text", "verdict"),
+    [
+        (0.02, "+2.0 ±0.0 ▲", "ahead"),
+        (-0.02, "-2.0 ±0.0 ▼", "behind"),
+        (0.0, "+0.0 ±0.0", "level"),
+    ],
+)
+def test_a_difference_whose_interval_excludes_zero_is_marked(measurements, shift, text, verdict):
+    cells = [
+        replace(cell, value=0.5 + cell.repeat / 16 + shift * (cell.adapter == "stochgrasp"))
+        for cell in measurements
+    ]
+    difference = device_text(comparison_tables(cells)[0]).rows[2].cells[0]
+    assert (difference.text, difference.verdict) == (text, verdict)
+
+
+def test_a_cell_without_measurements_shows_a_dash(measurements):
+    cells = [c for c in measurements if not (c.adapter == "stochgrasp" and c.time_s == 20)]
+    rows = device_text(comparison_tables(cells)[0]).rows
+    assert rows[0].cells[1].text != MISSING
+    assert rows[1].cells[1].text == rows[2].cells[1].text == MISSING
+
+
+def test_a_single_chip_instance_has_no_interval(measurements):
+    cells = [cell for cell in measurements if cell.repeat == 0]
+    rows = device_text(comparison_tables(cells)[0]).rows
+    assert "±" not in rows[0].cells[0].text + rows[2].cells[0].text
+    assert rows[2].cells[0].verdict == "open"
+
+
+def test_records_give_the_order_and_the_baseline(measurements, records):
+    (table, _) = comparison_tables(measurements, records[::-1])
+    assert [row.label for row in table.scores] == ["stochgrasp", "grasp"]
+    assert table.differences[0].baseline == "stochgrasp"
+
+
+def test_placements_are_named_where_there_are_several(measurements):
+    folded = [replace(cell, placement="folded") for cell in measurements]
+    labels = [row.label for row in comparison_tables(measurements + folded)[0].scores]
+    assert labels[0] == "grasp (digital)"
+    assert len(set(labels)) == 4
+
+
+def test_numbers_as_they_are_shown():
+    assert score_text(0.8125, "matthews_correlation") == "81.2"
+    assert score_text(8.60942, "nist") == "8.609"
+    assert score_text(-0.0001, "accuracy") == "0.0"
+    assert interval_text(None, "accuracy") == MISSING
+
+
+def test_adapters_are_listed_with_sizes_and_digital_scores(records):
+    other = replace(records[1], digital={"f1": 0.5}, trainable_parameters=1_234_567)
+    table = adapter_text([records[0], other])
+    assert "digital accuracy (%)" in table.columns
+    assert "digital f1 (%)" in table.columns
+    shown = [[cell.text for cell in row.cells] for row in table.rows]
+    assert shown[0] == ["reviews", "1,152", "770", "86.8", MISSING, "12 s"]
+    assert shown[1][1:] == ["1,234,567", "770", MISSING, "50.0", "12 s"]
+
+
+def test_terminal_shows_every_cell_and_takes_names_as_they_are(measurements):
+    cells = [replace(cell, adapter=f"[red]{cell.adapter}[/]") for cell in measurements]
+    text = device_text(comparison_tables(cells)[0])
+    shown = drawn(text)
+    assert "[red]grasp[/]" in shown
+    assert all(cell.text in shown for row in text.rows for cell in row.cells)
+
+
+def test_markdown_takes_names_as_they_are(measurements):
+    cells = [replace(cell, adapter=f"a|b\n<i>{cell.adapter}") for cell in measurements]
+    lines = markdown_table(device_text(comparison_tables(cells)[0])).splitlines()
+    assert lines[2:4] == ["| accuracy (%) | 0s | 20s | 1d |", "| :-- | --: | --: | --: |"]
+    assert lines[4].startswith(r"| a\|b \<i\>grasp | 7")
+    assert len(lines) == 7

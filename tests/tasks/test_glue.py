@@ -1,0 +1,153 @@
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from analog_grasp.tasks import load_task
+from analog_grasp.tasks.glue import GLUE
+
+OFFICIAL = [
+    ("cola", 8551, 1043, ("matthews",)),
+    ("sst2", 67349, 872, ("accuracy",)),
+    ("mrpc", 3668, 408, ("accuracy", "f1")),
+    ("rte", 2490, 277, ("accuracy",)),
+    ("stsb", 5749, 1500, ("pearson", "spearman")),
+]
+
+
+@pytest.mark.parametrize(("name", "train", "validation", "metrics"), OFFICIAL)
+def test_official_files_have_the_official_sizes(glue_dir, name, train, validation, metrics):
+    task = load_task(f"glue/{name}", data_dir=glue_dir)
+    assert task.name == f"glue/{name}"
+    lines = (glue_dir / GLUE[name].folder / "train.tsv").read_text("utf-8").rstrip("\n").split("\n")
+    assert len(task.train) == len(lines) - (name != "cola")
+    # Copies of MRPC's training file that lack one row of the official 3668 go about.
+    assert len(task.train) in ((3667, 3668) if name == "mrpc" else (train,))
+    assert len(task.validation) == validation
+    assert task.metrics == metrics
+
+
+def test_cola_has_no_header_to_lose(glue_dir):
+    task = load_task("glue/cola", glue_dir)
+    assert task.train[0] == {
+        "text": "Our friends won't buy this analysis, let alone the next one we propose.",
+        "label": 1,
+    }
+    assert task.validation[4] == {"text": "As you eat the most, you want the least.", "label": 0}
+
+
+def test_sst2_first_example(glue_dir):
+    first = load_task("glue/sst2", glue_dir).validation[0]
+    assert first == {"text": "it 's a charming and often affecting journey . ", "label": 1}
+
+
+def test_mrpc_keeps_lone_quotation_marks_and_loses_the_byte_order_mark(glue_dir):
+    first = load_task("glue/mrpc", glue_dir).validation[0]
+    assert first["label"] == 1
+    assert first["text_pair"].startswith('" The foodservice pie business')
+
+
+def test_rte_entailment_is_label_0(glue_dir):
+    task = load_task("glue/rte", glue_dir)
+    assert task.label_names[0] == "entailment"
+    assert task.labels()[:2].tolist() == [1, 0]
+    assert task.validation[0]["text_pair"] == "Christopher Reeve had an accident."
+
+
+def test_stsb_is_a_regression(glue_dir):
+    task = load_task("glue/stsb", glue_dir)
+    assert (task.regression, task.num_labels) == (True, 1)
+    assert task.labels()[:4].tolist() == [5.0, 4.75, 5.0, 2.4]
+    assert (task.labels("train").min(), task.labels("train").max()) == (0, 5)
+
+
+SST2_ROWS = "sentence\tlabel\ngood film\t1\nbad film\t0\n"
+
+
+def write(folder, name, train, dev):
+    home = folder / GLUE[name].folder
+    home.mkdir(parents=True)
+    (home / "train.tsv").write_text(train, encoding="utf-8")
+    (home / "dev.tsv").write_text(dev, encoding="utf-8")
+    return folder
+
+
+def test_quotation_marks_are_text(tmp_path):
+    rows = 'sentence\tlabel\n"so" good\t1\n" half a quote\t0\n'
+    task = load_task("glue/sst2", write(tmp_path, "sst2", rows, SST2_ROWS))
+    assert task.train["text"][:] == ['"so" good', '" half a quote']
+
+
+def test_missing_files_are_named_with_place_and_header(tmp_path):
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "train.tsv").write_text(SST2_ROWS)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_task("glue/sst2", tmp_path)
+    message = str(caught.value)
+    assert "no dev.tsv in" in message
+    assert str(tmp_path / "SST-2") in message
+    assert "a first line of sentence, label" in message
+    assert "no train.tsv" not in message
+
+
+def test_missing_folder_names_both_files_and_cola_has_no_header(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no train\.tsv and no dev\.tsv") as caught:
+        load_task("glue/cola", str(tmp_path / "nowhere"))
+    assert "no header, but source, label, star, sentence in each line" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "dev", "message"),
+    [
+        ("sst2", "good film\t1\n", r"first line of .*dev\.tsv is 'good film 1'; it should name"),
+        ("sst2", "", r"first line of .*dev\.tsv is ''"),
+        ("sst2", "sentence\tlabel\n", r"dev\.tsv holds no rows"),
+        ("sst2", SST2_ROWS + "a\tb\t1\n", r"Line 4 of .*dev\.tsv has 3 columns .* have 2"),
+        ("sst2", SST2_ROWS + "film\t2\n", r"Line 4 of .*dev\.tsv has the label '2'.*0 or 1"),
+        ("cola", "gj04\t1\tA sentence.\n", r"Line 1 of .*dev\.tsv has 3 columns .* have 4"),
+        ("rte", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tyes\n", "entailment or not_entail"),
+        ("stsb", "sentence1\tsentence2\tscore\na\tb\t7\n", "a number from 0 to 5"),
+        ("stsb", "sentence1\tsentence2\tscore\na\tb\tnan\n", "a number from 0 to 5"),
+        ("stsb", "sentence1\tsentence2\tscore\na\tb\thigh\n", "a number from 0 to 5"),
+    ],
+)
+def test_malformed_files_are_refused_by_file_and_line(tmp_path, name, dev, message):
+    good = {
+        "sst2": SST2_ROWS,
+        "cola": "gj04\t1\t\tA sentence.\n",
+        "rte": "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n",
+        "stsb": "sentence1\tsentence2\tscore\na\tb\t1.5\n",
+    }[name]
+    with pytest.raises(ValueError, match=message):
+        load_task(f"glue/{name}", write(tmp_path, name, good, dev))
+
+
+def test_other_encodings_are_refused(tmp_path):
+    folder = write(tmp_path, "sst2", SST2_ROWS, SST2_ROWS)
+    (folder / "SST-2" / "dev.tsv").write_bytes(SST2_ROWS.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"dev\.tsv is not UTF-8"):
+        load_task("glue/sst2", folder)
+
+
+def test_the_hub_is_asked_without_a_folder(monkeypatch):
+    rows = Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "label": [2.5], "idx": [0]})
+    asked = []
+
+    def load_dataset(path, name):
+        asked.append((path, name))
+        return {"train": rows, "validation": rows}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = load_task("glue/stsb")
+    assert asked == [("nyu-mll/glue", "stsb")]
+    assert task.train[0] == {"text": "a", "text_pair": "b", "label": 2.5}
+    np.testing.assert_array_equal(task.labels(), [2.5])
+
+
+def test_an_unreachable_hub_points_to_the_data_folder(monkeypatch):
+    def load_dataset(path, name):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(FileNotFoundError, match=r"Hub .*--data-dir.* SST-2/train\.tsv"):
+        load_task("glue/sst2")

