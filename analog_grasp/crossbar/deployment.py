@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import itertools
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from aihwkit.simulator.tiles.base import BaseTile
@@ -78,7 +79,8 @@ class Deployment:
         self.seed: int | None = None
         self.time_s = 0.0
         self._pattern = pattern
-        self._passes = itertools.count()
+        # Counts programmings and agings, so that a model knows when to number its passes anew.
+        self._state = 0
         self._layers: dict[str, nn.Module] = {}
         self._digests: dict[str, str] = {}
         map_layers(model, pattern, lambda name, layer: self._place(name, layer, config))
@@ -124,7 +126,7 @@ class Deployment:
                     torch.manual_seed(derive_seed(self.seed, name, i, "read-out", seconds))
                     tile.drift_weights(seconds)
         self.time_s = seconds
-        self._passes = itertools.count()
+        self._state += 1
         return self
 
     def attach(self, model: nn.Module) -> nn.Module:
@@ -161,17 +163,22 @@ class Deployment:
         return self._layers[name]
 
     def _wired(self, model: nn.Module) -> nn.Module:
-        """Make a model's forward passes draw their noise from the chip's seed."""
+        """Make a model's forward passes draw their noise from the chip's seed.
+
+        Each model numbers its own passes, so that what it reads does not depend on which others
+        share the chip.
+        """
         model.eval().requires_grad_(False)
-        callers: list[Any] = []
+        callers: list[AbstractContextManager[None]] = []
+        passes, state = itertools.count(), self._state
 
         def enter(*_: object) -> None:
-            fork = torch.random.fork_rng()
-            fork.__enter__()
-            callers.append(fork)
-            torch.manual_seed(
-                derive_seed(self.seed or 0, "forward", self.time_s, next(self._passes))
-            )
+            nonlocal passes, state
+            if state != self._state:
+                passes, state = itertools.count(), self._state
+            callers.append(torch.random.fork_rng())
+            callers[-1].__enter__()
+            torch.manual_seed(derive_seed(self.seed or 0, "forward", self.time_s, next(passes)))
 
         def leave(*_: object) -> None:
             callers.pop().__exit__(None, None, None)

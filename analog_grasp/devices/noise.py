@@ -264,8 +264,9 @@ def _warn_beyond(name: str, time: float, last: float) -> None:
     if name in _warned:
         return
     _warned.add(name)
+    # The level of whoever called apply_drift_noise, past torch's two no_grad wrappers.
     warnings.warn(
         f'device card "{name}" is tabulated up to {format_time(last)}: at {format_time(time)} its '
         f"spread is that of {format_time(last)}.",
-        stacklevel=5,
+        stacklevel=8,
     )

@@ -1,13 +1,14 @@
 """Training one adapter: a transformers Trainer with the noise-aware loss and injected noise."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
@@ -57,10 +58,11 @@ def train(
     *,
     injection: float = 0.0,
     epochs: float = 3,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 1e-2,
     batch_size: int = 32,
     seed: int = 0,
     output_dir: str | Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> TrainOutput:
     """Train the active adapter and the task head of a PEFT model on a task.
@@ -76,6 +78,7 @@ def train(
         batch_size: Examples a step.
         seed: Of the order of the examples, the samples and the noise.
         output_dir: Where checkpoints go; none are written if left out.
+        callbacks: As `transformers.Trainer` takes them.
         arguments: Anything else that `transformers.TrainingArguments` takes.
 
     Returns:
@@ -117,6 +120,7 @@ def train(
             ),
             train_dataset=task.encode("train", tokenizer),
             data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=list(callbacks),
             injection=injection,
         )
         try:

@@ -1,0 +1,72 @@
+"""The folder of a run: who it belongs to, and what it says of itself."""
+
+import platform
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from analog_grasp.experiments.grid import chips
+from analog_grasp.experiments.settings import RECORDS, Settings, resolve
+from analog_grasp.experiments.store import write_atomically
+
+_PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
+RUN_FILE = "run.toml"
+STORE_FILE = "results.sqlite"
+
+
+def claim(directory: Path, settings: Settings) -> None:
+    """Make a folder the one of a run, or find that it is already: then the run goes on.
+
+    Writes run.toml: the settings, the versions and the seeds of the chip instances.
+
+    Raises:
+        ValueError: The folder holds another run, or files that are not of a run.
+        OSError: The folder cannot be made or written.
+    """
+    if (directory / RUN_FILE).is_file():
+        _check_same(directory, settings)
+        return
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(
+            f"The output {directory} holds files that are not of a run: name an empty or new folder."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    asked = settings.model_dump(mode="json", exclude_none=True)
+    records = {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        "chips": {"seeds": sorted({chip.seed for chip in chips(settings)})},
+    }
+    write_atomically(directory / RUN_FILE, tomli_w.dumps(asked | records).encode())
+
+
+def read(directory: Path) -> tuple[Settings, dict[str, Any]]:
+    """Return the settings of a run and what it recorded (versions, chips).
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+        ValueError: Its run.toml is damaged.
+    """
+    path = directory / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The folder {directory} holds no run: it should hold {RUN_FILE} and {STORE_FILE}, "
+            "which compare writes."
+        )
+    settings = resolve({}, path)
+    recorded = tomllib.loads(path.read_text(encoding="utf-8"))
+    return settings, {name: recorded[name] for name in RECORDS if name in recorded}
+
+
+def _check_same(directory: Path, settings: Settings) -> None:
+    there, _ = read(directory)
+    before, now = there.model_dump(), settings.model_dump()
+    changed = [name for name in now if now[name] != before[name]]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"The output {directory} holds another run, whose {name} is {before[name]!r} and not "
+            f"{now[name]!r}: name another folder, or the same settings to go on with that run."
+        )

@@ -1,0 +1,120 @@
+"""What a study is asked: its settings, checked before anything runs."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from analog_grasp.devices import format_time, parse_time
+
+DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
+TIMES = ("0s", "1h", "1d", "30d", "1y")
+# The tables that a run adds to its own run.toml: what happened, not what was asked.
+RECORDS = ("versions", "chips")
+
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    """The settings of a study, as the command line, a config file and run.toml name them.
+
+    Raises:
+        ValueError: A setting is unknown or out of its range; see `resolve`.
+
+    Example:
+        >>> Settings(times=("3600",)).times
+        ('1h',)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str | None = None
+    """Hub id or folder; the built-in default where None."""
+    task: str = "reviews"
+    data_dir: str | None = None
+    """A folder with the task's files in their official layout."""
+    adapters: Names = ("grasp", "stochgrasp")
+    devices: Names = DEVICES
+    times: Names = TIMES
+    """Drift times since programming."""
+    repeats: Annotated[int, Field(ge=1)] = 3
+    """Chip instances a device."""
+    placement: Literal["digital", "folded"] = "digital"
+    groups: Annotated[int, Field(ge=1)] = 16
+    """K, the scale-and-shift pairs a layer."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    noise_weight: Annotated[float, Field(ge=0)] = 1.0
+    noise_target: float | str = 0.1
+    sampling: Literal["feature", "group", "weight"] = "feature"
+    injection: Annotated[float, Field(ge=0)] = 0.04
+    """Spread of the weight noise in training, in units of the column maximum."""
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    seed: int = 0
+    engine: Literal["local"] = "local"
+
+    @field_validator("times")
+    @classmethod
+    def _canonical_times(cls, times: tuple[str, ...]) -> tuple[str, ...]:
+        return _each_once("times", tuple(format_time(parse_time(time)) for time in times))
+
+    @field_validator("adapters", "devices")
+    @classmethod
+    def _no_name_twice(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        return _each_once(info.field_name, names)
+
+
+def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Return the settings of a config file, overruled by those given.
+
+    Args:
+        given: Settings by name; those that are None count as not given.
+        config: A TOML file with the same names. A run's own run.toml serves: the tables that
+            record what happened in it (versions, chips) are no settings and are passed over.
+
+    Raises:
+        ValueError: A setting is unknown or out of its range, or the file is no valid TOML.
+        FileNotFoundError: There is no such file.
+
+    Example:
+        >>> resolve({"repeats": 5, "model": None}).repeats
+        5
+    """
+    asked = _from_file(config) if config else {}
+    asked.update({name: value for name, value in given.items() if value is not None})
+    try:
+        return Settings(**asked)
+    except ValidationError as error:
+        raise ValueError(_sentence(error)) from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The config file {path} does not exist: give the path of a TOML file."
+        )
+    try:
+        asked = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The config file {path} is not valid TOML: {error}.") from None
+    return {name: value for name, value in asked.items() if name not in RECORDS}
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, as one sentence with the name of the setting."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    if first["type"] == "extra_forbidden":
+        return f"There is no setting '{name}': the settings are {', '.join(Settings.model_fields)}."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"The setting {name} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _each_once(name: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} stands in {name} more than once; name each once.")
+    return values

@@ -1,0 +1,128 @@
+"""The whole way of a study, from settings to a report: what the command line does, in Python."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analog_grasp.adapters.baselines import ADAPTERS
+from analog_grasp.experiments import Progress, prepare, resolve, run, silent
+from analog_grasp.experiments.folder import STORE_FILE, read
+from analog_grasp.experiments.store import AdapterRecord, Measurement, Store
+from analog_grasp.report import write_report
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study has measured, and where its files lie.
+
+    Attributes:
+        directory: The run's folder.
+        measurements: One for each cell and metric.
+        adapters: The adapters, with their sizes and digital scores.
+    """
+
+    directory: Path
+    measurements: list[Measurement]
+    adapters: list[AdapterRecord]
+
+
+def compare(
+    out: str | Path = "runs/compare",
+    *,
+    config: str | Path | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Results:
+    """Train adapters, measure each on simulated devices over drift time, and write a report.
+
+    A run that was interrupted goes on where it stopped when it is asked for again.
+
+    Args:
+        out: The run's folder; a new one, or that of the same run.
+        config: A TOML file of settings; those given here win.
+        progress: Told of each stage and step.
+        settings: See `analog_grasp.experiments.Settings`: ``model``, ``task``, ``adapters``,
+            ``devices``, ``times``, ``repeats``, ``placement``, ``groups``, ``seed`` and more.
+
+    Returns:
+        The measurements; results.csv, summary.md, the figure and report.html lie in ``out``.
+
+    Raises:
+        ValueError: A name is unknown, a setting does not fit, or ``out`` holds another run.
+        FileNotFoundError: The files of the model, the task or an adapter are not there.
+        OSError: The disk is full or ``out`` cannot be written; what was measured is kept.
+
+    Example:
+        ``compare("runs/mine", devices=["pcm-hermes-2"], times=["0s", "1y"], repeats=5)``
+    """
+    asked = resolve(settings, Path(config) if config else None)
+    run(prepare(asked, Path(out)), progress)
+    return report(out)
+
+
+def drift_sweep(
+    adapters: Sequence[str | Path], out: str | Path = "runs/drift", **settings: Any
+) -> Results:
+    """Measure saved adapters on simulated devices over drift time; nothing is trained.
+
+    Args:
+        adapters: The folders of the adapters.
+        out: The run's folder.
+        settings: As for `compare`.
+
+    Returns:
+        As `compare`.
+
+    Raises:
+        ValueError: As `compare`.
+        FileNotFoundError: A folder holds no adapter, or as `compare`.
+
+    Example:
+        ``drift_sweep(["runs/compare/adapters/grasp"], times=["0s", "1h", "10y"])``
+    """
+    folders = []
+    for adapter in map(Path, adapters):
+        if not (adapter / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"The folder {adapter} holds no adapter: it should hold adapter_config.json and "
+                "adapter_model.safetensors, which train writes."
+            )
+        # Absolute, so that a folder is not taken for the kind of adapter that has its name.
+        folders.append(str(adapter.resolve()))
+    return compare(out, adapters=tuple(folders), **settings)
+
+
+def report(directory: str | Path) -> Results:
+    """Write the report of a finished or interrupted run again, from what it has measured.
+
+    Args:
+        directory: The run's folder.
+
+    Returns:
+        What the run has measured.
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+        ValueError: Nothing has been measured yet, or a file of the run is damaged.
+    """
+    directory = Path(directory)
+    settings, records = read(directory)
+    with Store(directory / STORE_FILE) as store:
+        results = Results(directory, store.measurements(), store.adapters())
+    asked = settings.model_dump(mode="json", exclude_none=True)
+    write_report(
+        directory,
+        question=_question(results.adapters, settings.task),
+        settings=asked | records,
+        measurements=results.measurements,
+        adapters=results.adapters,
+    )
+    return results
+
+
+def _question(adapters: Sequence[AdapterRecord], task: str) -> str:
+    titles = [ADAPTERS[r.adapter].title if r.adapter in ADAPTERS else r.adapter for r in adapters]
+    if len(titles) < 2:
+        return f"How does {', '.join(titles)} keep its score on {task} as the chip ages?"
+    return f"Which adapter keeps its score on {task} as the chip ages: {' or '.join(titles)}?"
