@@ -20,11 +20,13 @@ class Results:
         directory: The run's folder.
         measurements: One for each cell and metric.
         adapters: The adapters, with their sizes and digital scores.
+        files: results.csv, summary.md, the figure twice and report.html.
     """
 
     directory: Path
     measurements: list[Measurement]
     adapters: list[AdapterRecord]
+    files: list[Path]
 
 
 def compare(
@@ -81,16 +83,23 @@ def drift_sweep(
     Example:
         ``drift_sweep(["runs/compare/adapters/grasp"], times=["0s", "1h", "10y"])``
     """
-    folders = []
-    for adapter in map(Path, adapters):
-        if not (adapter / "adapter_config.json").is_file():
+    return compare(out, adapters=saved_adapters(adapters), **settings)
+
+
+def saved_adapters(folders: Sequence[str | Path]) -> tuple[str, ...]:
+    """The folders of saved adapters as a study's settings name them.
+
+    Raises:
+        FileNotFoundError: A folder holds no adapter.
+    """
+    for folder in map(Path, folders):
+        if not (folder / "adapter_config.json").is_file():
             raise FileNotFoundError(
-                f"The folder {adapter} holds no adapter: it should hold adapter_config.json and "
+                f"The folder {folder} holds no adapter: it should hold adapter_config.json and "
                 "adapter_model.safetensors, which train writes."
             )
-        # Absolute, so that a folder is not taken for the kind of adapter that has its name.
-        folders.append(str(adapter.resolve()))
-    return compare(out, adapters=tuple(folders), **settings)
+    # Absolute, so that a folder is not taken for the kind of adapter that has its name.
+    return tuple(str(Path(folder).resolve()) for folder in folders)
 
 
 def report(directory: str | Path) -> Results:
@@ -109,16 +118,16 @@ def report(directory: str | Path) -> Results:
     directory = Path(directory)
     settings, records = read(directory)
     with Store(directory / STORE_FILE) as store:
-        results = Results(directory, store.measurements(), store.adapters())
+        measurements, adapters = store.measurements(), store.adapters()
     asked = settings.model_dump(mode="json", exclude_none=True)
-    write_report(
+    files = write_report(
         directory,
-        question=_question(results.adapters, settings.task),
+        question=_question(adapters, settings.task),
         settings=asked | records,
-        measurements=results.measurements,
-        adapters=results.adapters,
+        measurements=measurements,
+        adapters=adapters,
     )
-    return results
+    return Results(directory, measurements, adapters, files)
 
 
 def _question(adapters: Sequence[AdapterRecord], task: str) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, frozen_layers
+from analog_grasp.crossbar.layer import CrossbarLinear
 
 
 def map_layers(
@@ -54,7 +55,7 @@ def to_tiles(layer: FrozenLayer, config: object) -> AnalogLinear:
     weight = (layer.weight.T if transposed else layer.weight).detach()
     # aihwkit initialises a layer at random before it takes our weights.
     with torch.random.fork_rng():
-        analog = AnalogLinear(
+        analog = CrossbarLinear(
             weight.shape[1], weight.shape[0], layer.bias is not None, rpu_config=config
         )
     analog.set_weights(weight, layer.bias)

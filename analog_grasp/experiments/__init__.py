@@ -5,10 +5,12 @@ from analog_grasp.experiments.runner import (
     Study,
     learned_parameters,
     load_adapter,
+    new_adapter,
     prepare,
     run,
     save_adapter,
     silent,
+    train_adapter,
 )
 from analog_grasp.experiments.settings import Settings, resolve
 
@@ -18,9 +20,11 @@ __all__ = [
     "Study",
     "learned_parameters",
     "load_adapter",
+    "new_adapter",
     "prepare",
     "resolve",
     "run",
     "save_adapter",
     "silent",
+    "train_adapter",
 ]

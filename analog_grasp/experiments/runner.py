@@ -81,21 +81,17 @@ def run(study: Study, progress: Progress = silent) -> None:
 def _measure(
     study: Study, models: Mapping[str, PeftModel], store: Store, progress: Progress
 ) -> None:
-    total = cell_count(study.settings)
-    advance = progress(f"measuring {total} cells", total)
     done = store.keys()
+    missing = {chip: _cells(set(_keys(study, chip)) - done) for chip in chips(study.settings)}
+    left = sum(map(len, missing.values()))
+    advance = progress(f"measuring {left} of {cell_count(study.settings)} cells", left)
     for card_name, card in study.cards.items():
         deployed: list[tuple[str, Deployment, nn.Module]] = []
-        for chip in (c for c in chips(study.settings) if c.device == card_name):
-            missing = [key for key in _keys(study, chip) if key not in done]
-            for _ in range(len(study.settings.times) * len(models) - len(_cells(missing))):
-                advance()
-            if not missing:
-                continue
+        for chip in (c for c in missing if c.device == card_name and missing[c]):
             deployed = deployed or list(_deployed(models, card, study.settings.placement))
             for deployment in {id(d): d for _, d, _ in deployed}.values():
                 deployment.program(chip.seed)
-            _measure_chip(study, chip, deployed, _cells(missing), store, advance)
+            _measure_chip(study, chip, deployed, missing[chip], store, advance)
 
 
 def _measure_chip(
@@ -144,7 +140,9 @@ def _trained(study: Study, adapter: str, store: Store, progress: Progress) -> Pe
     known = next((r for r in store.adapters() if r.adapter == adapter), None)
     seconds = 0.0
     if known is None and not _is_saved(asked):
-        seconds = _train(study, adapter, path, progress)
+        fresh = new_adapter(study.settings, study.task, asked)
+        seconds = train_adapter(fresh, study.settings, study.task, f"training {adapter}", progress)
+        save_adapter(fresh, path)
     elif known is not None and known.fingerprint != _fingerprint(path):
         raise ValueError(
             f"The adapter in {path} is not the one that this run has measured: put it back, or "
@@ -185,24 +183,48 @@ def load_adapter(path: Path, model: str | None, task: Task) -> PeftModel:
     return adapted.to(_processor()).eval()
 
 
-def _train(study: Study, adapter: str, path: Path, progress: Progress) -> float:
-    """Train an adapter into its folder; returns the seconds it took."""
-    settings = study.settings
-    model = _adapted(settings, study.task, study.adapters[adapter]).to(_processor())
+def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
+    """An untrained adapter on its pre-trained model.
+
+    Args:
+        settings: Give the model and the adapter's own settings.
+        task: Gives the head its shape.
+        adapter: One of `analog_grasp.adapters.baselines.ADAPTERS`.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: An unknown adapter, or a setting does not fit the model.
+    """
+    config: PeftConfig = adapter_config(
+        adapter,
+        groups=settings.groups,
+        target_modules=settings.target_modules
+        if isinstance(settings.target_modules, str)
+        else list(settings.target_modules),
+        noise_weight=settings.noise_weight,
+        noise_target=settings.noise_target,
+        sampling=settings.sampling,
+    )
+    base = load_base_model(settings.model, task, settings.seed)
+    return get_peft_model(base, config).to(_processor())
+
+
+def train_adapter(
+    model: PeftModel, settings: Settings, task: Task, description: str, progress: Progress
+) -> float:
+    """Train an adapter in place, as the settings say; returns the seconds it took."""
     start = time.perf_counter()
     train(
         model,
-        study.task,
+        task,
         injection=settings.injection,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        callbacks=[_Steps(f"training {adapter}", progress)],
+        callbacks=[_Steps(description, progress)],
     )
-    seconds = time.perf_counter() - start
-    save_adapter(model, path)
-    return seconds
+    return time.perf_counter() - start
 
 
 def _record(
@@ -267,7 +289,7 @@ def _fits(settings: Settings, task: Task, adapter: str) -> None:
     if _is_saved(adapter):
         load_adapter(Path(adapter), settings.model, task)
     else:
-        _adapted(settings, task, adapter)
+        new_adapter(settings, task, adapter)
 
 
 def _named(adapters: tuple[str, ...]) -> dict[str, str]:
@@ -279,20 +301,6 @@ def _named(adapters: tuple[str, ...]) -> dict[str, str]:
             "called by the last part of their folder, which must differ."
         )
     return named
-
-
-def _adapted(settings: Settings, task: Task, adapter: str) -> PeftModel:
-    config: PeftConfig = adapter_config(
-        adapter,
-        groups=settings.groups,
-        target_modules=settings.target_modules
-        if isinstance(settings.target_modules, str)
-        else list(settings.target_modules),
-        noise_weight=settings.noise_weight,
-        noise_target=settings.noise_target,
-        sampling=settings.sampling,
-    )
-    return get_peft_model(load_base_model(settings.model, task, settings.seed), config)
 
 
 def _keys(study: Study, chip: Chip) -> list[CellKey]:
@@ -317,7 +325,7 @@ def _key(study: Study, metric: str, adapter: str, chip: Chip, seconds: float) ->
     )
 
 
-def _cells(keys: list[CellKey]) -> set[tuple[str, float]]:
+def _cells(keys: set[CellKey]) -> set[tuple[str, float]]:
     return {(key.adapter, key.time_s) for key in keys}
 
 

@@ -1,0 +1,143 @@
+"""The commands that show what there is to choose from: devices and adapters."""
+
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.table import Table
+
+from analog_grasp.adapters.baselines import ADAPTERS
+from analog_grasp.cli import options
+from analog_grasp.cli.console import show
+from analog_grasp.cli.errors import asking
+from analog_grasp.devices import CardNoiseModel, DeviceCard, parse_time
+
+# Where the spread is shown: how far up the conductance range a device is programmed.
+_LEVELS = (0.1, 0.5, 1.0)
+_TIMES = ("0s", "1h", "1d", "30d", "1y")
+# As many devices as a profile samples: the standard error of a spread is then 0.6 %.
+_SAMPLES = 16_384
+
+
+def devices(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="The card to show: its name, or a TOML file. All are listed if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """List the device cards, or show one with its source and its noise figures."""
+    if name is None:
+        show(_card_table([DeviceCard.load(each) for each in DeviceCard.names()]))
+        return
+    with asking():
+        card = DeviceCard.load(name)
+    for line in _facts(card):
+        show(line)
+    show(_conductance_table(card))
+    show(_weight_table(card))
+
+
+def adapters(debug: options.Debug = False) -> None:
+    """List the adapters that can be trained and compared."""
+    table = _table("Adapters", "name", "title", "what is trained", "reference")
+    for name, method in ADAPTERS.items():
+        table.add_row(name, method.title, method.trains, method.reference)
+    show(table)
+
+
+def _card_table(cards: list[DeviceCard]) -> Table:
+    levels = " / ".join(f"{level:g}" for level in _LEVELS)
+    table = _table(
+        f"Device cards. Spread: standard deviation, in µS, of devices programmed to {levels} of "
+        "the conductance range.",
+        "name",
+        "technology",
+        "range, µS",
+        "spread at 0s",
+        "spread at 1d",
+        "source",
+    )
+    for card in cards:
+        spreads = (
+            " / ".join(f"{_reached(card, level, time)[1]:.2f}" for level in _LEVELS)
+            for time in ("0s", "1d")
+        )
+        table.add_row(card.name, card.technology, _range(card), *spreads, card.source.citation)
+    return table
+
+
+def _facts(card: DeviceCard) -> list[str]:
+    source = card.source
+    return [
+        f"{card.name}: {card.title}",
+        f"technology: {card.technology}",
+        f"source: {source.citation}" + (f", doi:{source.doi}" if source.doi else ""),
+        f"taken from: {source.location}",
+        f"valid for: {card.valid_range}",
+        f"not modelled: {card.not_modelled}",
+        f"conductance: {_range(card)} µS, {_MAPPINGS[card.conductance.mapping]}",
+        f"tile: {card.tile.rows} x {card.tile.columns} weights",
+    ]
+
+
+_MAPPINGS = {
+    "pair": "two devices a weight, which is their difference",
+    "single": "one device a weight",
+    "signed": "one signed conductance a weight, which no real device can do",
+}
+
+
+def _conductance_table(card: DeviceCard) -> Table:
+    low, high = card.conductance.g_min, card.conductance.g_max
+    goals = (f"to {low + level * (high - low):.3g} µS" for level in _LEVELS)
+    table = _table(
+        "Conductance of devices programmed to 0.1, 0.5 and 1.0 of the range: mean ± standard "
+        "deviation, µS, before any drift compensation",
+        "time",
+        *goals,
+    )
+    for time in _TIMES:
+        reached = (_reached(card, level, time) for level in _LEVELS)
+        table.add_row(time, *(f"{mean:.2f} ± {std:.2f}" for mean, std in reached))
+    return table
+
+
+def _weight_table(card: DeviceCard) -> Table:
+    table = _table(
+        f"Standard deviation of a stored weight, % of the largest weight: what --noise-target "
+        f"{card.name}@TIME takes",
+        "time",
+        *(f"weight {level:g}" for level in _LEVELS),
+    )
+    for time in _TIMES:
+        spread = card.profile(time).std_at(np.array(_LEVELS))
+        table.add_row(time, *(f"{100 * std:.2f}" for std in spread))
+    return table
+
+
+def _reached(card: DeviceCard, level: float, time: str) -> tuple[float, float]:
+    """Mean and spread, µS, of single devices that were programmed to one conductance."""
+    low, high = card.conductance.g_min, card.conductance.g_max
+    target = torch.full((_SAMPLES,), low + level * (high - low), dtype=torch.float64)
+    model = CardNoiseModel(card)
+    programmed = model.apply_programming_noise_to_conductance(target)
+    drift = model.generate_drift_coefficients(target)
+    read = model.apply_drift_noise_to_conductance(programmed, drift, parse_time(time))
+    return float(read.mean()), float(read.std())
+
+
+def _range(card: DeviceCard) -> str:
+    return f"{card.conductance.g_min:g} to {card.conductance.g_max:g}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    return table

@@ -1,0 +1,120 @@
+"""What a user sees: results on stdout; progress, notes and errors on stderr."""
+
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import datasets
+import huggingface_hub.utils
+import transformers
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+# In a pipe there is no screen to fit into, and a broken table helps nobody.
+_PIPE_WIDTH = 200
+# One measurement of a large model takes minutes; the speed is a mean over this time, in seconds.
+_SPEED_PERIOD = 1800.0
+
+
+def show(thing: str | Table) -> None:
+    """Print a sentence or a table; sentences are left unbroken, for whoever reads a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
+
+
+def tell(kind: str, text: str) -> None:
+    """Print one line beside the results: an error or a note."""
+    print(f"{kind}: {' '.join(text.split())}", file=sys.stderr)
+
+
+class Stages:
+    """Shows the stages of a run with the time left; in a log, one line for each stage.
+
+    A `Progress` of `analog_grasp.experiments`, to be used within a `with`.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            speed_estimate_period=_SPEED_PERIOD,
+            disable=not self._console.is_interactive,
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, description: str, total: int) -> Callable[[], None]:
+        """Begin a stage of so many steps; the result is called after each."""
+        if not self._console.is_interactive:
+            print(description, file=sys.stderr)
+            return lambda: None
+        bar = self._bars.add_task(description, total=total)
+        return lambda: self._bars.advance(bar)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the chatter of the packages below; warnings of our own become notes, each once."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    told: set[str] = set()
+
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = str(message)
+        if text not in told and _comes_from_us():
+            told.add(text)
+            tell("note", text)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _comes_from_us() -> bool:
+    """Whether the warning being shown was raised in this package.
+
+    The stack tells: the file that a warning carries is that of whoever it is meant for.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module not in (__name__, "warnings", "_py_warnings"):
+            return module.startswith("analog_grasp.")
+        frame = frame.f_back
+    return False

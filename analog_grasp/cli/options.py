@@ -1,0 +1,157 @@
+"""The options that commands share: one for each setting of a study, and a few of their own.
+
+An option that is not given is None, so that a config file or the setting's own default supplies
+it: the defaults are written down in `Settings` alone.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analog_grasp.experiments import Settings
+from analog_grasp.tasks import DEFAULT_MODEL
+
+_TRAINING = "Training"
+# The settings that hold several values, which the command line separates by commas.
+_LISTS = ("adapters", "devices", "times")
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """The settings among the options of a command, as `resolve` takes them."""
+    settings = {name: context.params.get(name) for name in Settings.model_fields}
+    for name in _LISTS:
+        if settings[name] is not None:
+            settings[name] = _parts(settings[name])
+    modules = settings["target_modules"]
+    if modules not in (None, Settings.model_fields["target_modules"].default):
+        settings["target_modules"] = _parts(modules)
+    return settings
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _setting(name: str, text: str, shown: str | None = None, panel: str | None = None) -> Any:
+    default = Settings.model_fields[name].default
+    if isinstance(default, tuple):
+        default = ",".join(default)
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=text,
+        show_default=shown or str(default),
+        rich_help_panel=panel,
+    )
+
+
+Model = Annotated[
+    str | None,
+    _setting("model", "The pre-trained model: a folder, or an id on the Hub.", DEFAULT_MODEL),
+]
+AdapterModel = Annotated[
+    str | None,
+    _setting(
+        "model",
+        "The pre-trained model: a folder, or an id on the Hub.",
+        "the one that the adapter names",
+    ),
+]
+Task = Annotated[str | None, _setting("task", "What is measured: reviews, glue/sst2, ...")]
+DataDir = Annotated[
+    str | None,
+    _setting(
+        "data_dir",
+        "A folder with the task's files in their official layout, such as SST-2/train.tsv.",
+        "the Hub, or built in",
+    ),
+]
+Adapters = Annotated[
+    str | None,
+    _setting(
+        "adapters",
+        "The adapters to compare, the first being the one that the others are held against: "
+        "names (see `analog-grasp adapters`) or folders of saved ones.",
+    ),
+]
+Devices = Annotated[
+    str | None,
+    _setting(
+        "devices", "The devices: names (see `analog-grasp devices`) or TOML files of your own."
+    ),
+]
+Times = Annotated[str | None, _setting("times", "Drift times since programming.")]
+Repeats = Annotated[int | None, _setting("repeats", "Chip instances a device.")]
+Placement = Annotated[
+    str | None,
+    _setting(
+        "placement",
+        "Where the adapter lives: digital (exact, beside the chip) or folded (programmed with the "
+        "weights).",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    _setting("seed", "Names the training and the first chip instance; the others count up."),
+]
+TrainingSeed = Annotated[int | None, _setting("seed", "Names the training.")]
+Engine = Annotated[str | None, _setting("engine", "Where the work is done; only local so far.")]
+
+Groups = Annotated[
+    int | None, _setting("groups", "K, the scale-and-shift pairs a layer.", panel=_TRAINING)
+]
+TargetModules = Annotated[
+    str | None,
+    _setting(
+        "target_modules",
+        "The linear layers to adapt: endings of their names, or all-linear.",
+        panel=_TRAINING,
+    ),
+]
+Injection = Annotated[
+    float | None,
+    _setting(
+        "injection",
+        "Spread of the noise on the frozen weights, in units of the column maximum.",
+        panel=_TRAINING,
+    ),
+]
+Epochs = Annotated[
+    float | None, _setting("epochs", "Passes over the training set.", panel=_TRAINING)
+]
+LearningRate = Annotated[
+    float | None, _setting("learning_rate", "The peak learning rate.", panel=_TRAINING)
+]
+BatchSize = Annotated[int | None, _setting("batch_size", "Examples a step.", panel=_TRAINING)]
+NoiseWeight = Annotated[
+    float | None,
+    _setting(
+        "noise_weight", "StochGRASP: weight of the noise-aware loss; 0 for none.", panel=_TRAINING
+    ),
+]
+NoiseTarget = Annotated[
+    str | None,
+    _setting(
+        "noise_target",
+        "StochGRASP: the relative spread to learn, a number or that of a device at a time, such "
+        "as pcm-hermes-2@1d.",
+        panel=_TRAINING,
+    ),
+]
+Sampling = Annotated[
+    str | None,
+    _setting(
+        "sampling",
+        "StochGRASP: what draws its own sample: each feature, group or weight.",
+        panel=_TRAINING,
+    ),
+]
+
+Config = Annotated[
+    Path | None,
+    typer.Option(help="A TOML file of settings; those on the command line win."),
+]
+Out = Annotated[
+    Path, typer.Option(help="The run's folder; that of an interrupted run is gone on with.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]

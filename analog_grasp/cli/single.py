@@ -1,0 +1,152 @@
+"""The commands on one adapter: train and deploy."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from peft import PeftModel
+from rich.table import Table
+
+from analog_grasp.cli import options
+from analog_grasp.cli.console import Stages, show
+from analog_grasp.cli.errors import RequestError, asking
+from analog_grasp.crossbar import deploy as deploy_model
+from analog_grasp.crossbar.deployment import LayerReport
+from analog_grasp.devices import DeviceCard, format_time, parse_time
+from analog_grasp.experiments import (
+    learned_parameters,
+    load_adapter,
+    new_adapter,
+    resolve,
+    save_adapter,
+    train_adapter,
+)
+from analog_grasp.report.tables import metric_title, score_text
+from analog_grasp.tasks import load_task
+
+AdapterFolder = Annotated[
+    Path, typer.Argument(metavar="ADAPTER_FOLDER", help="The folder of a saved adapter.")
+]
+
+
+def train(
+    context: typer.Context,
+    adapter: Annotated[str, typer.Option(help="Its name; see `analog-grasp adapters`.")],
+    model: options.Model = None,
+    task: options.Task = None,
+    data_dir: options.DataDir = None,
+    seed: options.TrainingSeed = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The adapter's folder, a new one.", show_default="runs/train/ADAPTER"),
+    ] = None,
+    config: options.Config = None,
+    debug: options.Debug = False,
+    groups: options.Groups = None,
+    target_modules: options.TargetModules = None,
+    injection: options.Injection = None,
+    epochs: options.Epochs = None,
+    learning_rate: options.LearningRate = None,
+    batch_size: options.BatchSize = None,
+    noise_weight: options.NoiseWeight = None,
+    noise_target: options.NoiseTarget = None,
+    sampling: options.Sampling = None,
+) -> None:
+    """Train one adapter into a folder that PEFT, deploy and drift can load."""
+    out = out or Path("runs/train") / adapter
+    with Stages() as stages:
+        with asking():
+            _must_be_new(out)
+            settings = resolve({**options.given(context), "adapters": (adapter,)}, config)
+            data = load_task(settings.task, settings.data_dir)
+            adapted = new_adapter(settings, data, adapter)
+        train_adapter(adapted, settings, data, f"training {adapter}", stages)
+    _save(adapted, out)
+    own, head = learned_parameters(adapted)
+    show(f"{adapter}: {own:,} adapter parameters, {head:,} of the task head")
+    show(_scores("digital", data.scores(adapted)))
+    show(f"wrote {out}")
+
+
+def deploy(
+    folder: AdapterFolder,
+    device: Annotated[
+        str, typer.Option(help="Its name (see `analog-grasp devices`), or a TOML file of your own.")
+    ] = "pcm-hermes-2",
+    time: Annotated[str, typer.Option(help="The drift time since programming.")] = "1d",
+    seed: Annotated[int, typer.Option(help="The chip instance.")] = 0,
+    placement: options.Placement = None,
+    model: options.AdapterModel = None,
+    task: options.Task = None,
+    data_dir: options.DataDir = None,
+    debug: options.Debug = False,
+) -> None:
+    """Deploy one saved adapter on one device: its score, the tiles and the error of the weights."""
+    with asking():
+        asked = {"model": model, "task": task, "data_dir": data_dir, "placement": placement}
+        settings = resolve({**asked, "devices": (device,), "times": (time,), "seed": seed})
+        card, seconds = DeviceCard.load(device), parse_time(time)
+        data = load_task(settings.task, settings.data_dir)
+        adapted = load_adapter(folder, settings.model, data)
+    deployment = deploy_model(adapted, card, placement=settings.placement)
+    deployment.program(seed).drift_to(seconds)
+    layers = deployment.report()
+    show(_scores("digital", data.scores(adapted)))
+    show(
+        _scores(
+            f"on {card.name} at {format_time(seconds)}, chip {seed}", data.scores(deployment.model)
+        )
+    )
+    size = f"{card.tile.rows} x {card.tile.columns}"
+    show(f"tiles: {sum(layer.tiles for layer in layers)} of {size} weights, {_use(layers)} in use")
+    show(_layer_table(layers))
+
+
+def _must_be_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"The output {out} is not empty: name a new folder for the adapter.")
+    # Made now, so that a folder that cannot be made is refused before the training.
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _save(adapted: PeftModel, out: Path) -> None:
+    """Write the adapter whole or not at all: half a folder would be refused as not empty."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        save_adapter(adapted, part)
+        out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _scores(where: str, scores: Mapping[str, float]) -> str:
+    told = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
+    return f"{where}: {', '.join(told)}"
+
+
+def _layer_table(layers: Sequence[LayerReport]) -> Table:
+    table = Table(
+        title="Weight error: root mean square of (weight now - target), % of the column maximum",
+        title_justify="left",
+    )
+    table.add_column("layer")
+    for name in ("tiles", "weights", "use", "weight error"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            str(layer.tiles),
+            f"{layer.cells:,}",
+            f"{layer.use:.0%}",
+            f"{layer.weight_error:.2%}",
+        )
+    return table
+
+
+def _use(layers: Sequence[LayerReport]) -> str:
+    """The share of all cross-points that hold a weight."""
+    capacity = sum(layer.cells / layer.use for layer in layers)
+    return f"{sum(layer.cells for layer in layers) / capacity:.0%}"

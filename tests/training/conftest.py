@@ -1,0 +1,52 @@
+"""A tiny task of whole words, and the tiny models of all tests able to read it."""
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from analog_grasp.tasks import Task
+
+GOOD, BAD = ("good", "great", "fine", "bright"), ("bad", "poor", "dull", "weak")
+NOUNS = ("film", "book", "play", "song", "meal", "hotel", "phone", "lamp")
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    """Sixty-four sentences, half of them good."""
+    rows = {
+        "text": [f"the {noun} is {word}" for noun in NOUNS for word in (*GOOD, *BAD)],
+        "label": [int(word in GOOD) for _ in NOUNS for word in (*GOOD, *BAD)],
+    }
+    return Task("words", Dataset.from_dict(rows), Dataset.from_dict(rows), ("bad", "good"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    words = ["[PAD]", "[UNK]", "the", "is", *NOUNS, *GOOD, *BAD]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    # The tokenizer of a folder is found by the kind of its model.
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    return folder
+
+
+@pytest.fixture
+def reader(make_model, tokenizer_folder):
+    """Builds a tiny model that knows where its tokenizer lies."""
+
+    def build(architecture: str = "bert", dropout: bool = True) -> torch.nn.Module:
+        model = make_model(architecture)
+        model.config._name_or_path = model.name_or_path = str(tokenizer_folder)
+        if not dropout:
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        return model
+
+    return build

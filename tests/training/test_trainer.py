@@ -1,0 +1,166 @@
+"""Training on tiny models: what is learned, and what must stay as it is."""
+
+import pytest
+import torch
+from peft import get_peft_model, get_peft_model_state_dict
+from torch.nn.functional import cross_entropy
+from transformers import TrainerCallback
+
+from analog_grasp.adapters import GraspConfig, StochGraspConfig, StochGraspLinear
+from analog_grasp.training import train
+
+CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
+
+
+class Raises(TrainerCallback):
+    """Ends a training after its second step."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 2:
+            raise self.error
+
+
+@pytest.fixture
+def adapted(reader):
+    """A tiny model with an adapter, ready to train on the tiny task."""
+
+    def make(adapter="grasp", architecture="bert", dropout=True, **settings):
+        config = CONFIGS[adapter](task_type="SEQ_CLS", groups=4, **settings)
+        return get_peft_model(reader(architecture, dropout), config)
+
+    return make
+
+
+def frozen_bits(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+
+
+def adapter_bits(model):
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def spreads(model):
+    layers = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
+    return torch.cat([sigma for layer in layers for sigma in layer.relative_sigmas("default")])
+
+
+@pytest.mark.parametrize("adapter", sorted(CONFIGS))
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2"])
+def test_training_lowers_the_loss_and_leaves_the_frozen_weights(
+    adapted, task, adapter, architecture
+):
+    model = adapted(adapter, architecture)
+    labels = torch.from_numpy(task.labels("train"))
+
+    def loss():
+        return cross_entropy(torch.from_numpy(task.predict(model, "train")), labels).item()
+
+    before, frozen = loss(), frozen_bits(model)
+    train(model, task, injection=0.04, epochs=6, batch_size=16, learning_rate=2e-2)
+    assert loss() < 0.9 * before
+    assert same_bits(frozen_bits(model), frozen)
+    assert not model.training
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["callback", "forward"])
+def test_an_interrupted_training_leaves_the_frozen_weights(adapted, task, error, where):
+    model = adapted("stochgrasp")
+    frozen, callbacks = frozen_bits(model), [Raises(error("stop"))]
+    if where == "forward":
+        callbacks, passes = [], iter(range(2))
+
+        def fail_at_the_third(*_):
+            if next(passes, None) is None:
+                raise error("stop")
+
+        model.base_model.model.classifier.register_forward_hook(fail_at_the_third)
+    with pytest.raises(error, match="stop"):
+        train(model, task, injection=0.1, batch_size=8, callbacks=callbacks)
+    assert same_bits(frozen_bits(model), frozen)
+    assert not model.training
+
+
+@pytest.mark.parametrize("adapter", sorted(CONFIGS))
+def test_a_seed_names_the_adapter_bit_for_bit(adapted, task, adapter):
+    def trained(seed):
+        model = adapted(adapter)
+        torch.manual_seed(99 + seed)  # the caller's own state is of no account
+        torch.rand(seed + 1)
+        train(model, task, injection=0.05, epochs=1, batch_size=16, seed=seed)
+        return adapter_bits(model)
+
+    first, again, other = trained(0), trained(0), trained(1)
+    assert same_bits(first, again)
+    assert not same_bits(first, other)
+
+
+@pytest.mark.parametrize("form", ["l2", "kl"])
+def test_the_noise_aware_loss_moves_the_spreads_to_their_target(adapted, task, form):
+    model = adapted("stochgrasp", noise_weight=100.0, noise_target=0.1, noise_loss=form)
+    assert spreads(model).allclose(torch.tensor(0.05))
+    train(model, task, epochs=5, batch_size=8, learning_rate=5e-2)
+    torch.testing.assert_close(
+        spreads(model), torch.full_like(spreads(model), 0.1), rtol=0.1, atol=0
+    )
+
+
+def test_without_its_weight_the_target_is_of_no_account(adapted, task):
+    def trained(target):
+        model = adapted("stochgrasp", noise_weight=0.0, noise_target=target)
+        train(model, task, epochs=1, batch_size=16)
+        return adapter_bits(model)
+
+    assert same_bits(trained(0.1), trained(10.0))
+
+
+def test_accumulated_small_batches_equal_one_large_batch(adapted, task):
+    def trained(batch_size, steps):
+        model = adapted(dropout=False)
+        train(
+            model,
+            task,
+            epochs=4,
+            batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            learning_rate=0.1,
+            optim="sgd",
+            max_grad_norm=0.0,
+        )
+        return adapter_bits(model)
+
+    start, large, small = adapter_bits(adapted(dropout=False)), trained(32, 1), trained(8, 4)
+    for name, value in large.items():
+        torch.testing.assert_close(small[name], value, atol=1e-5, rtol=1e-4)
+    assert max((large[name] - start[name]).abs().max() for name in large) > 1e-2
+
+
+def test_a_model_with_nothing_to_train_is_refused(adapted, task):
+    model = adapted().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        train(model, task)
+
+
+def test_a_negative_injection_is_refused(adapted, task):
+    with pytest.raises(ValueError, match=r"injection is -0\.1"):
+        train(adapted(), task, injection=-0.1)
+
+
+def test_training_arguments_pass_through(adapted, task):
+    done = train(adapted(), task, max_steps=3, batch_size=8, lr_scheduler_type="constant")
+    assert done.global_step == 3
+
+
+def test_files_are_written_where_asked_and_nowhere_else(adapted, task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(adapted(), task, epochs=1)
+    assert not list(tmp_path.iterdir())
+    train(adapted(), task, epochs=1, output_dir=tmp_path / "checkpoints")
+    assert list((tmp_path / "checkpoints").glob("checkpoint-*/adapter_model.safetensors"))
