@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import datasets
-import huggingface_hub.utils
 import transformers
 from rich.console import Console
 from rich.progress import (
@@ -37,7 +36,7 @@ def show(thing: str | Table) -> None:
 
 
 def tell(kind: str, text: str) -> None:
-    """Print one line beside the results: an error or a note."""
+    """Print one line beside the results: an error, a note or an interruption."""
     print(f"{kind}: {' '.join(text.split())}", file=sys.stderr)
 
 
@@ -86,7 +85,6 @@ def quiet() -> Iterator[None]:
     """Without the chatter of the packages below; warnings of our own become notes, each once."""
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    huggingface_hub.utils.disable_progress_bars()
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     told: set[str] = set()

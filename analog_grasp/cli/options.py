@@ -14,23 +14,19 @@ from analog_grasp.tasks import DEFAULT_MODEL
 
 _TRAINING = "Training"
 # The settings that hold several values, which the command line separates by commas.
-_LISTS = ("adapters", "devices", "times")
+_LISTS = ("adapters", "devices", "times", "target_modules")
+# A choice of peft's, and no ending of a name.
+_ALL_LAYERS = "all-linear"
 
 
 def given(context: typer.Context) -> dict[str, Any]:
     """The settings among the options of a command, as `resolve` takes them."""
     settings = {name: context.params.get(name) for name in Settings.model_fields}
     for name in _LISTS:
-        if settings[name] is not None:
-            settings[name] = _parts(settings[name])
-    modules = settings["target_modules"]
-    if modules not in (None, Settings.model_fields["target_modules"].default):
-        settings["target_modules"] = _parts(modules)
+        text = settings[name]
+        if text is not None and text != _ALL_LAYERS:
+            settings[name] = tuple(part.strip() for part in text.split(",") if part.strip())
     return settings
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _setting(name: str, text: str, shown: str | None = None, panel: str | None = None) -> Any:

@@ -9,18 +9,14 @@ import typer
 
 from analog_grasp import studies
 from analog_grasp.cli import options
-from analog_grasp.cli.console import Stages, show
-from analog_grasp.cli.errors import RequestError, asking
+from analog_grasp.cli.console import Stages, show, tell
+from analog_grasp.cli.errors import asking
 from analog_grasp.experiments import Study, prepare, resolve, run
 from analog_grasp.experiments.folder import STORE_FILE
 from analog_grasp.experiments.grid import cell_count
 from analog_grasp.experiments.store import Store
 from analog_grasp.report import adapter_text, comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tables import LEGEND
-
-
-class Interrupted(RuntimeError):
-    """Ctrl-C ended a study; the message tells what is kept."""
 
 
 def compare(
@@ -112,11 +108,13 @@ def _interruptible(study: Study) -> Iterator[None]:
     except KeyboardInterrupt:
         with Store(study.directory / STORE_FILE) as store:
             # A cell is measured by all metrics of the task at once.
-            done = len({key._replace(metric="") for key in store.keys()})
-        raise Interrupted(
-            f"Interrupted: {done} of {cell_count(study.settings)} cells are measured and kept in "
-            f"{study.directory}; the same command goes on."
-        ) from None
+            done = {cell.key._replace(metric="") for cell in store.measurements()}
+        tell(
+            "Interrupted",
+            f"{len(done)} of {cell_count(study.settings)} cells are measured and kept in "
+            f"{study.directory}; the same command goes on.",
+        )
+        raise typer.Exit(1) from None
 
 
 def _show(results: studies.Results) -> None:

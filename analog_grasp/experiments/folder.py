@@ -31,7 +31,8 @@ def claim(directory: Path, settings: Settings) -> None:
         return
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(
-            f"The output {directory} holds files that are not of a run: name an empty or new folder."
+            f"The output {directory} holds files that are not of a run: name an empty or new "
+            "folder."
         )
     directory.mkdir(parents=True, exist_ok=True)
     asked = settings.model_dump(mode="json", exclude_none=True)

@@ -28,7 +28,9 @@ class Settings(BaseModel):
         ('1h',)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     model: str | None = None
     """Hub id or folder; the built-in default where None."""
@@ -53,8 +55,17 @@ class Settings(BaseModel):
     epochs: Annotated[float, Field(gt=0)] = 3.0
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     batch_size: Annotated[int, Field(ge=1)] = 32
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     engine: Literal["local"] = "local"
+
+    @field_validator("noise_target", mode="before")
+    @classmethod
+    def _number_from_text(cls, target: Any) -> Any:
+        """A number that the command line gives as text, which could also name a device."""
+        try:
+            return float(target)
+        except (TypeError, ValueError):
+            return target
 
     @field_validator("times")
     @classmethod
@@ -109,8 +120,10 @@ def _sentence(error: ValidationError) -> str:
     name = str(first["loc"][0]) if first["loc"] else "settings"
     if first["type"] == "extra_forbidden":
         return f"There is no setting '{name}': the settings are {', '.join(Settings.model_fields)}."
-    message = first["msg"].removeprefix("Value error, ")
-    return f"The setting {name} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    return (
+        f"The setting {name} is {first['input']!r}: {message[0].lower()}{message[1:].rstrip('.')}."
+    )
 
 
 def _each_once(name: str, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -97,7 +97,12 @@ class NoiseAwareLoss:
         self.adapter_name = adapter_name
         self._form = _FORMS[config.noise_loss]
         self._target = spread_target(config.noise_target)
-        self._layers = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
+        # Another adapter of the model may modulate further layers.
+        self._layers = [
+            m
+            for m in model.modules()
+            if isinstance(m, StochGraspLinear) and adapter_name in m.group_of
+        ]
 
     def __call__(self) -> Tensor:
         """The loss term, a scalar with a gradient toward the learned spreads."""

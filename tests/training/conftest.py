@@ -1,10 +1,11 @@
 """A tiny task of whole words, and the tiny models of all tests able to read it."""
 
 import pytest
-import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.tasks import Task
 
@@ -14,9 +15,10 @@ NOUNS = ("film", "book", "play", "song", "meal", "hotel", "phone", "lamp")
 
 @pytest.fixture(scope="session")
 def task() -> Task:
-    """Sixty-four sentences, half of them good."""
+    """Sixty-four sentences of two lengths, half of them good."""
+    nouns = [noun if i % 2 else f"is the {noun}" for i, noun in enumerate(NOUNS)]
     rows = {
-        "text": [f"the {noun} is {word}" for noun in NOUNS for word in (*GOOD, *BAD)],
+        "text": [f"{word} {noun}" for noun in nouns for word in (*GOOD, *BAD)],
         "label": [int(word in GOOD) for _ in NOUNS for word in (*GOOD, *BAD)],
     }
     return Task("words", Dataset.from_dict(rows), Dataset.from_dict(rows), ("bad", "good"))
@@ -40,13 +42,15 @@ def tokenizer_folder(tmp_path_factory):
 def reader(make_model, tokenizer_folder):
     """Builds a tiny model that knows where its tokenizer lies."""
 
-    def build(architecture: str = "bert", dropout: bool = True) -> torch.nn.Module:
+    def build(architecture: str = "bert", dropout: bool = True) -> PreTrainedModel:
         model = make_model(architecture)
         model.config._name_or_path = model.name_or_path = str(tokenizer_folder)
-        if not dropout:
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
+        for module in model.modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                # Fresh weights are so small that hardly anything of a word reaches the head.
+                module.weight.data.mul_(5)
+            if isinstance(module, nn.Dropout) and not dropout:
+                module.p = 0.0
         return model
 
     return build

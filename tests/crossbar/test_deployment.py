@@ -1,0 +1,217 @@
+import copy
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AlbertConfig, AlbertForSequenceClassification
+
+from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
+from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.crossbar.layer import CrossbarLinear
+from analog_grasp.crossbar.mapping import tiles_of
+
+CARDS = DeviceCard.names()
+PCM, RRAM = "pcm-nandakumar2019", "rram-wan2022"
+
+
+def adapted(model, config=GraspConfig, seed=5):
+    """The model under an adapter whose numbers are away from the identity."""
+    wrapped = get_peft_model(model, config(task_type="SEQ_CLS", groups=5)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in wrapped.named_parameters():
+        if "grasp_" in name and "sigma" not in name:
+            parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return wrapped
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model(**batch).logits
+
+
+def on(model, device=PCM, seed=0, **settings):
+    return deploy(model, DeviceCard.load(device), **settings).program(seed)
+
+
+@pytest.mark.parametrize("tile", ["torch", "rpucuda"])
+@pytest.mark.parametrize("placement", ["digital", "folded"])
+@pytest.mark.parametrize("config", [GraspConfig, StochGraspConfig])
+def test_ideal_deployment_equals_the_digital_model(model, batch, placement, tile, config):
+    digital = adapted(model, config)
+    deployed = on(digital, "ideal", placement=placement, tile=tile)
+    for time in ("0s", "1y"):
+        deployed.drift_to(time)
+        torch.testing.assert_close(
+            logits(deployed.model, batch), logits(digital, batch), atol=1e-6, rtol=1e-5
+        )
+
+
+def test_the_callers_model_stays_digital_and_as_it_was(bert, batch):
+    digital = adapted(bert)
+    weights = {name: p.clone() for name, p in digital.named_parameters()}
+    trained = [name for name, p in digital.named_parameters() if p.requires_grad]
+    on(digital).drift_to("1d")
+    assert not any(isinstance(m, CrossbarLinear) for m in digital.modules())
+    assert all(torch.equal(p, weights[name]) for name, p in digital.named_parameters())
+    assert [name for name, p in digital.named_parameters() if p.requires_grad] == trained
+
+
+def test_adapter_embeddings_norms_and_head_stay_digital(model):
+    digital = adapted(model)
+    deployed = on(digital).model
+    analog = [n for n, m in deployed.named_modules() if isinstance(m, CrossbarLinear)]
+    assert analog == [path for path, _ in frozen_layers(digital)]
+    kept = {n for n, _ in deployed.named_parameters()}
+    assert {n for n, p in digital.named_parameters() if "grasp_" in n or "modules_to" in n} <= kept
+
+
+def test_layers_are_chosen_by_pattern(bert):
+    deployed = on(bert, layers=["query", "value"])
+    assert [report.name.rpartition(".")[2] for report in deployed.report()] == ["query", "value"] * 2
+
+
+@pytest.mark.parametrize("device", CARDS)
+@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+def test_any_time_works_with_any_card(bert, batch, device):
+    deployed = on(bert, device)
+    for time in (0, 1e-3, 1, 20, "1h", "1d", "1y", "100y"):
+        assert logits(deployed.drift_to(time).model, batch).isfinite().all()
+
+
+@pytest.mark.parametrize("device", [PCM, RRAM, "rram-cmo-falcone"])
+def test_the_same_seed_gives_the_same_bits_in_any_order(bert, batch, device):
+    there, elsewhere = on(bert, device, seed=3), on(bert, device, seed=8)
+    early = logits(there.drift_to("1h").model, batch)
+    late = logits(there.drift_to("1d").model, batch)
+    torch.manual_seed(99)
+    elsewhere.program(3)
+    assert torch.equal(logits(elsewhere.drift_to("1d").model, batch), late)
+    assert torch.equal(logits(elsewhere.drift_to("1h").model, batch), early)
+    elsewhere.program(4)
+    assert not torch.equal(logits(elsewhere.drift_to("1h").model, batch), early)
+
+
+def test_the_callers_random_state_is_left_alone(bert, batch):
+    torch.manual_seed(1)
+    expected = torch.randn(3)
+    torch.manual_seed(1)
+    logits(on(bert).drift_to("1d").model, batch)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_the_random_state_comes_back_when_a_pass_fails(bert, batch):
+    deployed = on(bert)
+    torch.manual_seed(1)
+    expected = torch.randn(3)
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        deployed.model(input_ids=torch.zeros(2, 2, 2, 2, dtype=torch.long))
+    assert torch.equal(torch.randn(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "time", "switch"),
+    [
+        (PCM, "0s", "programming_noise"),
+        (PCM, "1y", "drift"),
+        (PCM, "0s", "read_noise"),
+        (PCM, "0s", "converters"),
+        (RRAM, "1d", "drift"),
+    ],
+)
+def test_each_effect_has_a_switch_of_its_own(bert, batch, device, time, switch):
+    every = ("programming_noise", "drift", "read_noise", "converters")
+    off = dict.fromkeys(every, False)
+    silent = logits(on(bert, device, **off).drift_to(time).model, batch)
+    alone = logits(on(bert, device, **off | {switch: True}).drift_to(time).model, batch)
+    torch.testing.assert_close(silent, logits(bert, batch), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(alone, silent, atol=1e-6)
+
+
+def test_global_drift_compensation_brings_the_outputs_back(bert):
+    quiet = {"programming_noise": False, "read_noise": False, "converters": False}
+    layer, x = "bert.encoder.layer.0.intermediate.dense", torch.randn(64, 32)
+    digital = bert.get_submodule(layer)
+
+    @torch.no_grad()
+    def gain(compensation: str) -> float:
+        drifted = on(bert, drift_compensation=compensation, **quiet).drift_to("1y")
+        y = drifted.model.get_submodule(layer)(x) - digital.bias
+        target = digital(x) - digital.bias
+        return float((y * target).sum() / target.square().sum())
+
+    # A year at nu = 0.049 and above: a factor of at most (1y / 20 s)^-0.049, about one half.
+    assert gain("none") < 0.55
+    assert gain("global") == pytest.approx(1, abs=0.02)
+
+
+def test_an_attached_adapter_computes_on_the_same_chip(bert, batch):
+    first, second = adapted(copy.deepcopy(bert), seed=1), adapted(copy.deepcopy(bert), seed=2)
+    shared = on(first)
+    attached = shared.attach(second)
+    alone = on(second).drift_to("1d")
+    logits(shared.drift_to("1d").model, batch)
+    assert torch.equal(logits(attached, batch), logits(alone.model, batch))
+
+
+def test_a_model_with_other_frozen_weights_does_not_share_a_chip(bert, make_model):
+    shared = on(adapted(bert))
+    with pytest.raises(ValueError, match="holds other frozen weights"):
+        shared.attach(adapted(make_model("bert", seed=1)))
+
+
+def test_shared_layers_are_mapped_once(batch):
+    tiny = AlbertConfig(
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=50,
+    )
+    albert = AlbertForSequenceClassification(tiny).eval()
+    deployed = on(albert, "ideal")
+    assert len(deployed.report()) == len(list(frozen_layers(albert)))
+    torch.testing.assert_close(logits(deployed.model, batch), logits(albert, batch))
+
+
+def test_large_layers_are_split_to_the_tile(make_model):
+    config = make_model("bert").config
+    config.hidden_size, config.intermediate_size = 300, 600
+    wide = type(make_model("bert"))(config)
+    deployed = deploy(wide, DeviceCard.load("pcm-hermes-2"))
+    report = {r.name: r for r in deployed.report()}["bert.encoder.layer.0.intermediate.dense"]
+    assert (report.tiles, report.cells) == (2 * 3, 300 * 600)
+    assert report.use == pytest.approx(300 * 600 / (6 * 256 * 256))
+
+
+def test_weight_error_grows_from_programming_to_drift(bert):
+    deployed = deploy(bert, DeviceCard.load(PCM), drift_compensation="none")
+    assert all(r.weight_error == 0 for r in deployed.report())
+    programmed = [r.weight_error for r in deployed.program(0).report()]
+    aged = [r.weight_error for r in deployed.drift_to("1y").report()]
+    assert all(0 < p < a for p, a in zip(programmed, aged, strict=True))
+
+
+def test_column_scaling_maps_each_columns_largest_weight_to_one(bert):
+    for report_layer in deploy(bert, DeviceCard.load(PCM)).model.modules():
+        if isinstance(report_layer, CrossbarLinear):
+            for tile in tiles_of(report_layer):
+                largest = tile.tile.get_weights().abs().amax(1)
+                torch.testing.assert_close(largest, torch.ones_like(largest))
+
+
+@pytest.mark.parametrize("placement", ["analog", "programmed"])
+def test_an_unknown_placement_is_refused(bert, placement):
+    with pytest.raises(ValueError, match=f"placement is '{placement}'.*digital or folded"):
+        deploy(bert, DeviceCard.load("ideal"), placement=placement)
+
+
+def test_drift_before_programming_is_refused(bert):
+    with pytest.raises(RuntimeError, match="call program"):
+        deploy(bert, DeviceCard.load("ideal")).drift_to("1d")
+
+
+def test_a_time_that_is_none_is_refused(bert):
+    with pytest.raises(ValueError, match="fortnight"):
+        on(bert).drift_to("1 fortnight")
