@@ -19,7 +19,13 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "bert": lambda: BertConfig(**_WIDTH, intermediate_size=70, vocab_size=50),
     "roberta": lambda: RobertaConfig(**_WIDTH, intermediate_size=70, vocab_size=50),
     "gpt2": lambda: GPT2Config(
-        n_embd=32, n_layer=2, n_head=2, vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        vocab_size=50,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
 }
 

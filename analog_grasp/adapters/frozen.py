@@ -9,8 +9,8 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-FrozenLayer = nn.Linear | Conv1D
-LayerPattern = str | Sequence[str]
+type FrozenLayer = nn.Linear | Conv1D
+type LayerPattern = str | Sequence[str]
 
 
 def frozen_layers(
@@ -67,8 +67,9 @@ def _barred(model: nn.Module) -> list[str]:
     output = getattr(model, "get_output_embeddings", lambda: None)()
     barred = []
     for path, module in model.named_modules():
+        children = [name for name, _ in module.named_children()]
         if isinstance(module, BaseTunerLayer):
-            barred += [f"{path}.{n}" for n, _ in module.named_children() if n != "base_layer"]
+            barred += [f"{path}.{name}" for name in children if name != "base_layer"]
         head = path.rpartition(".")[2] in SEQ_CLS_HEAD_NAMES
         if head or module is output or isinstance(module, AuxiliaryTrainingWrapper):
             barred.append(path)

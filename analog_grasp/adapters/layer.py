@@ -38,6 +38,8 @@ class GraspLinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("grasp_scale", "grasp_shift")
     other_param_names: tuple[str, ...] = ("group_of",)
+    base_layer: nn.Module
+    group_of: BufferDict
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: GraspConfig) -> None:
         super().__init__()
@@ -69,7 +71,9 @@ class GraspLinear(nn.Module, BaseTunerLayer):
 
     def modulation(self, adapter_names: list[str]) -> tuple[Tensor, Tensor]:
         """The scale and shift of every feature, each ``(D,)``, with the adapters in a row."""
-        scale, shift = (mean[self.group_of[adapter_names[0]]] for mean in self.means(adapter_names[0]))
+        scale, shift = (
+            mean[self.group_of[adapter_names[0]]] for mean in self.means(adapter_names[0])
+        )
         for name in adapter_names[1:]:
             next_scale, next_shift = (mean[self.group_of[name]] for mean in self.means(name))
             scale, shift = scale * next_scale, shift * next_scale + next_shift
@@ -113,7 +117,7 @@ class GraspLinear(nn.Module, BaseTunerLayer):
         """Put the frozen weight and bias back, bit for bit."""
         if self._frozen is None:
             return
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         base.weight.data, base.bias = self._frozen
         self._frozen = None
         self.merged_adapters.clear()

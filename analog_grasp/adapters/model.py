@@ -43,22 +43,24 @@ class GraspModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        config: GraspConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
     ) -> None:
+        assert isinstance(peft_config, GraspConfig)
         if isinstance(target, GraspLinear):
             layer = target
-            layer.update_layer(adapter_name, config)
+            layer.update_layer(adapter_name, peft_config)
         else:
-            layer = self.tuner_layer_cls(target, adapter_name, config)
+            layer = self.tuner_layer_cls(target, adapter_name, peft_config)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
-        expected = (config.in_features or {}).get(current_key, layer.in_features)
+        expected = (peft_config.in_features or {}).get(current_key, layer.in_features)
         if layer.in_features != expected:
             raise ValueError(
                 f"The adapter was made for another model: its layer {current_key} takes "

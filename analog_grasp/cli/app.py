@@ -66,8 +66,7 @@ def _top(
 ) -> None:
     """Adapt frozen transformers for analog in-memory computing.
 
-    Trains GRASP and StochGRASP adapters, deploys them on simulated PCM and RRAM crossbars, and
-    compares them over devices and drift times.
+    GRASP and StochGRASP adapters: trained, deployed on simulated PCM and RRAM crossbars, compared.
     """
     if show_version:
         print(f"analog-grasp {version('analog-grasp')}")
@@ -80,4 +79,6 @@ def _usage(error: typer.TyperException) -> str:
     """What is wrong with the words of a command, and where the right ones stand."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "analog-grasp"
-    return f"{error.format_message().rstrip('.')}: see {command} --help."
+    message = error.format_message()
+    stop = "" if message.endswith((".", "?")) else "."
+    return f"{message}{stop} See {command} --help."

@@ -33,35 +33,39 @@ def devices(
 ) -> None:
     """List the device cards, or show one with its source and its noise figures."""
     if name is None:
+        show(
+            "Spread: standard deviation of devices programmed to 0.1 / 0.5 / 1.0 of the range, "
+            "before any drift compensation"
+        )
         show(_card_table([DeviceCard.load(each) for each in DeviceCard.names()]))
         return
     with asking():
         card = DeviceCard.load(name)
     for line in _facts(card):
         show(line)
+    show(
+        "\nConductance of devices programmed to 0.1, 0.5 and 1.0 of the range: mean ± standard "
+        "deviation, µS, before any drift compensation"
+    )
     show(_conductance_table(card))
+    show(
+        "\nStandard deviation of a stored weight, % of the largest weight: what --noise-target "
+        f"{name}@TIME takes"
+    )
     show(_weight_table(card))
 
 
 def adapters(debug: options.Debug = False) -> None:
     """List the adapters that can be trained and compared."""
-    table = _table("Adapters", "name", "title", "what is trained", "reference")
+    table = Table("name", "title", "what is trained", "reference")
     for name, method in ADAPTERS.items():
         table.add_row(name, method.title, method.trains, method.reference)
     show(table)
 
 
 def _card_table(cards: list[DeviceCard]) -> Table:
-    levels = " / ".join(f"{level:g}" for level in _LEVELS)
-    table = _table(
-        f"Device cards. Spread: standard deviation, in µS, of devices programmed to {levels} of "
-        "the conductance range.",
-        "name",
-        "technology",
-        "range, µS",
-        "spread at 0s",
-        "spread at 1d",
-        "source",
+    table = Table(
+        "name", "technology", "range, µS", "spread at 0s, µS", "spread at 1d, µS", "source"
     )
     for card in cards:
         spreads = (
@@ -96,12 +100,7 @@ _MAPPINGS = {
 def _conductance_table(card: DeviceCard) -> Table:
     low, high = card.conductance.g_min, card.conductance.g_max
     goals = (f"to {low + level * (high - low):.3g} µS" for level in _LEVELS)
-    table = _table(
-        "Conductance of devices programmed to 0.1, 0.5 and 1.0 of the range: mean ± standard "
-        "deviation, µS, before any drift compensation",
-        "time",
-        *goals,
-    )
+    table = Table("time", *goals)
     for time in _TIMES:
         reached = (_reached(card, level, time) for level in _LEVELS)
         table.add_row(time, *(f"{mean:.2f} ± {std:.2f}" for mean, std in reached))
@@ -109,12 +108,7 @@ def _conductance_table(card: DeviceCard) -> Table:
 
 
 def _weight_table(card: DeviceCard) -> Table:
-    table = _table(
-        f"Standard deviation of a stored weight, % of the largest weight: what --noise-target "
-        f"{card.name}@TIME takes",
-        "time",
-        *(f"weight {level:g}" for level in _LEVELS),
-    )
+    table = Table("time", *(f"weight {level:g}" for level in _LEVELS))
     for time in _TIMES:
         spread = card.profile(time).std_at(np.array(_LEVELS))
         table.add_row(time, *(f"{100 * std:.2f}" for std in spread))
@@ -134,10 +128,3 @@ def _reached(card: DeviceCard, level: float, time: str) -> tuple[float, float]:
 
 def _range(card: DeviceCard) -> str:
     return f"{card.conductance.g_min:g} to {card.conductance.g_max:g}"
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
-    return table

@@ -16,6 +16,7 @@ from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern
 from analog_grasp.crossbar.mapping import map_layers, tiles_of, to_tiles
 from analog_grasp.crossbar.tile import DriftCompensation, Tile, tile_config
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed, parse_time
+from analog_grasp.devices.card import Effect
 
 Placement = Literal["digital", "folded"]
 
@@ -242,7 +243,7 @@ def deploy(
         raise ValueError(
             f"placement is {placement!r}, which is unknown: use {' or '.join(get_args(Placement))}."
         )
-    switches = {
+    switches: dict[Effect, bool] = {
         "programming": programming_noise,
         "drift": drift,
         "read": read_noise,

@@ -119,7 +119,9 @@ def _convert_outputs(
     return clipped
 
 
-def convert_inputs(x: Tensor, first: int, width: int, step: float, by_maximum: bool) -> tuple[Tensor, Tensor]:
+def convert_inputs(
+    x: Tensor, first: int, width: int, step: float, by_maximum: bool
+) -> tuple[Tensor, Tensor]:
     """DAC: scale each input vector to the full range, round to the DAC's steps, clip to [-1, 1].
 
     Args:
@@ -184,4 +186,5 @@ def convert_outputs(
 
 
 def _use_torch_threads() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set at run time
+    numba.set_num_threads(min(torch.get_num_threads(), most))

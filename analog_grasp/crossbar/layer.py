@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from aihwkit.nn import AnalogLinear
-from aihwkit.simulator.configs import TorchInferenceRPUConfig
 from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
 from aihwkit.simulator.tiles.array import TileModuleArray
 from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
@@ -30,6 +29,7 @@ class CrossbarLinear(AnalogLinear):
         args: As `aihwkit.nn.AnalogLinear`.
 
     Example:
+        >>> from aihwkit.simulator.configs import TorchInferenceRPUConfig
         >>> layer = CrossbarLinear(6, 2, rpu_config=TorchInferenceRPUConfig()).eval()
         >>> layer(torch.ones(4, 6)).shape
         torch.Size([4, 2])

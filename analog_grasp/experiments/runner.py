@@ -232,12 +232,18 @@ def _record(
 ) -> AdapterRecord:
     inside = path.is_relative_to(study.directory)
     own, head = learned_parameters(model)
+    try:
+        digital = study.task.scores(model)
+    except ValueError as error:
+        raise ValueError(
+            f"The adapter {adapter} cannot be scored before it is deployed: {error}"
+        ) from error
     return AdapterRecord(
         adapter=adapter,
         task=study.task.name,
         trainable_parameters=own,
         head_parameters=head,
-        digital=study.task.scores(model),
+        digital=digital,
         train_seconds=seconds,
         path=str(path.relative_to(study.directory) if inside else path),
         fingerprint=_fingerprint(path),
@@ -249,7 +255,7 @@ def save_adapter(model: PeftModel, path: Path) -> None:
 
     The embeddings are never part of it; asking peft to find out would have it look at the Hub.
     """
-    model.save_pretrained(path, save_embedding_layers=False)
+    model.save_pretrained(str(path), save_embedding_layers=False)
 
 
 def learned_parameters(model: PeftModel) -> tuple[int, int]:

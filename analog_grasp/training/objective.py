@@ -106,7 +106,8 @@ class NoiseAwareLoss:
 
     def __call__(self) -> Tensor:
         """The loss term, a scalar with a gradient toward the learned spreads."""
-        values, sigmas = [], []
+        values: list[Tensor] = []
+        sigmas: list[Tensor] = []
         for layer in self._layers:
             for mean in layer.means(self.adapter_name):
                 size = mean.detach().abs()

@@ -30,5 +30,5 @@ def test_more_groups_than_features_is_refused(groups):
 
 
 def test_unknown_grouping_is_refused():
-    with pytest.raises(ValueError, match="'random'.*contiguous, strided"):
+    with pytest.raises(ValueError, match=r"'random'.*contiguous, strided"):
         group_index(8, 2, "random")

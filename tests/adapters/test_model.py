@@ -109,7 +109,9 @@ def test_merge_and_unload_leaves_a_plain_model(model, config, batch, shaken):
     ("target", "count"), [(["query", "value"], 4), (r".*layer\.1\..*dense", 3), ("all-linear", 13)]
 )
 def test_target_modules_as_peft_has_them(bert, target, count):
-    adapted = get_peft_model(bert, GraspConfig(groups=2, target_modules=target, task_type="SEQ_CLS"))
+    adapted = get_peft_model(
+        bert, GraspConfig(groups=2, target_modules=target, task_type="SEQ_CLS")
+    )
     assert len(list(adapted.base_model.modulated_layers())) == count
 
 
@@ -122,7 +124,7 @@ def test_sampling_in_evaluation_is_asked_for(bert, batch):
 
 
 def test_groups_above_the_features_are_refused(bert):
-    with pytest.raises(ValueError, match="groups is 33.*32 input features"):
+    with pytest.raises(ValueError, match=r"groups is 33.*32 input features"):
         get_peft_model(bert, GraspConfig(groups=33))
 
 

@@ -67,7 +67,10 @@ def test_adapter_embeddings_norms_and_head_stay_digital(model):
 
 def test_layers_are_chosen_by_pattern(bert):
     deployed = on(bert, layers=["query", "value"])
-    assert [report.name.rpartition(".")[2] for report in deployed.report()] == ["query", "value"] * 2
+    assert [report.name.rpartition(".")[2] for report in deployed.report()] == [
+        "query",
+        "value",
+    ] * 2
 
 
 @pytest.mark.parametrize("device", CARDS)
