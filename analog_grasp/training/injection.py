@@ -48,6 +48,7 @@ class WeightNoise:
         self.strength = strength
         self._layers = [layer for _, layer in frozen_layers(model, pattern)] if strength else []
         self._noisy: list[nn.Parameter] = []
+        self._spreads: list[Tensor] = []
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -70,8 +71,9 @@ class WeightNoise:
                 nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
                 for layer in self._layers
             ]
-        for layer, noisy in zip(self._layers, self._noisy, strict=True):
-            torch.addcmul(layer.weight, noisy.normal_(), self._spread(layer), out=noisy)
+            self._spreads = [self._spread(layer) for layer in self._layers]
+        for layer, noisy, spread in zip(self._layers, self._noisy, self._spreads, strict=True):
+            torch.addcmul(layer.weight, noisy.normal_(), spread, out=noisy)
 
     def _spread(self, layer: FrozenLayer) -> Tensor:
         inputs = 0 if isinstance(layer, Conv1D) else 1
