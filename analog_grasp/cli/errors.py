@@ -32,8 +32,8 @@ def sentence(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return (
-            f"The file {error.filename} cannot be used ({error.strerror}): give a path that can "
-            "be read, or written where it is for output."
+            f"The path {error.filename} cannot be used ({error.strerror}): give one that can be "
+            "read, and written to where it is the output."
         )
     if isinstance(error, RequestError) or _is_ours(error):
         return str(error)

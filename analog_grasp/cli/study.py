@@ -75,9 +75,8 @@ def drift(
 
     An interrupted run goes on where it stopped when the same command is given again.
     """
-    with asking():
-        saved = studies.saved_adapters(folders)
-    _carry_out({**options.given(context), "adapters": saved}, out, config)
+    saved = {"adapters": studies.saved_adapters(folders)}
+    _carry_out(options.given(context) | saved, out, config)
 
 
 def report(

@@ -186,5 +186,4 @@ def convert_outputs(
 
 
 def _use_torch_threads() -> None:
-    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set at run time
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))

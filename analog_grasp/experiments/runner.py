@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.config import PeftConfig
+from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback
 
@@ -23,6 +24,8 @@ from analog_grasp.experiments.store import AdapterRecord, CellKey, Measurement, 
 from analog_grasp.tasks import Task, load_base_model, load_task
 from analog_grasp.training import train
 from analog_grasp.training.objective import spread_target
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 Progress = Callable[[str, int], Callable[[], None]]
 """Begins a stage of so many steps, and returns what is to be called after each."""
@@ -159,21 +162,21 @@ def load_adapter(path: Path, model: str | None, task: Task) -> PeftModel:
 
     Args:
         path: The adapter's folder.
-        model: Hub id or folder of the pre-trained model; the built-in default where None.
+        model: Hub id or folder of the pre-trained model; the one that the adapter names where
+            None.
         task: The task that gives the head its shape.
 
     Raises:
         FileNotFoundError: The folder holds no adapter.
-        ValueError: The adapter was made for another model or another task.
+        ValueError: The adapter was made for another model or another task, or a file is damaged.
     """
-    if not (path / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"The folder {path} holds no adapter: it should hold adapter_config.json and "
-            "adapter_model.safetensors, which save_pretrained writes."
-        )
-    base = load_base_model(model, task)
+    base = load_base_model(model or _base_model_name(path), task)
     try:
         adapted = PeftModel.from_pretrained(base, path, use_safetensors=True)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The file {path / _ADAPTER_FILES[1]} is damaged ({error}): train the adapter again."
+        ) from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
@@ -181,6 +184,22 @@ def load_adapter(path: Path, model: str | None, task: Task) -> PeftModel:
             f"{task.name} ({reason}): name the model and the task that it was made for."
         ) from error
     return adapted.to(_processor()).eval()
+
+
+def _base_model_name(path: Path) -> str | None:
+    """The pre-trained model that a saved adapter names, if it does."""
+    if not all((path / file).is_file() for file in _ADAPTER_FILES):
+        raise FileNotFoundError(
+            f"The folder {path} holds no adapter: it should hold {' and '.join(_ADAPTER_FILES)}, "
+            "which save_pretrained writes."
+        )
+    try:
+        return PeftConfig.from_pretrained(path).base_model_name_or_path
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"The file {path / _ADAPTER_FILES[0]} is not one that peft wrote ({error!r}): train "
+            "the adapter again."
+        ) from error
 
 
 def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:

@@ -120,6 +120,8 @@ def _sentence(error: ValidationError) -> str:
     name = str(first["loc"][0]) if first["loc"] else "settings"
     if first["type"] == "extra_forbidden":
         return f"There is no setting '{name}': the settings are {', '.join(Settings.model_fields)}."
+    if first["type"] == "too_short":
+        return f"The setting {name} is empty: name one or more."
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     return (
         f"The setting {name} is {first['input']!r}: {message[0].lower()}{message[1:].rstrip('.')}."

@@ -15,6 +15,7 @@ from analog_grasp.cli import main
 torch.set_num_threads(1)
 
 GOOD = ("fine", "superb", "lovely", "bright")
+NOUNS = ("film", "plot", "song", "scene")
 BAD = ("dull", "awful", "dreary", "poor")
 
 
@@ -59,7 +60,7 @@ def refused(ag) -> Callable[..., str]:
 def model_folder(tmp_path_factory) -> Path:
     """A BERT of random weights with a WordPiece tokenizer, as save_pretrained leaves them."""
     folder = tmp_path_factory.mktemp("model")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "film", ".", *GOOD, *BAD]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", *NOUNS, *GOOD, *BAD]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -73,6 +74,8 @@ def model_folder(tmp_path_factory) -> Path:
         num_attention_heads=2,
         intermediate_size=24,
         max_position_embeddings=32,
+        # Wide enough for a model of random weights to tell words apart.
+        initializer_range=0.5,
     )
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(folder)
@@ -84,7 +87,7 @@ def data_dir(tmp_path_factory) -> Path:
     """Sentences in the official layout of SST-2."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "SST-2").mkdir()
-    rows = [f"a {word} film .\t{int(word in GOOD)}" for word in (*GOOD, *BAD)]
+    rows = [f"{word} {noun} .\t{int(word in GOOD)}" for word in (*GOOD, *BAD) for noun in NOUNS]
     for name in ("train.tsv", "dev.tsv"):
         (folder / "SST-2" / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     return folder
@@ -100,7 +103,7 @@ def tiny(model_folder, data_dir) -> list[str]:
 def small_run(tiny) -> list[str]:
     """A comparison of 8 cells."""
     return [
-        "compare", *tiny, "--groups", "4", "--epochs", "1", "--batch-size", "4",
+        "compare", *tiny, "--groups", "4", "--epochs", "3", "--batch-size", "8",
         "--devices", "pcm-hermes-2", "--times", "0s,1d", "--repeats", "2",
     ]  # fmt: skip
 

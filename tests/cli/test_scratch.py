@@ -35,7 +35,6 @@ def test_x(ag, small_run, tiny, tmp_path):
     go("deploy", tmp_path / "a", *tiny)
     go("compare", *tiny, "--out", tmp_path / "y", "--target-modules", "foo")
     go("compare", *tiny, "--out", tmp_path / "y", "--groups", "444")
-    go("compare", "--model", "nobody/nothing", "--out", tmp_path / "y", "--groups", "444")
     go("compare", "--model", tmp_path, "--out", tmp_path / "y", "--groups", "444")
     go("compare", *tiny, "--out", "/proc/y")
     (tmp_path / "f").write_text("")
