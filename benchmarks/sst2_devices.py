@@ -19,7 +19,7 @@ from analog_grasp import DeviceCard, compare
 from analog_grasp.report import adapter_text, comparison_tables, device_text, rich_table
 
 TIMES = ("0s", "1d", "1y")
-TRAINING = {"epochs": 0.5, "learning_rate": 2e-2, "batch_size": 32, "groups": 16, "seed": 0}
+TRAINING = {"epochs": 0.5, "learning_rate": 1e-2, "batch_size": 32, "groups": 16, "seed": 0}
 
 
 def studies(repeats: int) -> dict[str, dict]:
