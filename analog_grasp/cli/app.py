@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell("error", sentence(error))
         return _WRONG_REQUEST if isinstance(error, RequestError) else _FAILED
     if status == _INTERRUPTED:
-        tell("Interrupted", "nothing was finished.")
+        tell("Interrupted", "the command did not finish.")
         return _FAILED
     return status or _DONE
 

@@ -27,8 +27,8 @@ def sentence(error: Exception) -> str:
     """An error as one sentence."""
     if _disk_is_full(error):
         return (
-            f"The disk is full{_naming(error)}: what was measured is kept, and once there is room "
-            "the same command goes on."
+            f"The disk is full{_naming(error)}: what was written before is kept; give the same "
+            "command again once there is room."
         )
     if isinstance(error, OSError) and error.strerror:
         return (

@@ -56,12 +56,14 @@ def train(
 ) -> None:
     """Train one adapter into a folder that PEFT, deploy and drift can load."""
     out = out or Path("runs/train") / adapter
+    with asking():
+        _must_be_new(out)
+        settings = resolve({**options.given(context), "adapters": (adapter,)}, config)
+        data = load_task(settings.task, settings.data_dir)
+        adapted = new_adapter(settings, data, adapter)
+        # Made before the training, which would be lost if it could not be made after it.
+        out.mkdir(parents=True, exist_ok=True)
     with Stages() as stages:
-        with asking():
-            _must_be_new(out)
-            settings = resolve({**options.given(context), "adapters": (adapter,)}, config)
-            data = load_task(settings.task, settings.data_dir)
-            adapted = new_adapter(settings, data, adapter)
         train_adapter(adapted, settings, data, f"training {adapter}", stages)
     _save(adapted, out)
     own, head = learned_parameters(adapted)
@@ -107,8 +109,6 @@ def deploy(
 def _must_be_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"The output {out} is not empty: name a new folder for the adapter.")
-    # Made now, so that a folder that cannot be made is refused before the training.
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _save(adapted: PeftModel, out: Path) -> None:
@@ -140,7 +140,7 @@ def _layer_table(layers: Sequence[LayerReport]) -> Table:
             layer.name,
             str(layer.tiles),
             f"{layer.cells:,}",
-            f"{layer.use:.0%}",
+            f"{layer.use:.1%}",
             f"{layer.weight_error:.2%}",
         )
     return table
@@ -149,4 +149,4 @@ def _layer_table(layers: Sequence[LayerReport]) -> Table:
 def _use(layers: Sequence[LayerReport]) -> str:
     """The share of all cross-points that hold a weight."""
     capacity = sum(layer.cells / layer.use for layer in layers)
-    return f"{sum(layer.cells for layer in layers) / capacity:.0%}"
+    return f"{sum(layer.cells for layer in layers) / capacity:.1%}"

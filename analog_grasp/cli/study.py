@@ -92,12 +92,12 @@ def report(
 
 
 def _carry_out(settings: dict[str, Any], out: Path, config: Path | None) -> None:
-    with Stages() as stages:
-        with asking():
-            study = prepare(resolve(settings, config), out)
-        with _interruptible(study):
+    with asking():
+        study = prepare(resolve(settings, config), out)
+    with _interruptible(study):
+        with Stages() as stages:
             run(study, stages)
-    _show(studies.report(out))
+        _show(studies.report(out))
 
 
 @contextmanager

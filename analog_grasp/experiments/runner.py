@@ -170,7 +170,8 @@ def load_adapter(path: Path, model: str | None, task: Task) -> PeftModel:
         FileNotFoundError: The folder holds no adapter.
         ValueError: The adapter was made for another model or another task, or a file is damaged.
     """
-    base = load_base_model(model or _base_model_name(path), task)
+    named = _base_model_name(path)
+    base = load_base_model(model or named, task)
     try:
         adapted = PeftModel.from_pretrained(base, path, use_safetensors=True)
     except SafetensorError as error:
@@ -194,12 +195,15 @@ def _base_model_name(path: Path) -> str | None:
             "which save_pretrained writes."
         )
     try:
-        return PeftConfig.from_pretrained(path).base_model_name_or_path
+        config = PeftConfig.from_pretrained(str(path))
+        if config.peft_type is None:
+            raise KeyError("peft_type")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"The file {path / _ADAPTER_FILES[0]} is not one that peft wrote ({error!r}): train "
-            "the adapter again."
+            f"The file {path / _ADAPTER_FILES[0]} is not one that peft wrote ({error}): train the "
+            "adapter again."
         ) from error
+    return config.base_model_name_or_path
 
 
 def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
@@ -225,7 +229,17 @@ def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
         sampling=settings.sampling,
     )
     base = load_base_model(settings.model, task, settings.seed)
-    return get_peft_model(base, config).to(_processor())
+    try:
+        return get_peft_model(base, config).to(_processor())
+    except ValueError as error:
+        # peft says so in several ways, none of which tells what would be right.
+        if "module" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"No layer of the model {base.name_or_path} answers to the target_modules "
+            f"{settings.target_modules!r}: give endings of the names of its linear layers, or "
+            "all-linear."
+        ) from error
 
 
 def train_adapter(

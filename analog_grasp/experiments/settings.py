@@ -121,7 +121,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"There is no setting '{name}': the settings are {', '.join(Settings.model_fields)}."
     if first["type"] == "too_short":
-        return f"The setting {name} is empty: name one or more."
+        return f"The setting {name} is empty: it should have at least 1 item."
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     return (
         f"The setting {name} is {first['input']!r}: {message[0].lower()}{message[1:].rstrip('.')}."

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
@@ -127,6 +128,8 @@ def train(
             callbacks=list(callbacks),
             injection=injection,
         )
+        # With its progress bar off, Trainer would print its statistics instead.
+        trainer.remove_callback(PrinterCallback)
         try:
             return trainer.train()
         finally:

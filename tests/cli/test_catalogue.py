@@ -1,0 +1,91 @@
+"""The lists of devices and adapters, and the words at the top."""
+
+from pathlib import Path
+
+import pytest
+
+from analog_grasp.adapters.baselines import ADAPTERS
+from analog_grasp.cli import catalogue
+from analog_grasp.devices import DeviceCard
+
+
+def test_all_devices_are_listed(ag):
+    ended = ag("devices")
+    assert ended.status == 0
+    for name in DeviceCard.names():
+        assert name in ended.out
+    assert "µS" in ended.out
+
+
+@pytest.mark.parametrize("name", DeviceCard.names())
+def test_one_device_is_shown_with_its_source(ag, name):
+    ended = ag("devices", name)
+    card = DeviceCard.load(name)
+    assert ended.status == 0
+    for text in (card.title, card.source.citation, card.source.location, card.valid_range,
+                 card.not_modelled, card.source.doi or name):  # fmt: skip
+        assert text in ended.out
+    for time in ("0s", "1h", "1d", "30d", "1y"):
+        assert ended.out.count(f"│ {time}") == 2
+
+
+def test_device_of_a_file(ag, tmp_path):
+    shipped = Path(__file__).parents[2] / "device_models" / "ideal.toml"
+    mine = tmp_path / "mine.toml"
+    mine.write_text(shipped.read_text().replace('"ideal"', '"mine"'))
+    assert ag("devices", mine).out.startswith("mine: ")
+
+
+def test_spread_is_that_of_the_card():
+    card = DeviceCard.load("gaussian@0.1")
+    mean, std = catalogue._reached(card, 0.5, "1y")
+    assert mean == pytest.approx(12.5, abs=0.1)
+    assert std == pytest.approx(2.5, rel=0.03)
+
+
+def test_levels_lie_within_the_range():
+    card = DeviceCard.load("rram-milo2021")
+    assert catalogue._reached(card, 0.1, "0s")[0] == pytest.approx(50 + 17.5, abs=0.5)
+
+
+def test_adapters_are_listed(ag):
+    ended = ag("adapters")
+    assert ended.status == 0
+    for name, method in ADAPTERS.items():
+        assert name in ended.out
+        assert method.reference in ended.out
+
+
+def test_version(ag):
+    ended = ag("--version")
+    assert ended.status == 0
+    assert ended.out.startswith("analog-grasp 0.")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_names_every_command(ag, arguments):
+    ended = ag(*arguments)
+    assert ended.status == 0
+    for command in ("compare", "train", "deploy", "drift", "devices", "adapters", "report"):
+        assert command in ended.out
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (
+            "compare",
+            "model task data-dir adapters devices times repeats placement groups seed engine out "
+            "config debug injection epochs learning-rate batch-size noise-weight noise-target "
+            "sampling target-modules",
+        ),
+        ("train", "adapter model task data-dir groups seed out config debug"),
+        ("deploy", "device time seed placement model task data-dir debug"),
+        ("drift", "devices times repeats placement model task data-dir seed engine out config"),
+    ],
+)
+def test_options_are_those_of_the_contract(ag, command, options):
+    ended = ag(command, "--help")
+    assert ended.status == 0
+    for option in options.split():
+        assert f"--{option} " in ended.out

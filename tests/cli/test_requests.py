@@ -1,0 +1,181 @@
+"""Each wrong request ends with status 2 and one sentence that names what is wrong with it."""
+
+import errno
+
+import pytest
+
+from analog_grasp import studies
+from analog_grasp.cli import study
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--model", "no/such/folder"], "no/such/folder"),
+        (["--task", "reviewz"], "'reviews'"),
+        (["--devices", "pcm-hermes-3"], "pcm-hermes-2"),
+        (["--devices", "cards/mine.toml"], "cards/mine.toml"),
+        (["--devices", ""], "devices"),
+        (["--devices", "ideal,ideal"], "ideal"),
+        (["--adapters", "grisp"], "'grasp'"),
+        (["--adapters", "no/such/adapter"], "no/such/adapter"),
+        (["--placement", "floating"], "'digital' or 'folded'"),
+        (["--times", "1parsec"], "parsec"),
+        (["--times", "-3s"], "negative"),
+        (["--repeats", "0"], "repeats"),
+        (["--repeats", "many"], "--repeats"),
+        (["--groups", "17"], "groups is 17"),
+        (["--groups", "0"], "groups"),
+        (["--seed", "-1"], "seed"),
+        (["--engine", "ray"], "'local'"),
+        (["--target-modules", "qwerty"], "qwerty"),
+        (["--noise-target", "pcm-hermes-2"], "pcm-hermes-2@1d"),
+        (["--noise-target", "nan"], "noise_target"),
+        (["--sampling", "coin"], "sampling"),
+        (["--learning-rate", "nan"], "learning_rate"),
+        (["--modle", "x"], "--model"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_compare_refuses(refused, tiny, tmp_path, options, named):
+    out = tmp_path / "run"
+    assert named in refused("compare", *tiny, "--out", out, *options)
+    assert not out.exists()
+
+
+def test_data_that_is_not_there(refused, model_folder, tmp_path):
+    asked = ["--model", model_folder, "--task", "glue/sst2", "--data-dir", tmp_path]
+    assert "train.tsv" in refused("compare", *asked, "--out", tmp_path / "run")
+
+
+def test_folder_of_another_run(refused, small_run, finished):
+    sentence = refused(*small_run, "--repeats", "3", "--out", finished)
+    assert str(finished) in sentence
+    assert "repeats" in sentence
+
+
+def test_folder_of_other_files(refused, small_run, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    assert str(tmp_path) in refused(*small_run, "--out", tmp_path)
+
+
+def test_folder_that_cannot_be_made(refused, small_run, tmp_path):
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file" / "run") in refused(*small_run, "--out", tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("repeats = ", "not valid TOML"), ("repeat = 3", "'repeat'"), ("repeats = 0", "repeats")],
+)
+def test_config_file_that_is_wrong(refused, small_run, tmp_path, text, named):
+    config = tmp_path / "run.toml"
+    config.write_text(text)
+    given = small_run[: small_run.index("--repeats")]
+    assert named in refused(*given, "--config", config, "--out", tmp_path / "run")
+
+
+def test_config_file_that_is_not_there(refused, tmp_path):
+    assert "my.toml" in refused("compare", "--config", tmp_path / "my.toml")
+
+
+@pytest.mark.parametrize("command", ["deploy", "drift"])
+def test_folder_without_adapter(refused, tmp_path, command):
+    sentence = refused(command, tmp_path)
+    assert str(tmp_path) in sentence
+    assert "adapter_config.json" in sentence
+
+
+def test_deploy_needs_a_folder(refused):
+    assert "ADAPTER_FOLDER" in refused("deploy")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--device", "pcm"], "pcm-joshi2020"),
+        (["--time", "soon"], "soon"),
+        (["--placement", "floating"], "'digital' or 'folded'"),
+        (["--model", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_deploy_refuses(refused, finished, tiny, options, named):
+    assert named in refused("deploy", finished / "adapters" / "grasp", *tiny, *options)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("adapter_config.json", "{"),
+        ("adapter_config.json", "{}"),
+        ("adapter_model.safetensors", ""),
+    ],
+)
+def test_damaged_adapter(refused, finished, tiny, tmp_path, file, content):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for source in (finished / "adapters" / "grasp").iterdir():
+        (folder / source.name).write_bytes(source.read_bytes())
+    (folder / file).write_text(content)
+    assert str(folder / file) in refused("deploy", folder, *tiny)
+
+
+def test_train_needs_the_adapter_named(refused):
+    assert "--adapter" in refused("train")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--adapter", "grisp"], "'grasp'"), (["--adapter", "grasp", "--groups", "17"], "17")],
+)
+def test_train_refuses(refused, tiny, tmp_path, options, named):
+    out = tmp_path / "adapter"
+    assert named in refused("train", *tiny, "--out", out, *options)
+    assert not out.exists()
+
+
+def test_train_writes_over_nothing(refused, tiny, finished):
+    assert str(finished) in refused("train", "--adapter", "grasp", *tiny, "--out", finished)
+
+
+def test_report_of_no_run(refused, tmp_path):
+    sentence = refused("report", tmp_path)
+    assert str(tmp_path) in sentence
+    assert "run.toml" in sentence
+
+
+def test_unknown_device_shown(refused):
+    assert "rram-wan2022" in refused("devices", "rram-wan")
+
+
+def test_unknown_command(refused):
+    assert "compare" in refused("comparee")
+
+
+def test_debug_shows_where(ag):
+    ended = ag("devices", "rram-wan", "--debug")
+    assert ended.status == 2
+    assert "Traceback" in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: ")
+
+
+def test_unexpected_error_is_named(ag, finished, monkeypatch):
+    def broken(*_):
+        raise KeyError("gone")
+
+    monkeypatch.setattr(studies, "report", broken)
+    ended = ag("report", finished)
+    assert ended.status == 1
+    (line,) = ended.err.splitlines()
+    assert "KeyError" in line
+    assert "--debug" in line
+
+
+def test_full_disk_before_the_run_is_no_wrong_request(ag, small_run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "run.toml")
+
+    monkeypatch.setattr(study, "prepare", full)
+    ended = ag(*small_run, "--out", tmp_path / "run")
+    assert ended.status == 1
+    assert "disk is full" in ended.err

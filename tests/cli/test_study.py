@@ -1,0 +1,199 @@
+"""Whole comparisons of a tiny model: what is written, and what is kept when one does not end."""
+
+import csv
+import errno
+import os
+import shutil
+
+import pytest
+
+from analog_grasp.devices import noise
+from analog_grasp.experiments.store import Store
+from analog_grasp.tasks import Task
+
+REPORT = ("results.csv", "summary.md", "accuracy_vs_drift.png", "accuracy_vs_drift.svg",
+          "report.html")  # fmt: skip
+
+
+def rows(folder):
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Makes the scoring of the task raise an error after some calls."""
+
+    def arrange(calls: int, error: BaseException) -> None:
+        scores, made = Task.scores, []
+
+        def counted(self, *arguments, **named):
+            made.append(1)
+            if len(made) > calls:
+                raise error
+            return scores(self, *arguments, **named)
+
+        monkeypatch.setattr(Task, "scores", counted)
+
+    return arrange
+
+
+def test_compare_writes_all_that_it_names(ag, small_run, finished):
+    ended = ag(*small_run, "--out", finished)
+    assert ended.status == 0
+    for name in REPORT:
+        assert (finished / name).stat().st_size > 0
+        assert f"wrote {finished / name}" in ended.out.splitlines()
+    assert {row["adapter"] for row in rows(finished)} == {"grasp", "stochgrasp"}
+    assert {row["time_s"] for row in rows(finished)} == {"0.0", "86400.0"}
+    assert len(rows(finished)) == 8
+
+
+def test_compare_shows_tables_and_findings(ag, small_run, finished):
+    out = ag(*small_run, "--out", finished).out
+    for shown in ("pcm-hermes-2, glue/sst2", "stochgrasp − grasp", "1d", "±", "95 % interval"):
+        assert shown in out
+    assert "- stochgrasp is ahead of grasp in " in out
+
+
+@pytest.mark.parametrize("scored", [1, 6])
+def test_interrupted_run_goes_on_to_the_same_results(
+    ag, small_run, finished, tmp_path, stop_after, monkeypatch, scored
+):
+    out = tmp_path / "run"
+    with monkeypatch.context():
+        stop_after(scored, KeyboardInterrupt())
+        ended = ag(*small_run, "--out", out)
+    assert ended.status == 1
+    # Two of the scores are those of the digital models.
+    assert ended.err.splitlines()[-1] == (
+        f"Interrupted: {max(scored - 2, 0)} of 8 cells are measured and kept in {out}; "
+        "the same command goes on."
+    )
+    monkeypatch.undo()
+    assert ag(*small_run, "--out", out).status == 0
+    assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+def test_report_of_an_interrupted_run(ag, small_run, tmp_path, stop_after):
+    stop_after(4, KeyboardInterrupt())
+    ag(*small_run, "--adapters", "head", "--out", tmp_path / "run")
+    ended = ag("report", tmp_path / "run")
+    assert ended.status == 0
+    assert "partial: 3 of the 4" in ended.out
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_report_before_anything_is_measured(refused, ag, small_run, tmp_path, stop_after):
+    stop_after(0, KeyboardInterrupt())
+    ag(*small_run, "--adapters", "head", "--out", tmp_path / "run")
+    assert "no cell is measured yet" in refused("report", tmp_path / "run")
+
+
+def test_report_again_from_the_store(ag, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for name in REPORT:
+        (folder / name).unlink()
+    assert ag("report", folder).status == 0
+    for name in ("results.csv", "summary.md"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_full_disk_keeps_what_was_measured(ag, small_run, finished, tmp_path, monkeypatch):
+    add, added = Store.add, []
+
+    def fills_up(self, measurements):
+        added.append(1)
+        if len(added) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.sqlite")
+        add(self, measurements)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(Store, "add", fills_up)
+    ended = ag(*small_run, "--out", out)
+    assert ended.status == 1
+    assert "disk is full" in ended.err.splitlines()[-1]
+    monkeypatch.undo()
+    ended = ag(*small_run, "--out", out)
+    assert "measuring 5 of 8 cells" in ended.err
+    assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110
+def test_full_disk_while_an_adapter_is_saved(ag, small_run, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "results.sqlite").unlink()
+    config = out / "adapters" / "grasp" / "adapter_config.json"
+    config.unlink()
+    config.symlink_to("/dev/full")
+    ended = ag(*small_run, "--out", out)
+    assert ended.status == 1
+    assert "disk is full" in ended.err.splitlines()[-1]
+
+
+def test_failure_while_measuring_is_told_in_its_own_words(ag, small_run, tmp_path, stop_after):
+    stop_after(2, ValueError("a logit is NaN."))
+    ended = ag(*small_run, "--adapters", "head", "--out", tmp_path / "run")
+    assert ended.status == 1
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("error: The cell ")
+    assert "pcm-hermes-2" in last
+
+
+def test_config_file_supplies_what_is_not_given(ag, tiny, tmp_path):
+    config = tmp_path / "my.toml"
+    config.write_text(
+        'devices = ["ideal"]\ntimes = ["0s"]\nrepeats = 2\nepochs = 1\ngroups = 2\n'
+        'adapters = ["grasp"]\n'
+    )
+    out = tmp_path / "run"
+    assert ag("compare", *tiny, "--config", config, "--repeats", "1", "--out", out).status == 0
+    assert [(row["device"], row["adapter"]) for row in rows(out)] == [("ideal", "grasp")]
+
+
+def test_run_file_serves_as_config_file(ag, finished, tmp_path):
+    out = tmp_path / "again"
+    ended = ag("compare", "--config", finished / "run.toml", "--out", out)
+    assert ended.status == 0
+    # No bar and no colours where there is no terminal.
+    stages = ["training grasp", "training stochgrasp", "measuring 8 of 8 cells"]
+    assert ended.err.splitlines() == stages
+    assert "\x1b" not in ended.out
+    assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+def test_drift_measures_saved_adapters_as_compare_does(ag, finished, tiny, tmp_path):
+    folders = [finished / "adapters" / name for name in ("grasp", "stochgrasp")]
+    given = ["--devices", "pcm-hermes-2", "--times", "0s,1d", "--repeats", "2"]
+    # The model is the one that the adapters name.
+    ended = ag("drift", *folders, *tiny[2:], *given, "--out", tmp_path / "run")
+    assert ended.status == 0
+    assert "training" not in ended.err
+    assert rows(tmp_path / "run") == rows(finished)
+
+
+def test_notes_of_our_own_are_told_once(ag, finished, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(noise, "_warned", set())
+    given = ["--devices", "rram-wan2022", "--times", "30d,1y", "--repeats", "2"]
+    ended = ag("drift", finished / "adapters/grasp", *tiny, *given, "--out", tmp_path / "run")
+    notes = [line for line in ended.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "rram-wan2022" in notes[0]
+
+
+@pytest.mark.parametrize("scored", [2, 3])
+def test_other_metrics_do_not_count_as_cells(ag, model_folder, tmp_path, stop_after, scored):
+    (tmp_path / "MRPC").mkdir()
+    head = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    lines = [f"{i % 2}\t1\t2\tfine film .\tdull film ." for i in range(8)]
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "MRPC" / name).write_text("\n".join([head, *lines]) + "\n")
+    stop_after(scored, KeyboardInterrupt())
+    ended = ag(
+        "compare", "--model", model_folder, "--task", "glue/mrpc", "--data-dir", tmp_path,
+        "--adapters", "head", "--devices", "ideal", "--times", "0s,1d,1y", "--repeats", "1",
+        "--epochs", "1", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert f"Interrupted: {scored - 1} of 3 cells" in ended.err
