@@ -171,8 +171,7 @@ def test_a_part_of_the_study_measures_the_same_bits(settings, trained, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("count", "error"),
-    [(1, RuntimeError("stop")), (5, KeyboardInterrupt("stop")), (13, OSError("stop"))],
+    ("count", "error"), [(1, RuntimeError("stop")), (7, KeyboardInterrupt("stop"))]
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     settings, trained, tmp_path, monkeypatch, count, error
@@ -208,8 +207,8 @@ def test_a_finished_run_measures_nothing_again(settings, tmp_path, monkeypatch):
     assert values(measure(settings, tmp_path / "run")) == first
 
 
-@pytest.mark.parametrize("done", [0, 6])
-def test_the_progress_counts_what_is_left_to_measure(settings, tmp_path, monkeypatch, done):
+def test_the_progress_counts_what_is_left_to_measure(settings, tmp_path, monkeypatch):
+    done = 6
     with monkeypatch.context() as context:
         fail_after(context, Task, "scores", 2 + done, RuntimeError("stop"))
         with pytest.raises(RuntimeError, match="stop"):
