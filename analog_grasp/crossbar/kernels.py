@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
+# Of numba's own threads: those of OpenMP would be a second pool beside torch's, and each pool spins
+# for work on the cores that the other needs.
+numba.config.THREADING_LAYER = "workqueue"
+
 Floats = NDArray[np.float32]
 
 # The half-normal quantile of the upper-tail probability u / 2^31, tabulated by the bits of the

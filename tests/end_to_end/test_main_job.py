@@ -54,11 +54,3 @@ def test_the_deployed_model_scores_above_chance_and_drift_does_not_help(
     assert fresh <= digital + NOISE
     assert aged <= fresh + NOISE
     assert all(layer.weight_error > error[layer.name] for layer in deployment.report())
-
-
-def test_a_chip_is_named_by_its_seed(trained, reviews):
-    short = reviews.subset(validation=8)
-    deployment = deploy(trained, DeviceCard.load(DEVICES[0]))
-    first, again, other = (short.predict(deployment.program(s).model) for s in (0, 0, 1))
-    assert (first == again).all()
-    assert (first != other).any()
