@@ -25,7 +25,8 @@ class GraspModel(BaseTuner):
         >>> from transformers import BertConfig, BertForSequenceClassification
         >>> tiny = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         ...                   intermediate_size=64, vocab_size=50)
-        >>> model = get_peft_model(BertForSequenceClassification(tiny), GraspConfig(groups=4))
+        >>> config = GraspConfig(task_type="SEQ_CLS", groups=4)
+        >>> model = get_peft_model(BertForSequenceClassification(tiny), config)
         >>> len(list(model.base_model.modulated_layers()))
         7
     """

@@ -83,6 +83,7 @@ class Stages:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the chatter of the packages below; warnings of our own become notes, each once."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     disabled = logging.root.manager.disable
@@ -102,6 +103,9 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+        datasets.enable_progress_bars()
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _comes_from_us() -> bool:

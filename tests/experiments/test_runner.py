@@ -24,7 +24,7 @@ from analog_grasp.experiments import (
     runner,
 )
 from analog_grasp.experiments.store import Store
-from analog_grasp.tasks import Task, builtin, load_base_model, register_task, tokenizer_for
+from analog_grasp.tasks import Task, builtin, load_base_model, registry, tokenizer_for
 
 METRICS = ("pearson", "spearman")
 ADAPTERS = ("grasp", "stochgrasp")
@@ -43,7 +43,10 @@ def lengths(_data_dir=None) -> Task:
     return Task("lengths", measured(reviews.train), measured(reviews.validation), (), METRICS)
 
 
-register_task("lengths", lengths)
+@pytest.fixture(autouse=True)
+def known_task(monkeypatch):
+    """The task by its name, for these tests alone."""
+    monkeypatch.setitem(registry._LOADERS, "lengths", lengths)
 
 
 @pytest.fixture(scope="module")
