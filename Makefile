@@ -1,6 +1,9 @@
 # Two commands: `make compare` shows what the project does, `make test` whether it works.
 # Both make their own environment in .venv, and again when the requirements change.
 
+# Threads that wait leave their core to those that work; on a shared machine this decides the pace.
+export OMP_WAIT_POLICY := passive
+
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 

@@ -15,6 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
+from analog_grasp.crossbar import deploy
+from analog_grasp.devices import DeviceCard
 from analog_grasp.experiments import (
     Settings,
     learned_parameters,
@@ -43,10 +45,12 @@ def lengths(_data_dir=None) -> Task:
     return Task("lengths", measured(reviews.train), measured(reviews.validation), (), METRICS)
 
 
-@pytest.fixture(autouse=True)
-def known_task(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def known_task():
     """The task by its name, for these tests alone."""
-    monkeypatch.setitem(registry._LOADERS, "lengths", lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._LOADERS, "lengths", lengths)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,15 @@ def test_adapters_are_recorded_with_their_sizes_and_digital_scores(trained, tiny
         assert learned_parameters(model) == (record.trainable_parameters, record.head_parameters)
         assert record.digital == lengths().scores(model)
         assert record.train_seconds > 0
+
+
+def test_a_recorded_seed_names_the_chip_by_itself(trained, tiny):
+    model = load_adapter(trained / "adapters" / "grasp", tiny, lengths())
+    chip = deploy(model, DeviceCard.load("pcm-hermes-2")).program(seed=4).drift_to("1d")
+    found = values(trained)
+    for metric, score in lengths().scores(chip.model).items():
+        key = ("lengths", metric, "grasp", "digital", "pcm-hermes-2", 86_400.0, 1, 4)
+        assert found[key] == score
 
 
 def test_saved_adapters_measure_as_they_did_when_they_were_trained(settings, trained, tmp_path):
