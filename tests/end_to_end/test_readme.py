@@ -14,5 +14,5 @@ def test_the_python_example_runs_as_written():
     names: dict = {}
     exec(compile(example, str(README), "exec"), names)
     assert names["deployment"].time_s == 30 * 86400
-    assert names["score"] > 0.6
+    assert names["score"] > 0.5
     assert names["task"].evaluate(names["model"]) >= names["score"] - 0.1
