@@ -14,7 +14,7 @@ from analog_grasp.crossbar.layer import CrossbarLinear
 
 def map_layers(
     model: nn.Module, pattern: LayerPattern, make_analog: Callable[[str, FrozenLayer], nn.Module]
-) -> dict[str, nn.Module]:
+) -> None:
     """Replace the frozen linear layers of a model, in place; a shared layer is mapped once.
 
     Args:
@@ -22,20 +22,15 @@ def map_layers(
         pattern: Which layers, as in `frozen_layers`.
         make_analog: Gives the replacement for a layer, from its base name and the layer.
 
-    Returns:
-        The replacements by base name, in the order of the model.
-
     Raises:
         ValueError: The pattern matches no layer.
     """
     chosen = list(frozen_layers(model, pattern))
-    analog = {base_name(path): make_analog(base_name(path), layer) for path, layer in chosen}
-    by_layer = dict(zip((id(layer) for _, layer in chosen), analog.values(), strict=True))
+    by_layer = {id(layer): make_analog(base_name(path), layer) for path, layer in chosen}
     for module in list(model.modules()):
         for name, child in module.named_children():
             if id(child) in by_layer:
                 setattr(module, name, by_layer[id(child)])
-    return analog
 
 
 def to_tiles(layer: FrozenLayer, config: object) -> AnalogLinear:

@@ -370,7 +370,7 @@ def _cells(keys: set[CellKey]) -> set[tuple[str, float]]:
 
 def _fingerprint(path: Path) -> str:
     """A hash of an adapter's weights; of nothing where they are gone."""
-    weights = path / "adapter_model.safetensors"
+    weights = path / _ADAPTER_FILES[1]
     content = weights.read_bytes() if weights.is_file() else b""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 

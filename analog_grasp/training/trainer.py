@@ -80,8 +80,8 @@ def train(
         learning_rate: The peak of a linear schedule with warm-up over a tenth of the steps.
         batch_size: Examples a step.
         seed: Of the order of the examples, the samples and the noise.
-        dropout: Whether the pre-trained model's dropout acts. An adapter of a thousand numbers
-            underfits rather than overfits, so it is off unless asked for.
+        dropout: Whether the pre-trained model's dropout acts; off unless asked for, as an adapter
+            of a thousand numbers has little to overfit with.
         output_dir: Where checkpoints go; none are written if left out.
         callbacks: As `transformers.Trainer` takes them.
         arguments: Anything else that `transformers.TrainingArguments` takes.
