@@ -3,22 +3,24 @@
 import copy
 import hashlib
 import itertools
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
-from aihwkit.simulator.tiles.base import BaseTile
 from peft import PeftModel
 from torch import nn
 
-from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern
-from analog_grasp.crossbar.mapping import map_layers, tiles_of, to_tiles
-from analog_grasp.crossbar.tile import DriftCompensation, Tile, tile_config
-from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed, parse_time
+from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
+from analog_grasp.crossbar.layer import DriftCompensation
+from analog_grasp.crossbar.mapping import map_layers
+from analog_grasp.crossbar.stored import StoredAdapter, StoredError
+from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, layer_maker
+from analog_grasp.devices import DeviceCard, derive_seed, parse_time
 from analog_grasp.devices.card import Effect
 
-Placement = Literal["digital", "folded"]
+Placement = Literal["digital", "folded", "programmed"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class Deployment:
     Args:
         model: The model, whose layers are replaced in place.
         card: The device.
-        config: The tiles' configuration, from `tile_config`.
+        make_layer: Puts a layer on tiles, from `layer_maker`.
         pattern: Which frozen layers are mapped.
-        placement: Where the adapter lives; a model to be folded comes here folded.
+        store_adapter: Puts the adapter of a model in devices, for placement "programmed"; a model
+            to be folded comes here folded.
 
     Attributes:
         model: The deployed copy. In each of its forward passes the noise comes from the chip's
@@ -71,12 +74,11 @@ class Deployment:
         self,
         model: nn.Module,
         card: DeviceCard,
-        config: object,
+        make_layer: MakeLayer,
         pattern: LayerPattern = "all-linear",
-        placement: Placement = "digital",
+        store_adapter: Callable[[nn.Module], StoredAdapter] | None = None,
     ) -> None:
         self.card = card
-        self.placement = placement
         self.seed: int | None = None
         self.time_s = 0.0
         self._pattern = pattern
@@ -84,7 +86,9 @@ class Deployment:
         self._state = 0
         self._layers: dict[str, nn.Module] = {}
         self._digests: dict[str, str] = {}
-        map_layers(model, pattern, lambda name, layer: self._place(name, layer, config))
+        self._store_adapter = store_adapter
+        self._stored: list[StoredAdapter] = []
+        map_layers(model, pattern, lambda name, layer: self._place(name, layer, make_layer))
         self.model = self._wired(model)
 
     def program(self, seed: int = 0) -> "Deployment":
@@ -97,12 +101,9 @@ class Deployment:
             The deployment itself.
         """
         self.seed = seed
-        with torch.random.fork_rng(), torch.no_grad():
-            for name, layer in self._layers.items():
-                for i, tile in enumerate(tiles_of(layer)):
-                    chip_tile = derive_seed(seed, name, i)
-                    torch.manual_seed(derive_seed(chip_tile, "baseline"))
-                    tile.program_weights(noise_model=CardNoiseModel(self.card, chip_tile))
+        with torch.no_grad():
+            for part in self._programmable():
+                part.program(seed)
         return self.drift_to(0.0)
 
     def drift_to(self, time: str | float) -> "Deployment":
@@ -121,11 +122,9 @@ class Deployment:
         seconds = parse_time(time)
         if self.seed is None:
             raise RuntimeError("The chip holds no weights yet: call program(seed) before drift_to.")
-        with torch.random.fork_rng(), torch.no_grad():
-            for name, layer in self._layers.items():
-                for i, tile in enumerate(tiles_of(layer)):
-                    torch.manual_seed(derive_seed(self.seed, name, i, "read-out", seconds))
-                    tile.drift_weights(seconds)
+        with torch.no_grad():
+            for part in self._programmable():
+                part.drift_to(seconds)
         self.time_s = seconds
         self._state += 1
         return self
@@ -142,17 +141,34 @@ class Deployment:
         Raises:
             ValueError: Its frozen layers are others than those that were deployed.
         """
-        other = copy.deepcopy(model)
+        other = _copied(model, self._pattern)
         map_layers(other, self._pattern, self._same_layer)
         return self._wired(other)
 
     def report(self) -> list[LayerReport]:
         """What each layer takes of the chip, and its weight error at the present time."""
-        return [self._layer_report(name, layer) for name, layer in self._layers.items()]
+        size = self.card.tile.rows * self.card.tile.columns
+        return [
+            LayerReport(
+                name,
+                layer.tiles,
+                layer.cells,
+                layer.cells / (layer.tiles * size),
+                layer.weight_error(),
+            )
+            for name, layer in zip(self._layers, self._chip_layers(), strict=True)
+        ]
 
-    def _place(self, name: str, layer: FrozenLayer, config: object) -> nn.Module:
+    def _chip_layers(self) -> Iterator[ChipLayer]:
+        return (cast(ChipLayer, layer) for layer in self._layers.values())
+
+    def _programmable(self) -> "Iterator[ChipLayer | StoredAdapter]":
+        yield from self._chip_layers()
+        yield from self._stored
+
+    def _place(self, name: str, layer: FrozenLayer, make_layer: MakeLayer) -> nn.Module:
         self._digests[name] = _digest(layer)
-        self._layers[name] = to_tiles(layer, config)
+        self._layers[name] = make_layer(name, layer)
         return self._layers[name]
 
     def _same_layer(self, name: str, layer: FrozenLayer) -> nn.Module:
@@ -170,6 +186,11 @@ class Deployment:
         share the chip.
         """
         model.eval().requires_grad_(False)
+        if self._store_adapter is not None:
+            self._stored.append(self._store_adapter(model))
+            if self.seed is not None:
+                self._stored[-1].program(self.seed)
+                self._stored[-1].drift_to(self.time_s)
         callers: list[AbstractContextManager[None]] = []
         passes, state = itertools.count(), self._state
 
@@ -189,19 +210,13 @@ class Deployment:
         model.register_forward_hook(leave, always_call=True)
         return model
 
-    def _layer_report(self, name: str, layer: nn.Module) -> LayerReport:
-        tiles = tiles_of(layer)
-        cells = sum(tile.in_size * tile.out_size for tile in tiles)
-        capacity = len(tiles) * self.card.tile.rows * self.card.tile.columns
-        squares = sum(float(_weight_error(tile).square().sum()) for tile in tiles)
-        return LayerReport(name, len(tiles), cells, cells / capacity, (squares / cells) ** 0.5)
-
 
 def deploy(
     model: nn.Module,
     card: DeviceCard,
     *,
     placement: Placement = "digital",
+    error: StoredError = "device",
     layers: LayerPattern = "all-linear",
     tile: Tile = "torch",
     programming_noise: bool = True,
@@ -218,31 +233,35 @@ def deploy(
     Args:
         model: A transformers model, bare or with PEFT adapters; it is copied and stays digital.
         card: The device.
-        placement: Where the adapter lives: ``"digital"``, exact arithmetic before the DAC, or
-            ``"folded"``, merged into the weights that are programmed.
+        placement: Where the adapter lives: ``"digital"``, exact arithmetic before the DAC;
+            ``"folded"``, merged into the weights that are programmed; ``"programmed"``, its own
+            numbers in devices beside them.
+        error: How far a programmed adapter's numbers miss: ``"device"``, as the card's devices do,
+            or ``"learned"``, by their StochGRASP Gaussians; see `StoredModulation`.
         layers: Which frozen layers, by PEFT-style patterns; see `frozen_layers`.
-        tile: aihwkit's ``"torch"`` tile, or its compiled one, ``"rpucuda"``, whose forward noise
-            is not governed by the seed.
+        tile: ``"torch"``, which computes what aihwkit's torch tile does, or ``"rpucuda"``,
+            aihwkit's compiled tile, whose forward noise is not governed by the seed.
         programming_noise: Whether conductances miss their targets.
         drift: Whether conductances change with time.
-        read_noise: Whether accumulated 1/f noise is read.
+        read_noise: Whether reads are noisy: accumulated 1/f noise, and noise drawn at each read.
         converters: Whether inputs and outputs pass DAC and ADC, output noise among them.
-        drift_compensation: ``"global"`` or ``"none"``.
+        drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
+            `CrossbarLinear`.
 
     Raises:
-        ValueError: An unknown placement, tile, compensation or layer pattern.
+        ValueError: An unknown placement, error, tile, compensation or layer pattern; or an adapter
+            that cannot be placed so.
         RuntimeError: The compiled tile does not fit the installed torch.
 
     Source:
-        METHOD 3; the tiles are aihwkit's (Rasch et al., AICAS 2021).
+        METHOD 3; aihwkit (Rasch et al., AICAS 2021).
 
     Example:
         ``deploy(model, DeviceCard.load("rram-wan2022")).program(seed=0).drift_to("30d")``
     """
     if placement not in get_args(Placement):
-        raise ValueError(
-            f"placement is {placement!r}, which is unknown: use {' or '.join(get_args(Placement))}."
-        )
+        known = ", ".join(get_args(Placement))
+        raise ValueError(f"placement is {placement!r}, which is unknown: use one of {known}.")
     switches: dict[Effect, bool] = {
         "programming": programming_noise,
         "drift": drift,
@@ -250,11 +269,29 @@ def deploy(
         "converters": converters,
     }
     card = card.without(*(effect for effect, on in switches.items() if not on))
-    config = tile_config(card, tile, drift_compensation)
-    copied = copy.deepcopy(model)
+    make_layer = layer_maker(card, tile, drift_compensation)
+    copied = copy.deepcopy(model) if placement == "folded" else _copied(model, layers)
     if placement == "folded" and isinstance(copied, PeftModel):
         copied = copied.merge_and_unload(safe_merge=True)
-    return Deployment(copied, card, config, layers, placement)
+    store_adapter = None
+    if placement == "programmed":
+        compensated = drift_compensation != "none"
+
+        def store_adapter(adapted: nn.Module) -> StoredAdapter:
+            return StoredAdapter(adapted, card, make_layer, error, compensated)
+
+    return Deployment(copied, card, make_layer, layers, store_adapter)
+
+
+def _copied(model: nn.Module, pattern: LayerPattern) -> nn.Module:
+    """A copy of a model that refers to the large frozen tensors of the caller's.
+
+    Those of the layers that go onto tiles, which only read them, and embeddings that nobody trains.
+    """
+    shared = [layer.weight for _, layer in frozen_layers(model, pattern)]
+    tables = (m.weight for m in model.modules() if isinstance(m, nn.Embedding))
+    shared += [table for table in tables if not table.requires_grad]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _digest(layer: FrozenLayer) -> str:
@@ -265,10 +302,3 @@ def _digest(layer: FrozenLayer) -> str:
             stored = tensor.detach().cpu().contiguous()
             digest.update(stored.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _weight_error(tile: BaseTile) -> torch.Tensor:
-    """What the tile's weights, drift compensation applied, miss of their targets."""
-    now = tile.tile.get_weights()
-    target = tile.reference_combined_weights
-    return now * tile.alpha.cpu() - (now if target is None else target.cpu())

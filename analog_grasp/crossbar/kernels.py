@@ -1,57 +1,107 @@
-"""The arithmetic around an analog product, fused: DAC before it; noise, ADC and scales after it."""
+"""The arithmetic around an analog product, fused for a CPU: DAC before it; noise and ADC after."""
 
 import numba
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
-from analog_grasp.devices.random import (
-    NORMAL_TABLE,
-    Floats,
-    fill_normal,
-    row_key,
-    use_torch_threads,
-)
+from analog_grasp.devices.random import Floats, fill_normal, row_key
+
+Flags = NDArray[np.bool_]
 
 
 @numba.njit(parallel=True, cache=True)
-def _convert_inputs(
-    x: Floats, first: int, step: np.float32, by_maximum: bool, out: Floats, gain: Floats
+def convert_inputs(
+    x: Floats,
+    first: int,
+    gain: Floats,
+    by_maximum: bool,
+    reduction: np.float32,
+    step: np.float32,
+    out: Floats,
+    squares: Floats,
 ) -> None:
+    """DAC: scale each input vector to the full range, round to the DAC's steps, clip to [-1, 1].
+
+    Args:
+        x: Inputs, ``(N, D)``.
+        first: The tile's first input.
+        gain: ``(N,)``; filled with what each vector is multiplied by where ``by_maximum``, and
+            read where not.
+        by_maximum: Whether a vector is scaled by its largest magnitude.
+        reduction: By how much less than the full range a vector is scaled (bound management).
+        step: The DAC's step, in units of the full scale; 0 for no rounding.
+        out: Filled with what the rows of the tile see, ``(N, width)``.
+        squares: Filled with the sum of squares of each row of ``out``, ``(N,)``; left alone if
+            empty.
+    """
     for n in numba.prange(out.shape[0]):
-        largest = np.float32(0.0)
         if by_maximum:
+            largest = np.float32(0.0)
             for d in range(out.shape[1]):
                 largest = max(largest, abs(x[n, first + d]))
-        gain[n] = np.float32(1.0) / largest if largest > 0 else np.float32(1.0)
+            gain[n] = np.float32(1.0) / (largest * reduction) if largest > 0 else np.float32(1.0)
         for d in range(out.shape[1]):
             v = x[n, first + d] * gain[n]
             if step > 0:
                 v = np.rint(v / step) * step
             out[n, d] = min(max(v, np.float32(-1.0)), np.float32(1.0))
+        if squares.size:
+            total = np.float32(0.0)
+            for d in range(out.shape[1]):
+                total += out[n, d] * out[n, d]
+            squares[n] = total
 
 
 @numba.njit(parallel=True, cache=True)
-def _convert_outputs(
+def convert_outputs(
     product: Floats,
     gain: Floats,
     scale: Floats,
-    correction: Floats,
     noise: np.float32,
+    row_variance: Floats,
+    variance: Floats,
     step: np.float32,
     bound: np.float32,
+    hold: bool,
     key: np.uint64,
     table: Floats,
     y: Floats,
-) -> int:
+    clipped: Flags,
+) -> None:
+    """Noise, ADC and the digital scales; the result is added to ``y``.
+
+    The noise of an element is a function of ``key`` and its place alone, whatever the threads.
+
+    Args:
+        product: Analog products, ``(N, D_out)``.
+        gain: What each input vector was multiplied by, ``(N,)``; divided out again.
+        scale: The digital scale of each column, ``(D_out,)``.
+        noise: Standard deviation of the output noise.
+        row_variance: Further variance of every output of a row, ``(N,)``; none if empty.
+        variance: Further variance of each output, ``(N, D_out)``; none if empty.
+        step: The ADC's step; 0 for no rounding.
+        bound: The ADC's largest output; infinity for none.
+        hold: Leave the rows of ``y`` alone in which an output is clipped.
+        key: Names the noise, 64 bits.
+        table: `analog_grasp.devices.random.NORMAL_TABLE`.
+        y: The outputs, ``(N, D_out)``.
+        clipped: Filled with whether an output of the row was clipped, ``(N,)``.
+    """
     rows, columns = product.shape
-    clipped = 0
+    noisy = noise > 0 or row_variance.size > 0 or variance.size > 0
     for n in numba.prange(rows):
-        factor = np.float32(1.0) / gain[n]
         row = np.empty(columns, np.float32)
-        if noise > 0:
+        if noisy:
             fill_normal(row_key(key + np.uint64(n)), table, row)
-            for o in range(columns):
-                row[o] = product[n, o] + noise * row[o]
+            if variance.size:
+                for o in range(columns):
+                    row[o] = product[n, o] + np.sqrt(noise * noise + variance[n, o]) * row[o]
+            else:
+                spread = noise
+                if row_variance.size:
+                    spread = np.sqrt(noise * noise + row_variance[n])
+                for o in range(columns):
+                    row[o] = product[n, o] + spread * row[o]
         else:
             row[:] = product[n]
         over = 0
@@ -60,73 +110,52 @@ def _convert_outputs(
             if step > 0:
                 v = np.rint(v / step) * step
             over += abs(v) > bound
-            v = min(max(v, -bound), bound)
-            y[n, o] += v * factor * scale[o] * correction[o]
-        clipped += over
-    return clipped
+            row[o] = min(max(v, -bound), bound)
+        clipped[n] = over > 0
+        if hold and over > 0:
+            continue
+        factor = np.float32(1.0) / gain[n]
+        for o in range(columns):
+            y[n, o] += row[o] * factor * scale[o]
 
 
-def convert_inputs(
-    x: Tensor, first: int, width: int, step: float, by_maximum: bool
-) -> tuple[Tensor, Tensor]:
-    """DAC: scale each input vector to the full range, round to the DAC's steps, clip to [-1, 1].
-
-    Args:
-        x: Inputs, ``(N, D)``, float32, contiguous.
-        first: The tile's first input.
-        width: The tile's number of inputs.
-        step: The DAC's step, in units of the full scale; 0 for no rounding.
-        by_maximum: Whether a vector is scaled by its largest magnitude.
-
-    Returns:
-        What the rows of the tile see, ``(N, width)``, and the gain of each vector, ``(N,)``.
-    """
-    out, gain = x.new_empty(x.shape[0], width), x.new_empty(x.shape[0])
-    use_torch_threads()
-    _convert_inputs(x.numpy(), first, np.float32(step), by_maximum, out.numpy(), gain.numpy())
-    return out, gain
-
-
-def convert_outputs(
-    product: Tensor,
-    gain: Tensor,
-    scale: Tensor,
-    correction: Tensor,
-    *,
-    noise: float,
-    step: float,
-    bound: float,
-    key: int,
-    y: Tensor,
-) -> int:
-    """Output noise, ADC, and the digital scales; adds the result to ``y``.
-
-    The noise of an element is a function of ``key`` and its place alone, whatever the threads.
+@numba.njit(parallel=True, cache=True)
+def column_readout(
+    weight: Floats,
+    noise: np.float32,
+    variance: Floats,
+    step: np.float32,
+    bound: np.float32,
+    key: np.uint64,
+    table: Floats,
+    readout: Floats,
+) -> None:
+    """What every column gives when its rows are driven one by one: the mean magnitude.
 
     Args:
-        product: Analog products, ``(N, D_out)``, float32.
-        gain: The gain of each input vector, ``(N,)``; divided out again.
-        scale: The scale of each column, ``(D_out,)``.
-        correction: The drift compensation of each column, ``(D_out,)``.
+        weight: Weights of a tile, ``(D_out, width)``.
         noise: Standard deviation of the output noise.
+        variance: Variance of each weight at a read, ``(D_out, width)``, ``(1, 1)`` or empty.
         step: The ADC's step; 0 for no rounding.
-        bound: The ADC's largest output; infinity for none.
-        key: Names the noise, 64 bits.
-        y: The layer's outputs, ``(N, D_out)``, added to in place.
-
-    Returns:
-        How many outputs were clipped.
+        bound: The ADC's largest output.
+        key: Names the noise.
+        table: `analog_grasp.devices.random.NORMAL_TABLE`.
+        readout: Filled, ``(D_out,)``.
     """
-    use_torch_threads()
-    return _convert_outputs(
-        product.numpy(),
-        gain.numpy(),
-        scale.numpy(),
-        correction.numpy(),
-        np.float32(noise),
-        np.float32(step),
-        np.float32(bound),
-        np.uint64(key),
-        NORMAL_TABLE,
-        y.numpy(),
-    )
+    columns, width = weight.shape
+    for o in numba.prange(columns):
+        row = np.zeros(width, np.float32)
+        if noise > 0 or variance.size > 0:
+            fill_normal(row_key(key + np.uint64(o)), table, row)
+        total = 0.0
+        for d in range(width):
+            spread = noise * noise
+            if variance.size == 1:
+                spread += variance[0, 0]
+            elif variance.size:
+                spread += variance[o, d]
+            v = weight[o, d] + np.sqrt(spread) * row[d]
+            if step > 0:
+                v = np.rint(v / step) * step
+            total += min(abs(v), bound)
+        readout[o] = total / width

@@ -1,118 +1,281 @@
-"""An aihwkit layer that reads its tiles faster where only inference is asked."""
+"""A linear layer on crossbar tiles: programmed, drifting, read through converters."""
 
-from typing import Any
+import math
+from typing import Literal
 
 import torch
-from aihwkit.nn import AnalogLinear
-from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
-from aihwkit.simulator.tiles.array import TileModuleArray
-from aihwkit.simulator.tiles.inference_torch import TorchInferenceTile
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.crossbar.kernels import convert_inputs, convert_outputs
+from analog_grasp.adapters.frozen import FrozenLayer
+from analog_grasp.crossbar.converters import (
+    ReadSettings,
+    Variance,
+    read,
+    read_exactly,
+    read_fast,
+    readout,
+)
+from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 
-_SCALINGS = (NoiseManagementType.ABS_MAX, NoiseManagementType.NONE)
+DriftCompensation = Literal["global", "per-column", "exact", "none"]
+
+# aihwkit's least read-out, so that a dead tile is not scaled up without bound.
+_LEAST_READOUT = 1e-4
 
 
-class CrossbarLinear(AnalogLinear):
-    """A linear layer on aihwkit tiles, its converters fused where that computes the same.
+class CrossbarLinear(nn.Module):
+    """A frozen linear layer on tiles.
 
-    Programming, drift and drift compensation are aihwkit's own. A forward pass in float32 on a
-    CPU, for which no gradient is asked, takes all tiles that share their inputs in one product
-    and the converters in one pass each; any other goes through aihwkit's tiles one by one, as
-    does a batch in which an output is clipped and the inputs have to be scaled down.
+    The weight is cut to the card's tiles; each column of a tile is scaled to [-1, 1]. The tiles
+    that share their inputs are read in one product. Without noise the result is that of aihwkit's
+    torch tile, vector by vector; with it, it is equal in distribution.
 
-    Without output noise the result is that of aihwkit's torch tile, up to the rounding of a sum
-    in another order; with it, it is equal in distribution.
+    The layer refers to the frozen weight, which it never writes, and holds one copy of its own:
+    the weights as they are now. Every random number is a function of the chip, the tile and the
+    place, so that the state at any drift time follows from the targets.
+
+    Input ``(..., D)``, output ``(..., D_out)``.
 
     Args:
-        args: As `aihwkit.nn.AnalogLinear`.
+        layer: ``nn.Linear``, or ``Conv1D`` whose weight is stored transposed.
+        card: The device.
+        name: Names the layer's tiles on the chip.
+        compensation: How drift is compensated: ``"global"`` scales the outputs of a tile so that
+            the mean magnitude of a known read-out is what it was after programming;
+            ``"per-column"`` each column by itself; ``"exact"`` as global, against the read-out
+            that the targets would have given; ``"none"`` not at all.
+
+    Source:
+        METHOD 3; aihwkit (Rasch et al., AICAS 2021); global drift compensation: Joshi et al.,
+        Nat. Commun. 11, 2473 (2020).
 
     Example:
-        >>> from aihwkit.simulator.configs import TorchInferenceRPUConfig
-        >>> layer = CrossbarLinear(6, 2, rpu_config=TorchInferenceRPUConfig()).eval()
-        >>> layer(torch.ones(4, 6)).shape
-        torch.Size([4, 2])
+        >>> layer = CrossbarLinear(nn.Linear(700, 8), DeviceCard.load("pcm-hermes-2"), "dense")
+        >>> layer.tiles, layer(torch.ones(4, 700)).shape
+        (3, torch.Size([4, 8]))
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._stacked: list[Tensor] = []
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        layer: FrozenLayer,
+        card: DeviceCard,
+        name: str,
+        compensation: DriftCompensation = "global",
+    ) -> None:
+        super().__init__()
+        self.name, self.card, self.compensation = name, card, compensation
+        converters = card.converters
+        self._settings = None if converters is None else ReadSettings.of(converters)
+        self.input_range: float | None = None
+        weight = layer.weight.detach()
+        self._frozen = weight.T if isinstance(layer, Conv1D) else weight
+        self._version = weight._version
+        self.out_features: int = self._frozen.shape[0]
+        self.in_features: int = self._frozen.shape[1]
+        bias: Tensor | None = layer.bias
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self._rows = _parts(self.in_features, card.tile.rows)
+        self._columns = _parts(self.out_features, card.tile.columns)
+        self.splits = nn.ModuleList(_Split(rows, *self._target(rows)) for rows in self._rows)
+        self._chip = 0
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight that was put on the tiles, ``(D_out, D)``."""
+        return self._frozen
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles the layer takes."""
+        return len(self._rows) * len(self._columns)
+
+    @property
+    def cells(self) -> int:
+        """Cross-points that hold a weight."""
+        return self.in_features * self.out_features
+
+    def program(self, chip: int) -> None:
+        """Program the weights onto a chip instance; to be followed by `drift_to`.
+
+        Raises:
+            RuntimeError: The frozen weight was changed in place since the layer was made.
+        """
+        self._chip = chip
+        # The compensation's reference is read as soon as a device is programmed: no 1/f noise yet.
+        fresh = self.card.model_copy(update={"read": None})
+        for split in self._splits():
+            target = self._read_back(split, fresh, 0.0)
+            if self.compensation == "exact":
+                split.reference = self._by_tile(target.abs().mean(1))
+            elif self.compensation != "none":
+                split.reference = self._readout(split, "reference")
+
+    def drift_to(self, seconds: float) -> None:
+        """Let the tiles age to a time since programming, s.
+
+        Raises:
+            RuntimeError: As `program`.
+        """
+        for split in self._splits():
+            self._read_back(split, self.card, seconds)
+            split.gain = split.scale
+            if self.compensation != "none":
+                split.gain = split.scale * (
+                    split.reference / self._readout(split, "read-out", seconds)
+                )
+
+    def weight_error(self) -> float:
+        """Root mean square of (weight now - target), in units of the column maximum.
+
+        The weight now is what the digital side makes of it, drift compensation applied.
+        """
+        squares = 0.0
+        for split in self._splits():
+            now = split.weight * (split.gain / split.scale)[:, None]
+            squares += float((now - self._target(split.rows)[0]).square().sum())
+        return (squares / self.cells) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``(..., D_out)`` from ``(..., D)``."""
-        if not self._fusible(x):
-            return super().forward(x)
-        y = self._fused(x.reshape(-1, x.shape[-1]).contiguous())
-        return super().forward(x) if y is None else y.view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = self._fast(rows) if self._is_fast(x) else self._slow(rows)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
 
-    def _fusible(self, x: Tensor) -> bool:
-        tile = _tiles(self)[0][0]
-        if self.training or x.device.type != "cpu" or x.dtype != torch.float32:
-            return False
-        if torch.is_grad_enabled() and (x.requires_grad or tile.tile.weight.requires_grad):
-            return False
-        config = tile.rpu_config
-        return (
-            isinstance(tile, TorchInferenceTile)
-            and not config.forward.is_perfect
-            and config.forward.noise_management in _SCALINGS
-        )
+    def _is_fast(self, x: Tensor) -> bool:
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        return plain and self._settings is not None and not differentiable
 
-    def _fused(self, x: Tensor) -> Tensor | None:
-        """All tiles at once; None where an output was clipped and has to be read again."""
-        columns = _tiles(self)
-        io = columns[0][0].rpu_config.forward
-        by_maximum = io.noise_management == NoiseManagementType.ABS_MAX
-        y = x.new_zeros(x.shape[0], self.out_features)
-        first = clipped = 0
-        for tiles, weight in zip(columns, self._weights(columns), strict=True):
-            inputs, gain = convert_inputs(
-                x, first, weight.shape[1], 2 * io.inp_res * io.inp_bound, by_maximum
+    def _fast(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(len(x), self.out_features)
+        assert self._settings is not None
+        for split in self._splits():
+            read_fast(
+                x,
+                split.rows.start,
+                split.weight,
+                split.variance,
+                self._settings,
+                self.input_range,
+                _key(),
+                split.gain,
+                y,
             )
-            clipped += convert_outputs(
-                inputs @ weight.T,
-                gain,
-                torch.cat([t.get_scales().view(-1) for t in tiles]),
-                torch.cat([t.alpha.expand(t.out_size) for t in tiles]),
-                noise=io.out_noise,
-                step=2 * io.out_res * io.out_bound,
-                bound=io.out_bound or float("inf"),
-                # From torch's own random state, so that whoever seeds it seeds this noise.
-                key=int(torch.randint(2**62, ())),
-                y=y,
-            )
-            first += weight.shape[1]
-        if clipped and io.bound_management == BoundManagementType.ITERATIVE:
-            return None
-        bias = getattr(self.analog_module, "bias", None)
-        return y if bias is None else y.add_(bias)
+        return y
 
-    def _weights(self, columns: list[list[TorchInferenceTile]]) -> list[Tensor]:
-        """The weights of the tiles that share inputs as one matrix ``(D_out, inputs)`` each.
+    def _slow(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(len(x), self.out_features)
+        for split in self._splits():
+            part = x[:, split.rows].to(split.weight.dtype)
+            if self._settings is None:
+                out = read_exactly(part, split.weight, split.variance, _key())
+            else:
+                out = read(
+                    part, split.weight, split.variance, self._settings, self.input_range, _key()
+                )
+            y = y + out * split.gain
+        return y
 
-        The tiles' own weights become views of it, so that it follows when they are programmed and
-        there is no second copy. A copy of the layer, or a move of it, parts the two.
+    def _splits(self) -> "list[_Split]":
+        return list(self.splits)  # type: ignore[arg-type]
+
+    def _target(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The targets of the tiles of some inputs, ``(D_out, width)``, and their column scales.
+
+        A column of zeros has the scale 1.
         """
-        if not self._stacked or not all(map(_is_stacked, columns, self._stacked)):
-            self._stacked = [torch.cat([t.tile.weight.data for t in tiles]) for tiles in columns]
-            for tiles, stacked in zip(columns, self._stacked, strict=True):
-                parts = stacked.split([t.out_size for t in tiles])
-                for tile, part in zip(tiles, parts, strict=True):
-                    tile.tile.weight.data = part
-        return self._stacked
+        if self._frozen._version != self._version:
+            raise RuntimeError(
+                f"The frozen weight of the layer {self.name} was changed in place after it was "
+                "deployed: deploy the model again."
+            )
+        part = self._frozen[:, rows].float()
+        scale = part.abs().amax(1)
+        scale = torch.where(scale > 0, scale, 1.0)
+        return part / scale[:, None], scale
+
+    def _tiles(self, split: "_Split") -> list[tuple[slice, int]]:
+        """The columns of each tile, and the seed of its devices."""
+        first = split.rows.start
+        return [
+            (part, derive_seed(self._chip, self.name, first, part.start)) for part in self._columns
+        ]
+
+    def _read_back(self, split: "_Split", card: DeviceCard, seconds: float) -> Tensor:
+        """Put the weights at a time, and their variance from read to read; returns the targets."""
+        target, _ = self._target(split.rows)
+        constant = CardNoiseModel(card).constant_short_term_variance(target)
+        matrix = torch.empty_like(target) if constant is None else None
+        split.variance = constant or matrix
+        for columns, seed in self._tiles(split):
+            CardNoiseModel(card, seed, self._chip).read_weights(
+                target[columns],
+                seconds,
+                out=split.weight[columns],
+                variance_out=None if matrix is None else matrix[columns],
+            )
+        return target
+
+    def _readout(self, split: "_Split", purpose: str, seconds: float = 0.0) -> Tensor:
+        variance = split.variance
+        columns = [
+            readout(
+                split.weight[part],
+                variance[part] if isinstance(variance, Tensor) else variance,
+                self._settings,
+                derive_seed(seed, purpose, seconds),
+            )
+            for part, seed in self._tiles(split)
+        ]
+        return self._by_tile(torch.cat(columns)).clamp(min=_LEAST_READOUT)
+
+    def _by_tile(self, columns: Tensor) -> Tensor:
+        """A read-out of each column, ``(D_out,)``, as the compensation takes it."""
+        if self.compensation == "per-column":
+            return columns
+        tiles = [columns[part] for part in self._columns]
+        return torch.cat([tile.mean().expand(len(tile)) for tile in tiles])
 
 
-def _tiles(layer: AnalogLinear) -> list[list[TorchInferenceTile]]:
-    """The tiles of a layer: a list for each split of the inputs."""
-    module = layer.analog_module
-    if isinstance(module, TileModuleArray):
-        return [list(tiles) for tiles in module.array]
-    return [[module]]
+class _Split(nn.Module):
+    """The state of the tiles that share their inputs.
+
+    Attributes:
+        rows: Which inputs.
+        weight: The weights as they are now, ``(D_out, width)``; the largest of a column is about 1.
+        scale: The scale of each column, ``(D_out,)``.
+        gain: Column scale times drift compensation, ``(D_out,)``.
+        reference: The compensation's read-out after programming, ``(D_out,)``.
+        variance: Of the weights from read to read.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    gain: Tensor
+    reference: Tensor
+
+    def __init__(self, rows: slice, weight: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("gain", scale)
+        self.register_buffer("reference", torch.ones_like(scale))
+        self.variance: Variance = None
 
 
-def _is_stacked(tiles: list[TorchInferenceTile], stacked: Tensor) -> bool:
-    parts = stacked.split([t.out_size for t in tiles])
-    return all(
-        t.tile.weight.data_ptr() == part.data_ptr() for t, part in zip(tiles, parts, strict=True)
-    )
+def _parts(size: int, largest: int) -> list[slice]:
+    """Cut an axis as aihwkit does: into parts as even as can be, the larger ones first."""
+    count = math.ceil(size / largest)
+    ends = [-(-size * i // count) for i in range(count + 1)]
+    return [slice(*ends[i : i + 2]) for i in range(count)]
+
+
+def _key() -> int:
+    """Names the noise of a read; from torch's random state, so that whoever seeds it seeds this."""
+    return int(torch.randint(2**62, ()))

@@ -1,119 +1,70 @@
-"""The simulated tile: how a device card becomes a configuration of aihwkit's tiles."""
+"""The kinds of tile: which class simulates a layer, and what is asked of it."""
 
-from functools import cache
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, Protocol, get_args
 
-import aihwkit
-import torch
-from aihwkit.inference import GlobalDriftCompensation
-from aihwkit.nn import AnalogLinear
-from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from aihwkit.simulator.parameters.enums import (
-    BoundManagementType,
-    NoiseManagementType,
-    WeightNoiseType,
-)
-from aihwkit.simulator.parameters.io import IOParameters
-from aihwkit.simulator.parameters.mapping import MappingParameter
+from torch import nn
 
+from analog_grasp.adapters.frozen import FrozenLayer
+from analog_grasp.crossbar.aihwkit_layer import AihwkitLinear, compiled_config
+from analog_grasp.crossbar.layer import CrossbarLinear, DriftCompensation
 from analog_grasp.devices import DeviceCard
 
 Tile = Literal["torch", "rpucuda"]
-DriftCompensation = Literal["global", "none"]
 
-_CONFIGS = {"torch": TorchInferenceRPUConfig, "rpucuda": InferenceRPUConfig}
-_COMPENSATIONS = {"global": GlobalDriftCompensation, "none": lambda: None}
-_INPUT_SCALING = {
-    "abs_max": NoiseManagementType.ABS_MAX,
-    "constant": NoiseManagementType.CONSTANT,
-    "none": NoiseManagementType.NONE,
-}
-_BOUND_MANAGEMENT = {
-    "iterative": BoundManagementType.ITERATIVE,
-    "none": BoundManagementType.NONE,
-}
+MakeLayer = Callable[[str, FrozenLayer], nn.Module]
+"""Gives the layer on tiles from a layer's name and the layer."""
 
 
-def tile_config(
-    card: DeviceCard, tile: Tile = "torch", drift_compensation: DriftCompensation = "global"
-) -> TorchInferenceRPUConfig | InferenceRPUConfig:
-    """Return the aihwkit configuration of the tiles that a device card describes.
+class ChipLayer(Protocol):
+    """What a deployment asks of a layer on tiles."""
 
-    Weights are scaled by column to [-1, 1], the bias stays digital, and a layer larger than the
-    card's tile is split. Device noise is not part of it: it is the card's `CardNoiseModel`.
+    input_range: float | None
+
+    @property
+    def tiles(self) -> int: ...
+    @property
+    def cells(self) -> int: ...
+    def program(self, chip: int) -> None: ...
+    def drift_to(self, seconds: float) -> None: ...
+    def weight_error(self) -> float: ...
+
+
+def layer_maker(
+    card: DeviceCard, tile: Tile = "torch", compensation: DriftCompensation = "global"
+) -> MakeLayer:
+    """Return what makes layers on tiles of a kind.
 
     Args:
         card: The device.
-        tile: ``"torch"`` for aihwkit's tile in torch, ``"rpucuda"`` for its compiled one.
-        drift_compensation: ``"global"`` scales a tile's outputs so that the mean magnitude of a
-            known read-out is what it was after programming; ``"none"`` does not.
+        tile: ``"torch"`` for our tile, which computes what aihwkit's torch tile does;
+            ``"rpucuda"`` for aihwkit's compiled one.
+        compensation: The drift compensation; see `CrossbarLinear`.
 
     Raises:
-        ValueError: An unknown tile or drift compensation.
+        ValueError: An unknown tile or compensation, or a card that the tile cannot simulate.
         RuntimeError: The compiled tile does not work with the installed torch.
 
-    Source:
-        aihwkit (Rasch et al., AICAS 2021); global drift compensation: Joshi et al.,
-        Nat. Commun. 11, 2473 (2020).
-
     Example:
-        >>> tile_config(DeviceCard.load("ideal")).forward.is_perfect
-        True
+        >>> make = layer_maker(DeviceCard.load("ideal"))
+        >>> type(make("dense", nn.Linear(4, 2))).__name__
+        'CrossbarLinear'
     """
-    if tile not in _CONFIGS:
-        raise ValueError(f"tile is {tile!r}, which is unknown: use {' or '.join(get_args(Tile))}.")
-    if drift_compensation not in _COMPENSATIONS:
-        raise ValueError(
-            f"drift_compensation is {drift_compensation!r}, which is unknown: "
-            f"use {' or '.join(get_args(DriftCompensation))}."
-        )
+    for name, value, choice in (
+        ("tile", tile, Tile),
+        ("drift_compensation", compensation, DriftCompensation),
+    ):
+        if value not in get_args(choice):
+            known = ", ".join(get_args(choice))
+            raise ValueError(f"{name} is {value!r}, which is unknown: use one of {known}.")
     if tile == "rpucuda":
-        _check_compiled_tile()
-    config = _CONFIGS[tile]()
-    config.mapping = MappingParameter(
-        digital_bias=True,
-        weight_scaling_omega=1.0,
-        weight_scaling_columnwise=True,
-        max_input_size=card.tile.rows,
-        max_output_size=card.tile.columns,
-    )
-    config.forward = _converters(card)
-    config.drift_compensation = _COMPENSATIONS[drift_compensation]()
-    return config
+        config = compiled_config(card, compensation)
+        return lambda name, layer: AihwkitLinear(layer, card, name, config)
+    return partial(_on_our_tiles, card, compensation)
 
 
-def _converters(card: DeviceCard) -> IOParameters:
-    """DAC, output noise and ADC of a tile, in aihwkit's terms."""
-    converters = card.converters
-    if converters is None:
-        return IOParameters(is_perfect=True)
-    return IOParameters(
-        inp_res=_resolution(converters.dac_bits),
-        out_res=_resolution(converters.adc_bits),
-        out_noise=converters.output_noise,
-        out_bound=converters.output_range or 0.0,
-        noise_management=_INPUT_SCALING[converters.input_scaling],
-        bound_management=_BOUND_MANAGEMENT[converters.bound_management],
-        w_noise=0.0,
-        w_noise_type=WeightNoiseType.NONE,
-    )
-
-
-def _resolution(bits: int | None) -> float:
-    """The step of a converter relative to its full range: 2^bits - 1 levels about 0."""
-    return 1.0 / (2**bits - 2) if bits else 0.0
-
-
-@cache
-def _check_compiled_tile() -> None:
-    """Run aihwkit's compiled tile once, which fails in obscure ways where it does not fit."""
-    try:
-        with torch.random.fork_rng():
-            layer = AnalogLinear(2, 2, rpu_config=InferenceRPUConfig())
-            layer.eval()(torch.ones(1, 2))
-    except (ImportError, RuntimeError, AttributeError, TypeError) as error:
-        raise RuntimeError(
-            f"aihwkit {aihwkit.__version__}'s compiled tile does not work with torch "
-            f"{torch.__version__} ({error}): install a pair that was built together, "
-            "or use tile='torch'."
-        ) from error
+def _on_our_tiles(
+    card: DeviceCard, compensation: DriftCompensation, name: str, layer: FrozenLayer
+) -> CrossbarLinear:
+    return CrossbarLinear(layer, card, name, compensation)

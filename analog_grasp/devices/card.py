@@ -4,7 +4,7 @@ import difflib
 import math
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Unpack, get_args
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -14,6 +14,7 @@ from analog_grasp.devices.errors import CardError, sentence
 from analog_grasp.devices.sections import (
     ConductanceRange,
     Converters,
+    DieToDie,
     Drift,
     LogarithmicRead,
     PowerLawDrift,
@@ -21,11 +22,13 @@ from analog_grasp.devices.sections import (
     RelativeRead,
     RelaxationDrift,
     Source,
+    Stuck,
     TabulatedDrift,
     TabulatedSpread,
     Text,
     TileSize,
 )
+from analog_grasp.devices.variants import Changes, changed_sections, die_sections
 
 if TYPE_CHECKING:
     from analog_grasp.devices.profile import Profile
@@ -53,6 +56,10 @@ class DeviceCard(Section):
         drift: change with time, or None.
         programming: spread of the conductance reached, µS, or None.
         read: accumulated read noise, or None.
+        short_term: noise drawn anew at every read: the standard deviation, µS, of one device's
+            conductance from read to read, as a function of its present conductance; or None.
+        die_to_die: what differs from chip to chip, or None.
+        stuck: fractions of devices that cannot be programmed, or None.
         converters: DAC, ADC and output noise; None for exact arithmetic.
         tile: the size of one crossbar tile, in weights.
 
@@ -75,6 +82,9 @@ class DeviceCard(Section):
     drift: Drift | None = None
     programming: SpreadCurve | None = None
     read: Read | None = None
+    short_term: SpreadCurve | None = None
+    die_to_die: DieToDie | None = None
+    stuck: Stuck | None = None
     converters: Converters | None = None
     tile: TileSize
 
@@ -123,7 +133,8 @@ class DeviceCard(Section):
         """A copy with effects switched off, so that the others can be studied alone.
 
         Args:
-            effects: any of "programming", "drift", "read", "converters".
+            effects: any of "programming", "drift", "read", "converters"; "read" is both the
+                accumulated and the short-term read noise.
 
         Raises:
             ValueError: if an effect is unknown.
@@ -136,7 +147,34 @@ class DeviceCard(Section):
             if effect not in get_args(Effect):
                 known = ", ".join(get_args(Effect))
                 raise ValueError(f'effect "{effect}" is unknown: use any of {known}.')
-        return self.model_copy(update=dict.fromkeys(effects))
+        off = {*effects, "short_term"} if "read" in effects else effects
+        return self.model_copy(update=dict.fromkeys(off))
+
+    def with_(self, **changes: Unpack[Changes]) -> Self:
+        """A copy with other converters, tile, conductance range or faults; see `Changes`.
+
+        Raises:
+            CardError: if the changed card is not valid.
+
+        Example:
+            >>> card = DeviceCard.load("pcm-hermes-2").with_(adc_bits=6, stuck_off=0.001)
+            >>> card.converters.adc_bits, card.converters.dac_bits, card.stuck.off
+            (6, 8, 0.001)
+        """
+        return self._from_data({**dict(self), **changed_sections(self, changes)}, self.name)
+
+    def die(self, chip: int) -> Self:
+        """The card of one chip instance, whose means and spreads are those of its die.
+
+        Args:
+            chip: names the chip instance.
+
+        Example:
+            >>> card = DeviceCard.load("gaussian").with_(die_to_die=0.1)
+            >>> card.die(1).programming == card.die(2).programming
+            False
+        """
+        return self if self.die_to_die is None else self.model_copy(update=die_sections(self, chip))
 
     def profile(self, time: float | str) -> "Profile":
         """The target noise profile at a drift time; see `analog_grasp.devices.profile.profile`.
@@ -169,7 +207,7 @@ class DeviceCard(Section):
             raise ValueError(
                 "programming is stated twice: leave it out, since drift.table begins with it"
             )
-        first = {key: value for key, value in table[0].items() if key != "time"}
+        first = {k: value for k, value in table[0].items() if k not in ("time", "shift")}
         return {**data, "programming": first}
 
     @model_validator(mode="after")
@@ -204,6 +242,8 @@ class DeviceCard(Section):
             spreads.append(("drift.nu_std", self.drift.nu_std))
         if isinstance(self.read, RelativeRead):
             spreads.append(("read.q", self.read.q))
+        if self.short_term is not None:
+            spreads.append(("short_term", self.short_term))
         return spreads
 
 
@@ -274,6 +314,8 @@ def _known_keys() -> set[str]:
         Piece,
         RelativeRead,
         LogarithmicRead,
+        DieToDie,
+        Stuck,
         Converters,
         TileSize,
     )

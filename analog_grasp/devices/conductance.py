@@ -40,21 +40,30 @@ class CardConductanceConverter(BaseConductanceConverter):
         Raises:
             ValueError: if a weight is not finite.
         """
-        low, high = torch.aminmax(weights)
-        if not torch.isfinite(high - low):
-            raise ValueError("the weights hold NaN or infinity: only finite weights have devices.")
+        scale, offset = self.scale_of(weights)
+        params = {"scale": scale, "offset": offset}
         if self.mapping == "single":
-            scale = (self.g_max - self.g_min) / (high - low).clamp(min=_SMALLEST_RANGE)
-            g = (weights - low).mul_(scale).add_(self.g_min)
-            return [g], {"scale": scale, "offset": low}
-        largest = torch.maximum(high, -low).clamp(min=_SMALLEST_RANGE)
-        scale = (self.g_max - self.g_min) / largest
-        params = {"scale": scale, "offset": torch.zeros_like(scale)}
+            return [(weights - offset).mul_(scale).add_(self.g_min)], params
         g = weights * scale
         if self.mapping == "signed":
             return [g], params
         minus = (-g).clamp_(min=0.0).add_(self.g_min)
         return [g.clamp_(min=0.0).add_(self.g_min), minus], params
+
+    def scale_of(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale, µS per unit of weight, and the weight that maps to g_min.
+
+        Raises:
+            ValueError: if a weight is not finite.
+        """
+        low, high = torch.aminmax(weights)
+        if not torch.isfinite(high - low):
+            raise ValueError("the weights hold NaN or infinity: only finite weights have devices.")
+        span = self.g_max - self.g_min
+        if self.mapping == "single":
+            return span / (high - low).clamp(min=_SMALLEST_RANGE), low
+        scale = span / torch.maximum(high, -low).clamp(min=_SMALLEST_RANGE)
+        return scale, torch.zeros_like(scale)
 
     def convert_back_to_weights(
         self, conductances: list[Tensor], params: dict[str, Tensor]

@@ -1,6 +1,6 @@
 """Curves: functions of a conductance, by pieces, as device cards state them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -10,6 +10,8 @@ from analog_grasp.devices.units import Conductance
 
 # Logarithms and negative powers are taken of at least this, as aihwkit does (its _ZERO_CLIP).
 SMALLEST = 1e-7
+# A longer polynomial is evaluated in double precision, since its terms may cancel.
+LONGEST_SINGLE = 7
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 
@@ -28,17 +30,18 @@ class Piece(Section):
         polynomial   c0 + c1 x + c2 x^2 + ...
         logarithm    c0 + c1 ln x
         power        c0 x^c1
+        saturation   c0 (1 - exp(-x / c1))
 
     Attributes:
         below: the piece holds for x below this; the last piece of a curve has none.
-        form: one of the three forms.
+        form: one of the four forms.
         coefficients: c0, c1, ..., in ascending order.
         min: the piece is clipped from below at this.
         max: the piece is clipped from above at this.
     """
 
     below: Number | None = None
-    form: Literal["polynomial", "logarithm", "power"]
+    form: Literal["polynomial", "logarithm", "power", "saturation"]
     coefficients: Annotated[tuple[Number, ...], Field(strict=False, min_length=1, max_length=16)]
     min: Number | None = None
     max: Number | None = None
@@ -47,8 +50,10 @@ class Piece(Section):
     @classmethod
     def _count(cls, value: tuple[float, ...], info: Any) -> tuple[float, ...]:
         form = info.data.get("form")
-        if form in ("logarithm", "power") and len(value) != 2:
+        if form in ("logarithm", "power", "saturation") and len(value) != 2:
             raise ValueError(f"has {len(value)} numbers: a {form} has 2")
+        if form == "saturation" and value[1] <= 0:
+            raise ValueError(f"has the scale {value[1]:g}: it should be above 0")
         if form == "power" and abs(value[1]) > 4:
             raise ValueError(f"has the exponent {value[1]:g}: it should lie between -4 and 4")
         return value
@@ -68,12 +73,29 @@ class Piece(Section):
             y.clamp_(self.min, self.max)
         return y
 
+    def scaled(self, factor: float) -> Self:
+        """The piece with its values multiplied by `factor`, which is not negative."""
+        c = self.coefficients
+        # The second number of the two other forms is an exponent or a scale of x.
+        count = len(c) if self.form in ("polynomial", "logarithm") else 1
+        return self.model_copy(
+            update={
+                "coefficients": (*(factor * value for value in c[:count]), *c[count:]),
+                "min": None if self.min is None else factor * self.min,
+                "max": None if self.max is None else factor * self.max,
+            }
+        )
+
     def _formula(self, x: Tensor) -> Tensor:
         c = self.coefficients
         if self.form == "logarithm":
             return x.clamp(min=SMALLEST).log_().mul_(c[1]).add_(c[0])
         if self.form == "power":
             return x.clamp(min=SMALLEST).pow_(c[1]).mul_(c[0])
+        if self.form == "saturation":
+            return x.div(-c[1]).expm1_().mul_(-c[0])
+        if len(c) > LONGEST_SINGLE and x.dtype != torch.float64:
+            return self._formula(x.double()).to(x.dtype)
         y = torch.full_like(x, c[-1])
         for coefficient in reversed(c[:-1]):
             torch.addcmul(x.new_tensor(coefficient), y, x, out=y)
@@ -122,6 +144,12 @@ class Curve(Section):
             raise ValueError('should have ascending values of "below"')
         return pieces
 
+    def scaled(self, factor: float) -> Self:
+        """The curve with its values multiplied by `factor`, which is not negative."""
+        return self.model_copy(
+            update={"pieces": tuple(piece.scaled(factor) for piece in self.pieces)}
+        )
+
     def at(self, g: Tensor, g_max: float) -> Tensor:
         """Evaluate the curve.
 
@@ -159,3 +187,20 @@ class SpreadCurve(Curve):
         if self.reference_g_max is not None:
             spread.mul_(g_max / self.reference_g_max)
         return spread.clamp_(min=0.0)
+
+    def constant(self, g_max: float) -> float | None:
+        """The spread, µS, where it is the same at every conductance; else None."""
+        first, *others = self.pieces
+        if others or first.form != "polynomial" or len(first.coefficients) > 1:
+            return None
+        return float(self.at(torch.zeros(1, dtype=torch.float64), g_max))
+
+
+class ShiftCurve(Curve):
+    """A curve whose value is a change of the mean conductance, µS.
+
+    Attributes:
+        unit: always "uS".
+    """
+
+    unit: Literal["uS"]

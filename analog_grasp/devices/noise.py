@@ -1,17 +1,28 @@
 """One noise model for every device card, usable wherever aihwkit takes a noise model."""
 
-import math
 import warnings
+from pathlib import Path
 
+import numpy as np
 import torch
 from aihwkit.inference.noise.base import BaseNoiseModel
 from torch import Tensor
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.conductance import CardConductanceConverter
+from analog_grasp.devices.kernels import read_tile
+from analog_grasp.devices.random import normal, uniform
+from analog_grasp.devices.reading import (
+    Weighted,
+    encode,
+    growth,
+    level,
+    read_strength,
+    relaxation,
+)
 from analog_grasp.devices.sections import (
+    LogarithmicRead,
     PowerLawDrift,
-    RelativeRead,
     RelaxationDrift,
     TabulatedDrift,
 )
@@ -20,19 +31,25 @@ from analog_grasp.devices.time import format_time, parse_time
 
 # Cards whose table a run has left behind, so that the user is told once a card.
 _warned: set[str] = set()
+# The files between the user and a warning: this package and torch.
+_BETWEEN = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
 
 
 class CardNoiseModel(BaseNoiseModel):
     """Programming noise, drift and read noise of the devices of one tile, from a card's data.
 
+    `read_weights` gives the weights as read at a time in one step. The methods whose names begin
+    with `apply_` give the same in the two steps of aihwkit's noise models.
+
     The formulas are those of the card's sections; where a card restates an aihwkit model, the two
     agree in distribution. Conductances are in µS and never negative (but for the generic mapping
     "signed"), times in seconds since programming.
 
-    Every random number comes from a generator of its own, keyed by the seed, the purpose, the
-    device of the cell (0 for g+, 1 for g-) and, for read noise, the time. So the same seed gives
-    the same bits in whatever order the methods are called, the global generator is untouched, and
-    two tiles need two seeds; see `derive_seed`. A CPU and a GPU draw different chips.
+    Every random number is a function of the seed, the purpose, the device of the cell (0 for g+, 1
+    for g-), for read noise the time, and the place in the tile; see `random.normal`. So the same
+    seed gives the same chip in whatever order the methods are called, on any number of threads
+    and on any processor; the global generator is untouched, and two tiles need two seeds; see
+    `derive_seed`.
 
     A device keeps its own programming error, drift exponent and relaxation: the deviate of a
     device is one draw for all times, so that its conductance follows one continuous path and
@@ -47,6 +64,10 @@ class CardNoiseModel(BaseNoiseModel):
     Args:
         card: the device.
         seed: names the tile's devices.
+        chip: names the chip instance, for what differs from die to die; None: the seed.
+
+    Attributes:
+        card: the device, as it is on the chip instance's die.
 
     Example:
         >>> import torch
@@ -55,12 +76,86 @@ class CardNoiseModel(BaseNoiseModel):
         >>> a_day_later = model.apply_drift_noise(weights, state, 86400.0)
         >>> a_day_later.shape
         torch.Size([2, 4])
+        >>> torch.allclose(model.read_weights(torch.linspace(-1, 1, 8).view(2, 4), 86400.0),
+        ...                a_day_later, atol=1e-5)
+        True
     """
 
-    def __init__(self, card: DeviceCard, seed: int = 0) -> None:
+    def __init__(self, card: DeviceCard, seed: int = 0, chip: int | None = None) -> None:
         super().__init__(CardConductanceConverter(card.conductance))
-        self.card = card
+        self.card = card.die(seed if chip is None else chip)
         self.seed = seed
+
+    @torch.no_grad()
+    def read_weights(
+        self,
+        targets: Tensor,
+        time: float,
+        *,
+        out: Tensor | None = None,
+        variance_out: Tensor | None = None,
+    ) -> Tensor:
+        """Weights as read at a time after programming.
+
+        Single precision on a CPU takes one fused pass that stores nothing; elsewhere the two
+        steps below, which agree with it to rounding. Nothing need be kept for another time: the
+        same devices are drawn again.
+
+        Args:
+            targets: the target weights, of shape (rows, columns).
+            time: time since programming, s.
+            out: where the weights are written, of the shape, type and place of `targets`; may be
+                `targets` itself.
+            variance_out: where the variance of each weight from read to read is written, in
+                squared units of the weights: the card's short-term noise at the conductances
+                read. That a conductance cannot be read below 0 is left out of it.
+
+        Returns:
+            The weights: `out`, or a new tensor.
+
+        Raises:
+            ValueError: if a weight is not finite, or the time is negative or not finite.
+        """
+        time = parse_time(time)
+        self._tell_beyond(time)
+        out = torch.empty_like(targets) if out is None else out
+        noiseless = self._is_exact()
+        if noiseless and variance_out is None:
+            return out.copy_(targets)
+        tensors = [tensor for tensor in (targets, out, variance_out) if tensor is not None]
+        if noiseless or not all(_fits_kernel(tensor) for tensor in tensors):
+            return self._read_in_steps(targets, time, out, variance_out)
+        stuck = self.card.stuck
+        read_tile(
+            targets,
+            encode(self.card, time),
+            self.card.conductance,
+            *self.g_converter.scale_of(targets),
+            self._keys(time),
+            (0.0, 0.0) if stuck is None else (stuck.off, stuck.on),
+            out,
+            variance_out,
+        )
+        return out
+
+    def constant_short_term_variance(self, targets: Tensor) -> float | None:
+        """The variance of every weight from read to read, where it is one number for all.
+
+        Args:
+            targets: the target weights, of any shape.
+
+        Returns:
+            The variance, in squared units of the weights: 0 for a card without short-term noise,
+            None where it depends on the conductance; see `read_weights`.
+        """
+        if self.card.short_term is None:
+            return 0.0
+        spread = self.card.short_term.constant(self.card.conductance.g_max)
+        if spread is None:
+            return None
+        devices = 2 if self.card.conductance.mapping == "pair" else 1
+        scale, _ = self.g_converter.scale_of(targets)
+        return devices * (spread / float(scale)) ** 2
 
     @torch.no_grad()
     def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -78,8 +173,7 @@ class CardNoiseModel(BaseNoiseModel):
         """
         if self._is_exact():
             return weights.clone(), []
-        precise = weights.to(torch.promote_types(weights.dtype, torch.float32))
-        targets, params = self.g_converter.convert_to_conductances(precise)
+        targets, params = self.g_converter.convert_to_conductances(_precise(weights))
         state = [params["scale"], params["offset"]]
         for device, g_target in enumerate(targets):
             coefficients = self.generate_drift_coefficients(g_target, device)
@@ -109,14 +203,8 @@ class CardNoiseModel(BaseNoiseModel):
         time = parse_time(t_inference)
         if not drift_noise_parameters:
             return weights.clone()
-        scale, offset, *devices = drift_noise_parameters
-        read = [
-            self.apply_drift_noise_to_conductance(g_prog, coefficients, time, device)
-            for device, (g_prog, coefficients) in enumerate(
-                zip(devices[::2], devices[1::2], strict=True)
-            )
-        ]
-        params = {"scale": scale, "offset": offset}
+        params = {"scale": drift_noise_parameters[0], "offset": drift_noise_parameters[1]}
+        read = self._conductances(drift_noise_parameters, time)
         return self.g_converter.convert_back_to_weights(read, params).to(weights.dtype)
 
     def apply_noise(self, weights: Tensor, t_inference: float) -> Tensor:
@@ -136,10 +224,10 @@ class CardNoiseModel(BaseNoiseModel):
             The conductances reached, µS.
         """
         if self.card.programming is None:
-            return g_target.clone()
+            return self._stuck(g_target.clone(), device)
         g = self._normal(g_target, "programming", device)
         spread = self.card.programming.at(g_target, self.card.conductance.g_max)
-        return self._clipped(g.mul_(spread).add_(g_target))
+        return self._stuck(self._clipped(g.mul_(spread).add_(g_target)), device)
 
     @torch.no_grad()
     def generate_drift_coefficients(self, g_target: Tensor, device: int = 0) -> Tensor | None:
@@ -188,14 +276,55 @@ class CardNoiseModel(BaseNoiseModel):
             ValueError: if the time is negative or not finite.
         """
         time = parse_time(t_inference)
+        self._tell_beyond(time)
         g = self._drifted(g_prog, drift_noise_param, time)
-        g = self._clipped(self._read(g, g_prog, time, device))
+        # Noise of a tabulated state goes by that state, which the programmed one is only the first.
+        base = g.clone() if isinstance(self.card.drift, TabulatedDrift) else g_prog
+        g = self._clipped(self._read(g, base, time, device))
         if isinstance(self.card.drift, RelaxationDrift) and time > 0:
             g.clamp_(self.card.conductance.g_min, self.card.conductance.g_max)
-        return g
+        return self._stuck(g, device)
 
     def _is_exact(self) -> bool:
-        return self.card.programming is None and self.card.drift is None and self.card.read is None
+        card = self.card
+        return card.programming is card.drift is card.read is card.stuck is None
+
+    def _keys(self, time: float) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]":
+        """The keys of all random numbers, of shape (4, 2): by purpose and device."""
+        purposes = (("programming",), ("drift",), ("read", time), ("stuck",))
+        keys = [[self._key(name, d, *more) for d in (0, 1)] for name, *more in purposes]
+        return np.array(keys, np.uint64)
+
+    def _key(self, purpose: str, device: int, *more: float) -> int:
+        return derive_seed(self.seed, purpose, device, *more)
+
+    def _read_in_steps(
+        self, targets: Tensor, time: float, out: Tensor, variance_out: Tensor | None
+    ) -> Tensor:
+        """`read_weights` by the two steps of aihwkit's interface."""
+        if self._is_exact():
+            conductances, params = self.g_converter.convert_to_conductances(_precise(targets))
+            weights = targets
+        else:
+            _, state = self.apply_programming_noise(targets)
+            conductances = self._conductances(state, time)
+            params = {"scale": state[0], "offset": state[1]}
+            weights = self.g_converter.convert_back_to_weights(conductances, params)
+        if variance_out is not None:
+            spread = self.card.short_term
+            variance = torch.zeros_like(conductances[0])
+            for g in conductances if spread is not None else ():
+                variance.add_(spread.at(g, self.card.conductance.g_max).square_())
+            variance_out.copy_(variance.div_(params["scale"].square()))
+        return out.copy_(weights)
+
+    def _conductances(self, state: list[Tensor], time: float) -> list[Tensor]:
+        """The conductances as read, a tensor a device, from what was kept at programming."""
+        devices = zip(state[2::2], state[3::2], strict=True)
+        return [
+            self.apply_drift_noise_to_conductance(g_prog, coefficients, time, device)
+            for device, (g_prog, coefficients) in enumerate(devices)
+        ]
 
     def _drifted(self, g_prog: Tensor, coefficients: Tensor | None, time: float) -> Tensor:
         """A new tensor: `g_prog` after drift, before read noise."""
@@ -203,70 +332,78 @@ class CardNoiseModel(BaseNoiseModel):
         if drift is None or coefficients is None or time == 0:
             return g_prog.clone()
         if isinstance(drift, PowerLawDrift):
-            growth = math.log(time + drift.t0) - math.log(drift.t0)
-            return coefficients.mul(-growth).exp_().mul_(g_prog)
-        if isinstance(drift, TabulatedDrift):
-            return self._tabulated(drift, g_prog, coefficients, time)
-        log_time = math.log(time)
-        std = max(drift.std[0] + drift.std[1] * log_time, 0.0)
-        mean = drift.mean[0] + drift.mean[1] * log_time
-        return coefficients.mul(std).add_(mean).add_(g_prog)
-
-    def _tabulated(
-        self, drift: TabulatedDrift, g_prog: Tensor, coefficients: Tensor, time: float
-    ) -> Tensor:
-        table = drift.table
-        if time <= table[0].time:
+            return coefficients.mul(-growth(drift, time)).exp_().mul_(g_prog)
+        if isinstance(drift, RelaxationDrift):
+            mean, std = relaxation(drift, time)
+            return coefficients.mul(std).add_(mean).add_(g_prog)
+        if time <= drift.table[0].time:
             return g_prog.clone()
-        if time > table[-1].time:
-            _warn_beyond(self.card.name, time, table[-1].time)
+        now = level(self.card, time)
         g_target, deviate = coefficients
-        g_max = self.card.conductance.g_max
-        after = next((i for i, row in enumerate(table) if time <= row.time), len(table) - 1)
-        spread = table[after].at(g_target, g_max)
-        if time < table[after].time:
-            before = table[after - 1]
-            fraction = math.log(time / before.time) / math.log(table[after].time / before.time)
-            spread = torch.lerp(before.at(g_target, g_max), spread, fraction)
-        if self.card.programming is None:
-            # Programmed exactly, a device still relaxes by what the spread has grown since.
-            spread.sub_(table[0].at(g_target, g_max))
-        return spread.mul_(deviate).add_(g_target)
+        mean = g_target + self._sum(now.shifts, g_target)
+        return self._clipped(self._sum(now.spreads, mean).mul_(deviate).add_(mean))
+
+    def _sum(self, curves: Weighted, g: Tensor) -> Tensor:
+        """A weighted sum of curves at conductances `g`."""
+        total = torch.zeros_like(g)
+        for part, curve in curves:
+            total.add_(curve.at(g, self.card.conductance.g_max), alpha=part)
+        return total
 
     def _read(self, g: Tensor, g_prog: Tensor, time: float, device: int) -> Tensor:
         """Add accumulated 1/f noise to `g` in place."""
         read = self.card.read
-        if read is None:
+        strength = 0.0 if read is None else read_strength(read, time)
+        if read is None or strength == 0:
             return g
-        age = time + read.t0 if isinstance(read, RelativeRead) else time
-        # The difference of logarithms stays finite where the ratio of the times would not.
-        growth = math.log(age + read.t_read) - math.log(2 * read.t_read)
-        if growth <= 0:
-            return g
-        noise = self._normal(g, "read", device, time).mul_(math.sqrt(growth))
-        if isinstance(read, RelativeRead):
-            q = read.q.at(g_prog, self.card.conductance.g_max).clamp_(min=0.0)
-            return g.mul_(noise.mul_(q).add_(1.0))
-        return g.add_(noise.mul_(read.k).mul_(g.clamp(min=1.0).log10_()))
+        noise = self._normal(g, "read", device, time).mul_(strength)
+        if isinstance(read, LogarithmicRead):
+            return g.add_(noise.mul_(g.clamp(min=1.0).log10_()))
+        q = read.q.at(g_prog, self.card.conductance.g_max).clamp_(min=0.0)
+        return g.mul_(noise.mul_(q).add_(1.0))
 
     def _clipped(self, g: Tensor) -> Tensor:
         return g if self.card.conductance.mapping == "signed" else g.clamp_(min=0.0)
 
+    def _stuck(self, g: Tensor, device: int) -> Tensor:
+        """Put the stuck devices where they are stuck, in place."""
+        stuck = self.card.stuck
+        if stuck is None:
+            return g
+        u = uniform(self._key("stuck", device), tuple(g.shape), device=g.device)
+        g.masked_fill_(u < stuck.off, self.card.conductance.g_min)
+        return g.masked_fill_(u >= 1.0 - stuck.on, self.card.conductance.g_max)
+
     def _normal(self, like: Tensor, purpose: str, device: int, *more: float) -> Tensor:
         """Standard normal deviates, of the shape, type and place of `like`."""
-        generator = torch.Generator(device=like.device)
-        generator.manual_seed(derive_seed(self.seed, purpose, device, *more))
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        key = self._key(purpose, device, *more)
+        return normal(key, tuple(like.shape), device=like.device, dtype=like.dtype)
+
+    def _tell_beyond(self, time: float) -> None:
+        """Tell the user, once a card, that its table ends before the time asked for."""
+        drift, name = self.card.drift, self.card.name
+        if not isinstance(drift, TabulatedDrift) or name in _warned:
+            return
+        last = drift.table[-1].time
+        if time <= last:
+            return
+        _warned.add(name)
+        warnings.warn(
+            f'device card "{name}" is tabulated up to {format_time(last)}: at {format_time(time)} '
+            f"its spread is that of {format_time(last)}.",
+            skip_file_prefixes=_BETWEEN,
+            stacklevel=2,
+        )
 
 
-def _warn_beyond(name: str, time: float, last: float) -> None:
-    """Tell the user, once a card, that its table ends before the time asked for."""
-    if name in _warned:
-        return
-    _warned.add(name)
-    # The level of whoever called apply_drift_noise, past torch's two no_grad wrappers.
-    warnings.warn(
-        f'device card "{name}" is tabulated up to {format_time(last)}: at {format_time(time)} its '
-        f"spread is that of {format_time(last)}.",
-        stacklevel=8,
+def _precise(weights: Tensor) -> Tensor:
+    return weights.to(torch.promote_types(weights.dtype, torch.float32))
+
+
+def _fits_kernel(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.dim() == 2
+        and tensor.is_contiguous()
     )

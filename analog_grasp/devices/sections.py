@@ -4,12 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from analog_grasp.devices.curve import Curve, Number, Section, SpreadCurve
+from analog_grasp.devices.curve import Curve, Number, Section, ShiftCurve, SpreadCurve
 from analog_grasp.devices.units import Conductance, Seconds
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 Bits = Annotated[int, Field(ge=2, le=16)]
 Count = Annotated[int, Field(ge=1, le=65_536)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Pair = Annotated[tuple[Number, Number], Field(strict=False)]
 
 
@@ -88,17 +89,20 @@ class TabulatedSpread(SpreadCurve):
 
     Attributes:
         time: time since programming, s.
+        shift: change of the mean since programming, a function of the target; absent: none.
     """
 
     time: Seconds
+    shift: ShiftCurve | None = None
 
 
 class TabulatedDrift(Section):
-    """Relaxation known at a few times: g(t) = g_target + sigma(g_target, t) z, z = N(0, 1).
+    """Relaxation known at a few times: g(t) = g' + sigma(g', t) z, z = N(0, 1).
 
-    Between two times sigma is linear in ln t (ours); before the first it is that of the first,
-    beyond the last that of the last. A card with this section has no section `programming`: the
-    state at the first time is the programmed one.
+    Here g' = g_target + shift(g_target, t) is the mean. Between two times sigma and shift are
+    linear in ln t (ours); before the first they are those of the first, beyond the last those of
+    the last. A card with this section has no section `programming`: the state at the first time is
+    the programmed one, without a shift. A device keeps its z for all times.
 
     Attributes:
         table: the spreads, by ascending time.
@@ -113,6 +117,8 @@ class TabulatedDrift(Section):
         times = [row.time for row in table]
         if times != sorted(set(times)):
             raise ValueError("should be in the order of its times, each time once")
+        if table[0].shift is not None:
+            raise ValueError("has a shift in its first row, the programmed state: leave it out")
         return table
 
 
@@ -173,6 +179,42 @@ class LogarithmicRead(Section):
 
 
 Read = Annotated[RelativeRead | LogarithmicRead, Field(discriminator="model")]
+
+
+class DieToDie(Section):
+    """What differs from chip to chip, as relative standard deviations.
+
+    A chip instance draws two factors, each N(1, spread^2) and not below 0: one multiplies the
+    card's means of change (drift exponent, relaxation, shift), the other all its spreads
+    (programming, drift, read noise). Within the chip the card's own spreads go on top.
+
+    Attributes:
+        mean: standard deviation of the factor of the means.
+        spread: standard deviation of the factor of the spreads.
+    """
+
+    mean: Fraction = 0.0
+    spread: Fraction = 0.0
+
+
+class Stuck(Section):
+    """Devices that hold one conductance whatever is programmed and for all times.
+
+    Attributes:
+        off: fraction of the devices stuck at g_min.
+        on: fraction of the devices stuck at g_max.
+    """
+
+    off: Fraction = 0.0
+    on: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> "Stuck":
+        if self.off + self.on > 1:
+            raise ValueError(
+                f"has off + on = {self.off + self.on:g}: together they should be at most 1"
+            )
+        return self
 
 
 class Converters(Section):

@@ -3,11 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
+from analog_grasp.devices.random import (
+    NORMAL_TABLE,
+    Floats,
+    fill_normal,
+    normal,
+    row_key,
+    use_torch_threads,
+)
 
 
 class WeightNoise:
@@ -73,8 +83,30 @@ class WeightNoise:
             ]
             self._spreads = [self._spread(layer) for layer in self._layers]
         for layer, noisy, spread in zip(self._layers, self._noisy, self._spreads, strict=True):
-            torch.addcmul(layer.weight, noisy.normal_(), spread, out=noisy)
+            # From torch's own random state, so that whoever seeds it seeds this noise.
+            _perturb(layer.weight, spread, int(torch.randint(2**62, ())), noisy)
 
     def _spread(self, layer: FrozenLayer) -> Tensor:
         inputs = 0 if isinstance(layer, Conv1D) else 1
         return self.strength * layer.weight.abs().amax(dim=inputs, keepdim=True)
+
+
+def _perturb(weight: Tensor, spread: Tensor, key: int, out: Tensor) -> None:
+    """Put weight + spread * N(0, 1) into ``out``; the numbers are the same on every processor."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not weight.is_contiguous():
+        noise = normal(key, weight.shape, device=weight.device, dtype=weight.dtype)
+        torch.addcmul(weight, noise, spread, out=out)
+        return
+    use_torch_threads()
+    spreads = np.broadcast_to(spread.numpy(), weight.shape)
+    _perturb_rows(weight.numpy(), spreads, np.uint64(key), NORMAL_TABLE, out.numpy())
+
+
+@numba.njit(parallel=True, cache=True)
+def _perturb_rows(
+    weight: Floats, spread: Floats, key: np.uint64, table: Floats, out: Floats
+) -> None:
+    for row in numba.prange(out.shape[0]):
+        fill_normal(row_key(key + np.uint64(row)), table, out[row])
+        for column in range(out.shape[1]):
+            out[row, column] = weight[row, column] + spread[row, column] * out[row, column]

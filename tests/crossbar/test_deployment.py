@@ -8,7 +8,6 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.layer import CrossbarLinear
-from analog_grasp.crossbar.mapping import tiles_of
 
 CARDS = DeviceCard.names()
 PCM, RRAM = "pcm-nandakumar2019", "rram-wan2022"
@@ -197,17 +196,24 @@ def test_weight_error_grows_from_programming_to_drift(bert):
 
 
 def test_column_scaling_maps_each_columns_largest_weight_to_one(bert):
-    for report_layer in deploy(bert, DeviceCard.load(PCM)).model.modules():
-        if isinstance(report_layer, CrossbarLinear):
-            for tile in tiles_of(report_layer):
-                largest = tile.tile.get_weights().abs().amax(1)
-                torch.testing.assert_close(largest, torch.ones_like(largest))
+    for layer in deploy(bert, DeviceCard.load(PCM)).model.modules():
+        for split in layer.splits if isinstance(layer, CrossbarLinear) else ():
+            largest = split.weight.abs().amax(1)
+            torch.testing.assert_close(largest, torch.ones_like(largest))
 
 
-@pytest.mark.parametrize("placement", ["analog", "programmed"])
-def test_an_unknown_placement_is_refused(bert, placement):
-    with pytest.raises(ValueError, match=f"placement is '{placement}'.*digital or folded"):
-        deploy(bert, DeviceCard.load("ideal"), placement=placement)
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"placement": "analog"}, "placement is 'analog'.*digital, folded, programmed"),
+        ({"tile": "cuda"}, "tile is 'cuda'.*torch, rpucuda"),
+        ({"drift_compensation": "local"}, "drift_compensation is 'local'.*global, per-column"),
+        ({"placement": "programmed", "error": "none"}, "error is 'none'.*device or learned"),
+    ],
+)
+def test_unknown_choices_are_refused(bert, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        deploy(adapted(bert), DeviceCard.load("ideal"), **settings)
 
 
 def test_drift_before_programming_is_refused(bert):

@@ -6,25 +6,39 @@ import pytest
 import torch
 from scipy import stats
 
-from analog_grasp.crossbar.kernels import convert_inputs, convert_outputs
+from analog_grasp.crossbar.kernels import column_readout, convert_inputs, convert_outputs
+from analog_grasp.devices.random import NORMAL_TABLE, use_torch_threads
+
+
+def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.inf, key=0,
+            row_variance=(), variance=(), hold=False):  # fmt: skip
+    """Call the kernel with what a test leaves out; returns which rows were clipped."""
+    rows, columns = product.shape
+    clipped = np.empty(rows, np.bool_)
+    convert_outputs(
+        product,
+        np.ones(rows, np.float32) if gain is None else gain,
+        np.ones(columns, np.float32) if scale is None else scale,
+        np.float32(noise),
+        np.asarray(row_variance, np.float32),
+        np.asarray(variance, np.float32).reshape(-1, columns),
+        np.float32(step),
+        np.float32(bound),
+        hold,
+        np.uint64(key),
+        NORMAL_TABLE,
+        y,
+        clipped,
+    )
+    return clipped
 
 
 def noise(rows: int, columns: int, key: int) -> np.ndarray:
     """The output noise alone: a product of zeros read with unit noise and no ADC."""
-    ones = torch.ones(columns)
-    y = torch.zeros(rows, columns)
-    convert_outputs(
-        torch.zeros(rows, columns),
-        torch.ones(rows),
-        ones,
-        ones,
-        noise=1.0,
-        step=0.0,
-        bound=float("inf"),
-        key=key,
-        y=y,
-    )
-    return y.numpy()
+    y = np.zeros((rows, columns), np.float32)
+    use_torch_threads()
+    outputs(np.zeros_like(y), y=y, noise=1.0, key=key)
+    return y
 
 
 def test_noise_is_standard_normal():
@@ -74,27 +88,63 @@ def test_the_same_key_gives_the_same_bits_with_any_number_of_threads(monkeypatch
 
 @pytest.mark.parametrize("by_maximum", [True, False])
 @pytest.mark.parametrize("step", [0.0, 2 / 254])
-def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step):
-    x = 3 * torch.randn(5, 12)
+@pytest.mark.parametrize("reduction", [1.0, 4.0])
+def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step, reduction):
+    x = (3 * torch.randn(5, 12)).numpy()
     x[2] = 0
-    out, gain = convert_inputs(x, 4, 6, step, by_maximum)
+    out, squares = np.empty((5, 6), np.float32), np.empty(5, np.float32)
+    gain = np.full(5, 0.5, np.float32)
+    convert_inputs(x, 4, gain, by_maximum, np.float32(reduction), np.float32(step), out, squares)
     part = x[:, 4:10]
-    largest = part.abs().amax(1, keepdim=True)
-    expected_gain = torch.where(largest > 0, 1 / largest, 1.0) if by_maximum else torch.ones(5, 1)
-    expected = part * expected_gain
-    expected = (expected / step).round() * step if step else expected
-    assert torch.equal(gain, expected_gain[:, 0])
-    assert torch.equal(out, expected.clamp(-1, 1))
+    largest = np.abs(part).max(1)
+    if by_maximum:
+        wanted = np.divide(1, largest * np.float32(reduction), where=largest > 0, out=np.ones(5))
+        np.testing.assert_allclose(gain, wanted, rtol=1e-6)
+    expected = part * gain[:, None]
+    expected = np.rint(expected / np.float32(step)) * np.float32(step) if step else expected
+    np.testing.assert_array_equal(out, expected.clip(-1, 1))
+    np.testing.assert_allclose(squares, (out**2).sum(1), rtol=1e-5)
 
 
 def test_outputs_are_rounded_clipped_scaled_and_added():
-    product = 4 * torch.randn(5, 7)
-    gain, scale, correction = torch.rand(5) + 0.5, torch.rand(7), torch.rand(7) + 0.5
-    y = torch.ones(5, 7)
-    clipped = convert_outputs(
-        product, gain, scale, correction, noise=0.0, step=0.5, bound=3.0, key=0, y=y
-    )
-    rounded = (product / 0.5).round() * 0.5
-    expected = 1 + rounded.clamp(-3, 3) * (1 / gain)[:, None] * scale * correction
-    assert clipped == int((rounded.abs() > 3).sum()) > 0
-    assert torch.equal(y, expected)
+    product = (4 * torch.randn(5, 7)).numpy()
+    gain, scale = torch.rand(5).numpy() + 0.5, torch.rand(7).numpy()
+    y = np.ones((5, 7), np.float32)
+    clipped = outputs(product, y=y, gain=gain, scale=scale, step=0.5, bound=3.0)
+    rounded = np.rint(product / 0.5) * np.float32(0.5)
+    expected = 1 + rounded.clip(-3, 3) * (1 / gain)[:, None] * scale
+    np.testing.assert_array_equal(clipped, (np.abs(rounded) > 3).any(1))
+    assert clipped.sum() > 0
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_rows_that_are_read_again_are_held_back():
+    product = np.zeros((4, 3), np.float32)
+    product[2, 1] = 9
+    y = np.ones((4, 3), np.float32)
+    clipped = outputs(product + 1, y=y, bound=5.0, hold=True)
+    assert clipped.tolist() == [False, False, True, False]
+    np.testing.assert_array_equal(y[2], np.ones(3))
+    np.testing.assert_array_equal(y[[0, 1, 3]], np.full((3, 3), 2))
+
+
+@pytest.mark.parametrize("whole_rows", [True, False])
+def test_variances_add_to_the_output_noise(whole_rows):
+    columns, rows = 20_000, 3
+    by_row = np.array([0.0, 0.01, 0.25], np.float32)
+    y = np.zeros((rows, columns), np.float32)
+    form = {"row_variance": by_row} if whole_rows else {
+        "variance": np.repeat(by_row[:, None], columns, 1)
+    }  # fmt: skip
+    outputs(np.zeros_like(y), y=y, noise=0.1, key=5, **form)
+    np.testing.assert_allclose(y.std(1), np.sqrt(0.01 + by_row), rtol=0.03)
+
+
+def test_a_read_out_is_the_mean_magnitude_of_each_column():
+    weight = torch.randn(6, 40).numpy()
+    read = np.empty(6, np.float32)
+    none = np.empty((0, 0), np.float32)
+    arguments = (np.float32(0.25), np.float32(1.5), np.uint64(0), NORMAL_TABLE, read)
+    column_readout(weight, np.float32(0.0), none, *arguments)
+    rounded = (np.rint(weight / 0.25) * 0.25).clip(-1.5, 1.5)
+    np.testing.assert_allclose(read, np.abs(rounded).mean(1), rtol=1e-6)

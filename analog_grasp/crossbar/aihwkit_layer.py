@@ -1,0 +1,195 @@
+"""A linear layer on aihwkit's own tiles, for what only they simulate."""
+
+from functools import cache
+
+import aihwkit
+import torch
+from aihwkit.inference.compensation.drift import (
+    GlobalDriftCompensation,
+    GlobalDriftCompensationWithExactReference,
+    PerColumnDriftCompensation,
+)
+from aihwkit.nn import AnalogLinear
+from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.parameters.enums import (
+    BoundManagementType,
+    NoiseManagementType,
+    WeightNoiseType,
+)
+from aihwkit.simulator.parameters.io import IOParameters
+from aihwkit.simulator.parameters.mapping import MappingParameter
+from aihwkit.simulator.tiles.base import BaseTile
+from transformers.pytorch_utils import Conv1D
+
+from analog_grasp.adapters.frozen import FrozenLayer
+from analog_grasp.crossbar.layer import DriftCompensation
+from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
+
+_COMPENSATIONS = {
+    "global": GlobalDriftCompensation,
+    "per-column": PerColumnDriftCompensation,
+    "exact": GlobalDriftCompensationWithExactReference,
+    "none": lambda: None,
+}
+_INPUT_SCALING = {
+    "abs_max": NoiseManagementType.ABS_MAX,
+    "constant": NoiseManagementType.CONSTANT,
+    "none": NoiseManagementType.NONE,
+}
+_BOUND_MANAGEMENT = {
+    "iterative": BoundManagementType.ITERATIVE,
+    "none": BoundManagementType.NONE,
+}
+
+
+class AihwkitLinear(AnalogLinear):
+    """A frozen linear layer on tiles of aihwkit's, with the face of `CrossbarLinear`.
+
+    The noise of a forward pass of the compiled tile is not governed by any seed of ours.
+
+    Args:
+        layer: ``nn.Linear``, or ``Conv1D`` whose weight is stored transposed.
+        card: The device.
+        name: Names the layer's tiles on the chip.
+        config: aihwkit's configuration, from `compiled_config`.
+    """
+
+    def __init__(self, layer: FrozenLayer, card: DeviceCard, name: str, config: object) -> None:
+        weight = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach()
+        # aihwkit initialises a layer at random before it takes our weights.
+        with torch.random.fork_rng():
+            super().__init__(
+                weight.shape[1], weight.shape[0], layer.bias is not None, rpu_config=config
+            )
+        self.set_weights(weight, layer.bias)
+        self.requires_grad_(False)
+        self.to(weight.device).eval()
+        self.name, self.card = name, card
+        self.input_range: float | None = None
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles the layer takes."""
+        return len(self._tiles())
+
+    @property
+    def cells(self) -> int:
+        """Cross-points that hold a weight."""
+        return sum(tile.in_size * tile.out_size for tile in self._tiles())
+
+    def program(self, chip: int) -> None:
+        """Program the weights onto a chip instance; to be followed by `drift_to`."""
+        self._chip = chip
+        with torch.random.fork_rng():
+            for i, tile in enumerate(self._tiles()):
+                seed = derive_seed(chip, self.name, i)
+                torch.manual_seed(derive_seed(seed, "reference"))
+                tile.program_weights(noise_model=CardNoiseModel(self.card, seed, chip))
+
+    def drift_to(self, seconds: float) -> None:
+        """Let the tiles age to a time since programming, s."""
+        with torch.random.fork_rng():
+            for i, tile in enumerate(self._tiles()):
+                torch.manual_seed(derive_seed(self._chip, self.name, i, "read-out", seconds))
+                tile.drift_weights(seconds)
+
+    def weight_error(self) -> float:
+        """Root mean square of (weight now - target), in units of the column maximum."""
+        squares = 0.0
+        for tile in self._tiles():
+            now = tile.tile.get_weights()
+            target = tile.reference_combined_weights
+            if target is not None:
+                squares += float((now * tile.alpha.cpu() - target.cpu()).square().sum())
+        return (squares / self.cells) ** 0.5
+
+    def _tiles(self) -> list[BaseTile]:
+        return list(self.analog_tiles())
+
+
+def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> InferenceRPUConfig:
+    """Return the configuration of aihwkit's compiled tile that a device card describes.
+
+    Weights are scaled by column to [-1, 1], the bias stays digital, and a layer larger than the
+    card's tile is split. Device noise is not part of it: it is the card's `CardNoiseModel`.
+
+    Raises:
+        RuntimeError: The compiled tile does not work with the installed torch.
+        ValueError: The card has what the compiled tile cannot simulate.
+
+    Source:
+        aihwkit (Rasch et al., AICAS 2021).
+
+    Example:
+        >>> compiled_config(DeviceCard.load("ideal"), "global").forward.is_perfect
+        True
+    """
+    check_compiled_tile()
+    config = InferenceRPUConfig()
+    config.mapping = MappingParameter(
+        digital_bias=True,
+        weight_scaling_omega=1.0,
+        weight_scaling_columnwise=True,
+        max_input_size=card.tile.rows,
+        max_output_size=card.tile.columns,
+    )
+    config.forward = _converters(card)
+    config.drift_compensation = _COMPENSATIONS[compensation]()
+    return config
+
+
+def _converters(card: DeviceCard) -> IOParameters:
+    """DAC, read noise, output noise and ADC of a tile, in aihwkit's terms."""
+    variance = CardNoiseModel(card).constant_short_term_variance(torch.ones(1, 1))
+    if variance is None:
+        raise ValueError(
+            f"The read noise of {card.name} differs by conductance from read to read, which "
+            "aihwkit's compiled tile cannot simulate: use tile='torch', or read_noise=False."
+        )
+    converters = card.converters
+    if converters is None and not variance:
+        return IOParameters(is_perfect=True)
+    noise = {
+        "w_noise": variance**0.5,
+        "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT if variance else WeightNoiseType.NONE,
+    }
+    if converters is None:
+        exact = {"inp_res": 0.0, "inp_bound": 0.0, "out_res": 0.0, "out_bound": 0.0}
+        managements = {
+            "noise_management": NoiseManagementType.NONE,
+            "bound_management": BoundManagementType.NONE,
+        }
+        return IOParameters(**exact, **managements, **noise, out_noise=0.0)
+    return IOParameters(
+        inp_res=_resolution(converters.dac_bits),
+        out_res=_resolution(converters.adc_bits),
+        out_noise=converters.output_noise,
+        out_bound=converters.output_range or 0.0,
+        noise_management=_INPUT_SCALING[converters.input_scaling],
+        bound_management=_BOUND_MANAGEMENT[converters.bound_management],
+        **noise,
+    )
+
+
+def _resolution(bits: int | None) -> float:
+    """The step of a converter relative to its full range: 2^bits - 2 steps about 0."""
+    return 1.0 / (2**bits - 2) if bits else 0.0
+
+
+@cache
+def check_compiled_tile() -> None:
+    """Run aihwkit's compiled tile once, which fails in obscure ways where it does not fit.
+
+    Raises:
+        RuntimeError: It does not work with the installed torch.
+    """
+    try:
+        with torch.random.fork_rng():
+            layer = AnalogLinear(2, 2, rpu_config=InferenceRPUConfig())
+            layer.eval()(torch.ones(1, 2))
+    except (ImportError, RuntimeError, AttributeError, TypeError) as error:
+        raise RuntimeError(
+            f"aihwkit {aihwkit.__version__}'s compiled tile does not work with torch "
+            f"{torch.__version__} ({error}): install a pair that was built together, "
+            "or use tile='torch'."
+        ) from error

@@ -1,0 +1,332 @@
+"""Reading tiles: DAC, analog product, noise, ADC and bound management, as a card describes them.
+
+Twice: in torch, for any processor, any floating type and gradients, and by the fused kernels of
+`analog_grasp.crossbar.kernels` for float32 on a CPU where no gradient is asked. Both draw the same
+noise and agree up to the rounding of a sum in another order.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analog_grasp.crossbar import kernels
+from analog_grasp.devices.random import NORMAL_TABLE, normal, use_torch_threads
+from analog_grasp.devices.sections import Converters
+
+# aihwkit's: inputs are scaled down by at most this, and to no fewer than two bits.
+_LARGEST_REDUCTION = 1000.0
+_COARSEST_INPUT = 0.25
+_NONE = np.empty(0, np.float32)
+_NO_MATRIX = np.empty((0, 0), np.float32)
+
+type Variance = Tensor | float | None
+"""The variance of every weight from read to read: a matrix ``(D_out, width)``, or one number."""
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """The converters of a tile in the units of its full scale.
+
+    Attributes:
+        dac_step: The DAC's step; 0 for an exact input.
+        adc_step: The ADC's step; 0 for an exact output.
+        output_bound: The ADC's largest output.
+        output_noise: Standard deviation of the output noise.
+        by_maximum: Whether each input vector is scaled by its largest magnitude.
+        iterative: Whether a vector is read again at half the input while an output is clipped.
+
+    Source:
+        aihwkit's `IOParameters` (Rasch et al., AICAS 2021).
+
+    Example:
+        >>> from analog_grasp.devices import DeviceCard
+        >>> settings = ReadSettings.of(DeviceCard.load("pcm-hermes-2").converters)
+        >>> round(1 / settings.dac_step)
+        127
+    """
+
+    dac_step: float = 0.0
+    adc_step: float = 0.0
+    output_bound: float = math.inf
+    output_noise: float = 0.0
+    by_maximum: bool = False
+    iterative: bool = False
+
+    @classmethod
+    def of(cls, converters: Converters) -> Self:
+        """The settings that a card's converters stand for: a range of b bits has 2^b - 2 steps."""
+        bound = converters.output_range or math.inf
+        return cls(
+            dac_step=_step(converters.dac_bits, 1.0),
+            adc_step=_step(converters.adc_bits, bound),
+            output_bound=bound,
+            output_noise=converters.output_noise,
+            by_maximum=converters.input_scaling == "abs_max",
+            iterative=converters.bound_management == "iterative",
+        )
+
+    def may_halve(self, reduction: float) -> bool:
+        """Whether a vector that was clipped at this reduction of its inputs is read again."""
+        coarsest = _COARSEST_INPUT / self.dac_step if self.dac_step else math.inf
+        return self.iterative and reduction <= min(_LARGEST_REDUCTION, coarsest)
+
+
+def _step(bits: int | None, bound: float) -> float:
+    return 2.0 * bound / (2**bits - 2) if bits else 0.0
+
+
+def read_exactly(x: Tensor, weight: Tensor, variance: Variance, key: int) -> Tensor:
+    """Products without converters, under short-term read noise where there is some.
+
+    Args:
+        x: Inputs, ``(N, width)``.
+        weight: Weights of the tiles, ``(D_out, width)``.
+        variance: Of the weights from read to read.
+        key: Names the noise.
+
+    Returns:
+        ``(N, D_out)``.
+    """
+    product = x @ weight.T
+    spread = _spread(x, 0.0, variance)
+    return product if spread is None else product + spread * _normal_like(product, key)
+
+
+def read(
+    x: Tensor,
+    weight: Tensor,
+    variance: Variance,
+    settings: ReadSettings,
+    input_range: float | None,
+    key: int,
+) -> Tensor:
+    """Read the tiles that share their inputs, through their converters.
+
+    A vector of which an output is clipped is read again by itself with half the inputs, as on the
+    hardware and in aihwkit's compiled tile; its torch tile reads the whole batch again.
+
+    Args:
+        x: Inputs, ``(N, width)``.
+        weight: Weights of the tiles, ``(D_out, width)``, the largest of a column being about 1.
+        variance: Of the weights from read to read, in the same units.
+        settings: The converters.
+        input_range: The magnitude that is the DAC's full scale for every vector; None for the
+            settings' own scaling.
+        key: Names the noise of this read.
+
+    Returns:
+        ``(N, D_out)``, in the units of the inputs times those of the weights.
+    """
+    y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key)
+    reduction = 1.0
+    while settings.may_halve(reduction) and clipped.any():
+        reduction *= 2.0
+        rows = clipped.nonzero().squeeze(1)
+        again, still = _read_once(
+            x[rows], weight, variance, settings, input_range, reduction, _next_key(key, reduction)
+        )
+        y = y.index_copy(0, rows, again)
+        clipped = torch.zeros_like(clipped).index_copy(0, rows, still)
+    return y
+
+
+def read_fast(
+    x: Tensor,
+    first: int,
+    weight: Tensor,
+    variance: Variance,
+    settings: ReadSettings,
+    input_range: float | None,
+    key: int,
+    scale: Tensor,
+    y: Tensor,
+) -> None:
+    """As `read`, by the fused kernels; float32 on a CPU, without gradient.
+
+    Args:
+        x: All inputs of the layer, ``(N, D)``, contiguous; those from ``first`` on are the tiles'.
+        first: The tiles' first input.
+        weight: As for `read`.
+        variance: As for `read`.
+        settings: As for `read`.
+        input_range: As for `read`.
+        key: As for `read`.
+        scale: The digital scale of each column, ``(D_out,)``.
+        y: ``(N, D_out)``; the scaled outputs are added to it.
+    """
+    clipped = _add_read(
+        x, first, weight, variance, settings, input_range, 1.0, key, scale, y,
+    )  # fmt: skip
+    reduction = 1.0
+    rows = torch.arange(len(x))
+    while settings.may_halve(reduction) and bool(clipped.any()):
+        reduction *= 2.0
+        rows = rows[clipped]
+        again = torch.zeros(len(rows), y.shape[1])
+        clipped = _add_read(
+            x[rows], first, weight, variance, settings, input_range, reduction,
+            _next_key(key, reduction), scale, again,
+        )  # fmt: skip
+        # Rows that stay clipped were left at 0 and are read once more.
+        y.index_add_(0, rows, again)
+
+
+def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int) -> Tensor:
+    """What the columns of a tile give when its rows are driven one by one: the mean magnitude.
+
+    Args:
+        weight: Weights of one tile, ``(D_out, width)``.
+        variance: Of the weights from read to read.
+        settings: The converters; None for exact arithmetic.
+        key: Names the noise.
+
+    Returns:
+        ``(D_out,)``.
+
+    Source:
+        Global drift compensation: Joshi et al., Nat. Commun. 11, 2473 (2020); with aihwkit's
+        read-out vectors, the rows of the identity.
+    """
+    settings = settings or ReadSettings()
+    if _is_fast(weight):
+        means = torch.empty(len(weight))
+        use_torch_threads()
+        kernels.column_readout(
+            weight.numpy(),
+            np.float32(settings.output_noise),
+            _as_array(variance, weight),
+            np.float32(settings.adc_step),
+            np.float32(settings.output_bound),
+            np.uint64(key),
+            NORMAL_TABLE,
+            means.numpy(),
+        )
+        return means
+    extra = 0.0 if variance is None else variance
+    spread = settings.output_noise**2 + torch.as_tensor(extra).to(weight)
+    noisy = weight + spread.sqrt() * _normal_like(weight, key) if bool(spread.any()) else weight
+    return _converted(noisy, settings.adc_step).clamp(
+        -settings.output_bound, settings.output_bound
+    ).abs().mean(1)  # fmt: skip
+
+
+def _is_fast(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _read_once(
+    x: Tensor,
+    weight: Tensor,
+    variance: Variance,
+    settings: ReadSettings,
+    input_range: float | None,
+    reduction: float,
+    key: int,
+) -> tuple[Tensor, Tensor]:
+    """The outputs ``(N, D_out)``, and which rows of them were clipped ``(N,)``."""
+    gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
+    if settings.by_maximum and input_range is None:
+        largest = x.detach().abs().amax(1, keepdim=True)
+        gain = torch.where(largest > 0, 1.0 / (largest * reduction), 1.0)
+        # Nothing lies beyond the range, and the largest at its edge has a gradient like the others.
+        inputs = _converted(x * gain, settings.dac_step)
+    else:
+        inputs = _converted(x * gain, settings.dac_step).clamp(-1.0, 1.0)
+    product = inputs @ weight.T
+    spread = _spread(inputs.detach(), settings.output_noise, variance)
+    if spread is not None:
+        product = product + spread * _normal_like(product, key)
+    bound = settings.output_bound
+    out = _converted(product, settings.adc_step)
+    clipped = (out.detach().abs() > bound).any(1)
+    return out.clamp(-bound, bound) / gain, clipped
+
+
+def _add_read(
+    x: Tensor,
+    first: int,
+    weight: Tensor,
+    variance: Variance,
+    settings: ReadSettings,
+    input_range: float | None,
+    reduction: float,
+    key: int,
+    scale: Tensor,
+    y: Tensor,
+) -> Tensor:
+    """Add one read to ``y``, but for the rows that are read again; returns which were clipped."""
+    rows = len(x)
+    inputs = x.new_empty(rows, weight.shape[1])
+    gain = x.new_full((rows,), 1.0 / ((input_range or 1.0) * reduction))
+    by_row = isinstance(variance, float)
+    squares = np.empty(rows if by_row else 0, np.float32)
+    use_torch_threads()
+    kernels.convert_inputs(
+        x.numpy(),
+        first,
+        gain.numpy(),
+        settings.by_maximum and input_range is None,
+        np.float32(reduction),
+        np.float32(settings.dac_step),
+        inputs.numpy(),
+        squares,
+    )
+    matrix = _NO_MATRIX
+    if isinstance(variance, Tensor):
+        matrix = (inputs.square() @ variance.T).numpy()
+    clipped = np.empty(rows, np.bool_)
+    kernels.convert_outputs(
+        (inputs @ weight.T).numpy(),
+        gain.numpy(),
+        scale.numpy(),
+        np.float32(settings.output_noise),
+        squares * np.float32(variance) if by_row else _NONE,
+        matrix,
+        np.float32(settings.adc_step),
+        np.float32(settings.output_bound),
+        settings.may_halve(reduction),
+        np.uint64(key),
+        NORMAL_TABLE,
+        y.numpy(),
+        clipped,
+    )
+    return torch.from_numpy(clipped)
+
+
+def _spread(inputs: Tensor, noise: float, variance: Variance) -> Tensor | float | None:
+    """Standard deviation of the outputs: of the converters, and of the weights at this read."""
+    if variance is None:
+        return noise or None
+    squares = inputs.square()
+    if isinstance(variance, Tensor):
+        return (squares @ variance.T + noise**2).sqrt()
+    return (squares.sum(1, keepdim=True) * variance + noise**2).sqrt()
+
+
+def _converted(v: Tensor, step: float) -> Tensor:
+    """Round to the steps of a converter; the gradient passes straight through."""
+    if not step:
+        return v
+    rounded = (v.detach() / step).round() * step
+    return v + (rounded - v.detach()) if v.requires_grad else rounded
+
+
+def _normal_like(like: Tensor, key: int) -> Tensor:
+    return normal(key, like.shape, device=like.device, dtype=like.dtype)
+
+
+def _next_key(key: int, reduction: float) -> int:
+    """The key of a further read: far from those of the rows of this one."""
+    return (key + (int(math.log2(reduction)) << 48)) % 2**64
+
+
+def _as_array(variance: Variance, weight: Tensor) -> np.ndarray:
+    if variance is None:
+        return _NO_MATRIX
+    if isinstance(variance, float):
+        return np.full((1, 1), variance, np.float32)
+    return variance.to(weight).numpy()
