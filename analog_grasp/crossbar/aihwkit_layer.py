@@ -19,10 +19,11 @@ from aihwkit.simulator.parameters.enums import (
 from aihwkit.simulator.parameters.io import IOParameters
 from aihwkit.simulator.parameters.mapping import MappingParameter
 from aihwkit.simulator.tiles.base import BaseTile
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer
-from analog_grasp.crossbar.layer import DriftCompensation
+from analog_grasp.crossbar.layer import DriftCompensation, parts, tile_seed
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 
 _COMPENSATIONS = {
@@ -66,6 +67,8 @@ class AihwkitLinear(AnalogLinear):
         self.to(weight.device).eval()
         self.name, self.card = name, card
         self.input_range: float | None = None
+        self.digital = False
+        self._frozen = (weight, None if layer.bias is None else layer.bias.detach())
 
     @property
     def tiles(self) -> int:
@@ -81,17 +84,30 @@ class AihwkitLinear(AnalogLinear):
         """Program the weights onto a chip instance; to be followed by `drift_to`."""
         self._chip = chip
         with torch.random.fork_rng():
-            for i, tile in enumerate(self._tiles()):
-                seed = derive_seed(chip, self.name, i)
+            for tile, seed in zip(self._tiles(), self._seeds(), strict=True):
                 torch.manual_seed(derive_seed(seed, "reference"))
                 tile.program_weights(noise_model=CardNoiseModel(self.card, seed, chip))
 
     def drift_to(self, seconds: float) -> None:
         """Let the tiles age to a time since programming, s."""
         with torch.random.fork_rng():
-            for i, tile in enumerate(self._tiles()):
-                torch.manual_seed(derive_seed(self._chip, self.name, i, "read-out", seconds))
+            for tile, seed in zip(self._tiles(), self._seeds(), strict=True):
+                torch.manual_seed(derive_seed(seed, "read-out", seconds))
                 tile.drift_weights(seconds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute ``(..., D_out)`` from ``(..., D)``.
+
+        Raises:
+            ValueError: An input range was set, which this tile does not take.
+        """
+        if self.digital:
+            return nn.functional.linear(x, *self._frozen)
+        if self.input_range is not None:
+            raise ValueError(
+                "aihwkit's compiled tile takes no calibrated input ranges here: use tile='torch'."
+            )
+        return super().forward(x)
 
     def weight_error(self) -> float:
         """Root mean square of (weight now - target), in units of the column maximum."""
@@ -105,6 +121,15 @@ class AihwkitLinear(AnalogLinear):
 
     def _tiles(self) -> list[BaseTile]:
         return list(self.analog_tiles())
+
+    def _seeds(self) -> list[int]:
+        """The seed of each tile's devices: those of the same tile in a `CrossbarLinear`."""
+        size = self.card.tile
+        return [
+            tile_seed(self._chip, self.name, rows, columns)
+            for rows in parts(self.in_features, size.rows)
+            for columns in parts(self.out_features, size.columns)
+        ]
 
 
 def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> InferenceRPUConfig:

@@ -2,11 +2,10 @@
 
 import copy
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
@@ -15,8 +14,9 @@ from torch import nn
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
 from analog_grasp.crossbar.layer import DriftCompensation
 from analog_grasp.crossbar.mapping import map_layers
+from analog_grasp.crossbar.passes import Passes, observed_ranges
 from analog_grasp.crossbar.stored import StoredAdapter, StoredError
-from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, layer_maker
+from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, chip_layer, layer_maker
 from analog_grasp.devices import DeviceCard, derive_seed, parse_time
 from analog_grasp.devices.card import Effect
 
@@ -82,8 +82,7 @@ class Deployment:
         self.seed: int | None = None
         self.time_s = 0.0
         self._pattern = pattern
-        # Counts programmings and agings, so that a model knows when to number its passes anew.
-        self._state = 0
+        self._passes: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
         self._layers: dict[str, nn.Module] = {}
         self._digests: dict[str, str] = {}
         self._store_adapter = store_adapter
@@ -126,8 +125,40 @@ class Deployment:
             for part in self._programmable():
                 part.drift_to(seconds)
         self.time_s = seconds
-        self._state += 1
+        for passes in self._passes.values():
+            passes.restart()
         return self
+
+    def calibrate(
+        self,
+        observe: Callable[[nn.Module], object],
+        percentile: float = 100.0,
+        model: nn.Module | None = None,
+    ) -> dict[str, float]:
+        """Fix the DAC's input range of every layer by what the model sees on data.
+
+        A range that follows the largest input of each vector, or one fixed beforehand, wastes most
+        of the DAC's levels where activations have outliers. What lies beyond a range is clipped.
+
+        Args:
+            observe: Runs a model on data, such as
+                ``lambda model: task.subset(train=64).scores(model, "train")``. The passes are
+                digital.
+            percentile: Of the magnitudes of a layer's inputs; 100 for the largest.
+            model: The attached model whose ranges are meant; ``self.model`` if left out.
+
+        Returns:
+            The range of each layer, by name; they hold until the next call.
+
+        Raises:
+            ValueError: The percentile is not above 0 and at most 100.
+        """
+        chosen = self.model if model is None else model
+        passes = self._passes[chosen]
+        passes.input_ranges = {}
+        passes.input_ranges = observed_ranges(self._layers, lambda: observe(chosen), percentile)
+        passes.restart()
+        return passes.input_ranges
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Return a copy of another adapted model that computes on the tiles of this chip.
@@ -159,8 +190,13 @@ class Deployment:
             for name, layer in zip(self._layers, self._chip_layers(), strict=True)
         ]
 
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers on tiles, by their names in the base model."""
+        return dict(self._layers)
+
     def _chip_layers(self) -> Iterator[ChipLayer]:
-        return (cast(ChipLayer, layer) for layer in self._layers.values())
+        return (chip_layer(layer) for layer in self._layers.values())
 
     def _programmable(self) -> "Iterator[ChipLayer | StoredAdapter]":
         yield from self._chip_layers()
@@ -180,35 +216,18 @@ class Deployment:
         return self._layers[name]
 
     def _wired(self, model: nn.Module) -> nn.Module:
-        """Make a model's forward passes draw their noise from the chip's seed.
-
-        Each model numbers its own passes, so that what it reads does not depend on which others
-        share the chip.
-        """
+        """Make a model ready to compute on the chip."""
         model.eval().requires_grad_(False)
         if self._store_adapter is not None:
             self._stored.append(self._store_adapter(model))
             if self.seed is not None:
                 self._stored[-1].program(self.seed)
                 self._stored[-1].drift_to(self.time_s)
-        callers: list[AbstractContextManager[None]] = []
-        passes, state = itertools.count(), self._state
-
-        def enter(*_: object) -> None:
-            nonlocal passes, state
-            if state != self._state:
-                passes, state = itertools.count(), self._state
-            callers.append(torch.random.fork_rng())
-            callers[-1].__enter__()
-            torch.manual_seed(derive_seed(self.seed or 0, "forward", self.time_s, next(passes)))
-
-        def leave(*_: object) -> None:
-            callers.pop().__exit__(None, None, None)
-
-        model.register_forward_pre_hook(enter)
-        # Also where the pass fails: the caller's random state must come back.
-        model.register_forward_hook(leave, always_call=True)
+        self._passes[model] = Passes(model, self._layers, self._pass_seed)
         return model
+
+    def _pass_seed(self, number: int) -> int:
+        return derive_seed(self.seed or 0, "forward", self.time_s, number)
 
 
 def deploy(

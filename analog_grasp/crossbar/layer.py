@@ -70,6 +70,7 @@ class CrossbarLinear(nn.Module):
         converters = card.converters
         self._settings = None if converters is None else ReadSettings.of(converters)
         self.input_range: float | None = None
+        self.digital = False
         weight = layer.weight.detach()
         self._frozen = weight.T if isinstance(layer, Conv1D) else weight
         self._version = weight._version
@@ -77,8 +78,8 @@ class CrossbarLinear(nn.Module):
         self.in_features: int = self._frozen.shape[1]
         bias: Tensor | None = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self._rows = _parts(self.in_features, card.tile.rows)
-        self._columns = _parts(self.out_features, card.tile.columns)
+        self._rows = parts(self.in_features, card.tile.rows)
+        self._columns = parts(self.out_features, card.tile.columns)
         self.splits = nn.ModuleList(_Split(rows, *self._target(rows)) for rows in self._rows)
         self._chip = 0
 
@@ -140,6 +141,8 @@ class CrossbarLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``(..., D_out)`` from ``(..., D)``."""
+        if self.digital:
+            return nn.functional.linear(x, self._frozen.to(x.dtype), self.bias)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         y = self._fast(rows) if self._is_fast(x) else self._slow(rows)
         if self.bias is not None:
@@ -201,9 +204,8 @@ class CrossbarLinear(nn.Module):
 
     def _tiles(self, split: "_Split") -> list[tuple[slice, int]]:
         """The columns of each tile, and the seed of its devices."""
-        first = split.rows.start
         return [
-            (part, derive_seed(self._chip, self.name, first, part.start)) for part in self._columns
+            (part, tile_seed(self._chip, self.name, split.rows, part)) for part in self._columns
         ]
 
     def _read_back(self, split: "_Split", card: DeviceCard, seconds: float) -> Tensor:
@@ -269,7 +271,12 @@ class _Split(nn.Module):
         self.variance: Variance = None
 
 
-def _parts(size: int, largest: int) -> list[slice]:
+def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:
+    """Names the devices of one tile of a chip instance."""
+    return derive_seed(chip, layer, rows.start, columns.start)
+
+
+def parts(size: int, largest: int) -> list[slice]:
     """Cut an axis as aihwkit does: into parts as even as can be, the larger ones first."""
     count = math.ceil(size / largest)
     ends = [-(-size * i // count) for i in range(count + 1)]

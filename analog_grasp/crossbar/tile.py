@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 
 from torch import nn
 
@@ -21,6 +21,9 @@ class ChipLayer(Protocol):
     """What a deployment asks of a layer on tiles."""
 
     input_range: float | None
+    """The DAC's full scale for the inputs of this layer; None for the converters' own scaling."""
+    digital: bool
+    """Whether the layer computes with its frozen weight, exactly, as if it were not on tiles."""
 
     @property
     def tiles(self) -> int: ...
@@ -29,6 +32,11 @@ class ChipLayer(Protocol):
     def program(self, chip: int) -> None: ...
     def drift_to(self, seconds: float) -> None: ...
     def weight_error(self) -> float: ...
+
+
+def chip_layer(module: nn.Module) -> ChipLayer:
+    """A layer on tiles, by its face."""
+    return cast(ChipLayer, module)
 
 
 def layer_maker(

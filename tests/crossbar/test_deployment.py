@@ -8,6 +8,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.layer import CrossbarLinear
+from analog_grasp.crossbar.sensitivity import layer_sensitivity
 
 CARDS = DeviceCard.names()
 PCM, RRAM = "pcm-nandakumar2019", "rram-wan2022"
@@ -224,3 +225,75 @@ def test_drift_before_programming_is_refused(bert):
 def test_a_time_that_is_none_is_refused(bert):
     with pytest.raises(ValueError, match="fortnight"):
         on(bert).drift_to("1 fortnight")
+
+
+def test_calibrated_ranges_are_those_of_the_data(bert, batch):
+    deployed = on(bert, "pcm-hermes-2")
+    inputs = {}
+    for name, module in bert.named_modules():
+        if name in deployed.layers:
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: inputs.__setitem__(name, args[0].detach())
+            )
+    logits(bert, batch)
+    largest = deployed.calibrate(lambda model: model(**batch))
+    assert largest == pytest.approx({name: float(x.abs().max()) for name, x in inputs.items()})
+    median = deployed.calibrate(lambda model: model(**batch), percentile=50)
+    expected = {name: float(x.abs().flatten().median()) for name, x in inputs.items()}
+    assert median == pytest.approx(expected)
+
+
+def test_calibrated_ranges_are_the_models_own(bert, batch):
+    first, second = adapted(copy.deepcopy(bert), seed=1), adapted(copy.deepcopy(bert), seed=2)
+    shared = on(first)
+    attached = shared.attach(second)
+    before = logits(attached, batch)
+    shared.calibrate(lambda model: model(**batch), percentile=90)
+    shared.drift_to(0.0)
+    assert torch.equal(logits(attached, batch), before)
+    shared.calibrate(lambda model: model(**batch), percentile=90, model=attached)
+    assert not torch.equal(logits(attached, batch), before)
+
+
+@pytest.mark.parametrize("percentile", [0, 101, float("nan")])
+def test_a_percentile_out_of_range_is_refused(bert, percentile):
+    with pytest.raises(ValueError, match="percentile of the inputs"):
+        on(bert).calibrate(lambda model: None, percentile=percentile)
+
+
+def test_sensitivity_takes_one_layer_at_a_time(bert, batch):
+    deployed = on(bert, PCM)
+    digital, analog = logits(bert, batch), logits(deployed.drift_to("1y").model, batch)
+
+    def error(model):
+        return float((logits(model, batch) - digital).square().mean())
+
+    alone = layer_sensitivity(deployed, error)
+    spared = layer_sensitivity(deployed, error, alone="digital")
+    assert set(alone) == set(spared) == set(deployed.layers)
+    assert all(value > 0 for value in alone.values())
+    assert any(value != float((analog - digital).square().mean()) for value in spared.values())
+    with pytest.raises(ValueError, match="alone is 'both'"):
+        layer_sensitivity(deployed, error, alone="both")
+
+
+@pytest.mark.parametrize("compensation", ["global", "per-column", "exact"])
+@pytest.mark.parametrize("tile", ["torch", "rpucuda"])
+def test_every_compensation_scales_by_its_read_out(bert, compensation, tile):
+    quiet = {"read_noise": False, "converters": False}
+    name = "bert.encoder.layer.0.intermediate.dense"
+
+    def layer(kind, tile, time):
+        return on(bert, drift_compensation=kind, tile=tile, **quiet).drift_to(time).layers[name]
+
+    target = bert.get_submodule(name).weight
+    target = target / target.abs().amax(1, keepdim=True)
+    aged, fresh = (layer("none", "torch", time).splits[0].weight for time in ("1y", "0s"))
+    before = target if compensation == "exact" else fresh
+    axis = {"dim": 1} if compensation == "per-column" else {}
+    expected = (before.abs().mean(**axis) / aged.abs().mean(**axis)).expand(len(aged))
+    x, none = torch.eye(32), torch.zeros(32, 32)
+    with torch.no_grad():
+        compensated, plain = layer(compensation, tile, "1y"), layer("none", tile, "1y")
+        gains = (compensated(x) - compensated(none)) / (plain(x) - plain(none))
+    torch.testing.assert_close(gains.nanmedian(0).values, expected, rtol=1e-3, atol=0)
