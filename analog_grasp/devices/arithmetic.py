@@ -1,14 +1,11 @@
-"""Elementary functions in arithmetic that numba turns into vector instructions.
-
-Products and sums are rounded one by one, so that torch, doing the same steps, gives the same bits.
-"""
+"""Logarithm and exponential in arithmetic that numba turns into vector instructions."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
 F = np.float32
@@ -39,16 +36,11 @@ def _fitted(
 
 
 # ln(1 + m) / m for m from sqrt(1/2) - 1 to sqrt(2) - 1.
-LOG = _fitted(lambda m: np.log1p(m) / m, 8, 0.5**0.5 - 1, 2**0.5 - 1)
+_LOG = _fitted(lambda m: np.log1p(m) / m, 8, 0.5**0.5 - 1, 2**0.5 - 1)
 # (e^r - 1 - r) / r^2 for r from -ln(2) / 2 to ln(2) / 2.
-EXP = _fitted(lambda r: (np.expm1(r) - r) / r**2, 5, -np.log(2) / 2, np.log(2) / 2)
-# sin(pi f / 2) / f and cos(pi f / 2), by f^2, for f from -1/2 to 1/2.
-SIN = _fitted(lambda s: np.sin(np.pi / 2 * s**0.5) / s**0.5, 3, 1e-12, 0.25)
-COS = _fitted(lambda s: np.cos(np.pi / 2 * s**0.5), 3, 1e-12, 0.25)
-
-ROOT_HALF = int(F(0.5**0.5).view(np.int32))
-"""The bits of sqrt(1/2)."""
-LN2 = F(np.log(2))
+_EXP = _fitted(lambda r: (np.expm1(r) - r) / r**2, 5, -np.log(2) / 2, np.log(2) / 2)
+_ROOT_HALF = int(F(0.5**0.5).view(np.int32))
+_LN2 = F(np.log(2))
 # ln 2 in two parts, the first short enough to be multiplied by an exponent exactly.
 _LN2_FIRST = F(0.693359375)
 _LN2_REST = F(np.log(2) - 0.693359375)
@@ -59,22 +51,22 @@ def log(x: np.float32) -> np.float32:
     """ln x of a normal float32 above 0."""
     bits = bits_of(x)
     # numba widens the results of integer operations: 32 bits fill the vectors twice as well.
-    exponent = np.int32(np.int32(bits - np.int32(ROOT_HALF)) >> np.int32(23))
+    exponent = np.int32(np.int32(bits - np.int32(_ROOT_HALF)) >> np.int32(23))
     m = of_bits(np.int32(bits - np.int32(exponent << np.int32(23)))) - F(1.0)
     y = F(0.0)
-    for c in LOG:
+    for c in _LOG:
         y = y * m + c
-    return y * m + F(exponent) * LN2
+    return y * m + F(exponent) * _LN2
 
 
 @numba.njit(inline="always")
 def exp(x: np.float32) -> np.float32:
     """e^x of a float32; beyond the range of normal numbers, x counts as the range's end."""
     x = min(max(x, F(-87.0)), F(88.0))
-    n = np.rint(x * (F(1.0) / LN2))
+    n = np.rint(x * (F(1.0) / _LN2))
     r = x - n * _LN2_FIRST - n * _LN2_REST
     y = F(0.0)
-    for c in EXP:
+    for c in _EXP:
         y = y * r + c
     y = y * r * r + r + F(1.0)
     return y * of_bits(np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)))

@@ -1,5 +1,7 @@
 """Weights to conductances and back, as a card's mapping says."""
 
+import math
+
 import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from torch import Tensor
@@ -57,7 +59,7 @@ class CardConductanceConverter(BaseConductanceConverter):
             ValueError: if a weight is not finite.
         """
         low, high = torch.aminmax(weights)
-        if not torch.isfinite(high - low):
+        if not math.isfinite(float(high - low)):
             raise ValueError("the weights hold NaN or infinity: only finite weights have devices.")
         span = self.g_max - self.g_min
         if self.mapping == "single":

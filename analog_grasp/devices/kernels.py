@@ -2,11 +2,10 @@
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analog_grasp.devices.arithmetic import exp, log
 from analog_grasp.devices.curve import LONGEST_SINGLE, SMALLEST
 from analog_grasp.devices.random import (
     NORMAL_TABLE,
@@ -15,7 +14,6 @@ from analog_grasp.devices.random import (
     fill_normal,
     parallel_kernel,
     row_key,
-    use_torch_threads,
 )
 from analog_grasp.devices.reading import COEFFICIENTS, FORMS, Reading
 from analog_grasp.devices.sections import ConductanceRange
@@ -31,64 +29,6 @@ _BLOCK = 16
 """Rows that share their scratch memory."""
 
 
-@intrinsic
-def _bits_of(typing, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """The bits of a float32, as an int32."""
-    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.IntType(32)
-    )
-
-
-@intrinsic
-def _of_bits(typing, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """The float32 of the bits of an int32."""
-    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.FloatType()
-    )
-
-
-def _fitted(function: "np.ufunc", degree: int, low: float, high: float) -> tuple[np.float32, ...]:
-    """The coefficients, highest first, of a polynomial through values at Chebyshev's points."""
-    domain = [low, high]
-    fit = np.polynomial.Chebyshev.interpolate(function, degree, domain)
-    return tuple(F(c) for c in reversed(fit.convert(kind=np.polynomial.Polynomial).coef))
-
-
-# ln(1 + m) / m from sqrt(1/2) to sqrt(2), and e^r - 1 - r over r^2 from -ln(2)/2 to ln(2)/2.
-_LOG = _fitted(lambda m: np.log1p(m) / m, 9, 0.5**0.5 - 1, 2**0.5 - 1)
-_EXP = _fitted(lambda r: (np.expm1(r) - r) / r**2, 5, -np.log(2) / 2, np.log(2) / 2)
-_ROOT_HALF = int(F(0.5**0.5).view(np.int32))
-_LN2 = F(np.log(2))
-# ln 2 in two parts, the first short enough to be multiplied by an exponent exactly.
-_LN2_FIRST = F(0.693359375)
-_LN2_REST = F(np.log(2) - 0.693359375)
-
-
-@numba.njit(inline="always")
-def _log(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """ln x of a normal float32 above 0, in arithmetic that becomes vector instructions."""
-    bits = _bits_of(x)
-    exponent = (bits - np.int32(_ROOT_HALF)) >> np.int32(23)
-    m = _of_bits(np.int32(bits - (exponent << np.int32(23)))) - F(1.0)
-    y = F(0.0)
-    for c in _LOG:
-        y = y * m + c
-    return y * m + F(exponent) * _LN2
-
-
-@numba.njit(inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """e^x of a float32, as `_log`; x beyond the range of normal numbers counts as its end."""
-    x = min(max(x, F(-87.0)), F(88.0))
-    n = np.rint(x * (F(1.0) / _LN2))
-    r = x - n * _LN2_FIRST - n * _LN2_REST
-    y = F(0.0)
-    for c in _EXP:
-        y = y * r + c
-    y = y * r * r + r + F(1.0)
-    return y * _of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
-
-
 @numba.njit(fastmath={"contract"})
 def _piece(row: NDArray[np.float64], x: Floats, y: Floats) -> None:
     """One piece of a curve at every x; see `Piece`."""
@@ -96,13 +36,13 @@ def _piece(row: NDArray[np.float64], x: Floats, y: Floats) -> None:
     c0, c1 = F(row[COEFFICIENTS]), F(row[COEFFICIENTS + 1])
     if form == _LOGARITHM:
         for o in range(x.size):
-            y[o] = c1 * _log(max(x[o], F(SMALLEST))) + c0
+            y[o] = c1 * log(max(x[o], F(SMALLEST))) + c0
     elif form == _POWER:
         for o in range(x.size):
-            y[o] = c0 * _exp(c1 * _log(max(x[o], F(SMALLEST))))
+            y[o] = c0 * exp(c1 * log(max(x[o], F(SMALLEST))))
     elif form == _SATURATION:
         for o in range(x.size):
-            y[o] = c0 - c0 * _exp(-x[o] / c1)
+            y[o] = c0 - c0 * exp(-x[o] / c1)
     elif count > LONGEST_SINGLE:
         for o in range(x.size):
             wide, sum_ = np.float64(x[o]), 0.0
@@ -136,7 +76,9 @@ def _sum(curves: NDArray[np.float64], g: Floats, scratch: Floats, out: Floats) -
             below = F(row[4])
             _piece(row, x, p)
             for o in range(g.size):
-                y[o] = p[o] if x[o] < below else y[o]
+                # Both loaded beforehand: a load that hangs on a condition becomes a branch.
+                here, before = p[o], y[o]
+                y[o] = here if x[o] < below else before
         if r + 1 == curves.shape[0] or curves[r + 1, 4] == np.inf:
             part, floor = F(row[0]), F(row[2])
             for o in range(g.size):
@@ -173,9 +115,9 @@ def _level(
     """The conductances programmed. An idle device is one whose side the weight is not on."""
     idle_level, idle_spread = level[w.size], spread[w.size]
     for o in range(w.size):
-        idle = w[o] * side < 0
-        mean = idle_level if idle else level[o]
-        g[o] = max(mean + (idle_spread if idle else spread[o]) * z[o], lowest)
+        idle, mean, std = w[o] * side < 0, level[o], spread[o]
+        mean, std = (idle_level if idle else mean), (idle_spread if idle else std)
+        g[o] = max(mean + std * z[o], lowest)
 
 
 @numba.njit(fastmath={"contract"})
@@ -184,15 +126,15 @@ def _power_law(
 ) -> None:
     idle_mean, idle_std = mean[w.size], std[w.size]
     for o in range(w.size):
-        idle = w[o] * side < 0
-        nu = abs((idle_mean if idle else mean[o]) + (idle_std if idle else std[o]) * z[o])
-        h[o] = g[o] * _exp(-growth * nu)
+        idle, nu_mean, nu_std = w[o] * side < 0, mean[o], std[o]
+        nu_mean, nu_std = (idle_mean if idle else nu_mean), (idle_std if idle else nu_std)
+        h[o] = g[o] * exp(-growth * abs(nu_mean + nu_std * z[o]))
 
 
 @numba.njit(fastmath={"contract"})
 def _logarithmic_read(strength: F, z: Floats, h: Floats) -> None:
     for o in range(h.size):
-        h[o] += strength * z[o] * _log(max(h[o], F(1.0))) * F(1.0 / np.log(10.0))
+        h[o] += strength * z[o] * log(max(h[o], F(1.0))) * F(1.0 / np.log(10.0))
 
 
 @numba.njit
@@ -325,8 +267,8 @@ def read_tile(
     targets: Tensor,
     reading: Reading,
     conductance: ConductanceRange,
-    scale: Tensor,
-    offset: Tensor,
+    scale: float,
+    offset: float,
     keys: NDArray[np.uint64],
     stuck: tuple[float, float],
     out: Tensor,
@@ -346,7 +288,6 @@ def read_tile(
         variance: Filled with the variance of each weight at a read, ``(rows, columns)``.
     """
     nothing = np.empty((targets.shape[0], 0), np.float32)
-    use_torch_threads()
     _read(
         targets.numpy(),
         conductance.mapping == "pair",

@@ -1,11 +1,13 @@
 """One noise model for every device card, usable wherever aihwkit takes a noise model."""
 
+import functools
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from aihwkit.inference.noise.base import BaseNoiseModel
+from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.devices.card import DeviceCard
@@ -126,11 +128,13 @@ class CardNoiseModel(BaseNoiseModel):
         if noiseless or not all(_fits_kernel(tensor) for tensor in tensors):
             return self._read_in_steps(targets, time, out, variance_out)
         stuck = self.card.stuck
+        scale, offset = self.g_converter.scale_of(targets)
         read_tile(
             targets,
             encode(self.card, time),
             self.card.conductance,
-            *self.g_converter.scale_of(targets),
+            float(scale),
+            float(offset),
             self._keys(time),
             (0.0, 0.0) if stuck is None else (stuck.off, stuck.on),
             out,
@@ -289,11 +293,16 @@ class CardNoiseModel(BaseNoiseModel):
         card = self.card
         return card.programming is card.drift is card.read is card.stuck is None
 
-    def _keys(self, time: float) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]":
+    def _keys(self, time: float) -> NDArray[np.uint64]:
         """The keys of all random numbers, of shape (4, 2): by purpose and device."""
-        purposes = (("programming",), ("drift",), ("read", time), ("stuck",))
-        keys = [[self._key(name, d, *more) for d in (0, 1)] for name, *more in purposes]
-        return np.array(keys, np.uint64)
+        keys = self._timeless_keys.copy()
+        keys[2] = [self._key("read", device, time) for device in (0, 1)]
+        return keys
+
+    @functools.cached_property
+    def _timeless_keys(self) -> NDArray[np.uint64]:
+        purposes = ("programming", "drift", "read", "stuck")
+        return np.array([[self._key(p, device) for device in (0, 1)] for p in purposes], np.uint64)
 
     def _key(self, purpose: str, device: int, *more: float) -> int:
         return derive_seed(self.seed, purpose, device, *more)
@@ -312,9 +321,8 @@ class CardNoiseModel(BaseNoiseModel):
             weights = self.g_converter.convert_back_to_weights(conductances, params)
         if variance_out is not None:
             spread = self.card.short_term
-            variance = torch.zeros_like(conductances[0])
-            for g in conductances if spread is not None else ():
-                variance.add_(spread.at(g, self.card.conductance.g_max).square_())
+            curves: Weighted = () if spread is None else ((1.0, spread),)
+            variance = torch.stack([self._sum(curves, g).square_() for g in conductances]).sum(0)
             variance_out.copy_(variance.div_(params["scale"].square()))
         return out.copy_(weights)
 

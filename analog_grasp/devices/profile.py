@@ -60,9 +60,10 @@ def profile(card: DeviceCard, time: float | str) -> Profile:
     """The target noise profile of a card at a drift time.
 
     It is the mean and spread over a seeded sample of the card's own `CardNoiseModel`, so it
-    includes programming noise, drift and accumulated read noise, and is the same at every call.
-    With power-law drift the mean falls with time; raising it again is the drift compensation of a
-    tile, no part of the profile.
+    includes programming noise, drift, stuck devices, accumulated read noise and the short-term
+    noise of one read, and is the same at every call. It is that of the nominal chip: what differs
+    from die to die, alike for all devices of a chip, is no part of it. With power-law drift the
+    mean falls with time; raising it again is the drift compensation of a tile, no part either.
 
     Args:
         card: the device.
@@ -87,12 +88,15 @@ def profile(card: DeviceCard, time: float | str) -> Profile:
 def _sampled(card: DeviceCard, time: float) -> Profile:
     values = np.linspace(-1.0, 1.0, _POINTS)
     # The grid holds -1 and 1, so the largest weight is 1 and what is read back is relative to it.
-    weights = torch.from_numpy(values).float().expand(_SAMPLES, -1)
-    read = CardNoiseModel(card, seed=_SEED).apply_noise(weights, time).double()
-    std, mean = torch.std_mean(read, dim=0)
-    if torch.equal(read, weights.double()):
+    weights = torch.from_numpy(values).float().repeat(_SAMPLES, 1)
+    each_read = torch.empty_like(weights)
+    nominal = card.model_copy(update={"die_to_die": None})
+    read = CardNoiseModel(nominal, _SEED).read_weights(weights, time, variance_out=each_read)
+    var, mean = torch.var_mean(read.double(), dim=0)
+    if torch.equal(read, weights):
         # The variance of equal numbers is only zero up to rounding.
-        std, mean = torch.zeros_like(std), torch.from_numpy(values)
+        var, mean = torch.zeros_like(var), torch.from_numpy(values)
+    std = (var + each_read.double().mean(dim=0)).sqrt()
     arrays = (values, mean.numpy(), std.numpy())
     for array in arrays:
         # Shared by all who ask for this profile.

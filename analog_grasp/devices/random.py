@@ -1,5 +1,6 @@
 """Random numbers that are a function of a key and a place: the same on any number of threads."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -40,17 +41,33 @@ NORMAL_TABLE = _quantiles()
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel whose rows run in parallel, and keep the result on disk.
+    """Compile a kernel whose rows run on as many threads as torch has, and keep it on disk.
 
-    numba watches only the file that a kernel stands in. What it takes from this file is inlined,
-    so the results are kept apart for each state of this file, or an old one would be used.
+    On one thread it is compiled without numba's pool, which takes longer to wake than a small tile
+    to read. On disk, numba watches only the file that a kernel stands in: what it takes from the
+    files of this folder is inlined, so results are kept apart for each state of these.
     """
+    serial, parallel = (_compiled(function, pool) for pool in (False, True))
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if torch.get_num_threads() == 1:
+            return serial(*args)
+        use_torch_threads()
+        return parallel(*args)
+
+    return run
+
+
+def _compiled(function: Callable[..., Any], pool: bool) -> Callable[..., Any]:
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    digest = hashlib.blake2b(sources, digest_size=8).hexdigest()
     before = numba.config.CACHE_DIR
-    folder = before or str(user_cache_path("analog-grasp") / "kernels")
-    digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=8).hexdigest()
-    numba.config.CACHE_DIR = str(Path(folder) / digest)
+    folder = Path(before or user_cache_path("analog-grasp") / "kernels")
+    # numba's own names do not tell a kernel with a pool from the same without.
+    numba.config.CACHE_DIR = str(folder / f"{digest}-{'pool' if pool else 'one'}")
     try:
-        return numba.njit(parallel=True, cache=True)(function)
+        return numba.njit(parallel=pool, cache=True)(function)
     finally:
         numba.config.CACHE_DIR = before
 
@@ -142,7 +159,6 @@ def normal(
     if torch.device(device).type != "cpu":
         return _normal_torch(key, rows, columns, torch.device(device)).view(shape).to(dtype)
     out = torch.empty(rows, columns)
-    use_torch_threads()
     _normal_rows(np.uint64(key & _WORD), NORMAL_TABLE, out.numpy())
     return out.view(shape).to(dtype)
 

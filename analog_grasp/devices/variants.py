@@ -62,9 +62,8 @@ def changed_sections(card: "DeviceCard", changes: Changes) -> dict[str, Any]:
             f"use any of {', '.join(Changes.__annotations__)}."
         )
     sections: dict[str, Any] = {}
-    converters: dict[str, Any] = {
-        key: changes[key] for key in ("dac_bits", "adc_bits", "output_noise") if key in changes
-    }
+    wanted: dict[str, Any] = dict(changes)
+    converters = {key: wanted[key] for key in Converters.model_fields if key in wanted}
     for bits in ("dac_bits", "adc_bits"):
         if converters.get(bits) == 0:
             converters[bits] = None
@@ -83,7 +82,7 @@ def changed_sections(card: "DeviceCard", changes: Changes) -> dict[str, Any]:
         }
     if "die_to_die" in changes:
         sections["die_to_die"] = dict.fromkeys(("mean", "spread"), changes["die_to_die"])
-    stuck = {key: changes[f"stuck_{key}"] for key in ("off", "on") if f"stuck_{key}" in changes}
+    stuck = {key: wanted[f"stuck_{key}"] for key in ("off", "on") if f"stuck_{key}" in wanted}
     if stuck:
         sections["stuck"] = {**(card.stuck.model_dump() if card.stuck else {}), **stuck}
     return sections

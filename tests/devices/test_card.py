@@ -23,6 +23,7 @@ SHIPPED = [
     "rram-cmo-falcone-2pct",
     "rram-milo2021",
     "rram-wan2022",
+    "sonos-agrawal2022",
 ]
 GOOD = (_folder() / "pcm-nandakumar2019.toml").read_text()
 
