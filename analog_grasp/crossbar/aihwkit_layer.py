@@ -1,6 +1,8 @@
 """A linear layer on aihwkit's own tiles, for what only they simulate."""
 
+import dataclasses
 from functools import cache
+from typing import Any
 
 import aihwkit
 import torch
@@ -9,14 +11,17 @@ from aihwkit.inference.compensation.drift import (
     GlobalDriftCompensationWithExactReference,
     PerColumnDriftCompensation,
 )
+from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
+from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from aihwkit.nn import AnalogLinear
 from aihwkit.simulator.configs import InferenceRPUConfig
+from aihwkit.simulator.configs.configs import TorchInferenceRPUConfigIRDropT
 from aihwkit.simulator.parameters.enums import (
     BoundManagementType,
     NoiseManagementType,
     WeightNoiseType,
 )
-from aihwkit.simulator.parameters.io import IOParameters
+from aihwkit.simulator.parameters.io import IOParameters, IOParametersIRDropT
 from aihwkit.simulator.parameters.mapping import MappingParameter
 from aihwkit.simulator.tiles.base import BaseTile
 from torch import Tensor, nn
@@ -25,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from analog_grasp.adapters.frozen import FrozenLayer
 from analog_grasp.crossbar.layer import DriftCompensation, parts, tile_seed
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
+from analog_grasp.devices.sections import Converters
 
 _COMPENSATIONS = {
     "global": GlobalDriftCompensation,
@@ -42,6 +48,9 @@ _BOUND_MANAGEMENT = {
     "none": BoundManagementType.NONE,
 }
 
+# Of a bit line, between which the voltage is solved for; aihwkit's own choice.
+_SEGMENTS = 8
+
 
 class AihwkitLinear(AnalogLinear):
     """A frozen linear layer on tiles of aihwkit's, with the face of `CrossbarLinear`.
@@ -52,7 +61,7 @@ class AihwkitLinear(AnalogLinear):
         layer: ``nn.Linear``, or ``Conv1D`` whose weight is stored transposed.
         card: The device.
         name: Names the layer's tiles on the chip.
-        config: aihwkit's configuration, from `compiled_config`.
+        config: aihwkit's configuration, from `compiled_config` or `wired_config`.
     """
 
     def __init__(self, layer: FrozenLayer, card: DeviceCard, name: str, config: object) -> None:
@@ -150,7 +159,58 @@ def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> Infere
         True
     """
     check_compiled_tile()
-    config = InferenceRPUConfig()
+    config = _mapped(InferenceRPUConfig(), card, compensation)
+    config.forward = _converters(card, IOParameters(), _read_noise(card) | _circuit(card))
+    return config
+
+
+def wired_config(
+    card: DeviceCard, compensation: DriftCompensation
+) -> TorchInferenceRPUConfigIRDropT:
+    """Return the configuration of aihwkit's time-stepped torch tile, which resolves the I-R drop.
+
+    The inputs are pulses whose length is their value, and the voltages along the bit lines are
+    solved for at every time step: slow, and meant for single layers and small models.
+
+    Raises:
+        ValueError: The card has no wire resistance, or what that tile cannot simulate.
+
+    Source:
+        aihwkit's `TorchInferenceRPUConfigIRDropT`.
+    """
+    circuit, converters = card.circuit, card.converters
+    if circuit is None or circuit.wire_resistance is None:
+        raise ValueError(
+            f"The card {card.name} states no circuit.wire_resistance, which tile='ir-drop' is for: "
+            "add it to the card, or use tile='torch'."
+        )
+    if converters is None or converters.dac_bits is None or card.conductance.mapping != "pair":
+        raise ValueError(
+            f"The card {card.name} cannot be simulated by tile='ir-drop', which needs dac_bits and "
+            "two devices a weight: use tile='rpucuda'."
+        )
+    if circuit.nonlinearity or card.short_term is not None or card.tile.rows % _SEGMENTS:
+        raise ValueError(
+            f"The card {card.name} cannot be simulated by tile='ir-drop', which takes no "
+            f"circuit.nonlinearity, no short_term noise and a multiple of {_SEGMENTS} tile rows: "
+            "use tile='rpucuda'."
+        )
+    config = _mapped(TorchInferenceRPUConfigIRDropT(), card, compensation)
+    wires = {"ir_drop_rs": circuit.wire_resistance, "ir_drop_segments": _SEGMENTS}
+    # The counter of current pulses is another ADC in place of that of the card.
+    plain = IOParametersIRDropT(adc_quantization=False)
+    config.forward = _converters(card, plain, {"ir_drop": 1.0} | wires)
+    # The tile takes its conductances from here; its devices are the card's, at programming.
+    g_min, g_max = card.conductance.g_min, card.conductance.g_max
+    config.noise_model = PCMLikeNoiseModel(
+        g_converter=SinglePairConductanceConverter(g_max=g_max, g_min=g_min)
+    )
+    return config
+
+
+def _mapped[C: InferenceRPUConfig | TorchInferenceRPUConfigIRDropT](
+    config: C, card: DeviceCard, compensation: DriftCompensation
+) -> C:
     config.mapping = MappingParameter(
         digital_bias=True,
         weight_scaling_omega=1.0,
@@ -158,41 +218,54 @@ def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> Infere
         max_input_size=card.tile.rows,
         max_output_size=card.tile.columns,
     )
-    config.forward = _converters(card)
     config.drift_compensation = _COMPENSATIONS[compensation]()
     return config
 
 
-def _converters(card: DeviceCard) -> IOParameters:
-    """DAC, read noise, output noise and ADC of a tile, in aihwkit's terms."""
+def _read_noise(card: DeviceCard) -> dict[str, Any]:
     variance = CardNoiseModel(card).constant_short_term_variance(torch.ones(1, 1))
     if variance is None:
         raise ValueError(
             f"The read noise of {card.name} differs by conductance from read to read, which "
             "aihwkit's compiled tile cannot simulate: use tile='torch', or read_noise=False."
         )
-    converters = card.converters
-    if converters is None and not variance:
-        return IOParameters(is_perfect=True)
-    noise = {
-        "w_noise": variance**0.5,
-        "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT if variance else WeightNoiseType.NONE,
+    if not variance:
+        return {}
+    return {"w_noise": variance**0.5, "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT}
+
+
+def _circuit(card: DeviceCard) -> dict[str, Any]:
+    circuit = card.circuit
+    if circuit is None:
+        return {}
+    settings: dict[str, Any] = {
+        "out_nonlinearity": circuit.nonlinearity,
+        "out_nonlinearity_std": circuit.nonlinearity_spread,
     }
+    if circuit.wire_resistance is not None:
+        largest = card.conductance.g_max * 1e-6
+        settings |= {"ir_drop": 1.0, "ir_drop_g_ratio": 1 / (circuit.wire_resistance * largest)}
+    return settings
+
+
+def _converters[P: IOParameters](card: DeviceCard, plain: P, more: dict[str, Any]) -> P:
+    """DAC, output noise and ADC of a tile in aihwkit's terms, with what else it simulates."""
+    converters = card.converters
+    if converters is None and not more:
+        return dataclasses.replace(plain, is_perfect=True)
     if converters is None:
-        exact = {"inp_res": 0.0, "inp_bound": 0.0, "out_res": 0.0, "out_bound": 0.0}
-        managements = {
-            "noise_management": NoiseManagementType.NONE,
-            "bound_management": BoundManagementType.NONE,
-        }
-        return IOParameters(**exact, **managements, **noise, out_noise=0.0)
-    return IOParameters(
+        # Exact converters, and no perfect pass, which would leave out the rest.
+        converters = Converters()
+    return dataclasses.replace(
+        plain,
         inp_res=_resolution(converters.dac_bits),
+        inp_bound=1.0 if card.converters else 0.0,
         out_res=_resolution(converters.adc_bits),
         out_noise=converters.output_noise,
         out_bound=converters.output_range or 0.0,
         noise_management=_INPUT_SCALING[converters.input_scaling],
         bound_management=_BOUND_MANAGEMENT[converters.bound_management],
-        **noise,
+        **more,
     )
 
 

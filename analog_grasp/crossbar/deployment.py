@@ -242,6 +242,7 @@ def deploy(
     drift: bool = True,
     read_noise: bool = True,
     converters: bool = True,
+    circuit: bool = True,
     drift_compensation: DriftCompensation = "global",
 ) -> Deployment:
     """Put a copy of a model's frozen linear layers onto simulated crossbar tiles.
@@ -259,11 +260,14 @@ def deploy(
             or ``"learned"``, by their StochGRASP Gaussians; see `StoredModulation`.
         layers: Which frozen layers, by PEFT-style patterns; see `frozen_layers`.
         tile: ``"torch"``, which computes what aihwkit's torch tile does, or ``"rpucuda"``,
-            aihwkit's compiled tile, whose forward noise is not governed by the seed.
+            aihwkit's compiled tile, whose forward noise is not governed by the seed; or
+            ``"ir-drop"``, its time-stepped torch tile.
         programming_noise: Whether conductances miss their targets.
         drift: Whether conductances change with time.
         read_noise: Whether reads are noisy: accumulated 1/f noise, and noise drawn at each read.
         converters: Whether inputs and outputs pass DAC and ADC, output noise among them.
+        circuit: Whether wires have resistance and bit lines their nonlinear curve, where the card
+            says so; only aihwkit's own tiles simulate it.
         drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
             `CrossbarLinear`.
 
@@ -286,6 +290,7 @@ def deploy(
         "drift": drift,
         "read": read_noise,
         "converters": converters,
+        "circuit": circuit,
     }
     card = card.without(*(effect for effect, on in switches.items() if not on))
     make_layer = layer_maker(card, tile, drift_compensation)

@@ -7,11 +7,13 @@ from typing import Literal, Protocol, cast, get_args
 from torch import nn
 
 from analog_grasp.adapters.frozen import FrozenLayer
-from analog_grasp.crossbar.aihwkit_layer import AihwkitLinear, compiled_config
+from analog_grasp.crossbar.aihwkit_layer import AihwkitLinear, compiled_config, wired_config
 from analog_grasp.crossbar.layer import CrossbarLinear, DriftCompensation
 from analog_grasp.devices import DeviceCard
 
-Tile = Literal["torch", "rpucuda"]
+Tile = Literal["torch", "rpucuda", "ir-drop"]
+
+_CONFIGS = {"rpucuda": compiled_config, "ir-drop": wired_config}
 
 MakeLayer = Callable[[str, FrozenLayer], nn.Module]
 """Gives the layer on tiles from a layer's name and the layer."""
@@ -47,7 +49,7 @@ def layer_maker(
     Args:
         card: The device.
         tile: ``"torch"`` for our tile, which computes what aihwkit's torch tile does;
-            ``"rpucuda"`` for aihwkit's compiled one.
+            ``"rpucuda"`` for aihwkit's compiled one; ``"ir-drop"`` for its time-stepped torch one.
         compensation: The drift compensation; see `CrossbarLinear`.
 
     Raises:
@@ -66,9 +68,14 @@ def layer_maker(
         if value not in get_args(choice):
             known = ", ".join(get_args(choice))
             raise ValueError(f"{name} is {value!r}, which is unknown: use one of {known}.")
-    if tile == "rpucuda":
-        config = compiled_config(card, compensation)
+    if tile != "torch":
+        config = _CONFIGS[tile](card, compensation)
         return lambda name, layer: AihwkitLinear(layer, card, name, config)
+    if card.circuit is not None:
+        raise ValueError(
+            f"The card {card.name} states a circuit, which tile='torch' cannot simulate: use "
+            "tile='rpucuda', or circuit=False."
+        )
     return partial(_on_our_tiles, card, compensation)
 
 

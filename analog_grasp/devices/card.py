@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from analog_grasp.devices.curve import Curve, Piece, Section, SpreadCurve
 from analog_grasp.devices.errors import CardError, sentence
 from analog_grasp.devices.sections import (
+    Circuit,
     ConductanceRange,
     Converters,
     DieToDie,
@@ -33,7 +34,7 @@ from analog_grasp.devices.variants import Changes, changed_sections, die_section
 if TYPE_CHECKING:
     from analog_grasp.devices.profile import Profile
 
-Effect = Literal["programming", "drift", "read", "converters"]
+Effect = Literal["programming", "drift", "read", "converters", "circuit"]
 
 _LARGEST_FILE = 1 << 20
 _LEVEL_CARD = "gaussian"
@@ -61,6 +62,7 @@ class DeviceCard(Section):
         die_to_die: what differs from chip to chip, or None.
         stuck: fractions of devices that cannot be programmed, or None.
         converters: DAC, ADC and output noise; None for exact arithmetic.
+        circuit: wire resistance and nonlinear read-out, or None.
         tile: the size of one crossbar tile, in weights.
 
     Example:
@@ -86,6 +88,7 @@ class DeviceCard(Section):
     die_to_die: DieToDie | None = None
     stuck: Stuck | None = None
     converters: Converters | None = None
+    circuit: Circuit | None = None
     tile: TileSize
 
     @classmethod
@@ -133,8 +136,8 @@ class DeviceCard(Section):
         """A copy with effects switched off, so that the others can be studied alone.
 
         Args:
-            effects: any of "programming", "drift", "read", "converters"; "read" is both the
-                accumulated and the short-term read noise.
+            effects: any of "programming", "drift", "read", "converters", "circuit"; "read" is both
+                the accumulated and the short-term read noise.
 
         Raises:
             ValueError: if an effect is unknown.
@@ -317,6 +320,7 @@ def _known_keys() -> set[str]:
         DieToDie,
         Stuck,
         Converters,
+        Circuit,
         TileSize,
     )
     return {key for model in models for key in model.model_fields}

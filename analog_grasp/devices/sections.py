@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from analog_grasp.devices.curve import Curve, Number, Section, ShiftCurve, SpreadCurve
-from analog_grasp.devices.units import Conductance, Seconds
+from analog_grasp.devices.units import Conductance, Resistance, Seconds
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 Bits = Annotated[int, Field(ge=2, le=16)]
@@ -244,6 +244,22 @@ class Converters(Section):
         if self.adc_bits is not None and self.output_range is None:
             raise ValueError("has adc_bits but no output_range: give the range that the bits span")
         return self
+
+
+class Circuit(Section):
+    """The electronics between cells and converters; simulated by aihwkit's own tiles alone.
+
+    Attributes:
+        wire_resistance: of the wire from one cell of a bit line to the next, Ohm, which makes the
+            cells far from the read-out count for less (I-R drop).
+        nonlinearity: n of the S-shaped curve y / (1 + n |y| / output_range) that a bit line's
+            current follows (aihwkit's `out_nonlinearity`).
+        nonlinearity_spread: standard deviation of n among the bit lines, relative to n.
+    """
+
+    wire_resistance: Resistance | None = None
+    nonlinearity: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    nonlinearity_spread: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
 
 
 class TileSize(Section):

@@ -22,6 +22,7 @@ _SECONDS = {
     "d": 86_400.0,
     "y": 365 * 86_400.0,
 }
+_OHM = {"mOhm": 1e-3, "Ohm": 1.0, "kOhm": 1e3}
 
 
 def _reader(factors: dict[str, float], example_unit: str) -> Callable[[object], float]:
@@ -56,3 +57,6 @@ Conductance = Annotated[float, BeforeValidator(_reader(_MICROSIEMENS, "uS")), Fi
 
 Seconds = Annotated[float, BeforeValidator(_reader(_SECONDS, "s")), Field(gt=0, le=1e12)]
 """A time, s, above 0."""
+
+Resistance = Annotated[float, BeforeValidator(_reader(_OHM, "Ohm")), Field(gt=0, le=1e6)]
+"""A resistance, Ohm, above 0."""
