@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from peft import PeftModel
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 type FrozenLayer = nn.Linear | Conv1D
@@ -18,8 +20,8 @@ def frozen_layers(
 ) -> Iterator[tuple[str, FrozenLayer]]:
     """Yield the path and the module of every frozen linear layer of a model, each module once.
 
-    Left out are what an adapter has added, the task head (whatever is trained and saved with the
-    adapter, and the layers named as a classification head) and the output embedding.
+    Left out are what an adapter has added, the task head (see `head_names`, and whatever is trained
+    and saved with the adapter) and the output embedding.
 
     Args:
         model: A transformers model, bare or wrapped by peft.
@@ -62,16 +64,47 @@ def base_name(path: str) -> str:
     return path.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
+def head_names(model: nn.Module) -> list[str]:
+    """The names of the modules that make up the task head of a transformers model.
+
+    A head is what stands behind the pre-trained body: it is new, so it is trained whole, whatever
+    the adapter, and stays digital. A language model has none: its output embedding is pre-trained.
+
+    Example:
+        >>> from transformers import DistilBertConfig, DistilBertForSequenceClassification
+        >>> tiny = DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=16, vocab_size=10)
+        >>> head_names(DistilBertForSequenceClassification(tiny))
+        ['pre_classifier', 'classifier']
+    """
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(bare, PreTrainedModel) or bare.base_model is bare:
+        return []
+    if bare.get_output_embeddings() is not None:
+        return []
+    behind = [(n, part) for n, part in bare.named_children() if part is not bare.base_model]
+    return [name for name, part in behind if list(part.parameters())]
+
+
+def save_head(config: PeftConfig, model: nn.Module) -> None:
+    """Have the task head of a model trained and saved with an adapter, as ``modules_to_save``.
+
+    peft itself knows only heads that are called classifier or score.
+    """
+    saved = config.modules_to_save or []
+    more = [name for name in head_names(model) if name not in saved]
+    config.modules_to_save = [*saved, *more] or None
+
+
 def _barred(model: nn.Module) -> list[str]:
     """The paths under which nothing is a frozen projection."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    barred = []
+    inside = "base_model.model." if isinstance(model, PeftModel) else ""
+    barred = [inside + name for name in head_names(model)]
     for path, module in model.named_modules():
         children = [name for name, _ in module.named_children()]
         if isinstance(module, BaseTunerLayer):
             barred += [f"{path}.{name}" for name in children if name != "base_layer"]
-        head = path.rpartition(".")[2] in SEQ_CLS_HEAD_NAMES
-        if head or module is output or isinstance(module, AuxiliaryTrainingWrapper):
+        if module is output or isinstance(module, AuxiliaryTrainingWrapper):
             barred.append(path)
     return barred
 

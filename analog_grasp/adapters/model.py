@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from analog_grasp.adapters.config import GraspConfig
+from analog_grasp.adapters.frozen import save_head
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 
 
@@ -41,6 +42,9 @@ class GraspModel(BaseTuner):
         for name, module in self.model.named_modules():
             if isinstance(module, GraspLinear):
                 yield name, module
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        save_head(config, model)
 
     def _create_and_replace(
         self,

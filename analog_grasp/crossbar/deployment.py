@@ -4,13 +4,15 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
 from torch import nn
 
+from analog_grasp.adapters.baselines import Placement, check_placement, kind_of
+from analog_grasp.adapters.folding import fold
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
 from analog_grasp.crossbar.layer import DriftCompensation
 from analog_grasp.crossbar.mapping import map_layers
@@ -19,8 +21,6 @@ from analog_grasp.crossbar.stored import StoredAdapter, StoredError
 from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, chip_layer, layer_maker
 from analog_grasp.devices import DeviceCard, derive_seed, parse_time
 from analog_grasp.devices.card import Effect
-
-Placement = Literal["digital", "folded", "programmed"]
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,9 @@ def deploy(
     if placement not in get_args(Placement):
         known = ", ".join(get_args(Placement))
         raise ValueError(f"placement is {placement!r}, which is unknown: use one of {known}.")
+    kind = kind_of(model.active_peft_config) if isinstance(model, PeftModel) else None
+    if kind is not None:
+        check_placement(kind, placement)
     switches: dict[Effect, bool] = {
         "programming": programming_noise,
         "drift": drift,
@@ -296,7 +299,7 @@ def deploy(
     make_layer = layer_maker(card, tile, drift_compensation)
     copied = copy.deepcopy(model) if placement == "folded" else _copied(model, layers)
     if placement == "folded" and isinstance(copied, PeftModel):
-        copied = copied.merge_and_unload(safe_merge=True)
+        copied = fold(copied)
     store_adapter = None
     if placement == "programmed":
         compensated = drift_compensation != "none"

@@ -1,6 +1,6 @@
-"""Hardware-aware training: noise on the frozen weights, without touching the frozen weights."""
+"""Hardware-aware training: noise on the weights of the tiles, without touching the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numba
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
+from analog_grasp.devices import CardNoiseModel
 from analog_grasp.devices.random import (
     NORMAL_TABLE,
     Floats,
@@ -18,23 +19,27 @@ from analog_grasp.devices.random import (
     row_key,
     use_torch_threads,
 )
+from analog_grasp.training.objective import card_at_time
 
 
 class WeightNoise:
-    """Gaussian noise on frozen weights, relative to the largest weight of each column.
+    """Noise on the weights that go onto tiles, relative to the largest weight of each column.
 
     A column is a bit line, that is one output of the layer: deployment scales each to its
-    largest conductance, and injection follows the same scale. The frozen tensors are never
+    largest conductance, and injection follows the same scale. The weights themselves are never
     written: within `applied`, a noisy stand-in takes their place in the module, and they are put
-    back whatever ends the block.
+    back whatever ends the block. Weights that are trained get the gradient of their stand-in.
 
     Args:
-        model: The model whose frozen layers get noise.
-        strength: Standard deviation in units of the column maximum; 0 for none.
+        model: The model whose layers get noise.
+        strength: Standard deviation of Gaussian noise in units of the column maximum, 0 for none;
+            or ``"NAME@TIME"`` for that of a device card's devices at a drift time, brought back to
+            the mean magnitude of the weights as drift compensation does.
         pattern: Which layers, as in `frozen_layers`.
 
     Raises:
-        ValueError: The strength is negative, or the pattern matches no layer.
+        ValueError: The strength is negative or names no card and time, or the pattern matches no
+            layer.
 
     Source:
         Hardware-aware noise injection: Joshi et al., Nat. Commun. 11, 2473 (2020); by column as
@@ -51,44 +56,73 @@ class WeightNoise:
     """
 
     def __init__(
-        self, model: nn.Module, strength: float, pattern: LayerPattern = "all-linear"
+        self, model: nn.Module, strength: float | str, pattern: LayerPattern = "all-linear"
     ) -> None:
-        if not strength >= 0:
-            raise ValueError(f"injection is {strength}: a spread must be 0 or more.")
-        self.strength = strength
+        self._disturb = _from_card(strength) if isinstance(strength, str) else _gaussian(strength)
         self._layers = [layer for _, layer in frozen_layers(model, pattern)] if strength else []
         self._noisy: list[nn.Parameter] = []
-        self._spreads: list[Tensor] = []
+        self._largest: dict[int, Tensor] = {}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the layers compute with freshly drawn noisy weights."""
         self._draw()
-        frozen = [layer.weight for layer in self._layers]
+        weights = [layer.weight for layer in self._layers]
         try:
             for layer, noisy in zip(self._layers, self._noisy, strict=True):
                 layer.weight = noisy
             yield
         finally:
-            for layer, weight in zip(self._layers, frozen, strict=True):
+            for layer, weight, noisy in zip(self._layers, weights, self._noisy, strict=True):
                 layer.weight = weight
+                if noisy.grad is not None:
+                    weight.grad = noisy.grad if weight.grad is None else weight.grad + noisy.grad
+                    noisy.grad = None
 
     @torch.no_grad()
     def _draw(self) -> None:
-        """Fill the stand-ins, allocated once: W + strength * column maximum * N(0, 1)."""
+        """Fill the stand-ins, which are allocated once."""
         if not self._noisy:
             self._noisy = [
-                nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
-                for layer in self._layers
+                nn.Parameter(torch.empty_like(w), requires_grad=w.requires_grad)
+                for w in (layer.weight for layer in self._layers)
             ]
-            self._spreads = [self._spread(layer) for layer in self._layers]
-        for layer, noisy, spread in zip(self._layers, self._noisy, self._spreads, strict=True):
+        for i, (layer, noisy) in enumerate(zip(self._layers, self._noisy, strict=True)):
             # From torch's own random state, so that whoever seeds it seeds this noise.
-            _perturb(layer.weight, spread, int(torch.randint(2**62, ())), noisy)
+            key = int(torch.randint(2**62, ()))
+            self._disturb(layer, self._column_maximum(i, layer), key, noisy)
 
-    def _spread(self, layer: FrozenLayer) -> Tensor:
-        inputs = 0 if isinstance(layer, Conv1D) else 1
-        return self.strength * layer.weight.abs().amax(dim=inputs, keepdim=True)
+    def _column_maximum(self, index: int, layer: FrozenLayer) -> Tensor:
+        """The largest magnitude of each output's weights; found once where they are frozen."""
+        if index not in self._largest or layer.weight.requires_grad:
+            inputs = 0 if isinstance(layer, Conv1D) else 1
+            self._largest[index] = layer.weight.abs().amax(dim=inputs, keepdim=True)
+        return self._largest[index]
+
+
+_Disturb = Callable[[FrozenLayer, Tensor, int, Tensor], None]
+
+
+def _gaussian(strength: float) -> _Disturb:
+    if not strength >= 0:
+        raise ValueError(f"injection is {strength}: a spread must be 0 or more.")
+
+    def disturb(layer: FrozenLayer, largest: Tensor, key: int, out: Tensor) -> None:
+        _perturb(layer.weight.detach(), strength * largest, key, out.detach())
+
+    return disturb
+
+
+def _from_card(text: str) -> _Disturb:
+    card, seconds = card_at_time("injection", text)
+
+    def disturb(layer: FrozenLayer, largest: Tensor, key: int, out: Tensor) -> None:
+        target = layer.weight / largest.clamp_min(torch.finfo(largest.dtype).tiny)
+        read = CardNoiseModel(card, key).read_weights(target.contiguous(), seconds)
+        gain = target.abs().mean() / read.abs().mean()
+        torch.mul(read, gain * largest, out=out)
+
+    return disturb
 
 
 def _perturb(weight: Tensor, spread: Tensor, key: int, out: Tensor) -> None:

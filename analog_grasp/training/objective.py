@@ -59,12 +59,8 @@ def spread_target(noise_target: float | str) -> SpreadTarget:
     """
     if not isinstance(noise_target, str):
         return lambda value: torch.full_like(value, float(noise_target))
-    name, separator, time = noise_target.rpartition("@")
-    if not separator:
-        raise ValueError(
-            f"noise_target is {noise_target!r}: name a device and a time, as 'pcm-hermes-2@1d'."
-        )
-    profile: Profile = DeviceCard.load(name).profile(parse_time(time))
+    card, seconds = card_at_time("noise_target", noise_target)
+    profile: Profile = card.profile(seconds)
     if not (profile.std > 0).all():
         raise ValueError(
             f"noise_target is {noise_target!r}, but that device has no spread to learn: "
@@ -73,6 +69,26 @@ def spread_target(noise_target: float | str) -> SpreadTarget:
     return lambda value: torch.as_tensor(
         profile.std_at(value.cpu()), dtype=value.dtype, device=value.device
     )
+
+
+def card_at_time(setting: str, text: str) -> tuple[DeviceCard, float]:
+    """Read ``"NAME@TIME"``: a device card and a drift time, s.
+
+    Args:
+        setting: What the text is given for, for the error.
+        text: Such as ``"pcm-hermes-2@1d"``.
+
+    Raises:
+        ValueError: The text names no card or no time.
+
+    Example:
+        >>> card_at_time("injection", "pcm-hermes-2@1d")[1]
+        86400.0
+    """
+    name, separator, time = text.rpartition("@")
+    if not separator:
+        raise ValueError(f"{setting} is {text!r}: name a device and a time, as 'pcm-hermes-2@1d'.")
+    return DeviceCard.load(name), parse_time(time)
 
 
 class NoiseAwareLoss:

@@ -1,9 +1,12 @@
 import pytest
+import transformers as hf
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from analog_grasp.adapters import GraspConfig
-from analog_grasp.adapters.frozen import base_name, frozen_layers
+from analog_grasp.adapters.bitfit import BitFitConfig
+from analog_grasp.adapters.frozen import base_name, frozen_layers, head_names, save_head
 
 EXPECTED = {"bert": 13, "roberta": 12, "gpt2": 8}
 
@@ -37,3 +40,38 @@ def test_patterns_choose_layers(bert, pattern, count):
 def test_a_pattern_without_a_match_is_refused(bert):
     with pytest.raises(ValueError, match="'quary' matches no frozen linear layer"):
         list(frozen_layers(bert, "quary"))
+
+
+_TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "intermediate_size": 8, "vocab_size": 10}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (lambda: hf.BertModel(hf.BertConfig(**_TINY)), []),
+        (lambda: hf.BertForMaskedLM(hf.BertConfig(**_TINY)), []),
+        (lambda: hf.BertForQuestionAnswering(hf.BertConfig(**_TINY)), ["qa_outputs"]),
+        (lambda: hf.DebertaV2ForSequenceClassification(hf.DebertaV2Config(**_TINY)),
+         ["pooler", "classifier"]),
+        (lambda: hf.LlamaForSequenceClassification(hf.LlamaConfig(**_TINY)), ["score"]),
+        (lambda: hf.T5ForSequenceClassification(
+            hf.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=10)),
+         ["classification_head"]),
+        (lambda: nn.Sequential(nn.Linear(2, 2)), []),
+    ],
+)  # fmt: skip
+def test_the_head_is_what_stands_behind_the_body(model, head):
+    made = model()
+    assert head_names(made) == head
+    assert not [path for path, _ in frozen_layers(made) if path.partition(".")[0] in head]
+
+
+@pytest.mark.parametrize("config", [GraspConfig, LoraConfig, BitFitConfig])
+def test_the_head_is_saved_with_any_adapter(config):
+    asked = config(task_type="SEQ_CLS", target_modules=["q_lin"])
+    tiny = hf.DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=8, vocab_size=10)
+    model = hf.DistilBertForSequenceClassification(tiny)
+    save_head(asked, model)
+    save_head(asked, model)
+    assert asked.modules_to_save == ["pre_classifier", "classifier"]

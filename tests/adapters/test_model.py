@@ -167,5 +167,5 @@ def test_a_peft_that_refuses_is_named(monkeypatch):
     monkeypatch.setattr(registration, "register_peft_method", refuse)
     monkeypatch.setattr(registration, "PeftType", SimpleNamespace(__members__={}))
     monkeypatch.setattr(registration, "extend_enum", lambda *_: None)
-    with pytest.raises(ImportError, match="refuses GRASP as a method"):
+    with pytest.raises(ImportError, match="refuses grasp as a method"):
         registration.register()

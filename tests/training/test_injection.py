@@ -9,6 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters import GraspConfig
+from analog_grasp.devices import DeviceCard
 from analog_grasp.training import WeightNoise
 
 INPUTS, COLUMNS = 4000, 5
@@ -93,3 +94,45 @@ def test_a_pattern_chooses_the_layers(bert):
 def test_a_strength_that_is_no_spread_is_refused(bert, strength):
     with pytest.raises(ValueError, match=f"injection is {strength}.*0 or more"):
         WeightNoise(bert, strength)
+
+
+def test_a_trained_weight_gets_the_gradient_of_its_stand_in(layer):
+    noise = WeightNoise(nn.Sequential(layer), 0.1)
+    x = torch.ones(2, INPUTS)
+    for _ in range(2):
+        with noise.applied():
+            layer(x).sum().backward()
+    torch.testing.assert_close(columns_of(layer.weight.grad, layer), torch.full((5, INPUTS), 4.0))
+
+
+def columns_of(tensor, layer):
+    return tensor.T if isinstance(layer, Conv1D) else tensor
+
+
+@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+@pytest.mark.parametrize("where", ["pcm-hermes-2@1d", "rram-wan2022@1y", "gaussian@0.1@0s"])
+def test_noise_can_be_that_of_a_device(layer, where):
+    clean = columns(layer).detach().clone()
+    largest = clean.abs().amax(dim=1, keepdim=True)
+    torch.manual_seed(1)
+    with WeightNoise(nn.Sequential(layer), where).applied():
+        noisy = columns(layer).detach()
+    relative = (noisy / largest).flatten()
+    stored = (clean / largest).flatten()
+    name, _, time = where.rpartition("@")
+    profile = DeviceCard.load(name).profile(time)
+    gain = stored.abs().mean() / relative.abs().mean()
+    small = stored.abs() < 0.1
+    # Brought back to the mean magnitude of the weights, so spreads are those of the profile over
+    # its own mean.
+    scale = float(profile.mean_at(stored).abs().mean() / stored.abs().mean())
+    expected = profile.std_at(stored[small]).square().mean().sqrt() / scale
+    measured = (relative - profile.mean_at(stored) / scale)[small].std()
+    assert gain == pytest.approx(1, abs=1e-4)
+    assert measured == pytest.approx(float(expected), rel=0.1)
+
+
+@pytest.mark.parametrize("strength", ["pcm-hermes-2", "nothing@1d", "pcm-hermes-2@soon"])
+def test_a_strength_that_names_no_device_and_time_is_refused(layer, strength):
+    with pytest.raises(ValueError, match=r"injection is|does not exist|soon"):
+        WeightNoise(nn.Sequential(layer), strength)

@@ -1,0 +1,62 @@
+"""The parameter table: counts that can be checked by hand, in both forms."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "parameters.py"
+D, FF, LAYERS = 768, 3072, 12
+EXPECTED = {
+    # Every parameter but those of the head; 0.3, 0.1 and 125 million in table 2 of the LoRA paper.
+    "full fine-tuning": 124_055_040,
+    "LoRA, rank 8, query and value": LAYERS * 2 * 8 * (D + D),
+    "BitFit": LAYERS * (4 * D + FF + D + 2 * D) + D,
+    # peft scales the output of the attention, too.
+    "(IA)^3": LAYERS * (D + D + D + FF),
+    "GRASP, K = 4, all linear layers": LAYERS * 6 * 2 * 4,
+    "GRASP, K = 16, all linear layers": LAYERS * 6 * 2 * 16,
+    "GRASP, K = 64, all linear layers": LAYERS * 6 * 2 * 64,
+    "GRASP, K = 16, query and value": LAYERS * 2 * 2 * 16,
+    "StochGRASP, K = 16, all linear layers": LAYERS * 6 * 4 * 16,
+}
+
+
+@pytest.fixture
+def script():
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.mark.parametrize("adapter", EXPECTED)
+def test_counts_in_roberta_base(script, adapter):
+    assert script["count"]("RoBERTa-base", adapter) == EXPECTED[adapter]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        # The layers in which q, k and v are one: 1024 in, 3072 out.
+        ("LoRA, rank 8, query and value", 24 * 8 * (1024 + 3072)),
+        ("(IA)^3", 24 * (3072 + 4096)),
+        ("GRASP, K = 16, all linear layers", 24 * 4 * 2 * 16),
+        ("GRASP, K = 16, query and value", 24 * 2 * 16),
+    ],
+)
+def test_counts_in_gpt2_medium(script, adapter, expected):
+    assert script["count"]("GPT-2 Medium", adapter) == expected
+
+
+@pytest.mark.parametrize("form", [[], ["--markdown"]])
+def test_the_table_is_printed(script, form, monkeypatch, capsys):
+    models, adapters = script["MODELS"], script["ADAPTERS"]
+    for name in [*models][1:]:
+        monkeypatch.delitem(models, name)
+    for name in [name for name in adapters if "GRASP, K = 16" not in name]:
+        monkeypatch.delitem(adapters, name)
+    monkeypatch.setattr(sys, "argv", ["parameters.py", *form])
+    script["main"]()
+    printed = capsys.readouterr().out
+    assert "2,304" in printed
+    assert "0.33" in printed
+    assert ("| adapter | RoBERTa-base |" in printed) == bool(form)
