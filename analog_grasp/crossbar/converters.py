@@ -6,6 +6,7 @@ noise and agree up to the rounding of a sum in another order.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -103,11 +104,12 @@ def read(
     settings: ReadSettings,
     input_range: float | None,
     key: int,
+    tiles: Sequence[slice],
 ) -> Tensor:
     """Read the tiles that share their inputs, through their converters.
 
-    A vector of which an output is clipped is read again by itself with half the inputs, as on the
-    hardware and in aihwkit's compiled tile; its torch tile reads the whole batch again.
+    A tile of which an output is clipped reads that vector again by itself with half the inputs, as
+    on the hardware and in aihwkit's compiled tile; its torch tile reads the whole batch again.
 
     Args:
         x: Inputs, ``(N, width)``.
@@ -117,20 +119,21 @@ def read(
         input_range: The magnitude that is the DAC's full scale for every vector; None for the
             settings' own scaling.
         key: Names the noise of this read.
+        tiles: The outputs of each tile.
 
     Returns:
         ``(N, D_out)``, in the units of the inputs times those of the weights.
     """
-    y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key)
-    reduction = 1.0
-    while settings.may_halve(reduction) and clipped.any():
-        reduction *= 2.0
-        rows = clipped.nonzero().squeeze(1)
-        again, still = _read_once(
-            x[rows], weight, variance, settings, input_range, reduction, _next_key(key, reduction)
-        )
-        y = y.index_copy(0, rows, again)
-        clipped = torch.zeros_like(clipped).index_copy(0, rows, still)
+    y, over = _read_once(x, weight, variance, settings, input_range, 1.0, key)
+    if settings.iterative:
+        for tile in tiles:
+            rows = over[:, tile].any(1).nonzero().squeeze(1)
+            if len(rows):
+                again = _read_again(
+                    x[rows], weight[tile], _of(variance, tile), settings, input_range, key
+                )
+                columns = torch.arange(tile.start, tile.stop, device=x.device)
+                y = y.index_put((rows[:, None], columns), again)
     return y
 
 
@@ -142,6 +145,7 @@ def read_fast(
     settings: ReadSettings,
     input_range: float | None,
     key: int,
+    tiles: Sequence[slice],
     scale: Tensor,
     y: Tensor,
 ) -> None:
@@ -155,24 +159,53 @@ def read_fast(
         settings: As for `read`.
         input_range: As for `read`.
         key: As for `read`.
+        tiles: As for `read`.
         scale: The digital scale of each column, ``(D_out,)``.
         y: ``(N, D_out)``; the scaled outputs are added to it.
     """
-    clipped = _add_read(
-        x, first, weight, variance, settings, input_range, 1.0, key, scale, y,
-    )  # fmt: skip
-    reduction = 1.0
-    rows = torch.arange(len(x))
-    while settings.may_halve(reduction) and bool(clipped.any()):
-        reduction *= 2.0
-        rows = rows[clipped]
-        again = torch.zeros(len(rows), y.shape[1])
-        clipped = _add_read(
-            x[rows], first, weight, variance, settings, input_range, reduction,
-            _next_key(key, reduction), scale, again,
-        )  # fmt: skip
-        # Rows that stay clipped were left at 0 and are read once more.
-        y.index_add_(0, rows, again)
+    rows, width = len(x), weight.shape[1]
+    inputs = x.new_empty(rows, width)
+    gain = x.new_full((rows,), 1.0 / (input_range or 1.0))
+    by_row = isinstance(variance, float)
+    squares = np.empty(rows if by_row else 0, np.float32)
+    use_torch_threads()
+    kernels.convert_inputs(
+        x.numpy(),
+        first,
+        gain.numpy(),
+        settings.by_maximum and input_range is None,
+        np.float32(settings.dac_step),
+        inputs.numpy(),
+        squares,
+    )
+    matrix = _NO_MATRIX
+    if isinstance(variance, Tensor):
+        matrix = (inputs.square() @ variance.T).numpy()
+    clipped = np.empty((rows, len(tiles)), np.bool_)
+    kernels.convert_outputs(
+        (inputs @ weight.T).numpy(),
+        gain.numpy(),
+        scale.numpy(),
+        np.float32(settings.output_noise),
+        squares * np.float32(variance) if by_row else _NONE,
+        matrix,
+        np.float32(settings.adc_step),
+        np.float32(settings.output_bound),
+        settings.iterative,
+        np.array([tile.start for tile in tiles] + [tiles[-1].stop]),
+        np.uint64(key),
+        NORMAL_TABLE,
+        y.numpy(),
+        clipped,
+    )
+    if not (settings.iterative and clipped.any()):
+        return
+    for tile, held in zip(tiles, clipped.T, strict=True):
+        if held.any():
+            chosen = torch.from_numpy(held.nonzero()[0])
+            part = x[chosen, first : first + width]
+            again = _read_again(part, weight[tile], _of(variance, tile), settings, input_range, key)
+            y[chosen, tile] += again * scale[tile]
 
 
 def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int) -> Tensor:
@@ -227,7 +260,7 @@ def _read_once(
     reduction: float,
     key: int,
 ) -> tuple[Tensor, Tensor]:
-    """The outputs ``(N, D_out)``, and which rows of them were clipped ``(N,)``."""
+    """The outputs ``(N, D_out)``, and which of them were clipped."""
     gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
     if settings.by_maximum and input_range is None:
         largest = x.detach().abs().amax(1, keepdim=True)
@@ -242,59 +275,31 @@ def _read_once(
         product = product + spread * _normal_like(product, key)
     bound = settings.output_bound
     out = _converted(product, settings.adc_step)
-    clipped = (out.detach().abs() > bound).any(1)
-    return out.clamp(-bound, bound) / gain, clipped
+    return out.clamp(-bound, bound) / gain, out.detach().abs() > bound
 
 
-def _add_read(
+def _read_again(
     x: Tensor,
-    first: int,
     weight: Tensor,
     variance: Variance,
     settings: ReadSettings,
     input_range: float | None,
-    reduction: float,
     key: int,
-    scale: Tensor,
-    y: Tensor,
 ) -> Tensor:
-    """Add one read to ``y``, but for the rows that are read again; returns which were clipped."""
-    rows = len(x)
-    inputs = x.new_empty(rows, weight.shape[1])
-    gain = x.new_full((rows,), 1.0 / ((input_range or 1.0) * reduction))
-    by_row = isinstance(variance, float)
-    squares = np.empty(rows if by_row else 0, np.float32)
-    use_torch_threads()
-    kernels.convert_inputs(
-        x.numpy(),
-        first,
-        gain.numpy(),
-        settings.by_maximum and input_range is None,
-        np.float32(reduction),
-        np.float32(settings.dac_step),
-        inputs.numpy(),
-        squares,
-    )
-    matrix = _NO_MATRIX
-    if isinstance(variance, Tensor):
-        matrix = (inputs.square() @ variance.T).numpy()
-    clipped = np.empty(rows, np.bool_)
-    kernels.convert_outputs(
-        (inputs @ weight.T).numpy(),
-        gain.numpy(),
-        scale.numpy(),
-        np.float32(settings.output_noise),
-        squares * np.float32(variance) if by_row else _NONE,
-        matrix,
-        np.float32(settings.adc_step),
-        np.float32(settings.output_bound),
-        settings.may_halve(reduction),
-        np.uint64(key),
-        NORMAL_TABLE,
-        y.numpy(),
-        clipped,
-    )
-    return torch.from_numpy(clipped)
+    """Read vectors of which an output was clipped, with smaller and smaller inputs."""
+    y = x.new_zeros(len(x), len(weight))
+    rows, reduction = torch.arange(len(x), device=x.device), 1.0
+    while len(rows) and settings.may_halve(reduction):
+        reduction *= 2.0
+        again = _next_key(key, reduction)
+        out, over = _read_once(x[rows], weight, variance, settings, input_range, reduction, again)
+        y = y.index_copy(0, rows, out)
+        rows = rows[over.any(1)]
+    return y
+
+
+def _of(variance: Variance, tile: slice) -> Variance:
+    return variance[tile] if isinstance(variance, Tensor) else variance
 
 
 def _spread(inputs: Tensor, noise: float, variance: Variance) -> Tensor | float | None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from analog_grasp.devices.random import Floats, fill_normal, row_key
 
 Flags = NDArray[np.bool_]
+Ends = NDArray[np.int64]
 
 
 @numba.njit(parallel=True, cache=True)
@@ -15,7 +16,6 @@ def convert_inputs(
     first: int,
     gain: Floats,
     by_maximum: bool,
-    reduction: np.float32,
     step: np.float32,
     out: Floats,
     squares: Floats,
@@ -28,7 +28,6 @@ def convert_inputs(
         gain: ``(N,)``; filled with what each vector is multiplied by where ``by_maximum``, and
             read where not.
         by_maximum: Whether a vector is scaled by its largest magnitude.
-        reduction: By how much less than the full range a vector is scaled (bound management).
         step: The DAC's step, in units of the full scale; 0 for no rounding.
         out: Filled with what the rows of the tile see, ``(N, width)``.
         squares: Filled with the sum of squares of each row of ``out``, ``(N,)``; left alone if
@@ -39,7 +38,7 @@ def convert_inputs(
             largest = np.float32(0.0)
             for d in range(out.shape[1]):
                 largest = max(largest, abs(x[n, first + d]))
-            gain[n] = np.float32(1.0) / (largest * reduction) if largest > 0 else np.float32(1.0)
+            gain[n] = np.float32(1.0) / largest if largest > 0 else np.float32(1.0)
         for d in range(out.shape[1]):
             v = x[n, first + d] * gain[n]
             if step > 0:
@@ -63,6 +62,7 @@ def convert_outputs(
     step: np.float32,
     bound: np.float32,
     hold: bool,
+    ends: Ends,
     key: np.uint64,
     table: Floats,
     y: Floats,
@@ -81,11 +81,12 @@ def convert_outputs(
         variance: Further variance of each output, ``(N, D_out)``; none if empty.
         step: The ADC's step; 0 for no rounding.
         bound: The ADC's largest output; infinity for none.
-        hold: Leave the rows of ``y`` alone in which an output is clipped.
+        hold: Leave the outputs of a tile alone where one of them is clipped.
+        ends: The first output of each tile, and ``D_out``, ``(T + 1,)``.
         key: Names the noise, 64 bits.
         table: `analog_grasp.devices.random.NORMAL_TABLE`.
         y: The outputs, ``(N, D_out)``.
-        clipped: Filled with whether an output of the row was clipped, ``(N,)``.
+        clipped: Filled with whether an output of the tile was clipped, ``(N, T)``.
     """
     rows, columns = product.shape
     noisy = noise > 0 or row_variance.size > 0 or variance.size > 0
@@ -104,19 +105,20 @@ def convert_outputs(
                     row[o] = product[n, o] + spread * row[o]
         else:
             row[:] = product[n]
-        over = 0
-        for o in range(columns):
-            v = row[o]
-            if step > 0:
-                v = np.rint(v / step) * step
-            over += abs(v) > bound
-            row[o] = min(max(v, -bound), bound)
-        clipped[n] = over > 0
-        if hold and over > 0:
-            continue
         factor = np.float32(1.0) / gain[n]
-        for o in range(columns):
-            y[n, o] += row[o] * factor * scale[o]
+        for tile in range(ends.size - 1):
+            over = 0
+            for o in range(ends[tile], ends[tile + 1]):
+                v = row[o]
+                if step > 0:
+                    v = np.rint(v / step) * step
+                over += abs(v) > bound
+                row[o] = min(max(v, -bound), bound)
+            clipped[n, tile] = over > 0
+            if hold and over > 0:
+                continue
+            for o in range(ends[tile], ends[tile + 1]):
+                y[n, o] += row[o] * factor * scale[o]
 
 
 @numba.njit(parallel=True, cache=True)

@@ -166,6 +166,7 @@ class CrossbarLinear(nn.Module):
                 self._settings,
                 self.input_range,
                 _key(),
+                self._columns,
                 split.gain,
                 y,
             )
@@ -179,7 +180,13 @@ class CrossbarLinear(nn.Module):
                 out = read_exactly(part, split.weight, split.variance, _key())
             else:
                 out = read(
-                    part, split.weight, split.variance, self._settings, self.input_range, _key()
+                    part,
+                    split.weight,
+                    split.variance,
+                    self._settings,
+                    self.input_range,
+                    _key(),
+                    self._columns,
                 )
             y = y + out * split.gain
         return y

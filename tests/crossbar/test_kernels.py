@@ -12,9 +12,10 @@ from analog_grasp.devices.random import NORMAL_TABLE, use_torch_threads
 
 def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.inf, key=0,
             row_variance=(), variance=(), hold=False):  # fmt: skip
-    """Call the kernel with what a test leaves out; returns which rows were clipped."""
+    """Call the kernel with what a test leaves out; returns where a tile was clipped, of two."""
     rows, columns = product.shape
-    clipped = np.empty(rows, np.bool_)
+    ends = np.array([0, columns // 2, columns])
+    clipped = np.empty((rows, 2), np.bool_)
     convert_outputs(
         product,
         np.ones(rows, np.float32) if gain is None else gain,
@@ -25,6 +26,7 @@ def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.
         np.float32(step),
         np.float32(bound),
         hold,
+        ends,
         np.uint64(key),
         NORMAL_TABLE,
         y,
@@ -88,17 +90,16 @@ def test_the_same_key_gives_the_same_bits_with_any_number_of_threads(monkeypatch
 
 @pytest.mark.parametrize("by_maximum", [True, False])
 @pytest.mark.parametrize("step", [0.0, 2 / 254])
-@pytest.mark.parametrize("reduction", [1.0, 4.0])
-def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step, reduction):
+def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step):
     x = (3 * torch.randn(5, 12)).numpy()
     x[2] = 0
     out, squares = np.empty((5, 6), np.float32), np.empty(5, np.float32)
     gain = np.full(5, 0.5, np.float32)
-    convert_inputs(x, 4, gain, by_maximum, np.float32(reduction), np.float32(step), out, squares)
+    convert_inputs(x, 4, gain, by_maximum, np.float32(step), out, squares)
     part = x[:, 4:10]
     largest = np.abs(part).max(1)
     if by_maximum:
-        wanted = np.divide(1, largest * np.float32(reduction), where=largest > 0, out=np.ones(5))
+        wanted = np.divide(1, largest, where=largest > 0, out=np.ones(5))
         np.testing.assert_allclose(gain, wanted, rtol=1e-6)
     expected = part * gain[:, None]
     expected = np.rint(expected / np.float32(step)) * np.float32(step) if step else expected
@@ -113,19 +114,21 @@ def test_outputs_are_rounded_clipped_scaled_and_added():
     clipped = outputs(product, y=y, gain=gain, scale=scale, step=0.5, bound=3.0)
     rounded = np.rint(product / 0.5) * np.float32(0.5)
     expected = 1 + rounded.clip(-3, 3) * (1 / gain)[:, None] * scale
-    np.testing.assert_array_equal(clipped, (np.abs(rounded) > 3).any(1))
+    over = np.abs(rounded) > 3
+    np.testing.assert_array_equal(clipped[:, 0], over[:, :3].any(1))
+    np.testing.assert_array_equal(clipped[:, 1], over[:, 3:].any(1))
     assert clipped.sum() > 0
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
-def test_rows_that_are_read_again_are_held_back():
-    product = np.zeros((4, 3), np.float32)
+def test_tiles_that_are_read_again_are_held_back():
+    product = np.zeros((4, 6), np.float32)
     product[2, 1] = 9
-    y = np.ones((4, 3), np.float32)
+    y = np.ones((4, 6), np.float32)
     clipped = outputs(product + 1, y=y, bound=5.0, hold=True)
-    assert clipped.tolist() == [False, False, True, False]
-    np.testing.assert_array_equal(y[2], np.ones(3))
-    np.testing.assert_array_equal(y[[0, 1, 3]], np.full((3, 3), 2))
+    assert clipped.nonzero() == (2, 0)
+    np.testing.assert_array_equal(y[2], [1, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(y[[0, 1, 3]], np.full((3, 6), 2))
 
 
 @pytest.mark.parametrize("whole_rows", [True, False])

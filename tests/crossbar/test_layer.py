@@ -97,14 +97,17 @@ def test_equals_it_under_every_management(scaling, bound, bias):
 
 @pytest.mark.parametrize("config", [TorchInferenceRPUConfig, InferenceRPUConfig])
 @pytest.mark.parametrize("bound", ["none", "iterative"])
-def test_equals_it_vector_by_vector_where_outputs_are_clipped(bound, config):
-    device, layer = card(output_range=0.5, bound_management=bound), dense()
+@pytest.mark.parametrize("columns", [100, 300])
+def test_equals_it_vector_by_vector_where_outputs_are_clipped(bound, columns, config):
+    device, layer = card(output_range=0.5, bound_management=bound), dense((384, columns))
     x = inputs(384).view(-1, 384)
     with torch.inference_mode():
         ours = CrossbarLinear(layer, device, "layer")(x)
         judge = theirs(layer, device, config)
         expected = torch.cat([judge(row[None]) for row in x])
-    torch.testing.assert_close(ours, expected)
+    # As above, but for roundings.
+    differing = (ours - expected).abs() > 1e-5 * expected.abs().max()
+    assert differing.float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("layer", [dense((384, 300)), Conv1D(300, 384)], ids=["Linear", "Conv1D"])
