@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from analog_grasp.crossbar.tile import chip_layer
@@ -36,9 +37,11 @@ class Passes:
         self._layers, self._seed_of = layers, seed_of
         self._callers: list[AbstractContextManager[None]] = []
         self.restart()
-        model.register_forward_pre_hook(self._enter)
+        # Generation calls the model inside peft's, whose own forward pass it goes around.
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner.register_forward_pre_hook(self._enter)
         # Also where the pass fails: the caller's random state must come back.
-        model.register_forward_hook(self._leave, always_call=True)
+        inner.register_forward_hook(self._leave, always_call=True)
 
     def restart(self) -> None:
         """Number the passes anew, as the chip's state has changed."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from analog_grasp.tasks.task import Task
+from analog_grasp.tasks.sentences import SentenceTask
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ _HELD_OUT = 5  # One in so many is held out of training.
 _MOST = 20_000
 
 
-def reviews(train: int = 2000, validation: int = 256, seed: int = 0) -> Task:
+def reviews(train: int = 2000, validation: int = 256, seed: int = 0) -> SentenceTask:
     """The task `reviews`: is the sentence's sentiment negative (0) or positive (1)?
 
     Both splits are balanced, to one sentence, and no sentence occurs twice. One adjective in five
@@ -150,7 +150,9 @@ def reviews(train: int = 2000, validation: int = 256, seed: int = 0) -> Task:
     # Seeding with a string is stable between versions of Python, and between platforms.
     measured = _distinct(random.Random(f"reviews validation {seed}"), validation, set(), whole=True)
     learned = _distinct(random.Random(f"reviews train {seed}"), train, set(measured), whole=False)
-    return Task("reviews", _rows(learned), _rows(measured), ("negative", "positive"), ("accuracy",))
+    return SentenceTask(
+        "reviews", _rows(learned), _rows(measured), ("negative", "positive"), ("accuracy",)
+    )
 
 
 def _rows(sentences: list[str]) -> Dataset:

@@ -5,6 +5,7 @@ Understanding", ICLR 2019. One entry of `GLUE` is one task.
 """
 
 import csv
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
-from analog_grasp.tasks.task import Task
+from analog_grasp.tasks.sentences import SentenceTask
 
 _HUB_NAME = "nyu-mll/glue"
 _BINARY = {"0": 0, "1": 1}
@@ -23,7 +24,7 @@ class GlueSpec:
     """Where a task's sentences and labels lie, in the official files and on the Hub.
 
     Attributes:
-        folder: of the official files, train.tsv and dev.tsv.
+        folder: of the official files, train.tsv and those of the development set.
         columns: of these files, in their order.
         text: the columns of the sentence, or of the two that are compared.
         label: the column of the label.
@@ -32,6 +33,9 @@ class GlueSpec:
         labels: what the label column holds -> the label; empty for a number (regression).
         label_names: in the order of the labels; empty for a regression.
         header: whether the files' first line names the columns.
+        dev: the files of the development set: by the part that they are, "" where there is one.
+        hub_dev: as `dev`, the splits on the Hub.
+        torn: whether the official files hold rows that a line break has torn, to be left out.
         bounds: the least and the largest number, for a regression.
     """
 
@@ -44,6 +48,9 @@ class GlueSpec:
     labels: Mapping[str, int] = field(default_factory=dict)
     label_names: tuple[str, ...] = ()
     header: bool = True
+    dev: Mapping[str, str] = field(default_factory=lambda: {"": "dev.tsv"})
+    hub_dev: Mapping[str, str] = field(default_factory=lambda: {"": "validation"})
+    torn: bool = False
     bounds: tuple[float, float] = (0.0, 0.0)
 
 
@@ -79,6 +86,43 @@ GLUE: dict[str, GlueSpec] = {
         labels=_BINARY,
         label_names=("not_equivalent", "equivalent"),
     ),
+    "qqp": GlueSpec(
+        folder="QQP",
+        columns=("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
+        text=("question1", "question2"),
+        label="is_duplicate",
+        metrics=("accuracy", "f1"),
+        hub_text=("question1", "question2"),
+        labels=_BINARY,
+        label_names=("not_duplicate", "duplicate"),
+        torn=True,
+    ),
+    "mnli": GlueSpec(
+        folder="MNLI",
+        columns=(
+            "index", "promptID", "pairID", "genre", "sentence1_binary_parse",
+            "sentence2_binary_parse", "sentence1_parse", "sentence2_parse",
+            "sentence1", "sentence2", "gold_label",
+        ),
+        text=("sentence1", "sentence2"),
+        label="gold_label",
+        metrics=("accuracy", "accuracy_mm"),
+        hub_text=("premise", "hypothesis"),
+        labels={"entailment": 0, "neutral": 1, "contradiction": 2},
+        label_names=("entailment", "neutral", "contradiction"),
+        dev={"": "dev_matched.tsv", "mm": "dev_mismatched.tsv"},
+        hub_dev={"": "validation_matched", "mm": "validation_mismatched"},
+    ),
+    "qnli": GlueSpec(
+        folder="QNLI",
+        columns=("index", "question", "sentence", "label"),
+        text=("question", "sentence"),
+        label="label",
+        metrics=("accuracy",),
+        hub_text=("question", "sentence"),
+        labels={"entailment": 0, "not_entailment": 1},
+        label_names=("entailment", "not_entailment"),
+    ),
     "rte": GlueSpec(
         folder="RTE",
         columns=("index", "sentence1", "sentence2", "label"),
@@ -101,10 +145,20 @@ GLUE: dict[str, GlueSpec] = {
         hub_text=("sentence1", "sentence2"),
         bounds=(0.0, 5.0),
     ),
+    "wnli": GlueSpec(
+        folder="WNLI",
+        columns=("index", "sentence1", "sentence2", "label"),
+        text=("sentence1", "sentence2"),
+        label="label",
+        metrics=("accuracy",),
+        hub_text=("sentence1", "sentence2"),
+        labels=_BINARY,
+        label_names=("not_entailment", "entailment"),
+    ),
 }  # fmt: skip
 
 
-def glue(name: str, data_dir: Path | None = None) -> Task:
+def glue(name: str, data_dir: Path | None = None) -> SentenceTask:
     """A task of GLUE.
 
     Args:
@@ -118,12 +172,12 @@ def glue(name: str, data_dir: Path | None = None) -> Task:
     """
     spec = GLUE[name]
     splits = _from_hub(name, spec) if data_dir is None else _from_files(name, spec, data_dir)
-    return Task(f"glue/{name}", *splits, spec.label_names, spec.metrics)
+    return SentenceTask(f"glue/{name}", *splits, spec.label_names, spec.metrics)
 
 
 def _from_files(name: str, spec: GlueSpec, data_dir: Path) -> tuple[Dataset, Dataset]:
-    train, dev = (data_dir / spec.folder / file for file in ("train.tsv", "dev.tsv"))
-    missing = [path.name for path in (train, dev) if not path.is_file()]
+    home = data_dir / spec.folder
+    missing = [file for file in _files(spec) if not (home / file).is_file()]
     if missing:
         shape = (
             f"a first line of {_listed(spec)}"
@@ -131,11 +185,28 @@ def _from_files(name: str, spec: GlueSpec, data_dir: Path) -> tuple[Dataset, Dat
             else f"no header, but {_listed(spec)} in each line"
         )
         raise FileNotFoundError(
-            f"The task 'glue/{name}' finds no {' and no '.join(missing)} in {train.parent}; the "
-            f"data folder should hold {spec.folder}/train.tsv and {spec.folder}/dev.tsv, each with "
-            f"{shape}, separated by tabs."
+            f"The task 'glue/{name}' finds no {' and no '.join(missing)} in {home}; the data "
+            f"folder should hold {_wanted(spec)}, each with {shape}, separated by tabs."
         )
-    return _read(train, spec), _read(dev, spec)
+    train = _read(home / "train.tsv", spec)
+    return train, _joined({part: _read(home / file, spec) for part, file in spec.dev.items()})
+
+
+def _joined(parts: Mapping[str, Dataset]) -> Dataset:
+    """The parts of a development set as one, with a column `part` where there are several."""
+    if len(parts) == 1:
+        return parts[""]
+    return datasets.concatenate_datasets(
+        [rows.add_column("part", [part] * len(rows)) for part, rows in parts.items()]
+    )
+
+
+def _files(spec: GlueSpec) -> list[str]:
+    return ["train.tsv", *spec.dev.values()]
+
+
+def _wanted(spec: GlueSpec) -> str:
+    return " and ".join(f"{spec.folder}/{file}" for file in _files(spec))
 
 
 def _listed(spec: GlueSpec) -> str:
@@ -155,6 +226,7 @@ def _read(path: Path, spec: GlueSpec) -> Dataset:
 
 def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows by column name, with their line numbers from 1."""
+    torn = 0
     # MRPC's official files begin with a byte-order mark, which "utf-8-sig" drops.
     with path.open(encoding="utf-8-sig", newline="") as file:
         # The files quote nothing: a quotation mark is part of its sentence.
@@ -162,6 +234,9 @@ def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             columns = _header(path, next(lines, (1, []))[1], spec) if spec.header else spec.columns
             for number, cells in lines:
+                if spec.torn and len(cells) < len(columns):
+                    torn += 1
+                    continue
                 if len(cells) != len(columns):
                     raise ValueError(
                         f"Line {number} of {path} has {len(cells)} columns and should have "
@@ -170,6 +245,12 @@ def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
                 yield number, dict(zip(columns, cells, strict=True))
         except UnicodeDecodeError as error:
             raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+    if torn:
+        warnings.warn(
+            f"{torn} lines of {path} are parts of rows that a line break has torn; they are left "
+            "out, as the Hub leaves them out.",
+            stacklevel=2,
+        )
 
 
 def _header(path: Path, cells: list[str], spec: GlueSpec) -> tuple[str, ...]:
@@ -206,10 +287,10 @@ def _from_hub(name: str, spec: GlueSpec) -> tuple[Dataset, Dataset]:
     except OSError as error:
         raise FileNotFoundError(
             f"The task 'glue/{name}' could not be had from the Hub ({_HUB_NAME}); give a data "
-            f"folder (--data-dir) with the official files {spec.folder}/train.tsv and "
-            f"{spec.folder}/dev.tsv instead."
+            f"folder (--data-dir) with the official files {_wanted(spec)} instead."
         ) from error
-    return _renamed(splits["train"], spec), _renamed(splits["validation"], spec)
+    dev = {part: _renamed(splits[split], spec) for part, split in spec.hub_dev.items()}
+    return _renamed(splits["train"], spec), _joined(dev)
 
 
 def _renamed(rows: Dataset, spec: GlueSpec) -> Dataset:

@@ -3,36 +3,50 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging
 
+from analog_grasp.tasks.sentences import SentenceTask
 from analog_grasp.tasks.sources import DEFAULT_MODEL, model_source, tokenizer_for
-from analog_grasp.tasks.task import Task
+from analog_grasp.tasks.task import Task, TaskType
+
+# The class, what its models are used for, and some that can be.
+_KINDS: dict[TaskType, tuple[Any, str, str]] = {
+    "SEQ_CLS": (
+        AutoModelForSequenceClassification, "classify sequences", "a BERT, RoBERTa or GPT-2",
+    ),
+    "CAUSAL_LM": (AutoModelForCausalLM, "generate text", "a GPT-2 or Llama"),
+}  # fmt: skip
 
 
 def load_base_model(name_or_path: str | None, task: Task, seed: int = 0) -> PreTrainedModel:
-    """A pre-trained model for sequence classification whose head fits the task.
+    """A pre-trained model of the kind that the task asks for.
 
-    Weights are read from safetensors only, in float32. The head is new, drawn from `seed`; the
-    global random state is left alone.
+    For a task on sentences that is a model for sequence classification whose head fits the task;
+    the head is new, drawn from `seed`, and the global random state is left alone. For a generation
+    task it is a causal language model as it was saved. Weights are read from safetensors only, in
+    float32.
 
     Args:
         name_or_path: a folder, a Hub id, or None for the default model (`DEFAULT_MODEL`, see
-            `model_source`).
-        task: gives the number and the names of the labels, and whether they are numbers.
+            `model_source`), which classifies only.
+        task: gives the kind of the model; for sentences the number and the names of the labels,
+            and whether they are numbers.
         seed: of the new head.
 
     Raises:
         FileNotFoundError: there is no such model, or the folder lacks config.json or
             model.safetensors.
-        ValueError: the model is of a kind that cannot classify sequences, or its weights do not
+        ValueError: the model is not of the kind that the task asks for, or its weights do not
             fill it.
 
     Example:
@@ -41,15 +55,17 @@ def load_base_model(name_or_path: str | None, task: Task, seed: int = 0) -> PreT
         >>> model.config.num_labels, model.config.problem_type
         (2, 'single_label_classification')
     """
+    if name_or_path is None and task.task_type == "CAUSAL_LM":
+        raise ValueError(
+            f"The task '{task.name}' needs a model that writes text, and the default model, "
+            f"{DEFAULT_MODEL}, does not; name one, such as gpt2-medium (--model)."
+        )
     name = name_or_path or DEFAULT_MODEL
     source = model_source(name)
     config = _load_config(name, source)
-    config.num_labels = task.num_labels
-    config.problem_type = "regression" if task.regression else "single_label_classification"
-    if not task.regression:
-        config.id2label = dict(enumerate(task.label_names))
-        config.label2id = {label: i for i, label in config.id2label.items()}
-    model = _load_weights(name, source, config, seed)
+    if isinstance(task, SentenceTask):
+        _fit_head(config, task)
+    model = _load_weights(name, source, config, task, seed)
     # The name, and not the folder of an installed package: it is what a saved adapter refers to,
     # and it should lead to the model on every machine.
     model.name_or_path = model.config._name_or_path = name
@@ -57,6 +73,14 @@ def load_base_model(name_or_path: str | None, task: Task, seed: int = 0) -> PreT
         # GPT-2 and its like need to know where each padded sentence ends.
         model.config.pad_token_id = tokenizer_for(model).pad_token_id
     return model
+
+
+def _fit_head(config: PretrainedConfig, task: SentenceTask) -> None:
+    config.num_labels = task.num_labels
+    config.problem_type = "regression" if task.regression else "single_label_classification"
+    if not task.regression:
+        config.id2label = dict(enumerate(task.label_names))
+        config.label2id = {label: i for i, label in config.id2label.items()}
 
 
 def _load_config(name: str, source: str) -> PretrainedConfig:
@@ -80,12 +104,15 @@ def _load_config(name: str, source: str) -> PretrainedConfig:
         ) from error
 
 
-def _load_weights(name: str, source: str, config: PretrainedConfig, seed: int) -> PreTrainedModel:
+def _load_weights(
+    name: str, source: str, config: PretrainedConfig, task: Task, seed: int
+) -> PreTrainedModel:
+    kind, use, instead = _KINDS[task.task_type]
     try:
         # Only the CPU's generator: that is where the head is drawn.
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = kind.from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,
@@ -103,27 +130,26 @@ def _load_weights(name: str, source: str, config: PretrainedConfig, seed: int) -
     except ValueError as error:
         raise ValueError(
             f"The model '{name}' is a {config.model_type}, which transformers cannot use to "
-            "classify sequences; a BERT, RoBERTa or GPT-2 could."
+            f"{use}; {instead} could."
         ) from error
-    _check_filled(name, model, info)
+    _check_filled(name, model, info, task)
     return model
 
 
-def _check_filled(name: str, model: PreTrainedModel, info: dict) -> None:
-    """Refuse a model whose body, apart from an unused pooler, was not in the file.
+def _check_filled(name: str, model: PreTrainedModel, info: dict, task: Task) -> None:
+    """Refuse a model whose weights, apart from a head that is to be new, were not in the file.
 
     transformers would only warn, and that warning is silenced here for the sake of the head's.
     """
     keys = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    body = [
-        key
-        for key in keys
-        if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key
-    ]
-    if body:
+    if task.task_type == "SEQ_CLS":
+        body = f"{model.base_model_prefix}."
+        keys = [key for key in keys if key.startswith(body) and ".pooler." not in key]
+    if keys:
         raise ValueError(
-            f"The weights of the model '{name}' lack {len(body)} of those its config.json asks "
-            f"for, such as {body[0]}; weights and config should be of the same model."
+            f"The weights of the model '{name}' lack {len(keys)} of those that it needs to "
+            f"{_KINDS[task.task_type][1]}, such as {keys[0]}; its weights and its config.json "
+            "should be of one model of this kind."
         )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from analog_grasp.tasks.builtin import reviews
+from analog_grasp.tasks.e2e import e2e, e2e_dev
 from analog_grasp.tasks.glue import GLUE, glue
 from analog_grasp.tasks.task import Task
 
@@ -24,6 +25,8 @@ def _builtin(data_dir: Path | None) -> Task:
 _LOADERS: dict[str, Loader] = {
     "reviews": _builtin,
     **{f"glue/{name}": partial(glue, name) for name in GLUE},
+    "e2e": e2e,
+    "e2e/dev": e2e_dev,
 }
 
 
@@ -65,7 +68,8 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
 def register_task(name: str, loader: Loader) -> None:
     """Make a task of your own known to `load_task`, and so to the command line.
 
-    A task needs no name to be used: `Task(...)` from two data sets will do everywhere else.
+    A task needs no name to be used: `SentenceTask(...)` or `GenerationTask(...)` from two
+    data sets will do everywhere else.
 
     Args:
         name: the new name.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -25,11 +25,10 @@ class AdapterTrainer(Trainer):
     Everything that Trainer takes is taken; evaluation is untouched.
 
     Args:
-        injection: Standard deviation of the noise on the frozen weights in training, in units of
-            each column's largest weight; drawn afresh for every batch.
+        injection: The noise on the weights in training; see `WeightNoise`.
     """
 
-    def __init__(self, *args: Any, injection: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, injection: float | str = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Our loss is a mean over the batch: Trainer itself must divide it among the batches that
         # accumulate one gradient step, which it leaves to models that take num_items_in_batch.
@@ -58,7 +57,7 @@ def train(
     model: PeftModel,
     task: Task,
     *,
-    injection: float = 0.0,
+    injection: float | str = 0.0,
     epochs: float = 3,
     learning_rate: float = 1e-2,
     batch_size: int = 32,
@@ -73,9 +72,9 @@ def train(
     Args:
         model: A model from `peft.get_peft_model`; trained in place, left in evaluation mode.
         task: What to learn.
-        injection: Standard deviation of Gaussian noise on the frozen weights, in units of each
-            column's largest weight; drawn afresh for every batch. The frozen weights themselves
-            stay as they are, bit for bit.
+        injection: Standard deviation of Gaussian noise on the weights that go onto tiles, in units
+            of each column's largest weight, or a device at a drift time, ``"pcm-hermes-2@1d"``;
+            drawn afresh for every batch. Frozen weights stay as they are, bit for bit.
         epochs: Passes over the training set.
         learning_rate: The peak of a linear schedule with warm-up over a tenth of the steps.
         batch_size: Examples a step.
@@ -90,7 +89,8 @@ def train(
         What `transformers.Trainer.train` returns: steps, mean loss and speed.
 
     Raises:
-        ValueError: Nothing of the model is trainable, or the injection is negative.
+        ValueError: Nothing of the model is trainable, or the injection is negative or names no
+            device and time.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -124,7 +124,7 @@ def train(
                 **settings,
             ),
             train_dataset=task.encode("train", tokenizer),
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=task.collator(tokenizer),
             callbacks=list(callbacks),
             injection=injection,
         )

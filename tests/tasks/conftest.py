@@ -1,12 +1,21 @@
+import csv
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
-from analog_grasp.tasks import Task, builtin
+from analog_grasp.tasks import GenerationTask, SentenceTask, builtin
+from analog_grasp.tasks.e2e import linearised
 
 torch.set_num_threads(1)
 
@@ -22,7 +31,7 @@ def glue_dir():
 
 
 @pytest.fixture(scope="session")
-def small_reviews() -> Task:
+def small_reviews() -> SentenceTask:
     return builtin.reviews(train=64, validation=50)
 
 
@@ -58,5 +67,84 @@ def tiny_folder(tmp_path_factory, word_tokenizer) -> Path:
     )
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+MEANINGS = {
+    "name[Zizzi], area[riverside]": ["Zizzi is by the river.", "By the river there is Zizzi."],
+    "name[Zizzi], eatType[pub]": ["Zizzi is a pub.", "The pub Zizzi.", "A pub called Zizzi."],
+    "name[Blue Spice], eatType[pub]": ["Blue Spice is a pub.", "Blue Spice, a pub."],
+    "name[Blue Spice], area[riverside]": ["Blue Spice is by the river."],
+    "name[Café Rouge], priceRange[more than £30]": ["Café Rouge costs more than £30."],
+    "name[Café Rouge], area[riverside]": ["Café Rouge is by the river."],
+}
+
+
+@pytest.fixture(scope="session")
+def e2e_dir():
+    """The official E2E files, which are not ours to hand on."""
+    beside = Path(__file__).parents[3] / "shared" / "e2e"
+    folder = Path(os.environ.get("ANALOG_GRASP_E2E", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no E2E files in {folder}; set ANALOG_GRASP_E2E to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def e2e_references(e2e_dir):
+    """Gives the references of an official E2E file, grouped by meaning representation."""
+
+    def read(file: str) -> list[list[str]]:
+        groups: dict[str, list[str]] = {}
+        with (e2e_dir / file).open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                groups.setdefault(row["mr"], []).append(row["ref"])
+        return [*groups.values()]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def restaurants() -> GenerationTask:
+    """Six prompts with one to three references."""
+    rows = Dataset.from_dict(
+        {"text": [linearised(meaning) for meaning in MEANINGS], "references": [*MEANINGS.values()]}
+    )
+    return GenerationTask("restaurants", rows, rows, max_new_tokens=12, beams=3)
+
+
+@pytest.fixture(scope="session")
+def writer_folder(tmp_path_factory) -> Path:
+    """A tiny GPT-2 of random weights, with a tokenizer of bytes, as save_pretrained leaves it."""
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    texts = [*MEANINGS, *(text for texts in MEANINGS.values() for text in texts)]
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
+    end = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=128,
+        bos_token_id=end,
+        eos_token_id=end,
+        # Under the usual small weights hardly anything of a prompt would reach the output.
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

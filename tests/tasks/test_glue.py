@@ -64,12 +64,118 @@ def test_stsb_is_a_regression(glue_dir):
 SST2_ROWS = "sentence\tlabel\ngood film\t1\nbad film\t0\n"
 
 
-def write(folder, name, train, dev):
+def write(folder, name, train, *devs):
     home = folder / GLUE[name].folder
     home.mkdir(parents=True)
-    (home / "train.tsv").write_text(train, encoding="utf-8")
-    (home / "dev.tsv").write_text(dev, encoding="utf-8")
+    files = ("train.tsv", *GLUE[name].dev.values())
+    for file, content in zip(files, (train, *devs), strict=True):
+        (home / file).write_text(content, encoding="utf-8")
     return folder
+
+
+def lines(*rows):
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def test_qqp(tmp_path):
+    header = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
+    rows = lines(header, ("0", "1", "2", "Why?", "Why so?", "1"), ("1", "3", "4", "Who?", "A", "0"))
+    task = load_task("glue/qqp", write(tmp_path, "qqp", rows, rows))
+    assert (task.metrics, task.label_names) == (("accuracy", "f1"), ("not_duplicate", "duplicate"))
+    assert task.train[0] == {"text": "Why?", "text_pair": "Why so?", "label": 1}
+
+
+def test_torn_rows_of_qqp_are_left_out_and_told(tmp_path):
+    header = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
+    whole = ("0", "1", "2", "Why?", "Why so?", "1")
+    rows = lines(header, whole, ("1", "3", "4", "Who"), ("is it?", "A", "0"), whole)
+    folder = write(tmp_path, "qqp", rows, lines(header, whole))
+    with pytest.warns(UserWarning, match=r"2 lines of .*train\.tsv are parts of rows"):
+        task = load_task("glue/qqp", folder)
+    assert (len(task.train), len(task.validation)) == (2, 1)
+    (folder / "QQP" / "dev.tsv").write_text(lines(header, (*whole, "more")))
+    with (
+        pytest.warns(UserWarning, match="torn"),
+        pytest.raises(ValueError, match=r"Line 2 of .* 7 columns"),
+    ):
+        load_task("glue/qqp", folder)
+
+
+def test_qnli_and_wnli(tmp_path):
+    rows = lines(
+        ("index", "question", "sentence", "label"),
+        ("0", "When?", "In May.", "entailment"),
+        ("1", "Who?", "Here.", "not_entailment"),
+    )
+    task = load_task("glue/qnli", write(tmp_path, "qnli", rows, rows))
+    assert task.train[0] == {"text": "When?", "text_pair": "In May.", "label": 0}
+    assert task.labels().tolist() == [0, 1]
+    rows = lines(("index", "sentence1", "sentence2", "label"), ("0", "It is.", "He is.", "1"))
+    task = load_task("glue/wnli", write(tmp_path, "wnli", rows, rows))
+    assert task.train[0] == {"text": "It is.", "text_pair": "He is.", "label": 1}
+    assert task.label_names[1] == "entailment"
+
+
+PARSES = ("sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse")
+MNLI_HEADER = ("index", "promptID", "pairID", "genre", *PARSES, "sentence1", "sentence2")
+
+
+def mnli(extra, *rows):
+    """An official file: training has one annotator's label, development five."""
+    before = [("0", "1", "1e", "fiction", "(", ")", "(", ")", *pair) for *pair, _ in rows]
+    return lines(
+        (*MNLI_HEADER, *extra, "gold_label"),
+        *(
+            (*row, *("-" for _ in extra), label)
+            for row, (*_, label) in zip(before, rows, strict=True)
+        ),
+    )
+
+
+@pytest.fixture
+def mnli_dir(tmp_path):
+    one, five = ["label1"], [f"label{i}" for i in range(1, 6)]
+    train = mnli(one, ("a", "b", "neutral"), ("c", "d", "contradiction"))
+    matched = mnli(five, ("e", "f", "entailment"), ("g", "h", "neutral"))
+    mismatched = mnli(five, ("i", "j", "contradiction"))
+    return write(tmp_path, "mnli", train, matched, mismatched)
+
+
+def test_mnli_is_measured_both_ways(mnli_dir):
+    task = load_task("glue/mnli", mnli_dir)
+    assert task.metrics == ("accuracy", "accuracy_mm")
+    assert task.num_labels == 3
+    assert task.train[1] == {"text": "c", "text_pair": "d", "label": 2}
+    assert task.validation["text"][:] == ["e", "g", "i"]
+    assert task.validation["part"][:] == ["", "", "mm"]
+
+    class Entails(type(task)):
+        def predict(self, model, split, *_):
+            return np.eye(3)[[0] * len(self.labels(split))]
+
+    task.__class__ = Entails
+    assert task.scores(None) == {"accuracy": 0.5, "accuracy_mm": 0.0}
+    assert task.scores(None, "train") == {"accuracy": 0.0}
+    assert task.evaluate(None) == 0.5
+
+
+def test_a_missing_half_of_mnli_is_named(mnli_dir):
+    (mnli_dir / "MNLI" / "dev_mismatched.tsv").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"no dev_mismatched\.tsv in .*dev_matched\.tsv and"
+    ):
+        load_task("glue/mnli", mnli_dir)
+
+
+def test_both_halves_of_mnli_come_from_the_hub(monkeypatch):
+    rows = {"premise": ["a"], "hypothesis": ["b"], "label": [2], "idx": [0]}
+    names = ("train", "validation_matched", "validation_mismatched")
+    splits = {name: Dataset.from_dict(rows) for name in names}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name: splits)
+    task = load_task("glue/mnli")
+    assert task.validation.to_list() == [
+        {"text": "a", "text_pair": "b", "label": 2, "part": part} for part in ("", "mm")
+    ]
 
 
 def test_quotation_marks_are_text(tmp_path):

@@ -8,6 +8,7 @@ from transformers import (
     BertConfig,
     BertModel,
     GPT2Config,
+    GPT2LMHeadModel,
     GPT2Model,
     ViTConfig,
 )
@@ -104,6 +105,30 @@ def test_an_unknown_model_is_refused(monkeypatch, small_reviews):
     with pytest.raises(FileNotFoundError, match="'no/such' is neither a folder nor") as caught:
         load_base_model("no/such", small_reviews)
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_writing_gets_the_causal_model_as_it_was_saved(writer_folder, restaurants):
+    model = load_base_model(str(writer_folder), restaurants)
+    saved = GPT2LMHeadModel.from_pretrained(writer_folder)
+    assert type(model) is GPT2LMHeadModel
+    assert all(torch.equal(p, saved.get_parameter(n)) for n, p in model.named_parameters())
+    assert model.config.pad_token_id == tokenizer_for(model).eos_token_id
+
+
+def test_the_default_model_writes_no_text(restaurants):
+    with pytest.raises(ValueError, match="'restaurants' needs a model that writes text"):
+        load_base_model(None, restaurants)
+
+
+def test_a_model_saved_without_its_way_to_words_is_refused(tiny_folder, restaurants):
+    with pytest.raises(ValueError, match=r"lack \d+ of those that it needs to generate text"):
+        load_base_model(str(tiny_folder), restaurants)
+
+
+def test_a_model_that_cannot_be_causal_is_refused(tmp_path, restaurants):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a vit, which transformers cannot use to generate"):
+        load_base_model(str(tmp_path), restaurants)
 
 
 def test_a_config_of_no_known_kind_is_refused(tmp_path, small_reviews):

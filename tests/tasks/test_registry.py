@@ -17,15 +17,21 @@ def test_the_names():
         "glue/cola",
         "glue/sst2",
         "glue/mrpc",
+        "glue/qqp",
+        "glue/mnli",
+        "glue/qnli",
         "glue/rte",
         "glue/stsb",
+        "glue/wnli",
+        "e2e",
+        "e2e/dev",
     ]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"no task 'glue/sst-2'; did you mean 'glue/sst2'\?"):
         load_task("glue/sst-2")
-    with pytest.raises(ValueError, match=r"no task 'zzz'; the tasks are glue/cola, .*reviews\.$"):
+    with pytest.raises(ValueError, match=r"no task 'zzz'; the tasks are e2e, .*reviews\.$"):
         load_task("zzz")
 
 
@@ -42,7 +48,21 @@ def test_a_task_of_ones_own(tmp_path):
         register_task("mine", lambda data_dir: builtin.reviews())
 
 
-@pytest.mark.parametrize("name", ["builtin", "metrics", "models", "registry", "sources", "task"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "builtin",
+        "e2e",
+        "generation",
+        "metrics",
+        "models",
+        "mteval",
+        "registry",
+        "sentences",
+        "sources",
+        "task",
+    ],
+)
 def test_the_examples_in_the_docstrings(name):
     module = importlib.import_module(f"analog_grasp.tasks.{name}")
     result = doctest.testmod(module)

@@ -7,21 +7,21 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.tasks import Task
+from analog_grasp.tasks import SentenceTask
 
 GOOD, BAD = ("good", "great", "fine", "bright"), ("bad", "poor", "dull", "weak")
 NOUNS = ("film", "book", "play", "song", "meal", "hotel", "phone", "lamp")
 
 
 @pytest.fixture(scope="session")
-def task() -> Task:
+def task() -> SentenceTask:
     """Sixty-four sentences of two lengths, half of them good."""
     nouns = [noun if i % 2 else f"is the {noun}" for i, noun in enumerate(NOUNS)]
     rows = {
         "text": [f"{word} {noun}" for noun in nouns for word in (*GOOD, *BAD)],
         "label": [int(word in GOOD) for _ in NOUNS for word in (*GOOD, *BAD)],
     }
-    return Task("words", Dataset.from_dict(rows), Dataset.from_dict(rows), ("bad", "good"))
+    return SentenceTask("words", Dataset.from_dict(rows), Dataset.from_dict(rows), ("bad", "good"))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from analog_grasp.tasks import Task, load_base_model, tokenizer_for
+from analog_grasp.tasks import SentenceTask, load_base_model, tokenizer_for
 
 ROWS = Dataset.from_dict({"text": ["Awful.", "Superb.", "Bad."], "label": [0, 1, 0]})
 NAMES = ("negative", "positive")
@@ -69,7 +69,7 @@ def test_pairs_and_regression(tiny_folder):
             "label": [0.5, 5.0, 2.25],
         }
     )
-    task = Task("pairs", rows, rows, metrics=("pearson", "spearman"))
+    task = SentenceTask("pairs", rows, rows, metrics=("pearson", "spearman"))
     model = load_base_model(str(tiny_folder), task)
     assert model.config.problem_type == "regression"
     assert task.predict(model).shape == (3, 1)
@@ -99,7 +99,7 @@ def test_nan_is_no_score(model, small_reviews):
 
 
 def test_a_head_of_another_width_is_refused(model):
-    three = Task("three", ROWS, ROWS, ("bad", "good", "neither"))
+    three = SentenceTask("three", ROWS, ROWS, ("bad", "good", "neither"))
     with pytest.raises(ValueError, match=r"gives 2 outputs and the task 'three' asks for 3"):
         three.evaluate(model)
 
@@ -142,7 +142,7 @@ def test_subset_beyond_the_rows_is_refused(small_reviews, count):
 def test_unusable_tasks_are_refused(arguments, message):
     usable = {"name": "mine", "train": ROWS, "validation": ROWS, "label_names": NAMES}
     with pytest.raises(ValueError, match=message):
-        Task(**(usable | arguments))
+        SentenceTask(**(usable | arguments))
 
 
 def test_an_unknown_split_is_refused(model, small_reviews):
@@ -152,7 +152,7 @@ def test_an_unknown_split_is_refused(model, small_reviews):
 
 def test_whole_numbers_are_regression_labels_too(tiny_folder):
     rows = ROWS.remove_columns("label").add_column("label", [1, 5, 2])
-    task = Task("mine", rows, rows, metrics=("spearman",))
+    task = SentenceTask("mine", rows, rows, metrics=("spearman",))
     model = load_base_model(str(tiny_folder), task)
     encoded = task.encode("train", tokenizer_for(model)).with_format("torch")
     assert model(input_ids=encoded[:1]["input_ids"], labels=encoded[:1]["labels"]).loss >= 0
