@@ -1,24 +1,54 @@
 """Adapt frozen transformers for analog in-memory computing.
 
 GRASP and StochGRASP adapters, trained, deployed on simulated PCM and RRAM crossbars, and compared
-over device presets and drift times. Importing this package makes both known to peft.
+over device presets and drift times. Importing this package makes both known to peft; what takes
+long to load (torch, peft, aihwkit) is loaded with the first name that needs it.
 """
 
-from analog_grasp.adapters import GraspConfig, StochGraspConfig
-from analog_grasp.crossbar import Deployment, deploy
-from analog_grasp.devices import DeviceCard
-from analog_grasp.studies import compare, drift_sweep
-from analog_grasp.tasks import load_task
-from analog_grasp.training import train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Deployment",
-    "DeviceCard",
-    "GraspConfig",
-    "StochGraspConfig",
-    "compare",
-    "deploy",
-    "drift_sweep",
-    "load_task",
-    "train",
-]
+from analog_grasp.hook import register_with_peft
+
+if TYPE_CHECKING:
+    from analog_grasp.adapters import GraspConfig as GraspConfig
+    from analog_grasp.adapters import StochGraspConfig as StochGraspConfig
+    from analog_grasp.crossbar import Deployment as Deployment
+    from analog_grasp.crossbar import deploy as deploy
+    from analog_grasp.devices import DeviceCard as DeviceCard
+    from analog_grasp.studies import compare as compare
+    from analog_grasp.studies import drift_sweep as drift_sweep
+    from analog_grasp.tasks import load_task as load_task
+    from analog_grasp.training import train as train
+    from analog_grasp.tuning import tune_noise_weight as tune_noise_weight
+
+_HOMES = {
+    "Deployment": "crossbar",
+    "DeviceCard": "devices",
+    "GraspConfig": "adapters",
+    "StochGraspConfig": "adapters",
+    "compare": "studies",
+    "deploy": "crossbar",
+    "drift_sweep": "studies",
+    "load_task": "tasks",
+    "train": "training",
+    "tune_noise_weight": "tuning",
+}
+
+__all__ = list(_HOMES)
+
+# Out of a type checker's sight, for which any name would then be right.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """A public name, from the module it lives in."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+register_with_peft()

@@ -8,7 +8,9 @@ from typing import Any
 from analog_grasp.adapters.baselines import ADAPTERS
 from analog_grasp.experiments import Progress, prepare, resolve, run, silent
 from analog_grasp.experiments.folder import STORE_FILE, read
-from analog_grasp.experiments.store import AdapterRecord, Measurement, Store
+from analog_grasp.experiments.records import AdapterRecord, Measurement
+from analog_grasp.experiments.runner import adapter_names
+from analog_grasp.experiments.store import Store
 from analog_grasp.report import write_report
 
 
@@ -20,7 +22,7 @@ class Results:
         directory: The run's folder.
         measurements: One for each cell and metric.
         adapters: The adapters, with their sizes and digital scores.
-        files: results.csv, summary.md, the figure twice and report.html.
+        files: results.csv, results.parquet, summary.md, the figure twice and report.html.
     """
 
     directory: Path
@@ -110,7 +112,10 @@ def report(directory: str | Path) -> Results:
     directory = Path(directory)
     settings, records = read(directory)
     with Store(directory / STORE_FILE) as store:
-        measurements, adapters = store.measurements(), store.adapters()
+        measurements = store.measurements()
+        # As the settings have them: processes that share a run add them in any order.
+        order = list(adapter_names(settings.adapters))
+        adapters = sorted(store.adapters(), key=lambda record: order.index(record.adapter))
     asked = settings.model_dump(mode="json", exclude_none=True)
     files = write_report(
         directory,

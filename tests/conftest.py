@@ -1,12 +1,15 @@
 """Small real architectures from random weights, shared by all tests."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     PretrainedConfig,
     PreTrainedModel,
@@ -50,6 +53,29 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 @pytest.fixture
 def bert() -> PreTrainedModel:
     return build("bert")
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT, as save_pretrained leaves it, that reads with the built-in model's tokenizer."""
+    # Here, so that the tests of devices and layers do without tasks.
+    from analog_grasp.tasks.sources import DEFAULT_MODEL, model_source
+
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = AutoTokenizer.from_pretrained(model_source(DEFAULT_MODEL))
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

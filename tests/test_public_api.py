@@ -1,13 +1,15 @@
 """The public names, and the example of the design as it is written there."""
 
+import ast
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 import analog_grasp as ag
-from analog_grasp.tasks import builtin, load_base_model, register_task, tokenizer_for
+from analog_grasp.tasks import builtin, load_base_model, register_task
 
 NAMES = {
     "GraspConfig",
@@ -19,6 +21,7 @@ NAMES = {
     "load_task",
     "compare",
     "drift_sweep",
+    "tune_noise_weight",
 }
 
 
@@ -27,34 +30,78 @@ def task():
     return builtin.reviews(train=24, validation=16)
 
 
-@pytest.fixture(scope="module")
-def model_folder(task, tmp_path_factory):
-    """A tiny model of random weights that reads with the built-in model's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = tokenizer_for(load_base_model(None, task))
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def base_model(model_folder, task):
-    return load_base_model(str(model_folder), task)
+def base_model(bert_folder, task):
+    return load_base_model(str(bert_folder), task)
 
 
 def test_the_names_are_there_and_documented():
     assert set(ag.__all__) >= NAMES
+    assert set(dir(ag)) >= NAMES
     for name in ag.__all__:
         assert inspect.getdoc(getattr(ag, name)), name
+
+
+def test_type_checkers_are_told_the_same_names():
+    tree = ast.parse(Path(ag.__file__).read_text(encoding="utf-8"))
+    told = {
+        alias.asname: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == {name: f"analog_grasp.{home}" for name, home in ag._HOMES.items()}
+
+
+def test_another_name_is_refused():
+    with pytest.raises(AttributeError, match="module 'analog_grasp' has no attribute 'tune_noise'"):
+        _ = ag.tune_noise
+
+
+def run_python(*lines):
+    """Runs a fresh process, which has imported nothing yet."""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+LOAD = (
+    "from peft import PeftModel",
+    "from transformers import AutoModelForSequenceClassification as Base",
+    "model = PeftModel.from_pretrained(Base.from_pretrained({base!r}), {adapter!r})",
+    "assert type(model.peft_config['default']).__name__ == 'GraspConfig'",
+)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(
+            "import sys, analog_grasp; assert not {'torch', 'peft', 'aihwkit'} & {*sys.modules}",
+            id="ours first",
+        ),
+        pytest.param(
+            "import analog_grasp, peft.tuners.lora",
+            id="ours first, then a part of peft",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("import peft, analog_grasp", id="peft first", marks=pytest.mark.slow),
+        pytest.param(
+            "from analog_grasp.adapters import GraspLinear",
+            id="a part of ours first",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_peft_knows_grasp_once_both_are_imported(base_model, bert_folder, tmp_path, first):
+    from peft import get_peft_model
+
+    model = get_peft_model(base_model, ag.GraspConfig(task_type="SEQ_CLS", groups=4))
+    model.save_pretrained(tmp_path)
+    run_python(first, *(x.format(base=str(bert_folder), adapter=str(tmp_path)) for x in LOAD))
 
 
 def test_the_example_of_the_design(base_model, task):
@@ -84,22 +131,22 @@ def test_the_example_of_the_design(base_model, task):
     assert (task.predict(deployment.model) != task.predict(model)).any()
 
 
-def test_an_adapter_of_the_example_saves_loads_and_merges(base_model, model_folder, task, tmp_path):
+def test_an_adapter_of_the_example_saves_loads_and_merges(base_model, bert_folder, task, tmp_path):
     from peft import PeftModel, get_peft_model
 
     model = get_peft_model(base_model, ag.GraspConfig(task_type="SEQ_CLS", groups=4))
     ag.train(model, task, epochs=1)
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(load_base_model(str(model_folder), task), tmp_path)
+    loaded = PeftModel.from_pretrained(load_base_model(str(bert_folder), task), tmp_path)
     assert (task.predict(loaded) == task.predict(model)).all()
     merged = loaded.merge_and_unload()
     assert task.predict(merged) == pytest.approx(task.predict(model), abs=1e-4)
 
 
-def test_a_comparison_and_a_drift_sweep_of_its_adapters(model_folder, tmp_path, monkeypatch):
+def test_a_comparison_and_a_drift_sweep_of_its_adapters(bert_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {
-        "model": str(model_folder),
+        "model": str(bert_folder),
         "devices": ("pcm-hermes-2",),
         "times": ("0s", "1y"),
         "repeats": 2,

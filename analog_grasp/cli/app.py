@@ -3,12 +3,13 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from analog_grasp.cli import catalogue, single, study
 from analog_grasp.cli.console import quiet, tell
 from analog_grasp.cli.errors import RequestError, sentence
 
@@ -16,17 +17,69 @@ _DONE, _FAILED, _WRONG_REQUEST = 0, 1, 2
 # What typer returns for a command that Ctrl-C ended.
 _INTERRUPTED = 130
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-for _command in (
-    study.compare,
-    single.train,
-    single.deploy,
-    study.drift,
-    catalogue.devices,
-    catalogue.adapters,
-    study.report,
-):
-    app.command()(_command)
+# The module of each command and its line in the list, which is the first of its docstring. They
+# stand here because most of the modules take seconds to import, and one command needs one module.
+COMMANDS = {
+    "compare": (
+        "study",
+        "Compare adapters over devices and drift times, from training to report.",
+    ),
+    "train": ("single", "Train one adapter into a folder that PEFT, deploy and drift can load."),
+    "deploy": (
+        "deploy",
+        "Deploy one saved adapter on one device: its score, the tiles and the error of the "
+        "weights.",
+    ),
+    "drift": (
+        "study",
+        "Measure saved adapters over devices and drift times; nothing is trained.",
+    ),
+    "tune": ("tune", "Find the noise-aware loss weight that keeps the score on ageing chips."),
+    "devices": (
+        "catalogue",
+        "List the device cards, or show one with its source and its noise figures.",
+    ),
+    "adapters": ("catalogue", "List the adapters that can be trained and compared."),
+    "report": ("study", "Write tables, figures and page again from what a run has measured."),
+    "doctor": ("doctor", "Say whether this installation works, and how to mend what does not."),
+}
+
+
+class _Commands(TyperGroup):
+    """The commands of the list, each imported when it is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        if name is None:
+            return name, listed, rest
+        command = _imported(name)
+        ctx.with_resource(quiet())
+        return name, command, rest
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _imported(name: str) -> Any:
+    """The command itself, from its module."""
+    try:
+        module = import_module(f"analog_grasp.cli.{COMMANDS[name][0]}")
+    except Exception as error:
+        raise RuntimeError(
+            f"The command {name} cannot be loaded ({error}): `analog-grasp doctor` tells what is "
+            "wrong with this installation."
+        ) from error
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(getattr(module, name))
+    return typer.main.get_command(alone)
+
+
+def _listed() -> None:
+    """Stands for a command in the list."""
+
+
+for _name, (_, _line) in COMMANDS.items():
+    app.command(_name, help=_line)(_listed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with quiet():
-            status = app(arguments, prog_name="analog-grasp", standalone_mode=False)
+        status = app(arguments, prog_name="analog-grasp", standalone_mode=False)
     except typer.TyperException as error:
         tell("error", _usage(error))
         return _WRONG_REQUEST

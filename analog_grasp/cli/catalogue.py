@@ -7,9 +7,8 @@ import torch
 import typer
 from rich.table import Table
 
-from analog_grasp.adapters.baselines import ADAPTERS
-from analog_grasp.cli import options
 from analog_grasp.cli.console import show
+from analog_grasp.cli.debug import Debug
 from analog_grasp.cli.errors import asking
 from analog_grasp.devices import CardNoiseModel, DeviceCard, parse_time
 
@@ -29,7 +28,7 @@ def devices(
             show_default=False,
         ),
     ] = None,
-    debug: options.Debug = False,
+    debug: Debug = False,
 ) -> None:
     """List the device cards, or show one with its source and its noise figures."""
     if name is None:
@@ -55,11 +54,15 @@ def devices(
     show(_weight_table(card))
 
 
-def adapters(debug: options.Debug = False) -> None:
+def adapters(debug: Debug = False) -> None:
     """List the adapters that can be trained and compared."""
-    table = Table("name", "title", "what is trained", "reference")
+    # peft takes longer to import than all that the list of devices needs.
+    from analog_grasp.adapters.baselines import ADAPTERS
+
+    table = Table("name", "title", "what is trained", "where it can live", "reference")
     for name, method in ADAPTERS.items():
-        table.add_row(name, method.title, method.trains, method.reference)
+        places = ", ".join(method.placements)
+        table.add_row(name, method.title, method.trains, places, method.reference)
     show(table)
 
 

@@ -4,13 +4,11 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import datasets
-import transformers
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+if TYPE_CHECKING:
+    # Not to be waited for where nothing runs.
+    from analog_grasp.experiments import Advance
 
 # In a pipe there is no screen to fit into, and a broken table helps nobody.
 _PIPE_WIDTH = 200
@@ -41,18 +43,24 @@ def tell(kind: str, text: str) -> None:
 
 
 class Stages:
-    """Shows the stages of a run with the time left; in a log, one line for each stage.
+    """Shows the stages of a run, the latest figure and the time left; in a pipe, a line a stage.
 
     A `Progress` of `analog_grasp.experiments`, to be used within a `with`.
+
+    Args:
+        quiet: Show nothing.
+        verbose: Show each figure in a line of its own.
     """
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._verbose = verbose
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[latest]}", markup=False),
             console=self._console,
             transient=True,
             speed_estimate_period=_SPEED_PERIOD,
@@ -71,21 +79,27 @@ class Stages:
     ) -> None:
         self._bars.stop()
 
-    def __call__(self, description: str, total: int) -> Callable[[], None]:
+    def __call__(self, description: str, total: int) -> "Advance":
         """Begin a stage of so many steps; the result is called after each."""
         if not self._console.is_interactive:
-            print(description, file=sys.stderr)
-            return lambda: None
-        bar = self._bars.add_task(description, total=total)
-        return lambda: self._bars.advance(bar)
+            self._line(description)
+        bar = self._bars.add_task(description, total=total, latest="")
+
+        def advance(latest: str = "") -> None:
+            self._bars.update(bar, advance=1, latest=latest)
+            if self._verbose and latest:
+                self._line(latest)
+
+        return advance
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the chatter of the packages below; warnings of our own become notes, each once."""
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    _show_progress_bars(False)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     told: set[str] = set()
@@ -103,9 +117,16 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        datasets.enable_progress_bars()
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
+        _show_progress_bars(True)
+
+
+def _show_progress_bars(on: bool) -> None:
+    """Switch the bars of the packages that the command has loaded, and load none for it."""
+    if transformers := sys.modules.get("transformers"):
+        bars = transformers.utils.logging
+        (bars.enable_progress_bar if on else bars.disable_progress_bar)()
+    if datasets := sys.modules.get("datasets"):
+        (datasets.enable_progress_bars if on else datasets.disable_progress_bars)()
 
 
 def _comes_from_us() -> bool:

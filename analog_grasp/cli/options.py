@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from analog_grasp.cli.debug import Debug as Debug
 from analog_grasp.experiments import Settings
 from analog_grasp.tasks import DEFAULT_MODEL
 
@@ -82,16 +83,47 @@ Placement = Annotated[
     str | None,
     _setting(
         "placement",
-        "Where the adapter lives: digital (exact, beside the chip) or folded (programmed with the "
-        "weights).",
+        "Where the adapter lives: digital (exact, beside the chip), folded (programmed with the "
+        "weights) or programmed (in analog devices of its own).",
     ),
+]
+Error = Annotated[
+    str | None,
+    _setting(
+        "error",
+        "What a programmed adapter misses its values by: as the device does, or by as much as its "
+        "learned spreads allow.",
+    ),
+]
+UntilCi = Annotated[
+    float | None,
+    _setting(
+        "until_ci",
+        "Draw more chip instances until the 95 % interval of every cell is at most plus or minus "
+        "so many points.",
+        "as many as --repeats says",
+    ),
+]
+RepeatsLimit = Annotated[
+    int | None, _setting("repeats_limit", "With --until-ci: chip instances a device at most.")
 ]
 Seed = Annotated[
     int | None,
     _setting("seed", "Names the training and the first chip instance; the others count up."),
 ]
 TrainingSeed = Annotated[int | None, _setting("seed", "Names the training.")]
-Engine = Annotated[str | None, _setting("engine", "Where the work is done; only local so far.")]
+Engine = Annotated[
+    str | None,
+    _setting("engine", "Where the work is done: local (this machine) or ray (a Ray cluster)."),
+]
+Workers = Annotated[
+    int | None,
+    _setting("workers", "Processes on this machine, among which its cores are divided."),
+]
+RayAddress = Annotated[
+    str | None,
+    _setting("ray_address", "With --engine ray: a cluster that runs already.", "one started here"),
+]
 
 Groups = Annotated[
     int | None, _setting("groups", "K, the scale-and-shift pairs a layer.", panel=_TRAINING)
@@ -116,7 +148,8 @@ Epochs = Annotated[
     float | None, _setting("epochs", "Passes over the training set.", panel=_TRAINING)
 ]
 LearningRate = Annotated[
-    float | None, _setting("learning_rate", "The peak learning rate.", panel=_TRAINING)
+    float | None,
+    _setting("learning_rate", "The peak learning rate.", "the adapter's own", _TRAINING),
 ]
 BatchSize = Annotated[int | None, _setting("batch_size", "Examples a step.", panel=_TRAINING)]
 NoiseWeight = Annotated[
@@ -150,4 +183,5 @@ Config = Annotated[
 Out = Annotated[
     Path, typer.Option(help="The run's folder; that of an interrupted run is gone on with.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors alone; run.log holds the rest.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show each cell as it is measured.")]

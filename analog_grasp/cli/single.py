@@ -1,23 +1,18 @@
 """The commands on one adapter: train and deploy."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from peft import PeftModel
-from rich.table import Table
 
 from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.crossbar import deploy as deploy_model
-from analog_grasp.crossbar.deployment import LayerReport
-from analog_grasp.devices import DeviceCard, format_time, parse_time
 from analog_grasp.experiments import (
     learned_parameters,
-    load_adapter,
     new_adapter,
     resolve,
     save_adapter,
@@ -72,40 +67,6 @@ def train(
     show(f"wrote {out}")
 
 
-def deploy(
-    folder: AdapterFolder,
-    device: Annotated[
-        str, typer.Option(help="Its name (see `analog-grasp devices`), or a TOML file of your own.")
-    ] = "pcm-hermes-2",
-    time: Annotated[str, typer.Option(help="The drift time since programming.")] = "1d",
-    seed: Annotated[int, typer.Option(help="The chip instance.")] = 0,
-    placement: options.Placement = None,
-    model: options.AdapterModel = None,
-    task: options.Task = None,
-    data_dir: options.DataDir = None,
-    debug: options.Debug = False,
-) -> None:
-    """Deploy one saved adapter on one device: its score, the tiles and the error of the weights."""
-    with asking():
-        asked = {"model": model, "task": task, "data_dir": data_dir, "placement": placement}
-        settings = resolve({**asked, "devices": (device,), "times": (time,), "seed": seed})
-        card, seconds = DeviceCard.load(device), parse_time(time)
-        data = load_task(settings.task, settings.data_dir)
-        adapted = load_adapter(folder, settings.model, data)
-    deployment = deploy_model(adapted, card, placement=settings.placement)
-    deployment.program(seed).drift_to(seconds)
-    layers = deployment.report()
-    show(_scores("digital", data.scores(adapted)))
-    show(
-        _scores(
-            f"on {card.name} at {format_time(seconds)}, chip {seed}", data.scores(deployment.model)
-        )
-    )
-    size = f"{card.tile.rows} x {card.tile.columns}"
-    show(f"tiles: {sum(layer.tiles for layer in layers)} of {size} weights, {_use(layers)} in use")
-    show(_layer_table(layers))
-
-
 def _must_be_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"The output {out} is not empty: name a new folder for the adapter.")
@@ -125,28 +86,3 @@ def _save(adapted: PeftModel, out: Path) -> None:
 def _scores(where: str, scores: Mapping[str, float]) -> str:
     told = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
     return f"{where}: {', '.join(told)}"
-
-
-def _layer_table(layers: Sequence[LayerReport]) -> Table:
-    table = Table(
-        title="Weight error: root mean square of (weight now - target), % of the column maximum",
-        title_justify="left",
-    )
-    table.add_column("layer")
-    for name in ("tiles", "weights", "use", "weight error"):
-        table.add_column(name, justify="right")
-    for layer in layers:
-        table.add_row(
-            layer.name,
-            str(layer.tiles),
-            f"{layer.cells:,}",
-            f"{layer.use:.1%}",
-            f"{layer.weight_error:.2%}",
-        )
-    return table
-
-
-def _use(layers: Sequence[LayerReport]) -> str:
-    """The share of all cross-points that hold a weight."""
-    capacity = sum(layer.cells / layer.use for layer in layers)
-    return f"{sum(layer.cells for layer in layers) / capacity:.1%}"

@@ -1,7 +1,8 @@
 """The commands on a whole study: compare, drift and report."""
 
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,15 +11,14 @@ import typer
 from analog_grasp import studies
 from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show, tell
-from analog_grasp.cli.errors import asking
-from analog_grasp.experiments import Study, prepare, resolve, run
-from analog_grasp.experiments.folder import STORE_FILE
-from analog_grasp.experiments.grid import cell_count
-from analog_grasp.experiments.store import Store
+from analog_grasp.cli.errors import RequestError, asking
+from analog_grasp.cli.hardware import takes_hardware
+from analog_grasp.experiments import Study, done_of_all, prepare, resolve, run
 from analog_grasp.report import adapter_text, comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tables import LEGEND
 
 
+@takes_hardware
 def compare(
     context: typer.Context,
     model: options.Model = None,
@@ -30,10 +30,17 @@ def compare(
     repeats: options.Repeats = None,
     placement: options.Placement = None,
     seed: options.Seed = None,
+    error: options.Error = None,
+    until_ci: options.UntilCi = None,
+    repeats_limit: options.RepeatsLimit = None,
     engine: options.Engine = None,
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
     out: options.Out = Path("runs/compare"),
     config: options.Config = None,
     debug: options.Debug = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     groups: options.Groups = None,
     target_modules: options.TargetModules = None,
     injection: options.Injection = None,
@@ -49,9 +56,10 @@ def compare(
     Trains each adapter, measures it on simulated chips and writes tables, figures and a page.
     An interrupted run goes on where it stopped when the same command is given again.
     """
-    _carry_out(options.given(context), out, config)
+    _carry_out(options.given(context), out, config, quiet=quiet, verbose=verbose)
 
 
+@takes_hardware
 def drift(
     context: typer.Context,
     folders: Annotated[
@@ -66,17 +74,24 @@ def drift(
     repeats: options.Repeats = None,
     placement: options.Placement = None,
     seed: options.Seed = None,
+    error: options.Error = None,
+    until_ci: options.UntilCi = None,
+    repeats_limit: options.RepeatsLimit = None,
     engine: options.Engine = None,
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
     out: options.Out = Path("runs/drift"),
     config: options.Config = None,
     debug: options.Debug = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure saved adapters over devices and drift times; nothing is trained.
 
     An interrupted run goes on where it stopped when the same command is given again.
     """
     saved = {"adapters": studies.saved_adapters(folders)}
-    _carry_out(options.given(context) | saved, out, config)
+    _carry_out(options.given(context) | saved, out, config, quiet=quiet, verbose=verbose)
 
 
 def report(
@@ -91,29 +106,45 @@ def report(
     _show(results)
 
 
-def _carry_out(settings: dict[str, Any], out: Path, config: Path | None) -> None:
+def _carry_out(
+    settings: dict[str, Any], out: Path, config: Path | None, *, quiet: bool, verbose: bool
+) -> None:
     with asking():
+        if quiet and verbose:
+            raise RequestError("Both --quiet and --verbose are given: leave one out.")
         study = prepare(resolve(settings, config), out)
-    with _interruptible(study):
-        with Stages() as stages:
+    with _telling_what_is_kept(study):
+        with Stages(quiet=quiet, verbose=verbose) as stages:
             run(study, stages)
-        _show(studies.report(out))
+        results = studies.report(out)
+    if not quiet:
+        _show(results)
 
 
 @contextmanager
-def _interruptible(study: Study) -> Iterator[None]:
+def _telling_what_is_kept(study: Study) -> Iterator[None]:
+    """Where a run ends early, say what it has; a request to terminate ends it as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        with Store(study.directory / STORE_FILE) as store:
-            # A cell is measured by all metrics of the task at once.
-            done = {cell.key._replace(metric="") for cell in store.measurements()}
-        tell(
-            "Interrupted",
-            f"{len(done)} of {cell_count(study.settings)} cells are measured and kept in "
-            f"{study.directory}; the same command goes on.",
-        )
+        tell("Interrupted", _kept(study))
         raise typer.Exit(1) from None
+    except Exception:
+        # The error itself has the last word.
+        with suppress(Exception):
+            tell("Stopped", _kept(study))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _kept(study: Study) -> str:
+    done, total = done_of_all(study)
+    return (
+        f"{done} of {total} cells are measured and kept in {study.directory}; the same command "
+        "goes on."
+    )
 
 
 def _show(results: studies.Results) -> None:

@@ -1,7 +1,10 @@
 """Reading a tile in one pass: programming, drift, read noise and back to weights, by rows."""
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,17 +19,29 @@ from analog_grasp.devices.random import (
     row_key,
 )
 from analog_grasp.devices.reading import COEFFICIENTS, FORMS, Reading
-from analog_grasp.devices.sections import ConductanceRange
 
 F = np.float32
 # The sums of curves in `Reading.starts`, and the purposes of the random numbers among the keys.
-_SPREAD, _SHIFT, _NU_MEAN, _NU_STD, _Q, _SHORT_TERM = range(6)
+_SHIFT, _SPREAD, _NU_MEAN, _NU_STD, _Q, _SHORT_TERM = range(6)
 _PROGRAMMING, _DRIFT, _READ, _STUCK = range(4)
+# The rows of the scratch memory; the first three are those of `_sum`.
+_TARGETS, _SUMS, _Z, _G, _H, _VALUE, _TOTAL, _ROWS = 3, 4, 8, 11, 12, 13, 14, 15
 _LOGARITHM, _POWER, _SATURATION = (
     FORMS.index(form) for form in ("logarithm", "power", "saturation")
 )
 _BLOCK = 16
 """Rows that share their scratch memory."""
+
+
+class Tile(NamedTuple):
+    """What distinguishes one tile from others of its card."""
+
+    scale: np.float32
+    """µS per unit of weight."""
+    offset: np.float32
+    """The weight that maps to g_min, for one device a weight; else 0."""
+    keys: NDArray[np.uint64]
+    """Of programming, drift, read noise and stuck devices, for each device, ``(4, 2)``."""
 
 
 @numba.njit(fastmath={"contract"})
@@ -61,8 +76,9 @@ def _piece(row: NDArray[np.float64], x: Floats, y: Floats) -> None:
 
 
 @numba.njit
-def _sum(curves: NDArray[np.float64], g: Floats, scratch: Floats, out: Floats) -> None:
-    """A weighted sum of curves at conductances `g`; see `Reading.curves`."""
+def _sum(reading: Reading, which: int, g: Floats, scratch: Floats, out: Floats) -> None:
+    """A weighted sum of curves at conductances `g`; see `Reading`."""
+    curves = reading.curves[reading.starts[which] : reading.starts[which + 1]]
     x, y, p = scratch[0, : g.size], scratch[1, : g.size], scratch[2, : g.size]
     out[:] = F(0.0)
     for r in range(curves.shape[0]):
@@ -86,26 +102,23 @@ def _sum(curves: NDArray[np.float64], g: Floats, scratch: Floats, out: Floats) -
 
 
 @numba.njit
-def _normal(key: np.uint64, row: int, table: Floats, z: Floats) -> None:
-    fill_normal(row_key(key + np.uint64(row)), table, z)
-
-
-@numba.njit
-def _stick(key: np.uint64, row: int, off: float, on: float, ends: Floats, g: Floats) -> None:
+def _stick(key: np.uint64, row: int, reading: Reading, g: Floats) -> None:
     """Put the stuck devices where they are stuck."""
     bits = np.empty(g.size, np.uint32)
     fill_bits(row_key(key + np.uint64(row)), bits)
     for o in range(g.size):
-        u = F(bits[o] >> np.uint32(8)) * F(2.0**-24)
-        g[o] = ends[0] if u < F(off) else (ends[1] if u >= F(1.0 - on) else g[o])
+        u, healthy = F(bits[o] >> np.uint32(8)) * F(2.0**-24), g[o]
+        stuck_on = reading.g_max if u >= F(1.0) - reading.on else healthy
+        g[o] = reading.g_min if u < reading.off else stuck_on
 
 
 @numba.njit
-def _targets(w: Floats, pair: bool, scale: F, offset: F, g_zero: F, a: Floats) -> None:
-    """The conductances aimed at, of the device that holds the weight; last, that of an idle one."""
+def _targets(w: Floats, reading: Reading, tile: Tile, targets: Floats) -> None:
+    """The conductances aimed at, of the device that holds the weight; last, of an idle one."""
     for o in range(w.size):
-        a[o] = (abs(w[o]) if pair else w[o] - offset) * scale + g_zero
-    a[w.size] = g_zero
+        size = abs(w[o]) if reading.pair else w[o] - tile.offset
+        targets[o] = size * tile.scale + reading.g_min
+    targets[w.size] = reading.g_min
 
 
 @numba.njit(fastmath={"contract"})
@@ -138,171 +151,119 @@ def _logarithmic_read(strength: F, z: Floats, h: Floats) -> None:
 
 
 @numba.njit
-def _read_row(
+def _device(
+    device: int,
     row: int,
     w: Floats,
-    pair: bool,
-    scale: F,
-    offset: F,
-    ends: Floats,
-    g_zero: F,
-    curves: NDArray[np.float64],
-    starts: NDArray[np.int64],
-    numbers: Floats,
-    power_law: bool,
-    logarithmic: bool,
+    reading: Reading,
     keys: NDArray[np.uint64],
-    stuck: Floats,
+    table: Floats,
+    scratch: Floats,
+) -> None:
+    """Program the devices 0 or 1 of a row, and read them into `scratch[_H]`."""
+    side = F(0.0) if not reading.pair else (F(1.0) if device == 0 else F(-1.0))
+    g, h = scratch[_G, : w.size], scratch[_H, : w.size]
+    for purpose in range(3):
+        z = scratch[_Z + purpose, : w.size]
+        if reading.draws[purpose]:
+            fill_normal(row_key(keys[purpose, device] + np.uint64(row)), table, z)
+        else:
+            z[:] = F(0.0)
+    z = scratch[_Z + _PROGRAMMING, : w.size]
+    _level(w, side, scratch[_SUMS], scratch[_SUMS + _SPREAD], z, reading.lowest, g)
+    z = scratch[_Z + _DRIFT, : w.size]
+    if reading.power_law:
+        mean, std = scratch[_SUMS + _NU_MEAN], scratch[_SUMS + _NU_STD]
+        _power_law(w, side, mean, std, z, reading.growth, g, h)
+    elif reading.draws[_DRIFT]:
+        for o in range(w.size):
+            h[o] = g[o] + (reading.relaxed_mean + reading.relaxed_std * z[o])
+    else:
+        h[:] = g
+    if reading.draws[_READ]:
+        z = scratch[_Z + _READ, : w.size]
+        if reading.logarithmic:
+            _logarithmic_read(reading.strength, z, h)
+        else:
+            q = scratch[_VALUE, : w.size]
+            _sum(reading, _Q, g, scratch, q)
+            for o in range(w.size):
+                h[o] *= F(1.0) + reading.strength * z[o] * q[o]
+    for o in range(w.size):
+        h[o] = min(max(h[o], reading.low), reading.high)
+    if reading.off + reading.on > 0:
+        _stick(keys[_STUCK, device], row, reading, h)
+
+
+@numba.njit
+def _row(
+    row: int,
+    w: Floats,
+    reading: Reading,
+    tile: Tile,
     table: Floats,
     scratch: Floats,
     out: Floats,
     variance: Floats,
 ) -> None:
-    """One row of a tile; its devices' conductances live only in `scratch`."""
-    growth, shift, relaxed, strength, lowest, low, high = numbers
-    columns = w.size
-    a, level, spread, nu_mean, nu_std = scratch[3], scratch[4], scratch[5], scratch[6], scratch[7]
-    z, g, h = scratch[8, :columns], scratch[9, :columns], scratch[10, :columns]
-    q, total = scratch[11, :columns], scratch[12, :columns]
-    _targets(w, pair, scale, offset, g_zero, a)
-    _sum(curves[starts[_SHIFT] : starts[_SHIFT + 1]], a, scratch, level)
-    for o in range(columns + 1):
-        level[o] += a[o]
-    _sum(curves[starts[_SPREAD] : starts[_SPREAD + 1]], level, scratch, spread)
-    if power_law:
-        _sum(curves[starts[_NU_MEAN] : starts[_NU_MEAN + 1]], a, scratch, nu_mean)
-        _sum(curves[starts[_NU_STD] : starts[_NU_STD + 1]], a, scratch, nu_std)
-    for device in range(2 if pair else 1):
-        side = F(0.0) if not pair else (F(1.0) if device == 0 else F(-1.0))
-        if starts[_SPREAD] < starts[_SPREAD + 1]:
-            _normal(keys[_PROGRAMMING, device], row, table, z)
-        else:
-            z[:] = F(0.0)
-        _level(w, side, level, spread, z, lowest, g)
-        if power_law:
-            _normal(keys[_DRIFT, device], row, table, z)
-            _power_law(w, side, nu_mean, nu_std, z, growth, g, h)
-        elif relaxed > 0 or shift != 0:
-            _normal(keys[_DRIFT, device], row, table, z)
-            for o in range(columns):
-                h[o] = g[o] + (shift + relaxed * z[o])
-        else:
-            h[:] = g
-        if strength > 0:
-            _normal(keys[_READ, device], row, table, z)
-            if logarithmic:
-                _logarithmic_read(strength, z, h)
-            else:
-                _sum(curves[starts[_Q] : starts[_Q + 1]], g, scratch, q)
-                for o in range(columns):
-                    h[o] *= F(1.0) + strength * z[o] * q[o]
-        for o in range(columns):
-            h[o] = min(max(h[o], low), high)
-        if stuck[0] + stuck[1] > 0:
-            _stick(keys[_STUCK, device], row, stuck[0], stuck[1], ends, h)
-        _collect(device, h, total)
+    """One row of a tile; the conductances of its devices live only in `scratch`."""
+    targets, level = scratch[_TARGETS], scratch[_SUMS]
+    h, total = scratch[_H, : w.size], scratch[_TOTAL, : w.size]
+    _targets(w, reading, tile, targets)
+    for i in range(_NU_STD + 1):
+        _sum(reading, i, level if i == _SPREAD else targets, scratch, scratch[_SUMS + i])
+        if i == _SHIFT:
+            for o in range(targets.size):
+                level[o] += targets[o]
+    for device in range(2 if reading.pair else 1):
+        _device(device, row, w, reading, tile.keys, table, scratch)
+        for o in range(w.size):
+            total[o] = total[o] - h[o] if device else h[o]
         if variance.size:
-            _sum(curves[starts[_SHORT_TERM] : starts[_SHORT_TERM + 1]], h, scratch, q)
-            for o in range(columns):
-                variance[o] = q[o] * q[o] + (variance[o] if device else F(0.0))
-    for o in range(columns):
-        out[o] = (total[o] - (F(0.0) if pair else g_zero)) / scale + offset
+            spread = scratch[_VALUE, : w.size]
+            _sum(reading, _SHORT_TERM, h, scratch, spread)
+            for o in range(w.size):
+                variance[o] = spread[o] * spread[o] + (variance[o] if device else F(0.0))
+    zero = F(0.0) if reading.pair else reading.g_min
+    for o in range(w.size):
+        out[o] = (total[o] - zero) / tile.scale + tile.offset
     for o in range(variance.size):
-        variance[o] /= scale * scale
-
-
-@numba.njit
-def _collect(device: int, h: Floats, total: Floats) -> None:
-    """The conductance of the first device less that of the second."""
-    for o in range(h.size):
-        total[o] = total[o] - h[o] if device else h[o]
+        variance[o] /= tile.scale * tile.scale
 
 
 @parallel_kernel
 def _read(
-    w: Floats,
-    pair: bool,
-    scale: F,
-    offset: F,
-    ends: Floats,
-    g_zero: F,
-    curves: NDArray[np.float64],
-    starts: NDArray[np.int64],
-    numbers: Floats,
-    power_law: bool,
-    logarithmic: bool,
-    keys: NDArray[np.uint64],
-    stuck: Floats,
-    table: Floats,
-    out: Floats,
-    variance: Floats,
+    w: Floats, reading: Reading, tile: Tile, table: Floats, out: Floats, variance: Floats
 ) -> None:
     rows, columns = w.shape
     for block in numba.prange((rows + _BLOCK - 1) // _BLOCK):
-        scratch = np.empty((13, columns + 1), np.float32)
+        scratch = np.empty((_ROWS, columns + 1), np.float32)
         for row in range(block * _BLOCK, min((block + 1) * _BLOCK, rows)):
-            _read_row(
-                row,
-                w[row],
-                pair,
-                scale,
-                offset,
-                ends,
-                g_zero,
-                curves,
-                starts,
-                numbers,
-                power_law,
-                logarithmic,
-                keys,
-                stuck,
-                table,
-                scratch,
-                out[row],
-                variance[row],
-            )
+            _row(row, w[row], reading, tile, table, scratch, out[row], variance[row])
+
+
+def fits_kernel(tensor: Tensor) -> bool:
+    """Whether `read_tile` takes a tensor."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.dim() == 2
+        and tensor.is_contiguous()
+    )
 
 
 def read_tile(
-    targets: Tensor,
-    reading: Reading,
-    conductance: ConductanceRange,
-    scale: float,
-    offset: float,
-    keys: NDArray[np.uint64],
-    stuck: tuple[float, float],
-    out: Tensor,
-    variance: Tensor | None,
+    targets: Tensor, reading: Reading, tile: Tile, out: Tensor, variance: Tensor | None
 ) -> None:
     """Program a tile and read it, in one pass that stores nothing.
 
     Args:
         targets: Target weights, ``(rows, columns)``, float32, contiguous, on a CPU.
         reading: The card at the time.
-        conductance: The card's range and mapping.
-        scale: µS per unit of weight.
-        offset: The weight that maps to g_min, for one device a weight.
-        keys: Of programming, drift, read noise and stuck devices, for each device, ``(4, 2)``.
-        stuck: Fractions stuck at g_min and at g_max.
-        out: The weights as read, ``(rows, columns)``.
+        tile: Scale and keys of the tile.
+        out: The weights as read, ``(rows, columns)``; may be ``targets``.
         variance: Filled with the variance of each weight at a read, ``(rows, columns)``.
     """
     nothing = np.empty((targets.shape[0], 0), np.float32)
-    _read(
-        targets.numpy(),
-        conductance.mapping == "pair",
-        F(scale),
-        F(offset),
-        np.array([conductance.g_min, conductance.g_max], np.float32),
-        F(conductance.g_min),
-        reading.curves,
-        reading.starts,
-        reading.numbers,
-        reading.power_law,
-        reading.logarithmic,
-        keys,
-        np.array(stuck, np.float32),
-        NORMAL_TABLE,
-        out.numpy(),
-        nothing if variance is None else variance.numpy(),
-    )
+    each_read = nothing if variance is None else variance.numpy()
+    _read(targets.numpy(), reading, tile, NORMAL_TABLE, out.numpy(), each_read)

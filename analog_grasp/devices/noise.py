@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.conductance import CardConductanceConverter
-from analog_grasp.devices.kernels import read_tile
+from analog_grasp.devices.kernels import Tile, fits_kernel, read_tile
 from analog_grasp.devices.random import normal, uniform
 from analog_grasp.devices.reading import (
     Weighted,
@@ -110,7 +110,7 @@ class CardNoiseModel(BaseNoiseModel):
                 `targets` itself.
             variance_out: where the variance of each weight from read to read is written, in
                 squared units of the weights: the card's short-term noise at the conductances
-                read. That a conductance cannot be read below 0 is left out of it.
+                read. That no conductance is below 0 is left out of it.
 
         Returns:
             The weights: `out`, or a new tensor.
@@ -119,27 +119,17 @@ class CardNoiseModel(BaseNoiseModel):
             ValueError: if a weight is not finite, or the time is negative or not finite.
         """
         time = parse_time(time)
-        self._tell_beyond(time)
+        _tell_beyond(self.card, time)
         out = torch.empty_like(targets) if out is None else out
         noiseless = self._is_exact()
         if noiseless and variance_out is None:
             return out.copy_(targets)
         tensors = [tensor for tensor in (targets, out, variance_out) if tensor is not None]
-        if noiseless or not all(_fits_kernel(tensor) for tensor in tensors):
+        if noiseless or not all(fits_kernel(tensor) for tensor in tensors):
             return self._read_in_steps(targets, time, out, variance_out)
-        stuck = self.card.stuck
-        scale, offset = self.g_converter.scale_of(targets)
-        read_tile(
-            targets,
-            encode(self.card, time),
-            self.card.conductance,
-            float(scale),
-            float(offset),
-            self._keys(time),
-            (0.0, 0.0) if stuck is None else (stuck.off, stuck.on),
-            out,
-            variance_out,
-        )
+        scale, offset = (np.float32(term) for term in self.g_converter.scale_of(targets))
+        tile = Tile(scale, offset, self._keys(time))
+        read_tile(targets, encode(self.card, time), tile, out, variance_out)
         return out
 
     def constant_short_term_variance(self, targets: Tensor) -> float | None:
@@ -280,7 +270,7 @@ class CardNoiseModel(BaseNoiseModel):
             ValueError: if the time is negative or not finite.
         """
         time = parse_time(t_inference)
-        self._tell_beyond(time)
+        _tell_beyond(self.card, time)
         g = self._drifted(g_prog, drift_noise_param, time)
         # Noise of a tabulated state goes by that state, which the programmed one is only the first.
         base = g.clone() if isinstance(self.card.drift, TabulatedDrift) else g_prog
@@ -387,31 +377,22 @@ class CardNoiseModel(BaseNoiseModel):
         key = self._key(purpose, device, *more)
         return normal(key, tuple(like.shape), device=like.device, dtype=like.dtype)
 
-    def _tell_beyond(self, time: float) -> None:
-        """Tell the user, once a card, that its table ends before the time asked for."""
-        drift, name = self.card.drift, self.card.name
-        if not isinstance(drift, TabulatedDrift) or name in _warned:
-            return
-        last = drift.table[-1].time
-        if time <= last:
-            return
-        _warned.add(name)
-        warnings.warn(
-            f'device card "{name}" is tabulated up to {format_time(last)}: at {format_time(time)} '
-            f"its spread is that of {format_time(last)}.",
-            skip_file_prefixes=_BETWEEN,
-            stacklevel=2,
-        )
-
 
 def _precise(weights: Tensor) -> Tensor:
     return weights.to(torch.promote_types(weights.dtype, torch.float32))
 
 
-def _fits_kernel(tensor: Tensor) -> bool:
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and tensor.dim() == 2
-        and tensor.is_contiguous()
+def _tell_beyond(card: DeviceCard, time: float) -> None:
+    """Tell the user, once a card, that its table ends before the time asked for."""
+    if not isinstance(card.drift, TabulatedDrift) or card.name in _warned:
+        return
+    last = card.drift.table[-1].time
+    if time <= last:
+        return
+    _warned.add(card.name)
+    warnings.warn(
+        f'device card "{card.name}" is tabulated up to {format_time(last)}: at '
+        f"{format_time(time)} its spread is that of {format_time(last)}.",
+        skip_file_prefixes=_BETWEEN,
+        stacklevel=2,
     )

@@ -82,9 +82,12 @@ def row_key(counter: np.uint64) -> np.uint64:
 
 
 @numba.njit(inline="always")
-def _mixed(h: np.uint32) -> np.uint32:
-    """A bijection of 32 bits with little bias (the `lowbias32` constants of C. Wellons, 2018)."""
-    h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
+def _mixed(h: np.uint32, key: np.uint32) -> np.uint32:
+    """A bijection of 32 bits with little bias (the `lowbias32` constants of C. Wellons, 2018).
+
+    Half-way, `key` makes of it one of 2^32 bijections.
+    """
+    h = np.uint32(np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)) ^ key)
     h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
     return np.uint32(h ^ (h >> np.uint32(16)))
 
@@ -99,7 +102,7 @@ def fill_bits(key: np.uint64, out: Words) -> None:
     """
     first, second = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
     for o in range(out.shape[0]):
-        out[o] = _mixed(np.uint32(_mixed(np.uint32(np.uint32(o) + first)) ^ second))
+        out[o] = _mixed(np.uint32(np.uint32(o) + first), second)
 
 
 @numba.njit(inline="always")
@@ -189,8 +192,8 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mixed_torch(h: Tensor) -> Tensor:
-    h = ((h ^ (h >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+def _mixed_torch(h: Tensor, key: Tensor) -> Tensor:
+    h = (((h ^ (h >> 16)) * 0x7FEB352D) & 0xFFFFFFFF) ^ key
     h = ((h ^ (h >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return h ^ (h >> 16)
 
@@ -202,7 +205,7 @@ def _bits_torch(key: int, rows: int, columns: int, device: torch.device) -> Tens
     z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
     z = (z ^ _shifted(z, 31)).unsqueeze(1)
     place = torch.arange(columns, device=device)
-    return _mixed_torch(_mixed_torch((place + (z & 0xFFFFFFFF)) & 0xFFFFFFFF) ^ _shifted(z, 32))
+    return _mixed_torch((place + (z & 0xFFFFFFFF)) & 0xFFFFFFFF, _shifted(z, 32))
 
 
 def _normal_torch(key: int, rows: int, columns: int, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,64 +74,93 @@ def read_strength(read: Read, time: float) -> float:
     return k * math.sqrt(max(logarithm, 0.0))
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A card at one time in numbers, for the fused kernel.
-
-    Attributes:
-        curves: a row a piece, of shape (pieces, 24): the weight of its curve, g_max where the
-            variable is u and else 0, the curve's lowest value, the form's index, `below`, `min`,
-            `max`, the number of coefficients, and these. A curve begins with its last piece.
-        starts: where each sum of curves begins and the last one ends, of shape (7,): spread,
-            shift, mean and spread of nu, Q, short-term spread.
-        numbers: growth, mean and spread of relaxation, strength of the read noise, the least
-            conductance programmed, and the least and the largest read, of shape (7,).
-        power_law: whether there are exponents nu.
-        logarithmic: whether the read noise is that of `LogarithmicRead`.
-    """
+class Reading(NamedTuple):
+    """A card at one time in numbers, for the fused kernel."""
 
     curves: NDArray[np.float64]
+    """A row a piece, of shape (pieces, 24): the weight of its curve, g_max where the variable is u
+    and else 0, the curve's lowest value, the form's index, `below`, `min`, `max`, the number of
+    coefficients, and these. A curve begins with its last piece."""
     starts: NDArray[np.int64]
-    numbers: NDArray[np.float32]
+    """Where each sum of curves begins and the last one ends, of shape (7,): shift, spread, mean
+    and spread of nu, Q, short-term spread."""
+    draws: NDArray[np.bool_]
+    """Whether there is programming noise, drift of its own in every device, and read noise."""
+    pair: bool
     power_law: bool
     logarithmic: bool
+    """Whether the read noise is that of `LogarithmicRead`."""
+    growth: np.float32
+    relaxed_mean: np.float32
+    relaxed_std: np.float32
+    strength: np.float32
+    """Of the accumulated read noise."""
+    lowest: np.float32
+    """The least conductance programmed."""
+    low: np.float32
+    """The least conductance read."""
+    high: np.float32
+    """The largest one."""
+    g_min: np.float32
+    g_max: np.float32
+    off: np.float32
+    """The fraction stuck at g_min."""
+    on: np.float32
+    """The fraction stuck at g_max."""
 
 
 @functools.lru_cache(maxsize=256)
 def encode(card: DeviceCard, time: float) -> Reading:
     """A card at one time in numbers."""
-    drift, read, g_max = card.drift, card.read, card.conductance.g_max
-    now = level(card, time)
-    sums: list[Weighted] = [now.spreads, now.shifts, (), (), (), ()]
-    lowest = -math.inf if card.conductance.mapping == "signed" else 0.0
-    numbers = [0.0, 0.0, 0.0, 0.0, lowest, lowest, math.inf]
-    if isinstance(drift, PowerLawDrift) and time > 0:
-        sums[2:4] = [((1.0, drift.nu_mean),), ((1.0, drift.nu_std),)]
-        numbers[0] = growth(drift, time)
-    if isinstance(drift, RelaxationDrift) and time > 0:
-        numbers[1:3] = relaxation(drift, time)
-        numbers[5:7] = [card.conductance.g_min, g_max]
-    if read is not None:
-        numbers[3] = read_strength(read, time)
-    if isinstance(read, RelativeRead):
-        sums[4] = ((1.0, read.q),)
-    if card.short_term is not None:
-        sums[5] = ((1.0, card.short_term),)
-    floors = (0.0, -math.inf, -math.inf, -math.inf, 0.0, 0.0)
-    rows = [
-        [row for part, curve in one for row in _rows(part, curve, g_max, floor)]
-        for one, floor in zip(sums, floors, strict=True)
-    ]
+    drift, read, conductance = card.drift, card.read, card.conductance
+    power_law = isinstance(drift, PowerLawDrift) and time > 0
+    relaxes = isinstance(drift, RelaxationDrift) and time > 0
+    strength = 0.0 if read is None else read_strength(read, time)
+    lowest = -math.inf if conductance.mapping == "signed" else 0.0
+    mean, std = relaxation(drift, time) if isinstance(drift, RelaxationDrift) else (0.0, 0.0)
+    curves, starts = _encoded_curves(card, time)
     return Reading(
-        curves=np.array([row for one in rows for row in one], np.float64).reshape(-1, 24),
-        starts=np.cumsum([0, *map(len, rows)], dtype=np.int64),
-        numbers=np.array(numbers, np.float32),
-        power_law=bool(sums[2]),
-        logarithmic=isinstance(read, LogarithmicRead),
+        curves,
+        starts,
+        np.array([starts[1] < starts[2], power_law or relaxes, strength > 0]),
+        conductance.mapping == "pair",
+        power_law,
+        isinstance(read, LogarithmicRead),
+        growth=np.float32(growth(drift, time) if isinstance(drift, PowerLawDrift) else 0.0),
+        relaxed_mean=np.float32(mean),
+        relaxed_std=np.float32(std),
+        strength=np.float32(strength),
+        lowest=np.float32(lowest),
+        low=np.float32(conductance.g_min if relaxes else lowest),
+        high=np.float32(conductance.g_max if relaxes else math.inf),
+        g_min=np.float32(conductance.g_min),
+        g_max=np.float32(conductance.g_max),
+        off=np.float32(card.stuck.off if card.stuck else 0.0),
+        on=np.float32(card.stuck.on if card.stuck else 0.0),
     )
 
 
-def _rows(part: float, curve: Curve, g_max: float, floor: float) -> list[list[float]]:
+def _encoded_curves(card: DeviceCard, time: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """`Reading.curves` and `Reading.starts`."""
+    drift, read, now = card.drift, card.read, level(card, time)
+    sums: list[tuple[Weighted, float]] = [(now.shifts, -math.inf), (now.spreads, 0.0)]
+    for curve, lowest in (
+        (drift.nu_mean if isinstance(drift, PowerLawDrift) else None, -math.inf),
+        (drift.nu_std if isinstance(drift, PowerLawDrift) else None, -math.inf),
+        (read.q if isinstance(read, RelativeRead) else None, 0.0),
+        (card.short_term, 0.0),
+    ):
+        sums.append((() if curve is None else ((1.0, curve),), lowest))
+    g_max = card.conductance.g_max
+    rows = [
+        [row for part, curve in one for row in _rows(part, curve, g_max, lowest)]
+        for one, lowest in sums
+    ]
+    flat = np.array([row for one in rows for row in one], np.float64).reshape(-1, 24)
+    return flat, np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+
+def _rows(part: float, curve: Curve, g_max: float, lowest: float) -> list[list[float]]:
     """The rows of one curve of a weighted sum."""
     if isinstance(curve, SpreadCurve):
         part *= 1.0 if curve.reference_g_max is None else g_max / curve.reference_g_max
@@ -138,7 +168,7 @@ def _rows(part: float, curve: Curve, g_max: float, floor: float) -> list[list[fl
         [
             part,
             g_max if curve.variable == "u" else 0.0,
-            floor,
+            lowest,
             FORMS.index(piece.form),
             math.inf if piece.below is None else piece.below,
             -math.inf if piece.min is None else piece.min,

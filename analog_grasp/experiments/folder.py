@@ -8,28 +8,29 @@ from typing import Any
 
 import tomli_w
 
-from analog_grasp.experiments.grid import chips
-from analog_grasp.experiments.settings import RECORDS, Settings, resolve
-from analog_grasp.experiments.store import write_atomically
+from analog_grasp.experiments.export import write_atomically
+from analog_grasp.experiments.settings import CHANGEABLE, RECORDS, Settings, resolve
 
 _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
 RUN_FILE = "run.toml"
 STORE_FILE = "results.sqlite"
+LOG_FILE = "run.log"
 
 
 def claim(directory: Path, settings: Settings) -> None:
     """Make a folder the one of a run, or find that it is already: then the run goes on.
 
-    Writes run.toml: the settings, the versions and the seeds of the chip instances.
+    Writes run.toml: the settings, the versions and the seeds of the chip instances. How the work
+    is done may change as the run goes on; what it measures may not.
 
     Raises:
         ValueError: The folder holds another run, or files that are not of a run.
         OSError: The folder cannot be made or written.
     """
     if (directory / RUN_FILE).is_file():
-        _check_same(directory, settings)
-        return
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if _check_same(directory, settings) == settings:
+            return
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(
             f"The output {directory} holds files that are not of a run: name an empty or new "
             "folder."
@@ -38,7 +39,7 @@ def claim(directory: Path, settings: Settings) -> None:
     asked = settings.model_dump(mode="json", exclude_none=True)
     records = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-        "chips": {"seeds": sorted({chip.seed for chip in chips(settings)})},
+        "chips": {"seeds": [settings.seed + repeat for repeat in range(settings.repeats)]},
     }
     write_atomically(directory / RUN_FILE, tomli_w.dumps(asked | records).encode())
 
@@ -58,16 +59,21 @@ def read(directory: Path) -> tuple[Settings, dict[str, Any]]:
         )
     settings = resolve({}, path)
     recorded = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "workers" not in recorded and settings.learning_rate == 1e-2:
+        # The first release wrote down the rate that its adapters still have as their own.
+        settings = settings.model_copy(update={"learning_rate": None})
     return settings, {name: recorded[name] for name in RECORDS if name in recorded}
 
 
-def _check_same(directory: Path, settings: Settings) -> None:
+def _check_same(directory: Path, settings: Settings) -> Settings:
+    """The settings of the run that is there, which must be these but for those that may change."""
     there, _ = read(directory)
     before, now = there.model_dump(), settings.model_dump()
-    changed = [name for name in now if now[name] != before[name]]
+    changed = [name for name in now if name not in CHANGEABLE and now[name] != before[name]]
     if changed:
         name = changed[0]
         raise ValueError(
             f"The output {directory} holds another run, whose {name} is {before[name]!r} and not "
             f"{now[name]!r}: name another folder, or the same settings to go on with that run."
         )
+    return there

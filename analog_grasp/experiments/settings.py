@@ -3,21 +3,25 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from analog_grasp.devices import format_time, parse_time
+from analog_grasp.experiments.hardware import Hardware
 
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
 TIMES = ("0s", "1h", "1d", "30d", "1y")
 # The tables that a run adds to its own run.toml: what happened, not what was asked.
 RECORDS = ("versions", "chips")
+# How the work is done, and how far it goes: these may change while a run goes on.
+CHANGEABLE = ("engine", "workers", "ray_address", "until_ci", "repeats_limit")
+REPEATS_LIMIT = 100
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class Settings(BaseModel):
+class Settings(Hardware):
     """The settings of a study, as the command line, a config file and run.toml name them.
 
     Raises:
@@ -27,10 +31,6 @@ class Settings(BaseModel):
         >>> Settings(times=("3600",)).times
         ('1h',)
     """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
-    )
 
     model: str | None = None
     """Hub id or folder; the built-in default where None."""
@@ -43,22 +43,36 @@ class Settings(BaseModel):
     """Drift times since programming."""
     repeats: Annotated[int, Field(ge=1)] = 3
     """Chip instances a device."""
-    placement: Literal["digital", "folded"] = "digital"
+    until_ci: Annotated[float, Field(gt=0)] | None = None
+    """More chip instances are drawn until the 95 % interval of every cell is narrower: half its
+    width, in points (per cent of a score that is a fraction)."""
+    repeats_limit: Annotated[int, Field(ge=1)] = REPEATS_LIMIT
+    """Chip instances a device at most, where they are drawn until the intervals are narrow."""
+    placement: Literal["digital", "folded", "programmed"] = "digital"
+    error: Literal["device", "learned"] = "device"
+    """What a programmed adapter misses its values by: as the device does, or by as much as its
+    learned spreads allow."""
     groups: Annotated[int, Field(ge=1)] = 16
     """K, the scale-and-shift pairs a layer."""
     target_modules: str | tuple[str, ...] = "all-linear"
     noise_weight: Annotated[float, Field(ge=0)] = 1.0
     noise_target: float | str = 0.1
     sampling: Literal["feature", "group", "weight"] = "feature"
-    injection: Annotated[float, Field(ge=0)] = 0.04
-    """Spread of the weight noise in training, in units of the column maximum."""
+    injection: Annotated[float, Field(ge=0)] | str = 0.04
+    """Spread of the weight noise in training, in units of the column maximum; or a device at a
+    time, such as pcm-hermes-2@1d."""
     epochs: Annotated[float, Field(gt=0)] = 3.0
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """The adapter's own where None."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "ray"] = "local"
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes on this machine."""
+    ray_address: str | None = None
+    """A Ray cluster that runs already; one is started here where None."""
 
-    @field_validator("noise_target", mode="before")
+    @field_validator("noise_target", "injection", mode="before")
     @classmethod
     def _number_from_text(cls, target: Any) -> Any:
         """A number that the command line gives as text, which could also name a device."""
@@ -76,6 +90,26 @@ class Settings(BaseModel):
     @classmethod
     def _no_name_twice(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
         return _each_once(info.field_name, names)
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        """Refuse what would have no effect beside the other settings."""
+        learned, limited = self.error != "device", self.repeats_limit != REPEATS_LIMIT
+        for name, needed, idle in (
+            ("ray_address", "the engine ray", self.ray_address and self.engine != "ray"),
+            ("error", "the placement programmed", learned and self.placement != "programmed"),
+            ("repeats_limit", "until_ci", limited and self.until_ci is None),
+        ):
+            if idle:
+                raise ValueError(
+                    f"The setting {name} is {getattr(self, name)!r}, which has no effect without "
+                    f"{needed}: give that too, or leave {name} out."
+                )
+        return self
+
+    def deployment(self) -> dict[str, Any]:
+        """The arguments of `analog_grasp.deploy` beside the model and the card."""
+        return {"placement": self.placement, "error": self.error} | self.switches()
 
 
 def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -117,7 +151,9 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _sentence(error: ValidationError) -> str:
     """The first thing that is wrong, as one sentence with the name of the setting."""
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "settings"
+    if not first["loc"]:
+        return first["msg"].removeprefix("Value error, ")
+    name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return f"There is no setting '{name}': the settings are {', '.join(Settings.model_fields)}."
     if first["type"] == "too_short":

@@ -11,14 +11,16 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from scipy import stats
 
-from analog_grasp.experiments.store import Measurement
+from analog_grasp.experiments.records import Measurement
 
 CONFIDENCE = 0.95
+# Scores that are fractions of one, by how their names begin.
+_FRACTIONS = ("accuracy", "f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge")
 
 
 class Variant(NamedTuple):
@@ -75,6 +77,7 @@ class PairedDifference:
         low, high: 95 % Student-t interval of the mean; None with fewer than two pairs.
         p_value: two-sided paired t-test of no difference, uncorrected for the number of
             cells; None with fewer than two pairs.
+        p_holm: the same after Holm's correction, see `holm_corrected`; None before it.
     """
 
     task: str
@@ -89,6 +92,12 @@ class PairedDifference:
     low: float | None
     high: float | None
     p_value: float | None
+    p_holm: float | None = None
+
+    @property
+    def holds_corrected(self) -> bool:
+        """Whether the difference is one after Holm's correction too, at the level of 5 %."""
+        return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
     @property
     def verdict(self) -> str:
@@ -134,6 +143,40 @@ def estimate(values: Sequence[float]) -> Estimate:
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, freedom))
     return Estimate(mean, mean - half, mean + half, p_value)
+
+
+def values_needed(values: Sequence[float], half_width: float, most: int) -> int:
+    """How many values like these have a 95 % interval of at most this half width.
+
+    The smallest n >= 2 with ``t(0.975, n - 1) * s / sqrt(n) <= half_width``, s being the standard
+    deviation of the values given; 2 for a single value, which tells no spread. Values that are
+    drawn until their interval is narrow stop a little early on average, at samples that happen
+    to spread less, so that the interval holds the true mean somewhat less often than it says.
+
+    Args:
+        values: independent values.
+        half_width: in the unit of the values.
+        most: the answer if it takes more than these.
+
+    Example:
+        >>> values_needed([1.0, 2.0, 3.0], half_width=1.0, most=9)  # 2.4469 / sqrt(7) = 0.92
+        7
+    """
+    if len(values) < 2:
+        return 2
+    spread = statistics.stdev(values)
+    widths = ((n, stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) / math.sqrt(n)) for n in range(2, most))
+    return next((n for n, width in widths if width * spread <= half_width), most)
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether a metric is a fraction of one, shown in per cent.
+
+    Example:
+        >>> is_fraction("accuracy"), is_fraction("matthews_correlation"), is_fraction("nist")
+        (True, True, False)
+    """
+    return metric.lower().startswith(_FRACTIONS)
 
 
 def variants(measurements: Iterable[Measurement]) -> list[Variant]:
@@ -208,6 +251,37 @@ def paired_differences(
         _difference(where, first, second, values[first], values[second])
         for where, values in cells.items()
     ]
+
+
+def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """The differences with their p-values corrected for how many there are.
+
+    With m p-values in ascending order, ``p_holm(i) = max over j <= i of min((m - j + 1) p(j), 1)``:
+    the chance that any of the differences called real is not one stays below the level, however
+    they depend on each other. Those without a p-value do not count.
+
+    Args:
+        differences: those of one table, the family that is looked at together.
+
+    Source:
+        Holm, Scandinavian Journal of Statistics 6, 65 (1979).
+
+    Example:
+        >>> pcm = Variant("grasp", "digital")
+        >>> given = [
+        ...     PairedDifference("t", "m", "d", 0.0, pcm, pcm, 3, 0, 0.1, 0.0, 0.2, p)
+        ...     for p in (0.04, 0.01, None)
+        ... ]
+        >>> [difference.p_holm for difference in holm_corrected(given)]
+        [0.04, 0.02, None]
+    """
+    known = [(d.p_value, i) for i, d in enumerate(differences) if d.p_value is not None]
+    corrected = list(differences)
+    highest = 0.0
+    for rank, (p_value, index) in enumerate(sorted(known)):
+        highest = max(highest, min((len(known) - rank) * p_value, 1.0))
+        corrected[index] = replace(differences[index], p_holm=highest)
+    return corrected
 
 
 def _difference(

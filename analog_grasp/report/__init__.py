@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from analog_grasp.experiments.store import (
-    AdapterRecord,
-    Measurement,
-    write_atomically,
-    write_csv,
-)
+from analog_grasp.experiments.export import write_atomically, write_csv, write_parquet
+from analog_grasp.experiments.records import AdapterRecord, Measurement
 from analog_grasp.report.figures import accuracy_vs_drift
 from analog_grasp.report.page import page_html
 from analog_grasp.report.summary import findings, summary_markdown
@@ -42,7 +38,7 @@ def write_report(
     notes: Sequence[str] = (),
     chance: Mapping[tuple[str, str], float] | None = None,
 ) -> list[Path]:
-    """Write results.csv, summary.md, the figure and report.html.
+    """Write results.csv, results.parquet, summary.md, the figure and report.html.
 
     Works on the measurements of an interrupted run as well: a cell without any shows a dash.
 
@@ -56,7 +52,8 @@ def write_report(
         chance: score of guessing by task and metric, drawn into the figure.
 
     Returns:
-        The paths of results.csv, summary.md, accuracy_vs_drift.png, .svg and report.html.
+        The paths of results.csv, results.parquet, summary.md, accuracy_vs_drift.png, .svg and
+        report.html.
 
     Raises:
         ValueError: there is no measurement.
@@ -81,10 +78,11 @@ def write_report(
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    csv_path, summary_path, page_path = (
-        directory / name for name in ("results.csv", "summary.md", "report.html")
+    csv_path, parquet_path, summary_path, page_path = (
+        directory / name for name in ("results.csv", "results.parquet", "summary.md", "report.html")
     )
     write_csv(measurements, csv_path)
+    write_parquet(measurements, parquet_path)
     summary = summary_markdown(question, settings, measurements, adapters, notes)
     write_atomically(summary_path, summary.encode())
     figures = accuracy_vs_drift(
@@ -93,4 +91,4 @@ def write_report(
     svg = figures[-1].read_bytes()
     page = page_html(question, settings, measurements, adapters, svg, notes)
     write_atomically(page_path, page.encode())
-    return [csv_path, summary_path, *figures, page_path]
+    return [csv_path, parquet_path, summary_path, *figures, page_path]

@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analog_grasp.devices import format_time
-from analog_grasp.experiments.statistics import Variant
-from analog_grasp.experiments.store import AdapterRecord, Measurement, write_atomically
+from analog_grasp.experiments.export import write_atomically
+from analog_grasp.experiments.records import AdapterRecord, Measurement
+from analog_grasp.experiments.statistics import Variant, is_fraction
 from analog_grasp.report.tables import (
     DeviceTable,
     ScoreRow,
     comparison_tables,
-    is_fraction,
     metric_title,
     ordered_variants,
     variant_labels,

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from analog_grasp.experiments.store import AdapterRecord, Measurement, csv_text
+from analog_grasp.experiments.export import csv_text
+from analog_grasp.experiments.records import AdapterRecord, Measurement
 from analog_grasp.report.summary import METHOD, findings, settings_text
 from analog_grasp.report.tables import (
     LEGEND,

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from analog_grasp.devices import format_time
-from analog_grasp.experiments.statistics import PairedDifference, Summary
-from analog_grasp.experiments.store import AdapterRecord, Measurement
+from analog_grasp.experiments.records import AdapterRecord, Measurement
+from analog_grasp.experiments.statistics import PairedDifference, Summary, is_fraction
 from analog_grasp.report.tables import (
     LEGEND,
+    MARKS,
     DeviceTable,
     TextCell,
     TextRow,
@@ -18,7 +19,6 @@ from analog_grasp.report.tables import (
     comparison_tables,
     device_text,
     interval_text,
-    is_fraction,
     markdown_escape,
     markdown_table,
     ordered_variants,
@@ -32,7 +32,9 @@ METHOD = (
     " taken instance by instance, and its interval is that of the paired differences. An adapter"
     " is ahead or behind in a cell if this interval excludes zero, else level.",
     "Each interval stands by itself, without correction for the number of cells: between equal"
-    " adapters, about one cell in twenty would be ahead or behind by chance.",
+    " adapters, about one cell in twenty would be ahead or behind by chance. The differences with"
+    " a * also hold at the level of 5 % after Holm's correction over all differences of the same"
+    " task and metric, by the paired t-test.",
     "Devices and chips are simulated. The adapters were trained once each, so the intervals hold"
     " the spread between chips, not the spread between trainings.",
 )
@@ -114,6 +116,7 @@ def _compared(tables: Sequence[DeviceTable]) -> list[str]:
                 f"{row.adapter} is ahead of {row.baseline} in {counts['ahead']} of {decided}"
                 f" {'cell' if decided == 1 else 'cells'}, behind in {counts['behind']} and level"
                 f" in {counts['level']} ({subject}; 95 % interval of the paired difference)."
+                f"{_corrected(cells)}"
             )
         if counts["open"]:
             sentences.append(
@@ -124,6 +127,17 @@ def _compared(tables: Sequence[DeviceTable]) -> list[str]:
         if len(cells) > 1:
             sentences.append(_extremes(cells))
     return sentences
+
+
+def _corrected(cells: Sequence[PairedDifference]) -> str:
+    """How many of the differences outlast the correction for their number."""
+    counts = Counter(cell.verdict for cell in cells if cell.holds_corrected)
+    if not any(cell.verdict in MARKS for cell in cells):
+        return ""
+    return (
+        f" After Holm's correction it is ahead in {counts['ahead']} and behind in"
+        f" {counts['behind']}."
+    )
 
 
 def _extremes(cells: Sequence[PairedDifference]) -> str:

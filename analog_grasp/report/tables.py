@@ -15,25 +15,28 @@ from rich.table import Table
 from rich.text import Text
 
 from analog_grasp.devices import format_time
+from analog_grasp.experiments.records import AdapterRecord, Measurement
 from analog_grasp.experiments.statistics import (
     PairedDifference,
     Summary,
     Variant,
+    holm_corrected,
+    is_fraction,
     paired_differences,
     summarise,
     variants,
 )
-from analog_grasp.experiments.store import AdapterRecord, Measurement
 
 MISSING = "–"
 # Marks a difference whose interval excludes zero, beside the colour that not all can see.
 MARKS = {"ahead": " ▲", "behind": " ▼"}
+# Follows the mark where the difference also holds after the correction for their number.
+CORRECTED_MARK = "*"
 LEGEND = (
     "Mean ± 95 % interval over chip instances; differences are paired by chip instance,"
-    " ▲ ahead and ▼ behind where their interval excludes zero."
+    " ▲ ahead and ▼ behind where their interval excludes zero, * where the difference also holds"
+    " after Holm's correction over all differences of the metric."
 )
-# Scores that are fractions of one; they are shown in per cent.
-_FRACTIONS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,7 @@ def comparison_tables(
     }
     differences = {
         (d.task, d.metric, d.device, d.time_s, d.adapter): d
-        for variant in measured[1:]
-        for d in paired_differences(measurements, measured[0], variant)
+        for d in _corrected(measurements, measured)
     }
     return [
         DeviceTable(
@@ -174,14 +176,15 @@ def comparison_tables(
     ]
 
 
-def is_fraction(metric: str) -> bool:
-    """Whether a metric is a fraction of one, shown in per cent.
-
-    Example:
-        >>> is_fraction("accuracy"), is_fraction("matthews_correlation"), is_fraction("nist")
-        (True, True, False)
-    """
-    return metric.lower().startswith(_FRACTIONS)
+def _corrected(
+    measurements: Sequence[Measurement], measured: Sequence[Variant]
+) -> list[PairedDifference]:
+    """Every variant against the first, corrected over all cells of a task's metric."""
+    families: dict[tuple[str, str], list[PairedDifference]] = {}
+    for variant in measured[1:]:
+        for difference in paired_differences(measurements, measured[0], variant):
+            families.setdefault((difference.task, difference.metric), []).append(difference)
+    return [d for family in families.values() for d in holm_corrected(family)]
 
 
 def metric_title(metric: str) -> str:
@@ -317,7 +320,10 @@ def _emphasised(cell: TextCell) -> str:
 
 def _difference_cell(cell: PairedDifference | None, metric: str) -> TextCell:
     verdict = cell.verdict if cell else ""
-    return TextCell(interval_text(cell, metric) + MARKS.get(verdict, ""), verdict)
+    mark = MARKS.get(verdict, "")
+    if mark and cell and cell.holds_corrected:
+        mark += CORRECTED_MARK
+    return TextCell(interval_text(cell, metric) + mark, verdict)
 
 
 def _digital(scores: Mapping[str, float], metric: str) -> str:

@@ -1,11 +1,15 @@
 """The lists of devices and adapters, and the words at the top."""
 
+import inspect
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from analog_grasp.adapters.baselines import ADAPTERS
 from analog_grasp.cli import catalogue
+from analog_grasp.cli.app import COMMANDS
 from analog_grasp.devices import DeviceCard
 
 
@@ -54,6 +58,7 @@ def test_adapters_are_listed(ag):
     for name, method in ADAPTERS.items():
         assert name in ended.out
         assert method.reference in ended.out
+        assert ", ".join(method.placements) in ended.out
 
 
 def test_version(ag):
@@ -66,8 +71,28 @@ def test_version(ag):
 def test_help_names_every_command(ag, arguments):
     ended = ag(*arguments)
     assert ended.status == 0
-    for command in ("compare", "train", "deploy", "drift", "devices", "adapters", "report"):
-        assert command in ended.out
+    assert {"compare", "train", "deploy", "drift", "tune", "devices", "report"} <= {*COMMANDS}
+    for command in COMMANDS:
+        assert f"│ {command} " in ended.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_by_the_first_line_of_its_docstring(name):
+    module, line = COMMANDS[name]
+    command = getattr(import_module(f"analog_grasp.cli.{module}"), name)
+    assert inspect.getdoc(command).splitlines()[0] == line
+
+
+def test_a_slip_in_a_command_is_met_with_the_right_one(refused):
+    assert "'devices'" in refused("device")
+
+
+def test_a_command_that_cannot_be_loaded_sends_for_the_doctor(ag, monkeypatch):
+    monkeypatch.setitem(sys.modules, "analog_grasp.cli.catalogue", None)
+    ended = ag("devices")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith("error: The command devices cannot be loaded (import of ")
+    assert "`analog-grasp doctor`" in ended.err
 
 
 @pytest.mark.parametrize(

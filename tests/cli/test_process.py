@@ -66,3 +66,32 @@ def test_ctrl_c_in_a_terminal(tiny, tmp_path):
         f"Interrupted: {kept} of 5000 cells are measured and kept in {out}; "
         "the same command goes on."
     )
+
+
+def run_python(*lines: str) -> str:
+    """What a fresh process prints that imports this package and nothing else before it."""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_and_version_wait_for_no_heavy_package():
+    printed = run_python(
+        "import sys",
+        "from analog_grasp.cli import main",
+        "assert main(['--help']) == main(['--version']) == 0",
+        "print(sorted({'aihwkit', 'datasets', 'peft', 'torch', 'transformers'} & {*sys.modules}))",
+    )
+    assert printed.splitlines()[-1] == "[]"
+
+
+def test_the_list_of_devices_needs_neither_peft_nor_transformers():
+    printed = run_python(
+        "import sys",
+        "from analog_grasp.cli import main",
+        "assert main(['devices']) == 0",
+        "print(sorted({'datasets', 'matplotlib', 'peft', 'transformers'} & {*sys.modules}))",
+    )
+    assert printed.splitlines()[-1] == "[]"

@@ -4,15 +4,17 @@ import csv
 import errno
 import os
 import shutil
+import signal
+import sqlite3
 
 import pytest
 
 from analog_grasp.devices import noise
 from analog_grasp.experiments.store import Store
-from analog_grasp.tasks import Task
+from analog_grasp.tasks.sentences import SentenceTask
 
-REPORT = ("results.csv", "summary.md", "accuracy_vs_drift.png", "accuracy_vs_drift.svg",
-          "report.html")  # fmt: skip
+REPORT = ("results.csv", "results.parquet", "summary.md", "accuracy_vs_drift.png",
+          "accuracy_vs_drift.svg", "report.html")  # fmt: skip
 
 
 def rows(folder):
@@ -25,7 +27,7 @@ def stop_after(monkeypatch):
     """Makes the scoring of the task raise an error after some calls."""
 
     def arrange(calls: int, error: BaseException) -> None:
-        scores, made = Task.scores, []
+        scores, made = SentenceTask.scores, []
 
         def counted(self, *arguments, **named):
             made.append(1)
@@ -33,7 +35,7 @@ def stop_after(monkeypatch):
                 raise error
             return scores(self, *arguments, **named)
 
-        monkeypatch.setattr(Task, "scores", counted)
+        monkeypatch.setattr(SentenceTask, "scores", counted)
 
     return arrange
 
@@ -103,11 +105,11 @@ def test_report_again_from_the_store(ag, finished, tmp_path):
 def test_full_disk_keeps_what_was_measured(ag, small_run, finished, tmp_path, monkeypatch):
     add, added = Store.add, []
 
-    def fills_up(self, measurements):
+    def fills_up(self, measurements, origin):
         added.append(1)
         if len(added) > 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results.sqlite")
-        add(self, measurements)
+        add(self, measurements, origin)
 
     out = tmp_path / "run"
     monkeypatch.setattr(Store, "add", fills_up)
@@ -197,3 +199,65 @@ def test_other_metrics_do_not_count_as_cells(ag, model_folder, tmp_path, stop_af
         "--epochs", "1", "--out", tmp_path / "run",
     )  # fmt: skip
     assert f"Interrupted: {scored - 1} of 3 cells" in ended.err
+
+
+def test_a_request_to_terminate_ends_a_run_as_ctrl_c_does(
+    ag, small_run, finished, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    add, added = Store.add, []
+
+    def terminated(self, *cells):
+        add(self, *cells)
+        added.append(1)
+        if len(added) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as context:
+        context.setattr(Store, "add", terminated)
+        ended = ag(*small_run, "--out", out)
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1].startswith("Interrupted: 3 of 8 cells are measured and kept")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert ag(*small_run, "--out", out).status == 0
+    assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+def test_a_run_that_fails_says_what_is_kept(ag, small_run, tmp_path, stop_after):
+    stop_after(5, RuntimeError("gone"))
+    ended = ag(*small_run, "--out", tmp_path / "run")
+    assert ended.status == 1
+    kept, last = ended.err.splitlines()[-2:]
+    assert kept.startswith("Stopped: 3 of 8 cells are measured and kept in ")
+    assert last.startswith("error: ")
+
+
+def test_quiet_shows_nothing_and_writes_all(ag, finished, tiny, tmp_path):
+    given = ["--devices", "pcm-hermes-2", "--times", "0s,1d", "--repeats", "2", "--quiet"]
+    folders = [finished / "adapters" / name for name in ("grasp", "stochgrasp")]
+    out = tmp_path / "run"
+    ended = ag("drift", *folders, *tiny, *given, "--out", out)
+    assert (ended.status, ended.out, ended.err) == (0, "", "")
+    assert rows(out) == rows(finished)
+    assert "8 of 8, 0:00:00 left: " in (out / "run.log").read_text().splitlines()[-1]
+
+
+def test_verbose_shows_each_cell(ag, finished, tiny, tmp_path):
+    given = ["--devices", "ideal", "--times", "0s", "--repeats", "2", "--verbose"]
+    ended = ag("drift", finished / "adapters/grasp", *tiny, *given, "--out", tmp_path / "run")
+    assert ended.err.splitlines()[0] == "measuring 2 of 2 cells"
+    assert [line.rsplit(" ", 1)[0] for line in ended.err.splitlines()[1:]] == [
+        "grasp on ideal at 0s, chip 0: accuracy",
+        "grasp on ideal at 0s, chip 1: accuracy",
+    ]
+
+
+def test_adapters_stand_in_the_order_they_were_asked_for(ag, finished, tiny, tmp_path):
+    # Processes that share a run record them in any order.
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    with sqlite3.connect(out / "results.sqlite") as connection:
+        connection.execute("UPDATE adapters SET position = -position")
+    connection.close()
+    assert ag("report", out).status == 0
+    assert (out / "summary.md").read_bytes() == (finished / "summary.md").read_bytes()

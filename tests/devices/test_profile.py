@@ -59,14 +59,30 @@ def test_a_profile_is_stable_and_shared():
         card("rram-milo2021").profile("1h").std[0] = 1.0
 
 
-def test_a_profile_agrees_with_another_sample():
-    p = card("pcm-hermes-2").profile("1d")
-    w = torch.full((400, 500), 0.3)
-    w[0, 0] = 1.0
-    read = CardNoiseModel(card("pcm-hermes-2"), seed=77).apply_noise(w, 86_400.0).flatten()[1:]
-    at = np.array([0.3])
-    assert p.std_at(at)[0] == pytest.approx(float(read.std()), rel=0.03)
-    assert p.mean_at(at)[0] == pytest.approx(float(read.mean()), abs=0.002)
+@pytest.mark.parametrize("time", [0.0, 3600.0, 86_400.0])
+@pytest.mark.parametrize("name", DeviceCard.names())
+def test_a_profile_is_what_a_brute_force_sample_reads(name, time):
+    """Devices of another chip, each read once with its short-term noise drawn."""
+    stored = (1.0, -1.0, 0.7, 0.2, 0.0, -0.4)
+    weights = torch.tensor(stored, dtype=torch.float64).repeat(60_000, 1)
+    variance = torch.empty_like(weights)
+    read = CardNoiseModel(card(name), seed=77).read_weights(weights, time, variance_out=variance)
+    noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(1))
+    std, mean = torch.std_mean(read + variance.sqrt() * noise, dim=0)
+    p = card(name).profile(time)
+    at = np.array(stored)
+    # Five standard errors of the profile's own sample of 16,384.
+    assert p.mean_at(at) == pytest.approx(mean.numpy(), abs=0.045 * float(std.max()) + 1e-6)
+    assert p.std_at(at) == pytest.approx(std.numpy(), rel=0.04, abs=1e-6)
+
+
+def test_a_profile_is_of_the_nominal_chip():
+    nominal = card("rram-milo2021").profile("1h")
+    assert np.array_equal(
+        card("rram-milo2021").with_(die_to_die=0.3).profile("1h").std, nominal.std
+    )
+    stuck = card("rram-milo2021").with_(stuck_off=0.01).profile("1h")
+    assert (stuck.std_at(np.array([1.0])) > 1.2 * nominal.std_at(np.array([1.0]))).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -43,6 +43,25 @@ def test_another_run_is_refused_by_the_first_difference(tmp_path, change, senten
         claim(tmp_path, SETTINGS.model_copy(update=change))
 
 
+def test_how_the_work_is_done_may_change_as_it_goes_on(tmp_path):
+    claim(tmp_path, SETTINGS)
+    changed = SETTINGS.model_copy(update={"workers": 4, "engine": "ray", "until_ci": 0.5})
+    claim(tmp_path, changed)
+    assert read(tmp_path)[0] == changed
+
+
+def test_a_run_of_the_first_release_goes_on(tmp_path):
+    claim(tmp_path, SETTINGS)
+    lines = (tmp_path / "run.toml").read_text().splitlines()
+    new = ("workers", "repeats_limit", "error")
+    lines = ["learning_rate = 0.01", *(line for line in lines if not line.startswith(new))]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+    claim(tmp_path, SETTINGS)
+    assert read(tmp_path)[0] == SETTINGS
+    with pytest.raises(ValueError, match=r"whose learning_rate is None and not 0\.02"):
+        claim(tmp_path, SETTINGS.model_copy(update={"learning_rate": 0.02}))
+
+
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="files that are not of a run"):

@@ -1,116 +1,32 @@
-"""Carrying out a study, on a tiny model and a task whose scores show every bit.
+"""Carrying out a study: what is measured, in which state of the chip, and what is refused."""
 
-The task is a regression: correlations, unlike accuracies, change with any change of a logit.
-"""
-
+import re
 import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
-from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification
 
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices import DeviceCard
 from analog_grasp.experiments import (
     Settings,
+    adapters,
+    bench,
     learned_parameters,
     load_adapter,
     prepare,
-    run,
-    runner,
 )
 from analog_grasp.experiments.store import Store
-from analog_grasp.tasks import Task, builtin, load_base_model, registry, tokenizer_for
+from analog_grasp.tasks.sentences import SentenceTask
 
 METRICS = ("pearson", "spearman")
 ADAPTERS = ("grasp", "stochgrasp")
 DEVICES = ("pcm-hermes-2", "rram-wan2022")
 TIMES = (0.0, 86_400.0)
-
-
-def lengths(_data_dir=None) -> Task:
-    """How long is the sentence?"""
-    reviews = builtin.reviews(train=12, validation=9)
-
-    def measured(rows: Dataset) -> Dataset:
-        text = rows["text"][:]
-        return Dataset.from_dict({"text": text, "label": [len(line) / 50 for line in text]})
-
-    return Task("lengths", measured(reviews.train), measured(reviews.validation), (), METRICS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def known_task():
-    """The task by its name, for these tests alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry._LOADERS, "lengths", lengths)
-        yield
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    """The folder of a tiny model that reads with the built-in model's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = tokenizer_for(load_base_model(None, lengths()))
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> Path:
-    """The folder of a whole run, from training to the last cell, that nothing has disturbed."""
-    return measure(Settings(**asked(tiny)), tmp_path_factory.mktemp("undisturbed") / "run")
-
-
-@pytest.fixture
-def settings(tiny, trained) -> Settings:
-    """The same study with the adapters as that run has saved them."""
-    return Settings(**asked(tiny) | {"adapters": saved(trained)})
-
-
-def asked(model: str) -> dict:
-    return {
-        "model": model,
-        "task": "lengths",
-        "adapters": ADAPTERS,
-        "devices": DEVICES,
-        "times": ("0s", "1d"),
-        "repeats": 2,
-        "groups": 4,
-        "epochs": 1,
-        "batch_size": 6,
-        "seed": 3,
-    }
-
-
-def saved(run_folder: Path, *names: str) -> tuple[str, ...]:
-    return tuple(str(run_folder / "adapters" / name) for name in names or ADAPTERS)
-
-
-def measure(settings: Settings, folder: Path, progress=runner.silent) -> Path:
-    run(prepare(settings, folder), progress)
-    return folder
-
-
-def values(folder: Path) -> dict:
-    with Store(folder / "results.sqlite") as store:
-        return {cell.key: cell.value for cell in store.measurements()}
 
 
 def records(folder: Path) -> dict:
@@ -134,37 +50,39 @@ def test_every_cell_is_measured_once(trained):
     with Store(trained / "results.sqlite") as store:
         keys = [cell.key for cell in store.measurements()]
     cells = product(METRICS, ADAPTERS, DEVICES, TIMES, ((0, 3), (1, 4)))
-    expected = {("lengths", m, a, "digital", d, t, *chip) for m, a, d, t, chip in cells}
+    expected = {("glue/stsb", m, a, "digital", d, t, *chip) for m, a, d, t, chip in cells}
     assert len(keys) == len(expected)
     assert set(keys) == expected
 
 
-def test_chips_and_times_make_a_difference(trained):
+def test_chips_and_times_make_a_difference(trained, values):
     found = values(trained)
     assert len(set(found.values())) > len(found) * 0.6
 
 
-def test_adapters_are_recorded_with_their_sizes_and_digital_scores(trained, tiny):
+def test_adapters_are_recorded_with_their_sizes_and_digital_scores(trained, task, asked):
     for name, numbers in {"grasp": 2, "stochgrasp": 4}.items():
         record = records(trained)[name]
-        model = load_adapter(trained / record.path, tiny, lengths())
+        model = load_adapter(trained / record.path, asked["model"], task)
         assert record.trainable_parameters == numbers * 4 * 7  # K = 4 in each of 7 layers
         assert record.head_parameters == 16 + 1
         assert learned_parameters(model) == (record.trainable_parameters, record.head_parameters)
-        assert record.digital == lengths().scores(model)
+        assert record.digital == task.scores(model)
         assert record.train_seconds > 0
 
 
-def test_a_recorded_seed_names_the_chip_by_itself(trained, tiny):
-    model = load_adapter(trained / "adapters" / "grasp", tiny, lengths())
+def test_a_recorded_seed_names_the_chip_by_itself(trained, values, task, asked):
+    model = load_adapter(trained / "adapters" / "grasp", asked["model"], task)
     chip = deploy(model, DeviceCard.load("pcm-hermes-2")).program(seed=4).drift_to("1d")
     found = values(trained)
-    for metric, score in lengths().scores(chip.model).items():
-        key = ("lengths", metric, "grasp", "digital", "pcm-hermes-2", 86_400.0, 1, 4)
+    for metric, score in task.scores(chip.model).items():
+        key = ("glue/stsb", metric, "grasp", "digital", "pcm-hermes-2", 86_400.0, 1, 4)
         assert found[key] == score
 
 
-def test_saved_adapters_measure_as_they_did_when_they_were_trained(settings, trained, tmp_path):
+def test_saved_adapters_measure_as_they_did_when_they_were_trained(
+    settings, trained, tmp_path, measure, values
+):
     assert values(measure(settings, tmp_path / "run")) == values(trained)
 
 
@@ -177,7 +95,9 @@ def test_saved_adapters_measure_as_they_did_when_they_were_trained(settings, tra
     ],
     ids=str,
 )
-def test_a_part_of_the_study_measures_the_same_bits(settings, trained, tmp_path, part):
+def test_a_part_of_the_study_measures_the_same_bits(
+    settings, trained, tmp_path, part, measure, values, saved
+):
     if "adapters" in part:
         part = part | {"adapters": saved(trained, *part["adapters"])}
     found = values(measure(settings.model_copy(update=part), tmp_path / "run"))
@@ -190,10 +110,10 @@ def test_a_part_of_the_study_measures_the_same_bits(settings, trained, tmp_path,
     ("count", "error"), [(1, RuntimeError("stop")), (7, KeyboardInterrupt("stop"))]
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    settings, trained, tmp_path, monkeypatch, count, error
+    settings, trained, tmp_path, monkeypatch, count, error, measure, values
 ):
     with monkeypatch.context() as context:
-        fail_after(context, Task, "scores", count, error)
+        fail_after(context, SentenceTask, "scores", count, error)
         with pytest.raises(type(error), match="stop"):
             measure(settings, tmp_path / "run")
     kept = values(tmp_path / "run")
@@ -203,11 +123,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
 
 def test_a_run_interrupted_between_trainings_goes_on_to_the_same_bits(
-    tiny, trained, tmp_path, monkeypatch
+    trained, tmp_path, monkeypatch, measure, values, asked
 ):
-    settings = Settings(**asked(tiny))
+    settings = Settings(**asked)
     with monkeypatch.context() as context:
-        fail_after(context, runner, "train", 1, RuntimeError("stop"))
+        fail_after(context, adapters, "train", 1, RuntimeError("stop"))
         with pytest.raises(RuntimeError, match="stop"):
             measure(settings, tmp_path / "run")
     assert records(tmp_path / "run").keys() == {"grasp"}
@@ -217,53 +137,56 @@ def test_a_run_interrupted_between_trainings_goes_on_to_the_same_bits(
     assert found == values(trained)
 
 
-def test_a_finished_run_measures_nothing_again(settings, tmp_path, monkeypatch):
+def test_a_finished_run_measures_nothing_again(settings, tmp_path, monkeypatch, measure, values):
     first = values(measure(settings, tmp_path / "run"))
-    fail_after(monkeypatch, Task, "scores", 0, RuntimeError("measured again"))
+    fail_after(monkeypatch, SentenceTask, "scores", 0, RuntimeError("measured again"))
     assert values(measure(settings, tmp_path / "run")) == first
 
 
-def test_the_progress_counts_what_is_left_to_measure(settings, tmp_path, monkeypatch):
+def test_the_progress_counts_what_is_left_to_measure(settings, tmp_path, monkeypatch, measure):
     done = 6
     with monkeypatch.context() as context:
-        fail_after(context, Task, "scores", 2 + done, RuntimeError("stop"))
+        fail_after(context, SentenceTask, "scores", 2 + done, RuntimeError("stop"))
         with pytest.raises(RuntimeError, match="stop"):
             measure(settings, tmp_path / "run")
     totals, steps = [], []
 
     def progress(_description, total):
         totals.append(total)
-        return lambda: steps.append(1)
+        return lambda latest="": steps.append(latest)
 
     measure(settings, tmp_path / "run", progress)
     assert totals == [16 - done]
     assert len(steps) == 16 - done
+    assert steps[-1].startswith("stochgrasp on rram-wan2022 at 1d, chip 4: pearson ")
 
 
 @pytest.mark.parametrize(("placement", "each"), [("digital", 1), ("folded", len(ADAPTERS))])
 def test_digital_adapters_share_a_chip_and_folded_ones_do_not(
-    settings, tmp_path, monkeypatch, placement, each
+    settings, tmp_path, monkeypatch, placement, each, measure, values
 ):
     made = []
-    deploy = runner.deploy
-    monkeypatch.setattr(runner, "deploy", lambda *a, **k: made.append(deploy(*a, **k)) or made[-1])
+    deploy = bench.deploy
+    monkeypatch.setattr(bench, "deploy", lambda *a, **k: made.append(deploy(*a, **k)) or made[-1])
     found = values(measure(settings.model_copy(update={"placement": placement}), tmp_path / "run"))
     assert len(made) == each * len(DEVICES)
     assert len(found) == 16 * len(METRICS)
     assert {key.placement for key in found} == {placement}
 
 
-def test_differences_between_adapters_are_paired(settings, trained, tmp_path):
+def test_differences_between_adapters_are_paired(
+    settings, trained, tmp_path, measure, values, saved
+):
     twin = tmp_path / "twin"
     shutil.copytree(trained / "adapters" / "grasp", twin)
-    adapters = (*saved(trained, "grasp"), str(twin))
-    found = values(measure(settings.model_copy(update={"adapters": adapters}), tmp_path / "run"))
+    both = (*saved(trained, "grasp"), str(twin))
+    found = values(measure(settings.model_copy(update={"adapters": both}), tmp_path / "run"))
     of_twin = {key: value for key, value in found.items() if key.adapter == "twin"}
     assert len(of_twin) == 16
     assert all(found[key._replace(adapter="grasp")] == value for key, value in of_twin.items())
 
 
-def test_folded_on_an_ideal_chip_is_the_digital_model(settings, tmp_path):
+def test_folded_on_an_ideal_chip_is_the_digital_model(settings, tmp_path, measure, values):
     ideal = settings.model_copy(update={"placement": "folded", "devices": ("ideal",)})
     folder = measure(ideal, tmp_path / "run")
     digital = records(folder)
@@ -271,44 +194,31 @@ def test_folded_on_an_ideal_chip_is_the_digital_model(settings, tmp_path):
         assert value == pytest.approx(digital[key.adapter].digital[key.metric], abs=1e-3)
 
 
-def test_an_adapter_changed_after_it_was_measured_is_refused(tiny, trained, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
-    path = folder / "adapters" / "grasp" / "adapter_model.safetensors"
-    weights = load_file(path)
-    save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, path)
-    with pytest.raises(
-        ValueError, match=r"adapters/grasp is not the one that this run has measured"
-    ):
-        measure(Settings(**asked(tiny)), folder)
-    assert values(folder) == values(trained)
-
-
-def test_an_adapter_that_has_gone_is_refused(tiny, trained, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
-    shutil.rmtree(folder / "adapters" / "grasp")
-    with pytest.raises(ValueError, match="not the one that this run has measured: put it back"):
-        measure(Settings(**asked(tiny)), folder)
-
-
-def test_a_cell_without_a_score_is_named_and_the_others_are_kept(settings, tmp_path, monkeypatch):
-    predict, calls = Task.predict, iter(range(5))
+def test_a_cell_without_a_score_is_named_and_all_others_are_measured(
+    settings, trained, tmp_path, monkeypatch, measure, values
+):
+    predict, calls = SentenceTask.predict, iter(range(100))
 
     def broken(self, *args, **kwargs):
-        return predict(self, *args, **kwargs) * (
-            1.0 if next(calls, None) is not None else float("nan")
-        )
+        # After the two digital models: the fourth cell, and the fifth.
+        number = float("nan") if next(calls) in (5, 6) else 1.0
+        return predict(self, *args, **kwargs) * number
 
-    monkeypatch.setattr(Task, "predict", broken)
-    with pytest.raises(
-        ValueError, match=r"cell stochgrasp on pcm-hermes-2 at 1d, chip 3, cannot be scored.*NaN"
-    ):
-        measure(settings, tmp_path / "run")
-    assert len(values(tmp_path / "run")) == 3 * len(METRICS)
+    with monkeypatch.context() as context:
+        context.setattr(SentenceTask, "predict", broken)
+        with pytest.raises(
+            ValueError,
+            match=r"cell stochgrasp on pcm-hermes-2 at 1d, chip 3, cannot be scored.*NaN"
+            r".* Nor can 1 other cell\.",
+        ):
+            measure(settings, tmp_path / "run")
+    kept = values(tmp_path / "run")
+    assert len(kept) == 14 * len(METRICS)
+    assert kept.items() <= values(trained).items()
+    assert values(measure(settings, tmp_path / "run")) == values(trained)
 
 
-def test_an_adapter_of_broken_numbers_is_named(settings, trained, tmp_path):
+def test_an_adapter_of_broken_numbers_is_named(settings, trained, tmp_path, measure):
     broken = tmp_path / "broken"
     shutil.copytree(trained / "adapters" / "grasp", broken)
     path = broken / "adapter_model.safetensors"
@@ -330,30 +240,53 @@ def test_an_adapter_of_broken_numbers_is_named(settings, trained, tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_before_the_folder_is_taken(
-    tiny, tmp_path, monkeypatch, change, error, sentence
+    tmp_path, monkeypatch, change, error, sentence, asked
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(error, match=sentence):
-        prepare(Settings(**asked(tiny) | change), tmp_path / "run")
+        prepare(Settings(**asked | change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_saved_adapters_of_one_name_are_refused(settings, trained, tmp_path):
+def test_saved_adapters_of_one_name_are_refused(settings, trained, tmp_path, saved):
     other = tmp_path / "grasp"
     shutil.copytree(trained / "adapters" / "grasp", other)
-    adapters = (*saved(trained, "grasp"), str(other))
+    both = (*saved(trained, "grasp"), str(other))
     with pytest.raises(ValueError, match="have the same name"):
-        prepare(settings.model_copy(update={"adapters": adapters}), tmp_path / "run")
+        prepare(settings.model_copy(update={"adapters": both}), tmp_path / "run")
 
 
-def test_an_adapter_for_another_task_is_refused(settings, tmp_path):
+def test_an_adapter_for_another_task_is_refused(settings, tmp_path, task):
     with pytest.raises(ValueError, match=r"does not fit the model .* with the task reviews"):
-        prepare(settings.model_copy(update={"task": "reviews"}), tmp_path / "run")
+        prepare(settings.model_copy(update={"task": "reviews", "data_dir": None}), tmp_path / "run")
 
 
-def test_a_loaded_adapter_is_ready_to_be_measured(trained, tiny):
-    task = replace(lengths(), name="again")
-    model = load_adapter(trained / "adapters" / "stochgrasp", tiny, task)
+def test_a_loaded_adapter_is_ready_to_be_measured(trained, asked, task):
+    again = replace(task, name="again")
+    model = load_adapter(trained / "adapters" / "stochgrasp", asked["model"], again)
     assert isinstance(model, PeftModel)
     assert not model.training
-    assert task.scores(model) == task.scores(model) == records(trained)["stochgrasp"].digital
+    assert again.scores(model) == again.scores(model) == records(trained)["stochgrasp"].digital
+
+
+def test_a_run_keeps_a_log(trained):
+    lines = [line[20:] for line in (trained / "run.log").read_text().splitlines()]
+    assert lines[:3] == ["training grasp", "training stochgrasp", "measuring 16 of 16 cells"]
+    assert len(lines) == 3 + 16
+    assert re.fullmatch(
+        r"16 of 16, 0:00:00 left: stochgrasp on rram-wan2022 at 1d, chip 4: "
+        r"pearson -?\d\.\d{4}, spearman -?\d\.\d{4}",
+        lines[-1],
+    )
+
+
+def test_chips_are_drawn_until_the_intervals_are_narrow(settings, tmp_path, measure, values):
+    few = {"devices": ("pcm-hermes-2",), "times": ("0s",), "adapters": settings.adapters[:1]}
+    first = values(measure(settings.model_copy(update=few), tmp_path / "two"))
+    narrow = few | {"until_ci": 1e-6, "repeats_limit": 6}
+    found = values(measure(settings.model_copy(update=narrow), tmp_path / "run"))
+    assert {key.repeat for key in found} == set(range(6))
+    assert first.items() <= found.items()
+    wide = few | {"until_ci": 1e4}
+    found = values(measure(settings.model_copy(update=wide), tmp_path / "wide"))
+    assert {key.repeat for key in found} == {0, 1}

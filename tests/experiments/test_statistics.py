@@ -1,18 +1,24 @@
 """Means, intervals and pairs, against figures worked out by hand and by scipy."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
+from analog_grasp.experiments.records import Measurement
 from analog_grasp.experiments.statistics import (
+    PairedDifference,
     Variant,
     estimate,
+    holm_corrected,
     paired_differences,
     summarise,
+    values_needed,
     variants,
 )
-from analog_grasp.experiments.store import Measurement
 
 
 def cells(adapter, values, **columns):
@@ -145,3 +151,52 @@ def test_cells_are_kept_apart():
     assert {(d.metric, d.time_s, d.mean) for d in found} == {
         (metric, time, 0.25) for metric in ("accuracy", "f1") for time in (0.0, 20.0)
     }
+
+
+def differences(p_values):
+    grasp, lora = Variant("grasp", "digital"), Variant("lora", "digital")
+    return [
+        PairedDifference("t", "accuracy", "pcm", 0.0, grasp, lora, 3, 0, 0.1, 0.0, 0.2, p)
+        for p in p_values
+    ]
+
+
+def test_holm_by_hand():
+    # 4 * 0.01, 3 * 0.02, then 2 * 0.03 and 1 * 0.04, which must not fall below those before.
+    found = [d.p_holm for d in holm_corrected(differences([0.04, 0.01, 0.03, 0.02]))]
+    assert found == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert [d.holds_corrected for d in holm_corrected(differences([0.03, 0.024]))] == [True, True]
+    assert [d.holds_corrected for d in holm_corrected(differences([0.03, 0.026]))] == [False, False]
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_rejects_step_by_step(p_values):
+    # Holm's own words: go up the list while p(i) < level / (m - i), and stop at the first failure.
+    rejected = set()
+    for rank, (p, index) in enumerate(sorted((p, i) for i, p in enumerate(p_values))):
+        if p * (len(p_values) - rank) >= 0.05:
+            break
+        rejected.add(index)
+    corrected = holm_corrected(differences(p_values))
+    # The level is 1 - 0.95, which is not quite the number 0.05.
+    near = any(abs(d.p_holm - 0.05) < 1e-9 for d in corrected)
+    assert near or {i for i, d in enumerate(corrected) if d.holds_corrected} == rejected
+
+
+def test_an_uncorrected_difference_does_not_hold_corrected():
+    (difference,) = differences([0.001])
+    assert not difference.holds_corrected
+    assert holm_corrected(differences([None]))[0].p_holm is None
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.floats(0.1, 3))
+def test_values_needed_is_where_the_interval_becomes_narrow(values, half_width):
+    most = 50
+    needed = values_needed(values, half_width, most)
+    spread = statistics.stdev(values)
+
+    def half(n):
+        return stats.t.ppf(0.975, n - 1) * spread / n**0.5
+
+    assert needed == most or half(needed) <= half_width * (1 + 1e-9)
+    assert needed == 2 or half(needed - 1) > half_width * (1 - 1e-9)

@@ -1,27 +1,29 @@
 """The store keeps what is measured, whatever happens to the process."""
 
-import csv
-import runpy
+import multiprocessing
+import os
 import sqlite3
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from analog_grasp.experiments import store as store_module
-from analog_grasp.experiments.store import (
+from analog_grasp.experiments import schema
+from analog_grasp.experiments.records import (
     COLUMNS,
-    SCHEMA_VERSION,
+    UNKNOWN,
     AdapterRecord,
     Measurement,
-    Store,
-    write_csv,
+    Origin,
 )
+from analog_grasp.experiments.schema import SCHEMA_VERSION
+from analog_grasp.experiments.store import Store
 
 CELL = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.8125)
-RECORD = AdapterRecord("grasp", "reviews", 1152, 770, {"accuracy": 0.87}, 12.5, "grasp", "a1")
+RECORD = AdapterRecord(
+    "grasp", "reviews", 1152, 770, {"accuracy": 0.87}, 12.5, "grasp", "a1", "m1", "d1"
+)
+ORIGIN = Origin("m1", "d1", "a1", "c1", "")
 
 
 @pytest.fixture
@@ -29,17 +31,34 @@ def path(tmp_path):
     return tmp_path / "results.sqlite"
 
 
-def start(code, *arguments):
-    """Run code in another process, with the names of the store's module and nothing else."""
-    lines = (
-        f"import runpy, sys\nglobals().update(runpy.run_path({store_module.__file__!r}))\n{code}"
-    )
-    return subprocess.Popen([sys.executable, "-c", lines, *map(str, arguments)])
+@pytest.fixture
+def old(path, version_1):
+    """A store of version 1 with two cells of one adapter."""
+    with sqlite3.connect(path) as connection:
+        connection.executescript(version_1)
+        for cell in (CELL, replace(CELL, device="my/card.toml", value=0.5)):
+            connection.execute(
+                f"INSERT INTO measurements VALUES ({', '.join('?' * 9)})",
+                tuple(asdict(cell).values()),
+            )
+        connection.execute(
+            "INSERT INTO adapters VALUES (1, 'grasp', 'reviews', 1152, 770,"
+            " '{\"accuracy\": 0.87}', 12.5, 'grasp', 'a1')"
+        )
+    connection.close()
+    return path
 
 
-def test_module_runs_alone():
-    # The processes of these tests rest on it.
-    assert "Store" in runpy.run_path(store_module.__file__)
+def start(work, *arguments):
+    """Run a function in another process."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def ended(process):
+    process.join(60)
+    return process.exitcode
 
 
 def test_measurements_survive_closing(path):
@@ -48,9 +67,7 @@ def test_measurements_survive_closing(path):
         store.add(cells)
     with Store(path) as store:
         assert store.measurements() == cells
-        assert store.keys() == {cell.key for cell in cells}
-        assert store.has(cells[1].key)
-        assert not store.has(replace(CELL, seed=8).key)
+        assert store.cells() == {(cell.key, UNKNOWN) for cell in cells}
 
 
 def test_key_is_every_column_but_the_value():
@@ -100,25 +117,28 @@ def test_a_seed_beyond_64_bits_is_refused(path):
         store.add([replace(CELL, seed=2**63)])
 
 
+def add_and_die(path):
+    Store(path).add([CELL])
+    os._exit(9)
+
+
 def test_a_row_is_kept_when_the_process_is_killed_after_add(path):
-    code = f"import os\nStore(sys.argv[1]).add([Measurement(*{tuple(asdict(CELL).values())})])\n"
-    process = start(code + "os._exit(9)", path)
-    assert process.wait(30) == 9
+    assert ended(start(add_and_die, path)) == 9
     with Store(path) as store:
         assert store.measurements() == [CELL]
 
 
-def test_two_processes_write_different_cells(path):
-    code = f"""
-with Store(sys.argv[1]) as store:
-    for repeat in range(40):
-        columns = {asdict(CELL)} | dict(repeat=repeat, seed=int(sys.argv[2]))
-        store.add([Measurement(**columns)])
-"""
-    processes = [start(code, path, seed) for seed in (1, 2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+def add_forty(path, seed):
     with Store(path) as store:
-        keys = store.keys()
+        for repeat in range(40):
+            store.add([replace(CELL, repeat=repeat, seed=seed)])
+
+
+def test_two_processes_write_different_cells(path):
+    processes = [start(add_forty, path, seed) for seed in (1, 2)]
+    assert [ended(process) for process in processes] == [0, 0]
+    with Store(path) as store:
+        keys = {key for key, _ in store.cells()}
     assert keys == {replace(CELL, repeat=r, seed=s).key for r in range(40) for s in (1, 2)}
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -132,7 +152,7 @@ def test_the_file_is_durable_through_a_loss_of_power(path):
 def test_a_full_disk_is_told_and_leaves_what_was_there(path):
     with Store(path) as store:
         store.add([CELL])
-        pages = store._pragma("page_count")
+        (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
         store._connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(OSError, match=r"disk is full.*is kept.*same command goes on"):
             store.add([replace(CELL, repeat=repeat) for repeat in range(1, 1000)])
@@ -145,8 +165,72 @@ def test_a_newer_schema_is_refused(path):
     Store(path).close()
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    before = path.read_bytes()
     with pytest.raises(ValueError, match=f"has version {SCHEMA_VERSION + 1}, and this"):
         Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_store_of_version_1_keeps_its_cells(old):
+    for _ in range(2):
+        with Store(old) as store:
+            assert [cell.value for cell in store.measurements()] == [0.5, 0.8125]
+            assert store.adapters() == [replace(RECORD, model_hash="", data_hash="")]
+            assert {origin for _, origin in store.cells()} == {UNKNOWN}
+    (version,) = sqlite3.connect(old).execute("PRAGMA user_version").fetchone()
+    assert version == SCHEMA_VERSION
+
+
+def test_cells_of_version_1_become_those_of_the_run_that_goes_on(old):
+    found = replace(RECORD, fingerprint="a1" + "ff")
+    with Store(old) as store:
+        store.set_card("pcm", "c1")
+        store.set_card("mine", "c2", "my/card.toml")
+        store.add_adapter(found)
+        assert store.adapters() == [found]
+        origin = Origin("m1", "d1", "a1ff")
+        assert store.cells() == {
+            (CELL.key, origin._replace(card_hash="c1")),
+            (replace(CELL, device="mine").key, origin._replace(card_hash="c2")),
+        }
+
+
+def test_a_migration_that_is_interrupted_leaves_version_1(old, monkeypatch):
+    with monkeypatch.context() as patch:
+        broken = (*schema._MIGRATIONS[1][:-1], "CREATE TABLE claims (")
+        patch.setitem(schema._MIGRATIONS, 1, broken)
+        with pytest.raises(OSError, match="incomplete input"):
+            Store(old)
+    (version,) = sqlite3.connect(old).execute("PRAGMA user_version").fetchone()
+    assert version == 1
+    with Store(old) as store:
+        assert len(store.measurements()) == 2
+
+
+def test_cells_that_came_from_another_thing_are_other_cells(path):
+    with Store(path) as store:
+        origins = [ORIGIN, *(ORIGIN._replace(**{name: "other"}) for name in Origin._fields)]
+        for number, origin in enumerate(origins):
+            store.add([replace(CELL, value=number / 10)], origin)
+        assert store.cells() == {(CELL.key, origin) for origin in origins}
+
+
+def test_the_cells_of_one_chip(path):
+    with Store(path) as store:
+        store.add([CELL, replace(CELL, seed=8), replace(CELL, device="rram")], ORIGIN)
+        assert store.cells("pcm", 8) == {(replace(CELL, seed=8).key, ORIGIN)}
+
+
+def test_an_edited_card_is_another_card_and_the_old_cells_are_kept(path):
+    with Store(path) as store:
+        store.set_card("pcm", "c1")
+        store.add([CELL], ORIGIN)
+        store.set_card("pcm", "c2")
+        assert store.measurements() == []
+        store.add([replace(CELL, value=0.5)], ORIGIN._replace(card_hash="c2"))
+        assert [cell.value for cell in store.measurements()] == [0.5]
+        store.set_card("pcm", "c1")
+        assert store.measurements() == [CELL]
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(path):
@@ -201,31 +285,11 @@ def test_another_adapter_under_the_same_name_is_refused(path):
         store.add_adapter(RECORD)
         with pytest.raises(ValueError, match="trained from other settings"):
             store.add_adapter(replace(RECORD, fingerprint="b2"))
+        with pytest.raises(ValueError, match="trained from other settings"):
+            store.add_adapter(replace(RECORD, model_hash="m2"))
         store.add_adapter(replace(RECORD, task="glue/sst2", fingerprint="b2"))
 
 
 def test_an_adapter_whose_digital_score_is_nan_is_refused(path):
     with Store(path) as store, pytest.raises(ValueError, match="accuracy of adapter 'grasp'"):
         store.add_adapter(replace(RECORD, digital={"accuracy": float("nan")}))
-
-
-def test_csv_reads_back_to_the_same_measurements(tmp_path):
-    cells = [replace(CELL, adapter='a "quoted", name', value=0.1 + 0.2), CELL]
-    write_csv(cells, tmp_path / "results.csv")
-    text = (tmp_path / "results.csv").read_text()
-    assert text.startswith("task,metric,adapter,placement,device,time_s,repeat,seed,value\n")
-    kinds = Measurement.__annotations__
-    number = {"float": float, "int": int, "str": str}
-    rows = csv.DictReader(text.splitlines())
-    read = [Measurement(**{k: number[kinds[k]](v) for k, v in row.items()}) for row in rows]
-    assert read == cells
-
-
-def test_csv_that_cannot_be_made_leaves_the_old_one(tmp_path):
-    path = tmp_path / "results.csv"
-    write_csv([CELL], path)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="finite"):
-        write_csv([replace(CELL, value=float("nan"))], path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,223 @@
+"""The command on one chip: a saved adapter deployed, reported, and written to a file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from peft import PeftModel
+from rich.table import Table
+
+from analog_grasp import deploy as deploy_model
+from analog_grasp.adapters.baselines import check_placement, kind_of
+from analog_grasp.adapters.folding import fold
+from analog_grasp.cli import options
+from analog_grasp.cli.console import show
+from analog_grasp.cli.debug import Debug
+from analog_grasp.cli.errors import asking
+from analog_grasp.cli.hardware import takes_hardware
+from analog_grasp.crossbar.deployment import Deployment, LayerReport
+from analog_grasp.crossbar.export import export_chip
+from analog_grasp.crossbar.sensitivity import layer_sensitivity
+from analog_grasp.devices import DeviceCard, format_time, parse_time
+from analog_grasp.experiments import load_adapter, resolve
+from analog_grasp.experiments.export import write_atomically
+from analog_grasp.experiments.settings import Settings
+from analog_grasp.report.tables import metric_title, score_text
+from analog_grasp.tasks import Task, load_task
+
+
+@takes_hardware
+def deploy(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(metavar="ADAPTER_FOLDER", help="The folder of a saved adapter.")
+    ],
+    device: Annotated[
+        str, typer.Option(help="Its name (see `analog-grasp devices`), or a TOML file of your own.")
+    ] = "pcm-hermes-2",
+    time: Annotated[str, typer.Option(help="The drift time since programming.")] = "1d",
+    seed: Annotated[int, typer.Option(help="The chip instance.")] = 0,
+    placement: options.Placement = None,
+    error: options.Error = None,
+    model: options.AdapterModel = None,
+    task: options.Task = None,
+    data_dir: options.DataDir = None,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(
+            help="Also the score with each layer alone on the chip (analog), or each layer alone "
+            "taken off it (digital): one more measurement a layer.",
+            show_default="off",
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the targets of every device to this file, chip.safetensors, for a "
+            "real crossbar.",
+            show_default="off",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of deployment.json.")] = Path("runs/deploy"),
+    debug: Debug = False,
+) -> None:
+    """Deploy one saved adapter on one device: its score, the tiles and the error of the weights."""
+    with asking():
+        asked = options.given(context) | {"devices": (device,), "times": (time,), "seed": seed}
+        settings, seconds = resolve(asked), parse_time(time)
+        card, data = settings.card(device), load_task(settings.task, settings.data_dir)
+        adapted = load_adapter(folder, settings.model, data)
+        check_placement(kind_of(adapted.active_peft_config) or "grasp", settings.placement)
+        _check_choice(sensitivity)
+        deployment = deploy_model(adapted, card, **settings.deployment())
+        out.mkdir(parents=True, exist_ok=True)
+    outcome = _measured(adapted, deployment, settings, data, seconds, sensitivity)
+    for line in _told(outcome, card):
+        show(line)
+    target = out / "deployment.json"
+    content = json.dumps({"adapter": str(folder), **asdict(outcome)}, indent=1)
+    write_atomically(target, content.encode())
+    show(f"wrote {target}")
+    if export is not None:
+        plain = fold(adapted) if settings.placement == "folded" else adapted
+        export_chip(plain, card, export)
+        show(f"wrote {export}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What deployment.json holds.
+
+    Attributes:
+        device: The card's name.
+        placement: Where the adapter lives.
+        seed: The chip instance.
+        time_s: Seconds since programming.
+        settings: What was changed about the hardware.
+        digital: The scores of the digital model, by metric.
+        scores: Those on the chip.
+        tile: Rows and columns of a tile, in weights.
+        layers: Of each layer its tiles, cells, use, and weight error once programmed and now.
+        sensitivity: The score by layer; None where it was not asked for.
+    """
+
+    device: str
+    placement: str
+    seed: int
+    time_s: float
+    settings: dict[str, Any]
+    digital: dict[str, float]
+    scores: dict[str, float]
+    tile: tuple[int, int]
+    layers: list[dict[str, Any]]
+    sensitivity: dict[str, Any] | None
+
+
+def _measured(
+    adapted: PeftModel,
+    deployment: Deployment,
+    settings: Settings,
+    task: Task,
+    seconds: float,
+    sensitivity: str | None,
+) -> Outcome:
+    settings.calibrated(deployment, task)
+    programmed = deployment.program(settings.seed).report()
+    now = deployment.drift_to(seconds).report()
+    scores = task.scores(deployment.model)
+    by_layer = None
+    if sensitivity is not None:
+        alone: Any = sensitivity
+        by_layer = {
+            "alone": sensitivity,
+            "metric": task.metrics[0],
+            "scores": layer_sensitivity(deployment, task.evaluate, alone),
+        }
+    card = deployment.card
+    return Outcome(
+        device=card.name,
+        placement=settings.placement,
+        seed=settings.seed,
+        time_s=seconds,
+        settings=settings.hardware(),
+        digital=task.scores(adapted),
+        scores=scores,
+        tile=(card.tile.rows, card.tile.columns),
+        layers=[_layer(*pair) for pair in zip(programmed, now, strict=True)],
+        sensitivity=by_layer,
+    )
+
+
+def _layer(programmed: LayerReport, now: LayerReport) -> dict[str, Any]:
+    return {
+        "name": now.name,
+        "tiles": now.tiles,
+        "cells": now.cells,
+        "use": now.use,
+        "programmed_error": programmed.weight_error,
+        "weight_error": now.weight_error,
+    }
+
+
+def _told(outcome: Outcome, card: DeviceCard) -> list[str | Table]:
+    layers = outcome.layers
+    tiles, cells = (sum(layer[of] for layer in layers) for of in ("tiles", "cells"))
+    use = cells / (tiles * card.tile.rows * card.tile.columns)
+    at = format_time(outcome.time_s)
+    told: list[str | Table] = [
+        _scores("digital", outcome.digital),
+        _scores(f"on {outcome.device} at {at}, chip {outcome.seed}", outcome.scores),
+        f"tiles: {tiles} of {card.tile.rows} x {card.tile.columns} weights, {use:.1%} in use; "
+        f"{cells:,} weights",
+        _layer_table(layers, at),
+    ]
+    if outcome.sensitivity is not None:
+        told.append(_sensitivity_table(outcome.sensitivity))
+    return told
+
+
+def _scores(where: str, scores: Mapping[str, float]) -> str:
+    told = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
+    return f"{where}: {', '.join(told)}"
+
+
+def _layer_table(layers: Sequence[Mapping[str, Any]], at: str) -> Table:
+    table = Table(
+        title="Weight error: root mean square of (weight now - target), % of the column maximum",
+        title_justify="left",
+    )
+    table.add_column("layer")
+    for name in ("tiles", "weights", "use", "error at 0s", f"error at {at}"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        table.add_row(
+            layer["name"],
+            str(layer["tiles"]),
+            f"{layer['cells']:,}",
+            f"{layer['use']:.1%}",
+            f"{layer['programmed_error']:.2%}",
+            f"{layer['weight_error']:.2%}",
+        )
+    return table
+
+
+def _sensitivity_table(sensitivity: Mapping[str, Any]) -> Table:
+    """The layers in the order of what they cost."""
+    analog = sensitivity["alone"] == "analog"
+    title = "Each layer alone on the chip" if analog else "Each layer alone taken off the chip"
+    metric = sensitivity["metric"]
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer")
+    table.add_column(metric_title(metric), justify="right")
+    scores = sensitivity["scores"].items()
+    for name, score in sorted(scores, key=lambda pair: pair[1], reverse=not analog):
+        table.add_row(name, score_text(score, metric))
+    return table
+
+
+def _check_choice(sensitivity: str | None) -> None:
+    if sensitivity not in (None, "analog", "digital"):
+        raise ValueError(f"--sensitivity is {sensitivity!r}: it should be analog or digital.")

@@ -1,0 +1,127 @@
+"""Deploying one adapter: what is told, what is written, and what can be changed."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from analog_grasp.crossbar.export import load_chip
+from analog_grasp.tasks import load_base_model, load_task
+
+
+@pytest.fixture(scope="session")
+def adapter(finished):
+    return finished / "adapters" / "grasp"
+
+
+@pytest.fixture
+def deploy(ag, adapter, tiny, tmp_path):
+    """Deploys the adapter, and returns how it ended with what deployment.json holds."""
+
+    def run(*arguments):
+        ended = ag("deploy", adapter, *tiny, "--out", tmp_path, *arguments)
+        assert ended.status == 0, ended.err
+        return ended, json.loads((tmp_path / "deployment.json").read_text())
+
+    return run
+
+
+def test_scores_tiles_and_errors_are_shown(deploy):
+    ended, _ = deploy("--device", "pcm-hermes-2", "--time", "1d", "--seed", "3")
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("digital: accuracy (%) ")
+    assert lines[1].startswith("on pcm-hermes-2 at 1d, chip 3: accuracy (%) ")
+    assert lines[2].startswith("tiles: 7 of 256 x 256 weights, ")
+    assert "error at 0s" in ended.out
+    assert "error at 1d" in ended.out
+    assert "bert.encoder.layer.0.attention.self.query" in ended.out
+
+
+def test_the_file_holds_what_is_shown(deploy):
+    _, written = deploy("--device", "pcm-nandakumar2019", "--time", "1y", "--adc-bits", "6")
+    assert written["device"] == "pcm-nandakumar2019"
+    assert written["time_s"] == 365 * 86400
+    assert written["settings"] == {"adc_bits": 6}
+    assert set(written["scores"]) == set(written["digital"]) == {"accuracy"}
+    assert len(written["layers"]) == 7
+    for layer in written["layers"]:
+        assert 0 < layer["programmed_error"] < layer["weight_error"]
+        assert 0 < layer["use"] <= 1
+    assert written["sensitivity"] is None
+
+
+def test_the_same_chip_gives_the_same(deploy):
+    given = ["--time", "30d", "--seed", "3"]
+    assert deploy(*given)[1] == deploy(*given)[1]
+
+
+def test_an_ideal_chip_has_the_digital_score_and_no_error(deploy):
+    _, written = deploy("--device", "ideal", "--time", "10y")
+    assert written["scores"] == written["digital"]
+    assert all(layer["weight_error"] == 0 for layer in written["layers"])
+
+
+@pytest.mark.parametrize("placement", ["folded", "programmed"])
+def test_every_placement(deploy, placement):
+    assert deploy("--placement", placement)[1]["placement"] == placement
+
+
+def test_effects_can_be_switched_off(deploy):
+    off = ("--no-programming-noise", "--no-drift", "--no-read-noise")
+    _, written = deploy("--device", "pcm-hermes-2", "--time", "1y", *off)
+    # What is left is the converters' noise in the read-out of the drift compensation.
+    assert all(layer["weight_error"] < 0.01 for layer in written["layers"])
+    assert written["settings"] == {"programming_noise": False, "drift": False, "read_noise": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "differs"),
+    [
+        (("--tile-size", "8"), lambda w: w["tile"] == [8, 8]),
+        (("--stuck-off", "0.2"), lambda w: w["layers"][0]["programmed_error"] > 0.1),
+        (("--die-to-die", "0.1"), lambda w: w["settings"] == {"die_to_die": 0.1}),
+        (("--out-noise", "0.5"), lambda w: w["settings"] == {"out_noise": 0.5}),
+        (("--g-max", "10"), lambda w: w["settings"] == {"g_max": 10.0}),
+        (("--drift-compensation", "none"), lambda w: True),
+        (("--calibrate", "99"), lambda w: w["settings"] == {"calibrate": 99.0}),
+    ],
+)
+def test_the_hardware_can_be_changed(deploy, given, differs):
+    assert differs(deploy("--device", "pcm-hermes-2", *given)[1])
+
+
+@pytest.mark.parametrize("alone", ["analog", "digital"])
+def test_sensitivity_is_one_score_a_layer(deploy, alone):
+    ended, written = deploy("--sensitivity", alone)
+    names = {layer["name"] for layer in written["layers"]}
+    assert set(written["sensitivity"]["scores"]) == names
+    assert "Each layer alone" in ended.out
+
+
+def test_an_exported_chip_is_the_model(deploy, tiny, tmp_path, data_dir):
+    path = tmp_path / "chip.safetensors"
+    _, written = deploy("--device", "rram-wan2022", "--export", path)
+    task = load_task("glue/sst2", data_dir)
+    again = load_chip(path, load_base_model(tiny[1], task))
+    assert task.scores(again) == written["digital"]
+    with safe_open(path, "pt") as file:
+        assert "rram-wan2022" in file.metadata()["card"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("--sensitivity", "both"), "--sensitivity is 'both': it should be analog or digital"),
+        (("--placement", "programmed", "--error", "learned"), "only a StochGRASP adapter"),
+        (("--adc-bits", "1"), "adc_bits"),
+        (("--calibrate", "0"), "calibrate"),
+        (("--stuck-off", "0.7", "--stuck-on", "0.7"), "stuck"),
+    ],
+)
+def test_what_cannot_be_is_refused(refused, adapter, tiny, given, sentence, tmp_path):
+    assert sentence in refused("deploy", adapter, *tiny, "--out", tmp_path / "new", *given)
+
+
+def test_adapter_of_another_model(refused, adapter, tiny):
+    model = ["--model", "sentence-transformers/all-MiniLM-L6-v2"]
+    assert "another model" in refused("deploy", adapter, *tiny[2:], *model)
