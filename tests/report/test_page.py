@@ -37,6 +37,7 @@ def test_all_files_are_written(report):
     paths = report()
     assert [path.name for path in paths] == [
         "results.csv",
+        "results.parquet",
         "summary.md",
         "accuracy_vs_drift.png",
         "accuracy_vs_drift.svg",
@@ -71,7 +72,7 @@ def test_the_page_asks_the_network_for_nothing(report):
 
 
 def test_the_page_holds_figure_and_data(report):
-    csv_path, _, _, svg_path, page_path = report()
+    csv_path, *_, svg_path, page_path = report()
     image, data = (
         base64.b64decode(target.partition("base64,")[2])
         for target in Links(page_path.read_text()).targets
@@ -88,14 +89,14 @@ def test_the_page_is_for_light_and_dark_and_small_screens(report):
 
 def test_a_partial_run_is_reported_with_dashes(report, measurements):
     cells = [c for c in measurements if not (c.adapter == "stochgrasp" and c.device == "rram")]
-    _, summary, *_, page = report(cells)
+    _, _, summary, *_, page = report(cells)
     assert "| stochgrasp | – | – | – |" in summary.read_text()
     assert "partial" in summary.read_text()
     assert "<td>–</td>" in page.read_text()
 
 
 def test_one_measurement_and_no_record_suffice(report, measurements):
-    assert len(report(measurements[:1], [])) == 5
+    assert len(report(measurements[:1], [])) == 6
 
 
 def test_nothing_measured_is_refused(report):

@@ -23,6 +23,7 @@ def test_cells_ahead_behind_and_level_are_counted(measurements):
     assert sentences[0] == (
         "stochgrasp is ahead of grasp in 2 of 6 cells, behind in 2 and level in 2"
         " (reviews, accuracy; 95 % interval of the paired difference)."
+        " After Holm's correction it is ahead in 2 and behind in 2."
     )
     assert sentences[1] == (
         "The mean difference runs from -6.2 ±0.0 points on rram at 20s to +6.2 ±0.0 points on pcm"

@@ -46,8 +46,8 @@ def test_scores_are_per_cent_with_the_interval(measurements):
 @pytest.mark.parametrize(
     ("shift", "text", "verdict"),
     [
-        (0.02, "+2.0 ±0.0 ▲", "ahead"),
-        (-0.02, "-2.0 ±0.0 ▼", "behind"),
+        (0.02, "+2.0 ±0.0 ▲*", "ahead"),
+        (-0.02, "-2.0 ±0.0 ▼*", "behind"),
         (0.0, "+0.0 ±0.0", "level"),
     ],
 )
@@ -58,6 +58,22 @@ def test_a_difference_whose_interval_excludes_zero_is_marked(measurements, shift
     ]
     difference = device_text(comparison_tables(cells)[0]).rows[2].cells[0]
     assert (difference.text, difference.verdict) == (text, verdict)
+
+
+def test_a_difference_that_does_not_outlast_the_correction_has_no_star(measurements):
+    # p = 0.049 by itself, six times that among the six differences, of which five are nothing.
+    gains = (0.008, 0.02, 0.012, 0.004)
+
+    def value(cell):
+        decides = (cell.device, cell.time_s) == ("pcm", 0.0)
+        gain = gains[cell.repeat] if decides else cell.repeat % 2 - 0.5
+        return 0.5 + gain * (cell.adapter == "stochgrasp")
+
+    cells = [replace(cell, value=value(cell)) for cell in measurements]
+    alone = [cell for cell in cells if (cell.device, cell.time_s) == ("pcm", 0.0)]
+    for those, mark in ((cells, " ▲"), (alone, " ▲*")):
+        text = device_text(comparison_tables(those)[0]).rows[2].cells[0].text
+        assert text.endswith(mark)
 
 
 def test_a_cell_without_measurements_shows_a_dash(measurements):
