@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from analog_grasp.crossbar import kernels
-from analog_grasp.devices.random import NORMAL_TABLE, normal, use_torch_threads
+from analog_grasp.devices.random import NORMAL_TABLE, normal
 from analog_grasp.devices.sections import Converters
 
 # aihwkit's: inputs are scaled down by at most this, and to no fewer than two bits.
@@ -168,7 +168,6 @@ def read_fast(
     gain = x.new_full((rows,), 1.0 / (input_range or 1.0))
     by_row = isinstance(variance, float)
     squares = np.empty(rows if by_row else 0, np.float32)
-    use_torch_threads()
     kernels.convert_inputs(
         x.numpy(),
         first,
@@ -227,7 +226,6 @@ def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, k
     settings = settings or ReadSettings()
     if _is_fast(weight):
         means = torch.empty(len(weight))
-        use_torch_threads()
         kernels.column_readout(
             weight.numpy(),
             np.float32(settings.output_noise),

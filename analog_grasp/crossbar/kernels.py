@@ -4,13 +4,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from analog_grasp.devices.random import Floats, fill_normal, row_key
+from analog_grasp.devices.random import Floats, fill_normal, parallel_kernel, row_key
 
 Flags = NDArray[np.bool_]
 Ends = NDArray[np.int64]
 
 
-@numba.njit(parallel=True, cache=True)
+@parallel_kernel
 def convert_inputs(
     x: Floats,
     first: int,
@@ -51,7 +51,7 @@ def convert_inputs(
             squares[n] = total
 
 
-@numba.njit(parallel=True, cache=True)
+@parallel_kernel
 def convert_outputs(
     product: Floats,
     gain: Floats,
@@ -121,7 +121,7 @@ def convert_outputs(
                 y[n, o] += row[o] * factor * scale[o]
 
 
-@numba.njit(parallel=True, cache=True)
+@parallel_kernel
 def column_readout(
     weight: Floats,
     noise: np.float32,

@@ -16,8 +16,8 @@ from analog_grasp.devices.random import (
     Floats,
     fill_normal,
     normal,
+    parallel_kernel,
     row_key,
-    use_torch_threads,
 )
 from analog_grasp.training.objective import card_at_time
 
@@ -131,12 +131,11 @@ def _perturb(weight: Tensor, spread: Tensor, key: int, out: Tensor) -> None:
         noise = normal(key, weight.shape, device=weight.device, dtype=weight.dtype)
         torch.addcmul(weight, noise, spread, out=out)
         return
-    use_torch_threads()
     spreads = np.broadcast_to(spread.numpy(), weight.shape)
     _perturb_rows(weight.numpy(), spreads, np.uint64(key), NORMAL_TABLE, out.numpy())
 
 
-@numba.njit(parallel=True, cache=True)
+@parallel_kernel
 def _perturb_rows(
     weight: Floats, spread: Floats, key: np.uint64, table: Floats, out: Floats
 ) -> None:

@@ -1,13 +1,12 @@
 """The fused converters, against the formulas and against what random numbers must satisfy."""
 
-import numba
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from analog_grasp.crossbar.kernels import column_readout, convert_inputs, convert_outputs
-from analog_grasp.devices.random import NORMAL_TABLE, use_torch_threads
+from analog_grasp.devices.random import NORMAL_TABLE
 
 
 def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.inf, key=0,
@@ -38,7 +37,6 @@ def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.
 def noise(rows: int, columns: int, key: int) -> np.ndarray:
     """The output noise alone: a product of zeros read with unit noise and no ADC."""
     y = np.zeros((rows, columns), np.float32)
-    use_torch_threads()
     outputs(np.zeros_like(y), y=y, noise=1.0, key=key)
     return y
 
@@ -84,7 +82,6 @@ def test_the_same_key_gives_the_same_bits_with_any_number_of_threads(monkeypatch
     expected = noise(257, 33, key=11)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert np.array_equal(noise(257, 33, key=11), expected)
-    assert numba.get_num_threads() == 1
     assert not np.array_equal(noise(257, 33, key=12), expected)
 
 

@@ -22,7 +22,7 @@ from analog_grasp.experiments import study_storage as storage_module
 from analog_grasp.experiments import trial as trial_module
 from analog_grasp.experiments import tune as tune_module
 from analog_grasp.experiments.bench import Cell
-from analog_grasp.experiments.search import first_values, search_space
+from analog_grasp.experiments.search import first_values, quiet_optuna, search_space
 from analog_grasp.experiments.study_storage import share_heartbeats, shown_url
 from analog_grasp.experiments.trial import tuning_rounds, tuning_task
 from analog_grasp.experiments.tune import Tuning, prepare_tuning, tune, with_values
@@ -268,7 +268,7 @@ def bench(monkeypatch):
     """Measures by a formula, cell by cell: the smaller lambda, the better; NaN at lambda 0."""
 
     class Formula:
-        def __init__(self, task, models, cards, options):
+        def __init__(self, task, models, *_):
             (self.model,) = models.values()
 
         def measure(self, job):
@@ -431,9 +431,12 @@ def test_a_trial_too_many_is_left_for_later(formula, settings, tmp_path):
     """As where two processes begin the last trial at the same moment."""
     tuning = prepare_tuning(settings, tmp_path / "run")
     tune(tuning, 1)
-    tuning.study.optimize(
-        lambda trial: tune_module._attempt(tuning, trial, 1), 1, catch=tune_module._SurplusError
-    )
+    with quiet_optuna():
+        tuning.study.optimize(
+            lambda trial: tune_module._attempt(tuning, trial, 1),
+            n_trials=1,
+            catch=tune_module._SurplusError,
+        )
     assert len(tuning.trials()) == 1
     tune(tuning, 2)
     assert [trial.values["noise_weight"] for trial in tuning.trials()] == [1.0, 0.0]
