@@ -94,8 +94,27 @@ at a time after programming, each side with random numbers of its own: mean and 
 of the error (weight read - weight) in % of the largest weight, and the p-value of the two-sample
 Kolmogorov-Smirnov test. Under 0.0001 would be no accident."""
 
-FIGURES = """Left: the standard deviation of a conductance against its target, right after programming
-and a day later. Right: what is read back for stored weights of 0.5 and 1 over time, mean and
+TILES = """
+## Tiles against aihwkit's two tiles, without noise
+
+A layer of 700 x 300 weights on tiles of 256, column-wise scaling, digital bias, 64 input vectors:
+the largest difference relative to the largest output, and the share of outputs that differ by more
+than 0.001 % of it. A sum in another order can fall on the other side of a rounding step. Where an
+output is clipped, aihwkit's torch tile reads the whole batch again; ours and the compiled tile read
+only the vector concerned, and the torch tile is given one vector at a time here.
+"""
+
+NOISE = """
+## Tiles under noise
+
+The same layer, one input vector read 4,000 times: standard deviation of its outputs relative to
+aihwkit's (mean over the 300 outputs), the distance of the means in standard errors (root mean
+square, 1 where they agree) and the share of outputs whose Kolmogorov-Smirnov test has p below 0.01
+(about 1 % where they agree).
+"""
+
+FIGURES = """Left: the standard deviation of a conductance against its target, right after
+programming and a day later. Right: what is read back for stored weights of 0.5 and 1 over time, mean and
 standard deviation, without drift compensation. Lines and bands are ours; dots are samples of
 aihwkit's own model, or the published formula where aihwkit has none."""
 
@@ -107,7 +126,8 @@ def device_section() -> list[str]:
         for time in TIMES_OF.get(name, TIMES):
             torch.manual_seed(derive_seed(name, time))
             seed = derive_seed(time, name)
-            ours = CardNoiseModel(DeviceCard.load(name), seed).read_weights(weights, time) - weights
+            model = CardNoiseModel(DeviceCard.load(name), seed)
+            ours = model.read_weights(weights, time) - weights
             theirs = aihwkit_read(make(), weights, time) - weights
             p = ks_2samp(ours.flatten(), theirs.flatten(), method="asymp").pvalue
             numbers = (ours.mean(), theirs.mean(), ours.std(), theirs.std())
@@ -119,26 +139,15 @@ def device_section() -> list[str]:
 
 
 def tile_section() -> Iterator[str]:
-    yield from (
-        "",
-        "## Tiles against aihwkit's two tiles, without noise",
-        "",
-        "A layer of 700 x 300 weights on tiles of 256, column-wise scaling, digital bias, 64 input",
-        "vectors: the largest difference relative to the largest output, and the share of outputs that",
-        "differ by more than 0.001 % of it. A sum in another order can fall on the other side of a",
-        "rounding step. Where an output is clipped, aihwkit's torch tile reads the whole batch again and",
-        "ours and the compiled tile only the vectors concerned; there the torch tile is given one vector",
-        "at a time.",
-        "",
-    )
+    yield TILES
     rows = []
     bits = itertools.product((None, 6, 8, 10), repeat=2)
-    cases = [dict(dac_bits=d, adc_bits=a) for d, a in bits]
-    cases += [dict(input_scaling="none"), dict(input_scaling="constant")]
+    cases = [{"dac_bits": d, "adc_bits": a} for d, a in bits]
+    cases += [{"input_scaling": "none"}, {"input_scaling": "constant"}]
     cases += [
-        dict(bound_management="none"),
-        dict(output_range=0.5),
-        dict(output_range=0.5, bound_management="none"),
+        {"bound_management": "none"},
+        {"output_range": 0.5},
+        {"output_range": 0.5, "bound_management": "none"},
     ]
     for case in cases:
         told = ", ".join(f"{k} {v}" for k, v in case.items())
@@ -157,19 +166,10 @@ def tile_section() -> Iterator[str]:
 
 
 def noise_section() -> Iterator[str]:
-    yield from (
-        "",
-        "## Tiles under noise",
-        "",
-        "The same layer, one input vector read 4,000 times: standard deviation of its outputs relative",
-        "to aihwkit's (mean over the 300 outputs), the mean in standard errors (root mean square, 1 where",
-        "they agree) and the share of outputs whose Kolmogorov-Smirnov test has p below 0.01 (about 1 %",
-        "where they agree).",
-        "",
-    )
+    yield NOISE
     rows = []
     linear, x = dense(), inputs()[:1].expand(4000, -1).contiguous()
-    exact = dict(dac_bits=None, adc_bits=None, output_range=30.0)
+    exact = {"dac_bits": None, "adc_bits": None, "output_range": 30.0}
     for told, noise, sigma, config in (
         ("output noise 0.04, torch tile", 0.04, 0.0, TorchInferenceRPUConfig),
         ("output noise 0.04, compiled tile", 0.04, 0.0, InferenceRPUConfig),

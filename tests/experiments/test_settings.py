@@ -65,7 +65,7 @@ def test_a_run_says_itself_how_to_run_it_again(tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"repeat": 3}, r"no setting 'repeat': the settings are model, task.*repeats"),
+        ({"repeat": 3}, r"no setting 'repeat': the settings are .*model, task.*repeats"),
         ({"times": ["1 fortnight"]}, r'times.*"1 fortnight" has the unknown unit "fortnight"'),
         ({"times": ["-1s"]}, r'times.*"-1s" is negative'),
         ({"times": ["1h", "3600s"]}, "1h stands in times more than once"),

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 from datasets import Dataset
+from sqlalchemy import event
 
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices import DeviceCard
@@ -395,6 +396,7 @@ def test_an_interrupted_trial_is_tried_again(formula, settings, tmp_path, monkey
     assert tried(tuning) == tried(whole)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_after_a_kill(alone, in_another_process, impatient, quick, tmp_path):
     process = in_another_process(tmp_path / "run", hangs=1)
     process.kill()
@@ -416,6 +418,7 @@ def test_a_trial_killed_before_its_first_heartbeat_is_tried_again(
     assert {trial.values["noise_weight"] for trial in tuning.trials()} == {1.0, 0.0}
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_study(alone, in_another_process, quick, tmp_path, monkeypatch):
     """Together they finish as many trials as were asked for, and not one more."""
     monkeypatch.setattr(tune_module, "_POLL_SECONDS", 0.1)
@@ -524,7 +527,7 @@ def test_storage_that_is_no_database(settings, tmp_path):
         prepare_tuning(settings, tmp_path / "run")
 
 
-def test_a_full_disk_is_told_and_the_study_goes_on(formula, settings, tmp_path):
+def test_a_full_disk_is_told_and_the_study_goes_on(formula, settings, tmp_path, monkeypatch):
     tuning = prepare_tuning(settings, tmp_path / "run")
     tune(tuning, 2)
     with tuning.storage.engine.connect() as connection:
@@ -534,14 +537,20 @@ def test_a_full_disk_is_told_and_the_study_goes_on(formula, settings, tmp_path):
     def keep_small(connection, _):
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    from sqlalchemy import event
-
     event.listen(tuning.storage.engine, "connect", keep_small)
+    measure = tune_module.measure
+
+    def verbose(trial, *others):
+        trial.set_user_attr("notes", "x" * 50_000)
+        return measure(trial, *others)
+
+    monkeypatch.setattr(tune_module, "measure", verbose)
     with pytest.raises(OSError, match=r"study\.sqlite cannot be used .*full.*same command goes on"):
-        tune(tuning, 400)
-    kept = len(tuning.trials())
+        tune(tuning, 3)
+    monkeypatch.setattr(tune_module, "measure", measure)
     again = prepare_tuning(settings, tmp_path / "run")
-    assert len(again.trials()) == kept
+    tune(again, 3)
+    assert len(again.trials()) == 3
 
 
 def test_passwords_are_not_shown():
