@@ -114,9 +114,9 @@ square, 1 where they agree) and the share of outputs whose Kolmogorov-Smirnov te
 """
 
 FIGURES = """Left: the standard deviation of a conductance against its target, right after
-programming and a day later. Right: what is read back for stored weights of 0.5 and 1 over time, mean and
-standard deviation, without drift compensation. Lines and bands are ours; dots are samples of
-aihwkit's own model, or the published formula where aihwkit has none."""
+programming and a day later. Right: what is read back for stored weights of 0.5 and 1 over time,
+mean and standard deviation, without drift compensation. Lines and bands are ours; dots are samples
+of aihwkit's own model, or the published formula where aihwkit has none."""
 
 
 def device_section() -> list[str]:
