@@ -30,7 +30,7 @@ def claim(directory: Path, settings: Settings) -> None:
     if (directory / RUN_FILE).is_file():
         if _check_same(directory, settings) == settings:
             return
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and (not directory.is_dir() or any(visible(directory))):
         raise ValueError(
             f"The output {directory} holds files that are not of a run: name an empty or new "
             "folder."
@@ -42,6 +42,11 @@ def claim(directory: Path, settings: Settings) -> None:
         "chips": {"seeds": [settings.seed + repeat for repeat in range(settings.repeats)]},
     }
     write_atomically(directory / RUN_FILE, tomli_w.dumps(asked | records).encode())
+
+
+def visible(directory: Path) -> list[Path]:
+    """The files of a folder but those that another process is just writing."""
+    return [path for path in directory.iterdir() if not path.name.startswith(".")]
 
 
 def read(directory: Path) -> tuple[Settings, dict[str, Any]]:

@@ -57,7 +57,7 @@ def prepare(settings: Settings, directory: Path) -> Study:
         OSError: The folder cannot be written.
     """
     engine(settings)
-    cards = _cards(settings)
+    cards = settings.cards()
     task = load_task(settings.task, settings.data_dir)
     spread_target(settings.noise_target)
     adapters = adapter_names(settings.adapters)
@@ -124,18 +124,6 @@ def adapter_names(adapters: tuple[str, ...]) -> dict[str, str]:
         raise ValueError(
             f"Two of the adapters {', '.join(adapters)} have the same name: saved adapters are "
             "called by the last part of their folder, which must differ."
-        )
-    return named
-
-
-def _cards(settings: Settings) -> dict[str, DeviceCard]:
-    devices = settings.devices
-    cards = [settings.card(device) for device in devices]
-    named = {card.name: card for card in cards}
-    if len(named) < len(cards):
-        raise ValueError(
-            f"Two of the devices {', '.join(devices)} have the same name: a device is called by "
-            "the name in its card, which must differ."
         )
     return named
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from analog_grasp.devices import format_time, parse_time
+from analog_grasp.devices import DeviceCard, format_time, parse_time
 from analog_grasp.experiments.hardware import Hardware
 
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
@@ -106,6 +106,21 @@ class Settings(Hardware):
                     f"{needed}: give that too, or leave {name} out."
                 )
         return self
+
+    def cards(self) -> dict[str, DeviceCard]:
+        """The devices by their cards' names, changed as the settings say.
+
+        Raises:
+            ValueError: There is no such card, a change does not fit it, or two have the same name.
+        """
+        cards = [self.card(device) for device in self.devices]
+        named = {card.name: card for card in cards}
+        if len(named) < len(cards):
+            raise ValueError(
+                f"Two of the devices {', '.join(self.devices)} have the same name: a device is "
+                "called by the name in its card, which must differ."
+            )
+        return named
 
     def deployment(self) -> dict[str, Any]:
         """The arguments of `analog_grasp.deploy` beside the model and the card."""

@@ -24,7 +24,7 @@ from analog_grasp.adapters.baselines import ADAPTERS, check_placement
 from analog_grasp.devices import DeviceCard
 from analog_grasp.experiments.adapters import new_adapter
 from analog_grasp.experiments.export import write_atomically
-from analog_grasp.experiments.folder import LOG_FILE
+from analog_grasp.experiments.folder import LOG_FILE, visible
 from analog_grasp.experiments.hashes import card_hash
 from analog_grasp.experiments.progress import Progress, logged, silent
 from analog_grasp.experiments.search import (
@@ -173,7 +173,7 @@ def prepare_tuning(
     space = search_space(search, ranges)
     if "learning_rate" in space and settings.learning_rate is None and adapter in ADAPTERS:
         settings = with_values(settings, {"learning_rate": ADAPTERS[adapter].learning_rate})
-    cards = {card.name: card for card in map(settings.card, settings.devices)}
+    cards = settings.cards()
     task = tuning_task(load_task(settings.task, settings.data_dir), settings.seed, held_out)
     _check_adapter(settings, task, adapter, space)
     asked = settings.model_dump(mode="json", exclude_none=True, exclude=set(CHANGEABLE)) | {
@@ -307,16 +307,11 @@ def _check_folder(directory: Path, asked: Mapping[str, Any]) -> None:
         _check_same(f"The output {directory}", there, asked)
     elif (directory / STUDY_FILE).is_file():
         return
-    elif directory.exists() and (not directory.is_dir() or any(_visible(directory))):
+    elif directory.exists() and (not directory.is_dir() or any(visible(directory))):
         raise ValueError(
             f"The output {directory} holds files that are not of a tuning: name an empty or new "
             "folder."
         )
-
-
-def _visible(directory: Path) -> list[Path]:
-    """The files of a folder but those that another process is just writing."""
-    return [path for path in directory.iterdir() if not path.name.startswith(".")]
 
 
 def _study(
