@@ -6,7 +6,6 @@ left, beyond a break in the axis.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context, rc_file, rcdefaults
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analog_grasp.devices import format_time
-from analog_grasp.experiments.export import write_atomically
 from analog_grasp.experiments.records import AdapterRecord, Measurement
 from analog_grasp.experiments.statistics import Variant, is_fraction
+from analog_grasp.report.drawing import break_axis, write_figure
 from analog_grasp.report.tables import (
     DeviceTable,
     ScoreRow,
@@ -37,8 +35,6 @@ from analog_grasp.report.tables import (
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # One for each placement, so that an adapter keeps its colour wherever it lives.
 MARKERS = ("o", "s", "^", "D")
-
-STYLE = Path(__file__).with_name("analog_grasp.mplstyle")
 
 _PANEL_INCHES = (2.9, 2.2)
 _DIGITAL: dict[str, Any] = {"linestyle": (0, (5, 2.5)), "linewidth": 1.1}
@@ -84,17 +80,7 @@ def accuracy_vs_drift(
     """
     if not measurements:
         raise ValueError("There is no measurement to draw; measure one cell or more first.")
-    with rc_context():
-        # Nothing of the reader's own settings: the figure is the same on every machine.
-        rcdefaults()
-        rc_file(STYLE)
-        figure = _draw(measurements, adapters, chance or {})
-        paths = [Path(f"{path_stem}.png"), Path(f"{path_stem}.svg")]
-        for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
-            content = io.BytesIO()
-            figure.savefig(content, format=path.suffix[1:], metadata=metadata)
-            write_atomically(path, content.getvalue())
-    return paths
+    return write_figure(lambda: _draw(measurements, adapters, chance or {}), path_stem)
 
 
 def _draw(
@@ -224,7 +210,7 @@ def _draw_time_axis(panel: Axes, times: Sequence[float], positions: Sequence[flo
     panel.set_xticks(positions)
     panel.set_xticklabels(_tick_labels(times, positions))
     if times[0] == 0 and len(times) > 1:
-        _break_axis(panel, (positions[0] + positions[1]) / 2, 0.012 * span)
+        break_axis(panel, (positions[0] + positions[1]) / 2, 0.012 * span)
 
 
 def _tick_labels(times: Sequence[float], positions: Sequence[float]) -> list[str]:
@@ -240,16 +226,6 @@ def _tick_labels(times: Sequence[float], positions: Sequence[float]) -> list[str
             ends[free[0]] = position + half
         labels.append("\n" * free[0] + label if free else "")
     return labels
-
-
-def _break_axis(panel: Axes, middle: float, half: float) -> None:
-    """Two strokes across the time axis, with the axis wiped out between them."""
-    below = panel.get_xaxis_transform()
-    common: dict[str, Any] = {"transform": below, "clip_on": False, "solid_capstyle": "butt"}
-    panel.plot([middle - half, middle + half], [0, 0], color="white", lw=2.5, zorder=8, **common)
-    for x in (middle - half, middle + half):
-        stroke = [x - half / 2, x + half / 2]
-        panel.plot(stroke, [-0.02, 0.02], color="#444444", lw=0.8, zorder=9, **common)
 
 
 def _legend(
