@@ -8,6 +8,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.layer import CrossbarLinear
+from analog_grasp.crossbar.passes import computed_digitally
 from analog_grasp.crossbar.sensitivity import layer_sensitivity
 
 CARDS = DeviceCard.names()
@@ -297,3 +298,20 @@ def test_every_compensation_scales_by_its_read_out(bert, compensation, tile):
         compensated, plain = layer(compensation, tile, "1y"), layer("none", tile, "1y")
         gains = (compensated(x) - compensated(none)) / (plain(x) - plain(none))
     torch.testing.assert_close(gains.nanmedian(0).values, expected, rtol=1e-3, atol=0)
+
+
+def test_the_compiled_tile_reports_and_computes_digitally_too(bert, batch):
+    ours, theirs = (on(bert, PCM, tile=tile).drift_to("1d") for tile in ("torch", "rpucuda"))
+    for a, b in zip(ours.report(), theirs.report(), strict=True):
+        assert (a.name, a.tiles, a.cells, a.use) == (b.name, b.tiles, b.cells, b.use)
+        # The same chip; what differs is the noise of the read-out for drift compensation.
+        assert a.weight_error == pytest.approx(b.weight_error, rel=0.05)
+    with computed_digitally(theirs.layers.values()):
+        torch.testing.assert_close(logits(theirs.model, batch), logits(bert, batch))
+
+
+def test_the_compiled_tile_takes_no_calibrated_ranges(bert, batch):
+    deployed = on(bert, PCM, tile="rpucuda")
+    deployed.calibrate(lambda model: model(**batch))
+    with pytest.raises(ValueError, match="takes no calibrated input ranges"):
+        logits(deployed.model, batch)
