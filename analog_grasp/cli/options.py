@@ -183,5 +183,7 @@ Config = Annotated[
 Out = Annotated[
     Path, typer.Option(help="The run's folder; that of an interrupted run is gone on with.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors alone; run.log holds the rest.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Show neither progress nor tables; run.log tells each cell.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show each cell as it is measured.")]
