@@ -59,7 +59,7 @@ def main() -> None:
 
             def begin(description: str, total: int, shown=shown):
                 stage = shown.add_task(description, total=total)
-                return lambda: shown.advance(stage)
+                return lambda _latest="": shown.advance(stage)
 
             study = TRAINING | STUDIES[name]
             results = [compare(out, progress=begin, **task, **where, **study)]

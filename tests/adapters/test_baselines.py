@@ -177,7 +177,7 @@ class TestPlacement:
         ("name", "placement", "use"),
         [
             ("full", "digital", "all weights of the model: use folded"),
-            ("lora", "programmed", "use digital or folded"),
+            ("ia3", "programmed", "use digital or folded"),
             ("bitfit", "analog", "'analog', as it trains the biases"),
         ],
     )
