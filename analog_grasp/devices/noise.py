@@ -390,9 +390,11 @@ def _tell_beyond(card: DeviceCard, time: float) -> None:
     if time <= last:
         return
     _warned.add(card.name)
+    held = card.drift.beyond == "hold"
+    there = f"that of {format_time(last)}" if held else "extrapolated in ln t"
     warnings.warn(
         f'device card "{card.name}" is tabulated up to {format_time(last)}: at '
-        f"{format_time(time)} its spread is that of {format_time(last)}.",
+        f"{format_time(time)} its spread is {there}.",
         skip_file_prefixes=_BETWEEN,
         stacklevel=2,
     )

@@ -41,7 +41,8 @@ def level(card: DeviceCard, time: float) -> Level:
         return Level(() if card.programming is None else ((1.0, card.programming),), ())
     after = next((i for i, row in enumerate(table) if time <= row.time), len(table) - 1)
     rows = [(1.0, table[after])]
-    if time < table[after].time:
+    held = time >= table[after].time and card.drift.beyond == "hold"  # type: ignore[union-attr]
+    if not held and time != table[after].time:
         before = table[after - 1]
         fraction = math.log(time / before.time) / math.log(table[after].time / before.time)
         rows = [(1.0 - fraction, before), (fraction, table[after])]

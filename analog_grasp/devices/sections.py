@@ -100,16 +100,26 @@ class TabulatedDrift(Section):
     """Relaxation known at a few times: g(t) = g' + sigma(g', t) z, z = N(0, 1).
 
     Here g' = g_target + shift(g_target, t) is the mean. Between two times sigma and shift are
-    linear in ln t (ours); before the first they are those of the first, beyond the last those of
-    the last. A card with this section has no section `programming`: the state at the first time is
-    the programmed one, without a shift. A device keeps its z for all times.
+    linear in ln t (ours); before the first they are those of the first. Beyond the last they are
+    held, or go on as between the last two rows, as the card says. A card with this section has no
+    section `programming`: the state at the first time is the programmed one, without a shift. A
+    device keeps its z for all times.
 
     Attributes:
         table: the spreads, by ascending time.
+        beyond: "hold" or "extrapolate", after the last time.
     """
 
     model: Literal["tabulated"]
     table: Annotated[tuple[TabulatedSpread, ...], Field(strict=False, min_length=1, max_length=64)]
+    beyond: Literal["hold", "extrapolate"] = "hold"
+
+    @field_validator("beyond")
+    @classmethod
+    def _two_rows(cls, beyond: str, info: Any) -> str:
+        if beyond == "extrapolate" and len(info.data.get("table", ())) < 2:
+            raise ValueError('is "extrapolate", which takes a table of two rows or more: hold')
+        return beyond
 
     @field_validator("table")
     @classmethod

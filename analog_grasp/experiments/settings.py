@@ -61,7 +61,7 @@ class Settings(Hardware):
     injection: Annotated[float, Field(ge=0)] | str = 0.04
     """Spread of the weight noise in training, in units of the column maximum; or a device at a
     time, such as pcm-hermes-2@1d."""
-    epochs: Annotated[float, Field(gt=0)] = 2.0
+    epochs: Annotated[float, Field(gt=0)] = 3.0
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """The adapter's own where None."""
     batch_size: Annotated[int, Field(ge=1)] = 32

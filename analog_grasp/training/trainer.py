@@ -58,7 +58,7 @@ def train(
     task: Task,
     *,
     injection: float | str = 0.0,
-    epochs: float = 2,
+    epochs: float = 3,
     learning_rate: float = 1e-2,
     batch_size: int = 32,
     seed: int = 0,

@@ -245,3 +245,38 @@ def test_a_negative_time_is_refused():
     w, state = m.apply_programming_noise(weights(3, 3))
     with pytest.raises(ValueError, match="is negative"):
         m.apply_drift_noise(w, state, -1.0)
+
+
+def extrapolating() -> DeviceCard:
+    wan = DeviceCard.load("rram-wan2022")
+    return wan.model_copy(update={"drift": wan.drift.model_copy(update={"beyond": "extrapolate"})})
+
+
+@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+def test_a_table_goes_on_in_ln_t_where_the_card_says_so():
+    card, day = extrapolating(), 86_400.0
+    targets = torch.full((200, 500), 20.0)
+
+    def spread(time):
+        model = CardNoiseModel(card, seed=1)
+        programmed = model.apply_programming_noise_to_conductance(targets)
+        drift = model.generate_drift_coefficients(targets)
+        read = model.apply_drift_noise_to_conductance(programmed, drift, time)
+        return float((read - targets).std())
+
+    first, second, third = spread(day), spread(2 * day), spread(4 * day)
+    assert third - second == pytest.approx(second - first, abs=0.01 * second)
+    weights = torch.linspace(-1, 1, 512).view(2, 256)
+    model = CardNoiseModel(card, seed=1)
+    torch.testing.assert_close(
+        model.read_weights(weights, 365 * day),
+        model.apply_noise(weights, 365 * day),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_to_extrapolate_takes_two_rows():
+    drift = DeviceCard.load("rram-wan2022").drift
+    with pytest.raises(ValueError, match="takes a table of two rows"):
+        type(drift)(model="tabulated", table=drift.table[:1], beyond="extrapolate")
