@@ -5,12 +5,13 @@ from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import head_names, save_head
+from analog_grasp.adapters.frozen import head_names
+from analog_grasp.adapters.tuner import Tuner
 
 
 @dataclass
@@ -137,7 +138,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         return sum(others, start=first)
 
 
-class BitFitModel(BaseTuner):
+class BitFitModel(Tuner):
     """A frozen model whose biases are trained.
 
     Source:
@@ -159,38 +160,12 @@ class BitFitModel(BaseTuner):
 
     prefix: str = "bitfit_"
     tuner_layer_cls = BitFitLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by BaseTuner
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        super()._pre_injection_hook(model, config, adapter_name)
         assert isinstance(config, BitFitConfig)
-        save_head(config, model)
         if config.target_modules is None:
             config.target_modules = _biased_layers(model)
-
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        assert isinstance(peft_config, BitFitConfig)
-        if isinstance(target, BitFitLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        layer = BitFitLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        # As in GraspModel: the inherited method fails on a saved head without a weight of its own.
-        setattr(parent, child_name, new_module)
 
 
 def _has_bias(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from peft import PeftModel
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -52,6 +52,17 @@ def frozen_layers(
             f"The layer pattern {pattern!r} matches no frozen linear layer of the "
             f"{type(model).__name__}: use 'all-linear', a regular expression or layer names."
         )
+
+
+def by_output(layer: FrozenLayer) -> Tensor:
+    """A layer's weight as ``(D_out, D)``: a view, also of ``Conv1D``, which stores it transposed.
+
+    Example:
+        >>> by_output(Conv1D(2, 6)).shape
+        torch.Size([2, 6])
+    """
+    weight = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def base_name(path: str) -> str:

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import save_head
+from analog_grasp.adapters.tuner import Tuner
 
 
 @dataclass
@@ -36,7 +35,7 @@ class FullConfig(PeftConfig):
         self.peft_type = PeftType["FULL"]
 
 
-class FullModel(BaseTuner):
+class FullModel(Tuner):
     """A model that is trained itself: what other methods are measured against.
 
     Its weights are trained in place and saved whole, tied ones once, so that a saved adapter is
@@ -59,10 +58,6 @@ class FullModel(BaseTuner):
 
     prefix: str = "full_"
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by BaseTuner
-
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        save_head(config, model)
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         if len(self.peft_config) > 1:
@@ -70,19 +65,10 @@ class FullModel(BaseTuner):
                 "A model that is trained whole has no room for a second adapter: load another copy."
             )
 
-    def _create_and_replace(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError("Full fine-tuning replaces no layer.")
-
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         training = not any(config.inference_mode for config in self.peft_config.values())
         for _, parameter in _own_parameters(model):
             parameter.requires_grad = training
-
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        # As in GraspModel: the inherited method fails on a saved head without a weight of its own.
-        setattr(parent, child_name, new_module)
 
     def disable_adapter_layers(self) -> None:
         """Refused: the weights that were there before training are not kept."""

@@ -5,15 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from analog_grasp.adapters.config import GraspConfig
-from analog_grasp.adapters.frozen import save_head
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.tuner import Tuner
 
 
-class GraspModel(BaseTuner):
+class GraspModel(Tuner):
     """A frozen model whose chosen projections see a modulated input.
 
     Made by `peft.get_peft_model`; saves, loads and merges like any PEFT adapter.
@@ -34,17 +33,12 @@ class GraspModel(BaseTuner):
 
     prefix: str = "grasp_"
     tuner_layer_cls = GraspLinear
-    # A model of unknown architecture is treated like any other: all its linear layers.
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by BaseTuner
 
     def modulated_layers(self) -> Iterator[tuple[str, GraspLinear]]:
         """Yield the name in the base model and the layer, for every modulated layer."""
         for name, module in self.model.named_modules():
             if isinstance(module, GraspLinear):
                 yield name, module
-
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        save_head(config, model)
 
     def _create_and_replace(
         self,
@@ -56,28 +50,17 @@ class GraspModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        super()._create_and_replace(
+            peft_config, adapter_name, target, target_name, parent, current_key, parameter_name
+        )
         assert isinstance(peft_config, GraspConfig)
-        if isinstance(target, GraspLinear):
-            layer = target
-            layer.update_layer(adapter_name, peft_config)
-        else:
-            layer = self.tuner_layer_cls(target, adapter_name, peft_config)
-            if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)
+        layer = getattr(parent, target_name)
         expected = (peft_config.in_features or {}).get(current_key, layer.in_features)
         if layer.in_features != expected:
             raise ValueError(
                 f"The adapter was made for another model: its layer {current_key} takes "
                 f"{expected} features, and here it takes {layer.in_features}."
             )
-
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        # Our layers bring their numbers to the base layer's device themselves; what the inherited
-        # method does beyond this fails on a saved head that has no weight of its own.
-        setattr(parent, child_name, new_module)
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         """Record the layers of a new adapter; hold those of a loaded one against the model."""

@@ -17,7 +17,7 @@ from analog_grasp.cli import options
 from analog_grasp.cli.console import show
 from analog_grasp.cli.debug import Debug
 from analog_grasp.cli.errors import asking
-from analog_grasp.cli.hardware import takes_hardware
+from analog_grasp.cli.options import DATA, HARDWARE, takes
 from analog_grasp.crossbar.deployment import Deployment, LayerReport
 from analog_grasp.crossbar.export import export_chip
 from analog_grasp.crossbar.sensitivity import layer_sensitivity
@@ -25,11 +25,11 @@ from analog_grasp.devices import DeviceCard, format_time, parse_time
 from analog_grasp.experiments import load_adapter, resolve
 from analog_grasp.experiments.export import write_atomically
 from analog_grasp.experiments.settings import Settings
-from analog_grasp.report.tables import metric_title, score_text
+from analog_grasp.report.tables import metric_title, score_text, scores_line
 from analog_grasp.tasks import Task, load_task
 
 
-@takes_hardware
+@takes(DATA, HARDWARE)
 def deploy(
     context: typer.Context,
     folder: Annotated[
@@ -43,8 +43,6 @@ def deploy(
     placement: options.Placement = None,
     error: options.Error = None,
     model: options.AdapterModel = None,
-    task: options.Task = None,
-    data_dir: options.DataDir = None,
     sensitivity: Annotated[
         str | None,
         typer.Option(
@@ -168,8 +166,8 @@ def _told(outcome: Outcome, card: DeviceCard) -> list[str | Table]:
     use = cells / (tiles * card.tile.rows * card.tile.columns)
     at = format_time(outcome.time_s)
     told: list[str | Table] = [
-        _scores("digital", outcome.digital),
-        _scores(f"on {outcome.device} at {at}, chip {outcome.seed}", outcome.scores),
+        scores_line("digital", outcome.digital),
+        scores_line(f"on {outcome.device} at {at}, chip {outcome.seed}", outcome.scores),
         f"tiles: {tiles} of {card.tile.rows} x {card.tile.columns} weights, {use:.1%} in use; "
         f"{cells:,} weights",
         _layer_table(layers, at),
@@ -177,11 +175,6 @@ def _told(outcome: Outcome, card: DeviceCard) -> list[str | Table]:
     if outcome.sensitivity is not None:
         told.append(_sensitivity_table(outcome.sensitivity))
     return told
-
-
-def _scores(where: str, scores: Mapping[str, float]) -> str:
-    told = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
-    return f"{where}: {', '.join(told)}"
 
 
 def _layer_table(layers: Sequence[Mapping[str, Any]], at: str) -> Table:

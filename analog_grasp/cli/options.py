@@ -4,6 +4,9 @@ An option that is not given is None, so that a config file or the setting's own 
 it: the defaults are written down in `Settings` alone.
 """
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +17,7 @@ from analog_grasp.experiments import Settings
 from analog_grasp.tasks import DEFAULT_MODEL
 
 _TRAINING = "Training"
+_HARDWARE = "Hardware"
 # The settings that hold several values, which the command line separates by commas.
 _LISTS = ("adapters", "devices", "times", "target_modules")
 # A choice of peft's, and no ending of a name.
@@ -40,6 +44,44 @@ def _setting(name: str, text: str, shown: str | None = None, panel: str | None =
         show_default=shown or str(default),
         rich_help_panel=panel,
     )
+
+
+def _hardware(name: str, text: str) -> Any:
+    return _setting(name, text, "the card's", _HARDWARE)
+
+
+def _switch(flag: str, text: str) -> Any:
+    return typer.Option(
+        f"--{flag}/--no-{flag}", help=text, show_default=False, rich_help_panel=_HARDWARE
+    )
+
+
+def takes[**P](*groups: Mapping[str, Any]) -> Callable[[Callable[P, None]], Callable[..., None]]:
+    """Give a command groups of options, which it finds in its context by `given`.
+
+    They are listed before the command's own.
+    """
+
+    def with_groups(command: Callable[P, None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        shared = {name: kind for group in groups for name, kind in group.items()}
+        given = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in shared.items()
+        ]
+        mine = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
+        needed = [p for p in mine if p.default is p.empty]
+
+        @functools.wraps(command)
+        def run(**options: Any) -> None:
+            command(**{name: value for name, value in options.items() if name in own})  # type: ignore[call-arg]  # those that its signature names
+
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what typer reads
+            [*needed, *given, *(p for p in mine if p not in needed)]
+        )
+        return run
+
+    return with_groups
 
 
 Model = Annotated[
@@ -125,56 +167,123 @@ RayAddress = Annotated[
     _setting("ray_address", "With --engine ray: a cluster that runs already.", "one started here"),
 ]
 
-Groups = Annotated[
-    int | None, _setting("groups", "K, the scale-and-shift pairs a layer.", panel=_TRAINING)
-]
-TargetModules = Annotated[
-    str | None,
-    _setting(
-        "target_modules",
-        "The linear layers to adapt: endings of their names, or all-linear.",
-        panel=_TRAINING,
-    ),
-]
-Injection = Annotated[
-    float | None,
-    _setting(
-        "injection",
-        "Spread of the noise on the frozen weights, in units of the column maximum.",
-        panel=_TRAINING,
-    ),
-]
-Epochs = Annotated[
-    float | None, _setting("epochs", "Passes over the training set.", panel=_TRAINING)
-]
-LearningRate = Annotated[
-    float | None,
-    _setting("learning_rate", "The peak learning rate.", "the adapter's own", _TRAINING),
-]
-BatchSize = Annotated[int | None, _setting("batch_size", "Examples a step.", panel=_TRAINING)]
-NoiseWeight = Annotated[
-    float | None,
-    _setting(
-        "noise_weight", "StochGRASP: weight of the noise-aware loss; 0 for none.", panel=_TRAINING
-    ),
-]
-NoiseTarget = Annotated[
-    str | None,
-    _setting(
-        "noise_target",
-        "StochGRASP: the relative spread to learn, a number or that of a device at a time, such "
-        "as pcm-hermes-2@1d.",
-        panel=_TRAINING,
-    ),
-]
-Sampling = Annotated[
-    str | None,
-    _setting(
-        "sampling",
-        "StochGRASP: what draws its own sample: each feature, group or weight.",
-        panel=_TRAINING,
-    ),
-]
+DATA: Mapping[str, Any] = {"task": Task, "data_dir": DataDir}
+"""What is measured."""
+
+CHIPS: Mapping[str, Any] = {
+    "devices": Devices,
+    "times": Times,
+    "repeats": Repeats,
+    "placement": Placement,
+    "seed": Seed,
+}
+"""Where and when it is measured."""
+
+RUN: Mapping[str, Any] = {
+    "error": Error,
+    "until_ci": UntilCi,
+    "repeats_limit": RepeatsLimit,
+    "engine": Engine,
+    "workers": Workers,
+    "ray_address": RayAddress,
+}
+"""How a study is carried out."""
+
+HARDWARE: Mapping[str, Any] = {
+    "dac_bits": Annotated[int | None, _hardware("dac_bits", "DAC resolution; 0 for exact.")],
+    "adc_bits": Annotated[int | None, _hardware("adc_bits", "ADC resolution; 0 for exact.")],
+    "out_noise": Annotated[float | None, _hardware("out_noise", "Output noise of a bit line.")],
+    "tile_size": Annotated[int | None, _hardware("tile_size", "Weights a side of a tile.")],
+    "g_max": Annotated[float | None, _hardware("g_max", "Largest conductance, µS.")],
+    "die_to_die": Annotated[
+        float | None,
+        _hardware("die_to_die", "Relative spread of the card's numbers from chip to chip."),
+    ],
+    "stuck_off": Annotated[
+        float | None, _hardware("stuck_off", "Share of devices stuck at the least conductance.")
+    ],
+    "stuck_on": Annotated[
+        float | None, _hardware("stuck_on", "Share of devices stuck at the largest conductance.")
+    ],
+    "drift_compensation": Annotated[
+        str | None,
+        _setting("drift_compensation", "global, per-column, exact or none.", panel=_HARDWARE),
+    ],
+    "calibrate": Annotated[
+        float | None,
+        _setting(
+            "calibrate",
+            "Fix every layer's input range at this percentile of its inputs on training rows; 100 "
+            "is the largest.",
+            "off",
+            _HARDWARE,
+        ),
+    ],
+    "programming_noise": Annotated[
+        bool | None, _switch("programming-noise", "Whether devices miss.")
+    ],
+    "drift": Annotated[bool | None, _switch("drift", "Whether devices drift.")],
+    "read_noise": Annotated[bool | None, _switch("read-noise", "Whether reads are noisy.")],
+}
+"""What is changed beside the card; see `analog_grasp.experiments.hardware`."""
+
+TRAINING: Mapping[str, Any] = {
+    "groups": Annotated[
+        int | None, _setting("groups", "K, the scale-and-shift pairs a layer.", panel=_TRAINING)
+    ],
+    "target_modules": Annotated[
+        str | None,
+        _setting(
+            "target_modules",
+            "The linear layers to adapt: endings of their names, or all-linear.",
+            panel=_TRAINING,
+        ),
+    ],
+    "injection": Annotated[
+        float | None,
+        _setting(
+            "injection",
+            "Spread of the noise on the frozen weights, in units of the column maximum.",
+            panel=_TRAINING,
+        ),
+    ],
+    "epochs": Annotated[
+        float | None, _setting("epochs", "Passes over the training set.", panel=_TRAINING)
+    ],
+    "learning_rate": Annotated[
+        float | None,
+        _setting("learning_rate", "The peak learning rate.", "the adapter's own", _TRAINING),
+    ],
+    "batch_size": Annotated[
+        int | None, _setting("batch_size", "Examples a step.", panel=_TRAINING)
+    ],
+    "noise_weight": Annotated[
+        float | None,
+        _setting(
+            "noise_weight",
+            "StochGRASP: weight of the noise-aware loss; 0 for none.",
+            panel=_TRAINING,
+        ),
+    ],
+    "noise_target": Annotated[
+        str | None,
+        _setting(
+            "noise_target",
+            "StochGRASP: the relative spread to learn, a number or that of a device at a time, "
+            "such as pcm-hermes-2@1d.",
+            panel=_TRAINING,
+        ),
+    ],
+    "sampling": Annotated[
+        str | None,
+        _setting(
+            "sampling",
+            "StochGRASP: what draws its own sample: each feature, group or weight.",
+            panel=_TRAINING,
+        ),
+    ],
+}
+"""How adapters are trained."""
 
 Config = Annotated[
     Path | None,

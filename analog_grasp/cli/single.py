@@ -1,7 +1,6 @@
-"""The commands on one adapter: train and deploy."""
+"""The command that trains one adapter."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from peft import PeftModel
 from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show
 from analog_grasp.cli.errors import RequestError, asking
+from analog_grasp.cli.options import DATA, TRAINING, takes
 from analog_grasp.experiments import (
     learned_parameters,
     new_adapter,
@@ -18,20 +18,15 @@ from analog_grasp.experiments import (
     save_adapter,
     train_adapter,
 )
-from analog_grasp.report.tables import metric_title, score_text
+from analog_grasp.report.tables import scores_line
 from analog_grasp.tasks import load_task
 
-AdapterFolder = Annotated[
-    Path, typer.Argument(metavar="ADAPTER_FOLDER", help="The folder of a saved adapter.")
-]
 
-
+@takes(DATA, TRAINING)
 def train(
     context: typer.Context,
     adapter: Annotated[str, typer.Option(help="Its name; see `analog-grasp adapters`.")],
     model: options.Model = None,
-    task: options.Task = None,
-    data_dir: options.DataDir = None,
     seed: options.TrainingSeed = None,
     out: Annotated[
         Path | None,
@@ -39,15 +34,6 @@ def train(
     ] = None,
     config: options.Config = None,
     debug: options.Debug = False,
-    groups: options.Groups = None,
-    target_modules: options.TargetModules = None,
-    injection: options.Injection = None,
-    epochs: options.Epochs = None,
-    learning_rate: options.LearningRate = None,
-    batch_size: options.BatchSize = None,
-    noise_weight: options.NoiseWeight = None,
-    noise_target: options.NoiseTarget = None,
-    sampling: options.Sampling = None,
 ) -> None:
     """Train one adapter into a folder that PEFT, deploy and drift can load."""
     out = out or Path("runs/train") / adapter
@@ -63,7 +49,7 @@ def train(
     _save(adapted, out)
     own, head = learned_parameters(adapted)
     show(f"{adapter}: {own:,} adapter parameters, {head:,} of the task head")
-    show(_scores("digital", data.scores(adapted)))
+    show(scores_line("digital", data.scores(adapted)))
     show(f"wrote {out}")
 
 
@@ -81,8 +67,3 @@ def _save(adapted: PeftModel, out: Path) -> None:
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _scores(where: str, scores: Mapping[str, float]) -> str:
-    told = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
-    return f"{where}: {', '.join(told)}"

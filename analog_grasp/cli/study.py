@@ -12,44 +12,22 @@ from analog_grasp import studies
 from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show, tell
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.cli.hardware import takes_hardware
+from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, RUN, TRAINING, takes
 from analog_grasp.experiments import Study, done_of_all, prepare, resolve, run
 from analog_grasp.report import adapter_text, comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tables import LEGEND
 
 
-@takes_hardware
+@takes(DATA, CHIPS, RUN, HARDWARE, TRAINING)
 def compare(
     context: typer.Context,
     model: options.Model = None,
-    task: options.Task = None,
-    data_dir: options.DataDir = None,
     adapters: options.Adapters = None,
-    devices: options.Devices = None,
-    times: options.Times = None,
-    repeats: options.Repeats = None,
-    placement: options.Placement = None,
-    seed: options.Seed = None,
-    error: options.Error = None,
-    until_ci: options.UntilCi = None,
-    repeats_limit: options.RepeatsLimit = None,
-    engine: options.Engine = None,
-    workers: options.Workers = None,
-    ray_address: options.RayAddress = None,
     out: options.Out = Path("runs/compare"),
     config: options.Config = None,
     debug: options.Debug = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
-    groups: options.Groups = None,
-    target_modules: options.TargetModules = None,
-    injection: options.Injection = None,
-    epochs: options.Epochs = None,
-    learning_rate: options.LearningRate = None,
-    batch_size: options.BatchSize = None,
-    noise_weight: options.NoiseWeight = None,
-    noise_target: options.NoiseTarget = None,
-    sampling: options.Sampling = None,
 ) -> None:
     """Compare adapters over devices and drift times, from training to report.
 
@@ -59,7 +37,7 @@ def compare(
     _carry_out(options.given(context), out, config, quiet=quiet, verbose=verbose)
 
 
-@takes_hardware
+@takes(DATA, CHIPS, RUN, HARDWARE)
 def drift(
     context: typer.Context,
     folders: Annotated[
@@ -67,19 +45,6 @@ def drift(
         typer.Argument(metavar="ADAPTER_FOLDER...", help="Folders of saved adapters."),
     ],
     model: options.AdapterModel = None,
-    task: options.Task = None,
-    data_dir: options.DataDir = None,
-    devices: options.Devices = None,
-    times: options.Times = None,
-    repeats: options.Repeats = None,
-    placement: options.Placement = None,
-    seed: options.Seed = None,
-    error: options.Error = None,
-    until_ci: options.UntilCi = None,
-    repeats_limit: options.RepeatsLimit = None,
-    engine: options.Engine = None,
-    workers: options.Workers = None,
-    ray_address: options.RayAddress = None,
     out: options.Out = Path("runs/drift"),
     config: options.Config = None,
     debug: options.Debug = False,

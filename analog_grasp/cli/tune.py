@@ -10,7 +10,7 @@ import typer
 from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show, tell
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.cli.hardware import takes_hardware
+from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, TRAINING, takes
 from analog_grasp.experiments import resolve
 from analog_grasp.experiments.search import RANGES
 from analog_grasp.experiments.tune import TRIALS, Tuning, prepare_tuning
@@ -74,17 +74,10 @@ Adapter = Annotated[
 ]
 
 
-@takes_hardware
+@takes(DATA, CHIPS, HARDWARE, TRAINING)
 def tune(
     context: typer.Context,
     model: options.Model = None,
-    task: options.Task = None,
-    data_dir: options.DataDir = None,
-    devices: options.Devices = None,
-    times: options.Times = None,
-    repeats: options.Repeats = None,
-    placement: options.Placement = None,
-    seed: options.Seed = None,
     out: options.Out = Path("runs/tune"),
     config: options.Config = None,
     debug: options.Debug = False,
@@ -95,15 +88,6 @@ def tune(
     multi: Multi = False,
     held_out: HeldOut = None,
     storage: Storage = None,
-    groups: options.Groups = None,
-    target_modules: options.TargetModules = None,
-    injection: options.Injection = None,
-    epochs: options.Epochs = None,
-    learning_rate: options.LearningRate = None,
-    batch_size: options.BatchSize = None,
-    noise_weight: options.NoiseWeight = None,
-    noise_target: options.NoiseTarget = None,
-    sampling: options.Sampling = None,
 ) -> None:
     """Find the noise-aware loss weight that keeps the score on ageing chips.
 

@@ -25,9 +25,8 @@ from aihwkit.simulator.parameters.io import IOParameters, IOParametersIRDropT
 from aihwkit.simulator.parameters.mapping import MappingParameter
 from aihwkit.simulator.tiles.base import BaseTile
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import FrozenLayer
+from analog_grasp.adapters.frozen import FrozenLayer, by_output
 from analog_grasp.crossbar.layer import DriftCompensation, parts, tile_seed
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 from analog_grasp.devices.sections import Converters
@@ -58,14 +57,14 @@ class AihwkitLinear(AnalogLinear):
     The noise of a forward pass of the compiled tile is not governed by any seed of ours.
 
     Args:
-        layer: ``nn.Linear``, or ``Conv1D`` whose weight is stored transposed.
+        layer: ``nn.Linear`` or ``Conv1D``.
         card: The device.
         name: Names the layer's tiles on the chip.
         config: aihwkit's configuration, from `compiled_config` or `wired_config`.
     """
 
     def __init__(self, layer: FrozenLayer, card: DeviceCard, name: str, config: object) -> None:
-        weight = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach()
+        weight = by_output(layer)
         # aihwkit initialises a layer at random before it takes our weights.
         with torch.random.fork_rng():
             super().__init__(

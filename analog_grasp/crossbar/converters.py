@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from analog_grasp.crossbar import kernels
+from analog_grasp.devices.kernels import fits_kernel
 from analog_grasp.devices.random import NORMAL_TABLE, normal
 from analog_grasp.devices.sections import Converters
 
@@ -130,7 +131,7 @@ def read(
             rows = over[:, tile].any(1).nonzero().squeeze(1)
             if len(rows):
                 again = _read_again(
-                    x[rows], weight[tile], _of(variance, tile), settings, input_range, key
+                    x[rows], weight[tile], of_tile(variance, tile), settings, input_range, key
                 )
                 columns = torch.arange(tile.start, tile.stop, device=x.device)
                 y = y.index_put((rows[:, None], columns), again)
@@ -203,7 +204,9 @@ def read_fast(
         if held.any():
             chosen = torch.from_numpy(held.nonzero()[0])
             part = x[chosen, first : first + width]
-            again = _read_again(part, weight[tile], _of(variance, tile), settings, input_range, key)
+            again = _read_again(
+                part, weight[tile], of_tile(variance, tile), settings, input_range, key
+            )
             y[chosen, tile] += again * scale[tile]
 
 
@@ -224,7 +227,7 @@ def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, k
         read-out vectors, the rows of the identity.
     """
     settings = settings or ReadSettings()
-    if _is_fast(weight):
+    if fits_kernel(weight):
         means = torch.empty(len(weight))
         kernels.column_readout(
             weight.numpy(),
@@ -243,10 +246,6 @@ def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, k
     return _converted(noisy, settings.adc_step).clamp(
         -settings.output_bound, settings.output_bound
     ).abs().mean(1)  # fmt: skip
-
-
-def _is_fast(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _read_once(
@@ -296,7 +295,8 @@ def _read_again(
     return y
 
 
-def _of(variance: Variance, tile: slice) -> Variance:
+def of_tile(variance: Variance, tile: slice) -> Variance:
+    """The variance of the weights of one tile, from that of all."""
     return variance[tile] if isinstance(variance, Tensor) else variance
 
 

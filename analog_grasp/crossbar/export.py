@@ -26,11 +26,10 @@ from peft.config import PeftConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import LayerPattern, base_name, frozen_layers
+from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output, frozen_layers
 from analog_grasp.adapters.layer import StochGraspLinear
-from analog_grasp.crossbar.layer import parts
+from analog_grasp.crossbar.layer import parts, scaled_columns
 from analog_grasp.devices import DeviceCard
 from analog_grasp.devices.conductance import CardConductanceConverter
 
@@ -58,8 +57,7 @@ def export_chip(
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, layer in frozen_layers(model, layers):
-        weight = layer.weight.detach().float().cpu()
-        weight = weight.T if isinstance(layer, Conv1D) else weight
+        weight = by_output(layer).float().cpu()
         shapes[base_name(name)] = list(weight.shape)
         tensors |= _tiles(base_name(name), weight, card)
         if layer.bias is not None:
@@ -118,17 +116,14 @@ def load_chip(path: str | Path, base_model: nn.Module) -> nn.Module:
     found = {base_name(name): layer for name, layer in frozen_layers(model)}
     for name, shape in shapes.items():
         layer = found.get(name)
-        sizes = None if layer is None else list(
-            layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape
-        )  # fmt: skip
-        if layer is None or sizes != shape:
+        if layer is None or list(by_output(layer).shape) != shape:
             raise ValueError(
                 f"The chip in {path} holds a layer {name} of {shape[0]} x {shape[1]} weights, "
                 "which the model has not: give the model that it was made from."
             )
         weight = _weight(name, shape, tensors, geometry)
         with torch.no_grad():
-            layer.weight.copy_(weight.T if isinstance(layer, Conv1D) else weight)
+            by_output(layer).copy_(weight)
             if layer.bias is not None:
                 layer.bias.copy_(tensors[f"{name}.bias"])
     return model.eval()
@@ -138,9 +133,7 @@ def _tiles(name: str, weight: Tensor, card: DeviceCard) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     converter = CardConductanceConverter(card.conductance)
     for rows in parts(weight.shape[1], card.tile.rows):
-        scale = weight[:, rows].abs().amax(1)
-        scale = torch.where(scale > 0, scale, 1.0)
-        target = weight[:, rows] / scale[:, None]
+        target, scale = scaled_columns(weight[:, rows])
         for columns in parts(weight.shape[0], card.tile.columns):
             tile = f"{name}.tile.{rows.start}.{columns.start}"
             conductances, mapping = converter.convert_to_conductances(target[columns])

@@ -5,12 +5,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import FrozenLayer
+from analog_grasp.adapters.frozen import FrozenLayer, by_output
 from analog_grasp.crossbar.converters import (
     ReadSettings,
     Variance,
+    of_tile,
     read,
     read_exactly,
     read_fast,
@@ -71,16 +71,17 @@ class CrossbarLinear(nn.Module):
         self._settings = None if converters is None else ReadSettings.of(converters)
         self.input_range: float | None = None
         self.digital = False
-        weight = layer.weight.detach()
-        self._frozen = weight.T if isinstance(layer, Conv1D) else weight
-        self._version = weight._version
+        self._frozen = by_output(layer)
+        self._version = self._frozen._version
         self.out_features: int = self._frozen.shape[0]
         self.in_features: int = self._frozen.shape[1]
         bias: Tensor | None = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self._rows = parts(self.in_features, card.tile.rows)
         self._columns = parts(self.out_features, card.tile.columns)
-        self.splits = nn.ModuleList(_Split(rows, *self._target(rows)) for rows in self._rows)
+        self.splits = nn.ModuleList(
+            _Split(rows, *scaled_columns(self._frozen[:, rows])) for rows in self._rows
+        )
         self._chip = 0
 
     @property
@@ -108,10 +109,10 @@ class CrossbarLinear(nn.Module):
         # The compensation's reference is read as soon as a device is programmed: no 1/f noise yet.
         fresh = self.card.model_copy(update={"read": None})
         for split in self._splits():
-            target = self._read_back(split, fresh, 0.0)
             if self.compensation == "exact":
-                split.reference = self._by_tile(target.abs().mean(1))
+                split.reference = self._by_tile(self._target(split).abs().mean(1))
             elif self.compensation != "none":
+                self._read_back(split, fresh, 0.0)
                 split.reference = self._readout(split, "reference")
 
     def drift_to(self, seconds: float) -> None:
@@ -136,7 +137,7 @@ class CrossbarLinear(nn.Module):
         squares = 0.0
         for split in self._splits():
             now = split.weight * (split.gain / split.scale)[:, None]
-            squares += float((now - self._target(split.rows)[0]).square().sum())
+            squares += float((now - self._target(split)).square().sum())
         return (squares / self.cells) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,20 +195,14 @@ class CrossbarLinear(nn.Module):
     def _splits(self) -> "list[_Split]":
         return list(self.splits)  # type: ignore[arg-type]
 
-    def _target(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """The targets of the tiles of some inputs, ``(D_out, width)``, and their column scales.
-
-        A column of zeros has the scale 1.
-        """
+    def _target(self, split: "_Split") -> Tensor:
+        """The targets of the tiles of a split, ``(D_out, width)``."""
         if self._frozen._version != self._version:
             raise RuntimeError(
                 f"The frozen weight of the layer {self.name} was changed in place after it was "
                 "deployed: deploy the model again."
             )
-        part = self._frozen[:, rows].float()
-        scale = part.abs().amax(1)
-        scale = torch.where(scale > 0, scale, 1.0)
-        return part / scale[:, None], scale
+        return self._frozen[:, split.rows].float() / split.scale[:, None]
 
     def _tiles(self, split: "_Split") -> list[tuple[slice, int]]:
         """The columns of each tile, and the seed of its devices."""
@@ -215,9 +210,9 @@ class CrossbarLinear(nn.Module):
             (part, tile_seed(self._chip, self.name, split.rows, part)) for part in self._columns
         ]
 
-    def _read_back(self, split: "_Split", card: DeviceCard, seconds: float) -> Tensor:
-        """Put the weights at a time, and their variance from read to read; returns the targets."""
-        target, _ = self._target(split.rows)
+    def _read_back(self, split: "_Split", card: DeviceCard, seconds: float) -> None:
+        """Put the weights at a time, and their variance from read to read."""
+        target = self._target(split)
         constant = CardNoiseModel(card).constant_short_term_variance(target)
         matrix = torch.empty_like(target) if constant is None else None
         split.variance = constant or matrix
@@ -228,14 +223,12 @@ class CrossbarLinear(nn.Module):
                 out=split.weight[columns],
                 variance_out=None if matrix is None else matrix[columns],
             )
-        return target
 
     def _readout(self, split: "_Split", purpose: str, seconds: float = 0.0) -> Tensor:
-        variance = split.variance
         columns = [
             readout(
                 split.weight[part],
-                variance[part] if isinstance(variance, Tensor) else variance,
+                of_tile(split.variance, part),
                 self._settings,
                 derive_seed(seed, purpose, seconds),
             )
@@ -276,6 +269,17 @@ class _Split(nn.Module):
         self.register_buffer("gain", scale)
         self.register_buffer("reference", torch.ones_like(scale))
         self.variance: Variance = None
+
+
+def scaled_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight ``(D_out, width)`` with each column scaled to [-1, 1], and the scales ``(D_out,)``.
+
+    A column is a bit line, one output; one of zeros has the scale 1.
+    """
+    weight = weight.float()
+    scale = weight.abs().amax(1)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return weight / scale[:, None], scale
 
 
 def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:

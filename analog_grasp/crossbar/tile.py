@@ -1,7 +1,6 @@
 """The kinds of tile: which class simulates a layer, and what is asked of it."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, Protocol, cast, get_args
 
 from torch import nn
@@ -76,10 +75,4 @@ def layer_maker(
             f"The card {card.name} states a circuit, which tile='torch' cannot simulate: use "
             "tile='rpucuda', or circuit=False."
         )
-    return partial(_on_our_tiles, card, compensation)
-
-
-def _on_our_tiles(
-    card: DeviceCard, compensation: DriftCompensation, name: str, layer: FrozenLayer
-) -> CrossbarLinear:
-    return CrossbarLinear(layer, card, name, compensation)
+    return lambda name, layer: CrossbarLinear(layer, card, name, compensation)

@@ -59,13 +59,18 @@ def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _compiled(function: Callable[..., Any], pool: bool) -> Callable[..., Any]:
+@functools.cache
+def _sources_digest() -> str:
+    """A hash of what kernels inline from this folder."""
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    digest = hashlib.blake2b(sources, digest_size=8).hexdigest()
+    return hashlib.blake2b(sources, digest_size=8).hexdigest()
+
+
+def _compiled(function: Callable[..., Any], pool: bool) -> Callable[..., Any]:
     before = numba.config.CACHE_DIR
     folder = Path(before or user_cache_path("analog-grasp") / "kernels")
     # numba's own names do not tell a kernel with a pool from the same without.
-    numba.config.CACHE_DIR = str(folder / f"{digest}-{'pool' if pool else 'one'}")
+    numba.config.CACHE_DIR = str(folder / f"{_sources_digest()}-{'pool' if pool else 'one'}")
     try:
         return numba.njit(parallel=pool, cache=True)(function)
     finally:

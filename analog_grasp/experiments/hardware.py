@@ -1,10 +1,11 @@
 """What a study changes about the hardware: the settings beside the device cards."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.layer import DriftCompensation
 from analog_grasp.devices import DeviceCard
 from analog_grasp.tasks import Task
 
@@ -45,7 +46,7 @@ class Hardware(BaseModel):
     programming_noise: bool = True
     drift: bool = True
     read_noise: bool = True
-    drift_compensation: Literal["global", "per-column", "exact", "none"] = "global"
+    drift_compensation: DriftCompensation = "global"
     calibrate: Annotated[float, Field(gt=0, le=100)] | None = None
     """Fix the DAC's range of every layer at this percentile of its inputs; 100 is the largest."""
 

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from analog_grasp.adapters.baselines import Placement
+from analog_grasp.adapters.config import Sampling
+from analog_grasp.crossbar.stored import StoredError
 from analog_grasp.devices import DeviceCard, format_time, parse_time
 from analog_grasp.experiments.hardware import Hardware
 
@@ -48,8 +51,8 @@ class Settings(Hardware):
     width, in points (per cent of a score that is a fraction)."""
     repeats_limit: Annotated[int, Field(ge=1)] = REPEATS_LIMIT
     """Chip instances a device at most, where they are drawn until the intervals are narrow."""
-    placement: Literal["digital", "folded", "programmed"] = "digital"
-    error: Literal["device", "learned"] = "device"
+    placement: Placement = "digital"
+    error: StoredError = "device"
     """What a programmed adapter misses its values by: as the device does, or by as much as its
     learned spreads allow."""
     groups: Annotated[int, Field(ge=1)] = 16
@@ -57,7 +60,7 @@ class Settings(Hardware):
     target_modules: str | tuple[str, ...] = "all-linear"
     noise_weight: Annotated[float, Field(ge=0)] = 1.0
     noise_target: float | str = 0.1
-    sampling: Literal["feature", "group", "weight"] = "feature"
+    sampling: Sampling = "feature"
     injection: Annotated[float, Field(ge=0)] | str = 0.04
     """Spread of the weight noise in training, in units of the column maximum; or a device at a
     time, such as pcm-hermes-2@1d."""

@@ -202,6 +202,17 @@ def score_text(value: float, metric: str) -> str:
     return _number(value, metric, "")
 
 
+def scores_line(where: str, scores: Mapping[str, float]) -> str:
+    """Every score of one measurement in a line.
+
+    Example:
+        >>> scores_line("digital", {"accuracy": 0.8125})
+        'digital: accuracy (%) 81.2'
+    """
+    told = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
+    return f"{where}: {', '.join(told)}"
+
+
 def interval_text(cell: Summary | PairedDifference | None, metric: str) -> str:
     """A mean and half its interval; a difference carries its sign.
 

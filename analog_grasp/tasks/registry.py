@@ -54,7 +54,7 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
 
     Example:
         >>> len(load_task("reviews").validation)
-        256
+        200
     """
     if name not in _LOADERS:
         close = difflib.get_close_matches(name, _LOADERS, n=1)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
 from analog_grasp.devices import CardNoiseModel
+from analog_grasp.devices.kernels import fits_kernel
 from analog_grasp.devices.random import (
     NORMAL_TABLE,
     Floats,
@@ -127,7 +128,7 @@ def _from_card(text: str) -> _Disturb:
 
 def _perturb(weight: Tensor, spread: Tensor, key: int, out: Tensor) -> None:
     """Put weight + spread * N(0, 1) into ``out``; the numbers are the same on every processor."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not weight.is_contiguous():
+    if not fits_kernel(weight):
         noise = normal(key, weight.shape, device=weight.device, dtype=weight.dtype)
         torch.addcmul(weight, noise, spread, out=out)
         return
