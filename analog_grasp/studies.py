@@ -8,10 +8,12 @@ from typing import Any
 from analog_grasp.adapters.baselines import ADAPTERS
 from analog_grasp.experiments import Progress, prepare, resolve, run, silent
 from analog_grasp.experiments.folder import STORE_FILE, read
+from analog_grasp.experiments.layers import LAYERS_FILE, read_layers
 from analog_grasp.experiments.records import AdapterRecord, Measurement
 from analog_grasp.experiments.runner import adapter_names
 from analog_grasp.experiments.store import Store
 from analog_grasp.report import write_report
+from analog_grasp.report.noise_levels import accuracy_vs_noise
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Results:
         directory: The run's folder.
         measurements: One for each cell and metric.
         adapters: The adapters, with their sizes and digital scores.
-        files: results.csv, results.parquet, summary.md, the figure twice and report.html.
+        files: results.csv, results.parquet, summary.md, the figure three times and report.html.
     """
 
     directory: Path
@@ -123,6 +125,13 @@ def report(directory: str | Path) -> Results:
         settings=asked | records,
         measurements=measurements,
         adapters=adapters,
+        layers=read_layers(directory / LAYERS_FILE),
+    )
+    files += accuracy_vs_noise(
+        measurements,
+        directory / "accuracy_vs_noise",
+        adapters=adapters,
+        weights=settings.weights,
     )
     return Results(directory, measurements, adapters, files)
 

@@ -15,9 +15,9 @@ from analog_grasp.experiments.settings import Settings
 from analog_grasp.experiments.trial import Trial
 from analog_grasp.experiments.tune import TRIALS, Tuning, prepare_tuning, tune
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
-from analog_grasp.report.tuning_figures import write_figures
 
 BEST_FILE, TRIALS_FILE, SUMMARY_FILE = "best.toml", "trials.csv", "summary.md"
+PAGE_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Tuned:
         trials: Every finished trial, and what it takes to show them.
         results: The best setting trained on the whole training split and measured on the task's
             own validation split, which no trial has seen.
-        files: trials.csv, best.toml, the figures and summary.md.
+        files: trials.csv, best.toml, summary.md, report.html and the figures.
     """
 
     directory: Path
@@ -83,8 +83,8 @@ def tune_noise_weight(
             ``repeats`` and more.
 
     Returns:
-        The trials and the best settings; best.toml, trials.csv, figures and summary.md lie in
-        ``out``.
+        The trials and the best settings; best.toml, trials.csv, figures, summary.md and report.html
+        lie in ``out``.
 
     Raises:
         ValueError: A name is unknown, a setting does not fit, the training split is too small, or
@@ -122,6 +122,10 @@ def carry_out(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent)
         ValueError: No trial could be measured whole.
         OSError: As `tune_noise_weight`.
     """
+    # They take long to be imported.
+    from analog_grasp.report.tuning_figures import write_figures
+    from analog_grasp.report.tuning_page import tuning_page
+
     tune(tuning, trials, progress)
     directory = tuning.directory
     shown = _shown(tuning)
@@ -138,7 +142,9 @@ def carry_out(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent)
     record = settings.model_dump(mode="json", exclude_none=True)
     summary = tuning_markdown(shown, record, results.measurements, results.adapters)
     write_atomically(directory / SUMMARY_FILE, summary.encode())
-    names = (TRIALS_FILE, BEST_FILE, SUMMARY_FILE)
+    page = tuning_page(shown, record, results.measurements, results.adapters)
+    write_atomically(directory / PAGE_FILE, page.encode())
+    names = (TRIALS_FILE, BEST_FILE, SUMMARY_FILE, PAGE_FILE)
     return Tuned(
         directory, settings, shown, results, [*(directory / name for name in names), *figures]
     )

@@ -4,11 +4,12 @@ Counts them exactly, on models built from their published configurations without
 head, which all of them train alike, is left out; GPT-2 has none, as a language model.
 
     python benchmarks/parameters.py
-    python benchmarks/parameters.py --markdown
+    python benchmarks/parameters.py --write docs/parameters.md
 """
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -80,12 +81,28 @@ DEFAULTS = {
 }
 
 
+PAGE = """# Parameters
+
+How many numbers each adapter trains, counted on models built from their published configurations
+(RoBERTa: Liu et al., arXiv 1907.11692; GPT-2: Radford et al., 2019). The task head, which all of
+them train alike, is left out. LoRA adapts query and value, as in its paper (Hu et al., arXiv
+2106.09685); in GPT-2 these are one layer with the keys. GRASP trains `2 K` numbers a layer and
+StochGRASP `4 K`, whatever the size of the layer.
+
+{table}
+
+`python benchmarks/parameters.py --write docs/parameters.md` writes this page.
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write a Markdown page instead")
+    target = parser.parse_args().write
     table = parameter_table()
-    if parser.parse_args().markdown:
-        print(markdown_table(table))
+    if target:
+        page = PAGE.format(table=markdown_table(table).strip())
+        target.write_text(page, encoding="utf-8")
     else:
         Console().print(rich_table(table))
 

@@ -53,6 +53,7 @@ def test_the_wheel_holds_code_and_data_and_nothing_else(wheel):
     code = {str(p.relative_to(ROOT)) for p in ROOT.glob("analog_grasp/**/*.py")}
     data = {
         "analog_grasp/report/page.css",
+        "analog_grasp/report/page.js",
         "analog_grasp/report/analog_grasp.mplstyle",
         "analog_grasp/py.typed",
     }

@@ -27,7 +27,7 @@ def frozen_layers(
         model: A transformers model, bare or wrapped by peft.
         pattern: As PEFT's ``target_modules``: ``"all-linear"``, a regular expression that must
             match the whole name, or a sequence of names or of their endings. Names are those of
-            the base model, without what peft puts before and after.
+            the base model, without what peft puts before and after. An empty sequence is no layer.
 
     Raises:
         ValueError: The pattern matches no layer.
@@ -47,7 +47,7 @@ def frozen_layers(
         if _matches(base_name(path), pattern):
             found = True
             yield path, module
-    if not found:
+    if not found and (isinstance(pattern, str) or pattern):
         raise ValueError(
             f"The layer pattern {pattern!r} matches no frozen linear layer of the "
             f"{type(model).__name__}: use 'all-linear', a regular expression or layer names."

@@ -34,6 +34,10 @@ COMMANDS = {
         "study",
         "Measure saved adapters over devices and drift times; nothing is trained.",
     ),
+    "inspect": (
+        "inspect",
+        "Show the scales, shifts and sigmas that adapters have learned, and if they have one mode.",
+    ),
     "tune": ("tune", "Find the noise-aware loss weight that keeps the score on ageing chips."),
     "devices": (
         "catalogue",

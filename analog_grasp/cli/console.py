@@ -4,8 +4,9 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,8 +39,13 @@ def show(thing: str | Table) -> None:
 
 
 def tell(kind: str, text: str) -> None:
-    """Print one line beside the results: an error, a note or an interruption."""
-    print(f"{kind}: {' '.join(text.split())}", file=sys.stderr)
+    """Print one line beside the results: an error, a note or an interruption.
+
+    What a terminal would obey, in a name of unknown origin, is shown as it is written in Python.
+    """
+    line = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print(f"{kind}: {shown}", file=sys.stderr)
 
 
 class Stages:
@@ -102,22 +108,29 @@ def quiet() -> Iterator[None]:
     _show_progress_bars(False)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    told: set[str] = set()
-
-    def note(message: Warning | str, *_: Any, **__: Any) -> None:
-        text = str(message)
-        if text not in told and _comes_from_us():
-            told.add(text)
-            tell("note", text)
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = note
+        with noting(partial(tell, "note")):
             yield
     finally:
         logging.disable(disabled)
         _show_progress_bars(True)
+
+
+@contextmanager
+def noting(note: Callable[[str], None]) -> Iterator[None]:
+    """Hand on warnings of our own, each once, and drop those of other packages."""
+    told: set[str] = set()
+
+    def hear(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = str(message)
+        if text not in told and _comes_from_us():
+            told.add(text)
+            note(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = hear
+        yield
 
 
 def _show_progress_bars(on: bool) -> None:

@@ -26,7 +26,7 @@ from analog_grasp.experiments import load_adapter, resolve
 from analog_grasp.experiments.export import write_atomically
 from analog_grasp.experiments.settings import Settings
 from analog_grasp.report.tables import metric_title, score_text, scores_line
-from analog_grasp.tasks import Task, load_task
+from analog_grasp.tasks import Task
 
 
 @takes(DATA, HARDWARE)
@@ -66,8 +66,8 @@ def deploy(
     with asking():
         asked = options.given(context) | {"devices": (device,), "times": (time,), "seed": seed}
         settings, seconds = resolve(asked), parse_time(time)
-        card, data = settings.card(device), load_task(settings.task, settings.data_dir)
-        adapted = load_adapter(folder, settings.model, data)
+        card, data = settings.card(device), settings.load_task()
+        adapted = load_adapter(folder, settings.model, data, settings.trust_remote_code)
         check_placement(kind_of(adapted.active_peft_config) or "grasp", settings.placement)
         _check_choice(sensitivity)
         deployment = deploy_model(adapted, card, **settings.deployment())

@@ -105,6 +105,26 @@ DataDir = Annotated[
         "the Hub, or built in",
     ),
 ]
+Beams = Annotated[
+    int | None,
+    _setting("beams", "Tasks that write text: width of the beam search.", "the task's; e2e: 10"),
+]
+LengthPenalty = Annotated[
+    float | None,
+    _setting(
+        "length_penalty",
+        "Tasks that write text: the power of a text's length that divides its log-likelihood.",
+        "the task's; e2e: 0.9",
+    ),
+]
+NoRepeatNgram = Annotated[
+    int | None,
+    _setting(
+        "no_repeat_ngram",
+        "Tasks that write text: n-grams of so many tokens occur once; 0 for no such rule.",
+        "the task's; e2e: 4",
+    ),
+]
 Adapters = Annotated[
     str | None,
     _setting(
@@ -127,6 +147,14 @@ Placement = Annotated[
         "placement",
         "Where the adapter lives: digital (exact, beside the chip), folded (programmed with the "
         "weights) or programmed (in analog devices of its own).",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    _setting(
+        "weights",
+        "Where the frozen weights live: analog (on tiles), or digital (exact), so that the noise "
+        "of a programmed adapter can be studied alone.",
     ),
 ]
 Error = Annotated[
@@ -167,14 +195,31 @@ RayAddress = Annotated[
     _setting("ray_address", "With --engine ray: a cluster that runs already.", "one started here"),
 ]
 
-DATA: Mapping[str, Any] = {"task": Task, "data_dir": DataDir}
-"""What is measured."""
+TrustRemoteCode = Annotated[
+    bool | None,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let Python code that comes with the model run; no file can say so.",
+        show_default=False,
+    ),
+]
+
+DATA: Mapping[str, Any] = {
+    "task": Task,
+    "data_dir": DataDir,
+    "beams": Beams,
+    "length_penalty": LengthPenalty,
+    "no_repeat_ngram": NoRepeatNgram,
+    "trust_remote_code": TrustRemoteCode,
+}
+"""What is measured, and what may run for it."""
 
 CHIPS: Mapping[str, Any] = {
     "devices": Devices,
     "times": Times,
     "repeats": Repeats,
     "placement": Placement,
+    "weights": Weights,
     "seed": Seed,
 }
 """Where and when it is measured."""
@@ -240,11 +285,31 @@ TRAINING: Mapping[str, Any] = {
         ),
     ],
     "injection": Annotated[
-        float | None,
+        str | None,
         _setting(
             "injection",
-            "Spread of the noise on the frozen weights, in units of the column maximum.",
+            "Spread of the noise on the frozen weights, in units of the column maximum; or that of "
+            "a device at a time, such as pcm-hermes-2@1d.",
             panel=_TRAINING,
+        ),
+    ],
+    "converters": Annotated[
+        str | None,
+        _setting(
+            "converters",
+            "A device whose DACs, ADCs and output noise training goes through.",
+            "exact",
+            _TRAINING,
+        ),
+    ],
+    "evaluate_on": Annotated[
+        str | None,
+        _setting(
+            "evaluate_on",
+            "A device at a time, such as pcm-hermes-2@1d, on which the best of all epochs is "
+            "chosen, with rows held out from the training rows.",
+            "the last epoch's",
+            _TRAINING,
         ),
     ],
     "epochs": Annotated[
@@ -255,7 +320,20 @@ TRAINING: Mapping[str, Any] = {
         _setting("learning_rate", "The peak learning rate.", "the adapter's own", _TRAINING),
     ],
     "batch_size": Annotated[
-        int | None, _setting("batch_size", "Examples a step.", panel=_TRAINING)
+        int | None, _setting("batch_size", "Examples a batch.", panel=_TRAINING)
+    ],
+    "gradient_accumulation_steps": Annotated[
+        int | None,
+        _setting("gradient_accumulation_steps", "Batches a step.", panel=_TRAINING),
+    ],
+    "bf16": Annotated[
+        bool | None,
+        typer.Option(
+            "--bf16/--no-bf16",
+            help="Train in mixed precision.",
+            show_default=False,
+            rich_help_panel=_TRAINING,
+        ),
     ],
     "noise_weight": Annotated[
         float | None,
@@ -293,6 +371,6 @@ Out = Annotated[
     Path, typer.Option(help="The run's folder; that of an interrupted run is gone on with.")
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Show neither progress nor tables; run.log tells each cell.")
+    bool, typer.Option("--quiet", help="Show errors alone; run.log tells each cell and note.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show each cell as it is measured.")]

@@ -1,9 +1,11 @@
 """The command that trains one adapter."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import typer
 from peft import PeftModel
 
@@ -11,15 +13,19 @@ from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show
 from analog_grasp.cli.errors import RequestError, asking
 from analog_grasp.cli.options import DATA, TRAINING, takes
+from analog_grasp.devices.toml import read_toml
 from analog_grasp.experiments import (
+    Settings,
     learned_parameters,
     new_adapter,
     resolve,
     save_adapter,
     train_adapter,
 )
+from analog_grasp.experiments.export import write_atomically
 from analog_grasp.report.tables import scores_line
-from analog_grasp.tasks import load_task
+
+_ASKED_FILE = "train.toml"
 
 
 @takes(DATA, TRAINING)
@@ -32,21 +38,41 @@ def train(
         Path | None,
         typer.Option(help="The adapter's folder, a new one.", show_default="runs/train/ADAPTER"),
     ] = None,
+    save_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps from one checkpoint, and one evaluation on a chip, to the next.",
+            show_default="an epoch",
+        ),
+    ] = None,
     config: options.Config = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train one adapter into a folder that PEFT, deploy and drift can load."""
+    """Train one adapter into a folder that PEFT, deploy and drift can load.
+
+    A training that was interrupted goes on from its last checkpoint when the same command is given
+    again. Under `torchrun -m analog_grasp.cli` or `accelerate launch -m analog_grasp.cli` several
+    processes train together.
+    """
     out = out or Path("runs/train") / adapter
+    first = os.environ.get("RANK", "0") == "0"
     with asking():
         _must_be_new(out)
         settings = resolve({**options.given(context), "adapters": (adapter,)}, config)
-        data = load_task(settings.task, settings.data_dir)
+        data = settings.load_task()
         adapted = new_adapter(settings, data, adapter)
         # Made before the training, which would be lost if it could not be made after it.
         out.mkdir(parents=True, exist_ok=True)
-    with Stages() as stages:
-        train_adapter(adapted, settings, data, f"training {adapter}", stages)
+        checkpoints = _checkpoints(out, settings, first)
+    with Stages(quiet=not first) as stages:
+        train_adapter(
+            adapted, settings, data, f"training {adapter}", stages, checkpoints, save_steps
+        )
+    if not first:
+        return
     _save(adapted, out)
+    shutil.rmtree(checkpoints)
     own, head = learned_parameters(adapted)
     show(f"{adapter}: {own:,} adapter parameters, {head:,} of the task head")
     show(scores_line("digital", data.scores(adapted)))
@@ -56,6 +82,26 @@ def train(
 def _must_be_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"The output {out} is not empty: name a new folder for the adapter.")
+
+
+def _checkpoints(out: Path, settings: Settings, first: bool) -> Path:
+    """The folder beside the adapter's that its checkpoints are in until it is trained."""
+    folder = out.with_name(f".{out.name}.training")
+    asked = settings.model_dump(mode="json", exclude_none=True)
+    if (folder / _ASKED_FILE).is_file():
+        there = read_toml(folder / _ASKED_FILE, f"The file {folder / _ASKED_FILE}")
+        changed = [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
+        if changed:
+            name = changed[0]
+            raise RequestError(
+                f"The training in {folder} was begun with {name} {there.get(name)!r} and not "
+                f"{asked.get(name)!r}: give the same settings to go on with it, or remove that "
+                "folder to begin anew."
+            )
+    elif first:
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / _ASKED_FILE, tomli_w.dumps(asked).encode())
+    return folder
 
 
 def _save(adapted: PeftModel, out: Path) -> None:

@@ -10,10 +10,12 @@ import typer
 
 from analog_grasp import studies
 from analog_grasp.cli import options
-from analog_grasp.cli.console import Stages, show, tell
+from analog_grasp.cli.console import Stages, noting, show, tell
 from analog_grasp.cli.errors import RequestError, asking
 from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, RUN, TRAINING, takes
 from analog_grasp.experiments import Study, done_of_all, prepare, resolve, run
+from analog_grasp.experiments.folder import LOG_FILE
+from analog_grasp.experiments.progress import log_line
 from analog_grasp.report import adapter_text, comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tables import LEGEND
 
@@ -74,11 +76,20 @@ def report(
 def _carry_out(
     settings: dict[str, Any], out: Path, config: Path | None, *, quiet: bool, verbose: bool
 ) -> None:
-    with asking():
+    notes: list[str] = []
+    with asking(), noting(notes.append):
         if quiet and verbose:
             raise RequestError("Both --quiet and --verbose are given: leave one out.")
         study = prepare(resolve(settings, config), out)
-    with _telling_what_is_kept(study):
+
+    def note(text: str) -> None:
+        log_line(out / LOG_FILE, f"note: {text}")
+        if not quiet:
+            tell("note", text)
+
+    for text in notes:
+        note(text)
+    with noting(note), _telling_what_is_kept(study):
         with Stages(quiet=quiet, verbose=verbose) as stages:
             run(study, stages)
         results = studies.report(out)

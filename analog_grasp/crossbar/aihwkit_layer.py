@@ -89,12 +89,13 @@ class AihwkitLinear(AnalogLinear):
         return sum(tile.in_size * tile.out_size for tile in self._tiles())
 
     def program(self, chip: int) -> None:
-        """Program the weights onto a chip instance; to be followed by `drift_to`."""
+        """Program the weights onto a chip instance; it is then 0 s old."""
         self._chip = chip
         with torch.random.fork_rng():
             for tile, seed in zip(self._tiles(), self._seeds(), strict=True):
                 torch.manual_seed(derive_seed(seed, "reference"))
                 tile.program_weights(noise_model=CardNoiseModel(self.card, seed, chip))
+        self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
         """Let the tiles age to a time since programming, s."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analog_grasp.crossbar import kernels
 from analog_grasp.devices.kernels import fits_kernel
-from analog_grasp.devices.random import NORMAL_TABLE, normal
+from analog_grasp.devices.random import normal
 from analog_grasp.devices.sections import Converters
 
 # aihwkit's: inputs are scaled down by at most this, and to no fewer than two bits.
@@ -148,6 +148,7 @@ def read_fast(
     key: int,
     tiles: Sequence[slice],
     scale: Tensor,
+    start: Tensor | None,
     y: Tensor,
 ) -> None:
     """As `read`, by the fused kernels; float32 on a CPU, without gradient.
@@ -162,7 +163,8 @@ def read_fast(
         key: As for `read`.
         tiles: As for `read`.
         scale: The digital scale of each column, ``(D_out,)``.
-        y: ``(N, D_out)``; the scaled outputs are added to it.
+        start: A digital bias, ``(D_out,)``, that the scaled outputs are added to; None for ``y``.
+        y: ``(N, D_out)``; filled.
     """
     rows, width = len(x), weight.shape[1]
     inputs = x.new_empty(rows, width)
@@ -194,7 +196,7 @@ def read_fast(
         settings.iterative,
         np.array([tile.start for tile in tiles] + [tiles[-1].stop]),
         np.uint64(key),
-        NORMAL_TABLE,
+        _NONE if start is None else start.numpy(),
         y.numpy(),
         clipped,
     )
@@ -236,7 +238,6 @@ def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, k
             np.float32(settings.adc_step),
             np.float32(settings.output_bound),
             np.uint64(key),
-            NORMAL_TABLE,
             means.numpy(),
         )
         return means

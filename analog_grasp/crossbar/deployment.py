@@ -1,15 +1,15 @@
 """Deployment: a model whose frozen weights live on a simulated chip that ages."""
 
 import copy
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from analog_grasp.adapters.baselines import Placement, check_placement, kind_of
 from analog_grasp.adapters.folding import fold
@@ -18,6 +18,7 @@ from analog_grasp.crossbar.layer import DriftCompensation
 from analog_grasp.crossbar.mapping import map_layers
 from analog_grasp.crossbar.passes import Passes, observed_ranges
 from analog_grasp.crossbar.stored import StoredAdapter, StoredError
+from analog_grasp.crossbar.streaming import check_whole, stream_weights
 from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, chip_layer, layer_maker
 from analog_grasp.devices import DeviceCard, derive_seed, parse_time
 from analog_grasp.devices.card import Effect
@@ -53,6 +54,7 @@ class Deployment:
         pattern: Which frozen layers are mapped.
         store_adapter: Puts the adapter of a model in devices, for placement "programmed"; a model
             to be folded comes here folded.
+        shared: The parameters, by name, whose memory the model shares with the caller's.
 
     Attributes:
         model: The deployed copy. In each of its forward passes the noise comes from the chip's
@@ -77,6 +79,7 @@ class Deployment:
         make_layer: MakeLayer,
         pattern: LayerPattern = "all-linear",
         store_adapter: Callable[[nn.Module], StoredAdapter] | None = None,
+        shared: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.card = card
         self.seed: int | None = None
@@ -84,11 +87,11 @@ class Deployment:
         self._pattern = pattern
         self._passes: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
         self._layers: dict[str, nn.Module] = {}
-        self._digests: dict[str, str] = {}
+        self._frozen: dict[str, FrozenLayer] = {}
         self._store_adapter = store_adapter
         self._stored: list[StoredAdapter] = []
         map_layers(model, pattern, lambda name, layer: self._place(name, layer, make_layer))
-        self.model = self._wired(model)
+        self.model = self._wired(model, shared or {})
 
     def program(self, seed: int = 0) -> "Deployment":
         """Program the weights onto chip instance ``seed``; the time is then 0 s.
@@ -99,11 +102,12 @@ class Deployment:
         Returns:
             The deployment itself.
         """
-        self.seed = seed
+        self.seed, self.time_s = seed, 0.0
         with torch.no_grad():
             for part in self._programmable():
                 part.program(seed)
-        return self.drift_to(0.0)
+        self._restart()
+        return self
 
     def drift_to(self, time: str | float) -> "Deployment":
         """Let the chip age to a time since programming; any order of times gives the same bits.
@@ -125,8 +129,7 @@ class Deployment:
             for part in self._programmable():
                 part.drift_to(seconds)
         self.time_s = seconds
-        for passes in self._passes.values():
-            passes.restart()
+        self._restart()
         return self
 
     def calibrate(
@@ -172,9 +175,9 @@ class Deployment:
         Raises:
             ValueError: Its frozen layers are others than those that were deployed.
         """
-        other = _copied(model, self._pattern)
+        other, shared = _copied(model, self._pattern)
         map_layers(other, self._pattern, self._same_layer)
-        return self._wired(other)
+        return self._wired(other, shared)
 
     def report(self) -> list[LayerReport]:
         """What each layer takes of the chip, and its weight error at the present time."""
@@ -203,19 +206,19 @@ class Deployment:
         yield from self._stored
 
     def _place(self, name: str, layer: FrozenLayer, make_layer: MakeLayer) -> nn.Module:
-        self._digests[name] = _digest(layer)
+        self._frozen[name] = layer
         self._layers[name] = make_layer(name, layer)
         return self._layers[name]
 
     def _same_layer(self, name: str, layer: FrozenLayer) -> nn.Module:
-        if self._digests.get(name) != _digest(layer):
+        if name not in self._frozen or not _same(self._frozen[name], layer):
             raise ValueError(
                 f"The layer {name} holds other frozen weights than the chip was made for: "
                 "only adapters of the same frozen model share a chip; deploy this one by itself."
             )
         return self._layers[name]
 
-    def _wired(self, model: nn.Module) -> nn.Module:
+    def _wired(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
         """Make a model ready to compute on the chip."""
         model.eval().requires_grad_(False)
         if self._store_adapter is not None:
@@ -223,8 +226,12 @@ class Deployment:
             if self.seed is not None:
                 self._stored[-1].program(self.seed)
                 self._stored[-1].drift_to(self.time_s)
-        self._passes[model] = Passes(model, self._layers, self._pass_seed)
+        self._passes[model] = Passes(model, self._layers, self._pass_seed, shared)
         return model
+
+    def _restart(self) -> None:
+        for passes in self._passes.values():
+            passes.restart()
 
     def _pass_seed(self, number: int) -> int:
         return derive_seed(self.seed or 0, "forward", self.time_s, number)
@@ -244,14 +251,22 @@ def deploy(
     converters: bool = True,
     circuit: bool = True,
     drift_compensation: DriftCompensation = "global",
+    dtype: torch.dtype = torch.float32,
+    weights: str | Path | None = None,
+    inplace: bool = False,
 ) -> Deployment:
     """Put a copy of a model's frozen linear layers onto simulated crossbar tiles.
 
     Adapter arithmetic, embeddings, norms, biases and the task head stay digital. Each effect of
     the device can be switched off by itself; one that the card does not have stays off.
 
+    In memory the deployment is one more copy of the weights on tiles, in `dtype`, and what an
+    adapter has of its own: layer by layer, the frozen weights are referred to and not copied, and
+    drift needs no further copy. A folded model is a copy in itself, unless ``inplace``.
+
     Args:
-        model: A transformers model, bare or with PEFT adapters; it is copied and stays digital.
+        model: A transformers model, bare or with PEFT adapters; it stays digital. Its frozen
+            parameters must not be changed in place while the deployment is used.
         card: The device.
         placement: Where the adapter lives: ``"digital"``, exact arithmetic before the DAC;
             ``"folded"``, merged into the weights that are programmed; ``"programmed"``, its own
@@ -270,10 +285,17 @@ def deploy(
             says so; only aihwkit's own tiles simulate it.
         drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
             `CrossbarLinear`.
+        dtype: What the weights on tiles are kept in: float32, bfloat16 or float16.
+        weights: For a bare model on the meta device: the safetensors file or folder that holds its
+            weights, which are read from there as they are needed; see `stream_weights`, which comes
+            before an adapter is put on such a model.
+        inplace: Deploy the model itself and no copy: the caller's is used up.
 
     Raises:
-        ValueError: An unknown placement, error, tile, compensation or layer pattern; or an adapter
-            that cannot be placed so.
+        ValueError: An unknown placement, error, tile, compensation, type or layer pattern; an
+            adapter that cannot be placed so; or a tensor on the meta device that `weights` does
+            not hold.
+        FileNotFoundError: `weights` is no file or folder with weights.
         RuntimeError: The compiled tile does not fit the installed torch.
 
     Source:
@@ -281,6 +303,11 @@ def deploy(
 
     Example:
         ``deploy(model, DeviceCard.load("rram-wan2022")).program(seed=0).drift_to("30d")``
+
+        A model that is larger than the memory left for a second one:
+
+        ``with accelerate.init_empty_weights(): model = AutoModelForCausalLM.from_config(config)``
+        ``deploy(model, card, weights="folder", dtype=torch.bfloat16)``
     """
     if placement not in get_args(Placement):
         known = ", ".join(get_args(Placement))
@@ -296,10 +323,17 @@ def deploy(
         "circuit": circuit,
     }
     card = card.without(*(effect for effect, on in switches.items() if not on))
-    make_layer = layer_maker(card, tile, drift_compensation)
-    copied = copy.deepcopy(model) if placement == "folded" else _copied(model, layers)
-    if placement == "folded" and isinstance(copied, PeftModel):
-        copied = fold(copied)
+    make_layer = layer_maker(card, tile, drift_compensation, dtype)
+    shared: dict[str, Tensor] = {}
+    if not inplace and placement == "folded":
+        model = copy.deepcopy(model)
+    elif not inplace:
+        model, shared = _copied(model, layers)
+    if weights is not None:
+        stream_weights(model, weights)
+    check_whole(model)
+    if placement == "folded" and isinstance(model, PeftModel):
+        model = fold(model)
     store_adapter = None
     if placement == "programmed":
         compensated = drift_compensation != "none"
@@ -307,25 +341,34 @@ def deploy(
         def store_adapter(adapted: nn.Module) -> StoredAdapter:
             return StoredAdapter(adapted, card, make_layer, error, compensated)
 
-    return Deployment(copied, card, make_layer, layers, store_adapter)
+    return Deployment(model, card, make_layer, layers, store_adapter, shared)
 
 
-def _copied(model: nn.Module, pattern: LayerPattern) -> nn.Module:
-    """A copy of a model that refers to the large frozen tensors of the caller's.
+def _copied(model: nn.Module, pattern: LayerPattern) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of a model that refers to the caller's frozen tensors, and these by name.
 
-    Those of the layers that go onto tiles, which only read them, and embeddings that nobody trains.
+    Frozen is what an adapter does not train; in a model without one, everything. Left out of the
+    second are the weights that go onto tiles, which are looked after there.
     """
-    shared = [layer.weight for _, layer in frozen_layers(model, pattern)]
-    tables = (m.weight for m in model.modules() if isinstance(m, nn.Embedding))
-    shared += [table for table in tables if not table.requires_grad]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    onto_tiles = {id(layer.weight): layer.weight for _, layer in frozen_layers(model, pattern)}
+    bare = not isinstance(model, PeftModel)
+    shared: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if (bare or not parameter.requires_grad) and id(parameter) not in onto_tiles
+    }
+    # Of the same memory, but with a flag of their own for gradients.
+    referring = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
+    return copy.deepcopy(model, {**onto_tiles, **referring}), shared
 
 
-def _digest(layer: FrozenLayer) -> str:
-    """A fingerprint of a layer's weight and bias."""
-    digest = hashlib.blake2b()
-    for tensor in (layer.weight, layer.bias):
-        if tensor is not None:
-            stored = tensor.detach().cpu().contiguous()
-            digest.update(stored.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _same(layer: FrozenLayer, other: FrozenLayer) -> bool:
+    """Whether two layers have the same weight and bias."""
+    pairs = ((layer.weight, other.weight), (layer.bias, other.bias))
+    return all(a is b or _equal(a, b) for a, b in pairs)
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b.to(a.device))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output, frozen_layers
 from analog_grasp.adapters.layer import StochGraspLinear
-from analog_grasp.crossbar.layer import parts, scaled_columns
+from analog_grasp.crossbar.layer import column_scale, parts
 from analog_grasp.devices import DeviceCard
 from analog_grasp.devices.conductance import CardConductanceConverter
 
@@ -133,7 +133,8 @@ def _tiles(name: str, weight: Tensor, card: DeviceCard) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     converter = CardConductanceConverter(card.conductance)
     for rows in parts(weight.shape[1], card.tile.rows):
-        target, scale = scaled_columns(weight[:, rows])
+        scale = column_scale(weight[:, rows])
+        target = weight[:, rows] / scale[:, None]
         for columns in parts(weight.shape[0], card.tile.columns):
             tile = f"{name}.tile.{rows.start}.{columns.start}"
             conductances, mapping = converter.convert_to_conductances(target[columns])

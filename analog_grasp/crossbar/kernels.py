@@ -9,6 +9,8 @@ from analog_grasp.devices.random import Floats, fill_normal, parallel_kernel, ro
 Flags = NDArray[np.bool_]
 Ends = NDArray[np.int64]
 
+_MAGNITUDE = 0x7FFFFFFF
+
 
 @parallel_kernel
 def convert_inputs(
@@ -33,22 +35,47 @@ def convert_inputs(
         squares: Filled with the sum of squares of each row of ``out``, ``(N,)``; left alone if
             empty.
     """
+    width = out.shape[1]
     for n in numba.prange(out.shape[0]):
+        inputs, row = x[n, first : first + width], out[n]
         if by_maximum:
-            largest = np.float32(0.0)
-            for d in range(out.shape[1]):
-                largest = max(largest, abs(x[n, first + d]))
+            largest = _largest(inputs)
             gain[n] = np.float32(1.0) / largest if largest > 0 else np.float32(1.0)
-        for d in range(out.shape[1]):
-            v = x[n, first + d] * gain[n]
-            if step > 0:
-                v = np.rint(v / step) * step
-            out[n, d] = min(max(v, np.float32(-1.0)), np.float32(1.0))
+        for d in range(width):
+            row[d] = inputs[d] * gain[n]
+        _round(row, step)
+        _clip(row, np.float32(1.0))
         if squares.size:
             total = np.float32(0.0)
-            for d in range(out.shape[1]):
-                total += out[n, d] * out[n, d]
+            for d in range(width):
+                total += row[d] * row[d]
             squares[n] = total
+
+
+# Each loop says one thing, so that the compiler turns it into vector instructions.
+@numba.njit
+def _largest(row: Floats) -> np.float32:
+    """The largest magnitude."""
+    # Magnitudes are ordered as their bits are, and a maximum of integers needs no order.
+    pattern, largest = row.view(np.int32), np.zeros(1, np.int32)
+    most = np.int32(0)
+    for o in range(pattern.size):
+        most = max(most, np.int32(pattern[o] & _MAGNITUDE))
+    largest[0] = most
+    return largest.view(np.float32)[0]
+
+
+@numba.njit
+def _round(row: Floats, step: np.float32) -> None:
+    if step > 0:
+        for o in range(row.size):
+            row[o] = np.rint(row[o] / step) * step
+
+
+@numba.njit
+def _clip(row: Floats, bound: np.float32) -> None:
+    for o in range(row.size):
+        row[o] = min(max(row[o], -bound), bound)
 
 
 @parallel_kernel
@@ -64,11 +91,11 @@ def convert_outputs(
     hold: bool,
     ends: Ends,
     key: np.uint64,
-    table: Floats,
+    start: Floats,
     y: Floats,
     clipped: Flags,
 ) -> None:
-    """Noise, ADC and the digital scales; the result is added to ``y``.
+    """Noise, ADC and the digital scales; the result is added to ``y``, or to a digital bias.
 
     The noise of an element is a function of ``key`` and its place alone, whatever the threads.
 
@@ -84,7 +111,7 @@ def convert_outputs(
         hold: Leave the outputs of a tile alone where one of them is clipped.
         ends: The first output of each tile, and ``D_out``, ``(T + 1,)``.
         key: Names the noise, 64 bits.
-        table: `analog_grasp.devices.random.NORMAL_TABLE`.
+        start: What the outputs begin with, ``(D_out,)``; with ``y`` itself if empty.
         y: The outputs, ``(N, D_out)``.
         clipped: Filled with whether an output of the tile was clipped, ``(N, T)``.
     """
@@ -93,7 +120,7 @@ def convert_outputs(
     for n in numba.prange(rows):
         row = np.empty(columns, np.float32)
         if noisy:
-            fill_normal(row_key(key + np.uint64(n)), table, row)
+            fill_normal(row_key(key + np.uint64(n)), row)
             if variance.size:
                 for o in range(columns):
                     row[o] = product[n, o] + np.sqrt(noise * noise + variance[n, o]) * row[o]
@@ -105,20 +132,23 @@ def convert_outputs(
                     row[o] = product[n, o] + spread * row[o]
         else:
             row[:] = product[n]
-        factor = np.float32(1.0) / gain[n]
+        _round(row, step)
+        if start.size:
+            y[n] = start
         for tile in range(ends.size - 1):
-            over = 0
-            for o in range(ends[tile], ends[tile + 1]):
-                v = row[o]
-                if step > 0:
-                    v = np.rint(v / step) * step
-                over += abs(v) > bound
-                row[o] = min(max(v, -bound), bound)
-            clipped[n, tile] = over > 0
-            if hold and over > 0:
-                continue
-            for o in range(ends[tile], ends[tile + 1]):
-                y[n, o] += row[o] * factor * scale[o]
+            part = slice(ends[tile], ends[tile + 1])
+            clipped[n, tile] = _largest(row[part]) > bound
+            if clipped[n, tile]:
+                if hold:
+                    continue
+                _clip(row[part], bound)
+            _add(row[part], np.float32(1.0) / gain[n], scale[part], y[n, part])
+
+
+@numba.njit
+def _add(row: Floats, factor: np.float32, scale: Floats, y: Floats) -> None:
+    for o in range(row.size):
+        y[o] += row[o] * factor * scale[o]
 
 
 @parallel_kernel
@@ -129,7 +159,6 @@ def column_readout(
     step: np.float32,
     bound: np.float32,
     key: np.uint64,
-    table: Floats,
     readout: Floats,
 ) -> None:
     """What every column gives when its rows are driven one by one: the mean magnitude.
@@ -141,14 +170,13 @@ def column_readout(
         step: The ADC's step; 0 for no rounding.
         bound: The ADC's largest output.
         key: Names the noise.
-        table: `analog_grasp.devices.random.NORMAL_TABLE`.
         readout: Filled, ``(D_out,)``.
     """
     columns, width = weight.shape
     for o in numba.prange(columns):
         row = np.zeros(width, np.float32)
         if noise > 0 or variance.size > 0:
-            fill_normal(row_key(key + np.uint64(o)), table, row)
+            fill_normal(row_key(key + np.uint64(o)), row)
         total = 0.0
         for d in range(width):
             spread = noise * noise

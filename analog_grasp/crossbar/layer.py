@@ -19,6 +19,7 @@ from analog_grasp.crossbar.converters import (
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 
 DriftCompensation = Literal["global", "per-column", "exact", "none"]
+STORED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # aihwkit's least read-out, so that a dead tile is not scaled up without bound.
 _LEAST_READOUT = 1e-4
@@ -32,8 +33,9 @@ class CrossbarLinear(nn.Module):
     torch tile, vector by vector; with it, it is equal in distribution.
 
     The layer refers to the frozen weight, which it never writes, and holds one copy of its own:
-    the weights as they are now. Every random number is a function of the chip, the tile and the
-    place, so that the state at any drift time follows from the targets.
+    the weights as they are now (two where the noise from read to read differs by conductance: it
+    is kept beside them). Every random number is a function of the chip, the tile and the place, so
+    that the state at any drift time follows from the targets, tile by tile, without another copy.
 
     Input ``(..., D)``, output ``(..., D_out)``.
 
@@ -45,6 +47,8 @@ class CrossbarLinear(nn.Module):
             the mean magnitude of a known read-out is what it was after programming;
             ``"per-column"`` each column by itself; ``"exact"`` as global, against the read-out
             that the targets would have given; ``"none"`` not at all.
+        dtype: What the weights are kept in: float32, bfloat16 or float16. They are read in float32;
+            rounding to bfloat16, 2^-9 relative, is small beside what a device misses its target by.
 
     Source:
         METHOD 3; aihwkit (Rasch et al., AICAS 2021); global drift compensation: Joshi et al.,
@@ -64,6 +68,7 @@ class CrossbarLinear(nn.Module):
         card: DeviceCard,
         name: str,
         compensation: DriftCompensation = "global",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.name, self.card, self.compensation = name, card, compensation
@@ -80,9 +85,13 @@ class CrossbarLinear(nn.Module):
         self._rows = parts(self.in_features, card.tile.rows)
         self._columns = parts(self.out_features, card.tile.columns)
         self.splits = nn.ModuleList(
-            _Split(rows, *scaled_columns(self._frozen[:, rows])) for rows in self._rows
+            _Split(rows, self._frozen[:, rows], dtype) for rows in self._rows
         )
+        for split in self._splits():
+            for columns in self._columns:
+                split.weight[columns] = self._target(split, columns)
         self._chip = 0
+        self._unread = False
 
     @property
     def weight(self) -> Tensor:
@@ -100,27 +109,33 @@ class CrossbarLinear(nn.Module):
         return self.in_features * self.out_features
 
     def program(self, chip: int) -> None:
-        """Program the weights onto a chip instance; to be followed by `drift_to`.
+        """Program the weights onto a chip instance; it is then 0 s old.
+
+        The weights at 0 s are read when they are first needed, since most chips are aged at once.
 
         Raises:
             RuntimeError: The frozen weight was changed in place since the layer was made.
         """
-        self._chip = chip
+        self._check_frozen()
+        self._chip, self._unread = chip, True
         # The compensation's reference is read as soon as a device is programmed: no 1/f noise yet.
         fresh = self.card.model_copy(update={"read": None})
         for split in self._splits():
             if self.compensation == "exact":
-                split.reference = self._by_tile(self._target(split).abs().mean(1))
+                sizes = [self._target(split, part).abs_().mean(1) for part in self._columns]
+                split.reference = self._by_tile(torch.cat(sizes))
             elif self.compensation != "none":
                 self._read_back(split, fresh, 0.0)
                 split.reference = self._readout(split, "reference")
 
     def drift_to(self, seconds: float) -> None:
-        """Let the tiles age to a time since programming, s.
+        """Let the tiles age to a time since programming, s; to any, in any order.
 
         Raises:
             RuntimeError: As `program`.
         """
+        self._check_frozen()
+        self._unread = False
         for split in self._splits():
             self._read_back(split, self.card, seconds)
             split.gain = split.scale
@@ -135,9 +150,11 @@ class CrossbarLinear(nn.Module):
         The weight now is what the digital side makes of it, drift compensation applied.
         """
         squares = 0.0
-        for split in self._splits():
-            now = split.weight * (split.gain / split.scale)[:, None]
-            squares += float((now - self._target(split)).square().sum())
+        for split in self._now():
+            compensation = (split.gain / split.scale)[:, None]
+            for part in self._columns:
+                error = split.weight[part] * compensation[part] - self._target(split, part)
+                squares += float(error.square_().sum())
         return (squares / self.cells) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,64 +162,76 @@ class CrossbarLinear(nn.Module):
         if self.digital:
             return nn.functional.linear(x, self._frozen.to(x.dtype), self.bias)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = self._fast(rows) if self._is_fast(x) else self._slow(rows)
-        if self.bias is not None:
-            y = y + self.bias
+        y = self._fast(rows.float()) if self._is_fast(x) else self._slow(rows)
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
     def _is_fast(self, x: Tensor) -> bool:
         differentiable = torch.is_grad_enabled() and x.requires_grad
-        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        plain = x.device.type == "cpu" and x.dtype in STORED_TYPES
         return plain and self._settings is not None and not differentiable
 
     def _fast(self, x: Tensor) -> Tensor:
-        y = x.new_zeros(len(x), self.out_features)
+        y = x.new_empty(len(x), self.out_features)
+        start = x.new_zeros(self.out_features) if self.bias is None else self.bias.float()
         assert self._settings is not None
-        for split in self._splits():
+        for split in self._now():
+            weight, variance = split.single()
             read_fast(
                 x,
                 split.rows.start,
-                split.weight,
-                split.variance,
+                weight,
+                variance,
                 self._settings,
                 self.input_range,
                 _key(),
                 self._columns,
                 split.gain,
+                start if split.rows.start == 0 else None,
                 y,
             )
         return y
 
     def _slow(self, x: Tensor) -> Tensor:
         y = x.new_zeros(len(x), self.out_features)
-        for split in self._splits():
-            part = x[:, split.rows].to(split.weight.dtype)
+        for split in self._now():
+            part, (weight, variance) = x[:, split.rows].float(), split.single()
             if self._settings is None:
-                out = read_exactly(part, split.weight, split.variance, _key())
+                out = read_exactly(part, weight, variance, _key())
             else:
                 out = read(
                     part,
-                    split.weight,
-                    split.variance,
+                    weight,
+                    variance,
                     self._settings,
                     self.input_range,
                     _key(),
                     self._columns,
                 )
             y = y + out * split.gain
-        return y
+        return y if self.bias is None else y + self.bias
 
     def _splits(self) -> "list[_Split]":
         return list(self.splits)  # type: ignore[arg-type]
 
-    def _target(self, split: "_Split") -> Tensor:
-        """The targets of the tiles of a split, ``(D_out, width)``."""
+    def _now(self) -> "list[_Split]":
+        """The splits as they are at the present time."""
+        if self._unread:
+            # A tensor made in inference mode would be refused where a gradient is asked later.
+            with torch.inference_mode(False), torch.no_grad():
+                self.drift_to(0.0)
+        return self._splits()
+
+    def _check_frozen(self) -> None:
         if self._frozen._version != self._version:
             raise RuntimeError(
                 f"The frozen weight of the layer {self.name} was changed in place after it was "
                 "deployed: deploy the model again."
             )
-        return self._frozen[:, split.rows].float() / split.scale[:, None]
+
+    def _target(self, split: "_Split", columns: slice, out: Tensor | None = None) -> Tensor:
+        """The targets of one tile of a split, float32, ``(columns, width)``."""
+        weight = self._frozen[columns, split.rows]
+        return torch.div(weight, split.scale[columns, None], out=out)
 
     def _tiles(self, split: "_Split") -> list[tuple[slice, int]]:
         """The columns of each tile, and the seed of its devices."""
@@ -211,23 +240,26 @@ class CrossbarLinear(nn.Module):
         ]
 
     def _read_back(self, split: "_Split", card: DeviceCard, seconds: float) -> None:
-        """Put the weights at a time, and their variance from read to read."""
-        target = self._target(split)
-        constant = CardNoiseModel(card).constant_short_term_variance(target)
-        matrix = torch.empty_like(target) if constant is None else None
+        """Put the weights at a time, and their variance from read to read, tile by tile."""
+        constant = CardNoiseModel(card).constant_short_term_variance(split.ends)
+        matrix = split.matrix() if constant is None else None
         split.variance = constant or matrix
         for columns, seed in self._tiles(split):
-            CardNoiseModel(card, seed, self._chip).read_weights(
-                target[columns],
-                seconds,
-                out=split.weight[columns],
-                variance_out=None if matrix is None else matrix[columns],
-            )
+            # In float32 these are the stored tensors themselves; else copies of one tile.
+            weight = split.weight[columns]
+            now = weight.float()
+            spread = None if matrix is None else matrix[columns].float()
+            self._target(split, columns, out=now)
+            noise = CardNoiseModel(card, seed, self._chip)
+            noise.read_weights(now, seconds, out=now, variance_out=spread)
+            weight.copy_(now)
+            if matrix is not None and spread is not None:
+                matrix[columns] = spread
 
     def _readout(self, split: "_Split", purpose: str, seconds: float = 0.0) -> Tensor:
         columns = [
             readout(
-                split.weight[part],
+                split.weight[part].float(),
                 of_tile(split.variance, part),
                 self._settings,
                 derive_seed(seed, purpose, seconds),
@@ -254,6 +286,12 @@ class _Split(nn.Module):
         gain: Column scale times drift compensation, ``(D_out,)``.
         reference: The compensation's read-out after programming, ``(D_out,)``.
         variance: Of the weights from read to read.
+        ends: The least and the largest target, ``(2,)``.
+
+    Args:
+        rows: Which inputs.
+        frozen: Their frozen weights, ``(D_out, width)``.
+        dtype: Of the weights kept.
     """
 
     weight: Tensor
@@ -261,25 +299,40 @@ class _Split(nn.Module):
     gain: Tensor
     reference: Tensor
 
-    def __init__(self, rows: slice, weight: Tensor, scale: Tensor) -> None:
+    def __init__(self, rows: slice, frozen: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.rows = rows
-        self.register_buffer("weight", weight)
+        scale = column_scale(frozen)
+        self.register_buffer("weight", frozen.new_empty(frozen.shape, dtype=dtype))
         self.register_buffer("scale", scale)
         self.register_buffer("gain", scale)
         self.register_buffer("reference", torch.ones_like(scale))
         self.variance: Variance = None
+        self.ends = torch.stack([(frozen.amin(1) / scale).min(), (frozen.amax(1) / scale).max()])
+
+    def single(self) -> tuple[Tensor, Variance]:
+        """Weight and variance in float32, in which tiles are read."""
+        variance = self.variance
+        return self.weight.float(), variance.float() if isinstance(variance, Tensor) else variance
+
+    def matrix(self) -> Tensor:
+        """Where the variance of each weight is kept; once made, the same for all times."""
+        if isinstance(self.variance, Tensor):
+            return self.variance
+        # Variances are too small for the range of float16.
+        wide = self.weight.dtype != torch.float16
+        return torch.empty_like(self.weight, dtype=None if wide else torch.bfloat16)
 
 
-def scaled_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight ``(D_out, width)`` with each column scaled to [-1, 1], and the scales ``(D_out,)``.
+def column_scale(weight: Tensor) -> Tensor:
+    """The largest magnitude of each column, ``(D_out,)`` of ``(D_out, width)``, float32.
 
-    A column is a bit line, one output; one of zeros has the scale 1.
+    A column is a bit line, one output; one of zeros has the scale 1. Divided by it, the weights of
+    a column lie in [-1, 1].
     """
-    weight = weight.float()
-    scale = weight.abs().amax(1)
-    scale = torch.where(scale > 0, scale, 1.0)
-    return weight / scale[:, None], scale
+    # Not abs(), which would make a copy of the weight.
+    scale = torch.maximum(weight.amax(1), -weight.amin(1)).float()
+    return torch.where(scale > 0, scale, 1.0)
 
 
 def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:

@@ -25,16 +25,23 @@ class Passes:
         model: The deployed model.
         layers: Its layers on tiles, by name.
         seed_of: Gives the seed of a pass from its number.
+        shared: The parameters, by name, whose memory is the caller's: each pass raises
+            RuntimeError where one has been changed in place.
 
     Attributes:
         input_ranges: The DAC's range of each layer for this model, by name; see `observed_ranges`.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], seed_of: Callable[[int], int]
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        seed_of: Callable[[int], int],
+        shared: Mapping[str, Tensor],
     ) -> None:
         self.input_ranges: dict[str, float] = {}
         self._layers, self._seed_of = layers, seed_of
+        self._shared = {name: (tensor, tensor._version) for name, tensor in shared.items()}
         self._callers: list[AbstractContextManager[None]] = []
         self.restart()
         # Generation calls the model inside peft's, whose own forward pass it goes around.
@@ -47,9 +54,18 @@ class Passes:
         """Number the passes anew, as the chip's state has changed."""
         self._numbers = itertools.count()
 
+    def _check_shared(self) -> None:
+        for name, (tensor, version) in self._shared.items():
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"The parameter {name} was changed in place after the model was deployed: "
+                    "deploy the model again."
+                )
+
     def _enter(self, *_: object) -> None:
         self._callers.append(torch.random.fork_rng())
         self._callers[-1].__enter__()
+        self._check_shared()
         torch.manual_seed(self._seed_of(next(self._numbers)))
         for name, layer in self._layers.items():
             chip_layer(layer).input_range = self.input_ranges.get(name)

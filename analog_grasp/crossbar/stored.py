@@ -43,7 +43,7 @@ class StoredVector:
         self._largest = self.target.abs().max()
 
     def program(self, card: DeviceCard, seed: int, chip: int, compensated: bool) -> None:
-        """Write the numbers; to be followed by `drift_to`."""
+        """Write the numbers; they are then 0 s old."""
         self._card, self._seed, self._chip = card, seed, chip
         self._written = self.target
         if self.spread is not None:
@@ -53,6 +53,7 @@ class StoredVector:
             self._written = self.target + self.spread * noise.to(self.target)
         fresh = self._card.model_copy(update={"read": None})
         self._reference = self._read(fresh, 0.0)[0].abs().mean() if compensated else None
+        self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
         """The numbers as they are read at a time since programming, s."""
@@ -117,7 +118,7 @@ class StoredModulation(nn.Module):
         self.stored = [StoredVector(*pair) for pair in zip(means, spreads, strict=True)]
 
     def program(self, card: DeviceCard, chip: int, compensated: bool) -> None:
-        """Write the scales and the shifts; to be followed by `drift_to`."""
+        """Write the scales and the shifts; they are then 0 s old."""
         for kind, vector in zip(("scale", "shift"), self.stored, strict=True):
             vector.program(card, derive_seed(chip, self.name, kind), chip, compensated)
 
@@ -191,7 +192,7 @@ class StoredAdapter:
             )
 
     def program(self, chip: int) -> None:
-        """Write the adapter onto a chip instance; to be followed by `drift_to`."""
+        """Write the adapter onto a chip instance; it is then 0 s old."""
         for modulation in self._modulations:
             modulation.program(self._card, chip, self._compensated)
         for layer in self._tiles:

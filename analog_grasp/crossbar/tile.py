@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Literal, Protocol, cast, get_args
 
+import torch
 from torch import nn
 
 from analog_grasp.adapters.frozen import FrozenLayer
 from analog_grasp.crossbar.aihwkit_layer import AihwkitLinear, compiled_config, wired_config
-from analog_grasp.crossbar.layer import CrossbarLinear, DriftCompensation
+from analog_grasp.crossbar.layer import STORED_TYPES, CrossbarLinear, DriftCompensation
 from analog_grasp.devices import DeviceCard
 
 Tile = Literal["torch", "rpucuda", "ir-drop"]
@@ -30,7 +31,9 @@ class ChipLayer(Protocol):
     def tiles(self) -> int: ...
     @property
     def cells(self) -> int: ...
-    def program(self, chip: int) -> None: ...
+    def program(self, chip: int) -> None:
+        """Program a chip instance, which is then 0 s old."""
+
     def drift_to(self, seconds: float) -> None: ...
     def weight_error(self) -> float: ...
 
@@ -41,7 +44,10 @@ def chip_layer(module: nn.Module) -> ChipLayer:
 
 
 def layer_maker(
-    card: DeviceCard, tile: Tile = "torch", compensation: DriftCompensation = "global"
+    card: DeviceCard,
+    tile: Tile = "torch",
+    compensation: DriftCompensation = "global",
+    dtype: torch.dtype = torch.float32,
 ) -> MakeLayer:
     """Return what makes layers on tiles of a kind.
 
@@ -50,9 +56,11 @@ def layer_maker(
         tile: ``"torch"`` for our tile, which computes what aihwkit's torch tile does;
             ``"rpucuda"`` for aihwkit's compiled one; ``"ir-drop"`` for its time-stepped torch one.
         compensation: The drift compensation; see `CrossbarLinear`.
+        dtype: What the weights are kept in; aihwkit's tiles know float32 alone.
 
     Raises:
-        ValueError: An unknown tile or compensation, or a card that the tile cannot simulate.
+        ValueError: An unknown tile or compensation, a type that the tile does not store, or a card
+            that it cannot simulate.
         RuntimeError: The compiled tile does not work with the installed torch.
 
     Example:
@@ -67,6 +75,10 @@ def layer_maker(
         if value not in get_args(choice):
             known = ", ".join(get_args(choice))
             raise ValueError(f"{name} is {value!r}, which is unknown: use one of {known}.")
+    stored = STORED_TYPES if tile == "torch" else STORED_TYPES[:1]
+    if dtype not in stored:
+        known = ", ".join(map(str, stored))
+        raise ValueError(f"dtype is {dtype}, which tile={tile!r} does not store: use {known}.")
     if tile != "torch":
         config = _CONFIGS[tile](card, compensation)
         return lambda name, layer: AihwkitLinear(layer, card, name, config)
@@ -75,4 +87,4 @@ def layer_maker(
             f"The card {card.name} states a circuit, which tile='torch' cannot simulate: use "
             "tile='rpucuda', or circuit=False."
         )
-    return lambda name, layer: CrossbarLinear(layer, card, name, compensation)
+    return lambda name, layer: CrossbarLinear(layer, card, name, compensation, dtype)

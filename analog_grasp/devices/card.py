@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Unpack, get_args
 
@@ -29,6 +28,7 @@ from analog_grasp.devices.sections import (
     Text,
     TileSize,
 )
+from analog_grasp.devices.toml import read_toml
 from analog_grasp.devices.variants import Changes, changed_sections, die_sections
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Effect = Literal["programming", "drift", "read", "converters", "circuit"]
 
-_LARGEST_FILE = 1 << 20
 _LEVEL_CARD = "gaussian"
 
 
@@ -260,21 +259,9 @@ def _folder() -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """The data of a card's file."""
     try:
-        if not path.is_file():
-            raise CardError(f'device card "{path}" does not exist: give the path of a TOML file.')
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
+        return read_toml(path, f'device card "{path}"')
     except (OSError, ValueError) as error:
-        if isinstance(error, CardError):
-            raise
-        raise CardError(f'device card "{path}" cannot be read: {error}.') from None
-    if len(content) > _LARGEST_FILE:
-        raise CardError(f'device card "{path}" is larger than 1 MiB: a card is a few kilobytes.')
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = str(error)[:200].rstrip(".") or "it is nested too deeply"
-        raise CardError(f'device card "{path}" is not valid TOML: {reason}.') from None
+        raise CardError(str(error)) from None
 
 
 def _unknown(name: str, names: list[str]) -> str:

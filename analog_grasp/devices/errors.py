@@ -1,6 +1,7 @@
 """What is wrong with a device card, in one sentence."""
 
 import difflib
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -38,7 +39,7 @@ def sentence(error: ValidationError, data: dict[str, Any], known_keys: set[str])
     if kind == "union_tag_invalid":
         return f"{key}.model is unknown: it should be one of {first['ctx']['expected_tags']}"
     wanted = first["msg"].replace("Input should", "it should").replace("String should", "it should")
-    return f"{key} is {_shown(first['input'])}: {wanted}"
+    return f"{key} is {shown(first['input'])}: {wanted}"
 
 
 def _key(error: ErrorDetails, data: Any) -> str:
@@ -51,8 +52,13 @@ def _key(error: ErrorDetails, data: Any) -> str:
             here = here[step]
         elif not (number == len(steps) - 1 and error["type"] == "missing"):
             continue
-        key += f"[{step}]" if isinstance(step, int) else f".{str(step)[:60]}"
+        key += f"[{step}]" if isinstance(step, int) else f".{_part(step)}"
     return key.removeprefix(".")
+
+
+def _part(step: str) -> str:
+    """A part of a key as its author wrote it: in quotes where it is no plain word."""
+    return step[:60] if re.fullmatch(r"[\w-]+", step) else shown(step, 60)
 
 
 def _has(part: Any, step: int | str) -> bool:
@@ -66,6 +72,16 @@ def _suggestion(key: str, known_keys: set[str]) -> str:
     return f': did you mean "{close[0]}"?' if close else ": leave it out"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+def shown(value: object, longest: int = 40) -> str:
+    """A value as an error shows it: no longer than a sentence bears.
+
+    Example:
+        >>> shown("x" * 50, 10)
+        "'xxxxxxxxx..."
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or a list within a list within a list...
+        return f"too large a {type(value).__name__} to be shown"
+    return text if len(text) <= longest else f"{text[:longest]}..."

@@ -11,7 +11,6 @@ from torch import Tensor
 from analog_grasp.devices.arithmetic import exp, log
 from analog_grasp.devices.curve import LONGEST_SINGLE, SMALLEST
 from analog_grasp.devices.random import (
-    NORMAL_TABLE,
     Floats,
     fill_bits,
     fill_normal,
@@ -105,7 +104,7 @@ def _sum(reading: Reading, which: int, g: Floats, scratch: Floats, out: Floats) 
 def _stick(key: np.uint64, row: int, reading: Reading, g: Floats) -> None:
     """Put the stuck devices where they are stuck."""
     bits = np.empty(g.size, np.uint32)
-    fill_bits(row_key(key + np.uint64(row)), bits)
+    fill_bits(row_key(key + np.uint64(row)), 0, bits)
     for o in range(g.size):
         u, healthy = F(bits[o] >> np.uint32(8)) * F(2.0**-24), g[o]
         stuck_on = reading.g_max if u >= F(1.0) - reading.on else healthy
@@ -157,7 +156,6 @@ def _device(
     w: Floats,
     reading: Reading,
     keys: NDArray[np.uint64],
-    table: Floats,
     scratch: Floats,
 ) -> None:
     """Program the devices 0 or 1 of a row, and read them into `scratch[_H]`."""
@@ -166,7 +164,7 @@ def _device(
     for purpose in range(3):
         z = scratch[_Z + purpose, : w.size]
         if reading.draws[purpose]:
-            fill_normal(row_key(keys[purpose, device] + np.uint64(row)), table, z)
+            fill_normal(row_key(keys[purpose, device] + np.uint64(row)), z)
         else:
             z[:] = F(0.0)
     z = scratch[_Z + _PROGRAMMING, : w.size]
@@ -201,7 +199,6 @@ def _row(
     w: Floats,
     reading: Reading,
     tile: Tile,
-    table: Floats,
     scratch: Floats,
     out: Floats,
     variance: Floats,
@@ -216,7 +213,7 @@ def _row(
             for o in range(targets.size):
                 level[o] += targets[o]
     for device in range(2 if reading.pair else 1):
-        _device(device, row, w, reading, tile.keys, table, scratch)
+        _device(device, row, w, reading, tile.keys, scratch)
         for o in range(w.size):
             total[o] = total[o] - h[o] if device else h[o]
         if variance.size:
@@ -232,14 +229,12 @@ def _row(
 
 
 @parallel_kernel
-def _read(
-    w: Floats, reading: Reading, tile: Tile, table: Floats, out: Floats, variance: Floats
-) -> None:
+def _read(w: Floats, reading: Reading, tile: Tile, out: Floats, variance: Floats) -> None:
     rows, columns = w.shape
     for block in numba.prange((rows + _BLOCK - 1) // _BLOCK):
         scratch = np.empty((_ROWS, columns + 1), np.float32)
         for row in range(block * _BLOCK, min((block + 1) * _BLOCK, rows)):
-            _row(row, w[row], reading, tile, table, scratch, out[row], variance[row])
+            _row(row, w[row], reading, tile, scratch, out[row], variance[row])
 
 
 def fits_kernel(tensor: Tensor) -> bool:
@@ -266,4 +261,4 @@ def read_tile(
     """
     nothing = np.empty((targets.shape[0], 0), np.float32)
     each_read = nothing if variance is None else variance.numpy()
-    _read(targets.numpy(), reading, tile, NORMAL_TABLE, out.numpy(), each_read)
+    _read(targets.numpy(), reading, tile, out.numpy(), each_read)

@@ -15,10 +15,18 @@ from analog_grasp.experiments.hashes import ADAPTER_FILES, model_hash
 from analog_grasp.experiments.progress import Progress, silent
 from analog_grasp.experiments.settings import Settings
 from analog_grasp.tasks import Task, load_base_model
+from analog_grasp.tasks.sources import last_line
 from analog_grasp.training import train
+from analog_grasp.training.converters import card_with_converters
+from analog_grasp.training.objective import card_at_time
+
+# Of an adapter's configuration, in bytes.
+_LARGEST_CONFIG = 1 << 20
 
 
-def load_adapter(path: Path, model: str | None, task: Task) -> PeftModel:
+def load_adapter(
+    path: Path, model: str | None, task: Task, trust_remote_code: bool = False
+) -> PeftModel:
     """A saved adapter on its pre-trained model, ready to be measured.
 
     Args:
@@ -26,27 +34,32 @@ def load_adapter(path: Path, model: str | None, task: Task) -> PeftModel:
         model: Hub id or folder of the pre-trained model; the one that the adapter names where
             None.
         task: The task that gives the head its shape.
+        trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
         FileNotFoundError: The folder holds no adapter.
         ValueError: The adapter was made for another model or another task, or a file is damaged.
     """
-    return load_with_hash(path, model, task)[0]
+    return load_with_hash(path, model, task, trust_remote_code)[0]
 
 
-def load_with_hash(path: Path, model: str | None, task: Task) -> tuple[PeftModel, str]:
+def load_with_hash(
+    path: Path, model: str | None, task: Task, trust_remote_code: bool = False
+) -> tuple[PeftModel, str]:
     """As `load_adapter`, with the hash of the pre-trained model: its weights and configuration."""
     named = _base_model_name(path)
-    base = load_base_model(model or named, task)
+    base = load_base_model(model or named, task, trust_remote_code=trust_remote_code)
     base_hash = model_hash(base)
     try:
-        adapted = PeftModel.from_pretrained(base, path, use_safetensors=True)
+        # Without memory for an adapter of the size that its configuration states: the file tells.
+        adapted = PeftModel.from_pretrained(base, path, low_cpu_mem_usage=True)
     except SafetensorError as error:
         raise ValueError(
             f"The file {path / ADAPTER_FILES[1]} is damaged ({error}): train the adapter again."
         ) from error
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+    except Exception as error:
+        # Whatever a configuration can lead peft into: it checks few of its values.
+        reason = last_line(error)
         raise ValueError(
             f"The adapter in {path} does not fit the model {base.name_or_path} with the task "
             f"{task.name} ({reason}): name the model and the task that it was made for."
@@ -79,16 +92,29 @@ def _base_model_name(path: Path) -> str | None:
             f"The folder {path} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
             "which save_pretrained writes."
         )
+    file = path / ADAPTER_FILES[0]
+    if file.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError(
+            f"The file {file} is larger than {_LARGEST_CONFIG >> 20} MiB: one that peft wrote is "
+            "a few kilobytes."
+        )
     try:
         config = PeftConfig.from_pretrained(str(path))
-        if config.peft_type is None:
-            raise KeyError("peft_type")
-    except (ValueError, KeyError, TypeError) as error:
+        base = config.base_model_name_or_path
+        if config.peft_type is None or not isinstance(base, str | None):
+            raise KeyError("peft_type" if config.peft_type is None else "base_model_name_or_path")
+    except Exception as error:
         raise ValueError(
-            f"The file {path / ADAPTER_FILES[0]} is not one that peft wrote ({error}): train the "
-            "adapter again."
+            f"The file {file} is not one that peft wrote ({last_line(error)}): train the adapter "
+            "again."
         ) from error
-    return config.base_model_name_or_path
+    if config.is_prompt_learning or config.is_adaption_prompt or config.peft_type == "XLORA":
+        # Their configurations name further files to be read, in other formats too.
+        raise ValueError(
+            f"The adapter in {path} is of the kind {str(config.peft_type)[:40]}, which is not "
+            "read: it should be one that adapts layers, such as LoRA."
+        )
+    return base
 
 
 def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
@@ -101,9 +127,13 @@ def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
 
     Raises:
         FileNotFoundError: There is no such model.
-        ValueError: An unknown adapter, or a setting does not fit the model.
+        ValueError: An unknown adapter, a setting does not fit the model, or one that training
+            takes names no device or time.
     """
-    base = load_base_model(settings.model, task, settings.seed)
+    _check_hardware(settings)
+    base = load_base_model(
+        settings.model, task, settings.seed, trust_remote_code=settings.trust_remote_code
+    )
     try:
         # Some methods begin from random numbers.
         with torch.random.fork_rng(devices=[]):
@@ -132,24 +162,72 @@ def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
         ) from error
 
 
+def _check_hardware(settings: Settings) -> None:
+    """Refuse what names no device, before anything is loaded."""
+    for name in ("injection", "evaluate_on"):
+        if isinstance(where := getattr(settings, name), str):
+            card_at_time(name, where)
+    if settings.converters is not None:
+        card_with_converters(settings.converters)
+
+
 def train_adapter(
-    model: PeftModel, settings: Settings, task: Task, description: str, progress: Progress
+    model: PeftModel,
+    settings: Settings,
+    task: Task,
+    description: str,
+    progress: Progress,
+    checkpoints: Path | None = None,
+    save_steps: int | None = None,
 ) -> float:
-    """Train an adapter in place, as the settings say; returns the seconds it took."""
+    """Train an adapter in place, as the settings say.
+
+    Args:
+        model: From `new_adapter`.
+        settings: How it is trained.
+        task: What it learns.
+        description: Of the work, for the progress.
+        progress: Told of each step.
+        checkpoints: A folder for them. Where it holds one, the training goes on from there.
+        save_steps: Steps between two checkpoints, and between two evaluations on a chip; those of
+            an epoch where None.
+
+    Returns:
+        The seconds it took.
+
+    Raises:
+        ValueError: As `analog_grasp.train`.
+    """
     kind = kind_of(model.active_peft_config)
     learning_rate = settings.learning_rate or ADAPTERS[kind or "grasp"].learning_rate
+    saving: dict[str, Any] = {} if save_steps is None else {"save_steps": save_steps}
+    if checkpoints is not None:
+        saving |= {"output_dir": checkpoints, "save_total_limit": 1}
     start = time.perf_counter()
     train(
         model,
         task,
         injection=settings.injection,
+        converters=settings.converters,
+        evaluate_on=settings.evaluate_on,
         epochs=settings.epochs,
         learning_rate=learning_rate,
         batch_size=settings.batch_size,
         seed=settings.seed,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        bf16=settings.bf16,
+        resume_from_checkpoint=_last_checkpoint(checkpoints),
         callbacks=[_Steps(description, progress)],
+        **saving,
     )
     return time.perf_counter() - start
+
+
+def _last_checkpoint(folder: Path | None) -> str | bool:
+    """The latest whole checkpoint: the trainer's state is the last file that it writes of one."""
+    states = [] if folder is None else folder.glob("checkpoint-*/trainer_state.json")
+    whole = {int(state.parent.name.rpartition("-")[2]): state.parent for state in states}
+    return str(whole[max(whole)]) if whole else False
 
 
 def save_adapter(model: PeftModel, path: Path) -> None:
@@ -181,7 +259,7 @@ class _Steps(TrainerCallback):
         self._advance = silent(description, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._advance = self._progress(self._description, state.max_steps)
+        self._advance = self._progress(self._description, state.max_steps - state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._advance()

@@ -12,6 +12,7 @@ from analog_grasp.devices import DeviceCard
 from analog_grasp.experiments.adapters import processor
 from analog_grasp.experiments.grid import Chip
 from analog_grasp.experiments.hardware import Hardware
+from analog_grasp.experiments.sharing import share_frozen
 from analog_grasp.tasks import Task
 
 
@@ -53,9 +54,13 @@ class Bench:
 
     What a cell measures depends on its job alone: not on other cells, nor on their order.
 
+    At most it holds the digital model, one copy of the weights that lie on tiles and what a batch
+    takes, and for each adapter its own parameters; each adapter that is folded or programmed has
+    tiles of its own.
+
     Attributes:
         task: Scores the models.
-        models: The adapted models by name.
+        models: The adapted models by name; those of one pre-trained model come to share it.
         cards: The device cards by name.
         options: Further arguments of `analog_grasp.deploy`.
         hardware: Calibrates the input ranges.
@@ -69,6 +74,9 @@ class Bench:
     _deployed: tuple[str, dict[str, tuple[Deployment, nn.Module]]] = field(
         default=("", {}), init=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        share_frozen(self.models.values())
 
     def measure(self, job: Job) -> Iterator[Cell]:
         """Program the chip, let it age, and yield each cell as it is measured."""

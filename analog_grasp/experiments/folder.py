@@ -1,13 +1,13 @@
 """The folder of a run: who it belongs to, and what it says of itself."""
 
 import platform
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from analog_grasp.devices.toml import read_toml
 from analog_grasp.experiments.export import write_atomically
 from analog_grasp.experiments.settings import CHANGEABLE, RECORDS, Settings, resolve
 
@@ -63,7 +63,7 @@ def read(directory: Path) -> tuple[Settings, dict[str, Any]]:
             "which compare writes."
         )
     settings = resolve({}, path)
-    recorded = tomllib.loads(path.read_text(encoding="utf-8"))
+    recorded = read_toml(path, f"The file {path}")
     if "workers" not in recorded and settings.learning_rate == 1e-2:
         # The first release wrote down the rate that its adapters still have as their own.
         settings = settings.model_copy(update={"learning_rate": None})

@@ -37,7 +37,7 @@ def logged(progress: Progress, path: Path) -> Progress:
 
     def begin(description: str, total: int) -> Advance:
         inner, start, done = progress(description, total), time.monotonic(), 0
-        _write(path, description)
+        log_line(path, description)
 
         def advance(latest: str = "") -> None:
             nonlocal done
@@ -46,14 +46,19 @@ def logged(progress: Progress, path: Path) -> Progress:
             if latest:
                 left = (time.monotonic() - start) / done * (total - done)
                 shown = timedelta(seconds=round(left))
-                _write(path, f"{done} of {total}, {shown} left: {latest}")
+                log_line(path, f"{done} of {total}, {shown} left: {latest}")
 
         return advance
 
     return begin
 
 
-def _write(path: Path, text: str) -> None:
+def log_line(path: Path, text: str) -> None:
+    """Add a line with the time to a log.
+
+    Raises:
+        OSError: The disk is full or the file cannot be written.
+    """
     # Opened for each line: several processes may share a run.
     with path.open("a", encoding="utf-8") as file:
         file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")

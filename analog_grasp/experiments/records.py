@@ -1,4 +1,4 @@
-"""What a store holds: measured cells, what each of them came from, and trained adapters."""
+"""What a run keeps: measured cells and what they came from, trained adapters, layers on chips."""
 
 from __future__ import annotations
 
@@ -111,6 +111,27 @@ class AdapterRecord:
     fingerprint: str
     model_hash: str = ""
     data_hash: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer on one chip instance at one drift time.
+
+    Attributes:
+        device: The card's name.
+        seed: The chip instance.
+        time_s: Seconds since programming finished.
+        layer, tiles, cells, use, weight_error: As in `analog_grasp.crossbar.LayerReport`.
+    """
+
+    device: str
+    seed: int
+    time_s: float
+    layer: str
+    tiles: int
+    cells: int
+    use: float
+    weight_error: float
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Measurement))

@@ -19,14 +19,15 @@ from analog_grasp.experiments.adapters import (
 from analog_grasp.experiments.bench import Bench
 from analog_grasp.experiments.claims import POLL, Claims, claiming
 from analog_grasp.experiments.engines import engine
-from analog_grasp.experiments.grid import chips
+from analog_grasp.experiments.grid import Chip, chips, times
 from analog_grasp.experiments.hashes import adapter_hash, card_hash, data_hash
+from analog_grasp.experiments.layers import LAYERS_FILE, write_layers
 from analog_grasp.experiments.measuring import Measuring
 from analog_grasp.experiments.progress import Progress, logged, silent
 from analog_grasp.experiments.records import AdapterRecord, Origin
 from analog_grasp.experiments.settings import Settings
 from analog_grasp.experiments.store import Store
-from analog_grasp.tasks import Task, load_task, tokenizer_for
+from analog_grasp.tasks import Task, tokenizer_for
 from analog_grasp.training.objective import spread_target
 
 
@@ -58,13 +59,15 @@ def prepare(settings: Settings, directory: Path) -> Study:
     """
     engine(settings)
     cards = settings.cards()
-    task = load_task(settings.task, settings.data_dir)
+    task = settings.load_task()
     spread_target(settings.noise_target)
     adapters = adapter_names(settings.adapters)
     loaded = {}
     for name, asked in adapters.items():
         if _is_saved(asked):
-            loaded[name] = load_with_hash(Path(asked), settings.model, task)
+            loaded[name] = load_with_hash(
+                Path(asked), settings.model, task, settings.trust_remote_code
+            )
             if kind := kind_of(loaded[name][0].active_peft_config):
                 check_placement(kind, settings.placement)
         else:
@@ -100,6 +103,11 @@ def run(study: Study, progress: Progress = silent) -> None:
         settings = study.settings
         bench = Bench(study.task, models, study.cards, settings.deployment(), settings)
         Measuring(study.settings, bench, origins, store, claims, progress).finish()
+        layers = study.directory / LAYERS_FILE
+        if not layers.exists() and claims.take(LAYERS_FILE):
+            first = [Chip(device, 0, settings.seed) for device in study.cards]
+            write_layers(layers, bench, first, times(settings), progress)
+            claims.release(LAYERS_FILE)
 
 
 def done_of_all(study: Study) -> tuple[int, int]:
@@ -168,7 +176,9 @@ def _trained(
     if known is not None and not fingerprint.startswith(known.fingerprint):
         raise _changed(f"adapter in {path}")
     if adapter not in study.loaded:
-        study.loaded[adapter] = load_with_hash(path, study.settings.model, study.task)
+        study.loaded[adapter] = load_with_hash(
+            path, study.settings.model, study.task, study.settings.trust_remote_code
+        )
     model, base = study.loaded[adapter]
     data = data_hash(study.task, tokenizer_for(model))
     if known is None:

@@ -1,9 +1,9 @@
 """What a study is asked: its settings, checked before anything runs."""
 
-import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -11,7 +11,12 @@ from analog_grasp.adapters.baselines import Placement
 from analog_grasp.adapters.config import Sampling
 from analog_grasp.crossbar.stored import StoredError
 from analog_grasp.devices import DeviceCard, format_time, parse_time
+from analog_grasp.devices.errors import shown
+from analog_grasp.devices.toml import read_toml
 from analog_grasp.experiments.hardware import Hardware
+
+if TYPE_CHECKING:
+    from analog_grasp.tasks import Task
 
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
 TIMES = ("0s", "1h", "1d", "30d", "1y")
@@ -20,8 +25,11 @@ RECORDS = ("versions", "chips")
 # How the work is done, and how far it goes: these may change while a run goes on.
 CHANGEABLE = ("engine", "workers", "ray_address", "until_ci", "repeats_limit")
 REPEATS_LIMIT = 100
+# How a task that writes text searches for it.
+SEARCH = ("beams", "length_penalty", "no_repeat_ngram")
 
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class Settings(Hardware):
@@ -40,18 +48,31 @@ class Settings(Hardware):
     task: str = "reviews"
     data_dir: str | None = None
     """A folder with the task's files in their official layout."""
+    beams: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Width of the beam search by which a task that writes text is measured; 1 for greedy search;
+    the task's own where None, as for the two that follow."""
+    length_penalty: float | None = None
+    """The power of its length by which a text's log-likelihood is divided."""
+    no_repeat_ngram: Annotated[int, Field(ge=0)] | None = None
+    """N-grams of tokens of this length occur once in a text; 0 for no such rule."""
+    trust_remote_code: Annotated[bool, Field(exclude=True)] = False
+    """Whether Python code that comes with the model may run. No file can say so, a run's own
+    run.toml neither: each request says it anew."""
     adapters: Names = ("grasp", "stochgrasp")
     devices: Names = DEVICES
     times: Names = TIMES
     """Drift times since programming."""
-    repeats: Annotated[int, Field(ge=1)] = 3
+    repeats: Count = 3
     """Chip instances a device."""
     until_ci: Annotated[float, Field(gt=0)] | None = None
     """More chip instances are drawn until the 95 % interval of every cell is narrower: half its
     width, in points (per cent of a score that is a fraction)."""
-    repeats_limit: Annotated[int, Field(ge=1)] = REPEATS_LIMIT
+    repeats_limit: Count = REPEATS_LIMIT
     """Chip instances a device at most, where they are drawn until the intervals are narrow."""
     placement: Placement = "digital"
+    weights: Literal["analog", "digital"] = "analog"
+    """Where the frozen weights live: on tiles, or exact beside the chip, so that the noise of a
+    programmed adapter can be studied alone."""
     error: StoredError = "device"
     """What a programmed adapter misses its values by: as the device does, or by as much as its
     learned spreads allow."""
@@ -64,13 +85,22 @@ class Settings(Hardware):
     injection: Annotated[float, Field(ge=0)] | str = 0.04
     """Spread of the weight noise in training, in units of the column maximum; or a device at a
     time, such as pcm-hermes-2@1d."""
-    epochs: Annotated[float, Field(gt=0)] = 3.0
+    converters: str | None = None
+    """A device whose DACs, ADCs and output noise are in the loop of training; exact where None."""
+    evaluate_on: str | None = None
+    """A device at a time, such as pcm-hermes-2@1d: after every epoch the adapter is scored on it,
+    with rows held out from the training rows, and the best is kept."""
+    epochs: Annotated[float, Field(gt=0, le=10_000)] = 3.0
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """The adapter's own where None."""
     batch_size: Annotated[int, Field(ge=1)] = 32
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    """Batches a step."""
+    bf16: bool = False
+    """Whether training computes in mixed precision."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     engine: Literal["local", "ray"] = "local"
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Count = 1
     """Processes on this machine."""
     ray_address: str | None = None
     """A Ray cluster that runs already; one is started here where None."""
@@ -98,10 +128,13 @@ class Settings(Hardware):
     def _nothing_is_ignored(self) -> Self:
         """Refuse what would have no effect beside the other settings."""
         learned, limited = self.error != "device", self.repeats_limit != REPEATS_LIMIT
+        exact = self.weights == "digital"
         for name, needed, idle in (
             ("ray_address", "the engine ray", self.ray_address and self.engine != "ray"),
             ("error", "the placement programmed", learned and self.placement != "programmed"),
+            ("weights", "the placement programmed", exact and self.placement != "programmed"),
             ("repeats_limit", "until_ci", limited and self.until_ci is None),
+            ("length_penalty", "two beams", self.length_penalty is not None and self.beams == 1),
         ):
             if idle:
                 raise ValueError(
@@ -125,9 +158,38 @@ class Settings(Hardware):
             )
         return named
 
+    def load_task(self) -> "Task":
+        """The task, whose search for a text is changed as the settings say.
+
+        Raises:
+            ValueError: There is no such task, its files are not right, or it writes no text and a
+                search is asked for.
+            FileNotFoundError: Its files are not there.
+        """
+        from analog_grasp.tasks import GenerationTask, load_task
+
+        task = load_task(self.task, self.data_dir)
+        search = {name: getattr(self, name) for name in SEARCH}
+        asked = {name: value for name, value in search.items() if value is not None}
+        if not asked:
+            return task
+        if not isinstance(task, GenerationTask):
+            name = next(iter(asked))
+            raise ValueError(
+                f"The setting {name} is {asked[name]!r}, but the task '{task.name}' writes no "
+                f"text: leave {name} out, or name a task that does, such as e2e."
+            )
+        return replace(task, **asked)
+
     def deployment(self) -> dict[str, Any]:
         """The arguments of `analog_grasp.deploy` beside the model and the card."""
-        return {"placement": self.placement, "error": self.error} | self.switches()
+        layers = {"layers": ()} if self.weights == "digital" else {}
+        return {"placement": self.placement, "error": self.error} | layers | self.switches()
+
+    def hardware(self) -> dict[str, Any]:
+        """What is changed about the hardware, by the names of the settings."""
+        exact = {"weights": self.weights} if self.weights == "digital" else {}
+        return exact | super().hardware()
 
 
 def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -139,8 +201,9 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
             record what happened in it (versions, chips) are no settings and are passed over.
 
     Raises:
-        ValueError: A setting is unknown or out of its range, or the file is no valid TOML.
-        FileNotFoundError: There is no such file.
+        ValueError: A setting is unknown or out of its range, or the file is no valid TOML, too
+            large, or allows remote code.
+        OSError: There is no such file, or it cannot be read.
 
     Example:
         >>> resolve({"repeats": 5, "model": None}).repeats
@@ -155,14 +218,12 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"The config file {path} does not exist: give the path of a TOML file."
+    asked = read_toml(path, f"The config file {path}")
+    if "trust_remote_code" in asked:
+        raise ValueError(
+            f"The config file {path} says whether remote code may run (trust_remote_code), which "
+            "no file can: leave it out, and give --trust-remote-code if you trust the model."
         )
-    try:
-        asked = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The config file {path} is not valid TOML: {error}.") from None
     return {name: value for name, value in asked.items() if name not in RECORDS}
 
 
@@ -173,13 +234,13 @@ def _sentence(error: ValidationError) -> str:
         return first["msg"].removeprefix("Value error, ")
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        return f"There is no setting '{name}': the settings are {', '.join(Settings.model_fields)}."
+        settings = ", ".join(Settings.model_fields)
+        return f"There is no setting {shown(name, 80)}: the settings are {settings}."
     if first["type"] == "too_short":
         return f"The setting {name} is empty: it should have at least 1 item."
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    return (
-        f"The setting {name} is {first['input']!r}: {message[0].lower()}{message[1:].rstrip('.')}."
-    )
+    value = shown(first["input"], longest=100)
+    return f"The setting {name} is {value}: {message[0].lower()}{message[1:].rstrip('.')}."
 
 
 def _each_once(name: str, values: tuple[str, ...]) -> tuple[str, ...]:

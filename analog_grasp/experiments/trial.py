@@ -2,12 +2,10 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optuna
-from datasets import Dataset
 from optuna.trial import FrozenTrial, TrialState
 
 from analog_grasp.devices import DeviceCard, derive_seed
@@ -18,9 +16,6 @@ from analog_grasp.experiments.progress import silent
 from analog_grasp.experiments.settings import Settings
 from analog_grasp.tasks import Task
 
-# The training rows that are held out to tune on unless a number is given: one in so many, at most.
-_HELD_OUT_ONE_IN, _HELD_OUT_MOST = 5, 1000
-_FEWEST_ROWS = 10
 WORSE = "worse than the best trial on the same chips"
 
 
@@ -69,43 +64,6 @@ def values_text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
 
 
-def tuning_task(task: Task, seed: int, held_out: int | None = None) -> Task:
-    """A task to tune on: some training rows of another are held out to measure on.
-
-    The validation rows of the other task are not looked at.
-
-    Args:
-        task: Whose training split is divided.
-        seed: Of the division.
-        held_out: Rows to measure on; a fifth, 1,000 at most, where None.
-
-    Raises:
-        ValueError: There are too few training rows, or more than half of them would be held out.
-
-    Example:
-        >>> from analog_grasp.tasks.builtin import reviews
-        >>> divided = tuning_task(reviews(train=20, validation=2), seed=0)
-        >>> len(divided.train), len(divided.validation)
-        (16, 4)
-    """
-    count = len(task.train)
-    if count < _FEWEST_ROWS:
-        raise ValueError(
-            f"The task '{task.name}' has {count} training rows, of which some have to be held out "
-            f"to tune on: it should have {_FEWEST_ROWS} or more."
-        )
-    held = min(count // _HELD_OUT_ONE_IN, _HELD_OUT_MOST) if held_out is None else held_out
-    if not 1 <= held <= count // 2:
-        raise ValueError(
-            f"Of the {count} training rows of the task '{task.name}', {held} were to be held out "
-            f"to tune on: it should be from 1 to {count // 2}."
-        )
-    order = np.random.default_rng(derive_seed(seed, "held out")).permutation(count)
-    return replace(
-        task, train=_rows(task.train, order[held:]), validation=_rows(task.train, order[:held])
-    )
-
-
 def tuning_rounds(settings: Settings, devices: Iterable[str]) -> list[list[Chip]]:
     """The chip instances to tune on, in rounds of one of each device.
 
@@ -134,7 +92,7 @@ def measure(
         trial: Takes the scores.
         settings: As the trial has them.
         adapter: What is trained.
-        task: From `tuning_task`.
+        task: From `analog_grasp.tasks.division.tuning_task`.
         cards: The devices by name.
 
     Returns:
@@ -181,7 +139,3 @@ def record(trial: FrozenTrial) -> Trial:
         seconds=trial.duration.total_seconds() if trial.duration else 0.0,
         given_up=attributes.get("given_up", ""),
     )
-
-
-def _rows(rows: Dataset, chosen: np.ndarray) -> Dataset:
-    return Dataset.from_dict(rows[np.sort(chosen)], features=rows.features)

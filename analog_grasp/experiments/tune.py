@@ -45,8 +45,9 @@ from analog_grasp.experiments.study_storage import (
     shown_url,
     storage_errors,
 )
-from analog_grasp.experiments.trial import Trial, measure, record, tuning_task, values_text
-from analog_grasp.tasks import Task, load_task
+from analog_grasp.experiments.trial import Trial, measure, record, values_text
+from analog_grasp.tasks import Task
+from analog_grasp.tasks.division import tuning_task
 from analog_grasp.training.objective import spread_target
 
 TRIALS = 20
@@ -174,7 +175,7 @@ def prepare_tuning(
     if "learning_rate" in space and settings.learning_rate is None and adapter in ADAPTERS:
         settings = with_values(settings, {"learning_rate": ADAPTERS[adapter].learning_rate})
     cards = settings.cards()
-    task = tuning_task(load_task(settings.task, settings.data_dir), settings.seed, held_out)
+    task = tuning_task(settings.load_task(), settings.seed, held_out)
     _check_adapter(settings, task, adapter, space)
     asked = settings.model_dump(mode="json", exclude_none=True, exclude=set(CHANGEABLE)) | {
         "adapter": adapter,
@@ -227,7 +228,8 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: A value is out of its range.
     """
-    return Settings(**settings.model_dump() | dict(values))
+    # Not a dump, which leaves out that remote code may run.
+    return Settings(**dict(settings) | dict(values))
 
 
 class _SurplusError(Exception):

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analog_grasp.experiments.export import write_atomically, write_csv, write_parquet
-from analog_grasp.experiments.records import AdapterRecord, Measurement
-from analog_grasp.report.figures import accuracy_vs_drift
-from analog_grasp.report.page import page_html
+from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
 from analog_grasp.report.summary import findings, summary_markdown
 from analog_grasp.report.tables import (
     adapter_text,
@@ -18,7 +16,6 @@ from analog_grasp.report.tables import (
 )
 
 __all__ = [
-    "accuracy_vs_drift",
     "adapter_text",
     "comparison_tables",
     "device_text",
@@ -37,6 +34,7 @@ def write_report(
     adapters: Sequence[AdapterRecord],
     notes: Sequence[str] = (),
     chance: Mapping[tuple[str, str], float] | None = None,
+    layers: Sequence[LayerRecord] = (),
 ) -> list[Path]:
     """Write results.csv, results.parquet, summary.md, the figure and report.html.
 
@@ -49,11 +47,12 @@ def write_report(
         measurements: what was measured, one or more.
         adapters: the trained adapters; the first is the one the others are compared with.
         notes: further sentences for the reader.
-        chance: score of guessing by task and metric, drawn into the figure.
+        chance: score of guessing by task and metric, drawn into the figures.
+        layers: what each layer takes of the chips, where it is known.
 
     Returns:
-        The paths of results.csv, results.parquet, summary.md, accuracy_vs_drift.png, .svg and
-        report.html.
+        The paths of results.csv, results.parquet, summary.md, accuracy_vs_drift.png, .svg, .pdf
+        and report.html.
 
     Raises:
         ValueError: there is no measurement.
@@ -72,6 +71,10 @@ def write_report(
         >>> paths[-1].name
         'report.html'
     """
+    # They take long to be imported, and commands that only show a table do without.
+    from analog_grasp.report.figures import accuracy_vs_drift
+    from analog_grasp.report.page import page_html
+
     if not measurements:
         raise ValueError(
             "There is nothing to report: no cell is measured yet; let the run measure one or more."
@@ -83,12 +86,13 @@ def write_report(
     )
     write_csv(measurements, csv_path)
     write_parquet(measurements, parquet_path)
-    summary = summary_markdown(question, settings, measurements, adapters, notes)
+    summary = summary_markdown(question, settings, measurements, adapters, notes, layers=layers)
     write_atomically(summary_path, summary.encode())
     figures = accuracy_vs_drift(
         measurements, directory / "accuracy_vs_drift", adapters=adapters, chance=chance
     )
-    svg = figures[-1].read_bytes()
-    page = page_html(question, settings, measurements, adapters, svg, notes)
+    page = page_html(
+        question, settings, measurements, adapters, notes, layers=layers, chance=chance
+    )
     write_atomically(page_path, page.encode())
     return [csv_path, parquet_path, summary_path, *figures, page_path]

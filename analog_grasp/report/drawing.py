@@ -11,18 +11,24 @@ from matplotlib.figure import Figure
 
 from analog_grasp.experiments.export import write_atomically
 
+# What would differ from one time to the next is left out.
+_FORMATS: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
 STYLE = Path(__file__).with_name("analog_grasp.mplstyle")
 
 
 def write_figure(draw: Callable[[], Figure], path_stem: Path | str) -> list[Path]:
-    """Draw a figure in the project's style and write it as PNG and SVG, always the same bytes.
+    """Draw a figure in the project's style and write it as PNG, SVG and PDF, always the same bytes.
 
     Args:
         draw: Makes the figure.
         path_stem: The path without its suffix; what follows a dot in it belongs to the name.
 
     Returns:
-        The paths of the PNG and of the SVG.
+        The paths of the PNG, of the SVG and of the PDF.
 
     Raises:
         OSError: A file cannot be written; an older one is then left as it was.
@@ -31,17 +37,17 @@ def write_figure(draw: Callable[[], Figure], path_stem: Path | str) -> list[Path
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     [path.name for path in write_figure(Figure, Path(folder) / "empty")]
-        ['empty.png', 'empty.svg']
+        ['empty.png', 'empty.svg', 'empty.pdf']
     """
     with rc_context():
         # Nothing of the reader's own settings: the figure is the same on every machine.
         rcdefaults()
         rc_file(STYLE)
         figure = draw()
-        paths = [Path(f"{path_stem}.png"), Path(f"{path_stem}.svg")]
-        for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
+        paths = [Path(f"{path_stem}.{kind}") for kind in _FORMATS]
+        for path, (kind, metadata) in zip(paths, _FORMATS.items(), strict=True):
             content = io.BytesIO()
-            figure.savefig(content, format=path.suffix[1:], metadata=metadata)
+            figure.savefig(content, format=kind, metadata=metadata)
             write_atomically(path, content.getvalue())
     return paths
 

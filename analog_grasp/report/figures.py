@@ -20,21 +20,21 @@ from matplotlib.lines import Line2D
 
 from analog_grasp.devices import format_time
 from analog_grasp.experiments.records import AdapterRecord, Measurement
-from analog_grasp.experiments.statistics import Variant, is_fraction
+from analog_grasp.report.curves import (
+    Look,
+    adapter_colours,
+    curve,
+    time_positions,
+    unit,
+    variant_looks,
+)
 from analog_grasp.report.drawing import break_axis, write_figure
 from analog_grasp.report.tables import (
     DeviceTable,
-    ScoreRow,
     comparison_tables,
     metric_title,
     ordered_variants,
-    variant_labels,
 )
-
-# Okabe and Ito's palette, told apart with every common kind of colour vision; strongest first.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# One for each placement, so that an adapter keeps its colour wherever it lives.
-MARKERS = ("o", "s", "^", "D")
 
 _PANEL_INCHES = (2.9, 2.2)
 _DIGITAL: dict[str, Any] = {"linestyle": (0, (5, 2.5)), "linewidth": 1.1}
@@ -48,7 +48,8 @@ def accuracy_vs_drift(
     adapters: Sequence[AdapterRecord] = (),
     chance: Mapping[tuple[str, str], float] | None = None,
 ) -> list[Path]:
-    """Draw score against drift time, one panel a device, and write it as PNG and SVG.
+    """Draw score against drift time, one panel a device, and write it as PNG, SVG
+    and PDF.
 
     Each adapter is a line with the band of its 95 % interval; a dashed line of its colour is
     the score of its digital model. Every task and metric has rows of panels of its own. The
@@ -61,7 +62,7 @@ def accuracy_vs_drift(
         chance: score of guessing by task and metric, drawn as a dotted line.
 
     Returns:
-        The paths of the PNG and of the SVG.
+        The paths of the PNG, of the SVG and of the PDF.
 
     Raises:
         ValueError: there is no measurement.
@@ -76,7 +77,7 @@ def accuracy_vs_drift(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     paths = accuracy_vs_drift(cells, Path(folder) / "accuracy_vs_drift")
         >>> [path.name for path in paths]
-        ['accuracy_vs_drift.png', 'accuracy_vs_drift.svg']
+        ['accuracy_vs_drift.png', 'accuracy_vs_drift.svg', 'accuracy_vs_drift.pdf']
     """
     if not measurements:
         raise ValueError("There is no measurement to draw; measure one cell or more first.")
@@ -100,7 +101,7 @@ def _draw(
         figsize=(max(columns * width + 0.6, 4.4), sum(rows) * height + 0.8), layout="constrained"
     )
     grid = figure.add_gridspec(sum(rows), columns)
-    looks = _looks(ordered_variants(measurements, adapters))
+    looks = variant_looks(ordered_variants(measurements, adapters))
     for (subject, devices), row in zip(
         subjects.items(), itertools.accumulate(rows, initial=0), strict=False
     ):
@@ -132,25 +133,11 @@ def _columns(devices: int) -> int:
     return {4: 2, 5: 3, 6: 3}.get(devices, 4)
 
 
-def _looks(measured: Sequence[Variant]) -> dict[str, tuple[str, str, str]]:
-    """Adapter, colour and marker of every line, by its label."""
-    names = list(dict.fromkeys(variant.adapter for variant in measured))
-    placements = list(dict.fromkeys(variant.placement for variant in measured))
-    return {
-        label: (
-            variant.adapter,
-            PALETTE[names.index(variant.adapter) % len(PALETTE)],
-            MARKERS[placements.index(variant.placement) % len(MARKERS)],
-        )
-        for variant, label in variant_labels(measured).items()
-    }
-
-
-def _draw_panel(panel: Axes, table: DeviceTable, looks: Mapping[str, tuple[str, str, str]]) -> None:
-    positions = _positions(table.times)
+def _draw_panel(panel: Axes, table: DeviceTable, looks: Mapping[str, Look]) -> None:
+    positions = time_positions(table.times)
     for index, row in enumerate(table.scores):
         _, colour, marker = looks[row.label]
-        x, mean, low, high = _curve(row, positions, 100.0 if is_fraction(table.metric) else 1.0)
+        x, mean, low, high = curve(row, positions, table.metric)
         if len(positions) > 1:
             panel.plot(x, mean, color=colour, marker=marker, markeredgecolor="white", zorder=3)
             panel.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
@@ -162,45 +149,20 @@ def _draw_panel(panel: Axes, table: DeviceTable, looks: Mapping[str, tuple[str, 
     _draw_time_axis(panel, table.times, positions)
 
 
-def _curve(
-    row: ScoreRow, positions: Sequence[float], scale: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Position, mean and interval of what was measured; no interval is one of no width."""
-    points = [
-        (x, cell.mean, cell.mean, cell.mean)
-        if cell.low is None or cell.high is None
-        else (x, cell.mean, cell.low, cell.high)
-        for x, cell in zip(positions, row.cells, strict=True)
-        if cell is not None
-    ]
-    x, mean, low, high = np.array(points).reshape(-1, 4).T
-    return x, scale * mean, scale * low, scale * high
-
-
 def _draw_references(
     panel: Axes,
     table: DeviceTable,
     adapters: Sequence[AdapterRecord],
-    looks: Mapping[str, tuple[str, str, str]],
+    looks: Mapping[str, Look],
     chance: float | None,
 ) -> None:
-    scale = 100.0 if is_fraction(table.metric) else 1.0
-    colours = {adapter: colour for adapter, colour, _ in looks.values()}
+    scale, colours = unit(table.metric), adapter_colours(looks)
     for record in adapters:
         score = record.digital.get(table.metric)
         if record.task == table.task and record.adapter in colours and score is not None:
             panel.axhline(scale * score, color=colours[record.adapter], zorder=1, **_DIGITAL)
     if chance is not None:
         panel.axhline(scale * chance, zorder=1, **_CHANCE)
-
-
-def _positions(times: Sequence[float]) -> list[float]:
-    """Where each time stands: log10 of the seconds, and 0 s to the left of the first."""
-    logarithms = [math.log10(time) for time in times if time > 0]
-    if not logarithms:
-        return [0.0 for _ in times]
-    gap = max(0.6, 0.14 * (logarithms[-1] - logarithms[0]))
-    return [math.log10(time) if time > 0 else logarithms[0] - gap for time in times]
 
 
 def _draw_time_axis(panel: Axes, times: Sequence[float], positions: Sequence[float]) -> None:
@@ -228,9 +190,7 @@ def _tick_labels(times: Sequence[float], positions: Sequence[float]) -> list[str
     return labels
 
 
-def _legend(
-    looks: Mapping[str, tuple[str, str, str]], *, with_digital: bool, with_chance: bool
-) -> list[Artist]:
+def _legend(looks: Mapping[str, Look], *, with_digital: bool, with_chance: bool) -> list[Artist]:
     handles: list[Artist] = [
         Line2D([], [], color=colour, marker=marker, markeredgecolor="white", label=label)
         for label, (_, colour, marker) in looks.items()

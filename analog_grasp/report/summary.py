@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from analog_grasp.devices import format_time
-from analog_grasp.experiments.records import AdapterRecord, Measurement
+from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
 from analog_grasp.experiments.statistics import PairedDifference, Summary, is_fraction
+from analog_grasp.report.chips import CHIPS_LEGEND, chip_summaries, chip_text
 from analog_grasp.report.tables import (
     LEGEND,
     MARKS,
@@ -78,6 +79,8 @@ def summary_markdown(
     measurements: Sequence[Measurement],
     adapters: Sequence[AdapterRecord],
     notes: Sequence[str] = (),
+    *,
+    layers: Sequence[LayerRecord] = (),
 ) -> str:
     """The text of summary.md: finding, tables, settings, and how the numbers were computed."""
     tables = [device_text(table) for table in comparison_tables(measurements, adapters)]
@@ -89,11 +92,18 @@ def summary_markdown(
         *map(markdown_table, tables),
         "![Score against time since programming](accuracy_vs_drift.svg)",
         *([markdown_table(adapter_text(adapters))] if adapters else []),
+        *_chips(layers),
         markdown_table(settings_text(settings)),
         "## How the numbers were computed",
         _bullets(METHOD),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _chips(layers: Sequence[LayerRecord]) -> list[str]:
+    if not layers:
+        return []
+    return [markdown_table(chip_text(chip_summaries(layers))), markdown_escape(CHIPS_LEGEND)]
 
 
 def _bullets(sentences: Sequence[str]) -> str:

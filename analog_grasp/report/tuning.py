@@ -42,7 +42,7 @@ METHOD = (
     " (PED-ANOVA, Watanabe et al., IJCAI 2023); that of a single setting is all of it.",
 )
 _BEST_TRIALS = 10
-_TOO_FEW = "There are too few measured trials to tell the importance of the settings."
+TOO_FEW = "There are too few measured trials to tell the importance of the settings."
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,11 @@ def tuning_markdown(
     """
     figures = [f"{found.metric}_vs_{name}" for name in found.space]
     parts = [
-        f"# The best {' and '.join(found.space)} for {found.metric} after drift on {found.task}",
+        f"# {markdown_escape(tuning_title(found))}",
         _bullets(tuning_findings(found)),
         *(f"![{name}]({name}.svg)" for name in [*figures, *(["front"] if found.multi else [])]),
         markdown_table(trial_table(found)),
-        markdown_table(importance_table(found)) if found.importance else markdown_escape(_TOO_FEW),
+        markdown_table(importance_table(found)) if found.importance else markdown_escape(TOO_FEW),
         "## The best setting on the validation split, which no trial has seen",
         _bullets(findings(measurements, adapters)),
         *(markdown_table(device_text(t)) for t in comparison_tables(measurements, adapters)),
@@ -155,6 +155,11 @@ def tuning_markdown(
         _bullets(METHOD),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def tuning_title(found: Trials) -> str:
+    """What the tuning was to find."""
+    return f"The best {' and '.join(found.space)} for {found.metric} after drift on {found.task}"
 
 
 def trial_table(found: Trials) -> TextTable:

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analog_grasp.devices import format_time
-from analog_grasp.experiments.statistics import is_fraction
 from analog_grasp.experiments.trial import Trial
+from analog_grasp.report.curves import MARKERS, PALETTE, unit
 from analog_grasp.report.drawing import break_axis, write_figure
-from analog_grasp.report.figures import MARKERS, PALETTE
 from analog_grasp.report.tables import metric_title
 from analog_grasp.report.tuning import Trials, level_mean
 
@@ -36,8 +35,8 @@ def write_figures(found: Trials, directory: Path) -> list[Path]:
     """Draw score against each searched setting, and the front where there are two goals.
 
     Returns:
-        The paths: ``accuracy_vs_noise_weight.png``, ``.svg`` and the like, and ``front.png``,
-        ``.svg``.
+        The paths: ``accuracy_vs_noise_weight.png``, ``.svg``, ``.pdf`` and the like, and those of
+        ``front``.
 
     Raises:
         OSError: A file cannot be written.
@@ -148,7 +147,7 @@ def _draw_device(
         ]
         _draw_points(panel, found, axis, [p for p in points if not p[2].given_up], look)
         for place, mean, _ in (p for p in points if p[2].given_up):
-            panel.plot(place, _scale(found) * mean, **look, markerfacecolor="white", zorder=2)
+            panel.plot(place, unit(found.metric) * mean, **look, markerfacecolor="white", zorder=2)
     digital = [(place, t.digital, t) for place, t in placed if t.digital is not None]
     _draw_points(panel, found, axis, digital, _DIGITAL)
     best = axis.of(found.front[0])
@@ -164,7 +163,7 @@ def _draw_points(
     look: Mapping[str, Any],
 ) -> None:
     """Points, joined by a line within the range of the only setting that differs."""
-    scaled = [(place, _scale(found) * score) for place, score, _ in points]
+    scaled = [(place, unit(found.metric) * score) for place, score, _ in points]
     off = [point for point in scaled if axis.is_broken_off(point[0])]
     on = [point for point in scaled if not axis.is_broken_off(point[0])]
     line = {} if len(found.space) == 1 else {"linestyle": "none"}
@@ -178,7 +177,7 @@ def _draw_front(found: Trials) -> Figure:
     figure = Figure(figsize=(4.8, 3.4), layout="constrained")
     panel = figure.subplots()
     front = {trial.number for trial in found.front}
-    scale = _scale(found)
+    scale = unit(found.metric)
     for trial in found.trials:
         if trial.score is not None and trial.digital is not None and trial.number not in front:
             panel.plot(scale * trial.digital, scale * trial.score, "o", color="#AAAAAA")
@@ -214,10 +213,6 @@ def _legend(found: Trials, looks: Mapping[float, Mapping[str, Any]]) -> list[Lin
         handles.append(Line2D([], [], color="#444444", label="given up", **hollow))
     handles.append(Line2D([], [], label="best trial", **_BEST))
     return handles
-
-
-def _scale(found: Trials) -> float:
-    return 100.0 if is_fraction(found.metric) else 1.0
 
 
 def _known(score: float | None) -> float:

@@ -71,8 +71,8 @@ class GenerationTask(Task):
         max_new_tokens: where a text ends at the latest.
 
     Raises:
-        ValueError: a split is empty or lacks a column, a row has no reference, or a metric is
-            unknown.
+        ValueError: a split is empty or lacks a column, a row has no reference, a metric is unknown,
+            or a number is below its least.
 
     Source:
         Search and its defaults: E. Hu et al., LoRA, ICLR 2022 (arXiv 2106.09685), runs on E2E.
@@ -100,6 +100,12 @@ class GenerationTask(Task):
                 f"The task '{self.name}' writes text and has the metrics {self.metrics}; they "
                 f"should be one or more of {', '.join(TEXT_METRICS)}."
             )
+        for name, least in (("beams", 1), ("no_repeat_ngram", 0), ("max_new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"The task '{self.name}' has {name} = {getattr(self, name)}; it should be "
+                    f"{least} or more."
+                )
         for split in ("train", "validation"):
             check_rows(self, split, self._rows(split), ("text", "references"))
             bare = [i for i, texts in enumerate(self.references(split)) if not texts]

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from analog_grasp.tasks.sentences import SentenceTask
-from analog_grasp.tasks.sources import DEFAULT_MODEL, model_source, tokenizer_for
+from analog_grasp.tasks.sources import DEFAULT_MODEL, last_line, model_source, tokenizer_for
 from analog_grasp.tasks.task import Task, TaskType
 
 # The class, what its models are used for, and some that can be.
@@ -28,13 +28,15 @@ _KINDS: dict[TaskType, tuple[Any, str, str]] = {
 }  # fmt: skip
 
 
-def load_base_model(name_or_path: str | None, task: Task, seed: int = 0) -> PreTrainedModel:
+def load_base_model(
+    name_or_path: str | None, task: Task, seed: int = 0, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A pre-trained model of the kind that the task asks for.
 
     For a task on sentences that is a model for sequence classification whose head fits the task;
     the head is new, drawn from `seed`, and the global random state is left alone. For a generation
     task it is a causal language model as it was saved. Weights are read from safetensors only, in
-    float32.
+    float32; no pickle is ever loaded.
 
     Args:
         name_or_path: a folder, a Hub id, or None for the default model (`DEFAULT_MODEL`, see
@@ -42,12 +44,14 @@ def load_base_model(name_or_path: str | None, task: Task, seed: int = 0) -> PreT
         task: gives the kind of the model; for sentences the number and the names of the labels,
             and whether they are numbers.
         seed: of the new head.
+        trust_remote_code: whether Python code that comes with the model may run, which can do
+            whatever its writer likes.
 
     Raises:
         FileNotFoundError: there is no such model, or the folder lacks config.json or
             model.safetensors.
-        ValueError: the model is not of the kind that the task asks for, or its weights do not
-            fill it.
+        ValueError: the model is not of the kind that the task asks for, its weights do not fill
+            it, a file of it is damaged, or it comes with code that is not trusted.
 
     Example:
         >>> from analog_grasp.tasks import load_task
@@ -62,10 +66,10 @@ def load_base_model(name_or_path: str | None, task: Task, seed: int = 0) -> PreT
         )
     name = name_or_path or DEFAULT_MODEL
     source = model_source(name)
-    config = _load_config(name, source)
+    config = _load_config(name, source, trust_remote_code)
     if isinstance(task, SentenceTask):
         _fit_head(config, task)
-    model = _load_weights(name, source, config, task, seed)
+    model = _load_weights(name, source, config, task, seed, trust_remote_code)
     # The name, and not the folder of an installed package: it is what a saved adapter refers to,
     # and it should lead to the model on every machine.
     model.name_or_path = model.config._name_or_path = name
@@ -83,29 +87,40 @@ def _fit_head(config: PretrainedConfig, task: SentenceTask) -> None:
         config.label2id = {label: i for i, label in config.id2label.items()}
 
 
-def _load_config(name: str, source: str) -> PretrainedConfig:
+def _load_config(name: str, source: str, trust_remote_code: bool) -> PretrainedConfig:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(
             f"The model folder {source} holds no config.json; it should be a folder that "
             "save_pretrained of transformers wrote."
         )
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise FileNotFoundError(
             f"The model '{name}' is neither a folder nor a model that could be had from the Hub; "
             f"give a folder with config.json and model.safetensors, or a Hub id like "
             f"{DEFAULT_MODEL}."
         ) from error
-    except ValueError as error:
+    except Exception as error:
+        _refuse_own_code(name, error)
+        reason = "" if isinstance(error, ValueError) else f" ({last_line(error)})"
         raise ValueError(
-            f"The config.json of the model '{name}' names no model that transformers knows; it "
-            "should have a known model_type."
+            f"The config.json of the model '{name}' names no model that transformers knows"
+            f"{reason}; it should have a known model_type."
         ) from error
+    # Attention of a name like a Hub id is compiled code from there.
+    if "/" in str(config._attn_implementation) and not trust_remote_code:
+        raise _own_code(name)
+    return config
 
 
 def _load_weights(
-    name: str, source: str, config: PretrainedConfig, task: Task, seed: int
+    name: str,
+    source: str,
+    config: PretrainedConfig,
+    task: Task,
+    seed: int,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
     kind, use, instead = _KINDS[task.task_type]
     try:
@@ -117,7 +132,7 @@ def _load_weights(
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
                 # A head made for another number of labels is replaced by a new one.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -127,13 +142,32 @@ def _load_weights(
             f"The model '{name}' has no weights in model.safetensors, the only format that is "
             "read; save it again with save_pretrained."
         ) from error
-    except ValueError as error:
+    except Exception as error:
+        _refuse_own_code(name, error)
+        if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
+            raise ValueError(
+                f"The model '{name}' is a {config.model_type}, which transformers cannot use to "
+                f"{use}; {instead} could."
+            ) from error
         raise ValueError(
-            f"The model '{name}' is a {config.model_type}, which transformers cannot use to "
-            f"{use}; {instead} could."
+            f"The model '{name}' cannot be made of its files ({last_line(error)}); they should be "
+            "as save_pretrained of transformers wrote them."
         ) from error
     _check_filled(name, model, info, task)
     return model
+
+
+def _refuse_own_code(name: str, error: Exception) -> None:
+    """Say so where an error is that a model's own code was not allowed to run."""
+    if "trust_remote_code=True" in str(error):
+        raise _own_code(name) from error
+
+
+def _own_code(name: str) -> ValueError:
+    return ValueError(
+        f"The model '{name}' comes with code of its own, which is not run unless you say that you "
+        "trust it: read it, and give --trust-remote-code (trust_remote_code=True)."
+    )
 
 
 def _check_filled(name: str, model: PreTrainedModel, info: dict, task: Task) -> None:

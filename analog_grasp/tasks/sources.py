@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -64,7 +65,7 @@ def tokenizer_for(model: nn.Module) -> PreTrainedTokenizerBase:
 
     `model` is a transformers model or a PEFT model around one; its config tells the name or the
     folder. A tokenizer without a padding token, as GPT-2's, pads with its end-of-text token. Each
-    tokenizer is loaded once.
+    tokenizer is loaded once. Code that comes with it is run only where the model's own is.
 
     Raises:
         ValueError: the model does not tell where it came from, or no tokenizer can be loaded from
@@ -77,18 +78,43 @@ def tokenizer_for(model: nn.Module) -> PreTrainedTokenizerBase:
             f"The {type(model).__name__} does not tell which pre-trained model it was made from, "
             "so its tokenizer is unknown; pass tokenizer=."
         )
-    return _load_tokenizer(name)
+    return _load_tokenizer(name, runs_own_code(model))
+
+
+def runs_own_code(model: nn.Module) -> bool:
+    """Whether a model's configuration, and so the model, is of code that came with it.
+
+    Example:
+        >>> runs_own_code(nn.Linear(2, 2))
+        False
+    """
+    config = type(getattr(model, "config", None))
+    return config.__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+
+def last_line(error: Exception) -> str:
+    """The last line of another package's words, where they tend to say what is wrong.
+
+    Example:
+        >>> last_line(ValueError("In the file:\\n  no such key."))
+        'no such key'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:300].rstrip(".")
 
 
 @lru_cache
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     refusal = (
         f"No tokenizer could be loaded from '{name}'; the model's folder or Hub page should hold "
         "tokenizer.json, or pass tokenizer=."
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_source(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_source(name), trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        # The tokenizers package raises plain ones for a damaged file.
         raise ValueError(refusal) from error
     # Without files, transformers makes a tokenizer that knows its special tokens and no word.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

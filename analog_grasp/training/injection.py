@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numba
 import numpy as np
@@ -13,7 +14,6 @@ from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layer
 from analog_grasp.devices import CardNoiseModel
 from analog_grasp.devices.kernels import fits_kernel
 from analog_grasp.devices.random import (
-    NORMAL_TABLE,
     Floats,
     fill_normal,
     normal,
@@ -70,23 +70,23 @@ class WeightNoise:
         self._draw()
         weights = [layer.weight for layer in self._layers]
         try:
-            for layer, noisy in zip(self._layers, self._noisy, strict=True):
-                layer.weight = noisy
+            for layer, weight, noisy in zip(self._layers, weights, self._noisy, strict=True):
+                # Past the setter of modules, which takes no tensor that has a history.
+                layer._parameters["weight"] = (
+                    _StandIn.apply(weight, noisy) if weight.requires_grad else noisy
+                )
             yield
         finally:
-            for layer, weight, noisy in zip(self._layers, weights, self._noisy, strict=True):
+            for layer, weight in zip(self._layers, weights, strict=True):
                 layer.weight = weight
-                if noisy.grad is not None:
-                    weight.grad = noisy.grad if weight.grad is None else weight.grad + noisy.grad
-                    noisy.grad = None
 
     @torch.no_grad()
     def _draw(self) -> None:
         """Fill the stand-ins, which are allocated once."""
         if not self._noisy:
             self._noisy = [
-                nn.Parameter(torch.empty_like(w), requires_grad=w.requires_grad)
-                for w in (layer.weight for layer in self._layers)
+                nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
+                for layer in self._layers
             ]
         for i, (layer, noisy) in enumerate(zip(self._layers, self._noisy, strict=True)):
             # From torch's own random state, so that whoever seeds it seeds this noise.
@@ -99,6 +99,18 @@ class WeightNoise:
             inputs = 0 if isinstance(layer, Conv1D) else 1
             self._largest[index] = layer.weight.abs().amax(dim=inputs, keepdim=True)
         return self._largest[index]
+
+
+class _StandIn(torch.autograd.Function):
+    """A noisy weight in place of a trained one, which gets its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, noisy: Tensor) -> Tensor:
+        return noisy.view_as(noisy)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 _Disturb = Callable[[FrozenLayer, Tensor, int, Tensor], None]
@@ -133,14 +145,12 @@ def _perturb(weight: Tensor, spread: Tensor, key: int, out: Tensor) -> None:
         torch.addcmul(weight, noise, spread, out=out)
         return
     spreads = np.broadcast_to(spread.numpy(), weight.shape)
-    _perturb_rows(weight.numpy(), spreads, np.uint64(key), NORMAL_TABLE, out.numpy())
+    _perturb_rows(weight.numpy(), spreads, np.uint64(key), out.numpy())
 
 
 @parallel_kernel
-def _perturb_rows(
-    weight: Floats, spread: Floats, key: np.uint64, table: Floats, out: Floats
-) -> None:
+def _perturb_rows(weight: Floats, spread: Floats, key: np.uint64, out: Floats) -> None:
     for row in numba.prange(out.shape[0]):
-        fill_normal(row_key(key + np.uint64(row)), table, out[row])
+        fill_normal(row_key(key + np.uint64(row)), out[row])
         for column in range(out.shape[1]):
             out[row, column] = weight[row, column] + spread[row, column] * out[row, column]

@@ -1,34 +1,51 @@
-"""Training one adapter: a transformers Trainer with the noise-aware loss and injected noise."""
+"""Training one adapter: a transformers Trainer that knows the hardware."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
+from analog_grasp.devices import derive_seed
 from analog_grasp.tasks import Task, tokenizer_for
+from analog_grasp.tasks.division import tuning_task
+from analog_grasp.training.converters import ConverterLoop
+from analog_grasp.training.evaluation import ChipEvaluation
 from analog_grasp.training.injection import WeightNoise
 from analog_grasp.training.objective import NoiseAwareLoss
 
 
 class AdapterTrainer(Trainer):
-    """A `transformers.Trainer` that adds the noise-aware loss and injects weight noise.
+    """A `transformers.Trainer` that trains under what the hardware does to the weights.
 
-    Everything that Trainer takes is taken; evaluation is untouched.
+    It adds the noise-aware loss, injects weight noise and reads through converters. Everything
+    that Trainer takes is taken. Each process of a distributed training draws noise of its own, as
+    each of the batches that accumulate one step does; the first draws as it would alone.
 
     Args:
         injection: The noise on the weights in training; see `WeightNoise`.
+        converters: The card whose converters are in the loop; see `ConverterLoop`.
+        chip: What an evaluation measures; Trainer's own loss on the evaluation rows where None.
     """
 
-    def __init__(self, *args: Any, injection: float | str = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        injection: float | str = 0.0,
+        converters: str | None = None,
+        chip: ChipEvaluation | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         # Our loss is a mean over the batch: Trainer itself must divide it among the batches that
         # accumulate one gradient step, which it leaves to models that take num_items_in_batch.
@@ -36,12 +53,32 @@ class AdapterTrainer(Trainer):
         model = self.model
         assert isinstance(model, nn.Module)
         self.weight_noise = WeightNoise(model, injection)
+        self._converted = ConverterLoop(model, converters).applied if converters else nullcontext
+        self.chip = chip
         self.noise_aware_loss = _noise_aware_loss(model)
+        torch.manual_seed(self.args.seed + self.args.process_index)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass under one draw of the injected noise."""
-        with self.weight_noise.applied():
+        with self._converted(), self.weight_noise.applied():
             return super().training_step(*args, **kwargs)
+
+    def evaluate(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> dict[str, float]:
+        """The scores on the chip, as Trainer names them: ``eval_accuracy``."""
+        if self.chip is None:
+            return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        scores = self.chip.scores(self.model)
+        found = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(
+            self.args,
+            self.state,
+            self.control,  # type: ignore[has-type]
+            found,
+        )
+        return found
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -52,22 +89,68 @@ class AdapterTrainer(Trainer):
             loss = loss + self.noise_aware_loss()
         return (loss, outputs) if return_outputs else loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if type(sampler) is LengthGroupedSampler:
+            # A step takes a batch from each process.
+            step = sampler.batch_size * self.args.world_size
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return _ByLength(step, sampler.lengths, seed)
+        return sampler
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the adapter alone: its checkpoints need no tokenizer and no pickled arguments."""
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+            return
+        self.model.save_pretrained(
+            output_dir or self.args.output_dir,
+            state_dict=state_dict,
+            is_main_process=self.args.should_save,
+            # Asking peft to find out would have it look at the Hub.
+            save_embedding_layers=False,
+        )
+
+
+class _ByLength(LengthGroupedSampler):
+    """Examples of like length together, in an order that the seed and the epoch alone decide.
+
+    So a training that goes on in the midst of an epoch sees what it would have seen, and all
+    processes agree on the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(derive_seed(self._seed, "order", epoch))
+
 
 def train(
     model: PeftModel,
     task: Task,
     *,
     injection: float | str = 0.0,
+    converters: str | None = None,
+    evaluate_on: str | None = None,
     epochs: float = 3,
     learning_rate: float = 1e-2,
     batch_size: int = 32,
     seed: int = 0,
     dropout: bool = False,
     output_dir: str | Path | None = None,
+    resume_from_checkpoint: bool | str = False,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> TrainOutput:
     """Train the active adapter and the task head of a PEFT model on a task.
+
+    Under ``torchrun`` or ``accelerate launch`` every process calls it, each with its own copy of
+    the model, and takes ``batch_size`` examples of each step; all copies end with the same
+    adapter. On a CPU use ``torchrun``: the option ``--cpu`` of ``accelerate launch`` starts a
+    single process, whatever the number that is asked for.
 
     Args:
         model: A model from `peft.get_peft_model`; trained in place, left in evaluation mode.
@@ -75,22 +158,33 @@ def train(
         injection: Standard deviation of Gaussian noise on the weights that go onto tiles, in units
             of each column's largest weight, or a device at a drift time, ``"pcm-hermes-2@1d"``;
             drawn afresh for every batch. Frozen weights stay as they are, bit for bit.
+        converters: A device whose DACs, ADCs and output noise the layers on tiles go through in
+            training, with straight-through gradients; see `ConverterLoop`.
+        evaluate_on: A device at a drift time, ``"pcm-hermes-2@1d"``: after every epoch the model
+            is scored on a chip of it, and the best adapter is kept. The rows for that are held
+            out from the training rows, as `tuning_task` does; the task's own validation rows are
+            never looked at. With `transformers.EarlyStoppingCallback` training stops by it.
         epochs: Passes over the training set.
         learning_rate: The peak of a linear schedule with warm-up over a tenth of the steps.
         batch_size: Examples a step.
-        seed: Of the order of the examples, the samples and the noise.
+        seed: Of the order of the examples, the samples, the noise, and the rows held out.
         dropout: Whether the pre-trained model's dropout acts; off unless asked for, as an adapter
             of a thousand numbers has little to overfit with.
-        output_dir: Where checkpoints go; none are written if left out.
+        output_dir: Where checkpoints go, one an epoch or every ``save_steps`` steps; none are
+            kept if left out.
+        resume_from_checkpoint: Go on from the last checkpoint in `output_dir`, or from the one
+            that is named. On the same machine with the same settings, training ends with the
+            very bits that it would have ended with uninterrupted.
         callbacks: As `transformers.Trainer` takes them.
-        arguments: Anything else that `transformers.TrainingArguments` takes.
+        arguments: Anything else that `transformers.TrainingArguments` takes, such as
+            ``gradient_accumulation_steps``, ``bf16``, ``save_steps`` or ``eval_steps``.
 
     Returns:
         What `transformers.Trainer.train` returns: steps, mean loss and speed.
 
     Raises:
-        ValueError: Nothing of the model is trainable, or the injection is negative or names no
-            device and time.
+        ValueError: Nothing of the model is trainable; the injection is negative; a device or a
+            time is unknown or has no converters; there is no checkpoint to go on from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -100,19 +194,12 @@ def train(
             "The model has nothing to train: wrap it with peft.get_peft_model and an adapter "
             "configuration, or load the adapter with is_trainable=True."
         )
+    chip = None
+    if evaluate_on is not None:
+        task = tuning_task(task, seed)
+        chip = ChipEvaluation(task, evaluate_on, seed)
     with tempfile.TemporaryDirectory() as scratch, _dropout(model, dropout):
         tokenizer = tokenizer_for(model)
-        settings: dict[str, Any] = {
-            "save_strategy": "no" if output_dir is None else "epoch",
-            "warmup_steps": 0.1,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "logging_strategy": "no",
-            # Batches of like length hold little padding.
-            "train_sampling_strategy": "group_by_length",
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            **arguments,
-        }
         trainer = AdapterTrainer(
             model=model,
             args=TrainingArguments(
@@ -121,19 +208,57 @@ def train(
                 learning_rate=learning_rate,
                 per_device_train_batch_size=batch_size,
                 seed=seed,
-                **settings,
+                **_arguments(arguments, output_dir is not None, task.metrics[0] if chip else None),
             ),
             train_dataset=task.encode("train", tokenizer),
+            eval_dataset=task.validation if chip else None,
             data_collator=task.collator(tokenizer),
             callbacks=list(callbacks),
             injection=injection,
+            converters=converters,
+            chip=chip,
         )
         # With its progress bar off, Trainer would print its statistics instead.
         trainer.remove_callback(PrinterCallback)
         try:
-            return trainer.train()
+            return trainer.train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
+            # Mixed precision has wrapped the forward pass.
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
+
+
+def _arguments(given: dict[str, Any], kept: bool, metric: str | None) -> dict[str, Any]:
+    """Our defaults of TrainingArguments, and over them those given.
+
+    Args:
+        given: As TrainingArguments names them.
+        kept: Whether checkpoints are wanted for themselves.
+        metric: What the best adapter is chosen by, if it is chosen.
+    """
+    every = "steps" if {"save_steps", "eval_steps"} & given.keys() else "epoch"
+    defaults: dict[str, Any] = {
+        "save_strategy": every if kept or metric else "no",
+        "warmup_steps": 0.1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        # Batches of like length hold little padding.
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    if metric:
+        steps = given.get("eval_steps", given.get("save_steps"))
+        defaults |= {
+            "eval_strategy": every,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": metric,
+            "greater_is_better": True,
+        } | ({} if steps is None else {"eval_steps": steps, "save_steps": steps})
+        # The best one is among them whatever the limit.
+        defaults |= {} if kept else {"save_total_limit": 1}
+    return {**defaults, **given}
 
 
 @contextmanager

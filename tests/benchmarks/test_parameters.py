@@ -47,16 +47,34 @@ def test_counts_in_gpt2_medium(script, adapter, expected):
     assert script["count"]("GPT-2 Medium", adapter) == expected
 
 
-@pytest.mark.parametrize("form", [[], ["--markdown"]])
-def test_the_table_is_printed(script, form, monkeypatch, capsys):
-    models, adapters = script["MODELS"], script["ADAPTERS"]
-    for name in [*models][1:]:
-        monkeypatch.delitem(models, name)
-    for name in [name for name in adapters if "GRASP, K = 16" not in name]:
-        monkeypatch.delitem(adapters, name)
-    monkeypatch.setattr(sys, "argv", ["parameters.py", *form])
-    script["main"]()
+@pytest.fixture
+def few(script, monkeypatch):
+    """The script with one model and GRASP of K = 16 alone."""
+    for name in [*script["MODELS"]][1:]:
+        monkeypatch.delitem(script["MODELS"], name)
+    for name in [name for name in script["ADAPTERS"] if "GRASP, K = 16" not in name]:
+        monkeypatch.delitem(script["ADAPTERS"], name)
+    return script
+
+
+def test_the_table_is_printed(few, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["parameters.py"])
+    few["main"]()
     printed = capsys.readouterr().out
     assert "2,304" in printed
     assert "0.33" in printed
-    assert ("| adapter | RoBERTa-base |" in printed) == bool(form)
+
+
+def test_the_page_is_written(few, monkeypatch, tmp_path):
+    page = tmp_path / "parameters.md"
+    monkeypatch.setattr(sys, "argv", ["parameters.py", "--write", str(page)])
+    few["main"]()
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    assert rows[0] == "| adapter | RoBERTa-base | × |"
+    assert "| GRASP, K = 16, query and value | 768 | 0.33 |" in rows
+
+
+def test_the_page_of_the_documents_holds_the_counts():
+    page = (SCRIPT.parents[1] / "docs" / "parameters.md").read_text(encoding="utf-8")
+    for adapter, number in EXPECTED.items():
+        assert f"| {adapter} | {number:,} |" in page

@@ -1,8 +1,10 @@
 """Training one adapter."""
 
+import pytest
 from peft import PeftConfig
 
 from analog_grasp.cli import single
+from analog_grasp.training import AdapterTrainer
 
 
 def test_train_writes_a_folder_that_peft_reads(ag, tiny, tmp_path, model_folder):
@@ -38,7 +40,13 @@ def test_training_that_fails_leaves_no_half_of_a_folder(ag, tiny, tmp_path, monk
     ended = ag("train", "--adapter", "head", *tiny, "--epochs", "1", "--out", out)
     assert ended.status == 1
     assert "disk is full" in ended.err
-    assert list(tmp_path.rglob("*")) in ([], [out])
+    assert list(out.rglob("*")) == []
+    # What was learned is not lost: the same command goes on from the last checkpoint.
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", ".mine.training"}
+    monkeypatch.undo()
+    ended = ag("train", "--adapter", "head", *tiny, "--epochs", "1", "--out", out)
+    assert ended.status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mine"}
 
 
 def test_interrupted_training_says_so(ag, tiny, tmp_path, monkeypatch):
@@ -49,3 +57,59 @@ def test_interrupted_training_says_so(ag, tiny, tmp_path, monkeypatch):
     ended = ag("train", "--adapter", "head", *tiny, "--out", tmp_path / "mine")
     assert ended.status == 1
     assert ended.err == "Interrupted: the command did not finish.\n"
+
+
+def test_the_same_command_goes_on_with_a_training_that_was_interrupted(
+    ag, refused, tiny, tmp_path, monkeypatch
+):
+    asked = ["--adapter", "stochgrasp", *tiny, "--batch-size", "8", "--epochs", "3"]
+    asked += ["--groups", "4", "--injection", "pcm-hermes-2@1d", "--converters", "pcm-hermes-2"]
+    assert ag("train", *asked, "--out", tmp_path / "whole").status == 0
+    saved = AdapterTrainer._save_checkpoint
+
+    def killed_after_the_second(trainer, *args):
+        saved(trainer, *args)
+        if trainer.state.global_step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AdapterTrainer, "_save_checkpoint", killed_after_the_second)
+    given = [*asked, "--out", tmp_path / "mine"]
+    assert ag("train", *given, "--save-steps", "3").status == 1
+    monkeypatch.undo()
+    assert "begun with groups 4 and not 8" in refused("train", *given, "--groups", "8")
+    seen = []
+    stepped = AdapterTrainer.training_step
+    monkeypatch.setattr(
+        AdapterTrainer,
+        "training_step",
+        lambda *args, **more: seen.append(1) or stepped(*args, **more),
+    )
+    assert ag("train", *given).status == 0
+    assert len(seen) == 12 - 6
+    files = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "mine")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "mine"}
+
+
+def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
+    given = ["--evaluate-on", "pcm-hermes-2@1d", "--gradient-accumulation-steps", "2", "--bf16"]
+    given += ["--epochs", "2", "--batch-size", "8", "--out", tmp_path / "mine"]
+    assert ag("train", "--adapter", "grasp", *tiny, *given).status == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("injection", "pcm-hermes-2", "injection is 'pcm-hermes-2': name a device and a time"),
+        ("injection", "-1", "injection is"),
+        ("evaluate-on", "pcm-hermes-2@soon", "soon"),
+        ("evaluate-on", "hermes@1d", "hermes"),
+        ("converters", "ideal", "converters is 'ideal', but that device states none"),
+    ],
+)
+def test_devices_of_training_are_checked_before_it(
+    refused, tiny, tmp_path, option, value, sentence
+):
+    asked = ["--adapter", "grasp", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
+    assert sentence in refused("train", *asked)
+    assert not (tmp_path / "mine").exists()

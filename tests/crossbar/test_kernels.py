@@ -6,11 +6,10 @@ import torch
 from scipy import stats
 
 from analog_grasp.crossbar.kernels import column_readout, convert_inputs, convert_outputs
-from analog_grasp.devices.random import NORMAL_TABLE
 
 
 def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.inf, key=0,
-            row_variance=(), variance=(), hold=False):  # fmt: skip
+            row_variance=(), variance=(), start=(), hold=False):  # fmt: skip
     """Call the kernel with what a test leaves out; returns where a tile was clipped, of two."""
     rows, columns = product.shape
     ends = np.array([0, columns // 2, columns])
@@ -27,7 +26,7 @@ def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.
         hold,
         ends,
         np.uint64(key),
-        NORMAL_TABLE,
+        np.asarray(start, np.float32),
         y,
         clipped,
     )
@@ -144,7 +143,7 @@ def test_a_read_out_is_the_mean_magnitude_of_each_column():
     weight = torch.randn(6, 40).numpy()
     read = np.empty(6, np.float32)
     none = np.empty((0, 0), np.float32)
-    arguments = (np.float32(0.25), np.float32(1.5), np.uint64(0), NORMAL_TABLE, read)
+    arguments = (np.float32(0.25), np.float32(1.5), np.uint64(0), read)
     column_readout(weight, np.float32(0.0), none, *arguments)
     rounded = (np.rint(weight / 0.25) * 0.25).clip(-1.5, 1.5)
     np.testing.assert_allclose(read, np.abs(rounded).mean(1), rtol=1e-6)

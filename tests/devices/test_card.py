@@ -142,6 +142,7 @@ WRONG = [
     ('g_min = "0 uS"', 'g_min = "30 uS"', "conductance.g_max is 25 uS and g_min 30 uS"),
     ('mapping = "pair"', 'mapping = "trio"', "conductance.mapping is 'trio': it should be 'pair'"),
     ("[tile]", "[tiles]", 'tiles is not a known key: did you mean "tile"?'),
+    ("rows = 512", '"\\n" = 512', r"tile.'\n' is not a known key"),
     ("rows = 512", "row = 512", 'tile.row is not a known key: did you mean "rows"?'),
     ("rows = 512", 'rows = "512"', "tile.rows is '512': it should be a valid integer"),
     ("rows = 512", "rows = 512.0", "tile.rows is 512.0: it should be a valid integer"),
@@ -213,21 +214,37 @@ def test_signed_conductances_begin_at_zero(tmp_path):
         b"\xff\xfe\x00",
         b"a = " + b"[" * 100_000,
         b"a = " + b"9" * 10_000,
-        b"#" * ((1 << 20) + 1),
+        b"#" * ((1 << 18) + 1),
         b'name = "' + b"x" * 100_000 + b'"',
         b"[drift]\nmodel = []",
         b"drift = 3\nprogramming = [1]",
         b"[drift]\ntable = [[]]",
+        b"a = 0x" + b"f" * 4000,
+        b".".join([b"a"] * 2000) + b" = 1",
+        (b".".join([b"a"] * 2000) + b" = 1\n") * 60,
+        b"a = 1979-05-27",
+        b'name = "\\u001b[2J"',
+        b"[programming]\ncoefficients = [" + b"1,\n" * 80_000 + b"]",
     ],
-    ids=range(9),
+    ids=range(15),
 )
 def test_hostile_files_get_a_short_sentence(tmp_path, content):
     assert len(refusal(write(tmp_path, content))) < 400
 
 
 def test_a_large_file_is_refused_for_its_size(tmp_path):
-    path = write(tmp_path, GOOD + "#" * (1 << 20))
-    assert "is larger than 1 MiB: a card is a few kilobytes." in refusal(path)
+    path = write(tmp_path, GOOD + "#" * (1 << 18))
+    assert "is larger than 256 KiB: such a file is a few kilobytes." in refusal(path)
+
+
+def test_a_curve_of_a_hundred_thousand_numbers_is_refused(tmp_path):
+    many = GOOD.replace("[0.26348,", "[" + "0,\n" * 80_000 + "0.26348,", 1)
+    assert "programming.coefficients is [0, 0" in refusal(write(tmp_path, many))
+
+
+def test_an_integer_of_any_length_is_refused(tmp_path):
+    huge = GOOD.replace("rows = 512", "rows = 0x" + "f" * 4000)
+    assert "holds an integer of more than 64 bits" in refusal(write(tmp_path, huge))
 
 
 JUNK = st.recursive(

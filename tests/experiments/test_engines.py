@@ -2,7 +2,9 @@
 
 import multiprocessing
 import shutil
+import time
 from importlib.util import find_spec
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from analog_grasp.devices import DeviceCard
 from analog_grasp.experiments import Settings, engines, new_adapter, prepare
-from analog_grasp.experiments.bench import Bench, Job
+from analog_grasp.experiments.bench import Bench, Cell, Job
 from analog_grasp.experiments.engines import local
 from analog_grasp.experiments.grid import Chip
 
@@ -109,6 +111,43 @@ def test_a_cluster_started_here_measures_the_same_bits(
 ):
     here = settings.model_copy(update={"engine": "ray", "workers": 2})
     assert values(measure(here, tmp_path / "run")) == values(trained)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_work_that_is_given_up_leaves_the_cluster_free():
+    import ray
+
+    from analog_grasp.experiments.engines import ray as engine
+
+    class Endless:
+        """Measures a cell, and then goes on for ever."""
+
+        models: ClassVar = {}
+
+        def measure(self, job):
+            yield Cell(job.chip, "grasp", 0.0, {"accuracy": 1.0})
+            while True:
+                time.sleep(0.01)
+
+    def wait_for(processors):
+        deadline = time.monotonic() + 120
+        while ray.available_resources().get("CPU", 0) != processors:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    # A cluster that is not the engine's own: nothing but the engine ends its work there.
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        jobs = [Job(Chip("pcm", seed, seed), frozenset({("grasp", 0.0)})) for seed in range(4)]
+        cells = engine.measure(Endless(), jobs, workers=2)
+        assert {next(cells).chip.seed for _ in range(2)} == {0, 1}
+        wait_for(0)
+        cells.close()
+        wait_for(2)
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
 
 
 @needs_ray

@@ -25,9 +25,10 @@ from analog_grasp.experiments import tune as tune_module
 from analog_grasp.experiments.bench import Cell
 from analog_grasp.experiments.search import first_values, quiet_optuna, search_space
 from analog_grasp.experiments.study_storage import share_heartbeats, shown_url
-from analog_grasp.experiments.trial import tuning_rounds, tuning_task
+from analog_grasp.experiments.trial import tuning_rounds
 from analog_grasp.experiments.tune import Tuning, prepare_tuning, tune, with_values
 from analog_grasp.tasks import builtin, registry
+from analog_grasp.tasks.division import tuning_task
 from analog_grasp.tasks.sentences import SentenceTask
 from analog_grasp.tuning import tune_noise_weight
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from analog_grasp.experiments.records import AdapterRecord, Measurement
+from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
 
 
 def made_up(adapters=("grasp", "stochgrasp"), devices=("pcm", "rram"), times=(0.0, 20.0, 86400.0)):
@@ -32,6 +32,16 @@ def measurements():
 @pytest.fixture
 def records():
     return records_of()
+
+
+@pytest.fixture
+def layers():
+    """Two layers on a chip of each device, whose weight error doubles in a day."""
+    return [
+        LayerRecord(device, 0, seconds, name, tiles, cells, 0.5, error * (2 if seconds else 1))
+        for device, seconds in product(("pcm", "rram"), (0.0, 86400.0))
+        for name, tiles, cells, error in (("query", 2, 100, 0.03), ("dense", 3, 300, 0.05))
+    ]
 
 
 @pytest.fixture

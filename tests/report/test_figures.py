@@ -6,7 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from analog_grasp.report import figures
-from analog_grasp.report.figures import PALETTE, accuracy_vs_drift
+from analog_grasp.report.curves import PALETTE
+from analog_grasp.report.figures import accuracy_vs_drift
 
 
 @pytest.fixture
@@ -27,10 +28,11 @@ def axes(monkeypatch):
 def test_files_are_made_and_the_same_twice(tmp_path, measurements, records):
     first = accuracy_vs_drift(measurements, tmp_path / "a", adapters=records)
     second = accuracy_vs_drift(measurements, tmp_path / "b", adapters=records)
-    assert [path.name for path in first] == ["a.png", "a.svg"]
-    assert first[0].read_bytes().startswith(b"\x89PNG")
-    assert first[1].read_bytes() == second[1].read_bytes()
-    assert first[0].read_bytes() == second[0].read_bytes()
+    assert [path.name for path in first] == ["a.png", "a.svg", "a.pdf"]
+    starts = (b"\x89PNG", b"<?xml", b"%PDF")
+    for one, other, start in zip(first, second, starts, strict=True):
+        assert one.read_bytes().startswith(start)
+        assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -1,7 +1,10 @@
 """What is shown of a tuning, from trials made up so that every figure is known."""
 
+import base64
 import csv
 import io
+import json
+import re
 
 import pytest
 
@@ -16,6 +19,7 @@ from analog_grasp.report.tuning import (
     tuning_markdown,
 )
 from analog_grasp.report.tuning_figures import _Axis, write_figures
+from analog_grasp.report.tuning_page import tuning_page
 
 LEVELS = (("pcm", 0.0), ("pcm", 86_400.0), ("rram", 0.0), ("rram", 86_400.0))
 
@@ -123,15 +127,30 @@ def test_summary_names_its_figures_and_says_what_is_too_little(found):
     assert "too few measured trials" in tuning_markdown(few, {}, [], [])
 
 
-@pytest.mark.parametrize("multi", [False, True])
-def test_figures_are_the_same_bytes_again(found, tmp_path, multi):
-    drawn = shown(*found.trials, front=found.front, multi=multi)
+def test_figures_are_the_same_bytes_again(found, tmp_path):
+    drawn = shown(*found.trials, front=found.front, multi=True)
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
     first, second = (write_figures(drawn, tmp_path / name) for name in ("a", "b"))
-    names = ["accuracy_vs_noise_weight.png", "accuracy_vs_noise_weight.svg"]
-    assert [path.name for path in first] == names + ["front.png", "front.svg"] * multi
+    stems = ("accuracy_vs_noise_weight", "front")
+    names = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
+    assert [path.name for path in first] == names
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_the_page_holds_every_whole_trial_and_the_data(found, measurements, records, multi):
+    page = tuning_page(
+        shown(*found.trials, front=found.front, multi=multi), {"seed": 0}, measurements, records
+    )
+    (chart,) = json.loads(re.search(r'id="charts">(.*?)</script>', page)[1])
+    drawn = str(chart)
+    for trial in found.trials:
+        settings = f"'noise_weight {trial.values['noise_weight']:g}'"
+        assert (settings in drawn) == (trial.score is not None)
+    data = re.search(r'download="trials.csv" href="data:text/csv;base64,([^"]*)"', page)[1]
+    assert base64.b64decode(data).decode() == trials_csv(found)
+    assert ("joined by a line" in page) == multi
 
 
 def test_zero_stands_beyond_a_break_and_words_nowhere(found):

@@ -1,12 +1,16 @@
 """Training on tiny models: what is learned, and what must stay as it is."""
 
+import dataclasses
+
 import pytest
 import torch
+from datasets import Dataset
 from peft import get_peft_model, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from analog_grasp.adapters import GraspConfig, StochGraspConfig, StochGraspLinear
+from analog_grasp.adapters.baselines import adapt
 from analog_grasp.training import train
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
@@ -164,3 +168,113 @@ def test_files_are_written_where_asked_and_nowhere_else(adapted, task, tmp_path,
     assert not list(tmp_path.iterdir())
     train(adapted(), task, epochs=1, output_dir=tmp_path / "checkpoints")
     assert list((tmp_path / "checkpoints").glob("checkpoint-*/adapter_model.safetensors"))
+
+
+def test_save_steps_write_checkpoints_in_between(adapted, task, tmp_path):
+    train(adapted(), task, epochs=1, batch_size=16, output_dir=tmp_path, save_steps=2)
+    folders = {file.parent.name for file in tmp_path.glob("*/adapter_model.safetensors")}
+    assert folders == {"checkpoint-2", "checkpoint-4"}
+    assert not list(tmp_path.glob("*/training_args.bin"))
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_training_that_goes_on_ends_with_the_same_bits(adapted, task, tmp_path, stop):
+    """Four steps an epoch: it is stopped in the midst of each of two epochs."""
+
+    class Stops(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            if state.global_step == stop:
+                raise KeyboardInterrupt
+
+    def trained(**more):
+        model = adapted("stochgrasp")
+        settings = {"injection": 0.1, "converters": "pcm-hermes-2", "epochs": 3, "batch_size": 16}
+        train(model, task, **settings, **more)
+        return adapter_bits(model)
+
+    kept = {"output_dir": tmp_path, "save_steps": 3}
+    whole = trained()
+    with pytest.raises(KeyboardInterrupt):
+        trained(**kept, callbacks=[Stops()])
+    assert same_bits(trained(**kept, resume_from_checkpoint=True), whole)
+
+
+def test_mixed_precision_learns_the_same_and_leaves_the_model_as_it_was(adapted, task, batch):
+    def trained(**more):
+        model = adapted(dropout=False)
+        # Steps in proportion to gradients, which are close where their signs may differ.
+        settings = {"epochs": 4, "batch_size": 16, "optim": "sgd", "learning_rate": 0.1}
+        train(model, task, **settings, **more)
+        return model
+
+    def numbers(model):
+        return torch.cat([value.flatten() for value in adapter_bits(model).values()])
+
+    start, exact, mixed = adapted(dropout=False), trained(), trained(bf16=True)
+    error = (numbers(mixed) - numbers(exact)).norm() / (numbers(exact) - numbers(start)).norm()
+    assert 0 < error < 0.05
+    mixed.load_state_dict(exact.state_dict())
+    assert torch.equal(mixed(**batch).logits, exact(**batch).logits)
+
+
+class Watched(TrainerCallback):
+    """Keeps what each evaluation found, and with which adapter."""
+
+    def __init__(self, model):
+        self.model, self.found = model, []
+
+    def on_evaluate(self, args, state, control, metrics, **_):
+        self.found.append((metrics["eval_accuracy"], clone(adapter_bits(self.model))))
+
+
+def clone(bits):
+    return {name: value.clone() for name, value in bits.items()}
+
+
+@pytest.mark.parametrize("adapter", ["stochgrasp", "full"])
+def test_the_best_adapter_on_a_chip_is_kept(reader, adapted, task, adapter):
+    model = adapt(reader(), "full") if adapter == "full" else adapted(adapter)
+    watched = Watched(model)
+    # So fast that it does not settle.
+    settings = {"evaluate_on": "pcm-hermes-2@1d", "epochs": 5, "batch_size": 16}
+    train(model, task, learning_rate=0.3, callbacks=[watched], **settings)
+    scores = [score for score, _ in watched.found]
+    assert len(scores) == 5
+    assert len(set(scores)) > 1
+    assert same_bits(adapter_bits(model), watched.found[scores.index(max(scores))][1])
+
+
+def test_early_stopping_goes_by_the_chip(adapted, task):
+    done = train(
+        adapted(),
+        task,
+        evaluate_on="gaussian@0.1@0s",
+        epochs=9,
+        learning_rate=1e-9,
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    assert done.global_step == 3 * 2
+
+
+def test_the_rows_of_the_report_are_not_looked_at(adapted, task):
+    """The held-out rows come from the training split, whatever the validation split holds."""
+
+    def score(labels):
+        rows = Dataset.from_dict({"text": task.validation["text"][:], "label": labels})
+        model = adapted()
+        watched = Watched(model)
+        settings = {"evaluate_on": "ideal@0s", "epochs": 1, "callbacks": [watched]}
+        train(model, dataclasses.replace(task, validation=rows), **settings)
+        return watched.found[0][0]
+
+    labels = task.validation["label"][:]
+    assert score(labels) == score([1 - label for label in labels])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("evaluate_on", "pcm-hermes-2"), ("converters", "ideal"), ("injection", "pcm-hermes-2")],
+)
+def test_devices_that_say_too_little_are_refused(adapted, task, setting, value):
+    with pytest.raises(ValueError, match=f"{setting} is '{value}'"):
+        train(adapted(), task, **{setting: value})

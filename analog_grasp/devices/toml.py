@@ -1,0 +1,89 @@
+"""TOML files of unknown origin, read within bounds."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+_LARGEST_FILE = 256 << 10
+# The time that a key of many parts takes to read grows with the square of their number.
+_LONGEST_LINE = 4096
+_DEEPEST = 32
+# Times, which TOML has too, are nothing that a card or a setting could be.
+_SCALARS = (str, bool, int, float)
+# Those of Unicode's category Cc but tab and line feed: terminals obey them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def read_toml(path: Path, subject: str) -> dict[str, Any]:
+    """The content of a TOML file, if it is one that a person may have written.
+
+    Args:
+        path: The file.
+        subject: What the file is, to begin the sentence with in an error.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read.
+        ValueError: It is no valid TOML, or larger, deeper or wider than such a file should be: 256
+            KiB, 32 levels, lines of 4,096 bytes, integers of 64 bits, no control characters.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.toml"
+        ...     _ = path.write_text("a = " + "[" * 40 + "]" * 40)
+        ...     read_toml(path, "The file mine.toml")
+        Traceback (most recent call last):
+        ValueError: The file mine.toml is not valid TOML: it is nested too deeply.
+    """
+    content = _content(path, subject)
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(
+            f"{subject} is larger than {_LARGEST_FILE >> 10} KiB: such a file is a few kilobytes."
+        )
+    if max(map(len, content.splitlines()), default=0) > _LONGEST_LINE:
+        raise ValueError(
+            f"{subject} has a line of more than {_LONGEST_LINE} bytes: break it into several."
+        )
+    try:
+        data = tomllib.loads(content.decode("utf-8"))
+        _check(data)
+    except (ValueError, RecursionError) as error:
+        # Python's own words on too deep a recursion would not tell what the file is like.
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if deep else str(error)[:200].rstrip(".")
+        raise ValueError(f"{subject} is not valid TOML: {reason}.") from None
+    return data
+
+
+def _content(path: Path, subject: str) -> bytes:
+    """The first bytes of a file, one more than it may have."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(f"{subject} does not exist: give the path of a TOML file.")
+        with path.open("rb") as file:
+            return file.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise OSError(f"{subject} cannot be read: {error}.") from None
+
+
+def _check(part: Any, depth: int = 0) -> None:
+    """Refuse what no reader of the data reckons with."""
+    if depth > _DEEPEST:
+        raise ValueError("it is nested too deeply")
+    if isinstance(part, dict):
+        for key, value in part.items():
+            _check(key, depth)
+            _check(value, depth + 1)
+    elif isinstance(part, list):
+        for value in part:
+            _check(value, depth + 1)
+    elif not isinstance(part, _SCALARS):
+        raise ValueError(f"it holds a date or time, {part}, where a text or a number belongs")
+    elif isinstance(part, int) and not -(2**63) <= part < 2**63:
+        raise ValueError("it holds an integer of more than 64 bits")
+    elif isinstance(part, str) and _CONTROL.search(part):
+        raise ValueError("it holds a text with control characters")

@@ -1,0 +1,48 @@
+"""aihwkit as its users set it up, with the tile and the converters that a card states."""
+
+from aihwkit.nn.conversion import convert_to_analog
+from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
+from aihwkit.simulator.parameters.mapping import MappingParameter
+from torch import nn
+
+from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.devices import DeviceCard
+
+
+def configured[C](config: C, card: DeviceCard) -> C:
+    """One of aihwkit's configurations, given the tile and the converters of a card.
+
+    Weights are scaled by column, the bias stays digital, and drift is not compensated.
+
+    Args:
+        config: An inference configuration of either of aihwkit's tiles; changed in place.
+        card: A device with converters.
+    """
+    converters = card.converters
+    assert converters is not None
+    config.mapping = MappingParameter(
+        digital_bias=True,
+        weight_scaling_omega=1.0,
+        weight_scaling_columnwise=True,
+        max_input_size=card.tile.rows,
+        max_output_size=card.tile.columns,
+    )
+    config.drift_compensation = None
+    io = config.forward
+    io.inp_res = 1 / (2**converters.dac_bits - 2) if converters.dac_bits else 0.0
+    io.out_res = 1 / (2**converters.adc_bits - 2) if converters.adc_bits else 0.0
+    io.out_noise, io.out_bound = converters.output_noise, converters.output_range
+    io.noise_management = NoiseManagementType[converters.input_scaling.upper()]
+    io.bound_management = BoundManagementType[converters.bound_management.upper()]
+    return config
+
+
+def converted(model: nn.Module, config: object) -> nn.Module:
+    """A model whose frozen layers lie on aihwkit's tiles; task head and adapters stay digital."""
+    frozen = {path for path, _ in frozen_layers(model)}
+    others = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path not in frozen
+    ]
+    return convert_to_analog(model, config, exclude_modules=others, inplace=False)

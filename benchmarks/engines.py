@@ -1,0 +1,93 @@
+"""Does it matter which engine does the work: processes of this machine, or a Ray cluster on it?
+
+The same chip instances are measured with two workers by the engine local and by the engine ray.
+Cold: the first time in a process, the workers' start with it. Warm: local's workers are started
+anew, by a server that has loaded everything already; ray's are there, in a cluster that runs.
+
+    python benchmarks/engines.py
+
+About four minutes on 2 cores.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from itertools import product
+
+import ray
+from peers import apart, machine, ratio_table
+
+from analog_grasp.devices import DeviceCard, parse_time
+from analog_grasp.experiments import Settings, new_adapter
+from analog_grasp.experiments.bench import Bench, Job
+from analog_grasp.experiments.engines import engine
+from analog_grasp.experiments.grid import chips
+from analog_grasp.tasks import load_task
+
+WORKERS = 2
+ENGINES = ("local", "ray")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="Hub id or folder; the built-in default without it")
+    parser.add_argument("--repeats", type=int, default=3, help="fresh processes for each engine")
+    parser.add_argument("--quick", action="store_true", help="two chips, one repeat")
+    asked = parser.parse_args()
+    settings = Settings(
+        model=asked.model,
+        adapters=("grasp", "stochgrasp"),
+        devices=("pcm-hermes-2", "rram-wan2022"),
+        times=("1h", "1y"),
+        repeats=1 if asked.quick else 2,
+        workers=WORKERS,
+    )
+    seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: {name: [] for name in ENGINES})
+    for turn in range(1 if asked.quick else asked.repeats):
+        for name in ENGINES if turn % 2 == 0 else reversed(ENGINES):
+            cold, warm = apart(engine_seconds, settings.model_copy(update={"engine": name}))
+            seconds["cold"][name].append(cold)
+            seconds["warm"][name].append(warm)
+    print(machine())
+    count = len(work(settings)) * len(settings.adapters) * len(settings.times)
+    for start, taken in seconds.items():
+        print(
+            f"\n{ratio_table(f'{count} cells, {WORKERS} workers, {start} start', taken, 'local')}"
+        )
+
+
+def engine_seconds(settings: Settings) -> tuple[float, float]:
+    """Seconds that an engine takes for the study the first time, and when it is warm."""
+    task = load_task(settings.task)
+    models = {name: new_adapter(settings, task, name) for name in settings.adapters}
+    cards = {device: DeviceCard.load(device) for device in settings.devices}
+    bench = Bench(task, models, cards, settings.deployment())
+    jobs = work(settings)
+    cold = measured(settings, bench, jobs)
+    if settings.engine == "local":
+        return cold, measured(settings, bench, jobs)
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+    try:
+        # Workers load everything with their first job.
+        measured(settings, bench, [Job(job.chip, frozenset([min(job.cells)])) for job in jobs])
+        return cold, measured(settings, bench, jobs)
+    finally:
+        ray.shutdown()
+
+
+def work(settings: Settings) -> list[Job]:
+    """A job a chip instance: all its adapters and times."""
+    times = map(parse_time, settings.times)
+    cells = frozenset(product(settings.adapters, times))
+    return [Job(chip, cells) for chip in chips(settings, settings.devices)]
+
+
+def measured(settings: Settings, bench: Bench, jobs: list[Job]) -> float:
+    begin = time.perf_counter()
+    cells = list(engine(settings)(bench, jobs))
+    assert len(cells) == sum(len(job.cells) for job in jobs)
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What does an analog forward pass cost, against the digital one and against aihwkit's?
+
+Every peer reads the same batches, in turn: the digital model, aihwkit's torch and compiled tiles,
+aihwkit-lightning where it is installed, and ours. Converters of 8 bits, output noise 0.04, inputs
+scaled by their maximum, iterative bound management, tiles of 512 x 512, columns scaled apart,
+digital bias. No programming noise and no drift: they cost nothing at a read.
+
+    python benchmarks/forward.py --data-dir path/to/glue     # MiniLM over SST-2's 872 sentences
+    python benchmarks/forward.py --shapes                    # two layers of larger models
+
+"aihwkit-lightning" has no bound management, and its fixed input ranges are compared with ours
+fixed at the same number. Prints Markdown tables; a few minutes each on 2 cores.
+"""
+
+import argparse
+import copy
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit_peer import configured, converted
+from peers import interleaved, machine, ratio_table
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
+
+from analog_grasp import DeviceCard, deploy, load_task
+from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.crossbar.layer import CrossbarLinear
+from analog_grasp.tasks import tokenizer_for
+from analog_grasp.tasks.models import load_base_model
+
+BATCH = 64
+RANGE = 4.0
+"""The fixed input range; any number will do for the time that a pass takes."""
+# Two layers of each: what a pass costs grows with their number.
+SHAPES: dict[str, Callable[[], nn.Module]] = {
+    "RoBERTa-base": lambda: RobertaModel(RobertaConfig(num_hidden_layers=2, vocab_size=1000)),
+    "RoBERTa-large": lambda: RobertaModel(
+        RobertaConfig(
+            num_hidden_layers=2,
+            vocab_size=1000,
+            hidden_size=1024,
+            num_attention_heads=16,
+            intermediate_size=4096,
+        )
+    ),
+    "GPT-2 Medium": lambda: GPT2Model(
+        GPT2Config(n_layer=2, n_embd=1024, n_head=16, vocab_size=1000)
+    ),
+}
+
+type Batch = dict[str, Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, help="the folder with SST-2/; else `reviews`")
+    parser.add_argument("--shapes", action="store_true", help="larger models, random weights")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a small model, once")
+    asked = parser.parse_args()
+    print(machine(), "\n")
+    if asked.quick:
+        tiny = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
+        print(table("tiny BERT", BertModel(tiny), [tokens(4, 8)], 1))
+    elif asked.shapes:
+        for name, build in SHAPES.items():
+            for size, length in ((1, 16), (1, 128), (64, 16), (64, 128)):
+                title = f"{name}, 2 layers, batch {size}, sequence {length}"
+                print(table(title, build(), [tokens(size, length)], asked.repeats), "\n")
+    else:
+        model, batches = minilm(asked.data_dir)
+        print(table("MiniLM, SST-2's validation set", model, batches, asked.repeats))
+
+
+def minilm(data_dir: Path | None) -> tuple[nn.Module, list[Batch]]:
+    """The built-in model without its head, and its validation sentences in batches by length."""
+    task = load_task("glue/sst2", data_dir) if data_dir else load_task("reviews")
+    model = load_base_model(None, task)
+    tokenizer = tokenizer_for(model)
+    texts = sorted(task.validation[task.text_columns[0]], key=lambda text: len(tokenizer(text)[0]))
+    batches = [
+        dict(tokenizer(texts[start : start + BATCH], padding=True, return_tensors="pt"))
+        for start in range(0, len(texts), BATCH)
+    ]
+    return model.base_model, batches
+
+
+def tokens(size: int, length: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    return {"input_ids": torch.randint(10, 900, (size, length), generator=generator)}
+
+
+def table(title: str, model: nn.Module, batches: Sequence[Batch], repeats: int) -> str:
+    """The seconds of every peer over the batches, against those of the digital model."""
+
+    def reader(peer: nn.Module) -> Callable[[], None]:
+        @torch.inference_mode()
+        def read() -> None:
+            for batch in batches:
+                peer(**batch)
+
+        return read
+
+    models = peers(model.eval())
+    seconds = interleaved({name: reader(peer) for name, peer in models.items()}, repeats)
+    return ratio_table(title, seconds, "digital")
+
+
+def peers(model: nn.Module) -> dict[str, nn.Module]:
+    """The same model, digital and on every kind of tile."""
+    card = DeviceCard.load("ideal").with_(dac_bits=8, adc_bits=8, output_noise=0.04, tile_size=512)
+    found = {
+        "digital": model,
+        "aihwkit torch tile": converted(model, configured(TorchInferenceRPUConfig(), card)),
+        "aihwkit compiled tile": converted(model, configured(InferenceRPUConfig(), card)),
+    }
+    if importlib.util.find_spec("aihwkit_lightning"):
+        found["aihwkit-lightning, fixed ranges"] = lightning(model, dynamic=False)
+        found["aihwkit-lightning, scaled by maximum"] = lightning(model, dynamic=True)
+    found["ours"] = ours(model, card)
+    found["ours, fixed ranges"] = ours(model, card, RANGE)
+    return {name: peer.eval() for name, peer in found.items()}
+
+
+def ours(model: nn.Module, card: DeviceCard, input_range: float | None = None) -> nn.Module:
+    deployment = deploy(model, card)
+    deployment.program(0)
+    for module in deployment.model.modules():
+        if isinstance(module, CrossbarLinear):
+            module.input_range = input_range
+    return deployment.model
+
+
+def lightning(model: nn.Module, dynamic: bool) -> nn.Module:
+    from aihwkit_lightning.nn.conversion import convert_to_analog
+    from aihwkit_lightning.simulator.configs import TorchInferenceRPUConfig as Configuration
+
+    config = Configuration()
+    config.mapping.max_input_size = 512
+    config.forward.inp_res = config.forward.out_res = 2**8 - 2
+    config.forward.out_noise, config.forward.out_bound = 0.04, 12.0
+    config.forward.out_noise_per_channel = True
+    config.pre_post.input_range.enable = True
+    config.pre_post.input_range.dynamic = dynamic
+    config.pre_post.input_range.learn_input_range = False
+    config.pre_post.input_range.init_value = RANGE
+    config.pre_post.input_range.init_from_data = 0
+    frozen = {path for path, _ in frozen_layers(model)}
+    others = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path not in frozen
+    ]
+    return convert_to_analog(copy.deepcopy(model), config, exclude_modules=others)
+
+
+if __name__ == "__main__":
+    main()

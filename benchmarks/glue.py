@@ -1,0 +1,105 @@
+"""Does GRASP reach LoRA's quality on real GLUE with a tenth of its numbers?
+
+Trains every adapter, digital and without noise, on CoLA, SST-2, MRPC, RTE and STS-B with the
+built-in model, from three seeds, and prints a table: mean and spread of each task's score on its
+validation set, the mean over tasks, and how many numbers were trained.
+
+    python benchmarks/glue.py --data-dir path/to/glue
+
+Each task has the passes below for all of its adapters; learning rates are the adapters' own. Some
+hours on 2 cores; stopped, it goes on where it was when started again.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from peers import markdown
+from rich.console import Console
+
+from analog_grasp import compare
+
+PASSES = {
+    "glue/cola": 2.0,
+    "glue/sst2": 0.25,
+    "glue/mrpc": 3.0,
+    "glue/rte": 3.0,
+    "glue/stsb": 2.0,
+}
+ADAPTERS = ("head", "grasp", "stochgrasp", "ia3", "bitfit", "lora", "full")
+TITLES = {
+    "head": "linear head",
+    "grasp": "GRASP, K = 16",
+    "stochgrasp": "StochGRASP, K = 16",
+    "ia3": "(IA)³",
+    "bitfit": "BitFit",
+    "lora": "LoRA, r = 8",
+    "full": "all weights",
+}
+SEEDS = (0, 1, 2)
+
+type Scores = Mapping[tuple[str, str], Sequence[float]]
+"""The scores of an adapter on a task, in per cent, one a seed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True, help="the folder with CoLA/ ...")
+    parser.add_argument("--out", type=Path, default=Path("runs/glue"))
+    parser.add_argument("--tasks", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=list(ADAPTERS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    asked = parser.parse_args()
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    sizes: dict[str, int] = {}
+    for seed in asked.seeds:
+        for task in asked.tasks:
+            for adapter in asked.adapters:
+                score, sizes[adapter] = measure(task, adapter, seed, asked.data_dir, asked.out)
+                scores[adapter, task].append(100 * score)
+                Console(stderr=True).print(f"{task}, {adapter}, seed {seed}: {100 * score:.1f}")
+    print(table(scores, sizes, asked.adapters, asked.tasks))
+
+
+def measure(task: str, adapter: str, seed: int, data_dir: Path, out: Path) -> tuple[float, int]:
+    """The digital score of one training (the task's first metric), and the numbers it learned."""
+    results = compare(
+        out / task.replace("/", "-") / f"{adapter}-{seed}",
+        task=task,
+        data_dir=str(data_dir),
+        adapters=(adapter,),
+        devices=("ideal",),
+        times=("0s",),
+        repeats=1,
+        placement="folded" if adapter == "full" else "digital",
+        epochs=PASSES[task],
+        injection=0.0,
+        seed=seed,
+    )
+    (record,) = results.adapters
+    return next(iter(record.digital.values())), record.trainable_parameters
+
+
+def table(
+    scores: Scores, sizes: Mapping[str, int], adapters: Sequence[str], tasks: Sequence[str]
+) -> str:
+    rows = []
+    for adapter in adapters:
+        runs = np.array([scores[adapter, task] for task in tasks])
+        cells = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in spreads(runs)]
+        ((mean, spread),) = spreads(runs.mean(0, keepdims=True))
+        rows.append((TITLES[adapter], f"{sizes[adapter]:,}", *cells, f"{mean:.1f} ± {spread:.1f}"))
+    header = ("", "numbers trained", *(task.removeprefix("glue/") for task in tasks), "mean")
+    return markdown(header, rows)
+
+
+def spreads(runs: np.ndarray) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each row; the latter is 0 for a single run."""
+    one = runs.shape[1] == 1
+    return [(row.mean(), 0.0 if one else row.std(ddof=1)) for row in runs]
+
+
+if __name__ == "__main__":
+    main()

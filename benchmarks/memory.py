@@ -1,0 +1,123 @@
+"""What memory does it take to put GPT-2 Medium's shape on a chip, beside aihwkit?
+
+Random weights of the published configuration, 303 million of them on tiles. Each way runs in a
+process of its own, which builds the model or leaves it in its file, deploys it, programs it and
+lets it age by a day. What counts is the most resident memory at any time beyond the loaded modules;
+of that of a model in its file, the part in the file could be given up.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --quick
+
+About ten minutes on 2 cores, and 8 GB of memory.
+"""
+
+import argparse
+import gc
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from parameters import GPT2_MEDIUM
+from peers import machine, markdown, peak_memory
+from program_drift import DAY, aged_aihwkit
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from analog_grasp import DeviceCard, deploy
+from analog_grasp.adapters.frozen import by_output, frozen_layers
+
+CARD = "pcm-nandakumar2019"
+TINY = {"n_embd": 256, "n_layer": 2, "n_head": 2, "vocab_size": 500, "n_positions": 64}
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+MIB = 2**20
+HEADER = ("", "peak, MiB", "× aihwkit", "beyond the model, MiB", "× aihwkit")
+REFERENCE = "aihwkit, torch tile"
+ALONE = "the digital model alone"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny model, and fewer ways")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each")
+    asked = parser.parse_args()
+    shape = TINY if asked.quick else GPT2_MEDIUM
+    print(f"{machine()}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        gpt2(shape).save_pretrained(folder)
+        gc.collect()
+        ways = ways_of(shape, folder)
+        if asked.quick:
+            ways = {name: ways[name] for name in (ALONE, REFERENCE, "ours, bfloat16 from the file")}
+        peaks = {name: [] for name in ways}
+        for _ in range(1 if asked.quick else asked.repeats):
+            for name, (function, *arguments) in ways.items():
+                peaks[name].append(peak_memory(function, *arguments).added)
+    print(table({name: sorted(added) for name, added in peaks.items()}))
+
+
+def ways_of(shape: dict[str, int], folder: str) -> dict[str, tuple[Callable[..., object], ...]]:
+    """What is measured: a function and its arguments."""
+    return {
+        ALONE: (gpt2, shape),
+        REFERENCE: (on_aihwkit, shape, TorchInferenceRPUConfig),
+        "aihwkit, compiled tile": (on_aihwkit, shape, InferenceRPUConfig),
+        "ours, float32": (ours, shape, FLOAT32),
+        "ours, bfloat16": (ours, shape, BFLOAT16),
+        "ours, float32 from the file": (ours_from_file, shape, FLOAT32, folder),
+        "ours, bfloat16 from the file": (ours_from_file, shape, BFLOAT16, folder),
+    }
+
+
+def gpt2(shape: dict[str, int]) -> GPT2LMHeadModel:
+    """The model from random weights, which nobody trains."""
+    return GPT2LMHeadModel(GPT2Config(**shape)).eval().requires_grad_(False)
+
+
+def ours(shape: dict[str, int], dtype: torch.dtype) -> None:
+    deploy(gpt2(shape), DeviceCard.load(CARD), dtype=dtype).program(seed=0).drift_to(DAY)
+
+
+def ours_from_file(shape: dict[str, int], dtype: torch.dtype, folder: str) -> None:
+    with init_empty_weights():
+        model = gpt2(shape)
+    chip = deploy(model, DeviceCard.load(CARD), dtype=dtype, weights=Path(folder))
+    chip.program(seed=0).drift_to(DAY)
+
+
+def on_aihwkit(shape: dict[str, int], config: type) -> None:
+    aged_aihwkit(with_linear_layers(gpt2(shape)), DeviceCard.load(CARD), config)
+
+
+def with_linear_layers(model: nn.Module) -> nn.Module:
+    """GPT-2 with plain linear layers, which aihwkit converts, each in place of its Conv1D."""
+    for name, layer in list(frozen_layers(model)):
+        assert isinstance(layer, Conv1D)
+        with torch.device("meta"):
+            linear = nn.Linear(*layer.weight.shape)
+        linear.weight = nn.Parameter(by_output(layer).contiguous(), requires_grad=False)
+        linear.bias = layer.bias
+        model.set_submodule(name, linear)
+        layer.weight = None
+    return model
+
+
+def table(peaks: dict[str, list[int]]) -> str:
+    """Peaks in all, median and range, and beyond the model; and both in multiples of aihwkit's."""
+    medians = {name: added[len(added) // 2] for name, added in peaks.items()}
+    model, theirs = medians[ALONE], medians[REFERENCE]
+    rows = []
+    for name, added in peaks.items():
+        least, middle, most = (round(n / MIB) for n in (added[0], medians[name], added[-1]))
+        in_all = f"{middle:,} ({least:,} to {most:,})"
+        beyond = medians[name] - model
+        parts = (f"{medians[name] / theirs:.3f}", f"{beyond / MIB:,.0f}")
+        rows.append((name, in_all, *parts, f"{beyond / (theirs - model):.3f}"))
+    return markdown(HEADER, rows)
+
+
+if __name__ == "__main__":
+    main()

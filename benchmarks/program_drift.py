@@ -1,0 +1,106 @@
+"""How long does it take to put a model on a chip and to let it age, beside aihwkit?
+
+For every card that restates a noise model of aihwkit's: all frozen layers of MiniLM's and of
+RoBERTa-base's shape, from random weights, onto tiles of the card's size. Ours is `deploy`,
+`program` and `drift_to`; theirs is `convert_to_analog` to the torch tile, `program_analog_weights`
+and `drift_analog_weights`. Both with global drift compensation, to one day; and then, without
+programming again, to two.
+
+    python benchmarks/program_drift.py
+    python benchmarks/program_drift.py --quick
+
+About half an hour on 2 cores.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from aihwkit.inference.compensation.drift import GlobalDriftCompensation
+from aihwkit.simulator.configs import TorchInferenceRPUConfig
+from aihwkit_peer import configured, converted
+from fidelity import DAY, MODELS
+from parameters import BASE, ROBERTA
+from peers import interleaved, machine, markdown
+from torch import nn
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+from analog_grasp import Deployment, DeviceCard, deploy
+
+MINILM = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+TINY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+}
+SHAPES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "MiniLM": (lambda: BertModel(BertConfig(**MINILM)), 5),
+    "RoBERTa-base": (lambda: RobertaModel(RobertaConfig(**ROBERTA, **BASE)), 3),
+}
+QUICK: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "a tiny BERT": (lambda: BertModel(BertConfig(vocab_size=50, **TINY)), 2)
+}
+HEADER = ("card", "chip at one day: aihwkit, s", "ours, s", "ratio",
+          "at two days: aihwkit, s", "ours, s", "ratio")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny model on two cards")
+    quick = parser.parse_args().quick
+    cards = list(MODELS)[:2] if quick else list(MODELS)
+    print(machine())
+    print("\nMedian and, in brackets, quartiles; ratios are aihwkit's seconds over ours.")
+    for name, (make, repeats) in (QUICK if quick else SHAPES).items():
+        model = make().eval()
+        rows = [row(model, DeviceCard.load(card), repeats) for card in cards]
+        print(f"\n**{name}, {repeats} calls of each in turn**\n\n{markdown(HEADER, rows)}")
+
+
+def row(model: nn.Module, card: DeviceCard, repeats: int) -> list[str]:
+    """The seconds of both on one card."""
+    at_one_day = interleaved(
+        {"aihwkit": lambda: aged_aihwkit(model, card), "ours": lambda: aged(model, card)}, repeats
+    )
+    theirs, ours = aged_aihwkit(model, card), aged(model, card)
+    at_two_days = interleaved(
+        {
+            "aihwkit": lambda: theirs.drift_analog_weights(2 * DAY),
+            "ours": lambda: ours.drift_to(2 * DAY),
+        },
+        repeats,
+    )
+    return [card.name, *compared(**at_one_day), *compared(**at_two_days)]
+
+
+def aged(model: nn.Module, card: DeviceCard) -> Deployment:
+    """Ours, a day after programming."""
+    return deploy(model, card).program(seed=0).drift_to(DAY)
+
+
+def aged_aihwkit(model: nn.Module, card: DeviceCard, config: type | None = None) -> nn.Module:
+    """The same with aihwkit, by default on its torch tile."""
+    settings = configured((config or TorchInferenceRPUConfig)(), card)
+    settings.noise_model = MODELS[card.name]()
+    settings.drift_compensation = GlobalDriftCompensation()
+    analog = converted(model, settings).eval()
+    analog.program_analog_weights()
+    analog.drift_analog_weights(DAY)
+    return analog
+
+
+def compared(aihwkit: Sequence[float], ours: Sequence[float]) -> Iterator[str]:
+    """Seconds of both and their ratio, call by call."""
+    for calls in (aihwkit, ours, np.divide(aihwkit, ours)):
+        low, median, high = np.quantile(calls, (0.25, 0.5, 0.75))
+        yield f"{median:.3g} ({low:.3g} to {high:.3g})"
+
+
+if __name__ == "__main__":
+    main()

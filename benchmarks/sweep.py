@@ -1,0 +1,181 @@
+"""How long does a study take, and how much memory, beside a plain loop over aihwkit?
+
+The study is two adapters on four devices at seven drift times on five chip instances, on SST-2's
+development set. Ours is a real run from saved adapters, with its store. The loop is what a user of
+aihwkit would write: for every adapter and chip instance convert the model to torch tiles and
+program them, then for every time let them drift and evaluate. Both evaluate in batches of 64
+sentences of like length, on the card's tiles and converters; the loop is spared the noise from read
+to read of rram-wan2022.
+
+    python benchmarks/sweep.py --data-dir path/to/glue
+
+Both are extrapolated from some of their cells: ours from both adapters on one chip instance of
+each device at three times, the loop from one conversion and one evaluation a device. `--whole`
+measures every cell of ours. About four minutes on 2 cores.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from aihwkit.inference import PCMLikeNoiseModel, ReRamCMONoiseModel, ReRamWan2022NoiseModel
+from aihwkit.inference.compensation.drift import GlobalDriftCompensation
+from aihwkit.inference.noise.hermes import HermesNoiseModel
+from aihwkit.simulator.configs import TorchInferenceRPUConfig
+from aihwkit_peer import configured, converted
+from peers import machine, markdown, peak_memory
+from torch import nn
+
+from analog_grasp.devices import DeviceCard
+from analog_grasp.experiments import Settings, prepare, run
+from analog_grasp.experiments.adapters import load_adapter, new_adapter, save_adapter
+from analog_grasp.tasks import load_task, tokenizer_for
+
+ADAPTERS = ("grasp", "stochgrasp")
+TIMES = ("0s", "20s", "1h", "1d", "7d", "30d", "1y")
+CHIPS = 5
+BATCH = 64
+# Which aihwkit knows for all of these devices.
+LOOP_TIME = 86_400.0
+DEVICES: dict[str, Callable[[], object]] = {
+    "pcm-nandakumar2019": PCMLikeNoiseModel,
+    "pcm-hermes-2": lambda: HermesNoiseModel(num_devices=2),
+    "rram-wan2022": lambda: ReRamWan2022NoiseModel(g_max=40.0),
+    "rram-cmo-falcone": lambda: ReRamCMONoiseModel(acceptance_range=0.2),
+}
+
+
+class Ours(NamedTuple):
+    """Seconds of a run on one device: until it measures, and of all that it measures."""
+
+    start: float
+    cells: float
+
+
+class Loop(NamedTuple):
+    """Seconds of the loop: to put an adapted model on a chip, and to age and evaluate it."""
+
+    chip: float
+    cell: float
+
+    @property
+    def per_cell(self) -> float:
+        """A chip serves all times of one adapter."""
+        return self.chip / len(TIMES) + self.cell
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", help="the folder with SST-2/; the task reviews without it")
+    parser.add_argument("--model", help="Hub id or folder; the built-in default without it")
+    parser.add_argument("--whole", action="store_true", help="every cell of ours")
+    parser.add_argument("--quick", action="store_true", help="two devices, one time")
+    asked = parser.parse_args()
+    times = TIMES if asked.whole else TIMES[3:4] if asked.quick else TIMES[2:5]
+    settings = Settings(
+        model=asked.model,
+        task="glue/sst2" if asked.data_dir else "reviews",
+        data_dir=asked.data_dir,
+        devices=[*DEVICES][: 2 if asked.quick else None],
+        times=times,
+        repeats=CHIPS if asked.whole else 1,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings.model_copy(update={"adapters": saved(settings, Path(folder))})
+        print(f"{machine()}\n\n{times_table(settings)}", flush=True)
+        print(f"\n{memory_table(settings)}")
+
+
+def saved(settings: Settings, folder: Path) -> tuple[str, ...]:
+    """The folders of untrained adapters: what they have learned changes no time."""
+    task = load_task(settings.task, settings.data_dir)
+    for name in ADAPTERS:
+        save_adapter(new_adapter(settings, task, name), folder / name)
+    return tuple(str(folder / name) for name in ADAPTERS)
+
+
+def times_table(settings: Settings) -> str:
+    """A row a device, and the whole study; ours and the loop take turns."""
+    measured = len(ADAPTERS) * len(settings.times) * settings.repeats
+    rows, ours, loops = [], [], []
+    for device in settings.devices:
+        ours.append(our_seconds(on(settings, device)))
+        loops.append(loop_seconds(settings, device))
+        rows.append((device, *shown(ours[-1].cells / measured, loops[-1].per_cell)))
+    each = len(ADAPTERS) * len(TIMES) * CHIPS
+    whole = statistics.median(run.start for run in ours)
+    whole += sum(run.cells for run in ours) / measured * each
+    loop = sum(loop.per_cell for loop in loops) * each
+    rows.append((f"all {each * len(rows)} cells, with the start", *shown(whole, loop)))
+    title = f"Seconds a cell and in all, {settings.task}, from {measured} of {each} cells a device"
+    return f"**{title}**\n\n{markdown(('', 'ours', 'loop over aihwkit', 'ratio'), rows)}"
+
+
+def shown(ours: float, loop: float) -> tuple[str, str, str]:
+    return f"{ours:.4g}", f"{loop:.4g}", f"{loop / ours:.2f}"
+
+
+def memory_table(settings: Settings) -> str:
+    """The most that a process takes, and that beyond its modules, which are the same for both."""
+    device = settings.devices[0]
+    one = on(settings, device).model_copy(update={"times": ("1d",), "repeats": 1})
+    ours, loop = peak_memory(our_seconds, one), peak_memory(loop_seconds, one, device)
+    rows = [
+        (told, *(f"{size / 2**20:.0f}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}")
+        for told, sizes in (
+            ("peak", (ours.peak, loop.peak)),
+            ("beyond the loaded modules", (ours.added, loop.added)),
+        )
+    ]
+    header = ("", "ours", "loop over aihwkit", "ratio")
+    return f"**Memory, MiB, {device}**\n\n{markdown(header, rows)}"
+
+
+def on(settings: Settings, device: str) -> Settings:
+    return settings.model_copy(update={"devices": (device,)})
+
+
+def our_seconds(settings: Settings) -> Ours:
+    """A run in a new folder, timed."""
+    begun = []
+
+    def begin(_description: str, _total: int) -> Callable[..., None]:
+        begun.append(time.perf_counter())
+        return lambda latest="": None
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run(prepare(settings, Path(folder) / "run"), begin)
+    return Ours(begun[0] - start, time.perf_counter() - begun[0])
+
+
+def loop_seconds(settings: Settings, device: str) -> Loop:
+    """The loop over aihwkit for one adapter, one chip and one time."""
+    task = load_task(settings.task, settings.data_dir)
+    model = load_adapter(Path(settings.adapters[0]), settings.model, task)
+    tokenizer = tokenizer_for(model)
+    task.encode("validation", tokenizer)
+    stamps = [time.perf_counter()]
+    analog = on_tiles(model, device).eval()
+    analog.program_analog_weights()
+    stamps.append(time.perf_counter())
+    analog.drift_analog_weights(LOOP_TIME)
+    task.predict(analog, batch_size=BATCH, tokenizer=tokenizer)
+    stamps.append(time.perf_counter())
+    return Loop(stamps[1] - stamps[0], stamps[2] - stamps[1])
+
+
+def on_tiles(model: nn.Module, device: str) -> nn.Module:
+    """A model on aihwkit's torch tiles, with the device's noise and drift compensation."""
+    config = configured(TorchInferenceRPUConfig(), DeviceCard.load(device))
+    config.noise_model = DEVICES[device]()
+    config.drift_compensation = GlobalDriftCompensation()
+    return converted(model, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The benchmark of the engines, in small."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
+]
+
+
+def test_both_engines_are_timed_cold_and_warm(bert_folder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import engines
+
+    monkeypatch.setattr(sys, "argv", ["engines.py", "--quick", "--model", str(bert_folder)])
+    engines.main()
+    printed = capsys.readouterr().out
+    for start in ("cold", "warm"):
+        assert f"**8 cells, 2 workers, {start} start**" in printed
+    assert printed.count("| local | ") == printed.count("| ray | ") == 2

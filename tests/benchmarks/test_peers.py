@@ -1,0 +1,49 @@
+"""What the benchmarks share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import peers
+
+    return peers
+
+
+def test_functions_are_called_in_turn_and_back_again(peers):
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = peers.interleaved(functions, repeats=3)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_of_medians_and_their_spread_of_pairs(peers):
+    seconds = {"ours": [1.0, 2.0, 3.0], "theirs": [4.0, 8.0, 12.0]}
+    table = peers.ratio_table("One question", seconds, "ours").splitlines()
+    assert table[0] == "**One question**"
+    assert table[-2] == "| ours | 2 | 1.5 to 2.5 | 1 | 1 |"
+    assert table[-1] == "| theirs | 8 | 6 to 10 | 4 | 4 to 4 |"
+
+
+def test_the_peak_is_of_the_call_alone(peers):
+    few, many = (peers.peak_memory(np.ones, size << 17) for size in (20, 220))
+    assert many.added - few.added == pytest.approx(200 << 20, rel=0.05)
+
+
+def test_a_call_that_fails_is_told(peers, capfd):
+    with pytest.raises(RuntimeError, match="ones failed in its own process"):
+        peers.apart(np.ones, "x")
+    assert "TypeError" in capfd.readouterr().err
+
+
+def test_the_machine_is_named_with_its_versions(peers):
+    told = peers.machine()
+    assert "cores" in told
+    assert "aihwkit 1.2" in told

@@ -1,0 +1,55 @@
+"""The benchmark of a whole study, in small."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.crossbar.layer import CrossbarLinear
+from analog_grasp.devices import DeviceCard
+from analog_grasp.experiments import Settings
+from analog_grasp.experiments.adapters import load_adapter
+from analog_grasp.tasks import load_task
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def sweep(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import sweep
+
+    return sweep
+
+
+def test_the_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
+    # In this process: to load all modules into another takes longer than the rest.
+    memory = sys.modules["peers"].Memory(2**20, 3 * 2**20)
+    monkeypatch.setattr(sweep, "peak_memory", lambda work, *args: work(*args) and memory)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--quick", "--model", str(bert_folder)])
+    sweep.main()
+    printed = capsys.readouterr().out
+    assert "reviews, from 2 of 70 cells a device" in printed
+    assert "| pcm-hermes-2 |" in printed
+    assert "| all 140 cells, with the start |" in printed
+    assert "| beyond the loaded modules | 2 | 2 | 1.00 |" in printed
+
+
+def test_the_loop_has_our_tiles_and_no_others(sweep, bert_folder, tmp_path):
+    settings = Settings(model=str(bert_folder))
+    folder = Path(sweep.saved(settings, tmp_path)[0])
+    model = load_adapter(folder, settings.model, load_task("reviews"))
+    for device in sweep.DEVICES:
+        analog = sweep.on_tiles(model, device)
+        theirs = {
+            path: sum(1 for _ in module.analog_tiles())
+            for path, module in analog.named_modules()
+            if type(module).__name__ == "AnalogLinear"
+        }
+        card = DeviceCard.load(device)
+        layers = dict(frozen_layers(model))
+        ours = {path: CrossbarLinear(layer, card, path).tiles for path, layer in layers.items()}
+        assert theirs == ours
+        assert isinstance(model.get_submodule(next(iter(layers))), nn.Linear)

@@ -1,0 +1,43 @@
+"""Notes: shown once, kept in the log, and not shown where errors alone are asked for."""
+
+import pytest
+
+from analog_grasp.cli.console import tell
+from analog_grasp.devices import noise
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_note_stands_in_the_log_and_is_shown_unless_quiet(
+    ag, finished, tiny, tmp_path, monkeypatch, quiet
+):
+    monkeypatch.setattr(noise, "_warned", set())
+    given = ["--devices", "rram-wan2022", "--times", "1y", "--repeats", "1"]
+    ended = ag(
+        "drift", finished / "adapters/grasp", *tiny, *given, "--out", tmp_path / "run",
+        *(["--quiet"] if quiet else []),
+    )  # fmt: skip
+    assert ended.status == 0
+    lines = (tmp_path / "run" / "run.log").read_text().splitlines()
+    (note,) = [line[20:] for line in lines if line[20:].startswith("note: ")]
+    assert "rram-wan2022" in note
+    shown = [line for line in ended.err.splitlines() if line.startswith("note: ")]
+    assert shown == ([] if quiet else [note])
+    if quiet:
+        assert (ended.out, ended.err) == ("", "")
+
+
+def test_a_note_on_the_request_is_kept_too(ag, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(noise, "_warned", set())
+    out = tmp_path / "run"
+    # The target is looked up before the run begins, and has no folder to write to yet.
+    ended = ag(
+        "compare", *tiny, "--adapters", "head", "--noise-target", "rram-wan2022@1y", "--devices",
+        "ideal", "--times", "0s", "--repeats", "1", "--epochs", "1", "--quiet", "--out", out,
+    )  # fmt: skip
+    assert (ended.status, ended.err) == (0, "")
+    assert "note: device card" in (out / "run.log").read_text().splitlines()[0]
+
+
+def test_what_a_terminal_would_obey_is_shown_as_text(capsys):
+    tell("error", "the file \x1b[2J\x07 of\nmine µS")
+    assert capsys.readouterr().err == "error: the file \\x1b[2J\\x07 of mine µS\n"

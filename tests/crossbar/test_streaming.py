@@ -1,0 +1,119 @@
+"""Models on the meta device, whose weights stay in their file."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from analog_grasp import DeviceCard, GraspConfig, deploy
+from analog_grasp.crossbar.streaming import stream_weights
+
+CARD = DeviceCard.load("pcm-hermes-2")
+
+
+def empty_like(model):
+    with init_empty_weights():
+        return AutoModelForSequenceClassification.from_config(model.config).eval()
+
+
+@torch.no_grad()
+def outputs(model, batch):
+    return model(**batch)[0]
+
+
+@pytest.mark.parametrize("placement", ["digital", "folded"])
+def test_a_streamed_model_is_the_same_chip(model, batch, tmp_path, placement):
+    model.save_pretrained(tmp_path)
+    empty = empty_like(model)
+    chips = (
+        deploy(given, CARD, placement=placement, **more).program(2).drift_to("1d")
+        for given, more in ((model, {}), (empty, {"weights": tmp_path}))
+    )
+    whole, streamed = (outputs(chip.model, batch) for chip in chips)
+    assert torch.equal(whole, streamed)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_weights_stay_in_their_file(bert, tmp_path):
+    bert.save_pretrained(tmp_path)
+    empty = empty_like(bert)
+    stream_weights(empty, tmp_path / "model.safetensors")
+    mapped = [
+        [int(end, 16) for end in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(tmp_path / "model.safetensors"))
+    ]
+    for parameter in empty.parameters():
+        assert any(first <= parameter.data_ptr() < last for first, last in mapped)
+
+
+def test_what_is_tied_stays_tied(tmp_path):
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, bos_token_id=1,
+                        eos_token_id=2)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with init_empty_weights():
+        empty = GPT2LMHeadModel(config)
+    stream_weights(empty, tmp_path)
+    assert empty.lm_head.weight is empty.transformer.wte.weight
+
+
+def test_a_body_takes_its_weights_from_a_file_with_a_head(bert, tmp_path):
+    bert.save_pretrained(tmp_path)
+    with init_empty_weights():
+        body = BertModel(bert.config, add_pooling_layer=True)
+    stream_weights(body, tmp_path)
+    assert torch.equal(body.embeddings.word_embeddings.weight,
+                       bert.bert.embeddings.word_embeddings.weight)  # fmt: skip
+
+
+def test_shards_and_other_types_are_taken(bert, batch, tmp_path):
+    bert.bfloat16().save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    empty = empty_like(bert).float()
+    stream_weights(empty, tmp_path)
+    assert {p.dtype for p in empty.parameters()} == {torch.float32}
+    torch.testing.assert_close(outputs(empty, batch), outputs(bert.float(), batch))
+
+
+def test_an_adapter_is_put_on_afterwards(bert, batch, tmp_path):
+    bert.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(bert, GraspConfig(task_type="SEQ_CLS", groups=4)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    empty = empty_like(bert)
+    stream_weights(empty, tmp_path / "base")
+    streamed = PeftModel.from_pretrained(empty, tmp_path / "adapter").eval()
+    whole, other = (deploy(m, CARD).program(1).model for m in (adapted, streamed))
+    assert torch.equal(outputs(whole, batch), outputs(other, batch))
+
+
+def test_what_is_missing_is_named(bert, tmp_path):
+    with pytest.raises(ValueError, match=r"tensor bert\..* is on the meta device.*give weights"):
+        deploy(empty_like(bert), CARD)
+    bert.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    del held["classifier.weight"]
+    save_file(held, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"tensor classifier\.weight .* is on the meta device"):
+        deploy(empty_like(bert), CARD, weights=tmp_path)
+
+
+def test_files_that_do_not_fit_are_refused(bert, tmp_path):
+    with pytest.raises(FileNotFoundError, match="give a safetensors file, or a folder"):
+        deploy(empty_like(bert), CARD, weights=tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
+    with pytest.raises(ValueError, match=r"model\.safetensors are damaged"):
+        deploy(empty_like(bert), CARD, weights=tmp_path)
+    save_file({"classifier.bias": torch.zeros(7)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"classifier\.bias .* shape \(7,\).*model's is \(2,\)"):
+        deploy(empty_like(bert), CARD, weights=tmp_path)

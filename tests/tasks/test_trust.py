@@ -1,0 +1,111 @@
+"""Models from strangers: no code of theirs runs unless it is allowed to, and no pickle is read."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from transformers import dynamic_module_utils
+
+from analog_grasp.tasks import load_base_model, tokenizer_for
+from analog_grasp.tasks.sources import runs_own_code
+
+CODE = """
+from pathlib import Path
+from transformers import BertConfig, BertForSequenceClassification
+Path({marker!r}).touch()
+class OwnConfig(BertConfig):
+    model_type = "own"
+class OwnModel(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own(tmp_path, tiny_folder, monkeypatch):
+    """A model that comes with code, and the file that this code makes when it runs."""
+    # transformers copies such code to a cache that it puts on the path.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder, marker = tmp_path / "own_model", tmp_path / "ran"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+    change_config(
+        folder,
+        model_type="own",
+        architectures=["OwnModel"],
+        auto_map={
+            "AutoConfig": "own.OwnConfig",
+            "AutoModelForSequenceClassification": "own.OwnModel",
+        },
+    )
+    return folder, marker
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_code_of_a_model_is_not_run_unless_it_is_trusted(own, small_reviews):
+    folder, marker = own
+    with pytest.raises(ValueError, match=r"code of its own.* give --trust-remote-code"):
+        load_base_model(str(folder), small_reviews)
+    assert not marker.exists()
+    model = load_base_model(str(folder), small_reviews, trust_remote_code=True)
+    assert marker.exists()
+    assert type(model).__name__ == "OwnModel"
+    assert runs_own_code(model)
+    assert tokenizer_for(model)("superb")["input_ids"]
+
+
+def test_code_that_is_not_needed_is_not_run(own, small_reviews):
+    folder, marker = own
+    change_config(folder, model_type="bert")
+    model = load_base_model(str(folder), small_reviews)
+    assert not marker.exists()
+    assert not runs_own_code(model)
+
+
+def test_compiled_code_from_the_hub_is_not_run(own, small_reviews):
+    folder, _ = own
+    change_config(folder, model_type="bert", attn_implementation="stranger/kernel")
+    with pytest.raises(ValueError, match="code of its own"):
+        load_base_model(str(folder), small_reviews)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "wide"},
+        {"dtype": "weird"},
+        {"id2label": 7},
+        {"num_hidden_layers": 1e300},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"hidden_size": 17},
+    ],
+    ids=str,
+)
+def test_a_config_of_nonsense_gets_one_sentence(tmp_path, tiny_folder, small_reviews, changes):
+    shutil.copytree(tiny_folder, tmp_path / "odd")
+    change_config(tmp_path / "odd", **changes)
+    with pytest.raises(ValueError, match=r"^The .*odd' .*\.$") as caught:
+        load_base_model(str(tmp_path / "odd"), small_reviews)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_nested_without_end(tmp_path, small_reviews):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"should have a known model_type\.$"):
+        load_base_model(str(tmp_path), small_reviews)
+
+
+def test_damaged_weights_and_tokenizers_are_named(tmp_path, tiny_folder, small_reviews):
+    shutil.copytree(tiny_folder, tmp_path / "odd")
+    model = load_base_model(str(tmp_path / "odd"), small_reviews)
+    (tmp_path / "odd" / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
+        tokenizer_for(model)
+    (tmp_path / "odd" / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match="cannot be made of its files"):
+        load_base_model(str(tmp_path / "odd"), small_reviews)

@@ -1,0 +1,86 @@
+"""Several processes that train together, started by accelerate, against one by itself."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from analog_grasp.tasks import load_base_model, load_task
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+from analog_grasp.adapters.baselines import adapt
+from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.tasks import load_base_model, load_task
+from analog_grasp.training import train
+
+folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+task = load_task("glue/sst2", folder)
+
+def trained(name, **settings):
+    model = load_base_model(str(folder), task)
+    model = adapt(model, name, groups=4, target_modules="all-linear")
+    _, layer = next(iter(frozen_layers(model)))
+    drawn = []
+    layer.register_forward_hook(lambda layer, *_: drawn.append(layer.weight[0, :4].clone()))
+    train(model, task, epochs=2, batch_size=batch_size, **settings)
+    return get_peft_model_state_dict(model, save_embedding_layers=False), drawn
+
+rank = os.environ.get("RANK", "0")
+# Steps in proportion to gradients, whose rounding is then as small in what is learned.
+steady = {"optim": "sgd", "learning_rate": 0.1}
+save_file(trained("grasp", **steady)[0], folder / f"exact-{batch_size}-{rank}.safetensors")
+bits, drawn = trained("full", injection=0.1)
+contiguous = {name: value.contiguous() for name, value in bits.items()}
+save_file(contiguous, folder / f"noisy-{batch_size}-{rank}.safetensors")
+save_file({"drawn": drawn[0]}, folder / f"drawn-{batch_size}-{rank}.safetensors")
+"""
+
+
+@pytest.fixture
+def folder(reader, tokenizer_folder, task, tmp_path):
+    """A model with its tokenizer, and the task's rows in the layout of SST-2."""
+    model = reader()
+    model.save_pretrained(tmp_path)
+    for file in tokenizer_folder.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    rows = zip(task.train["text"], task.train["label"], strict=True)
+    lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in rows)]
+    (tmp_path / "SST-2").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "SST-2" / name).write_text("\n".join(lines) + "\n")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_with_batches_twice_as_large(folder):
+    script = str(folder / "script.py")
+    # Its --cpu starts a single process, whatever the number that is asked for.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    for command in ([script, str(folder), "16"], [*launch, script, str(folder), "8"]):
+        subprocess.run([sys.executable, *command], check=True, timeout=600)
+
+    def read(name):
+        return load_file(folder / f"{name}.safetensors")
+
+    alone, first, second = read("exact-16-0"), read("exact-8-0"), read("exact-8-1")
+    start = load_base_model(str(folder), load_task("glue/sst2", folder)).state_dict()
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-4)
+        assert torch.equal(first[name], second[name])
+    # Each draws noise of its own, also on weights that are trained, and all learn the same.
+    assert not torch.equal(read("drawn-8-0")["drawn"], read("drawn-8-1")["drawn"])
+    assert torch.equal(read("drawn-8-0")["drawn"], read("drawn-16-0")["drawn"])
+    noisy = read("noisy-8-0")
+    for name, value in read("noisy-8-1").items():
+        assert torch.equal(value, noisy[name])
+    name = next(name for name in noisy if name.endswith("query.weight"))
+    assert not torch.equal(noisy[name], start[name.removeprefix("base_model.model.")])
