@@ -174,18 +174,25 @@ def column_readout(
     """
     columns, width = weight.shape
     for o in numba.prange(columns):
-        row = np.zeros(width, np.float32)
+        row = np.empty(width, np.float32)
         if noise > 0 or variance.size > 0:
             fill_normal(row_key(key + np.uint64(o)), row)
-        total = 0.0
-        for d in range(width):
-            spread = noise * noise
-            if variance.size == 1:
-                spread += variance[0, 0]
-            elif variance.size:
-                spread += variance[o, d]
-            v = weight[o, d] + np.sqrt(spread) * row[d]
-            if step > 0:
-                v = np.rint(v / step) * step
-            total += min(abs(v), bound)
-        readout[o] = total / width
+            if variance.size > 1:
+                for d in range(width):
+                    row[d] = weight[o, d] + np.sqrt(noise * noise + variance[o, d]) * row[d]
+            else:
+                spread = np.sqrt(noise * noise + variance[0, 0]) if variance.size else noise
+                for d in range(width):
+                    row[d] = weight[o, d] + spread * row[d]
+        else:
+            row[:] = weight[o]
+        _round(row, step)
+        readout[o] = _mean_magnitude(row, bound)
+
+
+@numba.njit(fastmath={"reassoc"})
+def _mean_magnitude(row: Floats, bound: np.float32) -> np.float32:
+    total = np.float32(0.0)
+    for d in range(row.size):
+        total += min(abs(row[d]), bound)
+    return total / np.float32(row.size)

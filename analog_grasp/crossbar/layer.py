@@ -162,7 +162,9 @@ class CrossbarLinear(nn.Module):
         if self.digital:
             return nn.functional.linear(x, self._frozen.to(x.dtype), self.bias)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = self._fast(rows.float()) if self._is_fast(x) else self._slow(rows)
+        # What is analog is not computed in a lower precision because digital layers are.
+        with torch.autocast(x.device.type, enabled=False):
+            y = self._fast(rows.float()) if self._is_fast(x) else self._slow(rows)
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
     def _is_fast(self, x: Tensor) -> bool:

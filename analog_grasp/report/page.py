@@ -59,7 +59,7 @@ def page_html(
     switches = Switches(measured, (table.device for table in tables))
     rows = [switches.variant(variant) for variant in (*measured, *measured[1:])]
     drift = drift_charts(tables, measured, adapters, switches, chance or {})
-    noise = noise_charts(tables, measured, switches)
+    noise = noise_charts(tables, measured, switches, str(settings.get("weights", "analog")))
     chips = chip_summaries(layers)
     tiles = layer_charts(chips, switches) if chips else []
     body = [

@@ -78,11 +78,15 @@ def drift_charts(
 
 
 def noise_charts(
-    tables: Sequence[DeviceTable], measured: Sequence[Variant], switches: Switches
+    tables: Sequence[DeviceTable],
+    measured: Sequence[Variant],
+    switches: Switches,
+    weights: str = "analog",
 ) -> list[Chart]:
     """Score against noise level where there are several, a figure for each placement.
 
-    The devices do not drift; the score is that of the first time.
+    The devices do not drift; the score is that of the first time. `weights` says where the frozen
+    ones live, as the settings have it.
     """
     subjects: dict[tuple[str, str], dict[float, DeviceTable]] = {}
     for table in tables:
@@ -91,7 +95,9 @@ def noise_charts(
             subjects.setdefault((table.task, table.metric), {})[level] = table
     placements = dict.fromkeys(variant.placement for variant in measured)
     return [
-        _noise_chart(dict(sorted(known.items())), measured, placement, switches)
+        _noise_chart(
+            dict(sorted(known.items())), measured, placement, noise_on(placement, weights), switches
+        )
         for known in subjects.values()
         for placement in placements
         if len(known) > 1
@@ -102,6 +108,7 @@ def _noise_chart(
     known: Mapping[float, DeviceTable],
     measured: Sequence[Variant],
     placement: str,
+    noisy: str,
     switches: Switches,
 ) -> Chart:
     first, *_ = known.values()
@@ -115,7 +122,7 @@ def _noise_chart(
             rows = [table.scores[index] for table in known.values()]
             row = ScoreRow(rows[0].label, tuple(row.cells[0] for row in rows))
             _draw(plot, row, levels, first.metric, looks, switches.variant(variant))
-    named = f"{first.task}, noise on the {noise_on(placement)}"
+    named = f"{first.task}, noise on the {noisy}"
     description = f"{title} against the standard deviation of the noise: {named}."
     return Chart(named, description, plot, switches.placement(placement))
 

@@ -164,6 +164,18 @@ def test_a_model_with_other_frozen_weights_does_not_share_a_chip(bert, make_mode
         shared.attach(adapted(make_model("bert", seed=1)))
 
 
+def test_automatic_mixed_precision_leaves_tiles_as_they_are():
+    layer = CrossbarLinear(torch.nn.Linear(40, 30), DeviceCard.load(PCM), "layer")
+    layer.program(0)
+    x = torch.randn(7, 40)
+    for rows in (x, x.clone().requires_grad_()):
+        torch.manual_seed(1)
+        expected = layer(rows)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(rows), expected)
+
+
 def test_shared_layers_are_mapped_once(batch):
     tiny = AlbertConfig(
         embedding_size=16,
