@@ -80,7 +80,7 @@ def minilm(data_dir: Path | None) -> tuple[nn.Module, list[Batch]]:
     task = load_task("glue/sst2", data_dir) if data_dir else load_task("reviews")
     model = load_base_model(None, task)
     tokenizer = tokenizer_for(model)
-    texts = sorted(task.validation[task.text_columns[0]], key=lambda text: len(tokenizer(text)[0]))
+    texts = sorted(task.validation["text"], key=lambda text: len(tokenizer(text)["input_ids"]))
     batches = [
         dict(tokenizer(texts[start : start + BATCH], padding=True, return_tensors="pt"))
         for start in range(0, len(texts), BATCH)

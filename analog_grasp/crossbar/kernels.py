@@ -68,8 +68,9 @@ def _largest(row: Floats) -> np.float32:
 @numba.njit
 def _round(row: Floats, step: np.float32) -> None:
     if step > 0:
+        steps = np.float32(1.0) / step
         for o in range(row.size):
-            row[o] = np.rint(row[o] / step) * step
+            row[o] = np.rint(row[o] * steps) * step
 
 
 @numba.njit
@@ -121,34 +122,41 @@ def convert_outputs(
         row = np.empty(columns, np.float32)
         if noisy:
             fill_normal(row_key(key + np.uint64(n)), row)
-            if variance.size:
-                for o in range(columns):
-                    row[o] = product[n, o] + np.sqrt(noise * noise + variance[n, o]) * row[o]
-            else:
-                spread = noise
-                if row_variance.size:
-                    spread = np.sqrt(noise * noise + row_variance[n])
-                for o in range(columns):
-                    row[o] = product[n, o] + spread * row[o]
+        if variance.size:
+            for o in range(columns):
+                row[o] *= np.sqrt(noise * noise + variance[n, o])
+            _disturb(product[n], np.float32(1.0), row)
+        elif noisy:
+            spread = noise
+            if row_variance.size:
+                spread = np.sqrt(noise * noise + row_variance[n])
+            _disturb(product[n], spread, row)
         else:
             row[:] = product[n]
         _round(row, step)
-        if start.size:
-            y[n] = start
+        factor = np.float32(1.0) / gain[n]
+        before = start if start.size else y[n]
         for tile in range(ends.size - 1):
             part = slice(ends[tile], ends[tile + 1])
             clipped[n, tile] = _largest(row[part]) > bound
             if clipped[n, tile]:
                 if hold:
+                    y[n, part] = before[part]
                     continue
                 _clip(row[part], bound)
-            _add(row[part], np.float32(1.0) / gain[n], scale[part], y[n, part])
+            _add(before[part], row[part], factor, scale[part], y[n, part])
 
 
-@numba.njit
-def _add(row: Floats, factor: np.float32, scale: Floats, y: Floats) -> None:
+@numba.njit(fastmath={"contract"})
+def _disturb(product: Floats, spread: np.float32, row: Floats) -> None:
     for o in range(row.size):
-        y[o] += row[o] * factor * scale[o]
+        row[o] = product[o] + spread * row[o]
+
+
+@numba.njit(fastmath={"contract"})
+def _add(before: Floats, row: Floats, factor: np.float32, scale: Floats, y: Floats) -> None:
+    for o in range(row.size):
+        y[o] = before[o] + row[o] * (factor * scale[o])
 
 
 @parallel_kernel

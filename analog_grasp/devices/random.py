@@ -126,7 +126,7 @@ def fill_bits(key: np.uint64, start: int, out: Words) -> None:
         out[o] = _mixed(np.uint32(np.uint32(o) + first), second)
 
 
-@numba.njit
+@numba.njit(fastmath={"contract"})
 def fill_normal(key: np.uint64, out: Floats) -> None:
     """Standard normal numbers, a function of key and place.
 
@@ -184,7 +184,7 @@ def _normal_rows(key: np.uint64, out: Floats) -> None:
 def normal(
     key: int, shape: tuple[int, ...], *, device: torch.device | str, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal numbers, the same on every processor.
+    """Standard normal numbers, up to rounding the same on every processor.
 
     A number is a function of the key and its place: its column, and its row when all dimensions
     but the last are flattened. It has the resolution of float32 in every type, and lies within
@@ -263,8 +263,7 @@ def _normal_torch(key: int, rows: int, columns: int, device: torch.device) -> Te
     m = (pattern & _MANTISSA).float() * 2.0**-23
     low = _horner(m, _L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0)
     exponent = ((pattern >> 23) - _TOP).float()
-    # torch's own square root of float32 is not always the nearest on a CPU.
-    radius = (low - exponent * float(_TWO_LN2)).abs().double().sqrt().float()
+    radius = (low - exponent * float(_TWO_LN2)).abs().sqrt()
     t = ((second ^ (1 << 31)) - (1 << 31)).float() * 2.0**-32
     s = t * t
     across = radius * (1 - 2 * (first & 1)) * _horner(s, _C4, _C3, _C2, _C1, _C0)

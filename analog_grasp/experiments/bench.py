@@ -12,7 +12,7 @@ from analog_grasp.devices import DeviceCard
 from analog_grasp.experiments.adapters import processor
 from analog_grasp.experiments.grid import Chip
 from analog_grasp.experiments.hardware import Hardware
-from analog_grasp.experiments.sharing import share_frozen
+from analog_grasp.experiments.sharing import align, share_frozen
 from analog_grasp.tasks import Task
 
 
@@ -77,6 +77,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         share_frozen(self.models.values())
+        align(self.models.values())
 
     def measure(self, job: Job) -> Iterator[Cell]:
         """Program the chip, let it age, and yield each cell as it is measured."""

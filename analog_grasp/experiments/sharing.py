@@ -1,4 +1,4 @@
-"""Adapters of one pre-trained model, which hold its weights together."""
+"""Where the weights of adapted models lie: those of one pre-trained model once, and aligned."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,6 +6,9 @@ import torch
 from torch import nn
 
 from analog_grasp.adapters.frozen import base_name
+
+# Bytes at whose multiples torch puts the tensors that it allocates.
+_ALIGNMENT = 64
 
 
 def share_frozen(models: Iterable[nn.Module]) -> None:
@@ -34,6 +37,29 @@ def share_frozen(models: Iterable[nn.Module]) -> None:
             first = held.setdefault(name, parameter)
             if first is not parameter and _equal(first, parameter):
                 setattr(module, part, first)
+
+
+def align(models: Iterable[nn.Module]) -> None:
+    """Move tensors to where torch itself would put them, in place.
+
+    A tensor of a memory-mapped file may begin anywhere, and libraries for matrix products round
+    their sums by where the numbers lie: in this process otherwise than in a worker, whose copy
+    torch has placed.
+
+    Args:
+        models: Of which tensors may be shared, and remain so.
+
+    Example:
+        >>> model = nn.Linear(3, 3)
+        >>> model.weight.data = torch.arange(10.0)[1:].view(3, 3)
+        >>> align([model])
+        >>> model.weight.data_ptr() % 64
+        0
+    """
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.data_ptr() % _ALIGNMENT:
+                tensor.data = tensor.data.clone()
 
 
 def _frozen(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

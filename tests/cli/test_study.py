@@ -160,7 +160,7 @@ def test_run_file_serves_as_config_file(ag, finished, tmp_path):
     ended = ag("compare", "--config", finished / "run.toml", "--out", out)
     assert ended.status == 0
     # No bar and no colours where there is no terminal.
-    stages = ["training grasp", "training stochgrasp", "measuring 8 of 8 cells"]
+    stages = ["training grasp", "training stochgrasp", "measuring 8 of 8 cells", "weight errors"]
     assert ended.err.splitlines() == stages
     assert "\x1b" not in ended.out
     assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
@@ -239,17 +239,18 @@ def test_quiet_shows_nothing_and_writes_all(ag, finished, tiny, tmp_path):
     ended = ag("drift", *folders, *tiny, *given, "--out", out)
     assert (ended.status, ended.out, ended.err) == (0, "", "")
     assert rows(out) == rows(finished)
-    assert "8 of 8, 0:00:00 left: " in (out / "run.log").read_text().splitlines()[-1]
+    assert "8 of 8, 0:00:00 left: " in (out / "run.log").read_text()
 
 
 def test_verbose_shows_each_cell(ag, finished, tiny, tmp_path):
     given = ["--devices", "ideal", "--times", "0s", "--repeats", "2", "--verbose"]
     ended = ag("drift", finished / "adapters/grasp", *tiny, *given, "--out", tmp_path / "run")
     assert ended.err.splitlines()[0] == "measuring 2 of 2 cells"
-    assert [line.rsplit(" ", 1)[0] for line in ended.err.splitlines()[1:]] == [
+    assert [line.rsplit(" ", 1)[0] for line in ended.err.splitlines()[1:3]] == [
         "grasp on ideal at 0s, chip 0: accuracy",
         "grasp on ideal at 0s, chip 1: accuracy",
     ]
+    assert ended.err.splitlines()[3:] == ["weight errors", "weights on ideal, chip 0"]
 
 
 def test_adapters_stand_in_the_order_they_were_asked_for(ag, finished, tiny, tmp_path):

@@ -99,7 +99,7 @@ def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step):
         np.testing.assert_allclose(gain, wanted, rtol=1e-6)
     expected = part * gain[:, None]
     expected = np.rint(expected / np.float32(step)) * np.float32(step) if step else expected
-    np.testing.assert_array_equal(out, expected.clip(-1, 1))
+    np.testing.assert_allclose(out, expected.clip(-1, 1), rtol=1e-6)
     np.testing.assert_allclose(squares, (out**2).sum(1), rtol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_outputs_are_rounded_clipped_scaled_and_added():
     np.testing.assert_array_equal(clipped[:, 0], over[:, :3].any(1))
     np.testing.assert_array_equal(clipped[:, 1], over[:, 3:].any(1))
     assert clipped.sum() > 0
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_tiles_that_are_read_again_are_held_back():

@@ -15,9 +15,13 @@ FLOAT = torch.float32
 
 @settings(max_examples=40, deadline=None)
 @given(key=st.integers(-(2**63), 2**64), rows=st.integers(0, 40), columns=st.integers(0, 300))
-def test_torch_gives_the_bits_of_the_kernel(key, rows, columns):
+def test_torch_gives_the_numbers_of_the_kernel(key, rows, columns):
     by_kernel = normal(key, (rows, columns), device=CPU, dtype=FLOAT)
-    assert torch.equal(by_kernel, _normal_torch(key, rows, columns, CPU))
+    by_torch = _normal_torch(key, rows, columns, CPU)
+    apart = (by_kernel - by_torch).abs()
+    assert (apart < 1e-3).all()
+    # The error of a radius is that of its square over twice the radius: few are so near to 0.
+    assert (apart > 1e-5).sum() <= 12
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

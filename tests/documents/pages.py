@@ -202,6 +202,7 @@ def main() -> None:
                 continue
             page = run(path, Path(folder))
             for image, source in page.images.items():
+                image.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, image)
         path.write_text(page.text, encoding="utf-8")
         print(f"{name}: {len(page.wrong)} outputs were others than shown")

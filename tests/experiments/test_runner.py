@@ -156,9 +156,10 @@ def test_the_progress_counts_what_is_left_to_measure(settings, tmp_path, monkeyp
         return lambda latest="": steps.append(latest)
 
     measure(settings, tmp_path / "run", progress)
-    assert totals == [16 - done]
-    assert len(steps) == 16 - done
-    assert steps[-1].startswith("stochgrasp on rram-wan2022 at 1d, chip 4: pearson ")
+    # The weight errors come last, of a chip for each device.
+    assert totals == [16 - done, 2]
+    assert len(steps) == 16 - done + 2
+    assert steps[-3].startswith("stochgrasp on rram-wan2022 at 1d, chip 4: pearson ")
 
 
 @pytest.mark.parametrize(("placement", "each"), [("digital", 1), ("folded", len(ADAPTERS))])
@@ -272,11 +273,12 @@ def test_a_loaded_adapter_is_ready_to_be_measured(trained, asked, task):
 def test_a_run_keeps_a_log(trained):
     lines = [line[20:] for line in (trained / "run.log").read_text().splitlines()]
     assert lines[:3] == ["training grasp", "training stochgrasp", "measuring 16 of 16 cells"]
-    assert len(lines) == 3 + 16
+    assert lines[3 + 16] == "weight errors"
+    assert len(lines) == 3 + 16 + 3
     assert re.fullmatch(
         r"16 of 16, 0:00:00 left: stochgrasp on rram-wan2022 at 1d, chip 4: "
         r"pearson -?\d\.\d{4}, spearman -?\d\.\d{4}",
-        lines[-1],
+        lines[3 + 15],
     )
 
 

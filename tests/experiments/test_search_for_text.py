@@ -17,7 +17,7 @@ def written(monkeypatch):
     """A task that writes text, in the place of all that can be loaded."""
     rows = Dataset.from_dict({"text": ["name : Zizzi"], "references": [["Eat at Zizzi."]]})
     task = GenerationTask("mine", rows, rows, metrics=("bleu",))
-    monkeypatch.setattr("analog_grasp.tasks.registry.load_task", lambda name, folder: task)
+    monkeypatch.setattr("analog_grasp.tasks.load_task", lambda name, folder: task)
     return task
 
 

@@ -107,7 +107,9 @@ def test_two_processes_share_a_run(command, undisturbed, tmp_path):
         process.join()
     assert (out / "results.csv").read_bytes() == undisturbed[0]
     lines = [line[20:] for line in (out / "run.log").read_text().splitlines()]
-    told = sorted(re.sub(".* left: ", "", line) for line in lines if " left: " in line)
+    told = sorted(
+        re.sub(".* left: ", "", line) for line in lines if ", chip" in line and " at " in line
+    )
     # Each cell was measured by one of them, and each adapter trained by one of them.
     assert len(told) == len(set(told)) == 32
     trained = [line for line in lines if line.startswith("training")]

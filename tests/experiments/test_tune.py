@@ -173,8 +173,8 @@ def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(setti
     assert resolve({}, folder / "run.toml") == best.model_copy(update={"adapters": ("stochgrasp",)})
     for file in tuned.files:
         assert file.stat().st_size > 0
-    names = {"trials.csv", "best.toml", "summary.md"}
-    drawn = {f"pearson_vs_noise_weight.{kind}" for kind in ("png", "svg")}
+    names = {"trials.csv", "best.toml", "summary.md", "report.html"}
+    drawn = {f"pearson_vs_noise_weight.{kind}" for kind in ("png", "svg", "pdf")}
     assert {file.name for file in tuned.files} == names | drawn
 
 
