@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 .PHONY: compare test
 
 compare: $(INSTALLED)
-	.venv/bin/analog-grasp compare --workers 2
+	.venv/bin/analog-grasp compare
 
 test: $(INSTALLED)
 	.venv/bin/python -m pytest -m "not slow"

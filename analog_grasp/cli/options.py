@@ -188,7 +188,12 @@ Engine = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    _setting("workers", "Processes on this machine, among which its cores are divided."),
+    _setting(
+        "workers",
+        "Processes on this machine, among which its cores are divided; each has its own copy of "
+        "the model.",
+        "one a core, at most 4, for many cells without a GPU; else 1",
+    ),
 ]
 RayAddress = Annotated[
     str | None,

@@ -3,9 +3,11 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from analog_grasp import studies
@@ -18,6 +20,10 @@ from analog_grasp.experiments.folder import LOG_FILE
 from analog_grasp.experiments.progress import log_line
 from analog_grasp.report import adapter_text, comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tables import LEGEND
+
+# Cells from which on it pays to start workers; and the most, since each has a copy of the model.
+_WORTH_WORKERS = 16
+_MOST_WORKERS = 4
 
 
 @takes(DATA, CHIPS, RUN, HARDWARE, TRAINING)
@@ -80,7 +86,7 @@ def _carry_out(
     with asking(), noting(notes.append):
         if quiet and verbose:
             raise RequestError("Both --quiet and --verbose are given: leave one out.")
-        study = prepare(resolve(settings, config), out)
+        study = _with_workers(prepare(resolve(settings, config), out))
 
     def note(text: str) -> None:
         log_line(out / LOG_FILE, f"note: {text}")
@@ -95,6 +101,19 @@ def _carry_out(
         results = studies.report(out)
     if not quiet:
         _show(results)
+
+
+def _with_workers(study: Study) -> Study:
+    """Give a study a worker for each core, up to a few, where they pay and none are asked for."""
+    done, total = done_of_all(study)
+    few, elsewhere = total - done < _WORTH_WORKERS, study.settings.engine != "local"
+    asked = "workers" in study.settings.model_fields_set
+    # Processes would share one GPU, and its memory would have to hold as many models.
+    if asked or elsewhere or few or torch.cuda.is_available():
+        return study
+    # With two threads, one worker is slower than two workers with one each.
+    workers = min(torch.get_num_threads(), _MOST_WORKERS)
+    return replace(study, settings=study.settings.model_copy(update={"workers": workers}))
 
 
 @contextmanager

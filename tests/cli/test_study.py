@@ -8,13 +8,16 @@ import signal
 import sqlite3
 
 import pytest
+import torch
 
+from analog_grasp.cli.study import _with_workers
 from analog_grasp.devices import noise
+from analog_grasp.experiments import prepare, resolve
 from analog_grasp.experiments.store import Store
 from analog_grasp.tasks.sentences import SentenceTask
 
 REPORT = ("results.csv", "results.parquet", "summary.md", "accuracy_vs_drift.png",
-          "accuracy_vs_drift.svg", "report.html")  # fmt: skip
+          "accuracy_vs_drift.svg", "accuracy_vs_drift.pdf", "layers.csv", "report.html")  # fmt: skip
 
 
 def rows(folder):
@@ -262,3 +265,22 @@ def test_adapters_stand_in_the_order_they_were_asked_for(ag, finished, tiny, tmp
     connection.close()
     assert ag("report", out).status == 0
     assert (out / "summary.md").read_bytes() == (finished / "summary.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "threads", "workers"),
+    [
+        ({}, 2, 2),
+        ({}, 16, 4),
+        ({}, 1, 1),
+        ({"workers": 1}, 2, 1),
+        ({"repeats": 1}, 2, 1),
+        ({"engine": "ray"}, 2, 1),
+    ],
+)
+def test_many_cells_have_a_worker_for_each_core(tmp_path, monkeypatch, given, threads, workers):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cells = {"adapters": ("head",), "times": ("0s",), "repeats": 16, "devices": ("ideal",)}
+    study = prepare(resolve(cells | given), tmp_path / "run")
+    assert _with_workers(study).settings.workers == workers
