@@ -16,8 +16,8 @@ from analog_grasp.experiments import prepare, resolve
 from analog_grasp.experiments.store import Store
 from analog_grasp.tasks.sentences import SentenceTask
 
-REPORT = ("results.csv", "results.parquet", "summary.md", "accuracy_vs_drift.png",
-          "accuracy_vs_drift.svg", "accuracy_vs_drift.pdf", "layers.csv", "report.html")  # fmt: skip
+REPORT = ("results.csv", "results.parquet", "layers.csv", "summary.md", "report.html",
+          *(f"accuracy_vs_drift.{kind}" for kind in ("png", "svg", "pdf")))  # fmt: skip
 
 
 def rows(folder):
