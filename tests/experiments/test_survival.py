@@ -1,10 +1,8 @@
 """Runs that are killed, and runs that share a store: nothing lost, nothing done twice."""
 
 import multiprocessing
-import os
 import random
 import re
-import signal
 import sqlite3
 import time
 from pathlib import Path
@@ -82,19 +80,14 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("request_to_end", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_with_workers_that_is_ended_goes_on_to_the_same_bits(
-    command, undisturbed, tmp_path, request_to_end
-):
+def test_a_killed_run_with_workers_goes_on_to_the_same_bits(command, undisturbed, tmp_path):
     out = tmp_path / "run"
     process = start([*command, "--workers", "2"], out)
     while len(cells(out)) < 8:
         assert process.is_alive()
         time.sleep(0.05)
-    os.kill(process.pid, request_to_end)
+    process.kill()
     process.join(120)
-    # Asked to end, it does so in its own way.
-    assert process.exitcode == (-9 if request_to_end == signal.SIGKILL else 0)
     assert 8 <= len(cells(out)) < len(undisturbed[0].splitlines()) - 1
     start([*command, "--workers", "4"], out).join()
     assert (out / "results.csv").read_bytes() == undisturbed[0]
