@@ -31,7 +31,7 @@ def configured[C](config: C, card: DeviceCard) -> C:
     io = config.forward
     io.inp_res = 1 / (2**converters.dac_bits - 2) if converters.dac_bits else 0.0
     io.out_res = 1 / (2**converters.adc_bits - 2) if converters.adc_bits else 0.0
-    io.out_noise, io.out_bound = converters.output_noise, converters.output_range
+    io.out_noise, io.out_bound = converters.output_noise, converters.output_range or 0.0
     io.noise_management = NoiseManagementType[converters.input_scaling.upper()]
     io.bound_management = BoundManagementType[converters.bound_management.upper()]
     return config

@@ -19,12 +19,8 @@ from aihwkit.inference import PCMLikeNoiseModel, ReRamCMONoiseModel, ReRamWan202
 from aihwkit.inference.noise.hermes import HermesNoiseModel
 from aihwkit.nn import AnalogLinear
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from aihwkit.simulator.parameters.enums import (
-    BoundManagementType,
-    NoiseManagementType,
-    WeightNoiseType,
-)
-from aihwkit.simulator.parameters.mapping import MappingParameter
+from aihwkit.simulator.parameters.enums import WeightNoiseType
+from aihwkit_peer import configured
 from scipy.stats import ks_2samp
 from torch import nn
 
@@ -214,21 +210,8 @@ def aihwkit_layer(
     linear: nn.Linear, card: DeviceCard, config: type, read_noise: float = 0.0
 ) -> AnalogLinear:
     """The layer on aihwkit's tiles, set as the card says."""
-    settings, converters = config(), card.converters
-    settings.mapping = MappingParameter(
-        digital_bias=True,
-        weight_scaling_omega=1.0,
-        weight_scaling_columnwise=True,
-        max_input_size=card.tile.rows,
-        max_output_size=card.tile.columns,
-    )
-    settings.drift_compensation = None
+    settings = configured(config(), card)
     io = settings.forward
-    io.inp_res = 1 / (2**converters.dac_bits - 2) if converters.dac_bits else 0.0
-    io.out_res = 1 / (2**converters.adc_bits - 2) if converters.adc_bits else 0.0
-    io.out_noise, io.out_bound = converters.output_noise, converters.output_range
-    io.noise_management = NoiseManagementType[converters.input_scaling.upper()]
-    io.bound_management = BoundManagementType[converters.bound_management.upper()]
     if read_noise:
         io.w_noise, io.w_noise_type = read_noise, WeightNoiseType.ADDITIVE_CONSTANT
     analog = AnalogLinear(linear.in_features, linear.out_features, True, rpu_config=settings)

@@ -7,12 +7,8 @@ import pytest
 import torch
 from aihwkit.nn import AnalogLinear
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from aihwkit.simulator.parameters.enums import (
-    BoundManagementType,
-    NoiseManagementType,
-    WeightNoiseType,
-)
-from aihwkit.simulator.parameters.mapping import MappingParameter
+from aihwkit.simulator.parameters.enums import WeightNoiseType
+from aihwkit_peer import configured
 from scipy import stats
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -21,8 +17,6 @@ from analog_grasp.crossbar.layer import CrossbarLinear
 from analog_grasp.devices import DeviceCard
 
 SHAPES = [(10, 6), (384, 384), (700, 300)]
-SCALING = {"abs_max": NoiseManagementType.ABS_MAX, "none": NoiseManagementType.NONE}
-BOUND = {"iterative": BoundManagementType.ITERATIVE, "none": BoundManagementType.NONE}
 EXACT = {"dac_bits": None, "adc_bits": None, "output_noise": 0.0, "output_range": None}
 
 
@@ -40,22 +34,7 @@ def dense(shape=(384, 100), bias=True) -> nn.Linear:
 
 def theirs(layer: nn.Linear, device: DeviceCard, config=TorchInferenceRPUConfig) -> AnalogLinear:
     """The same layer on aihwkit's tiles."""
-    settings, converters = config(), device.converters
-    settings.mapping = MappingParameter(
-        digital_bias=True,
-        weight_scaling_omega=1.0,
-        weight_scaling_columnwise=True,
-        max_input_size=device.tile.rows,
-        max_output_size=device.tile.columns,
-    )
-    settings.drift_compensation = None
-    io = settings.forward
-    io.inp_res = 1 / (2**converters.dac_bits - 2) if converters.dac_bits else 0.0
-    io.out_res = 1 / (2**converters.adc_bits - 2) if converters.adc_bits else 0.0
-    io.out_noise = converters.output_noise
-    io.out_bound = converters.output_range or 0.0
-    io.noise_management = SCALING.get(converters.input_scaling, NoiseManagementType.CONSTANT)
-    io.bound_management = BOUND[converters.bound_management]
+    settings = configured(config(), device)
     analog = AnalogLinear(
         layer.in_features, layer.out_features, layer.bias is not None, rpu_config=settings
     )
