@@ -43,6 +43,8 @@ def inspect(
 
     with asking():
         found = inspected(folders)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
     for table in tables(found):
         show(rich_table(table))
     show(LEGEND)

@@ -29,9 +29,9 @@ def test_a_note_stands_in_the_log_and_is_shown_unless_quiet(
 def test_a_note_on_the_request_is_kept_too(ag, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "_warned", set())
     out = tmp_path / "run"
-    # The target is looked up before the run begins, and has no folder to write to yet.
+    # The target, which no other test has looked up, is so before the run has a folder to write to.
     ended = ag(
-        "compare", *tiny, "--adapters", "head", "--noise-target", "rram-wan2022@1y", "--devices",
+        "compare", *tiny, "--adapters", "head", "--noise-target", "rram-wan2022@401d", "--devices",
         "ideal", "--times", "0s", "--repeats", "1", "--epochs", "1", "--quiet", "--out", out,
     )  # fmt: skip
     assert (ended.status, ended.err) == (0, "")

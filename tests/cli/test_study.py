@@ -16,7 +16,7 @@ from analog_grasp.experiments import prepare, resolve
 from analog_grasp.experiments.store import Store
 from analog_grasp.tasks.sentences import SentenceTask
 
-REPORT = ("results.csv", "results.parquet", "layers.csv", "summary.md", "report.html",
+REPORT = ("results.csv", "results.parquet", "summary.md", "report.html",
           *(f"accuracy_vs_drift.{kind}" for kind in ("png", "svg", "pdf")))  # fmt: skip
 
 

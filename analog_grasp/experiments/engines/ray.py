@@ -97,7 +97,8 @@ def _shared_out(bench: Bench, jobs: Iterator[Job], threads: int) -> Iterator[Cel
                     yield cell
     finally:
         for cells in running:
-            ray.cancel(cells)
+            # By its process: an exception raised in it may be swallowed by what it is computing.
+            ray.cancel(cells, force=True)
 
 
 def _next(cells: Any) -> Cell | None:
