@@ -27,7 +27,6 @@ STUDIES = {
     "no-injection": {"adapters": ("grasp",), "injection": 0.0},
     "head": {"adapters": ("head",), "injection": 0.0},
 }
-# rram-cmo-falcone stands for its card of the wider acceptance range, too.
 DRIFTING = {
     "devices": (
         "pcm-nandakumar2019",
@@ -35,6 +34,8 @@ DRIFTING = {
         "pcm-hermes-2",
         "rram-wan2022",
         "rram-cmo-falcone",
+        "rram-cmo-falcone-2pct",
+        "sonos-agrawal2022",
     ),
     "times": ("0s", "1d", "1y"),
 }

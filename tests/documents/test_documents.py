@@ -18,12 +18,12 @@ PAGES = sorted(DOCS.rglob("*.md"))
 # Those that train or deploy the built-in model.
 SLOW = {
     "tutorials/deployment.md",
-    "tutorials/drift.md",
-    "tutorials/tuning.md",
     "how-to/results.md",
     "how-to/task.md",
     "scaling.md",
 }
+# Those that train it several times.
+LONG = {"tutorials/drift.md", "tutorials/tuning.md"}
 LARGEST_IMAGE = 150_000
 
 pages = runpy.run_path(str(Path(__file__).with_name("pages.py")))
@@ -38,8 +38,9 @@ def runs(path: Path) -> bool:
 
 
 def marked(path: Path):
-    marks = [pytest.mark.slow] if named(path) in SLOW else []
-    return pytest.param(path, id=named(path), marks=marks)
+    slow = [pytest.mark.slow] if named(path) in SLOW | LONG else []
+    long = [pytest.mark.long] if named(path) in LONG else []
+    return pytest.param(path, id=named(path), marks=slow + long)
 
 
 @pytest.mark.parametrize("path", [marked(path) for path in PAGES if runs(path)])
