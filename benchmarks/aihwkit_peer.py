@@ -39,10 +39,15 @@ def configured[C](config: C, card: DeviceCard) -> C:
 
 def converted(model: nn.Module, config: object) -> nn.Module:
     """A model whose frozen layers lie on aihwkit's tiles; task head and adapters stay digital."""
+    others = digital_layers(model)
+    return convert_to_analog(model, config, exclude_modules=others, inplace=False)
+
+
+def digital_layers(model: nn.Module) -> list[str]:
+    """The linear layers that are not frozen ones of the model, by their paths."""
     frozen = {path for path, _ in frozen_layers(model)}
-    others = [
+    return [
         path
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and path not in frozen
     ]
-    return convert_to_analog(model, config, exclude_modules=others, inplace=False)

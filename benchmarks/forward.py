@@ -20,13 +20,12 @@ from pathlib import Path
 
 import torch
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from aihwkit_peer import configured, converted
+from aihwkit_peer import configured, converted, digital_layers
 from peers import interleaved, machine, ratio_table
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from analog_grasp import DeviceCard, deploy, load_task
-from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.layer import CrossbarLinear
 from analog_grasp.tasks import tokenizer_for
 from analog_grasp.tasks.models import load_base_model
@@ -148,13 +147,7 @@ def lightning(model: nn.Module, dynamic: bool) -> nn.Module:
     config.pre_post.input_range.learn_input_range = False
     config.pre_post.input_range.init_value = RANGE
     config.pre_post.input_range.init_from_data = 0
-    frozen = {path for path, _ in frozen_layers(model)}
-    others = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path not in frozen
-    ]
-    return convert_to_analog(copy.deepcopy(model), config, exclude_modules=others)
+    return convert_to_analog(copy.deepcopy(model), config, exclude_modules=digital_layers(model))
 
 
 if __name__ == "__main__":
