@@ -269,6 +269,15 @@ HARDWARE: Mapping[str, Any] = {
             _HARDWARE,
         ),
     ],
+    "precision": Annotated[
+        str | None,
+        _setting(
+            "precision",
+            "What tiles compute in: exact (float32, as aihwkit's) or fast (bfloat16, faster where "
+            "the processor multiplies in it; its rounding is small beside the devices' noise).",
+            panel=_HARDWARE,
+        ),
+    ],
     "programming_noise": Annotated[
         bool | None, _switch("programming-noise", "Whether devices miss.")
     ],

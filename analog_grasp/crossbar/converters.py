@@ -5,6 +5,7 @@ Twice: in torch, for any processor, any floating type and gradients, and by the 
 noise and agree up to the rounding of a sum in another order.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from analog_grasp.devices.sections import Converters
 # aihwkit's: inputs are scaled down by at most this, and to no fewer than two bits.
 _LARGEST_REDUCTION = 1000.0
 _COARSEST_INPUT = 0.25
+# Whole numbers up to 256 are exact in bfloat16.
+_FINEST_IN_BFLOAT16 = 1.0 / 256.0
 _NONE = np.empty(0, np.float32)
 _NO_MATRIX = np.empty((0, 0), np.float32)
 
@@ -156,7 +159,8 @@ def read_fast(
     Args:
         x: All inputs of the layer, ``(N, D)``, contiguous; those from ``first`` on are the tiles'.
         first: The tiles' first input.
-        weight: As for `read`.
+        weight: As for `read`, in any of the types it is kept in; products with bfloat16 weights
+            are computed in bfloat16 where the processor does so and the DAC's codes are exact.
         variance: As for `read`.
         settings: As for `read`.
         input_range: As for `read`.
@@ -182,10 +186,10 @@ def read_fast(
     )
     matrix = _NO_MATRIX
     if isinstance(variance, Tensor):
-        matrix = (inputs.square() @ variance.T).numpy()
+        matrix = (inputs.square() @ variance.float().T).numpy()
     clipped = np.empty((rows, len(tiles)), np.bool_)
     kernels.convert_outputs(
-        (inputs @ weight.T).numpy(),
+        _product(inputs, weight, settings.dac_step).numpy(),
         gain.numpy(),
         scale.numpy(),
         np.float32(settings.output_noise),
@@ -207,9 +211,38 @@ def read_fast(
             chosen = torch.from_numpy(held.nonzero()[0])
             part = x[chosen, first : first + width]
             again = _read_again(
-                part, weight[tile], of_tile(variance, tile), settings, input_range, key
+                part,
+                weight[tile].float(),
+                _single(of_tile(variance, tile)),
+                settings,
+                input_range,
+                key,
             )
             y[chosen, tile] += again * scale[tile]
+
+
+def _product(inputs: Tensor, weight: Tensor, dac_step: float) -> Tensor:
+    """Analog products in float32, of inputs that are whole steps of a DAC."""
+    if (
+        weight.dtype == torch.bfloat16
+        and dac_step >= _FINEST_IN_BFLOAT16
+        and multiplies_in_bfloat16()
+    ):
+        codes = (inputs / dac_step).round_().bfloat16()
+        return (codes @ weight.T).float().mul_(dac_step)
+    return inputs @ weight.float().T
+
+
+@functools.cache
+def multiplies_in_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16.
+
+    Example:
+        >>> multiplies_in_bfloat16() in (True, False)
+        True
+    """
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int) -> Tensor:
@@ -326,6 +359,11 @@ def _normal_like(like: Tensor, key: int) -> Tensor:
 def _next_key(key: int, reduction: float) -> int:
     """The key of a further read: far from those of the rows of this one."""
     return (key + (int(math.log2(reduction)) << 48)) % 2**64
+
+
+def _single(variance: Variance) -> Variance:
+    """In float32."""
+    return variance.float() if isinstance(variance, Tensor) else variance
 
 
 def _as_array(variance: Variance, weight: Tensor) -> np.ndarray:

@@ -47,8 +47,10 @@ class CrossbarLinear(nn.Module):
             the mean magnitude of a known read-out is what it was after programming;
             ``"per-column"`` each column by itself; ``"exact"`` as global, against the read-out
             that the targets would have given; ``"none"`` not at all.
-        dtype: What the weights are kept in: float32, bfloat16 or float16. They are read in float32;
-            rounding to bfloat16, 2^-9 relative, is small beside what a device misses its target by.
+        dtype: What the weights are kept in: float32, bfloat16 or float16. Rounding to bfloat16,
+            2^-9 relative, is small beside what a device misses its target by. They are read in
+            float32; those in bfloat16 are multiplied in bfloat16 by a processor that does so,
+            which rounds each output by 2^-9 once more.
 
     Source:
         METHOD 3; aihwkit (Rasch et al., AICAS 2021); global drift compensation: Joshi et al.,
@@ -177,12 +179,11 @@ class CrossbarLinear(nn.Module):
         start = x.new_zeros(self.out_features) if self.bias is None else self.bias.float()
         assert self._settings is not None
         for split in self._now():
-            weight, variance = split.single()
             read_fast(
                 x,
                 split.rows.start,
-                weight,
-                variance,
+                split.weight,
+                split.variance,
                 self._settings,
                 self.input_range,
                 _key(),

@@ -1,7 +1,8 @@
 """What a study changes about the hardware: the settings beside the device cards."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from analog_grasp.crossbar import Deployment
@@ -49,6 +50,8 @@ class Hardware(BaseModel):
     drift_compensation: DriftCompensation = "global"
     calibrate: Annotated[float, Field(gt=0, le=100)] | None = None
     """Fix the DAC's range of every layer at this percentile of its inputs; 100 is the largest."""
+    precision: Literal["exact", "fast"] = "exact"
+    """Whether tiles compute in float32, as aihwkit's do, or in bfloat16."""
 
     def card(self, name: str) -> DeviceCard:
         """The card of a device, changed as the settings say.
@@ -69,7 +72,8 @@ class Hardware(BaseModel):
     def switches(self) -> dict[str, Any]:
         """The arguments of `analog_grasp.deploy` that the settings give."""
         names = ("programming_noise", "drift", "read_noise", "drift_compensation")
-        return {name: getattr(self, name) for name in names}
+        dtype = torch.float32 if self.precision == "exact" else torch.bfloat16
+        return {name: getattr(self, name) for name in names} | {"dtype": dtype}
 
     def hardware(self) -> dict[str, Any]:
         """What is changed about the hardware, by the names of the settings."""

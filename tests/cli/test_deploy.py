@@ -61,6 +61,11 @@ def test_an_ideal_chip_has_the_digital_score_and_no_error(deploy):
     assert all(layer["weight_error"] == 0 for layer in written["layers"])
 
 
+def test_the_fast_precision_rounds_the_weights(deploy):
+    _, written = deploy("--device", "ideal", "--precision", "fast")
+    assert all(0 < layer["weight_error"] < 2**-9 for layer in written["layers"])
+
+
 @pytest.mark.parametrize("placement", ["folded", "programmed"])
 def test_every_placement(deploy, placement):
     assert deploy("--placement", placement)[1]["placement"] == placement
@@ -84,6 +89,7 @@ def test_effects_can_be_switched_off(deploy):
         (("--g-max", "10"), lambda w: w["settings"] == {"g_max": 10.0}),
         (("--drift-compensation", "none"), lambda w: True),
         (("--calibrate", "99"), lambda w: w["settings"] == {"calibrate": 99.0}),
+        (("--precision", "fast"), lambda w: w["settings"] == {"precision": "fast"}),
     ],
 )
 def test_the_hardware_can_be_changed(deploy, given, differs):
@@ -115,6 +121,7 @@ def test_an_exported_chip_is_the_model(deploy, tiny, tmp_path, data_dir):
         (("--placement", "programmed", "--error", "learned"), "only a StochGRASP adapter"),
         (("--adc-bits", "1"), "adc_bits"),
         (("--calibrate", "0"), "calibrate"),
+        (("--precision", "int8"), "precision"),
         (("--stuck-off", "0.7", "--stuck-on", "0.7"), "stuck"),
     ],
 )
