@@ -9,16 +9,17 @@ to read of rram-wan2022.
 
     python benchmarks/sweep.py --data-dir path/to/glue
 
-Both are extrapolated from some of their cells: ours from both adapters on one chip instance of
-each device at three times, the loop from one conversion and one evaluation a device. `--whole`
-measures every cell of ours. About four minutes on 2 cores.
+Both are extrapolated from some of their cells: ours from all adapters on one chip instance of each
+device at three times, the loop from one conversion and one evaluation a device. `--adapters` and
+`--chips` make another study of it, and `--whole` measures every cell of ours. About four minutes on
+2 cores.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +31,13 @@ from aihwkit_peer import configured, converted
 from peers import machine, markdown, peak_memory
 from torch import nn
 
+from analog_grasp.adapters.baselines import ADAPTERS as METHODS
 from analog_grasp.devices import DeviceCard
 from analog_grasp.experiments import Settings, prepare, run
 from analog_grasp.experiments.adapters import load_adapter, new_adapter, save_adapter
 from analog_grasp.tasks import load_task, tokenizer_for
 
-ADAPTERS = ("grasp", "stochgrasp")
 TIMES = ("0s", "20s", "1h", "1d", "7d", "30d", "1y")
-CHIPS = 5
 BATCH = 64
 # Which aihwkit knows for all of these devices.
 LOOP_TIME = 86_400.0
@@ -72,6 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", help="the folder with SST-2/; the task reviews without it")
     parser.add_argument("--model", help="Hub id or folder; the built-in default without it")
+    parser.add_argument("--adapters", nargs="+", choices=METHODS, default=["grasp", "stochgrasp"])
+    parser.add_argument("--chips", type=int, default=5, help="chip instances a device")
     parser.add_argument("--whole", action="store_true", help="every cell of ours")
     parser.add_argument("--quick", action="store_true", help="two devices, one time")
     asked = parser.parse_args()
@@ -82,31 +84,33 @@ def main() -> None:
         data_dir=asked.data_dir,
         devices=[*DEVICES][: 2 if asked.quick else None],
         times=times,
-        repeats=CHIPS if asked.whole else 1,
+        repeats=asked.chips if asked.whole else 1,
     )
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings.model_copy(update={"adapters": saved(settings, Path(folder))})
-        print(f"{machine()}\n\n{times_table(settings)}", flush=True)
+        adapters = saved(settings, asked.adapters, Path(folder))
+        settings = settings.model_copy(update={"adapters": adapters})
+        print(f"{machine()}\n\n{times_table(settings, asked.chips)}", flush=True)
         print(f"\n{memory_table(settings)}")
 
 
-def saved(settings: Settings, folder: Path) -> tuple[str, ...]:
+def saved(settings: Settings, adapters: Sequence[str], folder: Path) -> tuple[str, ...]:
     """The folders of untrained adapters: what they have learned changes no time."""
     task = load_task(settings.task, settings.data_dir)
-    for name in ADAPTERS:
+    for name in adapters:
         save_adapter(new_adapter(settings, task, name), folder / name)
-    return tuple(str(folder / name) for name in ADAPTERS)
+    return tuple(str(folder / name) for name in adapters)
 
 
-def times_table(settings: Settings) -> str:
+def times_table(settings: Settings, chips: int) -> str:
     """A row a device, and the whole study; ours and the loop take turns."""
-    measured = len(ADAPTERS) * len(settings.times) * settings.repeats
+    adapters = len(settings.adapters)
+    measured = adapters * len(settings.times) * settings.repeats
     rows, ours, loops = [], [], []
     for device in settings.devices:
         ours.append(our_seconds(on(settings, device)))
         loops.append(loop_seconds(settings, device))
         rows.append((device, *shown(ours[-1].cells / measured, loops[-1].per_cell)))
-    each = len(ADAPTERS) * len(TIMES) * CHIPS
+    each = adapters * len(TIMES) * chips
     whole = statistics.median(run.start for run in ours)
     whole += sum(run.cells for run in ours) / measured * each
     loop = sum(loop.per_cell for loop in loops) * each

@@ -39,10 +39,11 @@ def convert_inputs(
     for n in numba.prange(out.shape[0]):
         inputs, row = x[n, first : first + width], out[n]
         if by_maximum:
-            largest = _largest(inputs)
+            largest = _as_number(_largest(inputs))
             gain[n] = np.float32(1.0) / largest if largest > 0 else np.float32(1.0)
+        factor = gain[n]
         for d in range(width):
-            row[d] = inputs[d] * gain[n]
+            row[d] = inputs[d] * factor
         _round(row, step)
         _clip(row, np.float32(1.0))
         if squares.size:
@@ -54,15 +55,28 @@ def convert_inputs(
 
 # Each loop says one thing, so that the compiler turns it into vector instructions.
 @numba.njit
-def _largest(row: Floats) -> np.float32:
-    """The largest magnitude."""
+def _largest(row: Floats) -> np.int32:
+    """The largest magnitude, as its bits."""
     # Magnitudes are ordered as their bits are, and a maximum of integers needs no order.
-    pattern, largest = row.view(np.int32), np.zeros(1, np.int32)
+    pattern = row.view(np.int32)
     most = np.int32(0)
     for o in range(pattern.size):
         most = max(most, np.int32(pattern[o] & _MAGNITUDE))
-    largest[0] = most
-    return largest.view(np.float32)[0]
+    return most
+
+
+@numba.njit
+def _as_number(bits: np.int32) -> np.float32:
+    held = np.empty(1, np.int32)
+    held[0] = bits
+    return held.view(np.float32)[0]
+
+
+@numba.njit
+def _as_bits(number: np.float32) -> np.int32:
+    held = np.empty(1, np.float32)
+    held[0] = number
+    return held.view(np.int32)[0]
 
 
 @numba.njit
@@ -118,6 +132,7 @@ def convert_outputs(
     """
     rows, columns = product.shape
     noisy = noise > 0 or row_variance.size > 0 or variance.size > 0
+    limit = _as_bits(bound)
     for n in numba.prange(rows):
         row = np.empty(columns, np.float32)
         if noisy:
@@ -135,16 +150,16 @@ def convert_outputs(
             row[:] = product[n]
         _round(row, step)
         factor = np.float32(1.0) / gain[n]
-        before = start if start.size else y[n]
+        if start.size:
+            y[n] = start
         for tile in range(ends.size - 1):
             part = slice(ends[tile], ends[tile + 1])
-            clipped[n, tile] = _largest(row[part]) > bound
+            clipped[n, tile] = _largest(row[part]) > limit
             if clipped[n, tile]:
                 if hold:
-                    y[n, part] = before[part]
                     continue
                 _clip(row[part], bound)
-            _add(before[part], row[part], factor, scale[part], y[n, part])
+            _add(row[part], factor, scale[part], y[n, part])
 
 
 @numba.njit(fastmath={"contract"})
@@ -154,9 +169,9 @@ def _disturb(product: Floats, spread: np.float32, row: Floats) -> None:
 
 
 @numba.njit(fastmath={"contract"})
-def _add(before: Floats, row: Floats, factor: np.float32, scale: Floats, y: Floats) -> None:
+def _add(row: Floats, factor: np.float32, scale: Floats, y: Floats) -> None:
     for o in range(row.size):
-        y[o] = before[o] + row[o] * (factor * scale[o])
+        y[o] += row[o] * (factor * scale[o])
 
 
 @parallel_kernel

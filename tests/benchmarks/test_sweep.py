@@ -39,7 +39,7 @@ def test_the_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
 
 def test_the_loop_has_our_tiles_and_no_others(sweep, bert_folder, tmp_path):
     settings = Settings(model=str(bert_folder))
-    folder = Path(sweep.saved(settings, tmp_path)[0])
+    folder = Path(sweep.saved(settings, ["grasp"], tmp_path)[0])
     model = load_adapter(folder, settings.model, load_task("reviews"))
     for device in sweep.DEVICES:
         analog = sweep.on_tiles(model, device)
