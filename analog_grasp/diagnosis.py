@@ -199,15 +199,11 @@ def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:
 
 @_check("threads", "set OMP_NUM_THREADS to the number of cores that this process may use")
 def _threads() -> Finding:
-    import numba
     import torch
 
     here = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else here
-    text = (
-        f"{usable} of {here} cores may be used; torch takes {torch.get_num_threads()}, "
-        f"numba up to {numba.config.NUMBA_NUM_THREADS}"
-    )
+    text = f"{usable} of {here} cores may be used; torch takes {torch.get_num_threads()}"
     if torch.get_num_threads() > usable:
         return Finding("note", text, f"more threads than cores are slow: OMP_NUM_THREADS={usable}")
     return Finding("ok", text)

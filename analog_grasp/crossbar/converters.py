@@ -176,6 +176,7 @@ def read_fast(
     by_row = isinstance(variance, float)
     squares = np.empty(rows if by_row else 0, np.float32)
     kernels.convert_inputs(
+        rows,
         x.numpy(),
         first,
         gain.numpy(),
@@ -189,6 +190,7 @@ def read_fast(
         matrix = (inputs.square() @ variance.float().T).numpy()
     clipped = np.empty((rows, len(tiles)), np.bool_)
     kernels.convert_outputs(
+        rows,
         _product(inputs, weight, settings.dac_step).numpy(),
         gain.numpy(),
         scale.numpy(),
@@ -265,6 +267,7 @@ def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, k
     if fits_kernel(weight):
         means = torch.empty(len(weight))
         kernels.column_readout(
+            len(weight),
             weight.numpy(),
             np.float32(settings.output_noise),
             _as_array(variance, weight),

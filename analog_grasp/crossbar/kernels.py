@@ -4,7 +4,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from analog_grasp.devices.random import Floats, fill_normal, parallel_kernel, row_key
+from analog_grasp.devices.random import Floats, fill_normal, row_key
+from analog_grasp.devices.threads import parallel_kernel
 
 Flags = NDArray[np.bool_]
 Ends = NDArray[np.int64]
@@ -14,8 +15,10 @@ _MAGNITUDE = 0x7FFFFFFF
 
 @parallel_kernel
 def convert_inputs(
-    x: Floats,
     first: int,
+    end: int,
+    x: Floats,
+    start: int,
     gain: Floats,
     by_maximum: bool,
     step: np.float32,
@@ -25,8 +28,10 @@ def convert_inputs(
     """DAC: scale each input vector to the full range, round to the DAC's steps, clip to [-1, 1].
 
     Args:
+        first: The first row to convert.
+        end: The row to stop before.
         x: Inputs, ``(N, D)``.
-        first: The tile's first input.
+        start: The tile's first input.
         gain: ``(N,)``; filled with what each vector is multiplied by where ``by_maximum``, and
             read where not.
         by_maximum: Whether a vector is scaled by its largest magnitude.
@@ -36,8 +41,8 @@ def convert_inputs(
             empty.
     """
     width = out.shape[1]
-    for n in numba.prange(out.shape[0]):
-        inputs, row = x[n, first : first + width], out[n]
+    for n in range(first, end):
+        inputs, row = x[n, start : start + width], out[n]
         if by_maximum:
             largest = _as_number(_largest(inputs))
             gain[n] = np.float32(1.0) / largest if largest > 0 else np.float32(1.0)
@@ -95,6 +100,8 @@ def _clip(row: Floats, bound: np.float32) -> None:
 
 @parallel_kernel
 def convert_outputs(
+    first: int,
+    end: int,
     product: Floats,
     gain: Floats,
     scale: Floats,
@@ -115,6 +122,8 @@ def convert_outputs(
     The noise of an element is a function of ``key`` and its place alone, whatever the threads.
 
     Args:
+        first: The first row to convert.
+        end: The row to stop before.
         product: Analog products, ``(N, D_out)``.
         gain: What each input vector was multiplied by, ``(N,)``; divided out again.
         scale: The digital scale of each column, ``(D_out,)``.
@@ -130,10 +139,10 @@ def convert_outputs(
         y: The outputs, ``(N, D_out)``.
         clipped: Filled with whether an output of the tile was clipped, ``(N, T)``.
     """
-    rows, columns = product.shape
+    columns = product.shape[1]
     noisy = noise > 0 or row_variance.size > 0 or variance.size > 0
     limit = _as_bits(bound)
-    for n in numba.prange(rows):
+    for n in range(first, end):
         row = np.empty(columns, np.float32)
         if noisy:
             fill_normal(row_key(key + np.uint64(n)), row)
@@ -176,6 +185,8 @@ def _add(row: Floats, factor: np.float32, scale: Floats, y: Floats) -> None:
 
 @parallel_kernel
 def column_readout(
+    first: int,
+    end: int,
     weight: Floats,
     noise: np.float32,
     variance: Floats,
@@ -187,6 +198,8 @@ def column_readout(
     """What every column gives when its rows are driven one by one: the mean magnitude.
 
     Args:
+        first: The first column to read.
+        end: The column to stop before.
         weight: Weights of a tile, ``(D_out, width)``.
         noise: Standard deviation of the output noise.
         variance: Variance of each weight at a read, ``(D_out, width)``, ``(1, 1)`` or empty.
@@ -195,8 +208,8 @@ def column_readout(
         key: Names the noise.
         readout: Filled, ``(D_out,)``.
     """
-    columns, width = weight.shape
-    for o in numba.prange(columns):
+    width = weight.shape[1]
+    for o in range(first, end):
         row = np.empty(width, np.float32)
         if noise > 0 or variance.size > 0:
             fill_normal(row_key(key + np.uint64(o)), row)

@@ -14,10 +14,10 @@ from analog_grasp.devices.random import (
     Floats,
     fill_bits,
     fill_normal,
-    parallel_kernel,
     row_key,
 )
 from analog_grasp.devices.reading import COEFFICIENTS, FORMS, Reading
+from analog_grasp.devices.threads import parallel_kernel
 
 F = np.float32
 # The sums of curves in `Reading.starts`, and the purposes of the random numbers among the keys.
@@ -28,8 +28,6 @@ _TARGETS, _SUMS, _Z, _G, _H, _VALUE, _TOTAL, _ROWS = 3, 4, 8, 11, 12, 13, 14, 15
 _LOGARITHM, _POWER, _SATURATION = (
     FORMS.index(form) for form in ("logarithm", "power", "saturation")
 )
-_BLOCK = 16
-"""Rows that share their scratch memory."""
 
 
 class Tile(NamedTuple):
@@ -229,12 +227,18 @@ def _row(
 
 
 @parallel_kernel
-def _read(w: Floats, reading: Reading, tile: Tile, out: Floats, variance: Floats) -> None:
-    rows, columns = w.shape
-    for block in numba.prange((rows + _BLOCK - 1) // _BLOCK):
-        scratch = np.empty((_ROWS, columns + 1), np.float32)
-        for row in range(block * _BLOCK, min((block + 1) * _BLOCK, rows)):
-            _row(row, w[row], reading, tile, scratch, out[row], variance[row])
+def _read(
+    first: int,
+    end: int,
+    w: Floats,
+    reading: Reading,
+    tile: Tile,
+    out: Floats,
+    variance: Floats,
+) -> None:
+    scratch = np.empty((_ROWS, w.shape[1] + 1), np.float32)
+    for row in range(first, end):
+        _row(row, w[row], reading, tile, scratch, out[row], variance[row])
 
 
 def fits_kernel(tensor: Tensor) -> bool:
@@ -261,4 +265,4 @@ def read_tile(
     """
     nothing = np.empty((targets.shape[0], 0), np.float32)
     each_read = nothing if variance is None else variance.numpy()
-    _read(targets.numpy(), reading, tile, out.numpy(), each_read)
+    _read(len(targets), targets.numpy(), reading, tile, out.numpy(), each_read)

@@ -1,23 +1,16 @@
 """Random numbers that are a function of a key and a place: the same on any number of threads."""
 
-import functools
-import hashlib
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 from torch import Tensor
 
-# Of numba's own threads: those of OpenMP would be a second pool beside torch's, and each pool spins
-# for work on the cores that the other needs.
-numba.config.THREADING_LAYER = "workqueue"
+from analog_grasp.devices.threads import parallel_kernel
 
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint32]
@@ -46,49 +39,6 @@ _TWO_LN2 = np.float32(2 * np.log(2))
 # The exponent of a float32 of 2^31, which stands for u = 1.
 _TOP = 127 + 31
 _MANTISSA = 0x7FFFFF
-
-
-# Waking the threads takes as long as reading about so many numbers.
-_WORTH_A_POOL = 20_000
-
-
-def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel whose rows run on as many threads as torch has, and keep it on disk.
-
-    On one thread, and for few numbers, it is compiled without numba's pool, which takes longer to
-    wake than a small tile to read. On disk, numba watches only the file that a kernel stands in:
-    what it takes from the files of this folder is inlined, so results are kept apart for each state
-    of these.
-    """
-    serial, parallel = (_compiled(function, pool) for pool in (False, True))
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        largest = max(arg.size for arg in args if isinstance(arg, np.ndarray))
-        if torch.get_num_threads() == 1 or largest < _WORTH_A_POOL:
-            return serial(*args)
-        use_torch_threads()
-        return parallel(*args)
-
-    return run
-
-
-@functools.cache
-def _sources_digest() -> str:
-    """A hash of what kernels inline from this folder."""
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.blake2b(sources, digest_size=8).hexdigest()
-
-
-def _compiled(function: Callable[..., Any], pool: bool) -> Callable[..., Any]:
-    before = numba.config.CACHE_DIR
-    folder = Path(before or user_cache_path("analog-grasp") / "kernels")
-    # numba's own names do not tell a kernel with a pool from the same without.
-    numba.config.CACHE_DIR = str(folder / f"{_sources_digest()}-{'pool' if pool else 'one'}")
-    try:
-        return numba.njit(parallel=pool, cache=True)(function)
-    finally:
-        numba.config.CACHE_DIR = before
 
 
 @numba.njit(inline="always")
@@ -176,8 +126,8 @@ def _turn(bits: Words, radius: Floats, across: Floats, along: Floats) -> None:
 
 
 @parallel_kernel
-def _normal_rows(key: np.uint64, out: Floats) -> None:
-    for row in numba.prange(out.shape[0]):
+def _normal_rows(first: int, end: int, key: np.uint64, out: Floats) -> None:
+    for row in range(first, end):
         fill_normal(row_key(key + np.uint64(row)), out[row])
 
 
@@ -207,7 +157,7 @@ def normal(
     if torch.device(device).type != "cpu":
         return _normal_torch(key, rows, columns, torch.device(device)).view(shape).to(dtype)
     out = torch.empty(rows, columns)
-    _normal_rows(np.uint64(key & _WORD), out.numpy())
+    _normal_rows(rows, np.uint64(key & _WORD), out.numpy())
     return out.view(shape).to(dtype)
 
 
@@ -277,8 +227,3 @@ def _horner(x: Tensor, highest: np.float32, *others: np.float32) -> Tensor:
     for coefficient in others:
         y = y * x + float(coefficient)
     return y
-
-
-def use_torch_threads() -> None:
-    """Give numba as many threads as torch has; to be called before a parallel kernel."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
 from analog_grasp.devices import CardNoiseModel
 from analog_grasp.devices.kernels import fits_kernel
-from analog_grasp.devices.random import (
-    Floats,
-    fill_normal,
-    normal,
-    parallel_kernel,
-    row_key,
-)
+from analog_grasp.devices.random import Floats, fill_normal, normal, row_key
+from analog_grasp.devices.threads import parallel_kernel
 from analog_grasp.training.objective import card_at_time
 
 
@@ -145,12 +139,14 @@ def _perturb(weight: Tensor, spread: Tensor, key: int, out: Tensor) -> None:
         torch.addcmul(weight, noise, spread, out=out)
         return
     spreads = np.broadcast_to(spread.numpy(), weight.shape)
-    _perturb_rows(weight.numpy(), spreads, np.uint64(key), out.numpy())
+    _perturb_rows(len(out), weight.numpy(), spreads, np.uint64(key), out.numpy())
 
 
 @parallel_kernel
-def _perturb_rows(weight: Floats, spread: Floats, key: np.uint64, out: Floats) -> None:
-    for row in numba.prange(out.shape[0]):
+def _perturb_rows(
+    first: int, end: int, weight: Floats, spread: Floats, key: np.uint64, out: Floats
+) -> None:
+    for row in range(first, end):
         fill_normal(row_key(key + np.uint64(row)), out[row])
         for column in range(out.shape[1]):
             out[row, column] = weight[row, column] + spread[row, column] * out[row, column]

@@ -15,6 +15,7 @@ def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.
     ends = np.array([0, columns // 2, columns])
     clipped = np.empty((rows, 2), np.bool_)
     convert_outputs(
+        rows,
         product,
         np.ones(rows, np.float32) if gain is None else gain,
         np.ones(columns, np.float32) if scale is None else scale,
@@ -78,10 +79,10 @@ def test_noise_is_independent_between(pair):
 
 
 def test_the_same_key_gives_the_same_bits_with_any_number_of_threads(monkeypatch):
-    expected = noise(257, 33, key=11)
+    expected = noise(257, 133, key=11)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert np.array_equal(noise(257, 33, key=11), expected)
-    assert not np.array_equal(noise(257, 33, key=12), expected)
+    assert np.array_equal(noise(257, 133, key=11), expected)
+    assert not np.array_equal(noise(257, 133, key=12), expected)
 
 
 @pytest.mark.parametrize("by_maximum", [True, False])
@@ -91,7 +92,7 @@ def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step):
     x[2] = 0
     out, squares = np.empty((5, 6), np.float32), np.empty(5, np.float32)
     gain = np.full(5, 0.5, np.float32)
-    convert_inputs(x, 4, gain, by_maximum, np.float32(step), out, squares)
+    convert_inputs(5, x, 4, gain, by_maximum, np.float32(step), out, squares)
     part = x[:, 4:10]
     largest = np.abs(part).max(1)
     if by_maximum:
@@ -144,6 +145,6 @@ def test_a_read_out_is_the_mean_magnitude_of_each_column():
     read = np.empty(6, np.float32)
     none = np.empty((0, 0), np.float32)
     arguments = (np.float32(0.25), np.float32(1.5), np.uint64(0), read)
-    column_readout(weight, np.float32(0.0), none, *arguments)
+    column_readout(6, weight, np.float32(0.0), none, *arguments)
     rounded = (np.rint(weight / 0.25) * 0.25).clip(-1.5, 1.5)
     np.testing.assert_allclose(read, np.abs(rounded).mean(1), rtol=1e-6)

@@ -1,6 +1,5 @@
 """Random numbers by key and place: the same everywhere, and standard normal."""
 
-import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,9 +34,9 @@ def test_any_number_of_threads_gives_the_same_bits():
     before = torch.get_num_threads()
     drawn = []
     try:
-        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+        for threads in (1, 3):
             torch.set_num_threads(threads)
-            drawn.append(normal(5, (37, 501), device=CPU, dtype=FLOAT))
+            drawn.append(normal(5, (61, 501), device=CPU, dtype=FLOAT))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*drawn)
