@@ -7,6 +7,7 @@ noise and agree up to the rounding of a sum in another order.
 
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -171,7 +172,7 @@ def read_fast(
         y: ``(N, D_out)``; filled.
     """
     rows, width = len(x), weight.shape[1]
-    inputs = x.new_empty(rows, width)
+    inputs, product = _INPUTS.of(rows, width), _PRODUCTS.of(rows, len(weight))
     gain = x.new_full((rows,), 1.0 / (input_range or 1.0))
     by_row = isinstance(variance, float)
     squares = np.empty(rows if by_row else 0, np.float32)
@@ -191,7 +192,7 @@ def read_fast(
     clipped = np.empty((rows, len(tiles)), np.bool_)
     kernels.convert_outputs(
         rows,
-        _product(inputs, weight, settings.dac_step).numpy(),
+        _multiply(inputs, weight, settings.dac_step, product).numpy(),
         gain.numpy(),
         scale.numpy(),
         np.float32(settings.output_noise),
@@ -223,7 +224,25 @@ def read_fast(
             y[chosen, tile] += again * scale[tile]
 
 
-def _product(inputs: Tensor, weight: Tensor, dac_step: float) -> Tensor:
+class _Room(threading.local):
+    """Memory that is used again: a process that asks for it anew each time waits for its pages."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+
+    def of(self, rows: int, columns: int) -> Tensor:
+        """A matrix of anything, whose contents last until the next is asked for."""
+        if self._numbers.numel() < rows * columns:
+            # One that is made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                self._numbers = torch.empty(rows * columns)
+        return self._numbers[: rows * columns].view(rows, columns)
+
+
+_INPUTS, _PRODUCTS = _Room(), _Room()
+
+
+def _multiply(inputs: Tensor, weight: Tensor, dac_step: float, out: Tensor) -> Tensor:
     """Analog products in float32, of inputs that are whole steps of a DAC."""
     if (
         weight.dtype == torch.bfloat16
@@ -231,8 +250,8 @@ def _product(inputs: Tensor, weight: Tensor, dac_step: float) -> Tensor:
         and multiplies_in_bfloat16()
     ):
         codes = (inputs / dac_step).round_().bfloat16()
-        return (codes @ weight.T).float().mul_(dac_step)
-    return inputs @ weight.float().T
+        return out.copy_(codes @ weight.T).mul_(dac_step)
+    return torch.mm(inputs, weight.float().T, out=out)
 
 
 @functools.cache
