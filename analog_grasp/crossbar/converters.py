@@ -97,7 +97,7 @@ def read_exactly(x: Tensor, weight: Tensor, variance: Variance, key: int) -> Ten
     Returns:
         ``(N, D_out)``.
     """
-    product = x @ weight.T
+    product = x @ weight.to(x.dtype).T
     spread = _spread(x, 0.0, variance)
     return product if spread is None else product + spread * _normal_like(product, key)
 
@@ -118,7 +118,8 @@ def read(
 
     Args:
         x: Inputs, ``(N, width)``.
-        weight: Weights of the tiles, ``(D_out, width)``, the largest of a column being about 1.
+        weight: Weights of the tiles, ``(D_out, width)``, the largest of a column being about 1, in
+            the type that they are kept in.
         variance: Of the weights from read to read, in the same units.
         settings: The converters.
         input_range: The magnitude that is the DAC's full scale for every vector; None for the
@@ -160,8 +161,8 @@ def read_fast(
     Args:
         x: All inputs of the layer, ``(N, D)``, contiguous; those from ``first`` on are the tiles'.
         first: The tiles' first input.
-        weight: As for `read`, in any of the types it is kept in; products with bfloat16 weights
-            are computed in bfloat16 where the processor does so and the DAC's codes are exact.
+        weight: As for `read`; products with those kept in bfloat16 are computed in bfloat16 where
+            the processor does so and the DAC's codes are exact.
         variance: As for `read`.
         settings: As for `read`.
         input_range: As for `read`.
@@ -214,12 +215,7 @@ def read_fast(
             chosen = torch.from_numpy(held.nonzero()[0])
             part = x[chosen, first : first + width]
             again = _read_again(
-                part,
-                weight[tile].float(),
-                _single(of_tile(variance, tile)),
-                settings,
-                input_range,
-                key,
+                part, weight[tile], of_tile(variance, tile), settings, input_range, key
             )
             y[chosen, tile] += again * scale[tile]
 
@@ -322,7 +318,7 @@ def _read_once(
         inputs = _converted(x * gain, settings.dac_step)
     else:
         inputs = _converted(x * gain, settings.dac_step).clamp(-1.0, 1.0)
-    product = inputs @ weight.T
+    product = inputs @ weight.to(x.dtype).T
     spread = _spread(inputs.detach(), settings.output_noise, variance)
     if spread is not None:
         product = product + spread * _normal_like(product, key)
@@ -362,7 +358,7 @@ def _spread(inputs: Tensor, noise: float, variance: Variance) -> Tensor | float 
         return noise or None
     squares = inputs.square()
     if isinstance(variance, Tensor):
-        return (squares @ variance.T + noise**2).sqrt()
+        return (squares @ variance.to(inputs.dtype).T + noise**2).sqrt()
     return (squares.sum(1, keepdim=True) * variance + noise**2).sqrt()
 
 
@@ -381,11 +377,6 @@ def _normal_like(like: Tensor, key: int) -> Tensor:
 def _next_key(key: int, reduction: float) -> int:
     """The key of a further read: far from those of the rows of this one."""
     return (key + (int(math.log2(reduction)) << 48)) % 2**64
-
-
-def _single(variance: Variance) -> Variance:
-    """In float32."""
-    return variance.float() if isinstance(variance, Tensor) else variance
 
 
 def _as_array(variance: Variance, weight: Tensor) -> np.ndarray:

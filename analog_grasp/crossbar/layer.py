@@ -197,14 +197,14 @@ class CrossbarLinear(nn.Module):
     def _slow(self, x: Tensor) -> Tensor:
         y = x.new_zeros(len(x), self.out_features)
         for split in self._now():
-            part, (weight, variance) = x[:, split.rows].float(), split.single()
+            part = x[:, split.rows].float()
             if self._settings is None:
-                out = read_exactly(part, weight, variance, _key())
+                out = read_exactly(part, split.weight, split.variance, _key())
             else:
                 out = read(
                     part,
-                    weight,
-                    variance,
+                    split.weight,
+                    split.variance,
                     self._settings,
                     self.input_range,
                     _key(),
@@ -312,11 +312,6 @@ class _Split(nn.Module):
         self.register_buffer("reference", torch.ones_like(scale))
         self.variance: Variance = None
         self.ends = torch.stack([(frozen.amin(1) / scale).min(), (frozen.amax(1) / scale).max()])
-
-    def single(self) -> tuple[Tensor, Variance]:
-        """Weight and variance in float32, in which tiles are read."""
-        variance = self.variance
-        return self.weight.float(), variance.float() if isinstance(variance, Tensor) else variance
 
     def matrix(self) -> Tensor:
         """Where the variance of each weight is kept; once made, the same for all times."""

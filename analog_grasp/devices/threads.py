@@ -37,18 +37,20 @@ def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(rows: int, *args: Any) -> None:
-        threads = torch.get_num_threads()
+        threads, team = torch.get_num_threads(), _openmp()
         largest = max(arg.size for arg in args if isinstance(arg, np.ndarray))
-        if threads == 1 or largest < _WORTH_WAKING or _openmp() is None:
+        if threads == 1 or largest < _WORTH_WAKING or team is None:
             compiled(0, rows, *args)
         else:
-            _share(rows, threads, lambda first, end: compiled(first, end, *args))
+            _share(team, rows, threads, lambda first, end: compiled(first, end, *args))
 
     return run
 
 
-def _share(rows: int, threads: int, compute: Callable[[int, int], None]) -> None:
-    """Compute all rows, the threads of torch's team taking one piece after the other."""
+def _share(
+    team: Callable[..., None], rows: int, threads: int, compute: Callable[[int, int], None]
+) -> None:
+    """Compute all rows, the threads of a team from `_openmp` taking one piece after the other."""
     pieces = max(min(rows, threads * _PIECES_A_THREAD), 1)
     ends = [rows * i // pieces for i in range(pieces + 1)]
     waiting = iter(list(itertools.pairwise(ends)))
@@ -62,9 +64,7 @@ def _share(rows: int, threads: int, compute: Callable[[int, int], None]) -> None
         except BaseException as failure:
             failures.append(failure)
 
-    run = _openmp()
-    assert run is not None
-    run(_Body(work), None, threads, 0)
+    team(_Body(work), None, threads, 0)
     if failures:
         raise failures[0]
 

@@ -56,7 +56,7 @@ def test_what_fails_in_a_thread_is_raised(three_threads):
         raise RuntimeError("no such row")
 
     with pytest.raises(RuntimeError, match="no such row"):
-        threads._share(10, 3, fail)
+        threads._share(threads._openmp(), 10, 3, fail)
 
 
 @pytest.mark.skipif(threads._openmp() is None, reason="torch has no GNU OpenMP here")
@@ -69,7 +69,7 @@ def test_more_than_one_thread_works(three_threads):
         if first == 0 or end == 2:
             together.wait()
 
-    threads._share(2, 2, meet)
+    threads._share(threads._openmp(), 2, 2, meet)
     assert len(names) == 2
 
 
