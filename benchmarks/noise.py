@@ -1,0 +1,200 @@
+"""Does StochGRASP keep its score better than GRASP under noise, and what changes that?
+
+Tunes StochGRASP's noise-aware loss weight on training data alone. Then trains GRASP, StochGRASP
+with that weight and StochGRASP in other ways, from several seeds, and measures them on the task's
+own validation data: at four levels of Gaussian noise, in the frozen weights and in the adapter's
+numbers apart, and on two PCM and two RRAM devices over time.
+
+    python benchmarks/noise.py --task glue/sst2 --data-dir path/to/glue --epochs 0.25
+
+Some hours on 2 cores; stopped, it goes on where it was when started again.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peers import markdown
+from rich.console import Console
+
+from analog_grasp import drift_sweep, tune_noise_weight
+from analog_grasp.devices import format_time
+from analog_grasp.experiments import new_adapter, resolve, save_adapter, silent, train_adapter
+from analog_grasp.experiments.records import Measurement
+from analog_grasp.experiments.statistics import (
+    PairedDifference,
+    estimate,
+    paired_differences,
+    summarise,
+)
+
+LEVELS = ("gaussian@0.02", "gaussian@0.05", "gaussian@0.1", "gaussian@0.2")
+DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
+TIMES = ("0s", "1d", "1y")
+TUNED_ON = {"devices": DEVICES, "times": ("1d", "1y"), "repeats": 1}
+
+MARKS = {"ahead": "▲", "behind": "▼", "level": "·", "open": "?"}
+
+BASELINE = "grasp"
+MAIN = (BASELINE, "stochgrasp")
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASELINE: {},
+    "stochgrasp": {},
+    "untuned": {"noise_weight": 1.0},
+    "free-spread": {"noise_weight": 0.0},
+    "small-spread": {"noise_target": 0.02},
+    "spread-of-a-device": {"noise_target": "pcm-hermes-2@1d"},
+    "draw-a-group": {"sampling": "group"},
+    "draw-a-weight": {"sampling": "weight"},
+    "nothing-injected": {"injection": 0.0},
+    "grasp-nothing-injected": {"injection": 0.0},
+}
+"""What is trained otherwise than the tuned StochGRASP, by name; a name with GRASP's is GRASP."""
+
+
+class Placed(NamedTuple):
+    """What noise is studied: where it comes from, and on all variants or the main two."""
+
+    title: str
+    settings: Mapping[str, Any]
+    all_variants: bool
+
+
+STUDIES = {
+    "weights": Placed("Noise of the frozen weights", {"devices": LEVELS, "times": ("0s",)}, True),
+    "adapter": Placed(
+        "Noise of the adapter's own numbers",
+        {
+            "devices": LEVELS,
+            "times": ("0s",),
+            "placement": "programmed",
+            "weights": "digital",
+        },
+        True,
+    ),
+    "devices": Placed("Devices over time", {"devices": DEVICES, "times": TIMES}, False),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="reviews")
+    parser.add_argument("--data-dir", type=Path, help="the folder with the task's files")
+    parser.add_argument("--model", help="a folder or Hub id; the built-in one unless named")
+    parser.add_argument("--out", type=Path, default=Path("runs/noise"))
+    parser.add_argument("--epochs", type=float, default=3.0, help="passes of each training")
+    parser.add_argument("--trials", type=int, default=10, help="loss weights to try")
+    parser.add_argument("--repeats", type=int, default=5, help="chip instances a device")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    asked = parser.parse_args()
+    console = Console(stderr=True)
+    data_dir = str(asked.data_dir) if asked.data_dir else None
+    task = {"task": asked.task, "data_dir": data_dir, "model": asked.model}
+    training = task | {"epochs": asked.epochs}
+    noise_weight = tuned_weight(asked.out / "tune", training, asked.trials)
+    console.print(f"tuned on training data: a noise-aware loss weight of {noise_weight:.3g}")
+    measured: dict[str, list[list[Measurement]]] = {name: [] for name in asked.studies}
+    for seed in asked.seeds:
+        folder = asked.out / f"seed-{seed}"
+        for variant in asked.variants:
+            trained(folder, variant, training | {"seed": seed}, noise_weight)
+        for name in asked.studies:
+            found = sweep(folder, name, asked.variants, task | {"seed": seed}, asked.repeats)
+            measured[name].append(found)
+            console.print(f"seed {seed}: {STUDIES[name].title} measured")
+    for name, runs in measured.items():
+        print(f"**{STUDIES[name].title}: {asked.task}, {len(runs)} trainings**\n")
+        print(f"{table(runs)}\n")
+
+
+def tuned_weight(out: Path, task: Mapping[str, Any], trials: int) -> float:
+    """The loss weight that is best on held-out training data, chips and all."""
+    tuned = tune_noise_weight(out, trials=trials, seed=0, **TUNED_ON, **task)
+    return tuned.settings.noise_weight
+
+
+def trained(folder: Path, variant: str, task: Mapping[str, Any], noise_weight: float) -> None:
+    """Train a variant and save it in the folder, if that was not done before."""
+    path = folder / "adapters" / variant
+    if path.is_dir():
+        return
+    kind = BASELINE if variant.startswith(BASELINE) else "stochgrasp"
+    settings = resolve({"noise_weight": noise_weight, **task, **VARIANTS[variant]})
+    data = settings.load_task()
+    model = new_adapter(settings, data, kind)
+    train_adapter(model, settings, data, variant, silent)
+    # Made whole beside its place, so that a training cut short leaves nothing to be found.
+    part = path.with_name(f".{variant}.part")
+    save_adapter(model, part)
+    part.rename(path)
+
+
+def sweep(
+    folder: Path, study: str, variants: Sequence[str], task: Mapping[str, Any], repeats: int
+) -> list[Measurement]:
+    """A study of one seed's adapters, all on the same chip instances."""
+    placed = STUDIES[study]
+    kept = variants if placed.all_variants else [v for v in variants if v in MAIN]
+    saved = [folder / "adapters" / variant for variant in kept]
+    results = drift_sweep(saved, folder / study, repeats=repeats, **task, **placed.settings)
+    metric = results.measurements[0].metric
+    return [cell for cell in results.measurements if cell.metric == metric]
+
+
+def table(runs: Sequence[Sequence[Measurement]]) -> str:
+    """A row for each device, time and variant: its score, and its difference to the baseline.
+
+    Score and difference are means over trainings; the interval is a t interval of the trainings'
+    means, or of the chip instances where there is one training. The marks tell of each training
+    whether the interval of its paired difference over chip instances excludes zero.
+    """
+    differences = [d for run in runs for d in against_baseline(run)]
+    scores = {(*_cell(s), s.adapter): s for s in summarise([m for run in runs for m in run])}
+    rows = []
+    for cell, at_cell in _grouped(differences, _cell):
+        device, seconds = cell
+        base = scores[(*cell, BASELINE)].mean
+        rows.append((device, format_time(seconds), BASELINE, f"{100 * base:.1f}", "", ""))
+        for variant, same in _grouped(at_cell, lambda d: d.adapter.adapter):
+            score = 100 * scores[(*cell, variant)].mean
+            rows.append(
+                (device, format_time(seconds), variant, f"{score:.1f}", *difference_text(same))
+            )
+    return markdown(("device", "time", "", "score", "− grasp", "by training"), rows)
+
+
+def against_baseline(run: Sequence[Measurement]) -> list[PairedDifference]:
+    """Of one training's cells: every variant's difference to the baseline."""
+    others = dict.fromkeys(cell.adapter for cell in run if cell.adapter != BASELINE)
+    return [d for other in others for d in paired_differences(run, BASELINE, other)]
+
+
+def difference_text(trainings: Sequence[PairedDifference]) -> tuple[str, str]:
+    """Mean and interval of a variant's differences, and a mark for each training."""
+    if len(trainings) > 1:
+        whole = estimate([difference.mean for difference in trainings])
+        mean, low, high = whole.mean, whole.low, whole.high
+    else:
+        mean, low, high = trainings[0].mean, trainings[0].low, trainings[0].high
+    half = "" if low is None else f" ±{50 * (high - low):.1f}"
+    marks = "".join(MARKS[difference.verdict] for difference in trainings)
+    return f"{100 * mean:+.1f}{half}", marks
+
+
+def _cell(of: Any) -> tuple[str, float]:
+    return of.device, of.time_s
+
+
+def _grouped(items: Iterable[Any], key: Any) -> list[tuple[Any, list[Any]]]:
+    """The items that share a key, in the order in which the keys come first."""
+    found: dict[Any, list[Any]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The benchmark of adapters under noise, in small."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import noise
+
+    return noise
+
+
+def test_it_tunes_trains_measures_and_goes_on(noise, bert_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(noise, "TUNED_ON", noise.TUNED_ON | {"devices": ("gaussian@0.05",)})
+    asked = ["--model", str(bert_folder), "--out", str(tmp_path), "--epochs", "0.01"]
+    few = ["--trials", "1", "--repeats", "2", "--seeds", "0", "1"]
+    variants = ["--variants", "grasp", "stochgrasp", "small-spread", "--studies", "weights"]
+    monkeypatch.setattr(sys, "argv", ["noise.py", *asked, *few, *variants])
+    noise.main()
+    printed = capsys.readouterr().out
+    assert "**Noise of the frozen weights: reviews, 2 trainings**" in printed
+    rows = [row for row in printed.splitlines() if row.startswith("| gaussian")]
+    assert len(rows) == 3 * len(noise.LEVELS)
+    # A second time nothing is trained: what is there is shown.
+    monkeypatch.setattr(noise, "train_adapter", None)
+    noise.main()
+    assert capsys.readouterr().out == printed
+
+
+def test_the_interval_is_of_trainings_where_there_are_several(noise):
+    def run(grasp, other):
+        return [
+            noise.Measurement("reviews", "accuracy", adapter, "digital", "pcm", 0.0, chip, 7, score)
+            for adapter, scores in (("grasp", grasp), ("stochgrasp", other))
+            for chip, score in enumerate(scores)
+        ]
+
+    first, second = run((0.5, 0.6), (0.6, 0.7)), run((0.5, 0.6), (0.4, 0.7))
+    # One training: chips differ by 10 points each. Two: their means are 10 and 0 points.
+    assert noise.table([first]).splitlines()[-1].endswith("| 65.0 | +10.0 ±0.0 | ▲ |")
+    assert noise.table([first, second]).splitlines()[-1].endswith("| 60.0 | +5.0 ±63.5 | ▲· |")
