@@ -32,7 +32,14 @@ from analog_grasp.experiments.statistics import (
 LEVELS = ("gaussian@0.02", "gaussian@0.05", "gaussian@0.1", "gaussian@0.2")
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
 TIMES = ("0s", "1d", "1y")
-TUNED_ON = {"devices": DEVICES, "times": ("1d", "1y"), "repeats": 1}
+WEIGHTS = {"devices": LEVELS, "times": ("0s",)}
+NUMBERS = {**WEIGHTS, "placement": "programmed", "weights": "digital"}
+
+TUNED_ON: dict[str, dict[str, Any]] = {
+    "stochgrasp": {"devices": DEVICES, "times": ("1d", "1y")},
+    "tuned-for-its-own-noise": NUMBERS,
+}
+"""Where the loss weights of variants are tuned; the others have the first one."""
 
 MARKS = {"ahead": "▲", "behind": "▼", "level": "·", "open": "?"}
 
@@ -41,6 +48,7 @@ MAIN = (BASELINE, "stochgrasp")
 VARIANTS: dict[str, dict[str, Any]] = {
     BASELINE: {},
     "stochgrasp": {},
+    "tuned-for-its-own-noise": {},
     "untuned": {"noise_weight": 1.0},
     "free-spread": {"noise_weight": 0.0},
     "small-spread": {"noise_target": 0.02},
@@ -62,17 +70,8 @@ class Placed(NamedTuple):
 
 
 STUDIES = {
-    "weights": Placed("Noise of the frozen weights", {"devices": LEVELS, "times": ("0s",)}, True),
-    "adapter": Placed(
-        "Noise of the adapter's own numbers",
-        {
-            "devices": LEVELS,
-            "times": ("0s",),
-            "placement": "programmed",
-            "weights": "digital",
-        },
-        True,
-    ),
+    "weights": Placed("Noise of the frozen weights", WEIGHTS, True),
+    "adapter": Placed("Noise of the adapter's own numbers", NUMBERS, True),
     "devices": Placed("Devices over time", {"devices": DEVICES, "times": TIMES}, False),
 }
 
@@ -94,12 +93,15 @@ def main() -> None:
     data_dir = str(asked.data_dir) if asked.data_dir else None
     task = {"task": asked.task, "data_dir": data_dir, "model": asked.model}
     training = task | {"epochs": asked.epochs}
-    noise_weight = tuned_weight(asked.out / "tune", training, asked.trials)
-    console.print(f"tuned on training data: a noise-aware loss weight of {noise_weight:.3g}")
+    tuned = {}
+    for name, where in TUNED_ON.items():
+        tuned[name] = tuned_weight(asked.out / "tune" / name, training | where, asked.trials)
+        console.print(f"{name}: a noise-aware loss weight of {tuned[name]:.3g}")
     measured: dict[str, list[list[Measurement]]] = {name: [] for name in asked.studies}
     for seed in asked.seeds:
         folder = asked.out / f"seed-{seed}"
         for variant in asked.variants:
+            noise_weight = tuned.get(variant, tuned["stochgrasp"])
             trained(folder, variant, training | {"seed": seed}, noise_weight)
         for name in asked.studies:
             found = sweep(folder, name, asked.variants, task | {"seed": seed}, asked.repeats)
@@ -110,9 +112,9 @@ def main() -> None:
         print(f"{table(runs)}\n")
 
 
-def tuned_weight(out: Path, task: Mapping[str, Any], trials: int) -> float:
+def tuned_weight(out: Path, settings: Mapping[str, Any], trials: int) -> float:
     """The loss weight that is best on held-out training data, chips and all."""
-    tuned = tune_noise_weight(out, trials=trials, seed=0, **TUNED_ON, **task)
+    tuned = tune_noise_weight(out, trials=trials, repeats=1, seed=0, **settings)
     return tuned.settings.noise_weight
 
 

@@ -17,7 +17,7 @@ def noise(monkeypatch):
 
 
 def test_it_tunes_trains_measures_and_goes_on(noise, bert_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(noise, "TUNED_ON", noise.TUNED_ON | {"devices": ("gaussian@0.05",)})
+    monkeypatch.setattr(noise, "TUNED_ON", {"stochgrasp": noise.WEIGHTS})
     asked = ["--model", str(bert_folder), "--out", str(tmp_path), "--epochs", "0.01"]
     few = ["--trials", "1", "--repeats", "2", "--seeds", "0", "1"]
     variants = ["--variants", "grasp", "stochgrasp", "small-spread", "--studies", "weights"]
