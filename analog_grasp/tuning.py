@@ -11,9 +11,10 @@ from analog_grasp import studies
 from analog_grasp.experiments import prepare, resolve, run
 from analog_grasp.experiments.export import write_atomically
 from analog_grasp.experiments.progress import Progress, silent
+from analog_grasp.experiments.ranges import TRIALS
 from analog_grasp.experiments.settings import Settings
 from analog_grasp.experiments.trial import Trial
-from analog_grasp.experiments.tune import TRIALS, Tuning, prepare_tuning, tune
+from analog_grasp.experiments.tune import Tuning, prepare_tuning, tune
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 
 BEST_FILE, TRIALS_FILE, SUMMARY_FILE = "best.toml", "trials.csv", "summary.md"

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.config import PeftConfig
@@ -18,8 +17,7 @@ from analog_grasp.adapters.bitfit import BitFitConfig
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import head_names, save_head
 from analog_grasp.adapters.full import FullConfig
-
-Placement = Literal["digital", "folded", "programmed"]
+from analog_grasp.choices import Placement
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from analog_grasp.adapters.grouping import Grouping
+from analog_grasp.choices import Sampling
 
-Sampling = Literal["feature", "group", "weight"]
 SpreadLoss = Literal["l2", "kl"]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from analog_grasp.cli.console import quiet, tell
+from analog_grasp.cli.console import loading, quiet, tell
 from analog_grasp.cli.errors import RequestError, sentence
 
 _DONE, _FAILED, _WRONG_REQUEST = 0, 1, 2
@@ -18,33 +18,33 @@ _DONE, _FAILED, _WRONG_REQUEST = 0, 1, 2
 _INTERRUPTED = 130
 
 # The module of each command and its line in the list, which is the first of its docstring. They
-# stand here because most of the modules take seconds to import, and one command needs one module.
+# stand here so that the list, and doctor, do without whatever an installation lacks.
 COMMANDS = {
     "compare": (
-        "study",
+        "commands",
         "Compare adapters over devices and drift times, from training to report.",
     ),
-    "train": ("single", "Train one adapter into a folder that PEFT, deploy and drift can load."),
+    "train": ("commands", "Train one adapter into a folder that PEFT, deploy and drift can load."),
     "deploy": (
-        "deploy",
+        "commands",
         "Deploy one saved adapter on one device: its score, the tiles and the error of the "
         "weights.",
     ),
     "drift": (
-        "study",
+        "commands",
         "Measure saved adapters over devices and drift times; nothing is trained.",
     ),
     "inspect": (
-        "inspect",
+        "commands",
         "Show the scales, shifts and sigmas that adapters have learned, and if they have one mode.",
     ),
-    "tune": ("tune", "Find the noise-aware loss weight that keeps the score on ageing chips."),
+    "tune": ("commands", "Find the noise-aware loss weight that keeps the score on ageing chips."),
     "devices": (
-        "catalogue",
+        "commands",
         "List the device cards, or show one with its source and its noise figures.",
     ),
-    "adapters": ("catalogue", "List the adapters that can be trained and compared."),
-    "report": ("study", "Write tables, figures and page again from what a run has measured."),
+    "adapters": ("commands", "List the adapters that can be trained and compared."),
+    "report": ("commands", "Write tables, figures and page again from what a run has measured."),
     "doctor": ("doctor", "Say whether this installation works, and how to mend what does not."),
 }
 
@@ -66,13 +66,8 @@ app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=
 
 def _imported(name: str) -> Any:
     """The command itself, from its module."""
-    try:
+    with loading(name):
         module = import_module(f"analog_grasp.cli.{COMMANDS[name][0]}")
-    except Exception as error:
-        raise RuntimeError(
-            f"The command {name} cannot be loaded ({error}): `analog-grasp doctor` tells what is "
-            "wrong with this installation."
-        ) from error
     alone = typer.Typer(add_completion=False)
     alone.command(name)(getattr(module, name))
     return typer.main.get_command(alone)

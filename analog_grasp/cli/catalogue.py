@@ -1,14 +1,10 @@
-"""The commands that show what there is to choose from: devices and adapters."""
-
-from typing import Annotated
+"""What there is to choose from, shown: devices and adapters."""
 
 import numpy as np
 import torch
-import typer
 from rich.table import Table
 
 from analog_grasp.cli.console import show
-from analog_grasp.cli.debug import Debug
 from analog_grasp.cli.errors import asking
 from analog_grasp.devices import CardNoiseModel, DeviceCard, parse_time
 
@@ -19,18 +15,8 @@ _TIMES = ("0s", "1h", "1d", "30d", "1y")
 _SAMPLES = 16_384
 
 
-def devices(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[NAME]",
-            help="The card to show: its name, or a TOML file. All are listed if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """List the device cards, or show one with its source and its noise figures."""
+def show_devices(name: str | None) -> None:
+    """Every card in a line, or all of one."""
     if name is None:
         show(
             "Spread: standard deviation of devices programmed to 0.1 / 0.5 / 1.0 of the range, "
@@ -54,8 +40,8 @@ def devices(
     show(_weight_table(card))
 
 
-def adapters(debug: Debug = False) -> None:
-    """List the adapters that can be trained and compared."""
+def show_adapters() -> None:
+    """A table of the adapters."""
     # peft takes longer to import than all that the list of devices needs.
     from analog_grasp.adapters.baselines import ADAPTERS
 

@@ -117,6 +117,23 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def loading(command: str) -> Iterator[None]:
+    """What is imported for a command, without its chatter, and told of where it fails.
+
+    Raises:
+        RuntimeError: Something cannot be imported.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"The command {command} cannot be loaded ({error}): `analog-grasp doctor` tells what "
+            "is wrong with this installation."
+        ) from error
+    _show_progress_bars(False)
+
+
+@contextmanager
 def noting(note: Callable[[str], None]) -> Iterator[None]:
     """Hand on warnings of our own, each once, and drop those of other packages."""
     told: set[str] = set()
@@ -134,7 +151,7 @@ def noting(note: Callable[[str], None]) -> Iterator[None]:
 
 
 def _show_progress_bars(on: bool) -> None:
-    """Switch the bars of the packages that the command has loaded, and load none for it."""
+    """Switch the bars of the packages that are loaded, and load none for it."""
     if transformers := sys.modules.get("transformers"):
         bars = transformers.utils.logging
         (bars.enable_progress_bar if on else bars.disable_progress_bar)()

@@ -1,23 +1,19 @@
-"""The command on one chip: a saved adapter deployed, reported, and written to a file."""
+"""One chip: a saved adapter deployed, reported, and written to a file."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from peft import PeftModel
 from rich.table import Table
 
 from analog_grasp import deploy as deploy_model
 from analog_grasp.adapters.baselines import check_placement, kind_of
 from analog_grasp.adapters.folding import fold
-from analog_grasp.cli import options
 from analog_grasp.cli.console import show
-from analog_grasp.cli.debug import Debug
 from analog_grasp.cli.errors import asking
-from analog_grasp.cli.options import DATA, HARDWARE, takes
 from analog_grasp.crossbar.deployment import Deployment, LayerReport
 from analog_grasp.crossbar.export import export_chip
 from analog_grasp.crossbar.sensitivity import layer_sensitivity
@@ -29,44 +25,19 @@ from analog_grasp.report.tables import metric_title, score_text, scores_line
 from analog_grasp.tasks import Task
 
 
-@takes(DATA, HARDWARE)
-def deploy(
-    context: typer.Context,
-    folder: Annotated[
-        Path, typer.Argument(metavar="ADAPTER_FOLDER", help="The folder of a saved adapter.")
-    ],
-    device: Annotated[
-        str, typer.Option(help="Its name (see `analog-grasp devices`), or a TOML file of your own.")
-    ] = "pcm-hermes-2",
-    time: Annotated[str, typer.Option(help="The drift time since programming.")] = "1d",
-    seed: Annotated[int, typer.Option(help="The chip instance.")] = 0,
-    placement: options.Placement = None,
-    error: options.Error = None,
-    model: options.AdapterModel = None,
-    sensitivity: Annotated[
-        str | None,
-        typer.Option(
-            help="Also the score with each layer alone on the chip (analog), or each layer alone "
-            "taken off it (digital): one more measurement a layer.",
-            show_default="off",
-        ),
-    ] = None,
-    export: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write the targets of every device to this file, chip.safetensors, for a "
-            "real crossbar.",
-            show_default="off",
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of deployment.json.")] = Path("runs/deploy"),
-    debug: Debug = False,
+def deploy_on(
+    folder: Path,
+    asked: Mapping[str, Any],
+    *,
+    sensitivity: str | None,
+    export: Path | None,
+    out: Path,
 ) -> None:
-    """Deploy one saved adapter on one device: its score, the tiles and the error of the weights."""
+    """Deploy the adapter of a folder on the device and at the time that are asked for."""
     with asking():
-        asked = options.given(context) | {"devices": (device,), "times": (time,), "seed": seed}
-        settings, seconds = resolve(asked), parse_time(time)
-        card, data = settings.card(device), settings.load_task()
+        settings = resolve(asked)
+        seconds = parse_time(*asked["times"])
+        card, data = settings.card(settings.devices[0]), settings.load_task()
         adapted = load_adapter(folder, settings.model, data, settings.trust_remote_code)
         check_placement(kind_of(adapted.active_peft_config) or "grasp", settings.placement)
         _check_choice(sensitivity)

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from analog_grasp.choices import DEFAULT_MODEL
 from analog_grasp.cli.debug import Debug as Debug
-from analog_grasp.experiments import Settings
-from analog_grasp.tasks import DEFAULT_MODEL
+from analog_grasp.experiments.settings import Settings
 
 _TRAINING = "Training"
 _HARDWARE = "Hardware"

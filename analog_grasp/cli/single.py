@@ -1,18 +1,15 @@
-"""The command that trains one adapter."""
+"""One adapter, trained and saved."""
 
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import tomli_w
-import typer
 from peft import PeftModel
 
-from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.cli.options import DATA, TRAINING, takes
 from analog_grasp.devices.toml import read_toml
 from analog_grasp.experiments import (
     Settings,
@@ -28,47 +25,26 @@ from analog_grasp.report.tables import scores_line
 _ASKED_FILE = "train.toml"
 
 
-@takes(DATA, TRAINING)
-def train(
-    context: typer.Context,
-    adapter: Annotated[str, typer.Option(help="Its name; see `analog-grasp adapters`.")],
-    model: options.Model = None,
-    seed: options.TrainingSeed = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The adapter's folder, a new one.", show_default="runs/train/ADAPTER"),
-    ] = None,
-    save_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Steps from one checkpoint, and one evaluation on a chip, to the next.",
-            show_default="an epoch",
-        ),
-    ] = None,
-    config: options.Config = None,
-    debug: options.Debug = False,
+def train_one(
+    settings: dict[str, Any],
+    adapter: str,
+    out: Path | None,
+    save_steps: int | None,
+    config: Path | None,
 ) -> None:
-    """Train one adapter into a folder that PEFT, deploy and drift can load.
-
-    A training that was interrupted goes on from its last checkpoint when the same command is given
-    again. Under `torchrun -m analog_grasp.cli` or `accelerate launch -m analog_grasp.cli` several
-    processes train together.
-    """
+    """Train an adapter, or go on from its last checkpoint; save it and tell its score."""
     out = out or Path("runs/train") / adapter
     first = os.environ.get("RANK", "0") == "0"
     with asking():
         _must_be_new(out)
-        settings = resolve({**options.given(context), "adapters": (adapter,)}, config)
-        data = settings.load_task()
-        adapted = new_adapter(settings, data, adapter)
+        asked = resolve({**settings, "adapters": (adapter,)}, config)
+        data = asked.load_task()
+        adapted = new_adapter(asked, data, adapter)
         # Made before the training, which would be lost if it could not be made after it.
         out.mkdir(parents=True, exist_ok=True)
-        checkpoints = _checkpoints(out, settings, first)
+        checkpoints = _checkpoints(out, asked, first)
     with Stages(quiet=not first) as stages:
-        train_adapter(
-            adapted, settings, data, f"training {adapter}", stages, checkpoints, save_steps
-        )
+        train_adapter(adapted, asked, data, f"training {adapter}", stages, checkpoints, save_steps)
     if not first:
         return
     _save(adapted, out)

@@ -1,20 +1,18 @@
-"""The commands on a whole study: compare, drift and report."""
+"""Whole studies, carried out and shown."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 
 from analog_grasp import studies
-from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, noting, show, tell
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, RUN, TRAINING, takes
 from analog_grasp.experiments import Study, done_of_all, prepare, resolve, run
 from analog_grasp.experiments.folder import LOG_FILE
 from analog_grasp.experiments.progress import log_line
@@ -26,62 +24,25 @@ _WORTH_WORKERS = 16
 _MOST_WORKERS = 4
 
 
-@takes(DATA, CHIPS, RUN, HARDWARE, TRAINING)
-def compare(
-    context: typer.Context,
-    model: options.Model = None,
-    adapters: options.Adapters = None,
-    out: options.Out = Path("runs/compare"),
-    config: options.Config = None,
-    debug: options.Debug = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+def carry_out(
+    settings: dict[str, Any],
+    out: Path,
+    config: Path | None,
+    *,
+    saved: Sequence[Path] = (),
+    quiet: bool,
+    verbose: bool,
 ) -> None:
-    """Compare adapters over devices and drift times, from training to report.
+    """Prepare a study, or go on with it; measure what is missing, report and show.
 
-    Trains each adapter, measures it on simulated chips and writes tables, figures and a page.
-    An interrupted run goes on where it stopped when the same command is given again.
+    Args:
+        settings, out, config: As the command takes them.
+        saved: The folders of saved adapters, where these are measured.
+        quiet: Show errors alone.
+        verbose: Show each figure.
     """
-    _carry_out(options.given(context), out, config, quiet=quiet, verbose=verbose)
-
-
-@takes(DATA, CHIPS, RUN, HARDWARE)
-def drift(
-    context: typer.Context,
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="ADAPTER_FOLDER...", help="Folders of saved adapters."),
-    ],
-    model: options.AdapterModel = None,
-    out: options.Out = Path("runs/drift"),
-    config: options.Config = None,
-    debug: options.Debug = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> None:
-    """Measure saved adapters over devices and drift times; nothing is trained.
-
-    An interrupted run goes on where it stopped when the same command is given again.
-    """
-    saved = {"adapters": studies.saved_adapters(folders)}
-    _carry_out(options.given(context) | saved, out, config, quiet=quiet, verbose=verbose)
-
-
-def report(
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder of a finished or interrupted run.")
-    ],
-    debug: options.Debug = False,
-) -> None:
-    """Write tables, figures and page again from what a run has measured."""
-    with asking():
-        results = studies.report(directory)
-    _show(results)
-
-
-def _carry_out(
-    settings: dict[str, Any], out: Path, config: Path | None, *, quiet: bool, verbose: bool
-) -> None:
+    if saved:
+        settings = settings | {"adapters": studies.saved_adapters(saved)}
     notes: list[str] = []
     with asking(), noting(notes.append):
         if quiet and verbose:
@@ -101,6 +62,13 @@ def _carry_out(
         results = studies.report(out)
     if not quiet:
         _show(results)
+
+
+def report_again(directory: Path) -> None:
+    """Write and show the report of what a run has measured."""
+    with asking():
+        results = studies.report(directory)
+    _show(results)
 
 
 def _with_workers(study: Study) -> Study:

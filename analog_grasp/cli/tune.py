@@ -1,111 +1,46 @@
-"""The command on a study of settings: tune."""
+"""A tuning, carried out and shown."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from analog_grasp.cli import options
 from analog_grasp.cli.console import Stages, show, tell
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, TRAINING, takes
 from analog_grasp.experiments import resolve
-from analog_grasp.experiments.search import RANGES
-from analog_grasp.experiments.tune import TRIALS, Tuning, prepare_tuning
+from analog_grasp.experiments.tune import Tuning, prepare_tuning
 from analog_grasp.report import comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tuning import importance_table, trial_table, tuning_findings
 from analog_grasp.tuning import Tuned, carry_out
 
-_TUNING = "Tuning"
-_SEARCHED = ", ".join(f"{name} ({r.low:g} to {r.high:g})" for name, r in RANGES.items())
 
-Trials = Annotated[
-    int,
-    typer.Option(
-        min=1, help="Settings to try in total, by all processes.", rich_help_panel=_TUNING
-    ),
-]
-Search = Annotated[
-    str,
-    typer.Option(
-        help=f"What is varied: {_SEARCHED}. The settings as given are tried first, then those "
-        "with noise_weight 0.",
-        rich_help_panel=_TUNING,
-    ),
-]
-Ranges = Annotated[
-    str | None,
-    typer.Option(
-        help="Other ranges, such as noise_weight=0.01:10,groups=4:32.",
-        show_default="as above",
-        rich_help_panel=_TUNING,
-    ),
-]
-Multi = Annotated[
-    bool,
-    typer.Option(
-        "--multi",
-        help="Look for the front of digital score against score after drift; nothing is given up "
-        "early then.",
-        rich_help_panel=_TUNING,
-    ),
-]
-HeldOut = Annotated[
-    int | None,
-    typer.Option(
-        help="Rows of the training split to tune on.",
-        show_default="a fifth, 1,000 at most",
-        rich_help_panel=_TUNING,
-    ),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        help="URL of a database that machines share, such as postgresql://user@host/name; the "
-        "study is called as the last part of --out.",
-        show_default="study.sqlite in the folder",
-        rich_help_panel=_TUNING,
-    ),
-]
-Adapter = Annotated[
-    str, typer.Option(help="What is tuned; see `analog-grasp adapters`.", rich_help_panel=_TUNING)
-]
-
-
-@takes(DATA, CHIPS, HARDWARE, TRAINING)
-def tune(
-    context: typer.Context,
-    model: options.Model = None,
-    out: options.Out = Path("runs/tune"),
-    config: options.Config = None,
-    debug: options.Debug = False,
-    adapter: Adapter = "stochgrasp",
-    trials: Trials = TRIALS,
-    search: Search = "noise_weight",
-    ranges: Ranges = None,
-    multi: Multi = False,
-    held_out: HeldOut = None,
-    storage: Storage = None,
+def tune_adapter(
+    settings: dict[str, Any],
+    out: Path,
+    config: Path | None,
+    trials: int,
+    *,
+    search: str,
+    ranges: str | None,
+    **others: Any,
 ) -> None:
-    """Find the noise-aware loss weight that keeps the score on ageing chips.
+    """Tune, or go on with it, and show what came out.
 
-    Every trial is trained on a part of the training data and measured on the rest; the best is
-    then measured on the validation data, which no trial has seen, and written to best.toml for
-    train and compare. An interrupted tuning goes on when the same command is given again, and
-    several processes that are given it share the work.
+    Args:
+        settings, out, config: As the command takes them.
+        trials: Settings to try in total.
+        search, ranges: As text.
+        others: Further arguments of `analog_grasp.experiments.tune.prepare_tuning`.
     """
     with asking():
         tuning = prepare_tuning(
-            resolve(options.given(context), config),
+            resolve(settings, config),
             out,
-            adapter=adapter,
             search=_names(search),
             ranges=_ranges(ranges),
-            multi=multi,
-            held_out=held_out,
-            storage=storage,
+            **others,
         )
     with _interruptible(tuning, trials):
         with Stages() as stages:

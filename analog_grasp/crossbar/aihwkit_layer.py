@@ -27,7 +27,8 @@ from aihwkit.simulator.tiles.base import BaseTile
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
-from analog_grasp.crossbar.layer import DriftCompensation, parts, tile_seed
+from analog_grasp.choices import DriftCompensation
+from analog_grasp.crossbar.layer import parts, tile_seed
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 from analog_grasp.devices.sections import Converters
 

@@ -1,12 +1,12 @@
 """A linear layer on crossbar tiles: programmed, drifting, read through converters."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
+from analog_grasp.choices import DriftCompensation
 from analog_grasp.crossbar.converters import (
     ReadSettings,
     Variance,
@@ -18,7 +18,6 @@ from analog_grasp.crossbar.converters import (
 )
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 
-DriftCompensation = Literal["global", "per-column", "exact", "none"]
 STORED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # aihwkit's least read-out, so that a dead tile is not scaled up without bound.

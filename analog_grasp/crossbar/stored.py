@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.choices import StoredError
 from analog_grasp.crossbar.tile import ChipLayer, MakeLayer
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 from analog_grasp.devices.random import normal
-
-StoredError = Literal["device", "learned"]
 
 
 @dataclass

@@ -1,14 +1,18 @@
-"""What a study changes about the hardware: the settings beside the device cards."""
+"""What a study changes about the hardware: the settings beside the device cards.
 
-from typing import Annotated, Any, Literal
+torch and the cards are imported where they are used: a command tells its options without them.
+"""
 
-import torch
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.layer import DriftCompensation
-from analog_grasp.devices import DeviceCard
-from analog_grasp.tasks import Task
+from analog_grasp.choices import DriftCompensation
+
+if TYPE_CHECKING:
+    from analog_grasp.crossbar import Deployment
+    from analog_grasp.devices import DeviceCard
+    from analog_grasp.tasks import Task
 
 # Sentences that input ranges are calibrated on.
 _CALIBRATION_ROWS = 128
@@ -53,12 +57,14 @@ class Hardware(BaseModel):
     precision: Literal["exact", "fast"] = "exact"
     """Whether tiles compute in float32, as aihwkit's do, or in bfloat16."""
 
-    def card(self, name: str) -> DeviceCard:
+    def card(self, name: str) -> "DeviceCard":
         """The card of a device, changed as the settings say.
 
         Raises:
             CardError: There is no such card, or a change does not fit it.
         """
+        from analog_grasp.devices import DeviceCard
+
         names = {"out_noise": "output_noise"}
         fields = ("dac_bits", "adc_bits", "out_noise", "tile_size", "g_max")
         faults = ("die_to_die", "stuck_off", "stuck_on")
@@ -71,6 +77,8 @@ class Hardware(BaseModel):
 
     def switches(self) -> dict[str, Any]:
         """The arguments of `analog_grasp.deploy` that the settings give."""
+        import torch
+
         names = ("programming_noise", "drift", "read_noise", "drift_compensation")
         dtype = torch.float32 if self.precision == "exact" else torch.bfloat16
         return {name: getattr(self, name) for name in names} | {"dtype": dtype}
@@ -81,7 +89,7 @@ class Hardware(BaseModel):
         changed = {name: getattr(self, name) for name in fields}
         return {name: v for name, v in changed.items() if v != fields[name].default}
 
-    def calibrated(self, deployment: Deployment, task: Task, model: Any = None) -> None:
+    def calibrated(self, deployment: "Deployment", task: "Task", model: Any = None) -> None:
         """Calibrate a deployed model's input ranges on training rows, where that is asked."""
         if self.calibrate is not None:
             few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from analog_grasp.adapters.baselines import Placement
-from analog_grasp.adapters.config import Sampling
-from analog_grasp.crossbar.stored import StoredError
-from analog_grasp.devices import DeviceCard, format_time, parse_time
+from analog_grasp.choices import Placement, Sampling, StoredError
+from analog_grasp.devices import format_time, parse_time
 from analog_grasp.devices.errors import shown
 from analog_grasp.devices.toml import read_toml
 from analog_grasp.experiments.hardware import Hardware
 
 if TYPE_CHECKING:
+    from analog_grasp.devices import DeviceCard
     from analog_grasp.tasks import Task
 
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
@@ -143,7 +142,7 @@ class Settings(Hardware):
                 )
         return self
 
-    def cards(self) -> dict[str, DeviceCard]:
+    def cards(self) -> "dict[str, DeviceCard]":
         """The devices by their cards' names, changed as the settings say.
 
         Raises:

@@ -27,15 +27,14 @@ from analog_grasp.experiments.export import write_atomically
 from analog_grasp.experiments.folder import LOG_FILE, visible
 from analog_grasp.experiments.hashes import card_hash
 from analog_grasp.experiments.progress import Progress, logged, silent
+from analog_grasp.experiments.ranges import TRIALS, Range, search_space
 from analog_grasp.experiments.search import (
     Proposals,
-    Range,
     Values,
     first_values,
     position,
     propose,
     quiet_optuna,
-    search_space,
 )
 from analog_grasp.experiments.settings import CHANGEABLE, Settings
 from analog_grasp.experiments.study_storage import (
@@ -50,7 +49,6 @@ from analog_grasp.tasks import Task
 from analog_grasp.tasks.division import tuning_task
 from analog_grasp.training.objective import spread_target
 
-TRIALS = 20
 STUDY_FILE, TUNE_FILE = "study.sqlite", "tune.toml"
 
 # Between two looks at what other processes have finished, in seconds.
@@ -158,7 +156,7 @@ def prepare_tuning(
         settings: Those that are not searched, and where the search begins.
         directory: The output folder: a new one, or that of the same tuning.
         adapter: What is tuned.
-        search: The settings to search; see `analog_grasp.experiments.search.RANGES`.
+        search: The settings to search; see `analog_grasp.experiments.ranges.RANGES`.
         ranges: Lowest and highest value of those that shall not have the default's range.
         multi: Whether the digital score is a goal of its own.
         held_out: Training rows to tune on; a fifth, 1,000 at most, where None.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analog_grasp.devices import format_time
+from analog_grasp.experiments.ranges import Range
 from analog_grasp.experiments.records import AdapterRecord, Measurement
-from analog_grasp.experiments.search import Range
 from analog_grasp.experiments.statistics import estimate, is_fraction
 from analog_grasp.experiments.trial import WORSE, Trial, value_text, values_text
 from analog_grasp.report.summary import findings, settings_text

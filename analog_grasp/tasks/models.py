@@ -15,8 +15,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from analog_grasp.choices import DEFAULT_MODEL
 from analog_grasp.tasks.sentences import SentenceTask
-from analog_grasp.tasks.sources import DEFAULT_MODEL, last_line, model_source, tokenizer_for
+from analog_grasp.tasks.sources import last_line, model_source, tokenizer_for
 from analog_grasp.tasks.task import Task, TaskType
 
 # The class, what its models are used for, and some that can be.

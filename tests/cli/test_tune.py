@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from analog_grasp.experiments import tune as tune_module
-from analog_grasp.experiments.search import RANGES
+from analog_grasp.experiments.ranges import RANGES
 
 FILES = (
     "trials.csv", "best.toml", "summary.md", "accuracy_vs_noise_weight.png",

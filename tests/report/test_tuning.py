@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from analog_grasp.experiments.search import search_space
+from analog_grasp.experiments.ranges import search_space
 from analog_grasp.experiments.trial import WORSE, Trial
 from analog_grasp.report.tuning import (
     Trials,

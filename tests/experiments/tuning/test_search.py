@@ -4,7 +4,8 @@ import pytest
 
 from analog_grasp.experiments import Settings
 from analog_grasp.experiments import search as search_module
-from analog_grasp.experiments.search import first_values, search_space
+from analog_grasp.experiments.ranges import search_space
+from analog_grasp.experiments.search import first_values
 from analog_grasp.experiments.tune import prepare_tuning, tune
 
 

@@ -1,0 +1,21 @@
+"""The words that settings, adapters and tiles choose from.
+
+Apart from all that computes, so that a command can tell its options before torch is loaded.
+"""
+
+from typing import Literal
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+"""The built-in model, by its id on the Hub."""
+
+Placement = Literal["digital", "folded", "programmed"]
+"""Where an adapter lives."""
+
+Sampling = Literal["feature", "group", "weight"]
+"""What draws its own sample in training."""
+
+StoredError = Literal["device", "learned"]
+"""What the numbers of a programmed adapter miss their targets by."""
+
+DriftCompensation = Literal["global", "per-column", "exact", "none"]
+"""How the outputs of an ageing tile are scaled up again."""
