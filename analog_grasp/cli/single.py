@@ -20,6 +20,7 @@ from analog_grasp.experiments import (
     train_adapter,
 )
 from analog_grasp.experiments.export import write_atomically
+from analog_grasp.experiments.settings import first_change
 from analog_grasp.report.tables import scores_line
 
 _ASKED_FILE = "train.toml"
@@ -66,9 +67,7 @@ def _checkpoints(out: Path, settings: Settings, first: bool) -> Path:
     asked = settings.model_dump(mode="json", exclude_none=True)
     if (folder / _ASKED_FILE).is_file():
         there = read_toml(folder / _ASKED_FILE, f"The file {folder / _ASKED_FILE}")
-        changed = [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
-        if changed:
-            name = changed[0]
+        if name := first_change(there, asked):
             raise RequestError(
                 f"The training in {folder} was begun with {name} {there.get(name)!r} and not "
                 f"{asked.get(name)!r}: give the same settings to go on with it, or remove that "

@@ -9,7 +9,7 @@ import tomli_w
 
 from analog_grasp.devices.toml import read_toml
 from analog_grasp.experiments.export import write_atomically
-from analog_grasp.experiments.settings import CHANGEABLE, RECORDS, Settings, resolve
+from analog_grasp.experiments.settings import CHANGEABLE, RECORDS, Settings, first_change, resolve
 
 _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
 RUN_FILE = "run.toml"
@@ -73,10 +73,8 @@ def read(directory: Path) -> tuple[Settings, dict[str, Any]]:
 def _check_same(directory: Path, settings: Settings) -> Settings:
     """The settings of the run that is there, which must be these but for those that may change."""
     there, _ = read(directory)
-    before, now = there.model_dump(), settings.model_dump()
-    changed = [name for name in now if name not in CHANGEABLE and now[name] != before[name]]
-    if changed:
-        name = changed[0]
+    before, now = (each.model_dump(exclude=set(CHANGEABLE)) for each in (there, settings))
+    if name := first_change(before, now):
         raise ValueError(
             f"The output {directory} holds another run, whose {name} is {before[name]!r} and not "
             f"{now[name]!r}: name another folder, or the same settings to go on with that run."

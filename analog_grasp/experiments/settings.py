@@ -216,6 +216,16 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> Settings:
         raise ValueError(_sentence(error)) from None
 
 
+def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting in which two requests differ; None where they are the same.
+
+    Example:
+        >>> first_change({"seed": 0, "repeats": 3}, {"seed": 0})
+        'repeats'
+    """
+    return next((name for name in {**now, **before} if now.get(name) != before.get(name)), None)
+
+
 def _from_file(path: Path) -> dict[str, Any]:
     asked = read_toml(path, f"The config file {path}")
     if "trust_remote_code" in asked:

@@ -36,7 +36,7 @@ from analog_grasp.experiments.search import (
     propose,
     quiet_optuna,
 )
-from analog_grasp.experiments.settings import CHANGEABLE, Settings
+from analog_grasp.experiments.settings import CHANGEABLE, Settings, first_change
 from analog_grasp.experiments.study_storage import (
     connect,
     file_url,
@@ -335,9 +335,7 @@ def _study(
 
 
 def _check_same(where: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    changed = [name for name in {**asked, **there} if there.get(name) != asked.get(name)]
-    if changed:
-        name = changed[0]
+    if name := first_change(there, asked):
         raise ValueError(
             f"{where} holds another study, whose {name} is {there.get(name)!r} and not "
             f"{asked.get(name)!r}: name another folder, or the same settings to go on with it."
