@@ -36,6 +36,11 @@ def test_the_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
     assert "| all 140 cells, with the start |" in printed
     assert "| beyond the loaded modules | 2 | 2 | 1.00 |" in printed
 
+    took = ["--took", "30", "--adapters", "grasp", "--chips", "2"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *took])
+    sweep.main()
+    assert "| all 28 cells, ours as a command | 30 |" in capsys.readouterr().out
+
 
 def test_the_loop_has_our_tiles_and_no_others(sweep, bert_folder, tmp_path):
     settings = Settings(model=str(bert_folder))
