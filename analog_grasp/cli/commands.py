@@ -11,7 +11,6 @@ import typer
 
 from analog_grasp.cli import options
 from analog_grasp.cli.console import loading
-from analog_grasp.cli.debug import Debug
 from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, RUN, TRAINING, takes
 from analog_grasp.experiments.ranges import RANGES, TRIALS
 
@@ -221,7 +220,7 @@ def deploy(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder of deployment.json.")] = Path("runs/deploy"),
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Deploy one saved adapter on one device: its score, the tiles and the error of the weights."""
     with loading("deploy"):
@@ -245,7 +244,7 @@ def inspect(
             show_default="off",
         ),
     ] = None,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Show the scales, shifts and sigmas that adapters have learned, and if they have one mode.
 
@@ -267,7 +266,7 @@ def devices(
             show_default=False,
         ),
     ] = None,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """List the device cards, or show one with its source and its noise figures."""
     with loading("devices"):
@@ -276,7 +275,7 @@ def devices(
     show_devices(name)
 
 
-def adapters(debug: Debug = False) -> None:
+def adapters(debug: options.Debug = False) -> None:
     """List the adapters that can be trained and compared."""
     with loading("adapters"):
         from analog_grasp.cli.catalogue import show_adapters
