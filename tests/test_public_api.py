@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import analog_grasp as ag
-from analog_grasp.tasks import builtin, load_base_model, register_task
+from analog_grasp.tasks import builtin, load_base_model, register_task, registry
 
 NAMES = {
     "GraspConfig",
@@ -151,6 +151,7 @@ def test_a_comparison_and_a_drift_sweep_of_its_adapters(bert_folder, tmp_path, m
         "times": ("0s", "1y"),
         "repeats": 2,
     }
+    monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
     register_task("few-sentences", lambda _: builtin.reviews(24, 16))
     compared = ag.compare("out", task="few-sentences", epochs=1, groups=4, **small)
     assert {path.name for path in compared.directory.iterdir()} >= {
