@@ -22,8 +22,8 @@ def names_from(
 
     Example:
         >>> find, listed = names_from("analog_grasp.devices", {"parse_time": "time"})
-        >>> find("parse_time")("1h"), listed()
-        (3600.0, ['parse_time'])
+        >>> find("parse_time")("1h"), "parse_time" in listed()
+        (3600.0, True)
     """
 
     def find(name: str) -> Any:
@@ -31,4 +31,4 @@ def names_from(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
-    return find, lambda: sorted(homes)
+    return find, lambda: sorted({*vars(import_module(package)), *homes})

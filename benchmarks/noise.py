@@ -95,6 +95,8 @@ def main() -> None:
     training = task | {"epochs": asked.epochs}
     tuned = {}
     for name, where in TUNED_ON.items():
+        if name != "stochgrasp" and name not in asked.variants:
+            continue
         tuned[name] = tuned_weight(asked.out / "tune" / name, training | where, asked.trials)
         console.print(f"{name}: a noise-aware loss weight of {tuned[name]:.3g}")
     measured: dict[str, list[list[Measurement]]] = {name: [] for name in asked.studies}

@@ -48,8 +48,9 @@ def sealed(_data_dir=None) -> SentenceTask:
     return task
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def known_tasks():
+    # By module: a package's fixture is given back only when all tests are over.
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry._LOADERS, "lengths", lengths)
         patch.setitem(registry._LOADERS, "sealed", sealed)
