@@ -11,6 +11,7 @@ from analog_grasp.experiments.folder import STORE_FILE, read
 from analog_grasp.experiments.layers import LAYERS_FILE, read_layers
 from analog_grasp.experiments.records import AdapterRecord, Measurement
 from analog_grasp.experiments.runner import adapter_names
+from analog_grasp.experiments.settings import TRAINING, WORK
 from analog_grasp.experiments.store import Store
 from analog_grasp.report import write_report
 from analog_grasp.report.noise_levels import accuracy_vs_noise
@@ -118,7 +119,10 @@ def report(directory: str | Path) -> Results:
         # As the settings have them: processes that share a run add them in any order.
         order = list(adapter_names(settings.adapters))
         adapters = sorted(store.adapters(), key=lambda record: order.index(record.adapter))
-    asked = settings.model_dump(mode="json", exclude_none=True)
+    # What does not bear upon the figures is not shown beside them.
+    trained = any(record.train_seconds for record in adapters)
+    idle = {*WORK, *(() if trained else TRAINING)}
+    asked = settings.model_dump(mode="json", exclude_none=True, exclude=idle)
     files = write_report(
         directory,
         question=_question(adapters, settings.task),

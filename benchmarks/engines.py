@@ -6,7 +6,7 @@ anew, by a server that has loaded everything already; ray's are there, in a clus
 
     python benchmarks/engines.py
 
-About four minutes on 2 cores.
+About seven minutes on 2 cores.
 """
 
 import argparse

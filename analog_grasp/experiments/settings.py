@@ -21,9 +21,17 @@ DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falco
 TIMES = ("0s", "1h", "1d", "30d", "1y")
 # The tables that a run adds to its own run.toml: what happened, not what was asked.
 RECORDS = ("versions", "chips")
-# How the work is done, and how far it goes: these may change while a run goes on.
-CHANGEABLE = ("engine", "workers", "ray_address", "until_ci", "repeats_limit")
+# How the work is done, which no figure depends on; this and how far it goes may change while a run
+# goes on.
+WORK = ("engine", "workers", "ray_address")
+CHANGEABLE = (*WORK, "until_ci", "repeats_limit")
 REPEATS_LIMIT = 100
+# What concerns adapters that are trained in the run, and not those that were saved before.
+TRAINING = (
+    "groups", "target_modules", "noise_weight", "noise_target", "sampling", "injection",
+    "converters", "evaluate_on", "epochs", "learning_rate", "batch_size",
+    "gradient_accumulation_steps", "bf16",
+)  # fmt: skip
 # How a task that writes text searches for it.
 SEARCH = ("beams", "length_penalty", "no_repeat_ngram")
 

@@ -247,7 +247,10 @@ def device_text(table: DeviceTable) -> TextTable:
 
 
 def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
-    """The table of the trained adapters: their sizes and the scores of the digital models."""
+    """The table of the trained adapters: their sizes and the scores of the digital models.
+
+    An adapter that was saved before the run has no training time in it.
+    """
     metrics = list(dict.fromkeys(metric for record in adapters for metric in record.digital))
     columns = (
         "adapter",
@@ -265,7 +268,7 @@ def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
                 TextCell(f"{record.trainable_parameters:,}"),
                 TextCell(f"{record.head_parameters:,}"),
                 *(TextCell(_digital(record.digital, metric)) for metric in metrics),
-                TextCell(f"{record.train_seconds:,.0f} s"),
+                TextCell(f"{record.train_seconds:,.0f} s" if record.train_seconds else MISSING),
             ),
         )
         for record in adapters

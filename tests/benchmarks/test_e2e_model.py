@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from analog_grasp.tasks import load_base_model, load_task
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "e2e_model.py"
 SMALL = ["--epochs", "1", "--width", "16", "--layers", "1", "--vocabulary", "300"]
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_once_and_found_again(tmp_path):
     rows = [f'"name[Inn {i}], area[riverside]","Inn {i} is by the river."' for i in range(10)]
     for file in ("devset.csv", "testset_w_refs.csv"):

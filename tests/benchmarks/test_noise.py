@@ -16,6 +16,7 @@ def noise(monkeypatch):
     return noise
 
 
+@pytest.mark.slow
 def test_it_tunes_trains_measures_and_goes_on(noise, bert_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(noise, "TUNED_ON", {"stochgrasp": noise.WEIGHTS})
     asked = ["--model", str(bert_folder), "--out", str(tmp_path), "--epochs", "0.01"]

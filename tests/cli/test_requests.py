@@ -6,6 +6,8 @@ import pytest
 
 from analog_grasp import studies
 from analog_grasp.cli import study
+from analog_grasp.cli.options import TRAINING
+from analog_grasp.experiments import settings
 
 
 @pytest.mark.parametrize(
@@ -185,3 +187,7 @@ def test_full_disk_before_the_run_is_no_wrong_request(ag, small_run, tmp_path, m
     ended = ag(*small_run, "--out", tmp_path / "run")
     assert ended.status == 1
     assert "disk is full" in ended.err
+
+
+def test_what_concerns_training_is_named_alike_on_the_command_line_and_in_reports():
+    assert set(TRAINING) == set(settings.TRAINING)
