@@ -178,7 +178,7 @@ def draw(found: Sequence[Axis], path: Path) -> None:
             above.yaxis.set_major_formatter("{x:g}")
             above.yaxis.set_minor_formatter(NullFormatter())
             below.semilogx(axis.sizes, axis.memory, "o-", color="C1")
-            below.set_ylim(bottom=0)
+            below.set_ylim(0, 1.1 * max(axis.memory))
             below.set_xticks(axis.sizes, map(EngFormatter(places=0, sep=""), axis.sizes))
             below.minorticks_off()
             below.set_xlabel(LABELS[axis.name])
