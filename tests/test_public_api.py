@@ -171,11 +171,10 @@ def test_a_comparison_and_a_drift_sweep_of_its_adapters(bert_folder, tmp_path, m
     swept = ag.drift_sweep(["out/adapters/stochgrasp"], "swept", task="few-sentences", **small)
     assert swept.measurements == [m for m in compared.measurements if m.adapter == "stochgrasp"]
     of_training = ("| epochs | 1.0 |", "| groups | 4 |", "| injection | 0.04 |")
-    said = {run: (run.directory / "summary.md").read_text() for run in (compared, swept)}
-    assert all(row in said[compared] for row in of_training)
-    assert not any(row in said[swept] for row in of_training)
-    assert swept.adapters[0].train_seconds == 0
-    assert said[swept].count("| – |") == 1
+    trained, saved = ((run.directory / "summary.md").read_text() for run in (compared, swept))
+    assert all(row in trained for row in of_training)
+    assert not any(row in saved for row in of_training)
+    assert saved.count("| – |") == 1
 
 
 def test_a_drift_sweep_over_a_folder_without_an_adapter_is_refused(tmp_path):
