@@ -1,11 +1,13 @@
 """aihwkit as its users set it up, with the tile and the converters that a card states."""
 
+import torch
 from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.parameters.enums import BoundManagementType, NoiseManagementType
 from aihwkit.simulator.parameters.mapping import MappingParameter
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.adapters.frozen import by_output, frozen_layers
 from analog_grasp.devices import DeviceCard
 
 
@@ -39,8 +41,26 @@ def configured[C](config: C, card: DeviceCard) -> C:
 
 def converted(model: nn.Module, config: object) -> nn.Module:
     """A model whose frozen layers lie on aihwkit's tiles; task head and adapters stay digital."""
+    assert not any(isinstance(module, Conv1D) for module in model.modules())
     others = digital_layers(model)
     return convert_to_analog(model, config, exclude_modules=others, inplace=False)
+
+
+def with_linear_layers(model: nn.Module) -> nn.Module:
+    """A model with plain linear layers in place of its Conv1D, which aihwkit would pass by.
+
+    Args:
+        model: GPT-2, say; changed in place.
+    """
+    for name, layer in list(frozen_layers(model)):
+        if isinstance(layer, Conv1D):
+            with torch.device("meta"):
+                linear = nn.Linear(*layer.weight.shape)
+            linear.weight = nn.Parameter(by_output(layer).contiguous(), requires_grad=False)
+            linear.bias = layer.bias
+            model.set_submodule(name, linear)
+            layer.weight = None
+    return model
 
 
 def digital_layers(model: nn.Module) -> list[str]:

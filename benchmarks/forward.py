@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
-from aihwkit_peer import configured, converted, digital_layers
+from aihwkit_peer import configured, converted, digital_layers, with_linear_layers
 from peers import interleaved, machine, ratio_table
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
@@ -46,8 +46,8 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
             intermediate_size=4096,
         )
     ),
-    "GPT-2 Medium": lambda: GPT2Model(
-        GPT2Config(n_layer=2, n_embd=1024, n_head=16, vocab_size=1000)
+    "GPT-2 Medium": lambda: with_linear_layers(
+        GPT2Model(GPT2Config(n_layer=2, n_embd=1024, n_head=16, vocab_size=1000))
     ),
 }
 
@@ -57,7 +57,9 @@ type Batch = dict[str, Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="the folder with SST-2/; else `reviews`")
-    parser.add_argument("--shapes", action="store_true", help="larger models, random weights")
+    parser.add_argument(
+        "--shapes", nargs="*", choices=SHAPES, help="larger models, random weights: all, or these"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small model, once")
     asked = parser.parse_args()
@@ -65,11 +67,11 @@ def main() -> None:
     if asked.quick:
         tiny = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
         print(table("tiny BERT", BertModel(tiny), [tokens(4, 8)], 1))
-    elif asked.shapes:
-        for name, build in SHAPES.items():
+    elif asked.shapes is not None:
+        for name in asked.shapes or SHAPES:
             for size, length in ((1, 16), (1, 128), (64, 16), (64, 128)):
                 title = f"{name}, 2 layers, batch {size}, sequence {length}"
-                print(table(title, build(), [tokens(size, length)], asked.repeats), "\n")
+                print(table(title, SHAPES[name](), [tokens(size, length)], asked.repeats), "\n")
     else:
         model, batches = minilm(asked.data_dir)
         print(table("MiniLM, SST-2's validation set", model, batches, asked.repeats))

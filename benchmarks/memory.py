@@ -5,10 +5,10 @@ process of its own, which builds the model or leaves it in its file, deploys it,
 lets it age by a day. What counts is the most resident memory at any time beyond the loaded modules;
 of that of a model in its file, the part in the file could be given up.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py --repeats 1
     python benchmarks/memory.py --quick
 
-About ten minutes on 2 cores, and 8 GB of memory.
+About a quarter of an hour a repeat on 2 cores, most of it aihwkit's, and 15 GB of memory.
 """
 
 import argparse
@@ -20,15 +20,13 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from aihwkit_peer import with_linear_layers
 from parameters import GPT2_MEDIUM
 from peers import machine, markdown, peak_memory
 from program_drift import DAY, aged_aihwkit
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
 
 from analog_grasp import DeviceCard, deploy
-from analog_grasp.adapters.frozen import by_output, frozen_layers
 
 CARD = "pcm-nandakumar2019"
 TINY = {"n_embd": 256, "n_layer": 2, "n_head": 2, "vocab_size": 500, "n_positions": 64}
@@ -90,19 +88,6 @@ def ours_from_file(shape: dict[str, int], dtype: torch.dtype, folder: str) -> No
 
 def on_aihwkit(shape: dict[str, int], config: type) -> None:
     aged_aihwkit(with_linear_layers(gpt2(shape)), DeviceCard.load(CARD), config)
-
-
-def with_linear_layers(model: nn.Module) -> nn.Module:
-    """GPT-2 with plain linear layers, which aihwkit converts, each in place of its Conv1D."""
-    for name, layer in list(frozen_layers(model)):
-        assert isinstance(layer, Conv1D)
-        with torch.device("meta"):
-            linear = nn.Linear(*layer.weight.shape)
-        linear.weight = nn.Parameter(by_output(layer).contiguous(), requires_grad=False)
-        linear.bias = layer.bias
-        model.set_submodule(name, linear)
-        layer.weight = None
-    return model
 
 
 def table(peaks: dict[str, list[int]]) -> str:
