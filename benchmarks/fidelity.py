@@ -26,7 +26,7 @@ from scipy.stats import ks_2samp
 from torch import nn
 
 from analog_grasp import DeviceCard
-from analog_grasp.crossbar import converters
+from analog_grasp.crossbar import products
 from analog_grasp.crossbar.layer import CrossbarLinear
 from analog_grasp.devices import CardNoiseModel, derive_seed, format_time
 
@@ -115,11 +115,11 @@ square, 1 where they agree) and the share of outputs whose Kolmogorov-Smirnov te
 FAST = """
 ## The fast precision beside the devices
 
-`--precision fast` keeps the weights in bfloat16 and multiplies in bfloat16, where the processor
-can, the whole numbers that the DAC gives; the outputs are rounded to bfloat16 once more. The same
-layer and inputs, 8-bit DAC, without ADC and output noise: how far its outputs are from those of
-exact arithmetic, in % of their root mean square, beside what the devices do to them, drift
-compensated.
+`--precision fast` keeps the weights in bfloat16 and multiplies them with the whole numbers that
+the DAC gives: in bfloat16 where the processor can, whose outputs are rounded to bfloat16 once more;
+else in bytes, with weights rounded to 1/63 of the largest of their column. The same layer and
+inputs, 8-bit DAC, without ADC and output noise: how far its outputs are from those of exact
+arithmetic, in % of their root mean square, beside what the devices do to them, drift compensated.
 """
 
 FIGURES = """Left: the standard deviation of a conductance against its target, right after
@@ -201,8 +201,10 @@ def noise_section() -> Iterator[str]:
 
 def fast_section() -> Iterator[str]:
     yield FAST
-    with mock.patch.object(converters, "multiplies_in_bfloat16", return_value=True):
-        rows = [("rounding to bfloat16", *[error_of_outputs("ideal", 0.0, torch.bfloat16)] * 2)]
+    rows = []
+    for told, has in (("bfloat16", True), ("bytes", False)):
+        with mock.patch.object(products, "multiplies_in_bfloat16", return_value=has):
+            rows.append((f"in {told}", *[error_of_outputs("ideal", 0.0, torch.bfloat16)] * 2))
     for name in MODELS:
         rows.append((name, *(error_of_outputs(name, time) for time in (0.0, DAY))))
     yield from markdown(("", "0s", "1d"), rows)

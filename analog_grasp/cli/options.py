@@ -273,8 +273,8 @@ HARDWARE: Mapping[str, Any] = {
         str | None,
         _setting(
             "precision",
-            "What tiles compute in: exact (float32, as aihwkit's) or fast (bfloat16, faster where "
-            "the processor multiplies in it; its rounding is small beside the devices' noise).",
+            "What tiles compute in: exact (float32, as aihwkit's) or fast (bfloat16 or bytes, as "
+            "the processor multiplies faster; docs/fidelity.md tells the error).",
             panel=_HARDWARE,
         ),
     ],

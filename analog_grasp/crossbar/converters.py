@@ -5,7 +5,6 @@ Twice: in torch, for any processor, any floating type and gradients, and by the 
 noise and agree up to the rounding of a sum in another order.
 """
 
-import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analog_grasp.crossbar import kernels
+from analog_grasp.crossbar.products import Packed, multiply
 from analog_grasp.devices.kernels import fits_kernel
 from analog_grasp.devices.random import normal
 from analog_grasp.devices.sections import Converters
@@ -24,8 +24,6 @@ from analog_grasp.devices.sections import Converters
 # aihwkit's: inputs are scaled down by at most this, and to no fewer than two bits.
 _LARGEST_REDUCTION = 1000.0
 _COARSEST_INPUT = 0.25
-# Whole numbers up to 256 are exact in bfloat16.
-_FINEST_IN_BFLOAT16 = 1.0 / 256.0
 _NONE = np.empty(0, np.float32)
 _NO_MATRIX = np.empty((0, 0), np.float32)
 
@@ -147,6 +145,7 @@ def read_fast(
     x: Tensor,
     first: int,
     weight: Tensor,
+    packed: Packed | None,
     variance: Variance,
     settings: ReadSettings,
     input_range: float | None,
@@ -161,8 +160,8 @@ def read_fast(
     Args:
         x: All inputs of the layer, ``(N, D)``, contiguous; those from ``first`` on are the tiles'.
         first: The tiles' first input.
-        weight: As for `read`; products with those kept in bfloat16 are computed in bfloat16 where
-            the processor does so and the DAC's codes are exact.
+        weight: As for `read`.
+        packed: The same for a faster product; see `products.pack`.
         variance: As for `read`.
         settings: As for `read`.
         input_range: As for `read`.
@@ -193,7 +192,7 @@ def read_fast(
     clipped = np.empty((rows, len(tiles)), np.bool_)
     kernels.convert_outputs(
         rows,
-        _multiply(inputs, weight, settings.dac_step, product).numpy(),
+        multiply(inputs, weight, packed, settings.dac_step, product).numpy(),
         gain.numpy(),
         scale.numpy(),
         np.float32(settings.output_noise),
@@ -236,30 +235,6 @@ class _Room(threading.local):
 
 
 _INPUTS, _PRODUCTS = _Room(), _Room()
-
-
-def _multiply(inputs: Tensor, weight: Tensor, dac_step: float, out: Tensor) -> Tensor:
-    """Analog products in float32, of inputs that are whole steps of a DAC."""
-    if (
-        weight.dtype == torch.bfloat16
-        and dac_step >= _FINEST_IN_BFLOAT16
-        and multiplies_in_bfloat16()
-    ):
-        codes = (inputs / dac_step).round_().bfloat16()
-        return out.copy_(codes @ weight.T).mul_(dac_step)
-    return torch.mm(inputs, weight.float().T, out=out)
-
-
-@functools.cache
-def multiplies_in_bfloat16() -> bool:
-    """Whether this processor has instructions for products in bfloat16.
-
-    Example:
-        >>> multiplies_in_bfloat16() in (True, False)
-        True
-    """
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def readout(weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int) -> Tensor:

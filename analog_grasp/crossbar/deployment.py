@@ -285,7 +285,8 @@ def deploy(
             says so; only aihwkit's own tiles simulate it.
         drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
             `CrossbarLinear`.
-        dtype: What the weights on tiles are kept in: float32, bfloat16 or float16.
+        dtype: What the weights on tiles are kept in: float32, bfloat16 or float16; those in
+            bfloat16 are multiplied as the processor is faster, see `CrossbarLinear`.
         weights: For a bare model on the meta device: the safetensors file or folder that holds its
             weights, which are read from there as they are needed; see `stream_weights`, which comes
             before an adapter is put on such a model.

@@ -16,6 +16,7 @@ from analog_grasp.crossbar.converters import (
     read_fast,
     readout,
 )
+from analog_grasp.crossbar.products import Packed, pack
 from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
 
 STORED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,8 +49,8 @@ class CrossbarLinear(nn.Module):
             that the targets would have given; ``"none"`` not at all.
         dtype: What the weights are kept in: float32, bfloat16 or float16. Rounding to bfloat16,
             2^-9 relative, is small beside what a device misses its target by. They are read in
-            float32; those in bfloat16 are multiplied in bfloat16 by a processor that does so,
-            which rounds each output by 2^-9 once more.
+            float32; products with those in bfloat16 are computed in bfloat16 or in bytes where the
+            processor is faster so, see `analog_grasp.crossbar.products`.
 
     Source:
         METHOD 3; aihwkit (Rasch et al., AICAS 2021); global drift compensation: Joshi et al.,
@@ -166,7 +167,7 @@ class CrossbarLinear(nn.Module):
         # What is analog is not computed in a lower precision because digital layers are.
         with torch.autocast(x.device.type, enabled=False):
             y = self._fast(rows.float()) if self._is_fast(x) else self._slow(rows)
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _is_fast(self, x: Tensor) -> bool:
         differentiable = torch.is_grad_enabled() and x.requires_grad
@@ -178,10 +179,13 @@ class CrossbarLinear(nn.Module):
         start = x.new_zeros(self.out_features) if self.bias is None else self.bias.float()
         assert self._settings is not None
         for split in self._now():
+            if split.packed is None:
+                split.packed = pack(split.weight, self._settings.dac_step)
             read_fast(
                 x,
                 split.rows.start,
                 split.weight,
+                split.packed,
                 split.variance,
                 self._settings,
                 self.input_range,
@@ -246,6 +250,7 @@ class CrossbarLinear(nn.Module):
         constant = CardNoiseModel(card).constant_short_term_variance(split.ends)
         matrix = split.matrix() if constant is None else None
         split.variance = constant or matrix
+        split.packed = None
         for columns, seed in self._tiles(split):
             # In float32 these are the stored tensors themselves; else copies of one tile.
             weight = split.weight[columns]
@@ -288,6 +293,7 @@ class _Split(nn.Module):
         gain: Column scale times drift compensation, ``(D_out,)``.
         reference: The compensation's read-out after programming, ``(D_out,)``.
         variance: Of the weights from read to read.
+        packed: The weights in bytes, where they are multiplied so, once they have been read.
         ends: The least and the largest target, ``(2,)``.
 
     Args:
@@ -310,6 +316,7 @@ class _Split(nn.Module):
         self.register_buffer("gain", scale)
         self.register_buffer("reference", torch.ones_like(scale))
         self.variance: Variance = None
+        self.packed: Packed | None = None
         self.ends = torch.stack([(frozen.amin(1) / scale).min(), (frozen.amax(1) / scale).max()])
 
     def matrix(self) -> Tensor:

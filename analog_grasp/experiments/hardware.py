@@ -55,7 +55,8 @@ class Hardware(BaseModel):
     calibrate: Annotated[float, Field(gt=0, le=100)] | None = None
     """Fix the DAC's range of every layer at this percentile of its inputs; 100 is the largest."""
     precision: Literal["exact", "fast"] = "exact"
-    """Whether tiles compute in float32, as aihwkit's do, or in bfloat16."""
+    """Whether tiles compute in float32, as aihwkit's do, or in bfloat16 or bytes; see
+    `analog_grasp.crossbar.products`."""
 
     def card(self, name: str) -> "DeviceCard":
         """The card of a device, changed as the settings say.
