@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--model", help="Hub id or folder; the built-in default without it")
     parser.add_argument("--adapters", nargs="+", choices=METHODS, default=["grasp", "stochgrasp"])
     parser.add_argument("--chips", type=int, default=5, help="chip instances a device")
+    parser.add_argument("--precision", choices=("exact", "fast"), default="exact", help="of ours")
     parser.add_argument("--took", type=float, help="seconds that ours took as a command")
     parser.add_argument("--whole", action="store_true", help="every cell of ours")
     parser.add_argument("--quick", action="store_true", help="two devices, one time")
@@ -86,6 +87,7 @@ def main() -> None:
         data_dir=asked.data_dir,
         devices=[*DEVICES][: 2 if asked.quick else None],
         times=times,
+        precision=asked.precision,
         repeats=asked.chips if asked.whole else 1,
     )
     with tempfile.TemporaryDirectory() as folder:
