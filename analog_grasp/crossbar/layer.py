@@ -34,8 +34,9 @@ class CrossbarLinear(nn.Module):
 
     The layer refers to the frozen weight, which it never writes, and holds one copy of its own:
     the weights as they are now (two where the noise from read to read differs by conductance: it
-    is kept beside them). Every random number is a function of the chip, the tile and the place, so
-    that the state at any drift time follows from the targets, tile by tile, without another copy.
+    is kept beside them). Where they are multiplied in bytes, these come beside them with the first
+    read. Every random number is a function of the chip, the tile and the place, so that the state
+    at any drift time follows from the targets, tile by tile, without another copy.
 
     Input ``(..., D)``, output ``(..., D_out)``.
 

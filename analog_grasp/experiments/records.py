@@ -95,7 +95,7 @@ class AdapterRecord:
         trainable_parameters: learned numbers of the adapter itself, without the head.
         head_parameters: learned numbers of the task head.
         digital: score of the digital model, by metric.
-        train_seconds: how long the training took.
+        train_seconds: how long the training took; 0 for an adapter saved before the run.
         path: the adapter's folder, relative to the run's.
         fingerprint: a hash of the adapter's two files.
         model_hash, data_hash: as in `Origin`.
