@@ -95,6 +95,8 @@ def _draw_layers(panel: Axes, rows: Sequence[LayerModes], low: float, high: floa
     panel.set_yticks([*ticks, count + _APART], [*(str(tick + 1) for tick in ticks), "all"])
     panel.grid(visible=False)
     panel.set_xlim(x[0], x[-1])
+    # A spread around 0.1 has long labels, which run into each other where there are many.
+    panel.locator_params(axis="x", nbins=5)
 
 
 def _density(values: Values, x: Values) -> Values:
