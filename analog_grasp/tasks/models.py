@@ -35,9 +35,10 @@ def load_base_model(
     """A pre-trained model of the kind that the task asks for.
 
     For a task on sentences that is a model for sequence classification whose head fits the task;
-    the head is new, drawn from `seed`, and the global random state is left alone. For a generation
-    task it is a causal language model as it was saved. Weights are read from safetensors only, in
-    float32; no pickle is ever loaded.
+    the head is new, drawn from `seed`, and the global random state is left alone. A new head that
+    predicts numbers begins at their mean over the training rows, where it has a bias. For a
+    generation task the model is a causal language model as it was saved. Weights are read from
+    safetensors only, in float32; no pickle is ever loaded.
 
     Args:
         name_or_path: a folder, a Hub id, or None for the default model (`DEFAULT_MODEL`, see
@@ -154,8 +155,23 @@ def _load_weights(
             f"The model '{name}' cannot be made of its files ({last_line(error)}); they should be "
             "as save_pretrained of transformers wrote them."
         ) from error
-    _check_filled(name, model, info, task)
+    new = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    _check_filled(name, model, new, task)
+    if isinstance(task, SentenceTask) and task.regression:
+        _begin_at_the_mean(model, new, task)
     return model
+
+
+def _begin_at_the_mean(model: PreTrainedModel, new: list[str], task: SentenceTask) -> None:
+    """Set the bias of a regression's new head to the mean of the training labels.
+
+    From 0 the first steps of a training move every feature the way that raises the mean, until
+    the features say the same of every sentence: on STS-B, LoRA then learned nothing.
+    """
+    mean = float(task.labels("train").mean())
+    for key in new:
+        if key.endswith("bias") and (bias := model.get_parameter(key)).shape == (1,):
+            torch.nn.init.constant_(bias, mean)
 
 
 def _refuse_own_code(name: str, error: Exception) -> None:
@@ -171,19 +187,18 @@ def _own_code(name: str) -> ValueError:
     )
 
 
-def _check_filled(name: str, model: PreTrainedModel, info: dict, task: Task) -> None:
+def _check_filled(name: str, model: PreTrainedModel, new: list[str], task: Task) -> None:
     """Refuse a model whose weights, apart from a head that is to be new, were not in the file.
 
     transformers would only warn, and that warning is silenced here for the sake of the head's.
     """
-    keys = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if task.task_type == "SEQ_CLS":
         body = f"{model.base_model_prefix}."
-        keys = [key for key in keys if key.startswith(body) and ".pooler." not in key]
-    if keys:
+        new = [key for key in new if key.startswith(body) and ".pooler." not in key]
+    if new:
         raise ValueError(
-            f"The weights of the model '{name}' lack {len(keys)} of those that it needs to "
-            f"{_KINDS[task.task_type][1]}, such as {keys[0]}; its weights and its config.json "
+            f"The weights of the model '{name}' lack {len(new)} of those that it needs to "
+            f"{_KINDS[task.task_type][1]}, such as {new[0]}; its weights and its config.json "
             "should be of one model of this kind."
         )
 

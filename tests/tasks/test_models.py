@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     AutoConfig,
     BertConfig,
@@ -15,6 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from analog_grasp.tasks import DEFAULT_MODEL, load_base_model, load_task, sources, tokenizer_for
+from analog_grasp.tasks.sentences import SentenceTask
 from analog_grasp.tasks.sources import model_source, packaged_default_model
 
 
@@ -62,6 +64,24 @@ def test_the_head_is_seeded_and_the_global_state_left_alone(tiny_folder, small_r
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_new_head_for_numbers_begins_at_their_mean(tiny_folder, tmp_path):
+    rows = Dataset.from_dict({"text": ["Awful.", "Fair.", "Superb."], "label": [0.5, 2.0, 5.0]})
+    task = SentenceTask("stars", rows, rows, metrics=("pearson",))
+    model = load_base_model(str(tiny_folder), task)
+    assert model.classifier.bias.tolist() == [2.5]
+    # One that was trained stays as it is.
+    torch.nn.init.constant_(model.classifier.bias, 4.0)
+    model.save_pretrained(tmp_path)
+    shutil.copy(tiny_folder / "tokenizer.json", tmp_path)
+    assert load_base_model(str(tmp_path), task).classifier.bias.tolist() == [4.0]
+
+
+def test_a_new_head_for_classes_begins_without_a_preference(tiny_folder):
+    rows = Dataset.from_dict({"text": ["Awful.", "Fair.", "Superb."], "label": [0, 1, 1]})
+    task = SentenceTask("mine", rows, rows, label_names=("negative", "positive"))
+    assert load_base_model(str(tiny_folder), task).classifier.bias.tolist() == [0.0, 0.0]
 
 
 def test_loading_is_quiet(tiny_folder, small_reviews, capfd):
