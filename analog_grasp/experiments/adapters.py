@@ -1,9 +1,11 @@
 """The adapters of a study: made, trained, saved, loaded and counted."""
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.config import PeftConfig
@@ -14,7 +16,7 @@ from analog_grasp.adapters.baselines import ADAPTERS, adapt, kind_of
 from analog_grasp.experiments.hashes import ADAPTER_FILES, model_hash
 from analog_grasp.experiments.progress import Progress, silent
 from analog_grasp.experiments.settings import Settings
-from analog_grasp.tasks import Task, load_base_model
+from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.sources import last_line
 from analog_grasp.training import train
 from analog_grasp.training.converters import card_with_converters
@@ -22,6 +24,8 @@ from analog_grasp.training.objective import card_at_time
 
 # Of an adapter's configuration, in bytes.
 _LARGEST_CONFIG = 1 << 20
+# Rows that tell whether an adapter learned anything at all.
+_GLANCE = 128
 
 
 def load_adapter(
@@ -182,6 +186,8 @@ def train_adapter(
 ) -> float:
     """Train an adapter in place, as the settings say.
 
+    Warns where it answers the same to everything afterwards.
+
     Args:
         model: From `new_adapter`.
         settings: How it is trained.
@@ -220,7 +226,28 @@ def train_adapter(
         callbacks=[_Steps(description, progress)],
         **saving,
     )
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if isinstance(task, SentenceTask):
+        few = task.subset(train=min(_GLANCE, len(task.train)))
+        if _says_one_thing(model, few):
+            warnings.warn(
+                f"The adapter {kind} gives one answer to {len(few.train)} training sentences of "
+                f"{task.name}: train it longer (--epochs, here {settings.epochs:g}) or with a "
+                f"lower learning rate (--learning-rate, here {learning_rate:g}).",
+                stacklevel=2,
+            )
+    return seconds
+
+
+def _says_one_thing(model: PeftModel, few: SentenceTask) -> bool:
+    """Whether training rows with labels that differ all have the same answer.
+
+    Too high a learning rate makes a model's features run away until they depend on no sentence.
+    """
+    predicted, wanted = few.predict(model, "train"), few.labels("train")
+    if few.regression:
+        return bool(predicted.std() < 0.01 * wanted.std())
+    return len(np.unique(wanted)) > 1 and len(np.unique(predicted.argmax(1))) == 1
 
 
 def _last_checkpoint(folder: Path | None) -> str | bool:

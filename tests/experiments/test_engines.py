@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+import signal
 import time
 from importlib.util import find_spec
 from typing import ClassVar
@@ -17,6 +18,14 @@ from analog_grasp.experiments.engines import local
 from analog_grasp.experiments.grid import Chip
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _what_ends_a_process():
+    """A Ray that a test starts takes the request to terminate for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def at_cell(number, act):
