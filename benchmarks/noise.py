@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/noise"))
     parser.add_argument("--epochs", type=float, default=3.0, help="passes of each training")
     parser.add_argument("--batch-size", type=int, default=32, help="examples a step")
+    parser.add_argument("--learning-rate", type=float, help="of all; the adapters' own otherwise")
     parser.add_argument("--trials", type=int, default=10, help="loss weights to try")
     parser.add_argument("--repeats", type=int, default=5, help="chip instances a device")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -93,7 +94,11 @@ def main() -> None:
     console = Console(stderr=True)
     data_dir = str(asked.data_dir) if asked.data_dir else None
     task = {"task": asked.task, "data_dir": data_dir, "model": asked.model}
-    training = task | {"epochs": asked.epochs, "batch_size": asked.batch_size}
+    training = task | {
+        "epochs": asked.epochs,
+        "batch_size": asked.batch_size,
+        "learning_rate": asked.learning_rate,
+    }
     tuned = {}
     for name, where in TUNED_ON.items():
         if name != "stochgrasp" and name not in asked.variants:
