@@ -155,25 +155,24 @@ def sweep(
 
 
 def table(runs: Sequence[Sequence[Measurement]]) -> str:
-    """A row for each device, time and variant: its score, and its difference to the baseline.
+    """A row for each device and time: GRASP's score, and what each variant adds to it, in points.
 
-    Score and difference are means over trainings; the interval is a t interval of the trainings'
-    means, or of the chip instances where there is one training. The marks tell of each training
-    whether the interval of its paired difference over chip instances excludes zero.
+    Both are means over trainings; the interval is a t interval of the trainings' means, or of the
+    chip instances where there is one training. The marks tell of each training whether the interval
+    of its paired difference over chip instances excludes zero.
     """
     differences = [d for run in runs for d in against_baseline(run)]
     scores = {(*_cell(s), s.adapter): s for s in summarise([m for run in runs for m in run])}
     rows = []
     for cell, at_cell in _grouped(differences, _cell):
         device, seconds = cell
-        base = scores[(*cell, BASELINE)].mean
-        rows.append((device, format_time(seconds), BASELINE, f"{100 * base:.1f}", "", ""))
-        for variant, same in _grouped(at_cell, lambda d: d.adapter.adapter):
-            score = 100 * scores[(*cell, variant)].mean
-            rows.append(
-                (device, format_time(seconds), variant, f"{score:.1f}", *difference_text(same))
-            )
-    return markdown(("device", "time", "", "score", "− grasp", "by training"), rows)
+        base = f"{100 * scores[(*cell, BASELINE)].mean:.1f}"
+        added = [
+            difference_text(same) for _, same in _grouped(at_cell, lambda d: d.adapter.adapter)
+        ]
+        rows.append((device, format_time(seconds), base, *added))
+    variants = dict.fromkeys(difference.adapter.adapter for difference in differences)
+    return markdown(("device", "time", BASELINE, *variants), rows)
 
 
 def against_baseline(run: Sequence[Measurement]) -> list[PairedDifference]:
@@ -182,7 +181,7 @@ def against_baseline(run: Sequence[Measurement]) -> list[PairedDifference]:
     return [d for other in others for d in paired_differences(run, BASELINE, other)]
 
 
-def difference_text(trainings: Sequence[PairedDifference]) -> tuple[str, str]:
+def difference_text(trainings: Sequence[PairedDifference]) -> str:
     """Mean and interval of a variant's differences, and a mark for each training."""
     if len(trainings) > 1:
         whole = estimate([difference.mean for difference in trainings])
@@ -191,7 +190,7 @@ def difference_text(trainings: Sequence[PairedDifference]) -> tuple[str, str]:
         mean, low, high = trainings[0].mean, trainings[0].low, trainings[0].high
     half = "" if low is None else f" ±{50 * (high - low):.1f}"
     marks = "".join(MARKS[difference.verdict] for difference in trainings)
-    return f"{100 * mean:+.1f}{half}", marks
+    return f"{100 * mean:+.1f}{half} {marks}"
 
 
 def _cell(of: Any) -> tuple[str, float]:

@@ -27,7 +27,7 @@ def test_it_tunes_trains_measures_and_goes_on(noise, bert_folder, tmp_path, monk
     printed = capsys.readouterr().out
     assert "**Noise of the frozen weights: reviews, 2 trainings**" in printed
     rows = [row for row in printed.splitlines() if row.startswith("| gaussian")]
-    assert len(rows) == 3 * len(noise.LEVELS)
+    assert len(rows) == len(noise.LEVELS)
     # A second time nothing is trained: what is there is shown.
     monkeypatch.setattr(noise, "train_adapter", None)
     noise.main()
@@ -44,5 +44,5 @@ def test_the_interval_is_of_trainings_where_there_are_several(noise):
 
     first, second = run((0.5, 0.6), (0.6, 0.7)), run((0.5, 0.6), (0.4, 0.7))
     # One training: chips differ by 10 points each. Two: their means are 10 and 0 points.
-    assert noise.table([first]).splitlines()[-1].endswith("| 65.0 | +10.0 ±0.0 | ▲ |")
-    assert noise.table([first, second]).splitlines()[-1].endswith("| 60.0 | +5.0 ±63.5 | ▲· |")
+    assert noise.table([first]).splitlines()[-1].endswith("| 55.0 | +10.0 ±0.0 ▲ |")
+    assert noise.table([first, second]).splitlines()[-1].endswith("| 55.0 | +5.0 ±63.5 ▲· |")
