@@ -7,9 +7,9 @@ validation set, the mean over tasks, and how many numbers were trained.
     python benchmarks/glue.py --data-dir path/to/glue
 
 Each task has the passes and the batch below for all of its adapters, and a share of the learning
-rate that is each adapter's own: on small tasks with uneven labels the whole of it makes features
-run away, until an adapter gives one answer to everything, which the training loss shows by staying
-where it began. Some hours on 2 cores; stopped, it goes on where it was when started again.
+rate that is each adapter's own: on a small task the whole of it can make features run away, until
+an adapter gives one answer to everything, which the training loss shows by staying where it began.
+Some hours on 2 cores; stopped, it goes on where it was when started again.
 """
 
 import argparse
