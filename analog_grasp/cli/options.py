@@ -333,6 +333,14 @@ TRAINING: Mapping[str, Any] = {
         float | None,
         _setting("learning_rate", "The peak learning rate.", "the adapter's own", _TRAINING),
     ],
+    "shift_lr_ratio": Annotated[
+        float | None,
+        _setting(
+            "shift_lr_ratio",
+            "GRASP, StochGRASP: the learning rate of the shifts, in units of that of all else.",
+            panel=_TRAINING,
+        ),
+    ],
     "batch_size": Annotated[
         int | None, _setting("batch_size", "Examples a batch.", panel=_TRAINING)
     ],

@@ -218,6 +218,7 @@ def train_adapter(
         evaluate_on=settings.evaluate_on,
         epochs=settings.epochs,
         learning_rate=learning_rate,
+        shift_lr_ratio=settings.shift_lr_ratio,
         batch_size=settings.batch_size,
         seed=settings.seed,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,

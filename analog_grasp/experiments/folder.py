@@ -67,6 +67,9 @@ def read(directory: Path) -> tuple[Settings, dict[str, Any]]:
     if "workers" not in recorded and settings.learning_rate == 1e-2:
         # The first release wrote down the rate that its adapters still have as their own.
         settings = settings.model_copy(update={"learning_rate": None})
+    if "shift_lr_ratio" not in recorded:
+        # Before there was such a setting, shifts learned at the rate of all else.
+        settings = settings.model_copy(update={"shift_lr_ratio": 1.0})
     return settings, {name: recorded[name] for name in RECORDS if name in recorded}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from analog_grasp.choices import Placement, Sampling, StoredError
+from analog_grasp.choices import SHIFT_LR_RATIO, Placement, Sampling, StoredError
 from analog_grasp.devices import format_time, parse_time
 from analog_grasp.devices.errors import shown
 from analog_grasp.devices.toml import read_toml
@@ -29,8 +29,8 @@ REPEATS_LIMIT = 100
 # What concerns adapters that are trained in the run, and not those that were saved before.
 TRAINING = (
     "groups", "target_modules", "noise_weight", "noise_target", "sampling", "injection",
-    "converters", "evaluate_on", "epochs", "learning_rate", "batch_size",
-    "gradient_accumulation_steps", "bf16",
+    "converters", "evaluate_on", "epochs", "learning_rate", "shift_lr_ratio",
+    "batch_size", "gradient_accumulation_steps", "bf16",
 )  # fmt: skip
 # How a task that writes text searches for it.
 SEARCH = ("beams", "length_penalty", "no_repeat_ngram")
@@ -100,6 +100,8 @@ class Settings(Hardware):
     epochs: Annotated[float, Field(gt=0, le=10_000)] = 3.0
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """The adapter's own where None."""
+    shift_lr_ratio: Annotated[float, Field(gt=0)] = SHIFT_LR_RATIO
+    """The learning rate of GRASP's shifts, in units of `learning_rate`."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
     """Batches a step."""

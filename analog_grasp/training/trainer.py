@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -16,6 +17,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
+from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.choices import SHIFT_LR_RATIO
 from analog_grasp.devices import derive_seed
 from analog_grasp.tasks import Task, tokenizer_for
 from analog_grasp.tasks.division import tuning_task
@@ -36,6 +39,7 @@ class AdapterTrainer(Trainer):
         injection: The noise on the weights in training; see `WeightNoise`.
         converters: The card whose converters are in the loop; see `ConverterLoop`.
         chip: What an evaluation measures; Trainer's own loss on the evaluation rows where None.
+        shift_lr_ratio: The learning rate of GRASP's shifts, in units of that of all else.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class AdapterTrainer(Trainer):
         injection: float | str = 0.0,
         converters: str | None = None,
         chip: ChipEvaluation | None = None,
+        shift_lr_ratio: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.shift_lr_ratio = shift_lr_ratio
         # Our loss is a mean over the batch: Trainer itself must divide it among the batches that
         # accumulate one gradient step, which it leaves to models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = False
@@ -57,6 +63,13 @@ class AdapterTrainer(Trainer):
         self.chip = chip
         self.noise_aware_loss = _noise_aware_loss(model)
         torch.manual_seed(self.args.seed + self.args.process_index)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Trainer's own optimizer, with the shifts of GRASP in groups of their own."""
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            _scale_rate(optimizer, _shifts(model or self.model), self.shift_lr_ratio)
+        return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass under one draw of the injected noise."""
@@ -137,6 +150,7 @@ def train(
     evaluate_on: str | None = None,
     epochs: float = 3,
     learning_rate: float = 1e-2,
+    shift_lr_ratio: float = SHIFT_LR_RATIO,
     batch_size: int = 32,
     seed: int = 0,
     dropout: bool = False,
@@ -166,6 +180,9 @@ def train(
             never looked at. With `transformers.EarlyStoppingCallback` training stops by it.
         epochs: Passes over the training set.
         learning_rate: The peak of a linear schedule with warm-up over a tenth of the steps.
+        shift_lr_ratio: The learning rate of GRASP's shifts, in units of that of all else. A shift
+            moves the features of its group alike whatever the input: at the full rate features
+            run away on small tasks, until the model says the same of every sentence.
         batch_size: Examples a step.
         seed: Of the order of the examples, the samples, the noise, and the rows held out.
         dropout: Whether the pre-trained model's dropout acts; off unless asked for, as an adapter
@@ -183,8 +200,9 @@ def train(
         What `transformers.Trainer.train` returns: steps, mean loss and speed.
 
     Raises:
-        ValueError: Nothing of the model is trainable; the injection is negative; a device or a
-            time is unknown or has no converters; there is no checkpoint to go on from.
+        ValueError: Nothing of the model is trainable; the injection is negative; the ratio is not
+            above 0; a device or a time is unknown or has no converters; there is no checkpoint to
+            go on from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -194,6 +212,8 @@ def train(
             "The model has nothing to train: wrap it with peft.get_peft_model and an adapter "
             "configuration, or load the adapter with is_trainable=True."
         )
+    if not shift_lr_ratio > 0:
+        raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: it must be above 0.")
     chip = None
     if evaluate_on is not None:
         task = tuning_task(task, seed)
@@ -217,6 +237,7 @@ def train(
             injection=injection,
             converters=converters,
             chip=chip,
+            shift_lr_ratio=shift_lr_ratio,
         )
         # With its progress bar off, Trainer would print its statistics instead.
         trainer.remove_callback(PrinterCallback)
@@ -259,6 +280,22 @@ def _arguments(given: dict[str, Any], kept: bool, metric: str | None) -> dict[st
         # The best one is among them whatever the limit.
         defaults |= {} if kept else {"save_total_limit": 1}
     return {**defaults, **given}
+
+
+def _shifts(model: nn.Module) -> list[Tensor]:
+    """The shifts of every GRASP adapter in a model."""
+    layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
+    return [layer.means(name)[1] for layer in layers for name in layer.group_of]
+
+
+def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float) -> None:
+    """Move parameters of an optimizer to groups with `ratio` times their learning rate."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if id(p) in chosen]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            optimizer.add_param_group({**group, "params": moved, "lr": ratio * group["lr"]})
 
 
 @contextmanager

@@ -106,6 +106,25 @@ def test_a_seed_names_the_adapter_bit_for_bit(adapted, task, adapter):
     assert not same_bits(first, other)
 
 
+@pytest.mark.parametrize("adapter", sorted(CONFIGS))
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+def test_shifts_learn_at_a_rate_of_their_own(adapted, task, adapter, ratio):
+    model = adapted(adapter)
+    fixed = {"warmup_steps": 0, "lr_scheduler_type": "constant", "max_steps": 1}
+    train(model, task, learning_rate=1e-2, shift_lr_ratio=ratio, **fixed)
+    # Adam's first step is the learning rate, whatever the gradient.
+    moved = [layer.means("default") for layer in model.modules() if hasattr(layer, "means")]
+    scales = torch.cat([scale.detach() - 1 for scale, _ in moved]).abs()
+    shifts = torch.cat([shift.detach() for _, shift in moved]).abs()
+    assert scales.median() == pytest.approx(1e-2, rel=1e-2)
+    assert shifts.median() == pytest.approx(ratio * 1e-2, rel=1e-2)
+
+
+def test_a_rate_of_the_shifts_that_is_none_is_refused(adapted, task):
+    with pytest.raises(ValueError, match="shift_lr_ratio is 0: it must be above 0"):
+        train(adapted(), task, shift_lr_ratio=0)
+
+
 @pytest.mark.parametrize("form", ["l2", "kl"])
 def test_the_noise_aware_loss_moves_the_spreads_to_their_target(adapted, task, form):
     model = adapted("stochgrasp", noise_weight=100.0, noise_target=0.1, noise_loss=form)
