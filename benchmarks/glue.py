@@ -17,6 +17,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from analog_grasp.adapters.baselines import ADAPTERS as METHODS
 from analog_grasp.experiments import new_adapter, resolve, silent, train_adapter
 from analog_grasp.experiments.adapters import learned_parameters
 from analog_grasp.experiments.export import write_atomically
+from analog_grasp.tasks import Task, load_task
 
 
 class Training(NamedTuple):
@@ -104,11 +106,17 @@ def measure(task: str, adapter: str, seed: int, data_dir: str, bf16: bool) -> di
             "bf16": bf16,
         }
     )
-    data = settings.load_task()
+    data = _task(task, data_dir)
     model = new_adapter(settings, data, adapter)
     seconds = train_adapter(model, settings, data, adapter, silent)
     numbers, _ = learned_parameters(model)
     return {"score": data.evaluate(model), "numbers": numbers, "seconds": seconds}
+
+
+@cache
+def _task(name: str, data_dir: str) -> Task:
+    """A task, whose sentences are split into tokens once for all of its trainings."""
+    return load_task(name, data_dir)
 
 
 def table(
