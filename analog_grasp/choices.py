@@ -8,7 +8,7 @@ from typing import Literal
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """The built-in model, by its id on the Hub."""
 
-SHIFT_LR_RATIO = 0.1
+SHIFT_LR_RATIO = 0.3
 """The learning rate of GRASP's shifts, in units of that of its scales."""
 
 Placement = Literal["digital", "folded", "programmed"]

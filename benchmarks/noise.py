@@ -85,6 +85,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3.0, help="passes of each training")
     parser.add_argument("--batch-size", type=int, default=32, help="examples a step")
     parser.add_argument("--learning-rate", type=float, help="of all; the adapters' own otherwise")
+    parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
+    parser.add_argument("--precision", choices=("exact", "fast"), default="exact", help="of tiles")
     parser.add_argument("--trials", type=int, default=10, help="loss weights to try")
     parser.add_argument("--repeats", type=int, default=5, help="chip instances a device")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -93,11 +95,17 @@ def main() -> None:
     asked = parser.parse_args()
     console = Console(stderr=True)
     data_dir = str(asked.data_dir) if asked.data_dir else None
-    task = {"task": asked.task, "data_dir": data_dir, "model": asked.model}
+    task = {
+        "task": asked.task,
+        "data_dir": data_dir,
+        "model": asked.model,
+        "precision": asked.precision,
+    }
     training = task | {
         "epochs": asked.epochs,
         "batch_size": asked.batch_size,
         "learning_rate": asked.learning_rate,
+        "bf16": asked.bf16,
     }
     tuned = {}
     for name, where in TUNED_ON.items():
