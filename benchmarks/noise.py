@@ -19,6 +19,7 @@ from peers import markdown
 from rich.console import Console
 
 from analog_grasp import drift_sweep, tune_noise_weight
+from analog_grasp.choices import SHIFT_LR_RATIO
 from analog_grasp.devices import format_time
 from analog_grasp.experiments import new_adapter, resolve, save_adapter, silent, train_adapter
 from analog_grasp.experiments.records import Measurement
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3.0, help="passes of each training")
     parser.add_argument("--batch-size", type=int, default=32, help="examples a step")
     parser.add_argument("--learning-rate", type=float, help="of all; the adapters' own otherwise")
+    parser.add_argument("--shift-lr-ratio", type=float, default=SHIFT_LR_RATIO, help="of GRASP's")
     parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact", help="of tiles")
     parser.add_argument("--trials", type=int, default=10, help="loss weights to try")
@@ -105,6 +107,7 @@ def main() -> None:
         "epochs": asked.epochs,
         "batch_size": asked.batch_size,
         "learning_rate": asked.learning_rate,
+        "shift_lr_ratio": asked.shift_lr_ratio,
         "bf16": asked.bf16,
     }
     tuned = {}

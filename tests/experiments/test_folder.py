@@ -62,6 +62,15 @@ def test_a_run_of_the_first_release_goes_on(tmp_path):
         claim(tmp_path, SETTINGS.model_copy(update={"learning_rate": 0.02}))
 
 
+def test_a_run_from_before_shifts_had_a_rate_of_their_own_has_the_rate_of_all_else(tmp_path):
+    claim(tmp_path, SETTINGS)
+    lines = (tmp_path / "run.toml").read_text().splitlines()
+    (tmp_path / "run.toml").write_text("\n".join(li for li in lines if "shift_lr" not in li))
+    with pytest.raises(ValueError, match=r"whose shift_lr_ratio is 1\.0 and not 0\.3"):
+        claim(tmp_path, SETTINGS)
+    claim(tmp_path, SETTINGS.model_copy(update={"shift_lr_ratio": 1.0}))
+
+
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="files that are not of a run"):
