@@ -41,7 +41,7 @@ class Training(NamedTuple):
 
 
 TRAININGS = {
-    "glue/cola": Training(1.0, 16, 1 / 6),
+    "glue/cola": Training(2.0, 32, 1 / 6),
     "glue/sst2": Training(0.15, 32, 1.0),
     "glue/mrpc": Training(1.25, 16, 1 / 6),
     "glue/rte": Training(0.75, 8, 1 / 6),
