@@ -8,9 +8,9 @@ validation set, the mean over tasks, and how many numbers were trained.
 
 Each task has the passes and the batch below for all of its adapters. Each adapter has its own
 learning rate, but for LoRA and BitFit on three tasks, where the whole of it makes features run away
-until the model says the same of every sentence. Passes and rates were chosen on rows held out of
-the training sets. Some hours on 2 cores; stopped, it goes on where it was when started again, and
-several that run with other adapters or tasks can share a folder.
+until the model says the same of every sentence. Rates were chosen on rows held out of the training
+sets, passes by what two cores can do in some hours. Stopped, it goes on where it was when started
+again, and several that run with other adapters or tasks can share a folder.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Training(NamedTuple):
 
 
 TRAININGS = {
-    "glue/cola": Training(2.0, 32, 1 / 6),
+    "glue/cola": Training(1.0, 16, 1 / 6),
     "glue/sst2": Training(0.15, 32, 1.0),
     "glue/mrpc": Training(1.25, 16, 1 / 6),
     "glue/rte": Training(0.75, 8, 1 / 6),
