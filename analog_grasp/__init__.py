@@ -8,31 +8,31 @@ long to load (torch, peft, aihwkit) is loaded with the first name that needs it.
 from typing import TYPE_CHECKING
 
 from analog_grasp.hook import register_with_peft
-from analog_grasp.lazy import names_from
+from analog_grasp.utils.lazy import names_from
 
 if TYPE_CHECKING:
     from analog_grasp.adapters import GraspConfig as GraspConfig
     from analog_grasp.adapters import StochGraspConfig as StochGraspConfig
     from analog_grasp.crossbar import Deployment as Deployment
     from analog_grasp.crossbar import deploy as deploy
-    from analog_grasp.devices import DeviceCard as DeviceCard
-    from analog_grasp.studies import compare as compare
-    from analog_grasp.studies import drift_sweep as drift_sweep
+    from analog_grasp.devices.card import DeviceCard as DeviceCard
+    from analog_grasp.study.api import compare as compare
+    from analog_grasp.study.api import drift_sweep as drift_sweep
     from analog_grasp.tasks import load_task as load_task
     from analog_grasp.training import train as train
-    from analog_grasp.tuning import tune_noise_weight as tune_noise_weight
+    from analog_grasp.tuning.api import tune_noise_weight as tune_noise_weight
 
 _HOMES = {
     "Deployment": "crossbar",
-    "DeviceCard": "devices",
+    "DeviceCard": "devices.card",
     "GraspConfig": "adapters",
     "StochGraspConfig": "adapters",
-    "compare": "studies",
+    "compare": "study.api",
     "deploy": "crossbar",
-    "drift_sweep": "studies",
+    "drift_sweep": "study.api",
     "load_task": "tasks",
     "train": "training",
-    "tune_noise_weight": "tuning",
+    "tune_noise_weight": "tuning.api",
 }
 
 __all__ = list(_HOMES)

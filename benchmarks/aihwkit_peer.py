@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import by_output, frozen_layers
-from analog_grasp.devices import DeviceCard
+from analog_grasp.devices.card import DeviceCard
 
 
 def configured[C](config: C, card: DeviceCard) -> C:

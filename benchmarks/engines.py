@@ -17,12 +17,14 @@ from itertools import product
 import ray
 from peers import apart, machine, ratio_table
 
-from analog_grasp.devices import DeviceCard, parse_time
-from analog_grasp.experiments import Settings, new_adapter
-from analog_grasp.experiments.bench import Bench, Job
-from analog_grasp.experiments.engines import engine
-from analog_grasp.experiments.grid import chips
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study.adapters import new_adapter
+from analog_grasp.study.config import Settings
+from analog_grasp.study.engines import engine
+from analog_grasp.study.evaluator import Bench, Job
+from analog_grasp.study.grid import chips
 from analog_grasp.tasks import load_task
+from analog_grasp.utils.time import parse_time
 
 WORKERS = 2
 ENGINES = ("local", "ray")

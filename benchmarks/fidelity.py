@@ -26,9 +26,11 @@ from scipy.stats import ks_2samp
 from torch import nn
 
 from analog_grasp import DeviceCard
-from analog_grasp.crossbar import products
-from analog_grasp.crossbar.layer import CrossbarLinear
-from analog_grasp.devices import CardNoiseModel, derive_seed, format_time
+from analog_grasp.crossbar.linear import CrossbarLinear
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.kernels import matmul as products
+from analog_grasp.utils.seed import derive_seed
+from analog_grasp.utils.time import format_time
 
 DEVICES = 100_000
 DAY = 86_400.0

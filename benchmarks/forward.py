@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from analog_grasp import DeviceCard, deploy, load_task
-from analog_grasp.crossbar.layer import CrossbarLinear
+from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.tasks import tokenizer_for
 from analog_grasp.tasks.models import load_base_model
 

@@ -26,10 +26,11 @@ import numpy as np
 from peers import markdown
 from rich.console import Console
 
-from analog_grasp.adapters.baselines import ADAPTERS as METHODS
-from analog_grasp.experiments import new_adapter, resolve, silent, train_adapter
-from analog_grasp.experiments.adapters import learned_parameters
-from analog_grasp.experiments.export import write_atomically
+from analog_grasp.adapters.registry import ADAPTERS as METHODS
+from analog_grasp.study.adapters import learned_parameters, new_adapter, train_adapter
+from analog_grasp.study.config import resolve
+from analog_grasp.study.export import write_atomically
+from analog_grasp.study.progress import silent
 from analog_grasp.tasks import Task, load_task
 
 

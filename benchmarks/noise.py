@@ -19,16 +19,18 @@ from peers import markdown
 from rich.console import Console
 
 from analog_grasp import drift_sweep, tune_noise_weight
-from analog_grasp.choices import SHIFT_LR_RATIO
-from analog_grasp.devices import format_time
-from analog_grasp.experiments import new_adapter, resolve, save_adapter, silent, train_adapter
-from analog_grasp.experiments.records import Measurement
-from analog_grasp.experiments.statistics import (
+from analog_grasp.study.adapters import new_adapter, save_adapter, train_adapter
+from analog_grasp.study.config import resolve
+from analog_grasp.study.progress import silent
+from analog_grasp.study.records import Measurement
+from analog_grasp.study.statistics import (
     PairedDifference,
     estimate,
     paired_differences,
     summarise,
 )
+from analog_grasp.utils.time import format_time
+from analog_grasp.utils.types import SHIFT_LR_RATIO
 
 LEVELS = ("gaussian@0.02", "gaussian@0.05", "gaussian@0.1", "gaussian@0.2")
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")

@@ -21,9 +21,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from analog_grasp.adapters.baselines import adapt
-from analog_grasp.experiments.adapters import learned_parameters
+from analog_grasp.adapters.registry import adapt
 from analog_grasp.report.tables import TextCell, TextRow, TextTable, markdown_table, rich_table
+from analog_grasp.study.adapters import learned_parameters
 
 # Liu et al., arXiv 1907.11692, table 9, and the vocabulary of section 4.4; two labels.
 ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}

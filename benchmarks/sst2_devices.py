@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from analog_grasp import compare, drift_sweep
 from analog_grasp.report import adapter_text, comparison_tables, device_text, rich_table
-from analog_grasp.studies import Results
+from analog_grasp.study.api import Results
 
 TRAINING = {
     "epochs": 0.5,

@@ -7,7 +7,7 @@ from typing import Any
 import griffe
 
 # Not part of the reference.
-_LEFT_OUT = ("analog_grasp.cli", "analog_grasp.diagnosis", "analog_grasp.hook")
+_LEFT_OUT = ("analog_grasp.cli", "analog_grasp.cli.diagnosis", "analog_grasp.hook")
 
 
 class Docstrings(griffe.Extension):

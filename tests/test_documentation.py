@@ -29,4 +29,4 @@ def test_examples(name):
 
 def test_every_package_is_looked_through():
     packages = {name.split(".")[1] for name in MODULES}
-    assert packages >= {"adapters", "devices", "training", "crossbar", "experiments", "report"}
+    assert packages >= {"adapters", "devices", "training", "crossbar", "study", "report"}

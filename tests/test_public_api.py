@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import analog_grasp as ag
-from analog_grasp.tasks import builtin, load_base_model, register_task, registry
+from analog_grasp.tasks import load_base_model, register_task, registry
+from analog_grasp.tasks.reviews import reviews as generate_reviews
 
 NAMES = {
     "GraspConfig",
@@ -27,7 +28,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def task():
-    return builtin.reviews(train=24, validation=16)
+    return generate_reviews(train=24, validation=16)
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_a_comparison_and_a_drift_sweep_of_its_adapters(bert_folder, tmp_path, m
         "repeats": 2,
     }
     monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
-    register_task("few-sentences", lambda _: builtin.reviews(24, 16))
+    register_task("few-sentences", lambda _: generate_reviews(24, 16))
     compared = ag.compare("out", task="few-sentences", epochs=1, groups=4, **small)
     assert {path.name for path in compared.directory.iterdir()} >= {
         "run.toml",

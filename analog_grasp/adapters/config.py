@@ -7,7 +7,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from analog_grasp.adapters.grouping import Grouping
-from analog_grasp.choices import Sampling
+from analog_grasp.utils.types import Sampling
 
 SpreadLoss = Literal["l2", "kl"]
 

@@ -1,5 +1,5 @@
 """The command line: `analog-grasp`."""
 
-from analog_grasp.cli.app import main
+from analog_grasp.cli.main import main
 
 __all__ = ["main"]

@@ -6,7 +6,9 @@ from rich.table import Table
 
 from analog_grasp.cli.console import show
 from analog_grasp.cli.errors import asking
-from analog_grasp.devices import CardNoiseModel, DeviceCard, parse_time
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.utils.time import parse_time
 
 # Where the spread is shown: how far up the conductance range a device is programmed.
 _LEVELS = (0.1, 0.5, 1.0)
@@ -43,7 +45,7 @@ def show_devices(name: str | None) -> None:
 def show_adapters() -> None:
     """A table of the adapters."""
     # peft takes longer to import than all that the list of devices needs.
-    from analog_grasp.adapters.baselines import ADAPTERS
+    from analog_grasp.adapters.registry import ADAPTERS
 
     table = Table("name", "title", "what is trained", "where it can live", "reference")
     for name, method in ADAPTERS.items():

@@ -12,7 +12,7 @@ import typer
 from analog_grasp.cli import options
 from analog_grasp.cli.console import loading
 from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, RUN, TRAINING, takes
-from analog_grasp.experiments.ranges import RANGES, TRIALS
+from analog_grasp.tuning.search_space import RANGES, TRIALS
 
 _TUNING = "Tuning"
 _SEARCHED = ", ".join(f"{name} ({r.low:g} to {r.high:g})" for name, r in RANGES.items())

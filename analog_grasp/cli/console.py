@@ -22,7 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     # Not to be waited for where nothing runs.
-    from analog_grasp.experiments import Advance
+    from analog_grasp.study.progress import Advance
 
 # In a pipe there is no screen to fit into, and a broken table helps nobody.
 _PIPE_WIDTH = 200
@@ -51,7 +51,7 @@ def tell(kind: str, text: str) -> None:
 class Stages:
     """Shows the stages of a run, the latest figure and the time left; in a pipe, a line a stage.
 
-    A `Progress` of `analog_grasp.experiments`, to be used within a `with`.
+    A `Progress` of `analog_grasp.study`, to be used within a `with`.
 
     Args:
         quiet: Show nothing.

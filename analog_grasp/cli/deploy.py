@@ -10,19 +10,20 @@ from peft import PeftModel
 from rich.table import Table
 
 from analog_grasp import deploy as deploy_model
-from analog_grasp.adapters.baselines import check_placement, kind_of
 from analog_grasp.adapters.folding import fold
+from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.cli.console import show
 from analog_grasp.cli.errors import asking
 from analog_grasp.crossbar.deployment import Deployment, LayerReport
 from analog_grasp.crossbar.export import export_chip
 from analog_grasp.crossbar.sensitivity import layer_sensitivity
-from analog_grasp.devices import DeviceCard, format_time, parse_time
-from analog_grasp.experiments import load_adapter, resolve
-from analog_grasp.experiments.export import write_atomically
-from analog_grasp.experiments.settings import Settings
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.report.tables import metric_title, score_text, scores_line
+from analog_grasp.study.adapters import load_adapter
+from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.export import write_atomically
 from analog_grasp.tasks import Task
+from analog_grasp.utils.time import format_time, parse_time
 
 
 def deploy_on(

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from analog_grasp.cli.console import show
 from analog_grasp.cli.debug import Debug
-from analog_grasp.diagnosis import CHECKS
+from analog_grasp.cli.diagnosis import CHECKS
 
 _STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from analog_grasp.choices import DEFAULT_MODEL
 from analog_grasp.cli.debug import Debug as Debug
-from analog_grasp.experiments.settings import Settings
+from analog_grasp.study.config import Settings
+from analog_grasp.utils.types import DEFAULT_MODEL
 
 _TRAINING = "Training"
 _HARDWARE = "Hardware"
@@ -284,7 +284,7 @@ HARDWARE: Mapping[str, Any] = {
     "drift": Annotated[bool | None, _switch("drift", "Whether devices drift.")],
     "read_noise": Annotated[bool | None, _switch("read-noise", "Whether reads are noisy.")],
 }
-"""What is changed beside the card; see `analog_grasp.experiments.hardware`."""
+"""What is changed beside the card; see `analog_grasp.study.hardware`."""
 
 TRAINING: Mapping[str, Any] = {
     "groups": Annotated[

@@ -10,18 +10,11 @@ from peft import PeftModel
 
 from analog_grasp.cli.console import Stages, show
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.devices.toml import read_toml
-from analog_grasp.experiments import (
-    Settings,
-    learned_parameters,
-    new_adapter,
-    resolve,
-    save_adapter,
-    train_adapter,
-)
-from analog_grasp.experiments.export import write_atomically
-from analog_grasp.experiments.settings import first_change
 from analog_grasp.report.tables import scores_line
+from analog_grasp.study.adapters import learned_parameters, new_adapter, save_adapter, train_adapter
+from analog_grasp.study.config import Settings, first_change, resolve
+from analog_grasp.study.export import write_atomically
+from analog_grasp.utils.io import read_toml
 
 _ASKED_FILE = "train.toml"
 

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 import typer
 
-from analog_grasp import studies
 from analog_grasp.cli.console import Stages, noting, show, tell
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.experiments import Study, done_of_all, prepare, resolve, run
-from analog_grasp.experiments.folder import LOG_FILE
-from analog_grasp.experiments.progress import log_line
 from analog_grasp.report import adapter_text, comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tables import LEGEND
+from analog_grasp.study import api as studies
+from analog_grasp.study.config import resolve
+from analog_grasp.study.folder import LOG_FILE
+from analog_grasp.study.progress import log_line
+from analog_grasp.study.runner import Study, done_of_all, prepare, run
 
 # Cells from which on it pays to start workers; and the most, since each has a copy of the model.
 _WORTH_WORKERS = 16

@@ -9,11 +9,11 @@ import typer
 
 from analog_grasp.cli.console import Stages, show, tell
 from analog_grasp.cli.errors import RequestError, asking
-from analog_grasp.experiments import resolve
-from analog_grasp.experiments.tune import Tuning, prepare_tuning
 from analog_grasp.report import comparison_tables, device_text, findings, rich_table
 from analog_grasp.report.tuning import importance_table, trial_table, tuning_findings
-from analog_grasp.tuning import Tuned, carry_out
+from analog_grasp.study.config import resolve
+from analog_grasp.tuning.api import Tuned, carry_out
+from analog_grasp.tuning.tune import Tuning, prepare_tuning
 
 
 def tune_adapter(
@@ -32,7 +32,7 @@ def tune_adapter(
         settings, out, config: As the command takes them.
         trials: Settings to try in total.
         search, ranges: As text.
-        others: Further arguments of `analog_grasp.experiments.tune.prepare_tuning`.
+        others: Further arguments of `analog_grasp.tuning.tune.prepare_tuning`.
     """
     with asking():
         tuning = prepare_tuning(

@@ -1,7 +1,7 @@
 """Reading tiles: DAC, analog product, noise, ADC and bound management, as a card describes them.
 
 Twice: in torch, for any processor, any floating type and gradients, and by the fused kernels of
-`analog_grasp.crossbar.kernels` for float32 on a CPU where no gradient is asked. Both draw the same
+`analog_grasp.kernels.cpu` for float32 on a CPU where no gradient is asked. Both draw the same
 noise and agree up to the rounding of a sum in another order.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analog_grasp.crossbar import kernels
-from analog_grasp.crossbar.products import Packed, multiply
-from analog_grasp.devices.kernels import fits_kernel
-from analog_grasp.devices.random import normal
-from analog_grasp.devices.sections import Converters
+from analog_grasp.devices.schema import Converters
+from analog_grasp.kernels import cpu as kernels
+from analog_grasp.kernels.matmul import Packed, multiply
+from analog_grasp.kernels.programming import fits_kernel
+from analog_grasp.kernels.rng import normal
 
 # aihwkit's: inputs are scaled down by at most this, and to no fewer than two bits.
 _LARGEST_REDUCTION = 1000.0
@@ -47,7 +47,7 @@ class ReadSettings:
         aihwkit's `IOParameters` (Rasch et al., AICAS 2021).
 
     Example:
-        >>> from analog_grasp.devices import DeviceCard
+        >>> from analog_grasp.devices.card import DeviceCard
         >>> settings = ReadSettings.of(DeviceCard.load("pcm-hermes-2").converters)
         >>> round(1 / settings.dac_step)
         127

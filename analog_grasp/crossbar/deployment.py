@@ -11,17 +11,18 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.baselines import check_placement, kind_of
 from analog_grasp.adapters.folding import fold
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
-from analog_grasp.choices import DriftCompensation, Placement, StoredError
+from analog_grasp.adapters.registry import check_placement, kind_of
+from analog_grasp.crossbar.forward_hooks import Passes, observed_ranges
 from analog_grasp.crossbar.mapping import map_layers
-from analog_grasp.crossbar.passes import Passes, observed_ranges
-from analog_grasp.crossbar.stored import StoredAdapter
+from analog_grasp.crossbar.programmed_adapter import StoredAdapter
 from analog_grasp.crossbar.streaming import check_whole, stream_weights
 from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, chip_layer, layer_maker
-from analog_grasp.devices import DeviceCard, derive_seed, parse_time
-from analog_grasp.devices.card import Effect
+from analog_grasp.devices.card import DeviceCard, Effect
+from analog_grasp.utils.seed import derive_seed
+from analog_grasp.utils.time import parse_time
+from analog_grasp.utils.types import DriftCompensation, Placement, StoredError
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output, frozen_layers
 from analog_grasp.adapters.layer import StochGraspLinear
-from analog_grasp.crossbar.layer import column_scale, parts
-from analog_grasp.devices import DeviceCard
+from analog_grasp.crossbar.linear import column_scale, parts
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.conductance import CardConductanceConverter
 
 FORMAT = "analog-grasp chip 1"

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from analog_grasp.crossbar.deployment import Deployment
-from analog_grasp.crossbar.passes import computed_digitally
+from analog_grasp.crossbar.forward_hooks import computed_digitally
 
 Alone = Literal["analog", "digital"]
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from analog_grasp.adapters.frozen import FrozenLayer
-from analog_grasp.choices import DriftCompensation
-from analog_grasp.crossbar.aihwkit_layer import AihwkitLinear, compiled_config, wired_config
-from analog_grasp.crossbar.layer import STORED_TYPES, CrossbarLinear
-from analog_grasp.devices import DeviceCard
+from analog_grasp.crossbar.aihwkit import AihwkitLinear, compiled_config, wired_config
+from analog_grasp.crossbar.linear import STORED_TYPES, CrossbarLinear
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.utils.types import DriftCompensation
 
 Tile = Literal["torch", "rpucuda", "ir-drop"]
 

@@ -9,8 +9,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from analog_grasp.devices.curve import Curve, Piece, Section, SpreadCurve
-from analog_grasp.devices.errors import CardError, sentence
-from analog_grasp.devices.sections import (
+from analog_grasp.devices.schema import (
     Circuit,
     ConductanceRange,
     Converters,
@@ -28,8 +27,9 @@ from analog_grasp.devices.sections import (
     Text,
     TileSize,
 )
-from analog_grasp.devices.toml import read_toml
 from analog_grasp.devices.variants import Changes, changed_sections, die_sections
+from analog_grasp.utils.errors import CardError, sentence
+from analog_grasp.utils.io import read_toml
 
 if TYPE_CHECKING:
     from analog_grasp.devices.profile import Profile

@@ -6,7 +6,7 @@ import torch
 from aihwkit.inference.converter.base import BaseConductanceConverter
 from torch import Tensor
 
-from analog_grasp.devices.sections import ConductanceRange
+from analog_grasp.devices.schema import ConductanceRange
 
 # A tile of zeros has no largest weight; aihwkit's converters take this in its place.
 _SMALLEST_RANGE = 1e-7

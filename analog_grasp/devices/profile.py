@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.noise import CardNoiseModel
-from analog_grasp.devices.time import parse_time
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.utils.time import parse_time
 
 _POINTS = 101
 # 16,384 devices a point give the spread a standard error of 0.6 %.

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from analog_grasp.devices.curve import Curve
-from analog_grasp.devices.random import normal
-from analog_grasp.devices.sections import (
+from analog_grasp.devices.schema import (
     Converters,
     LogarithmicRead,
     PowerLawDrift,
@@ -15,7 +14,8 @@ from analog_grasp.devices.sections import (
     RelaxationDrift,
     TabulatedDrift,
 )
-from analog_grasp.devices.seed import derive_seed
+from analog_grasp.kernels.rng import normal
+from analog_grasp.utils.seed import derive_seed
 
 if TYPE_CHECKING:
     from analog_grasp.devices.card import DeviceCard

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from analog_grasp.experiments.export import write_atomically, write_csv, write_parquet
-from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
 from analog_grasp.report.summary import findings, summary_markdown
 from analog_grasp.report.tables import (
     adapter_text,
@@ -14,6 +12,8 @@ from analog_grasp.report.tables import (
     device_text,
     rich_table,
 )
+from analog_grasp.study.export import write_atomically, write_csv, write_parquet
+from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 
 __all__ = [
     "adapter_text",

@@ -17,9 +17,9 @@ from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NoOverlap, Ra
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
-from analog_grasp.devices import format_time
 from analog_grasp.report.curves import time_positions
 from analog_grasp.report.switches import swatch
+from analog_grasp.utils.time import format_time
 
 # The markers of `MARKERS`, as bokeh calls them.
 _SHAPES = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond"}

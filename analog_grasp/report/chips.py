@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from analog_grasp.devices import format_time
-from analog_grasp.experiments.records import LayerRecord
 from analog_grasp.report.tables import MISSING, TextCell, TextRow, TextTable
+from analog_grasp.study.records import LayerRecord
+from analog_grasp.utils.time import format_time
 
 CHIPS_LEGEND = (
     "Weight error: root mean square of (weight now - target) over all weights on the first chip"

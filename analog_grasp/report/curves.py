@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analog_grasp.experiments.statistics import Variant, is_fraction
 from analog_grasp.report.tables import ScoreRow, variant_labels
+from analog_grasp.study.statistics import Variant, is_fraction
 
 # Okabe and Ito's palette, told apart with every common kind of colour vision; strongest first.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -18,8 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analog_grasp.devices import format_time
-from analog_grasp.experiments.records import AdapterRecord, Measurement
 from analog_grasp.report.curves import (
     Look,
     adapter_colours,
@@ -35,6 +33,8 @@ from analog_grasp.report.tables import (
     metric_title,
     ordered_variants,
 )
+from analog_grasp.study.records import AdapterRecord, Measurement
+from analog_grasp.utils.time import format_time
 
 _PANEL_INCHES = (2.9, 2.2)
 _DIGITAL: dict[str, Any] = {"linestyle": (0, (5, 2.5)), "linewidth": 1.1}

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from bokeh.models import ColumnDataSource, HoverTool, Range1d
 
-from analog_grasp.devices import format_time
 from analog_grasp.report.charts import Chart, draw_line, new_plot, show_times
 from analog_grasp.report.chips import ChipSummary
 from analog_grasp.report.curves import MARKERS, PALETTE, time_positions
 from analog_grasp.report.switches import Switches
+from analog_grasp.utils.time import format_time
 
 _USE_COLOUR = "#56B4E9"
 

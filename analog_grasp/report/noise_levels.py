@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analog_grasp.devices import DeviceCard
-from analog_grasp.experiments.records import AdapterRecord, Measurement
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.report.curves import Look, adapter_colours, curve, unit, variant_looks
 from analog_grasp.report.drawing import write_figure
 from analog_grasp.report.tables import (
@@ -25,6 +24,7 @@ from analog_grasp.report.tables import (
     metric_title,
     ordered_variants,
 )
+from analog_grasp.study.records import AdapterRecord, Measurement
 
 WEIGHTS, ADAPTER, BOTH = "frozen weights", "adapter", "frozen weights and adapter"
 _PANEL_INCHES = (3.4, 2.6)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from analog_grasp.experiments.export import csv_text
-from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
 from analog_grasp.report.charts import Chart, charts_html, charts_script
 from analog_grasp.report.chips import CHIPS_LEGEND, chip_summaries, chip_text
 from analog_grasp.report.layer_charts import layer_charts
@@ -24,6 +22,8 @@ from analog_grasp.report.tables import (
     device_text,
     ordered_variants,
 )
+from analog_grasp.study.export import csv_text
+from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 
 # Of the data in the page, in bytes; with more, it would be slow to open.
 _MOST_DATA = 2_000_000

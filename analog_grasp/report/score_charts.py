@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from analog_grasp.devices import format_time
-from analog_grasp.experiments.records import AdapterRecord
-from analog_grasp.experiments.statistics import Variant
 from analog_grasp.report.charts import Chart, draw_level, draw_line, new_plot, show_times
 from analog_grasp.report.curves import (
     Look,
@@ -22,6 +19,9 @@ from analog_grasp.report.curves import (
 from analog_grasp.report.noise_levels import noise_level, noise_on
 from analog_grasp.report.switches import Switches
 from analog_grasp.report.tables import DeviceTable, ScoreRow, metric_title
+from analog_grasp.study.records import AdapterRecord
+from analog_grasp.study.statistics import Variant
+from analog_grasp.utils.time import format_time
 
 _CHANCE_COLOUR = "#808080"
 

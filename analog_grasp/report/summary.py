@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from analog_grasp.devices import format_time
-from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
-from analog_grasp.experiments.statistics import PairedDifference, Summary, is_fraction
 from analog_grasp.report.chips import CHIPS_LEGEND, chip_summaries, chip_text
 from analog_grasp.report.tables import (
     LEGEND,
@@ -24,6 +21,9 @@ from analog_grasp.report.tables import (
     markdown_table,
     ordered_variants,
 )
+from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
+from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
+from analog_grasp.utils.time import format_time
 
 METHOD = (
     "A cell is one adapter at one placement on one device at one time since programming. Its"

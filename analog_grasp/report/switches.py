@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from analog_grasp.experiments.statistics import Variant
 from analog_grasp.report.curves import MARKERS, variant_looks
+from analog_grasp.study.statistics import Variant
 
 _SHAPES = {
     "o": '<circle cx="6" cy="6" r="5"/>',

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from analog_grasp.devices import format_time
-from analog_grasp.experiments.records import AdapterRecord, Measurement
-from analog_grasp.experiments.statistics import (
+from analog_grasp.study.records import AdapterRecord, Measurement
+from analog_grasp.study.statistics import (
     PairedDifference,
     Summary,
     Variant,
@@ -26,6 +25,7 @@ from analog_grasp.experiments.statistics import (
     summarise,
     variants,
 )
+from analog_grasp.utils.time import format_time
 
 MISSING = "–"
 # Marks a difference whose interval excludes zero, beside the colour that not all can see.

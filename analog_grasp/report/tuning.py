@@ -9,11 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analog_grasp.devices import format_time
-from analog_grasp.experiments.ranges import Range
-from analog_grasp.experiments.records import AdapterRecord, Measurement
-from analog_grasp.experiments.statistics import estimate, is_fraction
-from analog_grasp.experiments.trial import WORSE, Trial, value_text, values_text
 from analog_grasp.report.summary import findings, settings_text
 from analog_grasp.report.tables import (
     MISSING,
@@ -28,6 +23,11 @@ from analog_grasp.report.tables import (
     metric_title,
     score_text,
 )
+from analog_grasp.study.records import AdapterRecord, Measurement
+from analog_grasp.study.statistics import estimate, is_fraction
+from analog_grasp.tuning.objective import WORSE, Trial, value_text, values_text
+from analog_grasp.tuning.search_space import Range
+from analog_grasp.utils.time import format_time
 
 METHOD = (
     "Part of the training split is held out. Every trial trains on the rest and is measured on the"

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analog_grasp.devices import format_time
-from analog_grasp.experiments.trial import Trial
 from analog_grasp.report.curves import MARKERS, PALETTE, unit
 from analog_grasp.report.drawing import break_axis, write_figure
 from analog_grasp.report.tables import metric_title
 from analog_grasp.report.tuning import Trials, level_mean
+from analog_grasp.tuning.objective import Trial
+from analog_grasp.utils.time import format_time
 
 _PANEL_INCHES = (3.3, 2.5)
 _MOST_COLUMNS = 3

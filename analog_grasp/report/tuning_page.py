@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from analog_grasp.experiments.records import AdapterRecord, Measurement
-from analog_grasp.experiments.trial import Trial, values_text
 from analog_grasp.report.charts import Chart, draw_line, draw_points, new_plot
 from analog_grasp.report.curves import MARKERS, PALETTE, unit
 from analog_grasp.report.page import bullets, document, download, heading, html_table, section
@@ -28,6 +26,8 @@ from analog_grasp.report.tuning import (
     tuning_findings,
     tuning_title,
 )
+from analog_grasp.study.records import AdapterRecord, Measurement
+from analog_grasp.tuning.objective import Trial, values_text
 
 _CAPTION = "Each point is a trial that was measured whole, on held-out training data."
 _FRONT_CAPTION = f"{_CAPTION} None is better in both scores than those joined by a line."

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from analog_grasp.tasks import coco, mteval
+from analog_grasp.tasks.base import Split, Task, TaskType, check_rows, evaluating
+from analog_grasp.tasks.e2e import coco, mteval
 from analog_grasp.tasks.sources import tokenizer_for
-from analog_grasp.tasks.task import Split, Task, TaskType, check_rows, evaluating
 
 _MTEVAL = {"bleu": mteval.bleu, "nist": mteval.nist}
 TEXT_METRICS = (*_MTEVAL, *coco.NAMES)

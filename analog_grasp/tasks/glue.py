@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
-from analog_grasp.tasks.sentences import SentenceTask
+from analog_grasp.tasks.classification import SentenceTask
 
 _HUB_NAME = "nyu-mll/glue"
 _BINARY = {"0": 0, "1": 1}

@@ -15,10 +15,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from analog_grasp.choices import DEFAULT_MODEL
-from analog_grasp.tasks.sentences import SentenceTask
+from analog_grasp.tasks.base import Task, TaskType
+from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.sources import last_line, model_source, tokenizer_for
-from analog_grasp.tasks.task import Task, TaskType
+from analog_grasp.utils.types import DEFAULT_MODEL
 
 # The class, what its models are used for, and some that can be.
 _KINDS: dict[TaskType, tuple[Any, str, str]] = {

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from analog_grasp.tasks.builtin import reviews
-from analog_grasp.tasks.e2e import e2e, e2e_dev
+from analog_grasp.tasks.base import Task
+from analog_grasp.tasks.e2e.data import e2e, e2e_dev
 from analog_grasp.tasks.glue import GLUE, glue
-from analog_grasp.tasks.task import Task
+from analog_grasp.tasks.reviews import reviews
 
 Loader = Callable[[Path | None], Task]
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from analog_grasp.choices import DEFAULT_MODEL
+from analog_grasp.utils.types import DEFAULT_MODEL
 
 DEFAULT_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 

@@ -2,11 +2,11 @@
 
 from peft import PeftModel
 
-from analog_grasp.adapters.baselines import ADAPTERS, kind_of
+from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import deploy
-from analog_grasp.devices import derive_seed
 from analog_grasp.tasks import Task
-from analog_grasp.training.objective import card_at_time
+from analog_grasp.training.loss import card_at_time
+from analog_grasp.utils.seed import derive_seed
 
 
 class ChipEvaluation:

@@ -18,14 +18,14 @@ from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.choices import SHIFT_LR_RATIO
-from analog_grasp.devices import derive_seed
 from analog_grasp.tasks import Task, tokenizer_for
-from analog_grasp.tasks.division import tuning_task
-from analog_grasp.training.converters import ConverterLoop
+from analog_grasp.tasks.splits import tuning_task
+from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.evaluation import ChipEvaluation
-from analog_grasp.training.injection import WeightNoise
-from analog_grasp.training.objective import NoiseAwareLoss
+from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.weight_noise import WeightNoise
+from analog_grasp.utils.seed import derive_seed
+from analog_grasp.utils.types import SHIFT_LR_RATIO
 
 
 class AdapterTrainer(Trainer):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from analog_grasp.adapters.baselines import ADAPTERS, adapt
 from analog_grasp.adapters.folding import fold
+from analog_grasp.adapters.registry import ADAPTERS, adapt
 
 SETTINGS = {"groups": 4, "target_modules": "all-linear", "noise_weight": 1.0, "noise_target": 0.1,
             "sampling": "feature"}  # fmt: skip

@@ -10,8 +10,8 @@ import transformers as hf
 from peft import PeftModel, get_peft_model
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
-from analog_grasp.adapters.baselines import ADAPTERS, adapt
 from analog_grasp.adapters.frozen import base_name, frozen_layers, head_names
+from analog_grasp.adapters.registry import ADAPTERS, adapt
 
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
 ENCODER = {**WIDTH, "intermediate_size": 24}

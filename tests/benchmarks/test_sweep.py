@@ -7,10 +7,10 @@ import pytest
 from torch import nn
 
 from analog_grasp.adapters.frozen import frozen_layers
-from analog_grasp.crossbar.layer import CrossbarLinear
-from analog_grasp.devices import DeviceCard
-from analog_grasp.experiments import Settings
-from analog_grasp.experiments.adapters import load_adapter
+from analog_grasp.crossbar.linear import CrossbarLinear
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study.adapters import load_adapter
+from analog_grasp.study.config import Settings
 from analog_grasp.tasks import load_task
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
 from analog_grasp.report.page import page_html
+from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

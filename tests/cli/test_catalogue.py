@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from analog_grasp.adapters.baselines import ADAPTERS
+from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.cli import catalogue
-from analog_grasp.cli.app import COMMANDS
-from analog_grasp.devices import DeviceCard
+from analog_grasp.cli.main import COMMANDS
+from analog_grasp.devices.card import DeviceCard
 
 
 def test_all_devices_are_listed(ag):

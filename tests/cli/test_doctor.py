@@ -10,9 +10,8 @@ import huggingface_hub
 import pytest
 import torch
 
-from analog_grasp import diagnosis
-from analog_grasp.cli import doctor
-from analog_grasp.diagnosis import CHECKS, Finding
+from analog_grasp.cli import diagnosis, doctor
+from analog_grasp.cli.diagnosis import CHECKS, Finding
 from analog_grasp.tasks import sources
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from analog_grasp.cli.console import tell
-from analog_grasp.devices import noise
+from analog_grasp.devices import noise_model as noise
 
 
 @pytest.mark.parametrize("quiet", [True, False])

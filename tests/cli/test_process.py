@@ -83,7 +83,7 @@ def test_help_and_version_wait_for_no_heavy_package():
     printed = run_python(
         "import sys",
         "from analog_grasp.cli import main",
-        "from analog_grasp.cli.app import COMMANDS",
+        "from analog_grasp.cli.main import COMMANDS",
         "asked = [['--help'], ['--version'], *([name, '--help'] for name in COMMANDS)]",
         "assert {main(words) for words in asked} == {0}",
         f"print(sorted({heavy} & {{*sys.modules}}))",

@@ -4,10 +4,10 @@ import errno
 
 import pytest
 
-from analog_grasp import studies
 from analog_grasp.cli import study
 from analog_grasp.cli.options import TRAINING
-from analog_grasp.experiments import settings
+from analog_grasp.study import api as studies
+from analog_grasp.study import config as settings
 
 
 @pytest.mark.parametrize(

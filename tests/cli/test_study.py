@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from analog_grasp.cli.study import _with_workers
-from analog_grasp.devices import noise
-from analog_grasp.experiments import prepare, resolve
-from analog_grasp.experiments.store import Store
-from analog_grasp.tasks.sentences import SentenceTask
+from analog_grasp.devices import noise_model as noise
+from analog_grasp.study.config import resolve
+from analog_grasp.study.runner import prepare
+from analog_grasp.study.store import Store
+from analog_grasp.tasks.classification import SentenceTask
 
 REPORT = ("results.csv", "results.parquet", "summary.md", "report.html",
           *(f"accuracy_vs_drift.{kind}" for kind in ("png", "svg", "pdf")))  # fmt: skip

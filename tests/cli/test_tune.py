@@ -5,8 +5,8 @@ import tomllib
 
 import pytest
 
-from analog_grasp.experiments import tune as tune_module
-from analog_grasp.experiments.ranges import RANGES
+from analog_grasp.tuning import tune as tune_module
+from analog_grasp.tuning.search_space import RANGES
 
 FILES = (
     "trials.csv", "best.toml", "summary.md", "accuracy_vs_noise_weight.png",

@@ -7,8 +7,8 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
-from analog_grasp.crossbar.layer import CrossbarLinear
-from analog_grasp.crossbar.passes import computed_digitally
+from analog_grasp.crossbar.forward_hooks import computed_digitally
+from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.sensitivity import layer_sensitivity
 
 CARDS = DeviceCard.names()

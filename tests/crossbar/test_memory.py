@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from analog_grasp import DeviceCard, deploy
-from analog_grasp.crossbar import products
-from analog_grasp.crossbar.layer import CrossbarLinear
+from analog_grasp.crossbar.linear import CrossbarLinear
+from analog_grasp.kernels import matmul as products
 
 CARD = DeviceCard.load("pcm-hermes-2")
 # Its noise from read to read differs by conductance, so that a layer keeps it by weight.

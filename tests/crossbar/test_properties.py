@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from analog_grasp.crossbar.layer import CrossbarLinear
-from analog_grasp.devices import DeviceCard
+from analog_grasp.crossbar.linear import CrossbarLinear
+from analog_grasp.devices.card import DeviceCard
 
 CARDS = st.sampled_from(DeviceCard.names())
 SIZES = st.tuples(st.integers(1, 70), st.integers(1, 40))

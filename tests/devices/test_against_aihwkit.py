@@ -6,7 +6,9 @@ from aihwkit.inference import PCMLikeNoiseModel, ReRamCMONoiseModel, ReRamWan202
 from aihwkit.inference.noise.hermes import HermesNoiseModel
 from scipy.stats import ks_2samp
 
-from analog_grasp.devices import CardNoiseModel, DeviceCard, derive_seed
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.utils.seed import derive_seed
 
 DEVICES = 100_000
 LEVELS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

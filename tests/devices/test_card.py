@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from analog_grasp.devices import CardError, DeviceCard
-from analog_grasp.devices.card import _folder
+from analog_grasp.devices.card import DeviceCard, _folder
+from analog_grasp.utils.errors import CardError
 
 SHIPPED = [
     "gaussian",

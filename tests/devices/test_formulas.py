@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from analog_grasp.devices import CardNoiseModel, DeviceCard
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
 
 N = 400_000
 DAY = 86_400.0

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from analog_grasp.devices import CardNoiseModel, DeviceCard, Profile, parse_time
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.devices.profile import Profile
+from analog_grasp.utils.time import parse_time
 
 
 def card(name: str) -> DeviceCard:

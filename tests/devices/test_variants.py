@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from analog_grasp.devices import CardError, CardNoiseModel, DeviceCard
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.utils.errors import CardError
 
 DAY = 86_400.0
 NAMES = DeviceCard.names()

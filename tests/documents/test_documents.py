@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import typer
 
-from analog_grasp.cli.app import COMMANDS, app
+from analog_grasp.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

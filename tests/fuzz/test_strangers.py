@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from analog_grasp.cli import main
-from analog_grasp.cli.app import COMMANDS, _imported, app
-from analog_grasp.devices import CardError, DeviceCard
-from analog_grasp.devices.card import _folder
-from analog_grasp.experiments import Settings, load_adapter, new_adapter, resolve, save_adapter
-from analog_grasp.tasks import Task, builtin
+from analog_grasp.cli.main import COMMANDS, _imported, app
+from analog_grasp.devices.card import DeviceCard, _folder
+from analog_grasp.study.adapters import load_adapter, new_adapter, save_adapter
+from analog_grasp.study.config import Settings, resolve
+from analog_grasp.tasks import Task
+from analog_grasp.tasks.reviews import reviews as generate_reviews
+from analog_grasp.utils.errors import CardError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS = st.one_of(
@@ -165,7 +167,7 @@ def check_config(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reviews() -> Task:
-    return builtin.reviews(train=8, validation=8)
+    return generate_reviews(train=8, validation=8)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from analog_grasp.experiments.records import AdapterRecord, LayerRecord, Measurement
+from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 
 
 def made_up(adapters=("grasp", "stochgrasp"), devices=("pcm", "rram"), times=(0.0, 20.0, 86400.0)):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from analog_grasp.experiments.records import Measurement
 from analog_grasp.report import noise_levels
 from analog_grasp.report.noise_levels import accuracy_vs_noise, noise_level
+from analog_grasp.study.records import Measurement
 
 
 def cells(devices, placement="digital", adapters=("grasp", "stochgrasp")):

@@ -8,8 +8,6 @@ import re
 
 import pytest
 
-from analog_grasp.experiments.ranges import search_space
-from analog_grasp.experiments.trial import WORSE, Trial
 from analog_grasp.report.tuning import (
     Trials,
     importance_table,
@@ -20,6 +18,8 @@ from analog_grasp.report.tuning import (
 )
 from analog_grasp.report.tuning_figures import _Axis, write_figures
 from analog_grasp.report.tuning_page import tuning_page
+from analog_grasp.tuning.objective import WORSE, Trial
+from analog_grasp.tuning.search_space import search_space
 
 LEVELS = (("pcm", 0.0), ("pcm", 86_400.0), ("rram", 0.0), ("rram", 86_400.0))
 

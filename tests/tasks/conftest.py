@@ -14,8 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from analog_grasp.tasks import GenerationTask, SentenceTask, builtin
-from analog_grasp.tasks.e2e import linearised
+from analog_grasp.tasks import GenerationTask, SentenceTask
+from analog_grasp.tasks.e2e.data import linearised
+from analog_grasp.tasks.reviews import reviews as generate_reviews
 
 torch.set_num_threads(1)
 
@@ -32,7 +33,7 @@ def glue_dir():
 
 @pytest.fixture(scope="session")
 def small_reviews() -> SentenceTask:
-    return builtin.reviews(train=64, validation=50)
+    return generate_reviews(train=64, validation=50)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from analog_grasp.tasks import DEFAULT_MODEL, load_base_model, load_task, sources, tokenizer_for
-from analog_grasp.tasks.sentences import SentenceTask
+from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.sources import model_source, packaged_default_model
 
 

@@ -3,7 +3,8 @@ import importlib
 
 import pytest
 
-from analog_grasp.tasks import builtin, load_task, register_task, registry, task_names
+from analog_grasp.tasks import load_task, register_task, registry, task_names
+from analog_grasp.tasks.reviews import reviews as generate_reviews
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def test_the_names():
         "glue/rte",
         "glue/stsb",
         "glue/wnli",
-        "e2e",
+        "e2e.data",
         "e2e/dev",
     ]
 
@@ -41,26 +42,26 @@ def test_reviews_takes_no_data_folder(tmp_path):
 
 
 def test_a_task_of_ones_own(tmp_path):
-    register_task("mine", lambda data_dir: builtin.reviews(8, 4, seed=len(data_dir.name)))
+    register_task("mine", lambda data_dir: generate_reviews(8, 4, seed=len(data_dir.name)))
     assert "mine" in task_names()
     assert len(load_task("mine", tmp_path).validation) == 4
     with pytest.raises(ValueError, match="There is a task 'mine' already"):
-        register_task("mine", lambda data_dir: builtin.reviews())
+        register_task("mine", lambda data_dir: generate_reviews())
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "builtin",
-        "e2e",
+        "reviews",
+        "e2e.data",
         "generation",
         "metrics",
         "models",
-        "mteval",
+        "e2e.mteval",
         "registry",
-        "sentences",
+        "classification",
         "sources",
-        "task",
+        "base",
     ],
 )
 def test_the_examples_in_the_docstrings(name):

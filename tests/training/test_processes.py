@@ -15,7 +15,7 @@ import os, sys
 from pathlib import Path
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
-from analog_grasp.adapters.baselines import adapt
+from analog_grasp.adapters.registry import adapt
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.tasks import load_base_model, load_task
 from analog_grasp.training import train

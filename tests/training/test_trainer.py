@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from analog_grasp.adapters import GraspConfig, StochGraspConfig, StochGraspLinear
-from analog_grasp.adapters.baselines import adapt
+from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import train
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}

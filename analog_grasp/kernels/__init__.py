@@ -1,0 +1,1 @@
+"""Numerical back ends: random numbers, matrix products, converters and conductance programming."""

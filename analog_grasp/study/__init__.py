@@ -1,0 +1,1 @@
+"""Studies: grids of measurements over adapters, devices, drift times and chip instances."""

@@ -1,0 +1,1 @@
+"""The E2E NLG Challenge: data and metrics."""

@@ -1,0 +1,1 @@
+"""Seeds, times, files, errors and types shared by all packages."""

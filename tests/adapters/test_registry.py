@@ -1,0 +1,220 @@
+"""Every adapter under the same harness: made, trained, saved, loaded, counted, deployed."""
+
+import pytest
+import torch
+from peft import LoHaConfig, PeftModel
+from peft.config import PeftConfig
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from analog_grasp import DeviceCard, deploy
+from analog_grasp.adapters.registry import (
+    ADAPTERS,
+    adapt,
+    adapter_config,
+    check_placement,
+    kind_of,
+)
+from analog_grasp.study.adapters import learned_parameters, save_adapter
+
+D, FF, LAYERS, LABELS = 32, 70, 2, 2
+SETTINGS = {
+    "groups": 4,
+    "target_modules": "all-linear",
+    "noise_weight": 1.0,
+    "noise_target": 0.1,
+    "sampling": "feature",
+}
+# What each trains in one layer of a BERT; its pooler and first norm come on top.
+IN_A_LAYER = {
+    "grasp": 6 * 2 * 4,
+    "stochgrasp": 6 * 4 * 4,
+    "lora": 2 * 8 * (D + D),
+    "ia3": D + D + D + FF,
+    "bitfit": 4 * D + FF + D + 2 * D,
+    "head": 0,
+}
+BESIDE = {
+    "grasp": {"bert": 2 * 4},
+    "stochgrasp": {"bert": 4 * 4},
+    "bitfit": {"bert": D + D, "roberta": D},
+}
+HEADS = {"bert": (D + 1) * LABELS, "roberta": (D + 1) * (D + LABELS)}
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request):
+    return request.param
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def classifier(request, make_model):
+    return make_model(request.param)
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+def trained(model, name, std=0.05):
+    """The model under an adapter whose every number has moved."""
+    adapted = adapt(model, name, **SETTINGS)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in (p for p in adapted.parameters() if p.requires_grad):
+        parameter.data += std * torch.randn(parameter.shape, generator=generator)
+    return adapted
+
+
+def test_counts_are_exact(classifier, adapter):
+    kind, total = classifier.config.model_type, sum(p.numel() for p in classifier.parameters())
+    adapted = adapt(classifier, adapter, **SETTINGS)
+    expected = {
+        name: LAYERS * each + BESIDE.get(name, {}).get(kind, 0) for name, each in IN_A_LAYER.items()
+    } | {"full": total - HEADS[kind]}
+    assert learned_parameters(adapted) == (expected[adapter], HEADS[kind])
+    trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trainable == expected[adapter] + HEADS[kind]
+
+
+def test_a_new_adapter_changes_nothing(model, adapter, batch):
+    before = logits(model, batch)
+    torch.testing.assert_close(logits(adapt(model, adapter, **SETTINGS), batch), before)
+
+
+def test_saves_and_loads(make_model, model, adapter, batch, tmp_path):
+    kind = model.config.model_type
+    adapted = trained(model, adapter)
+    save_adapter(adapted, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    loaded = PeftModel.from_pretrained(make_model(kind, seed=0), tmp_path)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    torch.testing.assert_close(logits(loaded, batch), logits(adapted, batch), rtol=0, atol=0)
+    assert kind_of(PeftConfig.from_pretrained(str(tmp_path))) == adapter
+    again = PeftModel.from_pretrained(make_model(kind, seed=0), tmp_path, is_trainable=True)
+    assert learned_parameters(again) == learned_parameters(adapted)
+    assert [n for n, p in again.named_parameters() if p.requires_grad] == [
+        n for n, p in adapted.named_parameters() if p.requires_grad
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"),
+    [
+        (name, placement)
+        for name, method in ADAPTERS.items()
+        for placement in method.placements
+        if placement != "programmed"
+    ],
+)
+def test_deployed_on_the_ideal_device_it_is_the_digital_model(classifier, name, placement, batch):
+    adapted = trained(classifier, name)
+    deployment = deploy(adapted, DeviceCard.load("ideal"), placement=placement).program(seed=1)
+    expected = logits(adapted, batch)
+    torch.testing.assert_close(logits(deployment.model, batch), expected, atol=1e-5, rtol=1e-4)
+    assert len(deployment.report()) == 6 * LAYERS + (classifier.config.model_type == "bert")
+
+
+@pytest.mark.parametrize("name", [n for n, m in ADAPTERS.items() if "digital" in m.placements])
+def test_digital_adapters_share_the_chip_of_the_frozen_model(make_model, name, batch):
+    chip = deploy(make_model("bert"), DeviceCard.load("ideal")).program(seed=1)
+    adapted = trained(make_model("bert"), name)
+    attached = chip.attach(adapted)
+    torch.testing.assert_close(
+        logits(attached, batch), logits(adapted, batch), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_full_fine_tuning_needs_a_chip_of_its_own(make_model):
+    chip = deploy(make_model("bert"), DeviceCard.load("ideal"))
+    with pytest.raises(ValueError, match="other frozen weights"):
+        chip.attach(trained(make_model("bert"), "full"))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_language_models_keep_their_output_embedding(name, tmp_path):
+    tiny = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20, bos_token_id=1, eos_token_id=2)
+    model = GPT2LMHeadModel(tiny)
+    if name == "head":
+        with pytest.raises(ValueError, match="GPT2LMHeadModel has no task head"):
+            adapt(model, name, task_type="CAUSAL_LM", **SETTINGS)
+        return
+    numbers = sum(p.numel() for p in model.parameters())
+    adapted = trained_lm = adapt(model, name, task_type="CAUSAL_LM", **SETTINGS)
+    own, head = learned_parameters(trained_lm)
+    assert head == 0
+    assert own == numbers if name == "full" else 0 < own < numbers / 2
+    ids = torch.arange(3, 9)[None]
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), lr=0.1).step()
+    save_adapter(adapted, tmp_path)
+    expected = logits(adapted, {"input_ids": ids})
+    fresh = PeftModel.from_pretrained(_as_before(tiny, name, model), tmp_path)
+    torch.testing.assert_close(logits(fresh, {"input_ids": ids}), expected)
+
+
+def _as_before(config, name, model):
+    """A model with the frozen weights of one that is adapted, or others where none are frozen."""
+    other = GPT2LMHeadModel(config)
+    if name != "full":
+        frozen = {
+            n.replace(".base_layer", ""): p for n, p in model.named_parameters() if ".lora" not in n
+        }
+        other.load_state_dict(
+            {n: frozen[n] for n in other.state_dict() if n in frozen}, strict=False
+        )
+    return other
+
+
+class TestPlacement:
+    def test_each_lives_somewhere(self, adapter):
+        for placement in ADAPTERS[adapter].placements:
+            check_placement(adapter, placement)
+
+    @pytest.mark.parametrize(
+        ("name", "placement", "use"),
+        [
+            ("full", "digital", "all weights of the model: use folded"),
+            ("ia3", "programmed", "use digital or folded"),
+            ("bitfit", "analog", "'analog', as it trains the biases"),
+        ],
+    )
+    def test_elsewhere_is_refused(self, name, placement, use):
+        with pytest.raises(ValueError, match=use):
+            check_placement(name, placement)
+
+
+class TestNames:
+    @pytest.mark.parametrize("of", [adapter_config, lambda name: check_placement(name, "digital")])
+    def test_an_unknown_adapter_is_refused(self, of):
+        with pytest.raises(ValueError, match=r"no adapter 'lorra': did you mean 'lora'\?"):
+            of("lorra")
+
+    def test_other_methods_of_peft_have_no_name_here(self):
+        assert kind_of(LoHaConfig(target_modules=["query"])) is None
+
+    @pytest.mark.parametrize("name", ["lora", "ia3"])
+    def test_a_kind_of_model_without_a_set_place_is_refused(self, name):
+        with pytest.raises(ValueError, match="no set place in a mamba: use another adapter"):
+            adapter_config(name, model_type="mamba")
+
+
+class TestFull:
+    def test_it_cannot_be_disabled(self, bert):
+        adapted = adapt(bert, "full")
+        with pytest.raises(ValueError, match="keeps no frozen weights"), adapted.disable_adapter():
+            pass
+
+    def test_it_is_alone(self, bert):
+        adapted = adapt(bert, "full")
+        with pytest.raises(ValueError, match="no room for a second adapter"):
+            adapted.add_adapter("second", adapter_config("full"))
+
+    @pytest.mark.parametrize("layers", [1, 3])
+    def test_another_model_is_refused(self, bert, layers, tmp_path):
+        save_adapter(adapt(bert, "full"), tmp_path)
+        bert.config.num_hidden_layers = layers
+        with pytest.raises(ValueError, match="made for another model"):
+            PeftModel.from_pretrained(type(bert)(bert.config), tmp_path)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+
+from analog_grasp.crossbar import aihwkit as module
+from analog_grasp.crossbar.aihwkit import compiled_config
+from analog_grasp.crossbar.tile import layer_maker
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.schema import Circuit
+
+
+def test_a_cards_converters_and_size_reach_the_tile():
+    card = DeviceCard.load("pcm-hermes-2")
+    config = compiled_config(card, "global")
+    assert config.forward.inp_res == config.forward.out_res == 1 / 254
+    assert config.forward.out_noise == card.converters.output_noise
+    assert config.mapping.max_input_size == card.tile.rows
+    assert config.mapping.weight_scaling_columnwise
+    assert config.mapping.digital_bias
+
+
+def test_without_converters_the_tile_is_perfect():
+    card = DeviceCard.load("pcm-hermes-2").without("converters")
+    assert compiled_config(card, "none").forward.is_perfect
+
+
+def test_a_compiled_tile_that_does_not_fit_is_named(monkeypatch):
+    class Misfit(torch.nn.Module):
+        def __init__(self, *_, **__):
+            super().__init__()
+
+        def forward(self, _):
+            raise RuntimeError("weights must be a CPU tensor")
+
+    module.check_compiled_tile.cache_clear()
+    monkeypatch.setattr(module, "AnalogLinear", Misfit)
+    with pytest.raises(RuntimeError, match=r"compiled tile does not work with torch .*CPU tensor"):
+        compiled_config(DeviceCard.load("ideal"), "global")
+    module.check_compiled_tile.cache_clear()
+
+
+def with_circuit(**circuit) -> DeviceCard:
+    card = DeviceCard.load("pcm-hermes-2").without("programming", "drift", "read")
+    exact = card.converters.model_copy(update={"output_noise": 0.0})
+    return card.model_copy(update={"converters": exact, "circuit": Circuit(**circuit)})
+
+
+@torch.inference_mode()
+def outputs(card: DeviceCard, tile: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a column of equal weights gives, and what it would without the circuit."""
+    layer = nn.Linear(256, 4, bias=False)
+    layer.weight.fill_(0.5)
+    x = torch.full((1, 256), 0.5)
+    chip = layer_maker(card, tile)("layer", layer)
+    chip.program(0)
+    chip.drift_to(0.0)
+    plain = layer_maker(card.without("circuit"), "rpucuda")("layer", layer)
+    return chip(x), plain(x)
+
+
+@pytest.mark.parametrize("tile", ["rpucuda", "ir-drop"])
+def test_wire_resistance_lowers_the_outputs(tile):
+    weak, plain = outputs(with_circuit(wire_resistance="0.1 Ohm"), tile)
+    strong, _ = outputs(with_circuit(wire_resistance="2 Ohm"), tile)
+    assert (strong.abs() < weak.abs()).all()
+    assert (weak.abs() < 1.02 * plain.abs()).all()
+    # The compiled tile drops in proportion to the current, which its bound management lowers.
+    assert (strong.abs() < (0.98 if tile == "rpucuda" else 0.9) * plain.abs()).all()
+
+
+def test_a_nonlinear_bit_line_saturates():
+    bent, plain = outputs(with_circuit(nonlinearity=1.0), "rpucuda")
+    assert (bent.abs() < plain.abs()).all()
+
+
+@pytest.mark.parametrize(
+    ("circuit", "tile", "sentence"),
+    [
+        ({"wire_resistance": "1 Ohm"}, "torch", "tile='torch' cannot simulate.*circuit=False"),
+        ({"nonlinearity": 1.0}, "ir-drop", "states no circuit.wire_resistance"),
+        (
+            {"wire_resistance": "1 Ohm", "nonlinearity": 1.0},
+            "ir-drop",
+            "takes no circuit.nonlinearity",
+        ),
+    ],
+)
+def test_what_a_tile_cannot_simulate_is_refused(circuit, tile, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        layer_maker(with_circuit(**circuit), tile)
+
+
+def test_noise_that_differs_by_conductance_is_refused_by_the_compiled_tile():
+    with pytest.raises(ValueError, match="differs by conductance from read to read"):
+        layer_maker(DeviceCard.load("sonos-agrawal2022"), "rpucuda")
+
+
+def test_the_circuit_has_a_switch_of_its_own():
+    assert with_circuit(wire_resistance="1 Ohm").without("circuit").circuit is None

@@ -1,0 +1,284 @@
+"""The noise model's own promises: formulas, seeds, order of calls, ranges, switches."""
+
+import copy
+import itertools
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from aihwkit.inference import GlobalDriftCompensation
+from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analog_grasp.devices import noise_model as noise
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
+
+N = 400_000
+NAMES = DeviceCard.names()
+NOISY = [name for name in NAMES if name != "ideal"]
+DAY = 86_400.0
+
+
+@pytest.fixture(autouse=True)
+def _forget_warnings():
+    noise._warned.clear()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="device card .* is tabulated")
+        yield
+
+
+def model(name: str, seed: int = 0, without: tuple[str, ...] = ()) -> CardNoiseModel:
+    return CardNoiseModel(DeviceCard.load(name).without(*without), seed)
+
+
+def weights(*shape: int) -> torch.Tensor:
+    w = torch.rand(*shape, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    return w / w.abs().max()
+
+
+def test_tabulated_spread_is_linear_in_log_time():
+    m = model("rram-wan2022")
+    g = torch.full((N,), 20.0, dtype=torch.float64)
+    g_prog, state = m.apply_programming_noise_to_conductance(g), m.generate_drift_coefficients(g)
+
+    def spread(time: float) -> float:
+        return float(m.apply_drift_noise_to_conductance(g_prog, state, time).std())
+
+    first, day, two_days = spread(1.0), spread(DAY), spread(2 * DAY)
+    assert spread(math.sqrt(DAY)) == pytest.approx((first + day) / 2, rel=1e-6)
+    assert spread(DAY * math.sqrt(2)) == pytest.approx((day + two_days) / 2, rel=1e-6)
+    assert spread(0.0) == spread(0.5) == first
+    assert spread(10 * DAY) == two_days
+
+
+def test_time_beyond_the_table_is_said_once():
+    m = model("rram-wan2022")
+    w, state = m.apply_programming_noise(weights(4, 4))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        m.apply_drift_noise(w, state, 2 * DAY)
+        assert not told
+        m.apply_drift_noise(w, state, 30 * DAY)
+        m.apply_drift_noise(w, state, 365 * DAY)
+    assert [str(message.message) for message in told] == [
+        'device card "rram-wan2022" is tabulated up to 2d: at 30d its spread is that of 2d.'
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(-(2**70), 2**70),
+    scale=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e6]),
+    time=st.one_of(st.floats(0, 1e308), st.sampled_from([0.0, 5e-324, 1e-9, 1e-6, 1.0, 1e11])),
+    rows=st.integers(1, 5),
+)
+def test_every_time_gives_finite_weights_within_range(name, seed, scale, time, rows):
+    m = model(name, seed)
+    w = scale * torch.linspace(-1, 1, 6 * rows).view(rows, 6)
+    programmed, state = m.apply_programming_noise(w)
+    read = m.apply_drift_noise(programmed, state, time)
+    assert programmed.shape == read.shape == w.shape
+    assert torch.isfinite(programmed).all()
+    assert torch.isfinite(read).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from([name for name in NOISY if name != "gaussian"]),
+    time=st.floats(0, 1e308),
+    low=st.floats(0, 1),
+)
+def test_conductances_stay_in_range(name, time, low):
+    m = model(name)
+    g_min, g_max = m.card.conductance.g_min, m.card.conductance.g_max
+    g = torch.linspace(g_min + low * (g_max - g_min), g_max, 500)
+    g_prog = m.apply_programming_noise_to_conductance(g)
+    assert (g_prog >= 0).all()
+    read = m.apply_drift_noise_to_conductance(g_prog, m.generate_drift_coefficients(g), time)
+    assert torch.isfinite(read).all()
+    assert (read >= 0).all()
+    if name.startswith("rram-cmo") and time > 0:
+        # In single precision the limits themselves are rounded.
+        assert (read >= torch.tensor(g_min)).all()
+        assert (read <= torch.tensor(g_max)).all()
+
+
+@pytest.mark.parametrize("u", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize(
+    ("name", "effects"),
+    [
+        # Read noise of a device that does not drift, and relaxation: both grow with time.
+        ("pcm-nandakumar2019", ("drift",)),
+        ("pcm-hermes-1", ("drift",)),
+        ("pcm-hermes-2", ("drift",)),
+        ("rram-cmo-falcone", ("read",)),
+        ("rram-cmo-falcone-2pct", ("read",)),
+        ("sonos-agrawal2022", ("read",)),
+    ],
+)
+def test_spread_does_not_shrink_with_time(name, effects, u):
+    m = model(name, 3, effects)
+    section = m.card.conductance
+    g = torch.full((50_000,), section.g_min + u * (section.g_max - section.g_min)).double()
+    programmed, state = (
+        m.apply_programming_noise_to_conductance(g),
+        m.generate_drift_coefficients(g),
+    )
+    times = [60.0, 3600.0, 6 * 3600.0, DAY, 1.5 * DAY, 2 * DAY, 3 * DAY, 4 * DAY, 5 * DAY]
+    spreads = [float(m.apply_drift_noise_to_conductance(programmed, state, t).std()) for t in times]
+    # Read noise is drawn apart for each time, so that the spreads of samples waver by 0.5 %.
+    assert all(b > 0.99 * a for a, b in itertools.pairwise(spreads)), spreads
+    assert spreads[-1] > 1.01 * spreads[0]
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_seed_names_a_chip_whatever_the_order_of_times(name):
+    w = weights(30, 40)
+    times = [0.0, 3600.0, DAY, 30 * DAY]
+    first, second = model(name, 11), model(name, 11)
+    a_prog, a_state = first.apply_programming_noise(w)
+    a = [first.apply_drift_noise(a_prog, a_state, t) for t in times]
+    torch.manual_seed(99)
+    b_prog, b_state = second.apply_programming_noise(w)
+    torch.randn(7)
+    b = [second.apply_drift_noise(b_prog, b_state, t) for t in reversed(times)][::-1]
+    assert torch.equal(a_prog, b_prog)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    other, _ = model(name, 12).apply_programming_noise(w)
+    assert not torch.equal(a_prog, other)
+    assert torch.equal(a_prog, copy.deepcopy(first).apply_programming_noise(w)[0])
+    assert torch.equal(a_prog, pickle.loads(pickle.dumps(first)).apply_programming_noise(w)[0])
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.random.get_rng_state()
+    model("pcm-hermes-2").apply_noise(weights(8, 8), 3600.0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_devices_of_a_pair_are_independent():
+    g = torch.full((100_000,), 10.0)
+    m = model("pcm-nandakumar2019")
+    plus, minus = (m.apply_programming_noise_to_conductance(g, device) for device in (0, 1))
+    assert abs(float(torch.corrcoef(torch.stack([plus, minus]))[0, 1])) < 0.01
+
+
+@pytest.mark.parametrize("name", ["rram-wan2022", "rram-cmo-falcone-2pct"])
+def test_a_device_follows_one_path(name):
+    m = model(name, without=("read",))
+    w = torch.full((200, 200), 0.5)
+    w[0, 0], w[0, 1] = 1.0, -1.0
+    programmed, state = m.apply_programming_noise(w)
+    hour, later = (m.apply_drift_noise(programmed, state, t) for t in (3600.0, 3700.0))
+    correlation = torch.corrcoef(torch.stack([(hour - w).flatten(), (later - w).flatten()]))[0, 1]
+    assert float(correlation) > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_type_of_the_weights_is_kept(dtype):
+    m = model("pcm-hermes-1")
+    programmed, state = m.apply_programming_noise(weights(8, 8).to(dtype))
+    assert programmed.dtype == m.apply_drift_noise(programmed, state, DAY).dtype == dtype
+
+
+def test_ideal_is_exact():
+    w = weights(50, 50)
+    programmed, state = model("ideal").apply_programming_noise(w)
+    assert torch.equal(programmed, w)
+    assert torch.equal(model("ideal").apply_drift_noise(programmed, state, DAY), w)
+
+
+def test_gaussian_noise_is_relative_to_the_largest_weight():
+    w = 3.0 * weights(500, 500)
+    noise_of_weights = model("gaussian@0.1").apply_noise(w, 0.0) - w
+    assert float(noise_of_weights.std()) == pytest.approx(0.3, rel=0.01)
+    assert float(noise_of_weights.mean()) == pytest.approx(0.0, abs=0.003)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_each_switch_has_its_effect_and_no_other(name):
+    card, w = DeviceCard.load(name), weights(60, 60)
+    full_prog, full_state = model(name).apply_programming_noise(w)
+    full = model(name).apply_drift_noise(full_prog, full_state, DAY)
+    for effect in ("programming", "drift", "read"):
+        m = model(name, without=(effect,))
+        programmed, state = m.apply_programming_noise(w)
+        read = m.apply_drift_noise(programmed, state, DAY)
+        assert torch.equal(read, full) == (getattr(card, effect) is None), effect
+        if effect != "programming":
+            assert torch.equal(programmed, full_prog)
+    all_off = model(name, without=("programming", "drift", "read"))
+    assert torch.equal(all_off.apply_noise(w, DAY), w)
+    converters_off = model(name, without=("converters",))
+    assert torch.equal(converters_off.apply_noise(w, DAY), full)
+
+
+@pytest.mark.parametrize("config", [InferenceRPUConfig, TorchInferenceRPUConfig])
+def test_aihwkit_tiles_program_and_drift_with_it(config):
+    from aihwkit.nn import AnalogLinear
+
+    rpu = config(drift_compensation=GlobalDriftCompensation())
+    layer = AnalogLinear(12, 6, bias=False, rpu_config=rpu).eval()
+    tile = next(iter(layer.analog_tiles()))
+    target = tile.tile.get_weights().clone()
+    m = model("pcm-nandakumar2019", 5)
+    tile.program_weights(noise_model=m)
+    expected, state = m.apply_programming_noise(target)
+    torch.testing.assert_close(tile.tile.get_weights().cpu(), expected)
+    tile.drift_weights(DAY)
+    torch.testing.assert_close(
+        tile.tile.get_weights().cpu(), m.apply_drift_noise(expected, state, DAY)
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="the weights hold NaN or infinity"):
+        model("pcm-hermes-2").apply_programming_noise(torch.tensor([1.0, bad]))
+
+
+def test_a_negative_time_is_refused():
+    m = model("pcm-hermes-2")
+    w, state = m.apply_programming_noise(weights(3, 3))
+    with pytest.raises(ValueError, match="is negative"):
+        m.apply_drift_noise(w, state, -1.0)
+
+
+def extrapolating() -> DeviceCard:
+    wan = DeviceCard.load("rram-wan2022")
+    return wan.model_copy(update={"drift": wan.drift.model_copy(update={"beyond": "extrapolate"})})
+
+
+@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+def test_a_table_goes_on_in_ln_t_where_the_card_says_so():
+    card, day = extrapolating(), 86_400.0
+    targets = torch.full((200, 500), 20.0)
+
+    def spread(time):
+        model = CardNoiseModel(card, seed=1)
+        programmed = model.apply_programming_noise_to_conductance(targets)
+        drift = model.generate_drift_coefficients(targets)
+        read = model.apply_drift_noise_to_conductance(programmed, drift, time)
+        return float((read - targets).std())
+
+    first, second, third = spread(day), spread(2 * day), spread(4 * day)
+    assert third - second == pytest.approx(second - first, abs=0.01 * second)
+    weights = torch.linspace(-1, 1, 512).view(2, 256)
+    model = CardNoiseModel(card, seed=1)
+    torch.testing.assert_close(
+        model.read_weights(weights, 365 * day),
+        model.apply_noise(weights, 365 * day),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_to_extrapolate_takes_two_rows():
+    drift = DeviceCard.load("rram-wan2022").drift
+    with pytest.raises(ValueError, match="takes a table of two rows"):
+        type(drift)(model="tabulated", table=drift.table[:1], beyond="extrapolate")

@@ -1,0 +1,150 @@
+"""The fused converters, against the formulas and against what random numbers must satisfy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from analog_grasp.kernels.cpu import column_readout, convert_inputs, convert_outputs
+
+
+def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.inf, key=0,
+            row_variance=(), variance=(), start=(), hold=False):  # fmt: skip
+    """Call the kernel with what a test leaves out; returns where a tile was clipped, of two."""
+    rows, columns = product.shape
+    ends = np.array([0, columns // 2, columns])
+    clipped = np.empty((rows, 2), np.bool_)
+    convert_outputs(
+        rows,
+        product,
+        np.ones(rows, np.float32) if gain is None else gain,
+        np.ones(columns, np.float32) if scale is None else scale,
+        np.float32(noise),
+        np.asarray(row_variance, np.float32),
+        np.asarray(variance, np.float32).reshape(-1, columns),
+        np.float32(step),
+        np.float32(bound),
+        hold,
+        ends,
+        np.uint64(key),
+        np.asarray(start, np.float32),
+        y,
+        clipped,
+    )
+    return clipped
+
+
+def noise(rows: int, columns: int, key: int) -> np.ndarray:
+    """The output noise alone: a product of zeros read with unit noise and no ADC."""
+    y = np.zeros((rows, columns), np.float32)
+    outputs(np.zeros_like(y), y=y, noise=1.0, key=key)
+    return y
+
+
+def test_noise_is_standard_normal():
+    sample = noise(2000, 1001, key=7).ravel().astype(float)
+    assert stats.kstest(sample, "norm").pvalue > 1e-3
+    standard_error = len(sample) ** -0.5
+    assert abs(sample.mean()) < 4 * standard_error
+    assert abs(sample.var() - 1) < 4 * 2**0.5 * standard_error
+    assert abs(stats.skew(sample)) < 4 * 6**0.5 * standard_error
+    assert abs(stats.kurtosis(sample)) < 4 * 24**0.5 * standard_error
+
+
+def test_the_test_of_the_noise_can_fail():
+    assert stats.kstest(1.02 * noise(2000, 1001, key=7).ravel(), "norm").pvalue < 1e-6
+
+
+@pytest.mark.parametrize("tail", [3.0, 4.0])
+def test_the_tails_are_filled(tail):
+    sample = np.abs(noise(4000, 1000, key=1))
+    expected = sample.size * 2 * stats.norm.sf(tail)
+    assert abs((sample > tail).sum() - expected) < 5 * expected**0.5
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda a, b: (a[:, :-1], a[:, 1:]),
+        lambda a, b: (a[:-1], a[1:]),
+        lambda a, b: (a, b),
+    ],
+    ids=["columns", "rows", "keys"],
+)
+def test_noise_is_independent_between(pair):
+    first, second = pair(noise(1000, 1000, key=3), noise(1000, 1000, key=4))
+    for transform in (np.asarray, np.square):
+        correlation = np.corrcoef(transform(first).ravel(), transform(second).ravel())[0, 1]
+        assert abs(correlation) < 4e-3
+
+
+def test_the_same_key_gives_the_same_bits_with_any_number_of_threads(monkeypatch):
+    expected = noise(257, 133, key=11)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert np.array_equal(noise(257, 133, key=11), expected)
+    assert not np.array_equal(noise(257, 133, key=12), expected)
+
+
+@pytest.mark.parametrize("by_maximum", [True, False])
+@pytest.mark.parametrize("step", [0.0, 2 / 254])
+def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step):
+    x = (3 * torch.randn(5, 12)).numpy()
+    x[2] = 0
+    out, squares = np.empty((5, 6), np.float32), np.empty(5, np.float32)
+    gain = np.full(5, 0.5, np.float32)
+    convert_inputs(5, x, 4, gain, by_maximum, np.float32(step), out, squares)
+    part = x[:, 4:10]
+    largest = np.abs(part).max(1)
+    if by_maximum:
+        wanted = np.divide(1, largest, where=largest > 0, out=np.ones(5))
+        np.testing.assert_allclose(gain, wanted, rtol=1e-6)
+    expected = part * gain[:, None]
+    expected = np.rint(expected / np.float32(step)) * np.float32(step) if step else expected
+    np.testing.assert_allclose(out, expected.clip(-1, 1), rtol=1e-6)
+    np.testing.assert_allclose(squares, (out**2).sum(1), rtol=1e-5)
+
+
+def test_outputs_are_rounded_clipped_scaled_and_added():
+    product = (4 * torch.randn(5, 7)).numpy()
+    gain, scale = torch.rand(5).numpy() + 0.5, torch.rand(7).numpy()
+    y = np.ones((5, 7), np.float32)
+    clipped = outputs(product, y=y, gain=gain, scale=scale, step=0.5, bound=3.0)
+    rounded = np.rint(product / 0.5) * np.float32(0.5)
+    expected = 1 + rounded.clip(-3, 3) * (1 / gain)[:, None] * scale
+    over = np.abs(rounded) > 3
+    np.testing.assert_array_equal(clipped[:, 0], over[:, :3].any(1))
+    np.testing.assert_array_equal(clipped[:, 1], over[:, 3:].any(1))
+    assert clipped.sum() > 0
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_tiles_that_are_read_again_are_held_back():
+    product = np.zeros((4, 6), np.float32)
+    product[2, 1] = 9
+    y = np.ones((4, 6), np.float32)
+    clipped = outputs(product + 1, y=y, bound=5.0, hold=True)
+    assert clipped.nonzero() == (2, 0)
+    np.testing.assert_array_equal(y[2], [1, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(y[[0, 1, 3]], np.full((3, 6), 2))
+
+
+@pytest.mark.parametrize("whole_rows", [True, False])
+def test_variances_add_to_the_output_noise(whole_rows):
+    columns, rows = 20_000, 3
+    by_row = np.array([0.0, 0.01, 0.25], np.float32)
+    y = np.zeros((rows, columns), np.float32)
+    form = {"row_variance": by_row} if whole_rows else {
+        "variance": np.repeat(by_row[:, None], columns, 1)
+    }  # fmt: skip
+    outputs(np.zeros_like(y), y=y, noise=0.1, key=5, **form)
+    np.testing.assert_allclose(y.std(1), np.sqrt(0.01 + by_row), rtol=0.03)
+
+
+def test_a_read_out_is_the_mean_magnitude_of_each_column():
+    weight = torch.randn(6, 40).numpy()
+    read = np.empty(6, np.float32)
+    none = np.empty((0, 0), np.float32)
+    arguments = (np.float32(0.25), np.float32(1.5), np.uint64(0), read)
+    column_readout(6, weight, np.float32(0.0), none, *arguments)
+    rounded = (np.rint(weight / 0.25) * 0.25).clip(-1.5, 1.5)
+    np.testing.assert_allclose(read, np.abs(rounded).mean(1), rtol=1e-6)

@@ -1,0 +1,80 @@
+"""Kernels on torch's threads."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from analog_grasp.kernels import threads
+from analog_grasp.kernels.threads import parallel_kernel
+
+ROWS = 100_001
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads.numba.config, "CACHE_DIR", str(tmp_path))
+    return parallel_kernel(_count)
+
+
+def _count(first, end, counts):
+    for row in range(first, end):
+        counts[row] += row
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, ROWS])
+def test_each_row_is_computed_once(three_threads, kernel, rows):
+    counts = np.zeros(ROWS, np.int64)
+    kernel(rows, counts)
+    np.testing.assert_array_equal(counts[:rows], np.arange(rows))
+    assert not counts[rows:].any()
+
+
+def test_kernels_run_from_several_python_threads_at_once(three_threads, kernel):
+    counts = [np.zeros(ROWS, np.int64) for _ in range(4)]
+    callers = [threading.Thread(target=kernel, args=(ROWS, each)) for each in counts]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for each in counts:
+        np.testing.assert_array_equal(each, np.arange(ROWS))
+
+
+@pytest.mark.skipif(threads._openmp() is None, reason="torch has no GNU OpenMP here")
+def test_what_fails_in_a_thread_is_raised(three_threads):
+    def fail(first: int, end: int) -> None:
+        raise RuntimeError("no such row")
+
+    with pytest.raises(RuntimeError, match="no such row"):
+        threads._share(threads._openmp(), 10, 3, fail)
+
+
+@pytest.mark.skipif(threads._openmp() is None, reason="torch has no GNU OpenMP here")
+def test_more_than_one_thread_works(three_threads):
+    together = threading.Barrier(2, timeout=30)
+    names = set()
+
+    def meet(first: int, end: int) -> None:
+        names.add(threading.get_ident())
+        if first == 0 or end == 2:
+            together.wait()
+
+    threads._share(threads._openmp(), 2, 2, meet)
+    assert len(names) == 2
+
+
+def test_without_openmp_one_thread_computes(three_threads, kernel, monkeypatch):
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    counts = np.zeros(ROWS, np.int64)
+    kernel(ROWS, counts)
+    np.testing.assert_array_equal(counts, np.arange(ROWS))

@@ -1,0 +1,43 @@
+"""Measurements as files that read back to the same numbers."""
+
+import csv
+from dataclasses import asdict, replace
+
+import pytest
+from pyarrow import parquet
+
+from analog_grasp.study.export import write_csv, write_parquet
+from analog_grasp.study.records import Measurement
+
+CELL = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.8125)
+
+
+def test_csv_reads_back_to_the_same_measurements(tmp_path):
+    cells = [replace(CELL, adapter='a "quoted", name', value=0.1 + 0.2), CELL]
+    write_csv(cells, tmp_path / "results.csv")
+    text = (tmp_path / "results.csv").read_text()
+    assert text.startswith("task,metric,adapter,placement,device,time_s,repeat,seed,value\n")
+    kinds = Measurement.__annotations__
+    number = {"float": float, "int": int, "str": str}
+    rows = csv.DictReader(text.splitlines())
+    read = [Measurement(**{k: number[kinds[k]](v) for k, v in row.items()}) for row in rows]
+    assert read == cells
+
+
+def test_csv_that_cannot_be_made_leaves_the_old_one(tmp_path):
+    path = tmp_path / "results.csv"
+    write_csv([CELL], path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="finite"):
+        write_csv([replace(CELL, value=float("nan"))], path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parquet_reads_back_to_the_same_measurements(tmp_path):
+    cells = [replace(CELL, adapter='a "quoted", name', value=0.1 + 0.2), CELL]
+    write_parquet(cells, tmp_path / "results.parquet")
+    table = parquet.read_table(tmp_path / "results.parquet")
+    assert table.to_pylist() == [asdict(cell) for cell in cells]
+    assert {str(table.schema.field(name).type) for name in ("time_s", "value")} == {"double"}
+    assert {str(table.schema.field(name).type) for name in ("repeat", "seed")} == {"int64"}

@@ -1,0 +1,121 @@
+"""Runs that are killed, and runs that share a store: nothing lost, nothing done twice."""
+
+import multiprocessing
+import random
+import re
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from analog_grasp.cli import main
+
+# Forks from a process that has imported everything and done nothing.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["analog_grasp.cli", "analog_grasp.study.api"])
+
+
+@pytest.fixture(scope="module")
+def command(asked) -> list[str]:
+    """The study as a command of 32 cells."""
+    settings = asked | {"repeats": 4}
+    given = ["compare"]
+    for name, value in settings.items():
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        given += [f"--{name.replace('_', '-')}", text]
+    return given
+
+
+def start(command: list[str], out: Path):
+    process = FORKS.Process(target=main, args=([*command, "--out", str(out)],))
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory) -> tuple[bytes, float]:
+    """The results of a run that nothing disturbs, and the seconds that it takes."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    start(command, out).join()  # the first one also waits for the imports
+    again = out.with_name("again")
+    began = time.monotonic()
+    start(command, again).join()
+    assert (again / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
+    return (out / "results.csv").read_bytes(), time.monotonic() - began
+
+
+def cells(out: Path) -> set:
+    """What the store holds, which must be whole."""
+    if not (out / "results.sqlite").exists():
+        return set()
+    with sqlite3.connect(out / "results.sqlite") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        made = connection.execute("SELECT name FROM sqlite_master").fetchall()
+        return set(connection.execute("SELECT * FROM measurements")) if made else set()
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
+    command, undisturbed, tmp_path, kills
+):
+    expected, duration = undisturbed
+    chance, done, rounds = random.Random(kills), 0, 0
+    while done < kills:
+        out, kept = tmp_path / str(rounds), set()
+        while True:
+            process = start(command, out)
+            process.join(chance.uniform(0, duration) if done < kills else None)
+            if not process.is_alive():
+                break
+            process.kill()
+            process.join()
+            done += 1
+            found = cells(out)
+            assert found >= kept
+            kept = found
+        assert process.exitcode == 0
+        assert (out / "results.csv").read_bytes() == expected
+        rounds += 1
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_workers_goes_on_to_the_same_bits(command, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    process = start([*command, "--workers", "2"], out)
+    while len(cells(out)) < 8:
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.kill()
+    process.join(120)
+    assert 8 <= len(cells(out)) < len(undisturbed[0].splitlines()) - 1
+    start([*command, "--workers", "4"], out).join()
+    assert (out / "results.csv").read_bytes() == undisturbed[0]
+
+
+def test_two_processes_share_a_run(command, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    processes = [start(command, out) for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert (out / "results.csv").read_bytes() == undisturbed[0]
+    lines = [line[20:] for line in (out / "run.log").read_text().splitlines()]
+    told = sorted(
+        re.sub(".* left: ", "", line) for line in lines if ", chip" in line and " at " in line
+    )
+    # Each cell was measured by one of them, and each adapter trained by one of them.
+    assert len(told) == len(set(told)) == 32
+    trained = [line for line in lines if line.startswith("training")]
+    assert sorted(trained) == ["training grasp", "training stochgrasp"]
+
+
+def test_the_work_of_a_killed_process_is_done_by_the_other(command, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    first, second = start(command, out), start(command, out)
+    while len(cells(out)) < 8:
+        assert first.is_alive()
+        time.sleep(0.05)
+    first.kill()
+    second.join()
+    first.join()
+    assert (out / "results.csv").read_bytes() == undisturbed[0]

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analog_grasp.tasks.e2e.mteval import bleu, nist
+
+WORDS = ["the", "a", "pub", "Zizzi", "is", "cheap", ",", "£30", "0", "."]
+TEXTS = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
+
+
+def test_bleu_by_hand():
+    output = "the pub Zizzi is cheap and by water"
+    reference = "Zizzi is cheap and a pub by the river"
+    # All of 8 words but "water"; of 7 pairs "Zizzi is", "is cheap" and "cheap and"; of 6 triples
+    # two, of 5 quadruples one. The reference has 9 words.
+    precision = (7 / 8 * 3 / 7 * 2 / 6 * 1 / 5) ** 0.25
+    assert bleu([output], [[reference]]) == pytest.approx(precision * math.exp(1 - 9 / 8))
+
+
+def test_the_brevity_penalty_takes_the_closest_reference_and_the_shorter_of_two():
+    # Five words against references of four and of six: four, and no penalty.
+    four, six = "Zizzi is a pub", "Zizzi is a pub by water"
+    assert bleu(["Zizzi is a pub there"], [[six, four]]) == pytest.approx(
+        (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    )
+
+
+def test_no_match_counts_as_halves_and_quarters():
+    # Four words match, no n-gram does.
+    assert bleu(["d c b a"], [["a b c d"]]) == pytest.approx(
+        (1 * 1 / 2 / 3 * 1 / 4 / 2 * 1 / 8 / 1) ** 0.25
+    )
+
+
+def test_nist_by_hand():
+    # References: "a b" and "a c a b", six words. "a": log2(6/3); "b": log2(6/2); "a b": log2(3/2).
+    outputs, references = ["a b"], [["a b", "a c a b"]]
+    gained = (math.log2(6 / 3) + math.log2(6 / 2)) / 2 + math.log2(3 / 2) / 1
+    # Two words against 6 / 2.
+    ratio = 2 / 3
+    penalty = math.exp(-math.log(2) / math.log(1.5) ** 2 * math.log(ratio) ** 2)
+    assert penalty == pytest.approx(0.5)
+    assert nist(outputs, references) == pytest.approx(penalty * gained)
+
+
+def test_missing_references_count_as_empty_ones_in_the_length():
+    # Seven words in three references: with two a segment these are 3.5 words each.
+    outputs, references = ["a b", "c"], [["a b", "a b"], ["c d e"]]
+    gained = (2 * math.log2(7 / 2) + math.log2(7 / 1)) / 3 + math.log2(2 / 2)
+    penalty = math.exp(-math.log(2) / math.log(1.5) ** 2 * math.log(3 / 3.5) ** 2)
+    assert nist(outputs, references) == pytest.approx(penalty * gained)
+
+
+def test_tokens_are_those_of_mteval():
+    for same in ("Zizzi, cheap.", "zizzi , cheap .", "ZIZZI  ,\tcheap .\n"):
+        assert bleu([f"{same} A b c"], [["Zizzi, cheap. a B c"]]) == pytest.approx(1)
+    # Points stay within numbers, a hyphen after a digit is a token, É is not é.
+    assert bleu(["from 3.5-4 stars"], [["from 3.5 - 4 stars"]]) == pytest.approx(1)
+    assert bleu(["É a b c d"], [["é a b c d"]]) < 1
+
+
+@given(st.lists(st.tuples(TEXTS, st.lists(TEXTS.filter(bool), min_size=1, max_size=4)), min_size=1))
+def test_scores_are_finite_whatever_is_written(pairs):
+    outputs, references = zip(*pairs, strict=True)
+    assert 0 <= bleu(outputs, references) <= 1 + 1e-9
+    assert 0 <= nist(outputs, references) < math.inf
+
+
+# What the functions of mteval-v13a gave under perl, in the version that the challenge ran, for one
+# reference of every meaning representation against its others.
+MEASURED = {
+    ("devset.csv", 0): (0.5995345944, 8.5789059058),
+    ("devset.csv", -1): (0.6004654895, 8.6338503749),
+    ("testset_w_refs.csv", 0): (0.6045619084, 8.9028890812),
+    ("testset_w_refs.csv", -1): (0.5799187593, 8.6333906737),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "position"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] == 0)) for case in MEASURED],
+)
+def test_people_against_people_score_as_under_mteval(e2e_references, file, position):
+    groups = [texts for texts in e2e_references(file) if len(texts) > 1]
+    outputs = [texts[position] for texts in groups]
+    others = [texts[1:] if position == 0 else texts[:-1] for texts in groups]
+    expected_bleu, expected_nist = MEASURED[file, position]
+    assert bleu(outputs, others) == pytest.approx(expected_bleu, abs=1e-9)
+    assert nist(outputs, others) == pytest.approx(expected_nist, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("devset.csv", (0.2971027217, 4.9168638498)),
+        pytest.param("testset_w_refs.csv", (0.2732537731, 4.8425803539), marks=pytest.mark.slow),
+    ],
+)
+def test_odd_texts_score_as_under_mteval(e2e_references, file, expected):
+    groups = [texts for texts in e2e_references(file) if len(texts) > 1]
+    outputs = [groups[i - 1][0].upper() + " & É &amp; 0-5 U.S. 3,000.5" for i in range(len(groups))]
+    references = [[text + " é 0 - 5" for text in texts] for texts in groups]
+    found = bleu(outputs, references), nist(outputs, references)
+    assert found == pytest.approx(expected, abs=1e-9)

@@ -1,0 +1,138 @@
+"""Injected weight noise: how much there is, and that nothing of it stays."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from analog_grasp.adapters import GraspConfig
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.training import WeightNoise
+
+INPUTS, COLUMNS = 4000, 5
+
+
+@pytest.fixture(params=[nn.Linear, Conv1D])
+def layer(request):
+    """A layer whose columns differ in size by factors of ten."""
+    torch.manual_seed(0)
+    layer = nn.Linear(INPUTS, COLUMNS) if request.param is nn.Linear else Conv1D(COLUMNS, INPUTS)
+    with torch.no_grad():
+        columns(layer).copy_(torch.randn(COLUMNS, INPUTS) * 10.0 ** -torch.arange(5)[:, None])
+    return layer
+
+
+def columns(layer):
+    """The weights of each output, one row each."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+
+
+@pytest.mark.parametrize("strength", [0.04, 0.5])
+def test_the_spread_is_relative_to_the_largest_weight_of_each_column(layer, strength):
+    clean = columns(layer).detach().clone()
+    torch.manual_seed(1)
+    with WeightNoise(nn.Sequential(layer), strength).applied():
+        noise = columns(layer) - clean
+    in_units = noise / clean.abs().amax(dim=1, keepdim=True)
+    # Standard errors with 4,000 inputs a column: strength / 63 of the mean, 1.1 % of the spread.
+    assert in_units.mean(dim=1).abs().max() < 5 * strength / INPUTS**0.5
+    torch.testing.assert_close(
+        in_units.std(dim=1), torch.full((COLUMNS,), strength), rtol=0.06, atol=0
+    )
+
+
+def test_every_block_draws_afresh(layer):
+    noise = WeightNoise(nn.Sequential(layer), 0.1)
+    drawn = []
+    for _ in range(2):
+        with noise.applied():
+            drawn.append(layer.weight.clone())
+    assert (drawn[0] != drawn[1]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
+def test_the_frozen_weights_come_back_whatever_ends_the_block(layer, ending):
+    frozen, bits = layer.weight, layer.weight.detach().clone()
+    noise = WeightNoise(nn.Sequential(layer), 0.1)
+    with pytest.raises(ending) if ending else nullcontext(), noise.applied():
+        assert layer.weight is not frozen
+        if ending:
+            raise ending
+    assert layer.weight is frozen
+    assert torch.equal(frozen, bits)
+
+
+def test_no_strength_does_nothing(layer):
+    frozen, state = layer.weight, torch.get_rng_state()
+    with WeightNoise(nn.Sequential(layer), 0.0).applied():
+        assert layer.weight is frozen
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_the_weights_of_frozen_projections_are_noisy(model):
+    adapted = get_peft_model(model, GraspConfig(task_type="SEQ_CLS", groups=4))
+    before = {name: (p, p.detach().clone()) for name, p in adapted.named_parameters()}
+    with WeightNoise(adapted, 0.1).applied():
+        during = dict(adapted.named_parameters())
+        noisy = {name for name, (p, bits) in before.items() if not torch.equal(during[name], bits)}
+        assert all(during[name] is p for name, (p, _) in before.items() if name not in noisy)
+        assert not any(during[name].requires_grad for name in noisy)
+    assert noisy == {name for name in before if name.endswith("base_layer.weight")}
+
+
+def test_a_pattern_chooses_the_layers(bert):
+    frozen = dict(bert.named_parameters())
+    with WeightNoise(bert, 0.1, ["query"]).applied():
+        noisy = {name for name, p in bert.named_parameters() if p is not frozen[name]}
+    assert noisy == {f"bert.encoder.layer.{i}.attention.self.query.weight" for i in (0, 1)}
+
+
+@pytest.mark.parametrize("strength", [-0.1, float("nan")])
+def test_a_strength_that_is_no_spread_is_refused(bert, strength):
+    with pytest.raises(ValueError, match=f"injection is {strength}.*0 or more"):
+        WeightNoise(bert, strength)
+
+
+def test_a_trained_weight_gets_the_gradient_of_its_stand_in(layer):
+    noise = WeightNoise(nn.Sequential(layer), 0.1)
+    x = torch.ones(2, INPUTS)
+    for _ in range(2):
+        with noise.applied():
+            layer(x).sum().backward()
+    torch.testing.assert_close(columns_of(layer.weight.grad, layer), torch.full((5, INPUTS), 4.0))
+
+
+def columns_of(tensor, layer):
+    return tensor.T if isinstance(layer, Conv1D) else tensor
+
+
+@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+@pytest.mark.parametrize("where", ["pcm-hermes-2@1d", "rram-wan2022@1y", "gaussian@0.1@0s"])
+def test_noise_can_be_that_of_a_device(layer, where):
+    clean = columns(layer).detach().clone()
+    largest = clean.abs().amax(dim=1, keepdim=True)
+    torch.manual_seed(1)
+    with WeightNoise(nn.Sequential(layer), where).applied():
+        noisy = columns(layer).detach()
+    relative = (noisy / largest).flatten()
+    stored = (clean / largest).flatten()
+    name, _, time = where.rpartition("@")
+    profile = DeviceCard.load(name).profile(time)
+    gain = stored.abs().mean() / relative.abs().mean()
+    small = stored.abs() < 0.1
+    # Brought back to the mean magnitude of the weights, so spreads are those of the profile over
+    # its own mean.
+    scale = float(profile.mean_at(stored).abs().mean() / stored.abs().mean())
+    expected = profile.std_at(stored[small]).square().mean().sqrt() / scale
+    measured = (relative - profile.mean_at(stored) / scale)[small].std()
+    assert gain == pytest.approx(1, abs=1e-4)
+    assert measured == pytest.approx(float(expected), rel=0.1)
+
+
+@pytest.mark.parametrize("strength", ["pcm-hermes-2", "nothing@1d", "pcm-hermes-2@soon"])
+def test_a_strength_that_names_no_device_and_time_is_refused(layer, strength):
+    with pytest.raises(ValueError, match=r"injection is|does not exist|soon"):
+        WeightNoise(nn.Sequential(layer), strength)

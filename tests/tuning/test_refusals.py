@@ -1,0 +1,115 @@
+"""What cannot be tuned, and folders and storages that cannot be used."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import event
+
+from analog_grasp.tasks import load_task
+from analog_grasp.tasks.splits import tuning_task
+from analog_grasp.tuning import tune as tune_module
+from analog_grasp.tuning.storage import shown_url
+from analog_grasp.tuning.tune import prepare_tuning, tune
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"search": ["lambda"]}, "'lambda' cannot be searched: .* noise_weight"),
+        ({"search": []}, "search is empty"),
+        ({"search": ["groups", "groups"]}, "each once"),
+        ({"ranges": {"groups": (1, 2)}}, "groups, which is not searched"),
+        ({"ranges": {"noise_weight": (0, 2)}}, "numbers above 0"),
+        ({"ranges": {"noise_weight": (3, 2)}}, "the lower first"),
+        ({"ranges": {"noise_weight": (1, math.inf)}}, "1 to inf"),
+        ({"search": ["groups"], "ranges": {"groups": (1.5, 4)}}, "whole numbers from 1"),
+        ({"search": ["injection"], "ranges": {"injection": (-1, 4)}}, "numbers from 0"),
+        ({"search": ["groups"]}, "groups is"),
+        ({"adapter": "grasp"}, "grasp has no noise_weight"),
+        ({"adapter": "head", "search": ["groups"]}, "head has no groups"),
+        ({"adapter": "grisp"}, "'grasp'"),
+        ({"held_out": 11}, "from 1 to 10"),
+        ({"storage": "trials"}, "no URL of a database"),
+        ({"storage": "sqlite:////no/such/folder/x.db"}, "unable to open database file"),
+        ({"storage": "nonesuch://me:secret@host/x"}, r"me:\*\*\*@host"),
+    ],
+)
+def test_what_cannot_be_tuned_leaves_no_folder(settings, tmp_path, asked, named):
+    with pytest.raises((ValueError, OSError), match=named):
+        prepare_tuning(settings, tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"repeats": 3}, "whose repeats is 2 and not 3"),
+        ({"devices": ("ideal",)}, "whose devices is"),
+        ({"multi": True}, "whose multi is False and not True"),
+        ({"ranges": {"noise_weight": (0.1, 10)}}, "whose search is"),
+    ],
+)
+def test_folder_of_another_study(settings, tmp_path, changed, named):
+    prepare_tuning(settings, tmp_path / "run")
+    own = {name: changed.pop(name) for name in ("multi", "ranges") if name in changed}
+    with pytest.raises(ValueError, match=named):
+        prepare_tuning(settings.model_copy(update=changed), tmp_path / "run", **own)
+
+
+def test_storage_of_another_study(settings, tmp_path):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    prepare_tuning(settings, tmp_path / "here" / "run", storage=url)
+    other = settings.model_copy(update={"repeats": 3})
+    with pytest.raises(ValueError, match=r"The storage .*trials\.db holds another study"):
+        prepare_tuning(other, tmp_path / "there" / "run", storage=url)
+    # Another name is another study.
+    prepare_tuning(other, tmp_path / "there" / "run2", storage=url)
+
+
+def test_folder_of_other_files(settings, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not of a tuning"):
+        prepare_tuning(settings, tmp_path)
+
+
+def test_storage_that_is_no_database(settings, tmp_path):
+    prepare_tuning(settings, tmp_path / "run")
+    (tmp_path / "run" / "study.sqlite").write_text("nothing of the kind" * 100)
+    with pytest.raises(OSError, match="file is not a database"):
+        prepare_tuning(settings, tmp_path / "run")
+
+
+def test_a_full_disk_is_told_and_the_study_goes_on(formula, settings, tmp_path, monkeypatch):
+    tuning = prepare_tuning(settings, tmp_path / "run")
+    tune(tuning, 2)
+    with tuning.storage.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    tuning.storage.engine.dispose()
+
+    def keep_small(connection, _):
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    event.listen(tuning.storage.engine, "connect", keep_small)
+    measure = tune_module.measure
+
+    def verbose(trial, *others):
+        trial.set_user_attr("notes", "x" * 50_000)
+        return measure(trial, *others)
+
+    monkeypatch.setattr(tune_module, "measure", verbose)
+    with pytest.raises(OSError, match=r"study\.sqlite cannot be used .*full.*same command goes on"):
+        tune(tuning, 3)
+    monkeypatch.setattr(tune_module, "measure", measure)
+    again = prepare_tuning(settings, tmp_path / "run")
+    tune(again, 3)
+    assert len(again.trials()) == 3
+
+
+def test_passwords_are_not_shown():
+    assert "secret" not in shown_url("mysql://me:secret@host/trials")
+
+
+def test_settings_of_the_task_are_kept(settings):
+    task = replace(load_task("lengths"), metrics=("spearman",))
+    assert tuning_task(task, 0).metrics == ("spearman",)

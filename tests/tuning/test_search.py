@@ -1,0 +1,90 @@
+"""What is tried, in which order, and what of it is best."""
+
+import pytest
+
+from analog_grasp.study.config import Settings
+from analog_grasp.tuning import search as search_module
+from analog_grasp.tuning.search import first_values
+from analog_grasp.tuning.search_space import search_space
+from analog_grasp.tuning.tune import prepare_tuning, tune
+
+
+def test_the_given_settings_come_first_then_those_without_the_loss(formula, settings, tmp_path):
+    tuning = prepare_tuning(settings, tmp_path / "run")
+    tune(tuning, 6)
+    found = [trial.values["noise_weight"] for trial in tuning.trials()]
+    assert found[:2] == [1.0, 0.0]
+    assert all(1e-3 <= value <= 1e2 for value in found[2:])
+    assert len(set(found)) == 6
+
+
+def test_a_zero_that_is_given_is_not_tried_twice():
+    space = search_space(["noise_weight", "groups"])
+    assert first_values(Settings(noise_weight=0), space) == [{"noise_weight": 0.0, "groups": 16}]
+
+
+@pytest.mark.slow
+def test_the_search_comes_near_the_best(formula, settings, tmp_path):
+    tuning = prepare_tuning(settings, tmp_path / "run")
+    tune(tuning, 20)
+    best = tuning.front()[0]
+    assert 0.05 < best.values["noise_weight"] < 0.2
+    assert best.score == max(trial.score for trial in tuning.trials())
+
+
+def test_the_same_study_again_tries_the_same(tried, formula, settings, tmp_path, monkeypatch):
+    # So that what is seen has a say in what comes next.
+    monkeypatch.setattr(search_module, "_RANDOM_TRIALS", 3)
+    studies = [prepare_tuning(settings, tmp_path / name) for name in ("a", "b")]
+    tune(studies[0], 6)
+    for trials in (4, 6):
+        tune(studies[1], trials)
+    assert tried(studies[0]) == tried(studies[1])
+    other = prepare_tuning(settings.model_copy(update={"seed": 4}), tmp_path / "c")
+    tune(other, 3)
+    assert tried(other).keys() - tried(studies[0]).keys()
+
+
+def test_several_settings_are_searched_in_their_ranges(formula, settings, tmp_path):
+    search = ("noise_weight", "noise_target", "groups", "learning_rate", "injection")
+    ranges = {"groups": (2, 8), "noise_target": (0.05, 0.2)}
+    tuning = prepare_tuning(settings, tmp_path / "run", search=search, ranges=ranges)
+    tune(tuning, 12)
+    first, without, *others = tuning.trials()
+    # The learning rate is the adapter's own where none is given.
+    given = {"noise_weight": 1.0, "noise_target": 0.1, "groups": 4, "injection": 0.04}
+    assert first.values == given | {"learning_rate": 0.01}
+    assert without.values == first.values | {"noise_weight": 0.0}
+    for trial in others:
+        assert trial.values["groups"] in range(2, 9)
+        assert 0.05 <= trial.values["noise_target"] <= 0.2
+        assert 1e-4 <= trial.values["learning_rate"] <= 1e-1
+        assert 0 <= trial.values["injection"] <= 0.1
+    # Only the loss weight is in the formula.
+    shares = tuning.importance()["score"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert tuning.settings_of(others[0]).groups == others[0].values["groups"]
+
+
+def test_importance_waits_for_enough_trials(formula, settings, tmp_path):
+    tuning = prepare_tuning(settings, tmp_path / "run")
+    tune(tuning, 4)
+    assert tuning.importance() == {}
+    tune(tuning, 10)
+    assert tuning.importance() == {"score": {"noise_weight": 1.0}}
+
+
+def test_the_front_holds_what_nothing_beats(formula, settings, tmp_path):
+    tuning = prepare_tuning(settings, tmp_path / "run", multi=True)
+    tune(tuning, 12)
+    trials = tuning.trials()
+
+    def beaten(trial):
+        return any(
+            o.score >= trial.score and o.digital >= trial.digital and o.values != trial.values
+            for o in trials
+        )
+
+    assert {t.number for t in tuning.front()} == {t.number for t in trials if not beaten(t)}
+    assert tuning.front()[0].score == max(trial.score for trial in trials)
+    assert set(tuning.importance()) == {"score", "digital"}

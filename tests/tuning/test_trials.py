@@ -1,0 +1,140 @@
+"""What a trial measures, on which data and chips, and when it is given up."""
+
+import statistics
+
+import pytest
+
+from analog_grasp.crossbar import deploy
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study.adapters import new_adapter, train_adapter
+from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.evaluator import Cell
+from analog_grasp.tasks import load_task
+from analog_grasp.tasks.classification import SentenceTask
+from analog_grasp.tasks.splits import tuning_task
+from analog_grasp.tuning import objective as trial_module
+from analog_grasp.tuning import tune as tune_module
+from analog_grasp.tuning.api import tune_noise_weight
+from analog_grasp.tuning.objective import tuning_rounds
+from analog_grasp.tuning.tune import prepare_tuning, tune, with_values
+
+
+def test_a_trial_is_the_mean_over_chips_of_its_own_on_held_out_training_rows(settings, tmp_path):
+    tuning = prepare_tuning(settings, tmp_path / "run")
+    tune(tuning, 1)
+    (trial,) = tuning.trials()
+
+    task = tuning_task(load_task("lengths"), settings.seed)
+    model = new_adapter(settings, task, "stochgrasp")
+    train_adapter(model, settings, task, "", lambda *_: lambda *_: None)
+    assert trial.digital == task.evaluate(model)
+    cells = {}
+    for chips in tuning_rounds(settings, settings.devices):
+        for chip in chips:
+            deployment = deploy(model, DeviceCard.load(chip.device)).program(chip.seed)
+            for time_s in (0.0, 86_400.0):
+                score = task.evaluate(deployment.drift_to(time_s).model)
+                cells.setdefault((chip.device, time_s), []).append(score)
+    assert trial.cells == cells
+    assert trial.score == pytest.approx(
+        statistics.mean(s for found in cells.values() for s in found), abs=1e-15
+    )
+
+
+def test_no_chip_of_a_comparison_is_tuned_on(settings):
+    rounds = tuning_rounds(settings, settings.devices)
+    assert [[chip.device for chip in chips] for chips in rounds] == [list(settings.devices)] * 2
+    seeds = {chip.seed for chips in rounds for chip in chips}
+    assert len(seeds) == 2
+    assert not seeds & set(range(settings.seed, settings.seed + 1000))
+
+
+def test_training_rows_are_divided_and_validation_rows_left_alone():
+    task, divided = load_task("lengths"), tuning_task(load_task("sealed"), seed=1)
+    train, held = divided.train["text"][:], divided.validation["text"][:]
+    assert (len(train), len(held)) == (16, 4)
+    assert sorted([*train, *held]) == sorted(task.train["text"][:])
+    assert tuning_task(load_task("sealed"), seed=1).validation["text"][:] == held
+    assert tuning_task(load_task("sealed"), seed=2).validation["text"][:] != held
+
+
+@pytest.mark.parametrize("held_out", [0, 11])
+def test_neither_nothing_nor_most_is_held_out(held_out):
+    with pytest.raises(ValueError, match="from 1 to 10"):
+        tuning_task(load_task("lengths"), 0, held_out)
+
+
+def test_a_training_split_too_small_to_divide():
+    with pytest.raises(ValueError, match="has 9 training rows"):
+        tuning_task(load_task("lengths").subset(train=9), 0)
+
+
+def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(settings, tmp_path):
+    asked = settings.model_dump() | {"task": "lengths", "times": ("1d",)}
+    tuned = tune_noise_weight(tmp_path / "run", trials=2, **asked)
+    best = resolve({}, tmp_path / "run" / "best.toml")
+    assert best == tuned.settings == with_values(Settings(**asked), tuned.best.values)
+    assert {cell.seed for cell in tuned.results.measurements} == {3, 4}
+    folder = tmp_path / "run" / f"trial-{tuned.best.number}"
+    assert resolve({}, folder / "run.toml") == best.model_copy(update={"adapters": ("stochgrasp",)})
+    for file in tuned.files:
+        assert file.stat().st_size > 0
+    names = {"trials.csv", "best.toml", "summary.md", "report.html"}
+    drawn = {f"pearson_vs_noise_weight.{kind}" for kind in ("png", "svg", "pdf")}
+    assert {file.name for file in tuned.files} == names | drawn
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Measures by a formula, cell by cell: the smaller lambda, the better; NaN at lambda 0."""
+
+    class Formula:
+        def __init__(self, task, models, *_):
+            (self.model,) = models.values()
+
+        def measure(self, job):
+            for adapter, time_s in sorted(job.cells):
+                score = 0.8 - 0.01 * self.model - time_s / 1e6 + job.chip.seed % 7 / 100
+                yield Cell(job.chip, adapter, time_s, {"pearson": score}, "")
+
+    def made(settings, task, adapter):
+        if settings.noise_weight == 0:
+            raise ValueError("A logit is NaN.")
+        return settings.noise_weight
+
+    monkeypatch.setattr(trial_module, "Bench", Formula)
+    monkeypatch.setattr(trial_module, "new_adapter", made)
+    monkeypatch.setattr(trial_module, "train_adapter", lambda *_: 0.0)
+    monkeypatch.setattr(SentenceTask, "evaluate", lambda *_: 0.9)
+
+
+def test_a_trial_worse_on_the_same_chips_is_given_up_after_a_round(bench, settings, tmp_path):
+    asked = settings.model_copy(update={"repeats": 3, "times": ("0s", "1h", "1d")})
+    tuning = prepare_tuning(asked, tmp_path / "run")
+    tune(tuning, 10)
+    best, failed, *others = tuning.trials()
+    assert best.given_up == ""
+    assert [len(scores) for scores in best.cells.values()] == [3] * 6
+    assert (failed.score, failed.given_up) == (None, "A logit is NaN.")
+    worse = [trial for trial in others if trial.values["noise_weight"] > 1]
+    assert worse
+    for trial in worse:
+        assert trial.score is None
+        assert trial.given_up == "worse than the best trial on the same chips"
+        assert [len(scores) for scores in trial.cells.values()] == [1] * 6
+
+
+def test_with_two_goals_nothing_is_given_up_early(bench, settings, tmp_path):
+    tuning = prepare_tuning(settings, tmp_path / "run", multi=True)
+    tune(tuning, 6)
+    assert [t.number for t in tuning.trials() if t.given_up] == [1]
+
+
+def test_a_study_of_failures_says_so(monkeypatch, settings, tmp_path):
+    def measure(*_):
+        raise ValueError("A logit is NaN.")
+
+    monkeypatch.setattr(tune_module, "measure", measure)
+    with pytest.raises(ValueError, match=r"No trial .* could be measured whole: .* trials\.csv"):
+        tune_noise_weight(tmp_path / "run", trials=2, **settings.model_dump())
+    assert "A logit is NaN." in (tmp_path / "run" / "trials.csv").read_text()
