@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,6 +11,24 @@ from pydantic_core import ErrorDetails
 
 class CardError(ValueError):
     """A device card that cannot be found, read or believed; the message is one sentence."""
+
+
+def unknown_name(kind: str, value: object, known: Iterable[str]) -> str:
+    """Return the sentence for a name that is not among those known, with a suggestion.
+
+    Args:
+        kind: What is named, such as ``"device"``.
+        value: The name as given.
+        known: The names that are accepted, in the order in which they are listed.
+
+    Example:
+        >>> unknown_name("adapter", "gras", ["grasp", "lora"])
+        "Unknown adapter 'gras'. Did you mean 'grasp'? Available: grasp, lora."
+    """
+    names = list(known)
+    close = difflib.get_close_matches(str(value)[:60], names, n=1)
+    suggestion = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Unknown {kind} {shown(value)}.{suggestion} Available: {', '.join(names)}."
 
 
 def sentence(error: ValidationError, data: dict[str, Any], known_keys: set[str]) -> str:
