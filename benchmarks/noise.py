@@ -32,7 +32,7 @@ from analog_grasp.study.statistics import (
 from analog_grasp.utils.time import format_time
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
-LEVELS = ("gaussian@0.02", "gaussian@0.05", "gaussian@0.1", "gaussian@0.2")
+LEVELS = ("gaussian:0.02", "gaussian:0.05", "gaussian:0.1", "gaussian:0.2")
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
 TIMES = ("0s", "1d", "1y")
 WEIGHTS = {"devices": LEVELS, "times": ("0s",)}

@@ -21,8 +21,8 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.report.tables import metric_title, score_text, scores_line
 from analog_grasp.study.adapters import load_adapter
 from analog_grasp.study.config import Settings, resolve
-from analog_grasp.study.export import write_atomically
 from analog_grasp.tasks import Task
+from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time, parse_time
 
 

@@ -13,8 +13,7 @@ from analog_grasp.cli.errors import RequestError, asking
 from analog_grasp.report.tables import scores_line
 from analog_grasp.study.adapters import learned_parameters, new_adapter, save_adapter, train_adapter
 from analog_grasp.study.config import Settings, first_change, resolve
-from analog_grasp.study.export import write_atomically
-from analog_grasp.utils.io import read_toml
+from analog_grasp.utils.io import read_toml, write_atomically
 
 _ASKED_FILE = "train.toml"
 

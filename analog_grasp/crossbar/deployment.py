@@ -22,7 +22,7 @@ from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, chip_layer, l
 from analog_grasp.devices.card import DeviceCard, Effect
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import parse_time
-from analog_grasp.utils.types import DriftCompensation, Placement, StoredError
+from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def deploy(
     card: DeviceCard,
     *,
     placement: Placement = "digital",
-    error: StoredError = "device",
+    error: ProgrammingError = "device",
     layers: LayerPattern = "all-linear",
     tile: Tile = "torch",
     programming_noise: bool = True,

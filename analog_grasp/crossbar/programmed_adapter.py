@@ -16,7 +16,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.rng import normal
 from analog_grasp.utils.seed import derive_seed
-from analog_grasp.utils.types import StoredError
+from analog_grasp.utils.types import ProgrammingError
 
 
 @dataclass
@@ -98,7 +98,7 @@ class StoredModulation(nn.Module):
         METHOD 3, placement "programmed".
     """
 
-    def __init__(self, layer: GraspLinear, name: str, error: StoredError) -> None:
+    def __init__(self, layer: GraspLinear, name: str, error: ProgrammingError) -> None:
         super().__init__()
         self.base_layer = layer.base_layer
         self.name = name
@@ -168,10 +168,10 @@ class StoredAdapter:
         model: nn.Module,
         card: DeviceCard,
         make_layer: MakeLayer,
-        error: StoredError,
+        error: ProgrammingError,
         compensated: bool,
     ) -> None:
-        if error not in get_args(StoredError):
+        if error not in get_args(ProgrammingError):
             raise ValueError(f"error is {error!r}, which is unknown: use device or learned.")
         self._card, self._compensated = card, compensated
         self._modulations: list[StoredModulation] = []

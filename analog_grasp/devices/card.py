@@ -3,7 +3,7 @@
 import difflib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, Unpack, get_args
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -28,8 +28,9 @@ from analog_grasp.devices.schema import (
     TileSize,
 )
 from analog_grasp.devices.variants import Changes, changed_sections, die_sections
-from analog_grasp.utils.errors import CardError, sentence
+from analog_grasp.utils.errors import CardError, sentence, shown
 from analog_grasp.utils.io import read_toml
+from analog_grasp.utils.time import format_time, parse_time
 
 if TYPE_CHECKING:
     from analog_grasp.devices.profile import Profile
@@ -72,7 +73,7 @@ class DeviceCard(Section):
         True
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.@+-]+$", max_length=80)]
+    name: Annotated[str, Field(pattern=r"^[\w.:+-]+$", max_length=80)]
     technology: Literal["PCM", "RRAM", "SONOS", "none"]
     title: Text
     source: Source
@@ -91,35 +92,49 @@ class DeviceCard(Section):
     tile: TileSize
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> Self:
-        """Load a shipped card by name, or any card by the path of its file.
+    def load(cls, device: "str | Path | DeviceCard") -> "DeviceCard":
+        """Return a card by name or path; a card is returned as it is.
 
-        Text that ends in ".toml" or holds a path separator is a path. The card `gaussian` takes
-        a relative spread after an "@".
+        Text that ends in ".toml" or contains a path separator is a path. The card `gaussian` takes
+        a noise level, relative to the largest weight, after a colon.
 
         Args:
-            name_or_path: such as "pcm-hermes-2", "gaussian@0.05", "cards/mine.toml".
-
-        Returns:
-            The card.
+            device: Such as ``"pcm-hermes-2"``, ``"gaussian:0.05"``, ``"cards/mine.toml"``.
 
         Raises:
-            CardError: if there is no such card, or its file is not a valid card.
+            CardError: The card is unknown, or its file is missing, unreadable or invalid.
 
         Example:
-            >>> DeviceCard.load("gaussian@0.1").programming.pieces[0].coefficients
+            >>> DeviceCard.load("gaussian:0.1").programming.pieces[0].coefficients
             (2.5,)
         """
-        text = str(name_or_path)
-        if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
-            return cls._from_data(_read(Path(name_or_path)), text)
-        name, at, level = text.partition("@")
+        if isinstance(device, DeviceCard):
+            return device
+        text = str(device)
+        if isinstance(device, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
+            return cls._from_data(_read(Path(device)), text)
+        name, colon, level = text.partition(":")
         if name not in cls.names():
             raise CardError(_unknown(name, cls.names()))
         data = _read(_folder() / f"{name}.toml")
-        if at:
+        if colon:
             data = _at_level(data, name, level)
         return cls._from_data(data, text)
+
+    def at(self, time: float | str) -> "DeviceAtTime":
+        """Return this device at a drift time, as `noise_target` and `injection` take it.
+
+        Args:
+            time: Time since programming: seconds, or text such as "1d".
+
+        Raises:
+            ValueError: The time is unreadable, negative or not finite.
+
+        Example:
+            >>> str(DeviceCard.load("pcm-hermes-2").at("24h"))
+            'pcm-hermes-2@1d'
+        """
+        return DeviceAtTime(self, parse_time(time))
 
     @classmethod
     def names(cls) -> list[str]:
@@ -249,6 +264,41 @@ class DeviceCard(Section):
         return spreads
 
 
+class DeviceAtTime(NamedTuple):
+    """A device at a drift time.
+
+    Example:
+        >>> device = DeviceAtTime.parse("gaussian:0.02@1h")
+        >>> device.card.name, device.time, str(device)
+        ('gaussian:0.02', 3600.0, 'gaussian:0.02@1h')
+    """
+
+    card: DeviceCard
+    time: float
+    """Time since programming, s."""
+
+    @classmethod
+    def parse(cls, device: "str | DeviceAtTime") -> "DeviceAtTime":
+        """Read ``"NAME@TIME"`` or ``"PATH@TIME"``; a device at a time is returned as it is.
+
+        Raises:
+            CardError: The card is unknown, or its file is missing, unreadable or invalid.
+            ValueError: There is no time, or it is unreadable, negative or not finite.
+        """
+        if isinstance(device, DeviceAtTime):
+            return device
+        name, at, time = device.rpartition("@")
+        if not at:
+            raise ValueError(
+                f"{shown(device)} has no drift time: write a device and a time, "
+                'such as "pcm-hermes-2@1d".'
+            )
+        return DeviceCard.load(name).at(time)
+
+    def __str__(self) -> str:
+        return f"{self.card.name}@{format_time(self.time)}"
+
+
 def _folder() -> Path:
     """The folder of the shipped cards: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
@@ -271,11 +321,11 @@ def _unknown(name: str, names: list[str]) -> str:
 
 
 def _at_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any]:
-    """The data of the Gaussian card at another relative spread."""
+    """The data of the Gaussian card at another noise level."""
     if name != _LEVEL_CARD:
         raise CardError(
-            f'device card "{name}" takes no level: only {_LEVEL_CARD} does, '
-            f'as in "{_LEVEL_CARD}@0.05".'
+            f'device card "{name}" takes no noise level: only {_LEVEL_CARD} does, '
+            f'as in "{_LEVEL_CARD}:0.05".'
         )
     try:
         level = float(text)
@@ -283,12 +333,12 @@ def _at_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any]:
         level = math.nan
     if not 0 <= level <= 1:
         raise CardError(
-            f'device card "{name}@{text[:40]}" has no valid relative spread: '
+            f'device card "{name}:{text[:40]}" has no valid noise level: '
             f'write a number between 0 and 1, as in "{_LEVEL_CARD}@0.05".'
         )
     g_max = ConductanceRange.model_validate(data["conductance"]).g_max
     programming = {**data["programming"], "coefficients": [level * g_max]}
-    return {**data, "name": f"{name}@{level:g}", "programming": programming}
+    return {**data, "name": f"{name}:{level:g}", "programming": programming}
 
 
 def _known_keys() -> set[str]:

@@ -77,7 +77,7 @@ def profile(card: DeviceCard, time: float | str) -> Profile:
 
     Example:
         >>> import numpy as np
-        >>> half = profile(DeviceCard.load("gaussian@0.1"), "0s").std_at(np.array([0.5]))
+        >>> half = profile(DeviceCard.load("gaussian:0.1"), "0s").std_at(np.array([0.5]))
         >>> bool(abs(half[0] - 0.1) < 0.003)
         True
     """

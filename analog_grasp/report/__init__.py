@@ -12,8 +12,9 @@ from analog_grasp.report.tables import (
     device_text,
     rich_table,
 )
-from analog_grasp.study.export import write_atomically, write_csv, write_parquet
+from analog_grasp.study.export import write_csv, write_parquet
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
+from analog_grasp.utils.io import write_atomically
 
 __all__ = [
     "adapter_text",

@@ -9,7 +9,7 @@ from matplotlib import rc_context, rc_file, rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analog_grasp.study.export import write_atomically
+from analog_grasp.utils.io import write_atomically
 
 # What would differ from one time to the next is left out.
 _FORMATS: dict[str, dict[str, None]] = {

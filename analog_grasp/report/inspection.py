@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from analog_grasp.report.inspection_figure import draw
 from analog_grasp.report.modality import Values, dip, dip_p_value, holm
 from analog_grasp.report.tables import TextCell, TextRow, TextTable, markdown_table
-from analog_grasp.study.export import write_atomically
+from analog_grasp.utils.io import write_atomically
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ALL_LAYERS = "all layers"

@@ -35,7 +35,7 @@ def noise_level(device: str) -> float | None:
     """The spread of a Gaussian device, relative to the largest weight; None for another device.
 
     Example:
-        >>> noise_level("gaussian@0.02"), noise_level("gaussian"), noise_level("pcm-hermes-2")
+        >>> noise_level("gaussian:0.02"), noise_level("gaussian"), noise_level("pcm-hermes-2")
         (0.02, 0.05, None)
     """
     if not re.fullmatch(r"gaussian(@.+)?", device):

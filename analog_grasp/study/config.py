@@ -11,7 +11,7 @@ from analog_grasp.study.hardware import Hardware
 from analog_grasp.utils.errors import shown
 from analog_grasp.utils.io import read_toml
 from analog_grasp.utils.time import format_time, parse_time
-from analog_grasp.utils.types import SHIFT_LR_RATIO, Placement, Sampling, StoredError
+from analog_grasp.utils.types import SHIFT_LR_RATIO, Placement, ProgrammingError, Sampling
 
 if TYPE_CHECKING:
     from analog_grasp.devices.card import DeviceCard
@@ -80,7 +80,7 @@ class Settings(Hardware):
     weights: Literal["analog", "digital"] = "analog"
     """Where the frozen weights live: on tiles, or exact beside the chip, so that the noise of a
     programmed adapter can be studied alone."""
-    error: StoredError = "device"
+    error: ProgrammingError = "device"
     """What a programmed adapter misses its values by: as the device does, or by as much as its
     learned spreads allow."""
     groups: Annotated[int, Field(ge=1)] = 16

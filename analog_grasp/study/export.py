@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow
 from pyarrow import parquet
 
 from analog_grasp.study.records import COLUMNS, Measurement, measurement_row
+from analog_grasp.utils.io import write_atomically
 
 _ARROW = {"str": pyarrow.string(), "float": pyarrow.float64(), "int": pyarrow.int64()}
 _SCHEMA = pyarrow.schema([(name, _ARROW[Measurement.__annotations__[name]]) for name in COLUMNS])
@@ -61,17 +61,3 @@ def write_parquet(measurements: Iterable[Measurement], path: Path | str) -> None
     content = io.BytesIO()
     parquet.write_table(table, content)
     write_atomically(path, content.getvalue())
-
-
-def write_atomically(path: Path | str, content: bytes) -> None:
-    """Write a whole file or leave the old one: a reader never meets half of it."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -8,8 +8,7 @@ from typing import Any
 import tomli_w
 
 from analog_grasp.study.config import CHANGEABLE, RECORDS, Settings, first_change, resolve
-from analog_grasp.study.export import write_atomically
-from analog_grasp.utils.io import read_toml
+from analog_grasp.utils.io import read_toml, write_atomically
 
 _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
 RUN_FILE = "run.toml"

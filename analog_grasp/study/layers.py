@@ -9,10 +9,10 @@ from pathlib import Path
 
 from analog_grasp.crossbar import deploy
 from analog_grasp.study.evaluator import Bench
-from analog_grasp.study.export import write_atomically
 from analog_grasp.study.grid import Chip
 from analog_grasp.study.progress import Progress
 from analog_grasp.study.records import LayerRecord
+from analog_grasp.utils.io import write_atomically
 
 LAYERS_FILE = "layers.csv"
 

@@ -10,12 +10,12 @@ import tomli_w
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 from analog_grasp.study import api as studies
 from analog_grasp.study.config import Settings, resolve
-from analog_grasp.study.export import write_atomically
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.runner import prepare, run
 from analog_grasp.tuning.objective import Trial
 from analog_grasp.tuning.search_space import TRIALS
 from analog_grasp.tuning.tune import Tuning, prepare_tuning, tune
+from analog_grasp.utils.io import write_atomically
 
 BEST_FILE, TRIALS_FILE, SUMMARY_FILE = "best.toml", "trials.csv", "summary.md"
 PAGE_FILE = "report.html"

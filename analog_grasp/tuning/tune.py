@@ -24,7 +24,6 @@ from analog_grasp.adapters.registry import ADAPTERS, check_placement
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.adapters import new_adapter
 from analog_grasp.study.config import CHANGEABLE, Settings, first_change
-from analog_grasp.study.export import write_atomically
 from analog_grasp.study.folder import LOG_FILE, visible
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import card_hash
@@ -48,6 +47,7 @@ from analog_grasp.tuning.storage import (
     shown_url,
     storage_errors,
 )
+from analog_grasp.utils.io import write_atomically
 
 STUDY_FILE, TUNE_FILE = "study.sqlite", "tune.toml"
 

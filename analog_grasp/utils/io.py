@@ -1,5 +1,6 @@
-"""TOML files of unknown origin, read within bounds."""
+"""Atomic writes, and bounded reads of TOML files of unknown origin."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -87,3 +88,32 @@ def _check(part: Any, depth: int = 0) -> None:
         raise ValueError("it holds an integer of more than 64 bits")
     elif isinstance(part, str) and _CONTROL.search(part):
         raise ValueError("it holds a text with control characters")
+
+
+def write_atomically(path: Path | str, content: bytes) -> None:
+    """Replace a file by new content in one step, so that no reader sees a partial file.
+
+    Args:
+        path: The file; its folder must exist.
+        content: All bytes of the file.
+
+    Raises:
+        OSError: The file cannot be written; an older one is kept.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(Path(folder) / "a.txt", b"whole")
+        ...     (Path(folder) / "a.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

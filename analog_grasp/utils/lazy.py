@@ -21,7 +21,7 @@ def names_from(
         PEP 562.
 
     Example:
-        >>> find, listed = names_from("analog_grasp.devices", {"parse_time": "time"})
+        >>> find, listed = names_from("analog_grasp.utils", {"parse_time": "time"})
         >>> find("parse_time")("1h"), "parse_time" in listed()
         (3600.0, True)
     """

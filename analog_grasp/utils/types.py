@@ -17,7 +17,7 @@ Placement = Literal["digital", "folded", "programmed"]
 Sampling = Literal["feature", "group", "weight"]
 """What draws its own sample in training."""
 
-StoredError = Literal["device", "learned"]
+ProgrammingError = Literal["device", "learned"]
 """What the numbers of a programmed adapter miss their targets by."""
 
 DriftCompensation = Literal["global", "per-column", "exact", "none"]

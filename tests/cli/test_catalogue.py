@@ -41,7 +41,7 @@ def test_device_of_a_file(ag, tmp_path):
 
 
 def test_spread_is_that_of_the_card():
-    card = DeviceCard.load("gaussian@0.1")
+    card = DeviceCard.load("gaussian:0.1")
     mean, std = catalogue._reached(card, 0.5, "1y")
     assert mean == pytest.approx(12.5, abs=0.1)
     assert std == pytest.approx(2.5, rel=0.03)

@@ -86,21 +86,21 @@ def test_a_tabulated_card_is_programmed_to_its_first_row():
 
 
 def test_gaussian_takes_a_level():
-    card = DeviceCard.load("gaussian@0.1")
-    assert card.name == "gaussian@0.1"
+    card = DeviceCard.load("gaussian:0.1")
+    assert card.name == "gaussian:0.1"
     assert card.programming.pieces[0].coefficients == (2.5,)
-    assert DeviceCard.load("gaussian@0.05").programming == DeviceCard.load("gaussian").programming
+    assert DeviceCard.load("gaussian:0.05").programming == DeviceCard.load("gaussian").programming
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gaussian@", "has no valid relative spread: write a number between 0 and 1"),
-        ("gaussian@much", "has no valid relative spread"),
-        ("gaussian@nan", "has no valid relative spread"),
-        ("gaussian@-0.1", "has no valid relative spread"),
-        ("gaussian@2", "has no valid relative spread"),
-        ("pcm-hermes-2@1d", 'takes no level: only gaussian does, as in "gaussian@0.05".'),
+        ("gaussian:", "has no valid noise level: write a number between 0 and 1"),
+        ("gaussian:much", "has no valid noise level"),
+        ("gaussian:nan", "has no valid noise level"),
+        ("gaussian:-0.1", "has no valid noise level"),
+        ("gaussian:2", "has no valid noise level"),
+        ("pcm-hermes-2:1d", 'takes no noise level: only gaussian does, as in "gaussian:0.05".'),
         ("pcm-hermes2", 'does not exist: did you mean "pcm-hermes-2"? The shipped cards are'),
         ("", "does not exist: the shipped cards are gaussian, ideal"),
         ("x" * 5000, "does not exist"),

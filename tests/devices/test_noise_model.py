@@ -195,7 +195,7 @@ def test_ideal_is_exact():
 
 def test_gaussian_noise_is_relative_to_the_largest_weight():
     w = 3.0 * weights(500, 500)
-    noise_of_weights = model("gaussian@0.1").apply_noise(w, 0.0) - w
+    noise_of_weights = model("gaussian:0.1").apply_noise(w, 0.0) - w
     assert float(noise_of_weights.std()) == pytest.approx(0.3, rel=0.01)
     assert float(noise_of_weights.mean()) == pytest.approx(0.0, abs=0.003)
 

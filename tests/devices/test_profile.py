@@ -23,7 +23,7 @@ def test_ideal_reads_back_what_was_stored():
 
 
 def test_gaussian_spread_is_its_level():
-    p = card("gaussian@0.2").profile(0)
+    p = card("gaussian:0.2").profile(0)
     assert p.std == pytest.approx(np.full(p.values.shape, 0.2), rel=0.03)
     assert p.mean == pytest.approx(p.values, abs=0.01)
 

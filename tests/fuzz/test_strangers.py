@@ -218,7 +218,7 @@ GIVEN = {"--out", "--export", "--debug", "--help"}
 # What an option may well be given.
 NUMBERS = ["0", "0.1", "1", "3", "-1", "1.5", str(10**30), "nan", "inf", "1e308", "1e-320"]
 WORDS = [
-    "file", "..", "/", "/dev/null", "pcm-hermes-2", "ideal@2", "gaussian@0.1", "reviews", "e2e",
+    "file", "..", "/", "/dev/null", "pcm-hermes-2", "ideal@2", "gaussian:0.1", "reviews", "e2e",
     "1d", "1e400y", "a,b", ",", "none", "grasp", "lora,full", "ray", "programmed", "-", "--",
     "sqlite:///x/y", "noise_weight=1:0", "[bold]", "\udcff", "all-linear", "(a+)+",
 ]  # fmt: skip

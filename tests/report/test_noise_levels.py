@@ -40,7 +40,7 @@ def drawn(monkeypatch):
 
 
 def test_levels_stand_in_their_order(drawn, records):
-    mixed = cells(["gaussian@0.2", "pcm-hermes-2", "gaussian@0.02", "gaussian"])
+    mixed = cells(["gaussian:0.2", "pcm-hermes-2", "gaussian:0.02", "gaussian"])
     accuracy_vs_noise(mixed, "unused", adapters=records)
     (panel,) = drawn[0].axes
     line = panel.lines[0]
@@ -54,7 +54,7 @@ def test_levels_stand_in_their_order(drawn, records):
 
 
 def test_placements_have_panels_of_their_own(drawn):
-    devices = ["gaussian@0.02", "gaussian@0.05"]
+    devices = ["gaussian:0.02", "gaussian:0.05"]
     accuracy_vs_noise(cells(devices) + cells(devices, "programmed"), "unused")
     assert [panel.get_title() for panel in drawn[0].axes] == [
         "noise on the frozen weights",
@@ -65,17 +65,17 @@ def test_placements_have_panels_of_their_own(drawn):
 
 
 def test_an_unfinished_run_is_drawn_as_far_as_it_is(drawn):
-    half = cells(["gaussian@0.02", "gaussian@0.05"])
+    half = cells(["gaussian:0.02", "gaussian:0.05"])
     accuracy_vs_noise([c for c in half if c.device[-1] == "2" or c.adapter == "grasp"], "unused")
     assert [len(line.get_xdata()) for line in drawn[0].axes[0].lines] == [2, 1]
 
 
 def test_one_level_is_no_figure(tmp_path):
-    assert accuracy_vs_noise(cells(["gaussian", "gaussian@0.05", "ideal"]), tmp_path / "x") == []
+    assert accuracy_vs_noise(cells(["gaussian", "gaussian:0.05", "ideal"]), tmp_path / "x") == []
     assert not list(tmp_path.iterdir())
 
 
 def test_three_formats_are_written(tmp_path):
-    paths = accuracy_vs_noise(cells(["gaussian@0.02", "gaussian@0.1"]), tmp_path / "figure")
+    paths = accuracy_vs_noise(cells(["gaussian:0.02", "gaussian:0.1"]), tmp_path / "figure")
     assert [path.suffix for path in paths] == [".png", ".svg", ".pdf"]
     assert all(path.stat().st_size for path in paths)

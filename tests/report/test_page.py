@@ -133,11 +133,11 @@ def test_a_figure_a_device_and_switches_for_all(page_of, layers):
 
 
 def test_gaussian_devices_are_drawn_against_their_noise(page_of, make):
-    cells, adapters = make(devices=["gaussian@0.05", "gaussian@0.02", "pcm"])
+    cells, adapters = make(devices=["gaussian:0.05", "gaussian:0.02", "pcm"])
     found = Page(page_of(cells, adapters))
     assert len(json.loads(found.data)) == 4
     assert "Score against noise level" in found.text
-    cells, adapters = make(devices=["gaussian@0.05", "pcm"])
+    cells, adapters = make(devices=["gaussian:0.05", "pcm"])
     assert "Score against noise level" not in Page(page_of(cells, adapters)).text
 
 

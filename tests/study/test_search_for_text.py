@@ -55,7 +55,7 @@ def test_noise_of_the_adapter_alone(bert, batch):
     settings = resolve({"placement": "programmed", "weights": "digital"})
     assert settings.hardware() == {"weights": "digital"}
     digital = model(**batch).logits
-    for device, exact in (("gaussian@0", True), ("gaussian@0.1", False)):
+    for device, exact in (("gaussian:0", True), ("gaussian:0.1", False)):
         deployed = ag.deploy(model, ag.DeviceCard.load(device), **settings.deployment())
         deployed.program(seed=0)
         assert deployed.report() == []

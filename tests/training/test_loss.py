@@ -67,7 +67,7 @@ def test_the_target_of_a_device_is_the_spread_in_its_profile():
 
 
 def test_a_card_with_a_level_and_a_time():
-    target = spread_target("gaussian@0.1@0s")(torch.tensor([0.5]))
+    target = spread_target("gaussian:0.1@0s")(torch.tensor([0.5]))
     assert target.item() == pytest.approx(0.1, rel=0.03)
 
 

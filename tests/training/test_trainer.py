@@ -267,7 +267,7 @@ def test_early_stopping_goes_by_the_chip(adapted, task):
     done = train(
         adapted(),
         task,
-        evaluate_on="gaussian@0.1@0s",
+        evaluate_on="gaussian:0.1@0s",
         epochs=9,
         learning_rate=1e-9,
         callbacks=[EarlyStoppingCallback(2)],

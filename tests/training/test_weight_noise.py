@@ -110,7 +110,7 @@ def columns_of(tensor, layer):
 
 
 @pytest.mark.filterwarnings("ignore:device card:UserWarning")
-@pytest.mark.parametrize("where", ["pcm-hermes-2@1d", "rram-wan2022@1y", "gaussian@0.1@0s"])
+@pytest.mark.parametrize("where", ["pcm-hermes-2@1d", "rram-wan2022@1y", "gaussian:0.1@0s"])
 def test_noise_can_be_that_of_a_device(layer, where):
     clean = columns(layer).detach().clone()
     largest = clean.abs().amax(dim=1, keepdim=True)
