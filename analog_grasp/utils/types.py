@@ -8,6 +8,12 @@ from typing import Literal
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """The built-in model, by its id on the Hub."""
 
+TASK_NAMES = (
+    "reviews", "glue/cola", "glue/sst2", "glue/mrpc", "glue/qqp", "glue/mnli", "glue/qnli",
+    "glue/rte", "glue/stsb", "glue/wnli", "e2e", "e2e/dev", "csv",
+)  # fmt: skip
+"""The tasks that `load_task` knows without registration."""
+
 SHIFT_LR_RATIO = 0.3
 """The learning rate of GRASP's shifts, in units of that of its scales."""
 
