@@ -1,23 +1,38 @@
-# Two commands: `make compare` shows what the project does, `make test` whether it works.
-# Both make their own environment in .venv, and again when the requirements change.
+# Quickstart: `make compare` runs the default comparison, `make test` the tests.
+# Both create the environment in .venv and update it when pyproject.toml changes.
 
-# Threads that wait leave their core to those that work; on a shared machine this decides the pace.
+# Idle OpenMP threads release their core; this decides the speed on a shared machine.
 export OMP_WAIT_POLICY := passive
 
 PYTHON ?= python3
-INSTALLED := .venv/.installed
+# `compare` needs the package alone; the other targets add the development tools to it.
+PACKAGE := .venv/.installed
+DEVELOPMENT := .venv/.installed-dev
 
-.PHONY: compare test
+.PHONY: compare test check docs
 
-compare: $(INSTALLED)
+compare: $(PACKAGE)
 	.venv/bin/analog-grasp compare
 
-test: $(INSTALLED)
+test: $(DEVELOPMENT)
 	.venv/bin/python -m pytest -m "not slow"
 
-$(INSTALLED): pyproject.toml
+check: $(DEVELOPMENT)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(MAKE) test
+
+docs: $(DEVELOPMENT)
+	.venv/bin/zensical build --strict
+
+$(PACKAGE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
-		{ echo "$(PYTHON) is older than Python 3.12, which analog-grasp needs: name another, as in make PYTHON=python3.12 $(MAKECMDGOALS)." >&2; exit 2; }
+		{ echo "$(PYTHON) is older than Python 3.12, which analog-grasp requires: choose another, as in make PYTHON=python3.12 $(MAKECMDGOALS)." >&2; exit 2; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(DEVELOPMENT): $(PACKAGE)
 	.venv/bin/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -1,4 +1,4 @@
-"""How docstrings become the reference: examples are shown as code, names in backticks as links."""
+"""Griffe extension that renders the docstrings: doctest examples as code, names as links."""
 
 import re
 from collections.abc import Iterator
@@ -6,36 +6,50 @@ from typing import Any
 
 import griffe
 
-# Not part of the reference.
-_LEFT_OUT = ("analog_grasp.cli", "analog_grasp.cli.diagnosis", "analog_grasp.hook")
+# Objects below these paths are omitted from the reference.
+_HIDDEN = ("analog_grasp.cli", "analog_grasp.hook")
+# Headings of docs/method.md by which docstrings cite it, with their anchors.
+_SECTIONS = {
+    "GRASP": "method-grasp",
+    "StochGRASP": "method-stochgrasp",
+    "Analog deployment": "method-deployment",
+    "Device cards": "method-device-cards",
+    "Tasks and metrics": "method-tasks",
+}
 
 
 class Docstrings(griffe.Extension):
-    """Reads the docstrings of a package as this project writes them."""
+    """Prepare the docstrings of a package for mkdocstrings."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Called once all of a package has been read."""
+        """Rewrite all docstrings once the package has been loaded."""
         objects = list(_objects(pkg))
-        homes = {each.name: each.path for each in objects if each.is_class or each.is_function}
+        paths = {each.name: each.path for each in objects if each.is_class or each.is_function}
 
-        def link(found: re.Match[str]) -> str:
-            name = found[1]
-            return f"[`{name}`][{homes[name]}]" if name in homes else found[0]
+        def link(match: re.Match[str]) -> str:
+            name = match[1]
+            return f"[`{name}`][{paths[name]}]" if name in paths else match[0]
+
+        def cite(match: re.Match[str]) -> str:
+            return f'[Method, "{match[1]}"][{_SECTIONS[match[1]]}]'
 
         for each in objects:
             if isinstance(each, griffe.Module):
-                # What a package hands on is shown where it is made, and once.
+                # Re-exported names are documented once, in the module that defines them.
                 each.exports = None
             if each.docstring:
                 text = re.sub(r"(?<![`\[])`(\w+)`(?!`)", link, each.docstring.value)
-                text = re.sub(r"\bMETHOD (\d)", r"[METHOD \1][method-\1]", text)
+                headings = "|".join(_SECTIONS)
+                text = re.sub(
+                    rf'docs/method\.md,\s+(?:section\s+)?"?({headings})"?(?!\w)', cite, text
+                )
                 each.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", text)
 
 
 def _objects(parent: griffe.Object) -> Iterator[griffe.Object]:
-    """The public objects below one, itself among them; those of modules first, by path."""
+    """Yield the public objects below `parent`, including itself."""
     yield parent
     for name, member in parent.members.items():
         hidden = name.startswith("_") and name != "__call__"
-        if isinstance(member, griffe.Object) and not hidden and member.path not in _LEFT_OUT:
+        if isinstance(member, griffe.Object) and not hidden and member.path not in _HIDDEN:
             yield from _objects(member)
