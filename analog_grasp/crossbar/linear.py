@@ -6,18 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
-from analog_grasp.crossbar.converters import (
-    ReadSettings,
-    Variance,
-    of_tile,
-    read,
-    read_exactly,
-    read_fast,
-    readout,
-)
+from analog_grasp.crossbar.converters import read_settings, readout
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.kernels import cpu
 from analog_grasp.kernels.matmul import Packed, pack
+from analog_grasp.kernels.reference import Variance, of_tile, read, read_exactly
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DriftCompensation
 
@@ -78,7 +72,7 @@ class CrossbarLinear(nn.Module):
         super().__init__()
         self.name, self.card, self.compensation = name, card, compensation
         converters = card.converters
-        self._settings = None if converters is None else ReadSettings.of(converters)
+        self._settings = None if converters is None else read_settings(converters)
         self.input_range: float | None = None
         self.digital = False
         self._frozen = by_output(layer)
@@ -184,7 +178,7 @@ class CrossbarLinear(nn.Module):
         for split in self._now():
             if split.packed is None:
                 split.packed = pack(split.weight, self._settings.dac_step)
-            read_fast(
+            cpu.read(
                 x,
                 split.rows.start,
                 split.weight,

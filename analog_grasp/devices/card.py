@@ -264,6 +264,10 @@ class DeviceCard(Section):
         return spreads
 
 
+type Device = str | Path | DeviceCard
+"""A device as arguments take it: the name of a card, the path of a TOML file, or a card."""
+
+
 class DeviceAtTime(NamedTuple):
     """A device at a drift time.
 

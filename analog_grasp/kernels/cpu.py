@@ -1,9 +1,16 @@
 """The arithmetic around an analog product, fused for a CPU: DAC before it; noise and ADC after."""
 
+import threading
+from collections.abc import Sequence
+
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from analog_grasp.kernels.matmul import Packed, multiply
+from analog_grasp.kernels.reference import ReadSettings, Variance, of_tile, read_again
 from analog_grasp.kernels.rng import Floats, fill_normal, row_key
 from analog_grasp.kernels.threads import parallel_kernel
 
@@ -11,6 +18,8 @@ Flags = NDArray[np.bool_]
 Ends = NDArray[np.int64]
 
 _MAGNITUDE = 0x7FFFFFFF
+_NONE = np.empty(0, np.float32)
+_NO_MATRIX = np.empty((0, 0), np.float32)
 
 
 @parallel_kernel
@@ -184,7 +193,7 @@ def _add(row: Floats, factor: np.float32, scale: Floats, y: Floats) -> None:
 
 
 @parallel_kernel
-def column_readout(
+def read_columns(
     first: int,
     end: int,
     weight: Floats,
@@ -232,3 +241,126 @@ def _mean_magnitude(row: Floats, bound: np.float32) -> np.float32:
     for d in range(row.size):
         total += min(abs(row[d]), bound)
     return total / np.float32(row.size)
+
+
+def read(
+    x: Tensor,
+    first: int,
+    weight: Tensor,
+    packed: Packed | None,
+    variance: Variance,
+    settings: ReadSettings,
+    input_range: float | None,
+    key: int,
+    tiles: Sequence[slice],
+    scale: Tensor,
+    start: Tensor | None,
+    y: Tensor,
+) -> None:
+    """Read tiles as `reference.read` does, by compiled kernels: float32 on a CPU, no gradient.
+
+    Args:
+        x: All inputs of the layer, ``(N, D)``, contiguous; those from ``first`` on are the tiles'.
+        first: The tiles' first input.
+        weight: As for `reference.read`.
+        packed: The same for a faster product; see `matmul.pack`.
+        variance: As for `reference.read`.
+        settings: As for `reference.read`.
+        input_range: As for `reference.read`.
+        key: As for `reference.read`.
+        tiles: As for `reference.read`.
+        scale: The digital scale of each column, ``(D_out,)``.
+        start: A digital bias, ``(D_out,)``, that the scaled outputs are added to; None for ``y``.
+        y: ``(N, D_out)``; filled.
+    """
+    rows, width = len(x), weight.shape[1]
+    inputs, product = _INPUTS.of(rows, width), _PRODUCTS.of(rows, len(weight))
+    gain = x.new_full((rows,), 1.0 / (input_range or 1.0))
+    by_row = isinstance(variance, float)
+    squares = np.empty(rows if by_row else 0, np.float32)
+    convert_inputs(
+        rows,
+        x.numpy(),
+        first,
+        gain.numpy(),
+        settings.by_maximum and input_range is None,
+        np.float32(settings.dac_step),
+        inputs.numpy(),
+        squares,
+    )
+    matrix = _NO_MATRIX
+    if isinstance(variance, Tensor):
+        matrix = (inputs.square() @ variance.float().T).numpy()
+    clipped = np.empty((rows, len(tiles)), np.bool_)
+    convert_outputs(
+        rows,
+        multiply(inputs, weight, packed, settings.dac_step, product).numpy(),
+        gain.numpy(),
+        scale.numpy(),
+        np.float32(settings.output_noise),
+        squares * np.float32(variance) if by_row else _NONE,
+        matrix,
+        np.float32(settings.adc_step),
+        np.float32(settings.output_bound),
+        settings.iterative,
+        np.array([tile.start for tile in tiles] + [tiles[-1].stop]),
+        np.uint64(key),
+        _NONE if start is None else start.numpy(),
+        y.numpy(),
+        clipped,
+    )
+    if not (settings.iterative and clipped.any()):
+        return
+    for tile, held in zip(tiles, clipped.T, strict=True):
+        if held.any():
+            chosen = torch.from_numpy(held.nonzero()[0])
+            part = x[chosen, first : first + width]
+            again = read_again(
+                part, weight[tile], of_tile(variance, tile), settings, input_range, key
+            )
+            y[chosen, tile] += again * scale[tile]
+
+
+class _Room(threading.local):
+    """Memory that is used again: a process that asks for it anew each time waits for its pages."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+
+    def of(self, rows: int, columns: int) -> Tensor:
+        """A matrix of anything, whose contents last until the next is asked for."""
+        if self._numbers.numel() < rows * columns:
+            # One that is made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                self._numbers = torch.empty(rows * columns)
+        return self._numbers[: rows * columns].view(rows, columns)
+
+
+_INPUTS, _PRODUCTS = _Room(), _Room()
+
+
+def column_readout(
+    weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int
+) -> Tensor:
+    """Return what `reference.column_readout` does; float32 weights, contiguous, on a CPU."""
+    settings = settings or ReadSettings()
+    means = torch.empty(len(weight))
+    read_columns(
+        len(weight),
+        weight.numpy(),
+        np.float32(settings.output_noise),
+        _as_array(variance, weight),
+        np.float32(settings.adc_step),
+        np.float32(settings.output_bound),
+        np.uint64(key),
+        means.numpy(),
+    )
+    return means
+
+
+def _as_array(variance: Variance, weight: Tensor) -> np.ndarray:
+    if variance is None:
+        return _NO_MATRIX
+    if isinstance(variance, float):
+        return np.full((1, 1), variance, np.float32)
+    return variance.to(weight).numpy()
