@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
 from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of
-from analog_grasp.study.config import Settings
+from analog_grasp.devices.card import DeviceAtTime
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import ADAPTER_FILES, model_hash
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.sources import last_line
 from analog_grasp.training import train
 from analog_grasp.training.converter_loop import card_with_converters
-from analog_grasp.training.loss import card_at_time
 
 # Of an adapter's configuration, in bytes.
 _LARGEST_CONFIG = 1 << 20
@@ -121,7 +121,7 @@ def _base_model_name(path: Path) -> str | None:
     return base
 
 
-def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
+def new_adapter(settings: StudyConfig, task: Task, adapter: str) -> PeftModel:
     """An untrained adapter on its pre-trained model.
 
     Args:
@@ -136,23 +136,26 @@ def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
     """
     _check_hardware(settings)
     base = load_base_model(
-        settings.model, task, settings.seed, trust_remote_code=settings.trust_remote_code
+        settings.model.name,
+        task,
+        settings.run.seed,
+        trust_remote_code=settings.model.trust_remote_code,
     )
     try:
         # Some methods begin from random numbers.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)
+            torch.default_generator.manual_seed(settings.run.seed)
             adapted = adapt(
                 base,
                 adapter,
                 task_type=task.task_type,
-                groups=settings.groups,
-                target_modules=settings.target_modules
-                if isinstance(settings.target_modules, str)
-                else list(settings.target_modules),
-                noise_weight=settings.noise_weight,
-                noise_target=settings.noise_target,
-                sampling=settings.sampling,
+                groups=settings.training.groups,
+                target_modules=settings.training.target_modules
+                if isinstance(settings.training.target_modules, str)
+                else list(settings.training.target_modules),
+                noise_weight=settings.training.noise_weight,
+                noise_target=settings.training.noise_target,
+                sampling=settings.training.sampling,
             )
         return adapted.to(processor())
     except ValueError as error:
@@ -161,23 +164,23 @@ def new_adapter(settings: Settings, task: Task, adapter: str) -> PeftModel:
             raise
         raise ValueError(
             f"No layer of the model {base.name_or_path} answers to the target_modules "
-            f"{settings.target_modules!r}: give endings of the names of its linear layers, or "
+            f"{settings.training.target_modules!r}: give endings of the names of its linear layers, or "
             "all-linear."
         ) from error
 
 
-def _check_hardware(settings: Settings) -> None:
+def _check_hardware(settings: StudyConfig) -> None:
     """Refuse what names no device, before anything is loaded."""
     for name in ("injection", "evaluate_on"):
-        if isinstance(where := getattr(settings, name), str):
-            card_at_time(name, where)
-    if settings.converters is not None:
-        card_with_converters(settings.converters)
+        if isinstance(where := settings.value(name), str):
+            DeviceAtTime.parse(where)
+    if settings.training.converters is not None:
+        card_with_converters(settings.training.converters)
 
 
 def train_adapter(
     model: PeftModel,
-    settings: Settings,
+    settings: StudyConfig,
     task: Task,
     description: str,
     progress: Progress,
@@ -205,7 +208,7 @@ def train_adapter(
         ValueError: As `analog_grasp.train`.
     """
     kind = kind_of(model.active_peft_config)
-    learning_rate = settings.learning_rate or ADAPTERS[kind or "grasp"].learning_rate
+    learning_rate = settings.training.learning_rate or ADAPTERS[kind or "grasp"].learning_rate
     saving: dict[str, Any] = {} if save_steps is None else {"save_steps": save_steps}
     if checkpoints is not None:
         saving |= {"output_dir": checkpoints, "save_total_limit": 1}
@@ -213,16 +216,16 @@ def train_adapter(
     train(
         model,
         task,
-        injection=settings.injection,
-        converters=settings.converters,
-        evaluate_on=settings.evaluate_on,
-        epochs=settings.epochs,
+        injection=settings.training.injection,
+        converters=settings.training.converters,
+        evaluate_on=settings.training.evaluate_on,
+        epochs=settings.training.epochs,
         learning_rate=learning_rate,
-        shift_lr_ratio=settings.shift_lr_ratio,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        bf16=settings.bf16,
+        shift_lr_ratio=settings.training.shift_lr_ratio,
+        batch_size=settings.training.batch_size,
+        seed=settings.run.seed,
+        gradient_accumulation_steps=settings.training.gradient_accumulation_steps,
+        bf16=settings.training.bf16,
         resume_from_checkpoint=_last_checkpoint(checkpoints),
         callbacks=[_Steps(description, progress)],
         **saving,
@@ -233,7 +236,7 @@ def train_adapter(
         if _says_one_thing(model, few):
             warnings.warn(
                 f"The adapter {kind} gives one answer to {len(few.train)} training sentences of "
-                f"{task.name}: train it longer (--epochs, here {settings.epochs:g}) or with a "
+                f"{task.name}: train it longer (--epochs, here {settings.training.epochs:g}) or with a "
                 f"lower learning rate (--learning-rate, here {learning_rate:g}).",
                 stacklevel=2,
             )

@@ -16,7 +16,7 @@ from analog_grasp.study.adapters import (
     save_adapter,
     train_adapter,
 )
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.engines import engine
 from analog_grasp.study.evaluator import Bench
 from analog_grasp.study.grid import Chip, chips, times
@@ -28,7 +28,7 @@ from analog_grasp.study.provenance import adapter_hash, card_hash, data_hash
 from analog_grasp.study.records import AdapterRecord, Origin
 from analog_grasp.study.store import Store
 from analog_grasp.tasks import Task, tokenizer_for
-from analog_grasp.training.loss import spread_target
+from analog_grasp.training.loss import target_std
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Study:
     Made by `prepare`, which raises what can be known to be wrong before anything is trained.
     """
 
-    settings: Settings
+    settings: StudyConfig
     task: Task
     cards: dict[str, DeviceCard]
     """The devices by their cards' names, in the order of the settings."""
@@ -49,7 +49,7 @@ class Study:
     """The saved adapters as they were loaded to be checked, with their models' hashes."""
 
 
-def prepare(settings: Settings, directory: Path) -> Study:
+def prepare(settings: StudyConfig, directory: Path) -> Study:
     """Find the task, the model, the devices and the adapters, and claim the output folder.
 
     Raises:
@@ -58,20 +58,20 @@ def prepare(settings: Settings, directory: Path) -> Study:
         OSError: The folder cannot be written.
     """
     engine(settings)
-    cards = settings.cards()
-    task = settings.load_task()
-    spread_target(settings.noise_target)
-    adapters = adapter_names(settings.adapters)
+    cards = settings.hardware.cards()
+    task = settings.task.load()
+    target_std(settings.training.noise_target)
+    adapters = adapter_names(settings.model.adapters)
     loaded = {}
     for name, asked in adapters.items():
         if _is_saved(asked):
             loaded[name] = load_with_hash(
-                Path(asked), settings.model, task, settings.trust_remote_code
+                Path(asked), settings.model.name, task, settings.model.trust_remote_code
             )
             if kind := kind_of(loaded[name][0].active_peft_config):
-                check_placement(kind, settings.placement)
+                check_placement(kind, settings.hardware.placement)
         else:
-            check_placement(asked, settings.placement)
+            check_placement(asked, settings.hardware.placement)
             new_adapter(settings, task, asked)
     folder.claim(directory, settings)
     return Study(settings, task, cards, adapters, directory, loaded)
@@ -90,7 +90,9 @@ def run(study: Study, progress: Progress = silent) -> None:
     progress = logged(progress, study.directory / folder.LOG_FILE)
     with Store(study.directory / folder.STORE_FILE) as store, claiming(store) as claims:
         hashes = {name: card_hash(card) for name, card in study.cards.items()}
-        for asked, (name, hashed) in zip(study.settings.devices, hashes.items(), strict=True):
+        for asked, (name, hashed) in zip(
+            study.settings.hardware.devices, hashes.items(), strict=True
+        ):
             store.set_card(name, hashed, asked)
         models, records = _all_trained(study, store, claims, progress)
         origins = {
@@ -101,18 +103,20 @@ def run(study: Study, progress: Progress = silent) -> None:
             for device, hashed in hashes.items()
         }
         settings = study.settings
-        bench = Bench(study.task, models, study.cards, settings.deployment(), settings)
+        bench = Bench(
+            study.task, models, study.cards, settings.hardware.deploy_arguments(), settings.hardware
+        )
         Measuring(study.settings, bench, origins, store, claims, progress).finish()
         layers = study.directory / LAYERS_FILE
         if not layers.exists() and claims.take(LAYERS_FILE):
-            first = [Chip(device, 0, settings.seed) for device in study.cards]
+            first = [Chip(device, 0, settings.run.seed) for device in study.cards]
             write_layers(layers, bench, first, times(settings), progress)
             claims.release(LAYERS_FILE)
 
 
 def done_of_all(study: Study) -> tuple[int, int]:
     """How many cells of a study are measured, and how many there are as far as is known yet."""
-    each = len(study.adapters) * len(study.settings.times)
+    each = len(study.adapters) * len(study.settings.run.times)
     with Store(study.directory / folder.STORE_FILE) as store:
         measured = store.measurements()
     # A cell is measured by all metrics of the task at once.
@@ -138,9 +142,11 @@ def adapter_names(adapters: tuple[str, ...]) -> dict[str, str]:
 
 def _options(study: Study) -> str:
     """The settings of a deployment that no column tells."""
-    settings = study.settings
-    told = {"error": settings.error} if settings.placement == "programmed" else {}
-    return ", ".join(f"{name}={value}" for name, value in (told | settings.hardware()).items())
+    hardware = study.settings.hardware
+    changes = hardware.changes()
+    if hardware.placement == "programmed":
+        changes = {"programming_error": hardware.programming_error} | changes
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
 def _all_trained(
@@ -177,7 +183,7 @@ def _trained(
         raise _changed(f"adapter in {path}")
     if adapter not in study.loaded:
         study.loaded[adapter] = load_with_hash(
-            path, study.settings.model, study.task, study.settings.trust_remote_code
+            path, study.settings.model.name, study.task, study.settings.model.trust_remote_code
         )
     model, base = study.loaded[adapter]
     data = data_hash(study.task, tokenizer_for(model))

@@ -1,4 +1,4 @@
-"""Converters in the loop: training reads its layers through DACs and ADCs, as a chip does."""
+"""Converters in the training loop: DACs, output noise and ADCs with straight-through gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,28 +11,27 @@ from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, frozen_layers
 from analog_grasp.crossbar.linear import CrossbarLinear
-from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.card import Device, DeviceCard
 
 
 class ConverterLoop:
-    """A card's converters around the layers that go onto tiles, while a model is trained.
+    """A card's converters around the layers that are deployed on tiles.
 
-    Within `applied` each layer computes what its deployed copy would, devices being exact:
-    quantised inputs, output noise and quantised outputs, tile by tile and scaled by column. Its
-    gradient is that of the exact product, as if the converters were not there.
+    Within `applied`, each layer computes what its deployed copy would compute with exact devices:
+    quantised inputs, output noise and quantised outputs, per tile and scaled per column. The
+    gradient is that of the exact product (straight-through).
 
     Args:
-        model: The model whose layers get converters.
-        name: The device card that states them.
-        pattern: Which layers, as in `frozen_layers`.
+        model: The model whose layers receive converters.
+        device: The device card that states them: a name, a path or a `DeviceCard`.
+        pattern: The layers, as in `frozen_layers`.
 
     Raises:
-        ValueError: There is no such card, or it states no converters; or the pattern matches no
-            layer.
+        ValueError: The device is unknown or states no converters, or the pattern matches no layer.
 
     Source:
-        The straight-through estimator: Bengio, Leonard and Courville, arXiv 1308.3432; converters
-        in the loop of training: Joshi et al., Nat. Commun. 11, 2473 (2020).
+        Straight-through estimator: Bengio, Leonard and Courville, arXiv 1308.3432. Converters in
+        the training loop: Joshi et al., Nat. Commun. 11, 2473 (2020).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -43,19 +42,21 @@ class ConverterLoop:
         False
     """
 
-    def __init__(self, model: nn.Module, name: str, pattern: LayerPattern = "all-linear") -> None:
-        card = card_with_converters(name)
+    def __init__(
+        self, model: nn.Module, device: Device, pattern: LayerPattern = "all-linear"
+    ) -> None:
+        card = card_with_converters(device)
         self._layers = [
-            _Converted(layer, base_name(path), card)
+            _ConvertedLayer(layer, base_name(path), card)
             for path, layer in frozen_layers(model, pattern)
         ]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the layers compute through converters.
+        """Let the layers compute through converters within the block.
 
-        Noise on the weights is to be applied inside the block: columns are scaled by the weights
-        as they are when it begins, which are the targets of a chip.
+        Weight noise must be applied inside the block: columns are scaled by the weights at its
+        beginning, which are the targets of a chip.
         """
         try:
             for layer in self._layers:
@@ -66,27 +67,27 @@ class ConverterLoop:
                 layer.end()
 
 
-def card_with_converters(name: str) -> DeviceCard:
-    """The device card of a name, or of a path to a TOML file.
+def card_with_converters(device: Device) -> DeviceCard:
+    """Return the card of a device, which must state converters.
 
     Raises:
-        ValueError: There is no such card, or it states no converters.
+        ValueError: The device is unknown or states no converters.
 
     Example:
         >>> card_with_converters("pcm-hermes-2").converters.adc_bits
         8
     """
-    card = DeviceCard.load(name)
+    card = DeviceCard.load(device)
     if card.converters is None:
         raise ValueError(
-            f"converters is {name!r}, but that device states none: name a device with converters, "
-            "or leave it out."
+            f"converters is {card.name!r}, a device that states no converters: give a device "
+            "with converters, or none for exact arithmetic."
         )
     return card
 
 
-class _Converted:
-    """One layer of the loop."""
+class _ConvertedLayer:
+    """A frozen layer, and the tiles that it is computed on within the loop."""
 
     def __init__(self, layer: FrozenLayer, name: str, card: DeviceCard) -> None:
         self._layer, self._name, self._card = layer, name, card
@@ -96,7 +97,7 @@ class _Converted:
     def begin(self) -> None:
         if self._tiles is None or self._layer.weight.requires_grad:
             self._tiles = CrossbarLinear(self._layer, self._card, self._name, "none")
-            # Added here: it may be trained.
+            # The bias may be trained, so it is added in `_forward`.
             self._tiles.bias = None
         self._filled = False
         self._layer.__dict__["forward"] = self._forward
@@ -116,19 +117,19 @@ class _Converted:
 
 
 def _fill(tiles: CrossbarLinear, weight: Tensor) -> None:
-    """Put a weight ``(D_out, D)`` on tiles, in the scale that they have."""
+    """Write a weight ``(D_out, D)`` to the tiles, in their present scale."""
     split: Any
     for split in tiles.splits:
         torch.div(weight[:, split.rows], split.scale[:, None], out=split.weight)
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Reads tiles; its gradient is that of ``x @ weight.T``."""
+    """The product on tiles, with the gradient of ``x @ weight.T``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, tiles: CrossbarLinear) -> Tensor:
         ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
-        # Mixed precision stops before the converters, whose steps are finer than those of bf16.
+        # Converter steps are finer than those of bf16, so mixed precision is off here.
         with torch.autocast(x.device.type, enabled=False):
             return tiles(x.detach().float()).to(x.dtype)
 
@@ -136,9 +137,10 @@ class _StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         weight, x = ctx.saved_tensors
-        by_input = by_weight = None
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            by_input = (grad.to(weight.dtype) @ weight).to(grad.dtype)
+            grad_x = (grad.to(weight.dtype) @ weight).to(grad.dtype)
         if ctx.needs_input_grad[1]:
-            by_weight = grad.flatten(0, -2).T.to(weight.dtype) @ x.flatten(0, -2).to(weight.dtype)
-        return by_input, by_weight, None
+            flat = grad.flatten(0, -2).T.to(weight.dtype)
+            grad_weight = flat @ x.flatten(0, -2).to(weight.dtype)
+        return grad_x, grad_weight, None

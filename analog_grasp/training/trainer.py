@@ -1,4 +1,4 @@
-"""Training one adapter: a transformers Trainer that knows the hardware."""
+"""Hardware-aware training of one adapter, by a transformers Trainer."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,85 +18,124 @@ from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.registry import ADAPTERS, kind_of
+from analog_grasp.crossbar import deploy
+from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task, tokenizer_for
 from analog_grasp.tasks.splits import tuning_task
 from analog_grasp.training.converter_loop import ConverterLoop
-from analog_grasp.training.evaluation import ChipEvaluation
 from analog_grasp.training.loss import NoiseAwareLoss
 from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
 
-class AdapterTrainer(Trainer):
-    """A `transformers.Trainer` that trains under what the hardware does to the weights.
+class ChipEvaluation:
+    """The scores of a model in training on one programmed chip at one age.
 
-    It adds the noise-aware loss, injects weight noise and reads through converters. Everything
-    that Trainer takes is taken. Each process of a distributed training draws noise of its own, as
-    each of the batches that accumulate one step does; the first draws as it would alone.
+    Every call programs the same chip instance, so that scores during a training differ by the
+    model alone. The instance differs from those of a study with the same seed.
+
+    Args:
+        task: The task whose validation rows are measured; not those of a reported figure.
+        where: A device at a drift time, such as ``"pcm-hermes-2@1d"``.
+        seed: The seed of the training.
+
+    Raises:
+        ValueError: The device or the time is unknown.
+    """
+
+    def __init__(self, task: Task, where: str | DeviceAtTime, seed: int) -> None:
+        self._task = task
+        self._card, self._seconds = DeviceAtTime.parse(where)
+        self._chip = derive_seed(seed, "evaluation") % 2**31
+
+    def scores(self, model: PeftModel) -> dict[str, float]:
+        """Return every metric of the task for a copy of the model on the chip.
+
+        The adapter is digital where its method allows that, else folded.
+
+        Raises:
+            ValueError: The model's output is not finite.
+        """
+        kind = kind_of(model.active_peft_config)
+        placement = ADAPTERS[kind].placements[0] if kind else "digital"
+        deployment = deploy(model, self._card, placement=placement)
+        deployment.program(self._chip).drift_to(self._seconds)
+        # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
+        vars(deployment.model).pop("forward", None)
+        return self._task.scores(deployment.model)
+
+
+class AdapterTrainer(Trainer):
+    """A `transformers.Trainer` with weight noise, converters and the noise-aware loss.
+
+    Takes every argument of Trainer and those below. Each process of a distributed training and
+    each of the batches that are accumulated for a step draws its own noise; the first process
+    draws what a single process would.
 
     Args:
         injection: The noise on the weights in training; see `WeightNoise`.
-        converters: The card whose converters are in the loop; see `ConverterLoop`.
-        chip: What an evaluation measures; Trainer's own loss on the evaluation rows where None.
-        shift_lr_ratio: The learning rate of GRASP's shifts, in units of that of all else.
+        converters: The device whose converters are in the loop; see `ConverterLoop`.
+        chip: The chip that evaluations are made on; Trainer's own evaluation if None.
+        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters.
     """
 
     def __init__(
         self,
         *args: Any,
-        injection: float | str = 0.0,
-        converters: str | None = None,
+        injection: float | str | DeviceAtTime = 0.0,
+        converters: Device | None = None,
         chip: ChipEvaluation | None = None,
         shift_lr_ratio: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.shift_lr_ratio = shift_lr_ratio
-        # Our loss is a mean over the batch: Trainer itself must divide it among the batches that
-        # accumulate one gradient step, which it leaves to models that take num_items_in_batch.
+        # The loss is a mean over the batch, so Trainer must divide it by the accumulation steps.
+        # It does not for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = False
         model = self.model
         assert isinstance(model, nn.Module)
         self.weight_noise = WeightNoise(model, injection)
-        self._converted = ConverterLoop(model, converters).applied if converters else nullcontext
+        self._converters = ConverterLoop(model, converters).applied if converters else nullcontext
         self.chip = chip
         self.noise_aware_loss = _noise_aware_loss(model)
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Trainer's own optimizer, with the shifts of GRASP in groups of their own."""
+        """Return Trainer's optimizer, with the shifts of GRASP in their own parameter groups."""
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             _scale_rate(optimizer, _shifts(model or self.model), self.shift_lr_ratio)
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward pass under one draw of the injected noise."""
-        with self._converted(), self.weight_noise.applied():
+        """Run one forward and backward pass under one draw of the injected noise."""
+        with self._converters(), self.weight_noise.applied():
             return super().training_step(*args, **kwargs)
 
     def evaluate(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
-        """The scores on the chip, as Trainer names them: ``eval_accuracy``."""
+        """Return the scores on the chip under Trainer's names, such as ``eval_accuracy``."""
         if self.chip is None:
             return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         scores = self.chip.scores(self.model)
-        found = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        self.log(found)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args,
             self.state,
             self.control,  # type: ignore[has-type]
-            found,
+            metrics,
         )
-        return found
+        return metrics
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """``E_eps[L_task] + lambda R(sigma, sigma*)`` (METHOD 2)."""
+        """Return ``E_eps[L_task] + lambda R(sigma, sigma*)``; see `NoiseAwareLoss`."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.noise_aware_loss is not None and model.training:
             loss = loss + self.noise_aware_loss()
@@ -105,14 +144,14 @@ class AdapterTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
         if type(sampler) is LengthGroupedSampler:
-            # A step takes a batch from each process.
+            # One step takes a batch from every process.
             step = sampler.batch_size * self.args.world_size
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return _ByLength(step, sampler.lengths, seed)
+            return _OrderedByLength(step, sampler.lengths, seed)
         return sampler
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the adapter alone: its checkpoints need no tokenizer and no pickled arguments."""
+        """Save the adapter alone, without a tokenizer and pickled arguments."""
         if not isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
             return
@@ -120,16 +159,16 @@ class AdapterTrainer(Trainer):
             output_dir or self.args.output_dir,
             state_dict=state_dict,
             is_main_process=self.args.should_save,
-            # Asking peft to find out would have it look at the Hub.
+            # The default makes peft query the Hub.
             save_embedding_layers=False,
         )
 
 
-class _ByLength(LengthGroupedSampler):
-    """Examples of like length together, in an order that the seed and the epoch alone decide.
+class _OrderedByLength(LengthGroupedSampler):
+    """Batches of examples of similar length, in an order given by the seed and the epoch.
 
-    So a training that goes on in the midst of an epoch sees what it would have seen, and all
-    processes agree on the order.
+    A training resumed within an epoch therefore sees the same batches, and all processes agree on
+    the order.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
@@ -145,9 +184,9 @@ def train(
     model: PeftModel,
     task: Task,
     *,
-    injection: float | str = 0.0,
-    converters: str | None = None,
-    evaluate_on: str | None = None,
+    injection: float | str | DeviceAtTime = 0.0,
+    converters: Device | None = None,
+    evaluate_on: str | DeviceAtTime | None = None,
     epochs: float = 3,
     learning_rate: float = 1e-2,
     shift_lr_ratio: float = SHIFT_LR_RATIO,
@@ -161,59 +200,57 @@ def train(
 ) -> TrainOutput:
     """Train the active adapter and the task head of a PEFT model on a task.
 
-    Under ``torchrun`` or ``accelerate launch`` every process calls it, each with its own copy of
-    the model, and takes ``batch_size`` examples of each step; all copies end with the same
-    adapter. On a CPU use ``torchrun``: the option ``--cpu`` of ``accelerate launch`` starts a
-    single process, whatever the number that is asked for.
+    Under ``torchrun`` or ``accelerate launch`` every process calls it with its own copy of the
+    model and takes ``batch_size`` examples of each step; all copies end with the same adapter. On
+    a CPU use ``torchrun``: ``accelerate launch --cpu`` starts a single process.
 
     Args:
-        model: A model from `peft.get_peft_model`; trained in place, left in evaluation mode.
-        task: What to learn.
-        injection: Standard deviation of Gaussian noise on the weights that go onto tiles, in units
-            of each column's largest weight, or a device at a drift time, ``"pcm-hermes-2@1d"``;
-            drawn afresh for every batch. Frozen weights stay as they are, bit for bit.
-        converters: A device whose DACs, ADCs and output noise the layers on tiles go through in
-            training, with straight-through gradients; see `ConverterLoop`.
-        evaluate_on: A device at a drift time, ``"pcm-hermes-2@1d"``: after every epoch the model
-            is scored on a chip of it, and the best adapter is kept. The rows for that are held
-            out from the training rows, as `tuning_task` does; the task's own validation rows are
-            never looked at. With `transformers.EarlyStoppingCallback` training stops by it.
-        epochs: Passes over the training set.
-        learning_rate: The peak of a linear schedule with warm-up over a tenth of the steps.
-        shift_lr_ratio: The learning rate of GRASP's shifts, in units of that of all else. A shift
-            moves the features of its group alike whatever the input: at the full rate features
-            run away on small tasks, until the model says the same of every sentence.
-        batch_size: Examples a step.
-        seed: Of the order of the examples, the samples, the noise, and the rows held out.
-        dropout: Whether the pre-trained model's dropout acts; off unless asked for, as an adapter
-            of a thousand numbers has little to overfit with.
-        output_dir: Where checkpoints go, one an epoch or every ``save_steps`` steps; none are
-            kept if left out.
-        resume_from_checkpoint: Go on from the last checkpoint in `output_dir`, or from the one
-            that is named. On the same machine with the same settings, training ends with the
-            very bits that it would have ended with uninterrupted.
-        callbacks: As `transformers.Trainer` takes them.
-        arguments: Anything else that `transformers.TrainingArguments` takes, such as
+        model: A model from `peft.get_peft_model`; trained in place and left in evaluation mode.
+        task: The task to learn.
+        injection: Standard deviation of Gaussian noise on the weights that are deployed on tiles,
+            in units of each column's largest weight, or a device at a drift time, such as
+            ``"pcm-hermes-2@1d"``. Drawn anew for every batch; frozen weights stay bit-equal.
+        converters: A device whose DACs, ADCs and output noise the layers go through in training,
+            with straight-through gradients; see `ConverterLoop`.
+        evaluate_on: A device at a drift time, such as ``"pcm-hermes-2@1d"``. After every epoch
+            the model is scored on a chip of that device, on rows held out from the training split
+            by `tuning_task`, and the best adapter is kept. The validation split is not used. Works
+            with `transformers.EarlyStoppingCallback`.
+        epochs: Number of epochs.
+        learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps.
+        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters.
+            A shift moves all features of its group for every input; at the full rate, training
+            on small tasks collapses to a constant prediction.
+        batch_size: Examples per step and process.
+        seed: Seed of the order of the examples, the samples, the noise and the rows held out.
+        dropout: Enable the pre-trained model's dropout.
+        output_dir: Folder for checkpoints, one per epoch or every ``save_steps`` steps; none are
+            kept if None.
+        resume_from_checkpoint: Resume from the last checkpoint in `output_dir`, or from the one
+            named. With the same settings on the same machine, the result is bit-equal to that of
+            an uninterrupted training.
+        callbacks: As in `transformers.Trainer`.
+        arguments: Further `transformers.TrainingArguments`, such as
             ``gradient_accumulation_steps``, ``bf16``, ``save_steps`` or ``eval_steps``.
 
     Returns:
-        What `transformers.Trainer.train` returns: steps, mean loss and speed.
+        The output of `transformers.Trainer.train`: steps, mean loss and speed.
 
     Raises:
-        ValueError: Nothing of the model is trainable; the injection is negative; the ratio is not
-            above 0; a device or a time is unknown or has no converters; there is no checkpoint to
-            go on from.
+        ValueError: The model has no trainable parameter; `injection` is negative; `shift_lr_ratio`
+            is not above 0; a device or a time is unknown; `converters` names a device without
+            converters; there is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            "The model has nothing to train: wrap it with peft.get_peft_model and an adapter "
-            "configuration, or load the adapter with is_trainable=True."
+            "The model has no trainable parameter: wrap it with peft.get_peft_model, or load its "
+            "adapter with is_trainable=True."
         )
     if not shift_lr_ratio > 0:
-        raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: it must be above 0.")
+        raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
     chip = None
     if evaluate_on is not None:
         task = tuning_task(task, seed)
@@ -239,23 +276,23 @@ def train(
             chip=chip,
             shift_lr_ratio=shift_lr_ratio,
         )
-        # With its progress bar off, Trainer would print its statistics instead.
+        # Without a progress bar Trainer would print its statistics.
         trainer.remove_callback(PrinterCallback)
         try:
             return trainer.train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
-            # Mixed precision has wrapped the forward pass.
+            # Mixed precision wraps the forward pass.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
 
 
 def _arguments(given: dict[str, Any], kept: bool, metric: str | None) -> dict[str, Any]:
-    """Our defaults of TrainingArguments, and over them those given.
+    """Return the given TrainingArguments, completed by the defaults of this package.
 
     Args:
-        given: As TrainingArguments names them.
-        kept: Whether checkpoints are wanted for themselves.
-        metric: What the best adapter is chosen by, if it is chosen.
+        given: Arguments by the names of TrainingArguments.
+        kept: Keep the checkpoints after the training.
+        metric: The metric by which the best adapter is chosen; None to keep the last one.
     """
     every = "steps" if {"save_steps", "eval_steps"} & given.keys() else "epoch"
     defaults: dict[str, Any] = {
@@ -264,7 +301,7 @@ def _arguments(given: dict[str, Any], kept: bool, metric: str | None) -> dict[st
         "report_to": "none",
         "disable_tqdm": True,
         "logging_strategy": "no",
-        # Batches of like length hold little padding.
+        # Batches of similar length hold little padding.
         "train_sampling_strategy": "group_by_length",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
@@ -277,19 +314,19 @@ def _arguments(given: dict[str, Any], kept: bool, metric: str | None) -> dict[st
             "metric_for_best_model": metric,
             "greater_is_better": True,
         } | ({} if steps is None else {"eval_steps": steps, "save_steps": steps})
-        # The best one is among them whatever the limit.
+        # The best checkpoint is kept whatever the limit.
         defaults |= {} if kept else {"save_total_limit": 1}
     return {**defaults, **given}
 
 
 def _shifts(model: nn.Module) -> list[Tensor]:
-    """The shifts of every GRASP adapter in a model."""
+    """Return the shifts of every GRASP adapter in a model."""
     layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
     return [layer.means(name)[1] for layer in layers for name in layer.group_of]
 
 
 def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float) -> None:
-    """Move parameters of an optimizer to groups with `ratio` times their learning rate."""
+    """Move parameters to optimizer groups with `ratio` times their learning rate."""
     chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if id(p) in chosen]
@@ -300,7 +337,7 @@ def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float
 
 @contextmanager
 def _dropout(model: nn.Module, on: bool) -> Iterator[None]:
-    """Within the block the model's dropout acts as it is, or not at all."""
+    """Disable the model's dropout within the block, unless `on`."""
     layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
     rates = [layer.p for layer in layers]
     try:
@@ -313,7 +350,7 @@ def _dropout(model: nn.Module, on: bool) -> Iterator[None]:
 
 
 def _noise_aware_loss(model: nn.Module) -> NoiseAwareLoss | None:
-    """The loss term of the active adapter, where it is a StochGRASP one that asks for it."""
+    """Return the loss of an active StochGRASP adapter with a positive weight, else None."""
     if not isinstance(model, PeftModel):
         return None
     config = model.active_peft_config

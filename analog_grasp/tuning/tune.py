@@ -23,13 +23,13 @@ from optuna.trial import FrozenTrial, TrialState
 from analog_grasp.adapters.registry import ADAPTERS, check_placement
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.adapters import new_adapter
-from analog_grasp.study.config import CHANGEABLE, Settings, first_change
+from analog_grasp.study.config import CHANGEABLE, StudyConfig, first_change, flat
 from analog_grasp.study.folder import LOG_FILE, visible
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import card_hash
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.splits import tuning_task
-from analog_grasp.training.loss import spread_target
+from analog_grasp.training.loss import target_std
 from analog_grasp.tuning.objective import Trial, measure, record, values_text
 from analog_grasp.tuning.search import (
     Proposals,
@@ -76,7 +76,7 @@ class Tuning:
         storage, study: optuna's.
     """
 
-    settings: Settings
+    settings: StudyConfig
     adapter: str
     space: Mapping[str, Range]
     multi: bool
@@ -103,7 +103,7 @@ class Tuning:
                 front.append(trial)
         return front
 
-    def settings_of(self, trial: Trial) -> Settings:
+    def settings_of(self, trial: Trial) -> StudyConfig:
         """The settings as a trial had them."""
         return with_values(self.settings, trial.values)
 
@@ -140,7 +140,7 @@ class Tuning:
 
 
 def prepare_tuning(
-    settings: Settings,
+    settings: StudyConfig,
     directory: Path,
     *,
     adapter: str = "stochgrasp",
@@ -170,12 +170,12 @@ def prepare_tuning(
         OSError: The folder or the storage cannot be used.
     """
     space = search_space(search, ranges)
-    if "learning_rate" in space and settings.learning_rate is None and adapter in ADAPTERS:
+    if "learning_rate" in space and settings.training.learning_rate is None and adapter in ADAPTERS:
         settings = with_values(settings, {"learning_rate": ADAPTERS[adapter].learning_rate})
-    cards = settings.cards()
-    task = tuning_task(settings.load_task(), settings.seed, held_out)
+    cards = settings.hardware.cards()
+    task = tuning_task(settings.task.load(), settings.run.seed, held_out)
     _check_adapter(settings, task, adapter, space)
-    asked = settings.model_dump(mode="json", exclude_none=True, exclude=set(CHANGEABLE)) | {
+    asked = flat(settings, CHANGEABLE) | {
         "adapter": adapter,
         "multi": multi,
         "held_out": len(task.validation),
@@ -220,14 +220,13 @@ def tune(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> N
                     advance(_outcome(trial, tuning.task.metrics[0]))
 
 
-def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+def with_values(settings: StudyConfig, values: Mapping[str, Any]) -> StudyConfig:
     """The settings with other values of some.
 
     Raises:
         ValueError: A value is out of its range.
     """
-    # Not a dump, which leaves out that remote code may run.
-    return Settings(**dict(settings) | dict(values))
+    return settings.replace(**values)
 
 
 class _SurplusError(Exception):
@@ -285,12 +284,12 @@ def _number(score: float | None) -> float:
 
 
 def _check_adapter(
-    settings: Settings, task: Task, adapter: str, space: Mapping[str, Range]
+    settings: StudyConfig, task: Task, adapter: str, space: Mapping[str, Range]
 ) -> None:
     """Raise what is wrong with the adapter, at the largest K that may come, before any training."""
-    spread_target(settings.noise_target)
+    target_std(settings.training.noise_target)
     most = {"groups": int(space["groups"].high)} if "groups" in space else {}
-    check_placement(adapter, settings.placement)
+    check_placement(adapter, settings.hardware.placement)
     config = new_adapter(with_values(settings, most), task, adapter).active_peft_config
     for name in {"noise_weight", "noise_target", "groups"} & space.keys():
         if not hasattr(config, name):

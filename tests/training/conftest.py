@@ -1,4 +1,4 @@
-"""A tiny task of whole words, and the tiny models of all tests able to read it."""
+"""Fixtures: a tiny word-level task and tiny models with its tokenizer."""
 
 import pytest
 from datasets import Dataset
@@ -33,21 +33,21 @@ def tokenizer_folder(tmp_path_factory):
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(folder)
-    # The tokenizer of a folder is found by the kind of its model.
+    # AutoTokenizer selects the tokenizer by the model type.
     (folder / "config.json").write_text('{"model_type": "bert"}')
     return folder
 
 
 @pytest.fixture
 def reader(make_model, tokenizer_folder):
-    """Builds a tiny model that knows where its tokenizer lies."""
+    """Return a function that builds a tiny model with a tokenizer."""
 
     def build(architecture: str = "bert", dropout: bool = True) -> PreTrainedModel:
         model = make_model(architecture)
         model.config._name_or_path = model.name_or_path = str(tokenizer_folder)
         for module in model.modules():
             if isinstance(module, nn.Linear | Conv1D):
-                # Fresh weights are so small that hardly anything of a word reaches the head.
+                # Initial weights are too small for the input to affect the logits.
                 module.weight.data.mul_(5)
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0

@@ -1,4 +1,4 @@
-"""Converters in the loop: what training computes is what a chip without noise computes."""
+"""Converters in the loop, compared with a deployed model without noise."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ CONVERTERS = {"programming_noise": False, "drift": False, "read_noise": False}
 
 @pytest.fixture
 def quiet_card(tmp_path, monkeypatch):
-    """A card whose converters round and draw nothing, with tiles that cut every layer."""
+    """A card with noiseless converters, whose tiles split every layer."""
     card = DeviceCard.load(CARD)
     quiet = card.model_copy(
         update={
@@ -45,10 +45,10 @@ def weight_by_output(layer):
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
-def test_the_model_computes_what_its_deployed_copy_does(model, batch, quiet_card):
+def test_output_equals_that_of_the_deployed_model(model, batch, quiet_card):
     adapted = get_peft_model(model, GraspConfig(task_type="SEQ_CLS", groups=4)).eval()
     for _, projection in frozen_layers(adapted):
-        # Fresh weights are so small that hardly anything of them reaches the logits.
+        # Initial weights are too small to affect the logits.
         projection.weight.data.mul_(20)
     chip = deploy(adapted, quiet_card, **CONVERTERS).program(0)
     exact = adapted(**batch).logits
@@ -59,7 +59,7 @@ def test_the_model_computes_what_its_deployed_copy_does(model, batch, quiet_card
     assert torch.equal(adapted(**batch).logits, exact)
 
 
-def test_gradients_pass_straight_through(layer):
+def test_gradient_is_straight_through(layer):
     x = torch.randn(5, 3, 30, requires_grad=True)
     direction = torch.randn(5, 3, 7)
     with ConverterLoop(nn.Sequential(layer), CARD).applied():
@@ -67,7 +67,7 @@ def test_gradients_pass_straight_through(layer):
     torch.testing.assert_close(x.grad, direction @ weight_by_output(layer))
 
 
-def test_trained_weights_get_their_gradient_and_keep_up(layer, quiet_card):
+def test_trainable_weights_receive_gradients_and_updates(layer, quiet_card):
     layer.requires_grad_(True)
     loop, x = ConverterLoop(nn.Sequential(layer), CARD), torch.randn(4, 30)
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_trained_weights_get_their_gradient_and_keep_up(layer, quiet_card):
     torch.testing.assert_close(grad, expected)
 
 
-def test_injected_noise_goes_through_the_converters_at_the_scale_of_the_targets(layer, quiet_card):
+def test_noise_injection_keeps_the_column_scale_of_the_targets(layer, quiet_card):
     stack, x = nn.Sequential(layer), torch.randn(64, 30)
     loop, noise = ConverterLoop(stack, CARD), WeightNoise(stack, 0.2)
     clean = layer(x)
@@ -93,13 +93,13 @@ def test_injected_noise_goes_through_the_converters_at_the_scale_of_the_targets(
 
 
 @pytest.mark.parametrize("ending", [RuntimeError, KeyboardInterrupt])
-def test_the_layers_are_given_back_whatever_ends_the_block(layer, ending):
+def test_layers_are_restored_on_any_exit(layer, ending):
     with pytest.raises(ending), ConverterLoop(nn.Sequential(layer), CARD).applied():
         raise ending
     assert "forward" not in vars(layer)
 
 
-def test_output_noise_follows_the_random_state_of_torch(layer):
+def test_output_noise_is_seeded_by_torch(layer):
     loop, x, drawn = ConverterLoop(nn.Sequential(layer), CARD), torch.randn(4, 30), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -109,7 +109,7 @@ def test_output_noise_follows_the_random_state_of_torch(layer):
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_mixed_precision_stops_before_the_converters(layer, quiet_card):
+def test_autocast_is_off_inside_the_converters(layer, quiet_card):
     x = torch.randn(4, 30).bfloat16()
     with ConverterLoop(nn.Sequential(layer), CARD).applied():
         exact = layer(x.float())
@@ -118,7 +118,7 @@ def test_mixed_precision_stops_before_the_converters(layer, quiet_card):
     torch.testing.assert_close(mixed.float(), exact, atol=0.02, rtol=0.01)
 
 
-def test_adapters_that_train_biases_reach_them(bert, batch):
+def test_bias_adapters_are_applied(bert, batch):
     adapted = adapt(bert, "bitfit")
     with ConverterLoop(adapted, CARD).applied():
         adapted(**batch).logits.sum().backward()
@@ -134,6 +134,8 @@ def test_only_frozen_projections_have_converters(bert):
     assert changed == frozen
 
 
-def test_a_device_without_converters_is_refused(layer):
-    with pytest.raises(ValueError, match="converters is 'ideal', but that device states none"):
+def test_device_without_converters_raises(layer):
+    with pytest.raises(
+        ValueError, match="converters is 'ideal', a device that states no converters"
+    ):
         ConverterLoop(nn.Sequential(layer), "ideal")

@@ -1,4 +1,4 @@
-"""The noise-aware loss against values worked out by hand."""
+"""The noise-aware loss, compared with values computed by hand."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from analog_grasp.adapters import StochGraspConfig
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.training.loss import NoiseAwareLoss, kl, l2, spread_target
+from analog_grasp.training.loss import NoiseAwareLoss, kl, l2, target_std
 
 FORMS = {"l2": l2, "kl": kl}
 
@@ -21,7 +21,7 @@ def adapted(model, **settings):
 
 
 def each_layer(model, **values):
-    """Give every StochGRASP layer the same numbers."""
+    """Set the parameters of every StochGRASP layer to the same values."""
     for name, parameter in model.named_parameters():
         for kind, value in values.items():
             if f"stochgrasp_{kind}.default" in name:
@@ -32,12 +32,12 @@ def each_layer(model, **values):
     ("form", "expected"),
     [(l2, [0.25, 0.0, 4.0]), (kl, [math.log(2) - 0.375, 0.0, 4 - math.log(3)])],
 )
-def test_values_worked_out_by_hand(form, expected):
+def test_values_computed_by_hand(form, expected):
     sigma, target = torch.tensor([0.05, 0.1, 0.3]), torch.full((3,), 0.1)
     assert form(sigma, target).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_kl_is_the_divergence_of_two_gaussians():
+def test_kl_equals_torch_kl_divergence():
     sigma, target = torch.rand(50) + 0.01, torch.rand(50) + 0.01
     mean = torch.randn(50)
     expected = kl_divergence(Normal(mean, sigma), Normal(mean, target))
@@ -45,7 +45,7 @@ def test_kl_is_the_divergence_of_two_gaussians():
 
 
 @pytest.mark.parametrize("form", [l2, kl])
-def test_stationary_at_the_target_and_pulling_toward_it(form):
+def test_minimum_is_at_the_target(form):
     sigma = torch.tensor([0.05, 0.1, 0.2], dtype=torch.float64, requires_grad=True)
     form(sigma, torch.full((3,), 0.1, dtype=torch.float64)).sum().backward()
     below, at, above = sigma.grad.tolist()
@@ -53,41 +53,41 @@ def test_stationary_at_the_target_and_pulling_toward_it(form):
     assert at == pytest.approx(0, abs=1e-12)
 
 
-def test_a_number_is_the_target_of_every_value():
-    assert spread_target(0.25)(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0.25] * 3
+def test_float_target_is_constant():
+    assert target_std(0.25)(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0.25] * 3
 
 
-def test_the_target_of_a_device_is_the_spread_in_its_profile():
+def test_device_target_equals_its_profile():
     profile = DeviceCard.load("pcm-hermes-2").profile("1d")
     values = torch.linspace(0, 1, 37)
     expected = np.interp(values.numpy(), profile.values, profile.std)
-    target = spread_target("pcm-hermes-2@1d")(values)
+    target = target_std("pcm-hermes-2@1d")(values)
     np.testing.assert_allclose(target.numpy(), expected, rtol=1e-5)
     assert target.dtype == values.dtype
 
 
-def test_a_card_with_a_level_and_a_time():
-    target = spread_target("gaussian:0.1@0s")(torch.tensor([0.5]))
+def test_gaussian_card_at_a_time():
+    target = target_std("gaussian:0.1@0s")(torch.tensor([0.5]))
     assert target.item() == pytest.approx(0.1, rel=0.03)
 
 
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ("pcm-hermes-2", "name a device and a time"),
+        ("pcm-hermes-2", "has no drift time"),
         ("pcm-hermes-3@1d", 'did you mean "pcm-hermes-2"'),
-        ("ideal@1d", "no spread to learn"),
+        ("ideal@1d", "a device without noise"),
         ("pcm-hermes-2@1 fortnight", "unknown unit"),
         ("pcm-hermes-2@", "cannot be read"),
     ],
 )
-def test_targets_that_name_nothing_are_refused(target, sentence):
+def test_invalid_targets_raise(target, sentence):
     with pytest.raises(ValueError, match=sentence):
-        spread_target(target)
+        target_std(target)
 
 
 @pytest.mark.parametrize(("form", "value"), [("l2", 1.0), ("kl", 1.5 - math.log(2))])
-def test_the_loss_is_the_weight_times_the_mean_over_all_spreads(bert, form, value):
+def test_loss_is_the_weighted_mean_over_all_sigmas(bert, form, value):
     model, config = adapted(bert, noise_loss=form, noise_weight=3.0, noise_target=0.1)
     each_layer(
         model,
@@ -97,7 +97,7 @@ def test_the_loss_is_the_weight_times_the_mean_over_all_spreads(bert, form, valu
     assert NoiseAwareLoss(model, config)().item() == pytest.approx(3 * value / 2, rel=1e-5)
 
 
-def test_a_device_gives_each_spread_the_target_of_its_own_stored_value(bert):
+def test_device_target_depends_on_the_stored_value(bert):
     model, config = adapted(bert, noise_target="pcm-hermes-2@1d")
     sigma = {"scale": [0.02, 0.03], "shift": [0.04, 0.05]}
     each_layer(model, scale=[2.0, -1.0], shift=[0.1, 0.4])
@@ -108,14 +108,14 @@ def test_a_device_gives_each_spread_the_target_of_its_own_stored_value(bert):
     assert NoiseAwareLoss(model, config)().item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_untrained_adapter_has_a_finite_loss_and_gradient(bert):
+def test_untrained_adapter_has_finite_loss_and_gradient(bert):
     model, config = adapted(bert, noise_target="rram-wan2022@1d")
     NoiseAwareLoss(model, config)().backward()
     gradients = [p.grad for n, p in model.named_parameters() if "log_sigma" in n]
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
-def test_an_adapter_on_some_of_the_layers_counts_those_alone(bert):
+def test_loss_covers_the_layers_of_the_adapter_only(bert):
     model, _ = adapted(bert, noise_target=0.1)
     config = StochGraspConfig(groups=3, target_modules=["query"], init_sigma=0.3, noise_target=0.1)
     model.add_adapter("second", config)

@@ -1,4 +1,4 @@
-"""Several processes that train together, started by accelerate, against one by itself."""
+"""Distributed training by accelerate, compared with a single process."""
 
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ def trained(name, **settings):
     return get_peft_model_state_dict(model, save_embedding_layers=False), drawn
 
 rank = os.environ.get("RANK", "0")
-# Steps in proportion to gradients, whose rounding is then as small in what is learned.
+# SGD: rounding errors of gradients stay as small in the parameters.
 steady = {"optim": "sgd", "learning_rate": 0.1}
 save_file(trained("grasp", **steady)[0], folder / f"exact-{batch_size}-{rank}.safetensors")
 bits, drawn = trained("full", injection=0.1)
@@ -45,7 +45,7 @@ save_file({"drawn": drawn[0]}, folder / f"drawn-{batch_size}-{rank}.safetensors"
 
 @pytest.fixture
 def folder(reader, tokenizer_folder, task, tmp_path):
-    """A model with its tokenizer, and the task's rows in the layout of SST-2."""
+    """A model folder with tokenizer, and the task in SST-2's file layout."""
     model = reader()
     model.save_pretrained(tmp_path)
     for file in tokenizer_folder.glob("tokenizer*"):
@@ -60,9 +60,9 @@ def folder(reader, tokenizer_folder, task, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_with_batches_twice_as_large(folder):
+def test_two_processes_equal_one_with_twice_the_batch_size(folder):
     script = str(folder / "script.py")
-    # Its --cpu starts a single process, whatever the number that is asked for.
+    # `accelerate launch --cpu` starts a single process whatever --num_processes says.
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     for command in ([script, str(folder), "16"], [*launch, script, str(folder), "8"]):
@@ -76,7 +76,7 @@ def test_two_processes_learn_what_one_learns_with_batches_twice_as_large(folder)
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-4)
         assert torch.equal(first[name], second[name])
-    # Each draws noise of its own, also on weights that are trained, and all learn the same.
+    # Each process draws its own noise, also on trainable weights; the results agree.
     assert not torch.equal(read("drawn-8-0")["drawn"], read("drawn-8-1")["drawn"])
     assert torch.equal(read("drawn-8-0")["drawn"], read("drawn-16-0")["drawn"])
     noisy = read("noisy-8-0")

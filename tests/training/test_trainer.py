@@ -1,4 +1,4 @@
-"""Training on tiny models: what is learned, and what must stay as it is."""
+"""Training of tiny models: learned parameters, frozen weights, resuming."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
 
 
 class Raises(TrainerCallback):
-    """Ends a training after its second step."""
+    """A callback that raises after the second step."""
 
     def __init__(self, error):
         self.error = error
@@ -50,16 +50,14 @@ def same_bits(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
-def spreads(model):
+def sigmas(model):
     layers = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
     return torch.cat([sigma for layer in layers for sigma in layer.relative_sigmas("default")])
 
 
 @pytest.mark.parametrize("adapter", sorted(CONFIGS))
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2"])
-def test_training_lowers_the_loss_and_leaves_the_frozen_weights(
-    adapted, task, adapter, architecture
-):
+def test_training_lowers_the_loss_and_keeps_frozen_weights(adapted, task, adapter, architecture):
     model = adapted(adapter, architecture)
     labels = torch.from_numpy(task.labels("train"))
 
@@ -75,7 +73,7 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_weights(
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["callback", "forward"])
-def test_an_interrupted_training_leaves_the_frozen_weights(adapted, task, error, where):
+def test_interrupted_training_keeps_frozen_weights(adapted, task, error, where):
     model = adapted("stochgrasp")
     frozen, callbacks = frozen_bits(model), [Raises(error("stop"))]
     if where == "forward":
@@ -93,10 +91,10 @@ def test_an_interrupted_training_leaves_the_frozen_weights(adapted, task, error,
 
 
 @pytest.mark.parametrize("adapter", sorted(CONFIGS))
-def test_a_seed_names_the_adapter_bit_for_bit(adapted, task, adapter):
+def test_same_seed_gives_the_same_bits(adapted, task, adapter):
     def trained(seed):
         model = adapted(adapter)
-        torch.manual_seed(99 + seed)  # the caller's own state is of no account
+        torch.manual_seed(99 + seed)  # the caller's random state has no effect
         torch.rand(seed + 1)
         train(model, task, injection=0.05, epochs=1, batch_size=16, seed=seed)
         return adapter_bits(model)
@@ -108,11 +106,11 @@ def test_a_seed_names_the_adapter_bit_for_bit(adapted, task, adapter):
 
 @pytest.mark.parametrize("adapter", sorted(CONFIGS))
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
-def test_shifts_learn_at_a_rate_of_their_own(adapted, task, adapter, ratio):
+def test_shifts_have_their_own_learning_rate(adapted, task, adapter, ratio):
     model = adapted(adapter)
     fixed = {"warmup_steps": 0, "lr_scheduler_type": "constant", "max_steps": 1}
     train(model, task, learning_rate=1e-2, shift_lr_ratio=ratio, **fixed)
-    # Adam's first step is the learning rate, whatever the gradient.
+    # Adam's first step is the learning rate, for any gradient.
     moved = [layer.means("default") for layer in model.modules() if hasattr(layer, "means")]
     scales = torch.cat([scale.detach() - 1 for scale, _ in moved]).abs()
     shifts = torch.cat([shift.detach() for _, shift in moved]).abs()
@@ -120,22 +118,20 @@ def test_shifts_learn_at_a_rate_of_their_own(adapted, task, adapter, ratio):
     assert shifts.median() == pytest.approx(ratio * 1e-2, rel=1e-2)
 
 
-def test_a_rate_of_the_shifts_that_is_none_is_refused(adapted, task):
-    with pytest.raises(ValueError, match="shift_lr_ratio is 0: it must be above 0"):
+def test_shift_lr_ratio_must_be_positive(adapted, task):
+    with pytest.raises(ValueError, match="shift_lr_ratio is 0: a number above 0"):
         train(adapted(), task, shift_lr_ratio=0)
 
 
 @pytest.mark.parametrize("form", ["l2", "kl"])
-def test_the_noise_aware_loss_moves_the_spreads_to_their_target(adapted, task, form):
+def test_noise_aware_loss_moves_sigmas_to_the_target(adapted, task, form):
     model = adapted("stochgrasp", noise_weight=100.0, noise_target=0.1, noise_loss=form)
-    assert spreads(model).allclose(torch.tensor(0.05))
+    assert sigmas(model).allclose(torch.tensor(0.05))
     train(model, task, epochs=5, batch_size=8, learning_rate=5e-2)
-    torch.testing.assert_close(
-        spreads(model), torch.full_like(spreads(model), 0.1), rtol=0.1, atol=0
-    )
+    torch.testing.assert_close(sigmas(model), torch.full_like(sigmas(model), 0.1), rtol=0.1, atol=0)
 
 
-def test_without_its_weight_the_target_is_of_no_account(adapted, task):
+def test_target_has_no_effect_at_zero_weight(adapted, task):
     def trained(target):
         model = adapted("stochgrasp", noise_weight=0.0, noise_target=target)
         train(model, task, epochs=1, batch_size=16)
@@ -165,13 +161,13 @@ def test_accumulated_small_batches_equal_one_large_batch(adapted, task):
     assert max((large[name] - start[name]).abs().max() for name in large) > 1e-2
 
 
-def test_a_model_with_nothing_to_train_is_refused(adapted, task):
+def test_model_without_trainable_parameters_raises(adapted, task):
     model = adapted().requires_grad_(False)
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="no trainable parameter"):
         train(model, task)
 
 
-def test_a_negative_injection_is_refused(adapted, task):
+def test_negative_injection_raises(adapted, task):
     with pytest.raises(ValueError, match=r"injection is -0\.1"):
         train(adapted(), task, injection=-0.1)
 
@@ -181,7 +177,7 @@ def test_training_arguments_pass_through(adapted, task):
     assert done.global_step == 3
 
 
-def test_files_are_written_where_asked_and_nowhere_else(adapted, task, tmp_path, monkeypatch):
+def test_files_are_written_to_output_dir_only(adapted, task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(adapted(), task, epochs=1)
     assert not list(tmp_path.iterdir())
@@ -189,7 +185,7 @@ def test_files_are_written_where_asked_and_nowhere_else(adapted, task, tmp_path,
     assert list((tmp_path / "checkpoints").glob("checkpoint-*/adapter_model.safetensors"))
 
 
-def test_save_steps_write_checkpoints_in_between(adapted, task, tmp_path):
+def test_save_steps_write_checkpoints(adapted, task, tmp_path):
     train(adapted(), task, epochs=1, batch_size=16, output_dir=tmp_path, save_steps=2)
     folders = {file.parent.name for file in tmp_path.glob("*/adapter_model.safetensors")}
     assert folders == {"checkpoint-2", "checkpoint-4"}
@@ -197,8 +193,8 @@ def test_save_steps_write_checkpoints_in_between(adapted, task, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [3, 6])
-def test_a_training_that_goes_on_ends_with_the_same_bits(adapted, task, tmp_path, stop):
-    """Four steps an epoch: it is stopped in the midst of each of two epochs."""
+def test_resumed_training_ends_with_the_same_bits(adapted, task, tmp_path, stop):
+    """Training is interrupted within the first and within the second epoch of four steps."""
 
     class Stops(TrainerCallback):
         def on_save(self, args, state, control, **_):
@@ -218,10 +214,10 @@ def test_a_training_that_goes_on_ends_with_the_same_bits(adapted, task, tmp_path
     assert same_bits(trained(**kept, resume_from_checkpoint=True), whole)
 
 
-def test_mixed_precision_learns_the_same_and_leaves_the_model_as_it_was(adapted, task, batch):
+def test_bf16_training_is_close_and_leaves_no_wrapper(adapted, task, batch):
     def trained(**more):
         model = adapted(dropout=False)
-        # Steps in proportion to gradients, which are close where their signs may differ.
+        # SGD: gradients are close, while Adam's steps depend on their signs.
         settings = {"epochs": 4, "batch_size": 16, "optim": "sgd", "learning_rate": 0.1}
         train(model, task, **settings, **more)
         return model
@@ -237,7 +233,7 @@ def test_mixed_precision_learns_the_same_and_leaves_the_model_as_it_was(adapted,
 
 
 class Watched(TrainerCallback):
-    """Keeps what each evaluation found, and with which adapter."""
+    """A callback that records the score and the adapter of each evaluation."""
 
     def __init__(self, model):
         self.model, self.found = model, []
@@ -251,10 +247,10 @@ def clone(bits):
 
 
 @pytest.mark.parametrize("adapter", ["stochgrasp", "full"])
-def test_the_best_adapter_on_a_chip_is_kept(reader, adapted, task, adapter):
+def test_best_adapter_on_the_chip_is_kept(reader, adapted, task, adapter):
     model = adapt(reader(), "full") if adapter == "full" else adapted(adapter)
     watched = Watched(model)
-    # So fast that it does not settle.
+    # A learning rate at which the score fluctuates.
     settings = {"evaluate_on": "pcm-hermes-2@1d", "epochs": 5, "batch_size": 16}
     train(model, task, learning_rate=0.3, callbacks=[watched], **settings)
     scores = [score for score, _ in watched.found]
@@ -263,7 +259,7 @@ def test_the_best_adapter_on_a_chip_is_kept(reader, adapted, task, adapter):
     assert same_bits(adapter_bits(model), watched.found[scores.index(max(scores))][1])
 
 
-def test_early_stopping_goes_by_the_chip(adapted, task):
+def test_early_stopping_uses_the_chip_score(adapted, task):
     done = train(
         adapted(),
         task,
@@ -275,8 +271,8 @@ def test_early_stopping_goes_by_the_chip(adapted, task):
     assert done.global_step == 3 * 2
 
 
-def test_the_rows_of_the_report_are_not_looked_at(adapted, task):
-    """The held-out rows come from the training split, whatever the validation split holds."""
+def test_validation_split_is_not_used_for_selection(adapted, task):
+    """The scores do not depend on the labels of the validation split."""
 
     def score(labels):
         rows = Dataset.from_dict({"text": task.validation["text"][:], "label": labels})
@@ -294,6 +290,6 @@ def test_the_rows_of_the_report_are_not_looked_at(adapted, task):
     ("setting", "value"),
     [("evaluate_on", "pcm-hermes-2"), ("converters", "ideal"), ("injection", "pcm-hermes-2")],
 )
-def test_devices_that_say_too_little_are_refused(adapted, task, setting, value):
-    with pytest.raises(ValueError, match=f"{setting} is '{value}'"):
+def test_incomplete_devices_raise(adapted, task, setting, value):
+    with pytest.raises(ValueError, match=f"'{value}'"):
         train(adapted(), task, **{setting: value})

@@ -1,4 +1,4 @@
-"""Injected weight noise: how much there is, and that nothing of it stays."""
+"""Injected weight noise: its standard deviation, and restored weights."""
 
 from contextlib import nullcontext
 
@@ -26,25 +26,25 @@ def layer(request):
 
 
 def columns(layer):
-    """The weights of each output, one row each."""
+    """Return the weights as ``(D_out, D)``."""
     return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
 
 
 @pytest.mark.parametrize("strength", [0.04, 0.5])
-def test_the_spread_is_relative_to_the_largest_weight_of_each_column(layer, strength):
+def test_std_is_relative_to_the_column_maximum(layer, strength):
     clean = columns(layer).detach().clone()
     torch.manual_seed(1)
     with WeightNoise(nn.Sequential(layer), strength).applied():
         noise = columns(layer) - clean
     in_units = noise / clean.abs().amax(dim=1, keepdim=True)
-    # Standard errors with 4,000 inputs a column: strength / 63 of the mean, 1.1 % of the spread.
+    # Standard errors with 4,000 inputs per column: strength / 63 of the mean, 1.1 % of the std.
     assert in_units.mean(dim=1).abs().max() < 5 * strength / INPUTS**0.5
     torch.testing.assert_close(
         in_units.std(dim=1), torch.full((COLUMNS,), strength), rtol=0.06, atol=0
     )
 
 
-def test_every_block_draws_afresh(layer):
+def test_every_block_draws_new_noise(layer):
     noise = WeightNoise(nn.Sequential(layer), 0.1)
     drawn = []
     for _ in range(2):
@@ -54,7 +54,7 @@ def test_every_block_draws_afresh(layer):
 
 
 @pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
-def test_the_frozen_weights_come_back_whatever_ends_the_block(layer, ending):
+def test_weights_are_restored_on_any_exit(layer, ending):
     frozen, bits = layer.weight, layer.weight.detach().clone()
     noise = WeightNoise(nn.Sequential(layer), 0.1)
     with pytest.raises(ending) if ending else nullcontext(), noise.applied():
@@ -65,14 +65,14 @@ def test_the_frozen_weights_come_back_whatever_ends_the_block(layer, ending):
     assert torch.equal(frozen, bits)
 
 
-def test_no_strength_does_nothing(layer):
+def test_zero_strength_has_no_effect(layer):
     frozen, state = layer.weight, torch.get_rng_state()
     with WeightNoise(nn.Sequential(layer), 0.0).applied():
         assert layer.weight is frozen
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_only_the_weights_of_frozen_projections_are_noisy(model):
+def test_only_frozen_projections_are_noisy(model):
     adapted = get_peft_model(model, GraspConfig(task_type="SEQ_CLS", groups=4))
     before = {name: (p, p.detach().clone()) for name, p in adapted.named_parameters()}
     with WeightNoise(adapted, 0.1).applied():
@@ -83,7 +83,7 @@ def test_only_the_weights_of_frozen_projections_are_noisy(model):
     assert noisy == {name for name in before if name.endswith("base_layer.weight")}
 
 
-def test_a_pattern_chooses_the_layers(bert):
+def test_pattern_selects_layers(bert):
     frozen = dict(bert.named_parameters())
     with WeightNoise(bert, 0.1, ["query"]).applied():
         noisy = {name for name, p in bert.named_parameters() if p is not frozen[name]}
@@ -91,12 +91,12 @@ def test_a_pattern_chooses_the_layers(bert):
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan")])
-def test_a_strength_that_is_no_spread_is_refused(bert, strength):
-    with pytest.raises(ValueError, match=f"injection is {strength}.*0 or more"):
+def test_invalid_strength_raises(bert, strength):
+    with pytest.raises(ValueError, match=f"injection is {strength}.*at least 0"):
         WeightNoise(bert, strength)
 
 
-def test_a_trained_weight_gets_the_gradient_of_its_stand_in(layer):
+def test_trainable_weight_receives_the_gradient_of_its_noisy_copy(layer):
     noise = WeightNoise(nn.Sequential(layer), 0.1)
     x = torch.ones(2, INPUTS)
     for _ in range(2):
@@ -111,7 +111,7 @@ def columns_of(tensor, layer):
 
 @pytest.mark.filterwarnings("ignore:device card:UserWarning")
 @pytest.mark.parametrize("where", ["pcm-hermes-2@1d", "rram-wan2022@1y", "gaussian:0.1@0s"])
-def test_noise_can_be_that_of_a_device(layer, where):
+def test_noise_of_a_device(layer, where):
     clean = columns(layer).detach().clone()
     largest = clean.abs().amax(dim=1, keepdim=True)
     torch.manual_seed(1)
@@ -123,8 +123,8 @@ def test_noise_can_be_that_of_a_device(layer, where):
     profile = DeviceCard.load(name).profile(time)
     gain = stored.abs().mean() / relative.abs().mean()
     small = stored.abs() < 0.1
-    # Brought back to the mean magnitude of the weights, so spreads are those of the profile over
-    # its own mean.
+    # The read weights are rescaled to the mean magnitude of the weights, so the standard
+    # deviations are those of the profile divided by its mean.
     scale = float(profile.mean_at(stored).abs().mean() / stored.abs().mean())
     expected = profile.std_at(stored[small]).square().mean().sqrt() / scale
     measured = (relative - profile.mean_at(stored) / scale)[small].std()
@@ -133,6 +133,6 @@ def test_noise_can_be_that_of_a_device(layer, where):
 
 
 @pytest.mark.parametrize("strength", ["pcm-hermes-2", "nothing@1d", "pcm-hermes-2@soon"])
-def test_a_strength_that_names_no_device_and_time_is_refused(layer, strength):
-    with pytest.raises(ValueError, match=r"injection is|does not exist|soon"):
+def test_strength_without_device_and_time_raises(layer, strength):
+    with pytest.raises(ValueError, match=r"has no drift time|nothing|soon"):
         WeightNoise(nn.Sequential(layer), strength)
