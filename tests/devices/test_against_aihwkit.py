@@ -127,6 +127,19 @@ def test_weights_read_back(name):
         assert_alike(ours.apply_noise(weights, time) - weights, expected, time)
 
 
+def test_aihwkit_tiles_scale_wan2022_by_the_noisy_maximum():
+    """`apply_drift_noise` rescales by the maximum of the noisy weights, not of the targets."""
+    ours, theirs = both("rram-wan2022")
+    weights = torch.linspace(-1, 1, 90_000).view(300, 300)
+    noisy, targets = theirs.apply_programming_noise(weights)
+    through_tile = theirs.apply_drift_noise(noisy, targets, DAY)
+    read = ours.read_weights(weights, DAY)
+    scale = noisy.abs().max() / weights.abs().max()
+    assert 1.03 < scale < 1.15
+    assert_alike(read, through_tile / scale)
+    assert p_value(read, through_tile) < LEAST_P
+
+
 def test_a_wrong_spread_is_told():
     ours, theirs = both("pcm-nandakumar2019")
     theirs.prog_noise_scale = 1.05
