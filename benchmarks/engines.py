@@ -19,7 +19,7 @@ from peers import apart, machine, ratio_table
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.adapters import new_adapter
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.engines import engine
 from analog_grasp.study.evaluator import Bench, Job
 from analog_grasp.study.grid import chips
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes for each engine")
     parser.add_argument("--quick", action="store_true", help="two chips, one repeat")
     asked = parser.parse_args()
-    settings = Settings(
+    settings = StudyConfig().replace(
         model=asked.model,
         adapters=("grasp", "stochgrasp"),
         devices=("pcm-hermes-2", "rram-wan2022"),
@@ -47,26 +47,26 @@ def main() -> None:
     seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: {name: [] for name in ENGINES})
     for turn in range(1 if asked.quick else asked.repeats):
         for name in ENGINES if turn % 2 == 0 else reversed(ENGINES):
-            cold, warm = apart(engine_seconds, settings.model_copy(update={"engine": name}))
+            cold, warm = apart(engine_seconds, settings.replace(engine=name))
             seconds["cold"][name].append(cold)
             seconds["warm"][name].append(warm)
     print(machine())
-    count = len(work(settings)) * len(settings.adapters) * len(settings.times)
+    count = len(work(settings)) * len(settings.model.adapters) * len(settings.run.times)
     for start, taken in seconds.items():
         print(
             f"\n{ratio_table(f'{count} cells, {WORKERS} workers, {start} start', taken, 'local')}"
         )
 
 
-def engine_seconds(settings: Settings) -> tuple[float, float]:
+def engine_seconds(settings: StudyConfig) -> tuple[float, float]:
     """Seconds that an engine takes for the study the first time, and when it is warm."""
-    task = load_task(settings.task)
-    models = {name: new_adapter(settings, task, name) for name in settings.adapters}
-    cards = {device: DeviceCard.load(device) for device in settings.devices}
-    bench = Bench(task, models, cards, settings.deployment())
+    task = load_task(settings.task.name)
+    models = {name: new_adapter(settings, task, name) for name in settings.model.adapters}
+    cards = {device: DeviceCard.load(device) for device in settings.hardware.devices}
+    bench = Bench(task, models, cards, settings.hardware.deploy_arguments())
     jobs = work(settings)
     cold = measured(settings, bench, jobs)
-    if settings.engine == "local":
+    if settings.run.engine == "local":
         return cold, measured(settings, bench, jobs)
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
     try:
@@ -77,14 +77,14 @@ def engine_seconds(settings: Settings) -> tuple[float, float]:
         ray.shutdown()
 
 
-def work(settings: Settings) -> list[Job]:
+def work(settings: StudyConfig) -> list[Job]:
     """A job a chip instance: all its adapters and times."""
-    times = map(parse_time, settings.times)
-    cells = frozenset(product(settings.adapters, times))
-    return [Job(chip, cells) for chip in chips(settings, settings.devices)]
+    times = map(parse_time, settings.run.times)
+    cells = frozenset(product(settings.model.adapters, times))
+    return [Job(chip, cells) for chip in chips(settings, settings.hardware.devices)]
 
 
-def measured(settings: Settings, bench: Bench, jobs: list[Job]) -> float:
+def measured(settings: StudyConfig, bench: Bench, jobs: list[Job]) -> float:
     begin = time.perf_counter()
     cells = list(engine(settings)(bench, jobs))
     assert len(cells) == sum(len(job.cells) for job in jobs)

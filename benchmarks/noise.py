@@ -136,7 +136,7 @@ def main() -> None:
 def tuned_weight(out: Path, settings: Mapping[str, Any], trials: int) -> float:
     """The loss weight that is best on held-out training data, chips and all."""
     tuned = tune_noise_weight(out, trials=trials, repeats=1, seed=0, **settings)
-    return tuned.settings.noise_weight
+    return tuned.settings.training.noise_weight
 
 
 def trained(folder: Path, variant: str, task: Mapping[str, Any], noise_weight: float) -> None:
@@ -146,7 +146,7 @@ def trained(folder: Path, variant: str, task: Mapping[str, Any], noise_weight: f
         return
     kind = BASELINE if variant.startswith(BASELINE) else "stochgrasp"
     settings = resolve({"noise_weight": noise_weight, **task, **VARIANTS[variant]})
-    data = settings.load_task()
+    data = settings.task.load()
     model = new_adapter(settings, data, kind)
     train_adapter(model, settings, data, variant, silent)
     # Made whole beside its place, so that a training cut short leaves nothing to be found.

@@ -35,7 +35,7 @@ from torch import nn
 from analog_grasp.adapters.registry import ADAPTERS as METHODS
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.adapters import load_adapter, new_adapter, save_adapter
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.runner import prepare, run
 from analog_grasp.tasks import load_task, tokenizer_for
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two devices, one time")
     asked = parser.parse_args()
     times = TIMES if asked.whole else TIMES[3:4] if asked.quick else TIMES[2:5]
-    settings = Settings(
+    settings = StudyConfig().replace(
         model=asked.model,
         task="glue/sst2" if asked.data_dir else "reviews",
         data_dir=asked.data_dir,
@@ -93,7 +93,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         adapters = saved(settings, asked.adapters, Path(folder))
-        settings = settings.model_copy(update={"adapters": adapters})
+        settings = settings.replace(adapters=adapters)
         if asked.took:
             table = loop_table(settings, asked.chips, asked.took)
         else:
@@ -102,20 +102,20 @@ def main() -> None:
         print(f"\n{memory_table(settings)}")
 
 
-def saved(settings: Settings, adapters: Sequence[str], folder: Path) -> tuple[str, ...]:
+def saved(settings: StudyConfig, adapters: Sequence[str], folder: Path) -> tuple[str, ...]:
     """The folders of untrained adapters: what they have learned changes no time."""
-    task = load_task(settings.task, settings.data_dir)
+    task = load_task(settings.task.name, settings.task.data_dir)
     for name in adapters:
         save_adapter(new_adapter(settings, task, name), folder / name)
     return tuple(str(folder / name) for name in adapters)
 
 
-def times_table(settings: Settings, chips: int) -> str:
+def times_table(settings: StudyConfig, chips: int) -> str:
     """A row a device, and the whole study; ours and the loop take turns."""
-    adapters = len(settings.adapters)
-    measured = adapters * len(settings.times) * settings.repeats
+    adapters = len(settings.model.adapters)
+    measured = adapters * len(settings.run.times) * settings.run.repeats
     rows, ours, loops = [], [], []
-    for device in settings.devices:
+    for device in settings.hardware.devices:
         ours.append(our_seconds(on(settings, device)))
         loops.append(loop_seconds(settings, device))
         rows.append((device, *shown(ours[-1].cells / measured, loops[-1].per_cell)))
@@ -124,18 +124,22 @@ def times_table(settings: Settings, chips: int) -> str:
     whole += sum(run.cells for run in ours) / measured * each
     loop = sum(loop.per_cell for loop in loops) * each
     rows.append((f"all {each * len(rows)} cells, with the start", *shown(whole, loop)))
-    title = f"Seconds a cell and in all, {settings.task}, from {measured} of {each} cells a device"
+    title = (
+        f"Seconds a cell and in all, {settings.task.name}, from {measured} of {each} cells a device"
+    )
     return f"**{title}**\n\n{markdown(('', 'ours', 'loop over aihwkit', 'ratio'), rows)}"
 
 
-def loop_table(settings: Settings, chips: int, took: float) -> str:
+def loop_table(settings: StudyConfig, chips: int, took: float) -> str:
     """The loop's seconds a cell on each device, and the whole study beside ours as it was run."""
-    loops = {device: loop_seconds(settings, device).per_cell for device in settings.devices}
-    each = len(settings.adapters) * len(TIMES) * chips
+    loops = {
+        device: loop_seconds(settings, device).per_cell for device in settings.hardware.devices
+    }
+    each = len(settings.model.adapters) * len(TIMES) * chips
     rows = [(device, "", f"{seconds:.4g}", "") for device, seconds in loops.items()]
     whole = sum(loops.values()) * each
     rows.append((f"all {each * len(rows)} cells, ours as a command", *shown(took, whole)))
-    title = f"Seconds a cell and in all, {settings.task}, the loop from one cell a device"
+    title = f"Seconds a cell and in all, {settings.task.name}, the loop from one cell a device"
     return f"**{title}**\n\n{markdown(('', 'ours', 'loop over aihwkit', 'ratio'), rows)}"
 
 
@@ -143,9 +147,9 @@ def shown(ours: float, loop: float) -> tuple[str, str, str]:
     return f"{ours:.4g}", f"{loop:.4g}", f"{loop / ours:.2f}"
 
 
-def memory_table(settings: Settings) -> str:
+def memory_table(settings: StudyConfig) -> str:
     """The most that a process takes, and that beyond its modules, which are the same for both."""
-    device = settings.devices[0]
+    device = settings.hardware.devices[0]
     one = on(settings, device).model_copy(update={"times": ("1d",), "repeats": 1})
     ours, loop = peak_memory(our_seconds, one), peak_memory(loop_seconds, one, device)
     rows = [
@@ -159,11 +163,11 @@ def memory_table(settings: Settings) -> str:
     return f"**Memory, MiB, {device}**\n\n{markdown(header, rows)}"
 
 
-def on(settings: Settings, device: str) -> Settings:
-    return settings.model_copy(update={"devices": (device,)})
+def on(settings: StudyConfig, device: str) -> StudyConfig:
+    return settings.replace(devices=(device,))
 
 
-def our_seconds(settings: Settings) -> Ours:
+def our_seconds(settings: StudyConfig) -> Ours:
     """A run in a new folder, timed."""
     begun = []
 
@@ -177,10 +181,10 @@ def our_seconds(settings: Settings) -> Ours:
     return Ours(begun[0] - start, time.perf_counter() - begun[0])
 
 
-def loop_seconds(settings: Settings, device: str) -> Loop:
+def loop_seconds(settings: StudyConfig, device: str) -> Loop:
     """The loop over aihwkit for one adapter, one chip and one time."""
-    task = load_task(settings.task, settings.data_dir)
-    model = load_adapter(Path(settings.adapters[0]), settings.model, task)
+    task = load_task(settings.task.name, settings.task.data_dir)
+    model = load_adapter(Path(settings.model.adapters[0]), settings.model.name, task)
     tokenizer = tokenizer_for(model)
     task.encode("validation", tokenizer)
     stamps = [time.perf_counter()]

@@ -20,7 +20,7 @@ from analog_grasp.crossbar.sensitivity import layer_sensitivity
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.report.tables import metric_title, score_text, scores_line
 from analog_grasp.study.adapters import load_adapter
-from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.tasks import Task
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time, parse_time
@@ -38,11 +38,11 @@ def deploy_on(
     with asking():
         settings = resolve(asked)
         seconds = parse_time(*asked["times"])
-        card, data = settings.card(settings.devices[0]), settings.load_task()
-        adapted = load_adapter(folder, settings.model, data, settings.trust_remote_code)
-        check_placement(kind_of(adapted.active_peft_config) or "grasp", settings.placement)
+        card, data = settings.hardware.card(settings.hardware.devices[0]), settings.task.load()
+        adapted = load_adapter(folder, settings.model.name, data, settings.model.trust_remote_code)
+        check_placement(kind_of(adapted.active_peft_config) or "grasp", settings.hardware.placement)
         _check_choice(sensitivity)
-        deployment = deploy_model(adapted, card, **settings.deployment())
+        deployment = deploy_model(adapted, card, **settings.hardware.deploy_arguments())
         out.mkdir(parents=True, exist_ok=True)
     outcome = _measured(adapted, deployment, settings, data, seconds, sensitivity)
     for line in _told(outcome, card):
@@ -52,7 +52,7 @@ def deploy_on(
     write_atomically(target, content.encode())
     show(f"wrote {target}")
     if export is not None:
-        plain = fold(adapted) if settings.placement == "folded" else adapted
+        plain = fold(adapted) if settings.hardware.placement == "folded" else adapted
         export_chip(plain, card, export)
         show(f"wrote {export}")
 
@@ -89,13 +89,13 @@ class Outcome:
 def _measured(
     adapted: PeftModel,
     deployment: Deployment,
-    settings: Settings,
+    settings: StudyConfig,
     task: Task,
     seconds: float,
     sensitivity: str | None,
 ) -> Outcome:
-    settings.calibrated(deployment, task)
-    programmed = deployment.program(settings.seed).report()
+    settings.hardware.calibrate_inputs(deployment, task)
+    programmed = deployment.program(settings.run.seed).report()
     now = deployment.drift_to(seconds).report()
     scores = task.scores(deployment.model)
     by_layer = None
@@ -109,10 +109,10 @@ def _measured(
     card = deployment.card
     return Outcome(
         device=card.name,
-        placement=settings.placement,
-        seed=settings.seed,
+        placement=settings.hardware.placement,
+        seed=settings.run.seed,
         time_s=seconds,
-        settings=settings.hardware(),
+        settings=settings.hardware.changes(),
         digital=task.scores(adapted),
         scores=scores,
         tile=(card.tile.rows, card.tile.columns),

@@ -1,7 +1,7 @@
 """The options that commands share: one for each setting of a study, and a few of their own.
 
 An option that is not given is None, so that a config file or the setting's own default supplies
-it: the defaults are written down in `Settings` alone.
+it: the defaults are written down in `StudyConfig` alone.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from analog_grasp.cli.debug import Debug as Debug
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.utils.types import DEFAULT_MODEL
 
 _TRAINING = "Training"
@@ -26,7 +26,7 @@ _ALL_LAYERS = "all-linear"
 
 def given(context: typer.Context) -> dict[str, Any]:
     """The settings among the options of a command, as `resolve` takes them."""
-    settings = {name: context.params.get(name) for name in Settings.model_fields}
+    settings = {name: context.params.get(name) for name in StudyConfig.model_fields}
     for name in _LISTS:
         text = settings[name]
         if text is not None and text != _ALL_LAYERS:
@@ -35,7 +35,7 @@ def given(context: typer.Context) -> dict[str, Any]:
 
 
 def _setting(name: str, text: str, shown: str | None = None, panel: str | None = None) -> Any:
-    default = Settings.model_fields[name].default
+    default = StudyConfig.model_fields[name].default
     if isinstance(default, tuple):
         default = ",".join(default)
     return typer.Option(

@@ -12,7 +12,7 @@ from analog_grasp.cli.console import Stages, show
 from analog_grasp.cli.errors import RequestError, asking
 from analog_grasp.report.tables import scores_line
 from analog_grasp.study.adapters import learned_parameters, new_adapter, save_adapter, train_adapter
-from analog_grasp.study.config import Settings, first_change, resolve
+from analog_grasp.study.config import StudyConfig, first_change, flat, resolve
 from analog_grasp.utils.io import read_toml, write_atomically
 
 _ASKED_FILE = "train.toml"
@@ -53,10 +53,10 @@ def _must_be_new(out: Path) -> None:
         raise RequestError(f"The output {out} is not empty: name a new folder for the adapter.")
 
 
-def _checkpoints(out: Path, settings: Settings, first: bool) -> Path:
+def _checkpoints(out: Path, settings: StudyConfig, first: bool) -> Path:
     """The folder beside the adapter's that its checkpoints are in until it is trained."""
     folder = out.with_name(f".{out.name}.training")
-    asked = settings.model_dump(mode="json", exclude_none=True)
+    asked = flat(settings)
     if (folder / _ASKED_FILE).is_file():
         there = read_toml(folder / _ASKED_FILE, f"The file {folder / _ASKED_FILE}")
         if name := first_change(there, asked):

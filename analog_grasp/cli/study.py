@@ -75,14 +75,14 @@ def report_again(directory: Path) -> None:
 def _with_workers(study: Study) -> Study:
     """Give a study a worker for each core, up to a few, where they pay and none are asked for."""
     done, total = done_of_all(study)
-    few, elsewhere = total - done < _WORTH_WORKERS, study.settings.engine != "local"
-    asked = "workers" in study.settings.model_fields_set
+    few, elsewhere = total - done < _WORTH_WORKERS, study.settings.run.engine != "local"
+    asked = "workers" in study.settings.given()
     # Processes would share one GPU, and its memory would have to hold as many models.
     if asked or elsewhere or few or torch.cuda.is_available():
         return study
     # With two threads, one worker is slower than two workers with one each.
     workers = min(torch.get_num_threads(), _MOST_WORKERS)
-    return replace(study, settings=study.settings.model_copy(update={"workers": workers}))
+    return replace(study, settings=study.settings.replace(workers=workers))
 
 
 @contextmanager

@@ -164,8 +164,8 @@ def new_adapter(settings: StudyConfig, task: Task, adapter: str) -> PeftModel:
             raise
         raise ValueError(
             f"No layer of the model {base.name_or_path} answers to the target_modules "
-            f"{settings.training.target_modules!r}: give endings of the names of its linear layers, or "
-            "all-linear."
+            f"{settings.training.target_modules!r}: give endings of the names of its linear layers, "
+            "or all-linear."
         ) from error
 
 
@@ -236,8 +236,8 @@ def train_adapter(
         if _says_one_thing(model, few):
             warnings.warn(
                 f"The adapter {kind} gives one answer to {len(few.train)} training sentences of "
-                f"{task.name}: train it longer (--epochs, here {settings.training.epochs:g}) or with a "
-                f"lower learning rate (--learning-rate, here {learning_rate:g}).",
+                f"{task.name}: train it longer (--epochs, here {settings.training.epochs:g}) or "
+                f"with a lower learning rate (--learning-rate, here {learning_rate:g}).",
                 stacklevel=2,
             )
     return seconds

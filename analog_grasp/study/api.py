@@ -8,7 +8,7 @@ from typing import Any
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.report import write_report
 from analog_grasp.report.noise_levels import accuracy_vs_noise
-from analog_grasp.study.config import TRAINING, WORK, resolve
+from analog_grasp.study.config import SETTINGS, WORK, flat, resolve
 from analog_grasp.study.folder import STORE_FILE, read
 from analog_grasp.study.layers import LAYERS_FILE, read_layers
 from analog_grasp.study.progress import Progress, silent
@@ -49,7 +49,7 @@ def compare(
         out: The run's folder; a new one, or that of the same run.
         config: A TOML file of settings; those given here win.
         progress: Told of each stage and step.
-        settings: See `analog_grasp.study.config.Settings`: ``model``, ``task``, ``adapters``,
+        settings: See `analog_grasp.study.config.StudyConfig`: ``model``, ``task``, ``adapters``,
             ``devices``, ``times``, ``repeats``, ``placement``, ``groups``, ``seed`` and more.
 
     Returns:
@@ -117,15 +117,16 @@ def report(directory: str | Path) -> Results:
     with Store(directory / STORE_FILE) as store:
         measurements = store.measurements()
         # As the settings have them: processes that share a run add them in any order.
-        order = list(adapter_names(settings.adapters))
+        order = list(adapter_names(settings.model.adapters))
         adapters = sorted(store.adapters(), key=lambda record: order.index(record.adapter))
     # What does not bear upon the figures is not shown beside them.
     trained = any(record.train_seconds for record in adapters)
-    idle = {*WORK, *(() if trained else TRAINING)}
-    asked = settings.model_dump(mode="json", exclude_none=True, exclude=idle)
+    training = (name for name, each in SETTINGS.items() if each.section == "training")
+    idle = {*WORK, *(() if trained else training)}
+    asked = flat(settings, idle)
     files = write_report(
         directory,
-        question=_question(adapters, settings.task),
+        question=_question(adapters, settings.task.name),
         settings=asked | records,
         measurements=measurements,
         adapters=adapters,
@@ -135,7 +136,7 @@ def report(directory: str | Path) -> Results:
         measurements,
         directory / "accuracy_vs_noise",
         adapters=adapters,
-        weights=settings.weights,
+        weights=settings.hardware.weights,
     )
     return Results(directory, measurements, adapters, files)
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import tomli_w
 
-from analog_grasp.study.config import CHANGEABLE, RECORDS, Settings, first_change, resolve
+from analog_grasp.study.config import (
+    CHANGEABLE,
+    RECORDS,
+    StudyConfig,
+    first_change,
+    flat,
+    resolve,
+)
 from analog_grasp.utils.io import read_toml, write_atomically
 
 _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
@@ -16,7 +23,7 @@ STORE_FILE = "results.sqlite"
 LOG_FILE = "run.log"
 
 
-def claim(directory: Path, settings: Settings) -> None:
+def claim(directory: Path, settings: StudyConfig) -> None:
     """Make a folder the one of a run, or find that it is already: then the run goes on.
 
     Writes run.toml: the settings, the versions and the seeds of the chip instances. How the work
@@ -35,10 +42,10 @@ def claim(directory: Path, settings: Settings) -> None:
             "folder."
         )
     directory.mkdir(parents=True, exist_ok=True)
-    asked = settings.model_dump(mode="json", exclude_none=True)
+    asked = flat(settings)
     records = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-        "chips": {"seeds": [settings.seed + repeat for repeat in range(settings.repeats)]},
+        "chips": {"seeds": [settings.run.seed + repeat for repeat in range(settings.run.repeats)]},
     }
     write_atomically(directory / RUN_FILE, tomli_w.dumps(asked | records).encode())
 
@@ -48,7 +55,7 @@ def visible(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if not path.name.startswith(".")]
 
 
-def read(directory: Path) -> tuple[Settings, dict[str, Any]]:
+def read(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
     """Return the settings of a run and what it recorded (versions, chips).
 
     Raises:
@@ -63,22 +70,16 @@ def read(directory: Path) -> tuple[Settings, dict[str, Any]]:
         )
     settings = resolve({}, path)
     recorded = read_toml(path, f"The file {path}")
-    if "workers" not in recorded and settings.learning_rate == 1e-2:
-        # The first release wrote down the rate that its adapters still have as their own.
-        settings = settings.model_copy(update={"learning_rate": None})
-    if "shift_lr_ratio" not in recorded:
-        # Before there was such a setting, shifts learned at the rate of all else.
-        settings = settings.model_copy(update={"shift_lr_ratio": 1.0})
     return settings, {name: recorded[name] for name in RECORDS if name in recorded}
 
 
-def _check_same(directory: Path, settings: Settings) -> Settings:
+def _check_same(directory: Path, settings: StudyConfig) -> StudyConfig:
     """The settings of the run that is there, which must be these but for those that may change."""
     there, _ = read(directory)
-    before, now = (each.model_dump(exclude=set(CHANGEABLE)) for each in (there, settings))
+    before, now = (flat(each, CHANGEABLE) for each in (there, settings))
     if name := first_change(before, now):
         raise ValueError(
-            f"The output {directory} holds another run, whose {name} is {before[name]!r} and not "
-            f"{now[name]!r}: name another folder, or the same settings to go on with that run."
+            f"The output {directory} holds another run, whose {name} is {before.get(name)!r} and "
+            f"not {now.get(name)!r}: name another folder, or the same settings to go on with that run."
         )
     return there

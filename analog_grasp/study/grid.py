@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.records import Measurement
 from analog_grasp.study.statistics import is_fraction, values_needed
 from analog_grasp.utils.time import parse_time
@@ -25,7 +25,7 @@ class Chip:
 
 
 def chips(
-    settings: Settings,
+    settings: StudyConfig,
     devices: Iterable[str],
     values: int = 0,
     measured: Iterable[Measurement] = (),
@@ -39,7 +39,7 @@ def chips(
         measured: What is measured so far.
 
     Example:
-        >>> [chip.seed for chip in chips(Settings(repeats=3, seed=7), ["ideal"])]
+        >>> [chip.seed for chip in chips(StudyConfig().replace(repeats=3, seed=7), ["ideal"])]
         [7, 8, 9]
     """
     known: dict[str, list[Measurement]] = {device: [] for device in devices}
@@ -47,18 +47,18 @@ def chips(
         if measurement.device in known:
             known[measurement.device].append(measurement)
     return [
-        Chip(device, repeat, settings.seed + repeat)
+        Chip(device, repeat, settings.run.seed + repeat)
         for device, cells in known.items()
         for repeat in range(chip_count(settings, values, cells))
     ]
 
 
-def times(settings: Settings) -> Iterator[float]:
+def times(settings: StudyConfig) -> Iterator[float]:
     """The drift times of a study, in seconds, as they were given."""
-    return map(parse_time, settings.times)
+    return map(parse_time, settings.run.times)
 
 
-def chip_count(settings: Settings, values: int, measured: Iterable[Measurement]) -> int:
+def chip_count(settings: StudyConfig, values: int, measured: Iterable[Measurement]) -> int:
     """How many chip instances of a device are to be measured, by what is known of it so far.
 
     The settings' repeats; with `until_ci`, as many more as the widest interval seems to need, at
@@ -71,23 +71,23 @@ def chip_count(settings: Settings, values: int, measured: Iterable[Measurement])
         measured: The device's values.
 
     Example:
-        >>> chip_count(Settings(repeats=5), 10, [])
+        >>> chip_count(StudyConfig().replace(repeats=5), 10, [])
         5
     """
-    count = settings.repeats
-    if settings.until_ci is None:
+    count = settings.run.repeats
+    if settings.run.until_ci is None:
         return count
     groups: dict[tuple[str, str, float], dict[int, float]] = {}
     for cell in measured:
         unit = 100.0 if is_fraction(cell.metric) else 1.0
         group = groups.setdefault((cell.metric, cell.adapter, cell.time_s), {})
         group[cell.repeat] = unit * cell.value
-    while count < settings.repeats_limit:
+    while count < settings.run.repeats_limit:
         known = [[g[r] for r in range(count) if r in g] for g in groups.values()]
         if len(known) < values or any(len(group) < count for group in known):
             return count
-        most = min(2 * count, settings.repeats_limit)
-        needed = max(values_needed(group, settings.until_ci, most) for group in known)
+        most = min(2 * count, settings.run.repeats_limit)
+        needed = max(values_needed(group, settings.run.until_ci, most) for group in known)
         if needed <= count:
             return count
         count = needed

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.engines import engine
 from analog_grasp.study.evaluator import Bench, Cell, Job
 from analog_grasp.study.grid import Chip, chips, times
@@ -29,7 +29,7 @@ class Measuring:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: StudyConfig,
         bench: Bench,
         origins: Mapping[tuple[str, str], Origin],
         store: Store,
@@ -74,7 +74,7 @@ class Measuring:
 
     def _cells_each(self) -> int:
         """How many cells a chip instance has."""
-        return len(self._bench.models) * len(self._settings.times)
+        return len(self._bench.models) * len(self._settings.run.times)
 
     def _missing(self, chip: Chip, done: set[tuple[CellKey, Origin]]) -> set[tuple[str, float]]:
         return {
@@ -88,7 +88,7 @@ class Measuring:
         }
 
     def _key(self, chip: Chip, metric: str, adapter: str, seconds: float) -> CellKey:
-        name, placement = self._bench.task.name, self._settings.placement
+        name, placement = self._bench.task.name, self._settings.hardware.placement
         return CellKey(
             name, metric, adapter, placement, chip.device, seconds, chip.repeat, chip.seed
         )

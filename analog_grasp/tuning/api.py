@@ -9,7 +9,7 @@ import tomli_w
 
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 from analog_grasp.study import api as studies
-from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.config import StudyConfig, flat, resolve
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.runner import prepare, run
 from analog_grasp.tuning.objective import Trial
@@ -35,7 +35,7 @@ class Tuned:
     """
 
     directory: Path
-    settings: Settings
+    settings: StudyConfig
     trials: Trials
     results: studies.Results
     files: list[Path]
@@ -80,7 +80,7 @@ def tune_noise_weight(
             None.
         config: A TOML file of settings; those given here win.
         progress: Told of each stage and step.
-        settings: See `analog_grasp.study.config.Settings`: ``task``, ``devices``, ``times``,
+        settings: See `analog_grasp.study.config.StudyConfig`: ``task``, ``devices``, ``times``,
             ``repeats`` and more.
 
     Returns:
@@ -140,7 +140,7 @@ def carry_out(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent)
     write_atomically(directory / BEST_FILE, _toml(settings).encode())
     figures = write_figures(shown, directory)
     results = _judge(tuning, shown.front[0], progress)
-    record = settings.model_dump(mode="json", exclude_none=True)
+    record = flat(settings)
     summary = tuning_markdown(shown, record, results.measurements, results.adapters)
     write_atomically(directory / SUMMARY_FILE, summary.encode())
     page = tuning_page(shown, record, results.measurements, results.adapters)
@@ -153,10 +153,10 @@ def carry_out(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent)
 
 def _shown(tuning: Tuning) -> Trials:
     return Trials(
-        task=tuning.settings.task,
+        task=tuning.settings.task.name,
         metric=tuning.task.metrics[0],
         space=tuning.space,
-        given={name: getattr(tuning.settings, name) for name in tuning.space},
+        given={name: tuning.settings.value(name) for name in tuning.space},
         trials=tuning.trials(),
         front=tuning.front(),
         multi=tuning.multi,
@@ -164,8 +164,8 @@ def _shown(tuning: Tuning) -> Trials:
     )
 
 
-def _toml(settings: Settings) -> str:
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+def _toml(settings: StudyConfig) -> str:
+    return tomli_w.dumps(flat(settings))
 
 
 def _judge(tuning: Tuning, best: Trial, progress: Progress) -> studies.Results:
@@ -173,7 +173,7 @@ def _judge(tuning: Tuning, best: Trial, progress: Progress) -> studies.Results:
 
     In a folder of its own trial, for another one may be the best when the tuning goes on.
     """
-    settings = tuning.settings_of(best).model_copy(update={"adapters": (tuning.adapter,)})
+    settings = tuning.settings_of(best).replace(adapters=(tuning.adapter,))
     directory = tuning.directory / f"trial-{best.number}"
     run(prepare(settings, directory), progress)
     return studies.report(directory)

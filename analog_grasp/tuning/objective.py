@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.adapters import new_adapter, train_adapter
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.evaluator import Bench, Job
 from analog_grasp.study.grid import Chip, times
 from analog_grasp.study.progress import silent
@@ -65,21 +65,21 @@ def values_text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
 
 
-def tuning_rounds(settings: Settings, devices: Iterable[str]) -> list[list[Chip]]:
+def tuning_rounds(settings: StudyConfig, devices: Iterable[str]) -> list[list[Chip]]:
     """The chip instances to tune on, in rounds of one of each device.
 
     None of them is among those that a comparison with the same settings measures.
     """
-    seed = derive_seed(settings.seed, "tuning") % 2**31
+    seed = derive_seed(settings.run.seed, "tuning") % 2**31
     return [
         [Chip(device, repeat, seed + repeat) for device in devices]
-        for repeat in range(settings.repeats)
+        for repeat in range(settings.run.repeats)
     ]
 
 
 def measure(
     trial: optuna.Trial,
-    settings: Settings,
+    settings: StudyConfig,
     adapter: str,
     task: Task,
     cards: Mapping[str, DeviceCard],
@@ -107,7 +107,9 @@ def measure(
     train_adapter(model, settings, task, "", silent)
     digital = task.evaluate(model)
     trial.set_user_attr("digital", digital)
-    bench = Bench(task, {adapter: model}, dict(cards), settings.deployment(), settings)
+    bench = Bench(
+        task, {adapter: model}, dict(cards), settings.hardware.deploy_arguments(), settings.hardware
+    )
     one_goal = len(trial.study.directions) == 1
     wanted = frozenset((adapter, seconds) for seconds in times(settings))
     scores: dict[tuple[str, float], list[float]] = {}

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.tuning.search_space import Range
 from analog_grasp.utils.seed import derive_seed
 
@@ -23,15 +23,15 @@ Values = dict[str, Any]
 """Settings by name, as one trial has them."""
 
 
-def first_values(settings: Settings, space: Mapping[str, Range]) -> list[Values]:
+def first_values(settings: StudyConfig, space: Mapping[str, Range]) -> list[Values]:
     """What the first trials try: the settings as given, and the same without the noise-aware loss.
 
     Example:
         >>> from analog_grasp.tuning.search_space import search_space
-        >>> first_values(Settings(), search_space(["noise_weight"]))
+        >>> first_values(StudyConfig(), search_space(["noise_weight"]))
         [{'noise_weight': 1.0}, {'noise_weight': 0.0}]
     """
-    given = {name: getattr(settings, name) for name in space}
+    given = {name: settings.value(name) for name in space}
     without = given | {"noise_weight": 0.0}
     return [given, without] if "noise_weight" in given and given != without else [given]
 

@@ -10,7 +10,7 @@ from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.adapters import load_adapter
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.tasks import load_task
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -43,9 +43,9 @@ def test_the_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
 
 
 def test_the_loop_has_our_tiles_and_no_others(sweep, bert_folder, tmp_path):
-    settings = Settings(model=str(bert_folder))
+    settings = StudyConfig().replace(model=str(bert_folder))
     folder = Path(sweep.saved(settings, ["grasp"], tmp_path)[0])
-    model = load_adapter(folder, settings.model, load_task("reviews"))
+    model = load_adapter(folder, settings.model.name, load_task("reviews"))
     for device in sweep.DEVICES:
         analog = sweep.on_tiles(model, device)
         theirs = {

@@ -284,4 +284,4 @@ def test_many_cells_have_a_worker_for_each_core(tmp_path, monkeypatch, given, th
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cells = {"adapters": ("head",), "times": ("0s",), "repeats": 16, "devices": ("ideal",)}
     study = prepare(resolve(cells | given), tmp_path / "run")
-    assert _with_workers(study).settings.workers == workers
+    assert _with_workers(study).settings.run.workers == workers

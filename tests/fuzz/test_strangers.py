@@ -26,7 +26,7 @@ from analog_grasp.cli import main
 from analog_grasp.cli.main import COMMANDS, _imported, app
 from analog_grasp.devices.card import DeviceCard, _folder
 from analog_grasp.study.adapters import load_adapter, new_adapter, save_adapter
-from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.config import SETTINGS, StudyConfig, flat, resolve
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.reviews import reviews as generate_reviews
 from analog_grasp.utils.errors import CardError
@@ -140,8 +140,8 @@ def torn_cards(data: st.DataObject, folder: Path) -> None:
     check_card(path)
 
 
-ASKED = Settings().model_dump(mode="json", exclude_none=True)
-CHOICES = {name: ASKED.get(name, "") for name in Settings.model_fields}
+ASKED = flat(StudyConfig())
+CHOICES = {name: ASKED.get(name, "") for name in SETTINGS}
 
 
 def configs(data: st.DataObject, folder: Path) -> None:
@@ -161,8 +161,8 @@ def check_config(path: Path) -> None:
     except (ValueError, OSError) as error:
         is_sentence(error)
     else:
-        assert not found.trust_remote_code
-        assert resolve(found.model_dump(exclude_none=True)) == found
+        assert not found.model.trust_remote_code
+        assert resolve(flat(found)) == found
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,10 @@ def reviews() -> Task:
 @pytest.fixture(scope="module")
 def saved(folder, bert_folder, reviews) -> list[Path]:
     """A saved adapter of each of three kinds."""
-    asked, kinds = Settings(model=str(bert_folder), groups=4), ("stochgrasp", "lora", "full")
+    asked, kinds = (
+        StudyConfig().replace(model=str(bert_folder), groups=4),
+        ("stochgrasp", "lora", "full"),
+    )
     for kind in kinds:
         save_adapter(new_adapter(asked, reviews, kind), folder / "saved" / kind)
     return [folder / "saved" / kind for kind in kinds]

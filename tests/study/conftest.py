@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.study.progress import silent
 from analog_grasp.study.runner import prepare, run
 from analog_grasp.study.store import Store
@@ -59,7 +59,7 @@ def asked(bert_folder, stsb) -> dict:
 def measure() -> Callable[..., Path]:
     """Carries out a study in a folder."""
 
-    def measured(settings: Settings, folder: Path, progress=silent) -> Path:
+    def measured(settings: StudyConfig, folder: Path, progress=silent) -> Path:
         run(prepare(settings, folder), progress)
         return folder
 
@@ -90,13 +90,13 @@ def saved() -> Callable[..., tuple[str, ...]]:
 @pytest.fixture(scope="session")
 def trained(asked, measure, tmp_path_factory) -> Path:
     """The folder of the whole study, from training to the last cell, that nothing disturbed."""
-    return measure(Settings(**asked), tmp_path_factory.mktemp("undisturbed") / "run")
+    return measure(resolve(asked), tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 @pytest.fixture
-def settings(asked, trained, saved) -> Settings:
+def settings(asked, trained, saved) -> StudyConfig:
     """The same study with the adapters as that run has saved them."""
-    return Settings(**asked | {"adapters": saved(trained)})
+    return resolve(asked | {"adapters": saved(trained)})
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import engines
 from analog_grasp.study.adapters import new_adapter
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import resolve
 from analog_grasp.study.engines import local
 from analog_grasp.study.evaluator import Bench, Cell, Job
 from analog_grasp.study.grid import Chip
@@ -54,7 +54,7 @@ def kill_a_worker():
 def test_four_workers_measure_the_same_bits_though_one_dies(
     settings, trained, tmp_path, measure, values
 ):
-    four = settings.model_copy(update={"workers": 4})
+    four = settings.replace(workers=4)
     assert values(measure(four, tmp_path / "run", at_cell(3, kill_a_worker))) == values(trained)
     assert multiprocessing.active_children() == []
 
@@ -63,7 +63,7 @@ def test_workers_that_die_again_and_again_end_the_run(
     settings, trained, tmp_path, measure, values, monkeypatch
 ):
     monkeypatch.setattr(local, "RETRIES", 0)
-    two = settings.model_copy(update={"workers": 2})
+    two = settings.replace(workers=2)
     with pytest.raises(RuntimeError, match=r"1 workers died .* at chip [34] of .* exit code -9"):
         measure(two, tmp_path / "run", at_cell(3, kill_a_worker))
     kept = values(tmp_path / "run")
@@ -81,7 +81,7 @@ def test_the_number_of_threads_changes_no_bit(asked, task, tmp_path):
     shutil.copytree(asked["model"], tmp_path / "wide")
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(tmp_path / "wide")
-    settings = Settings(**asked | {"model": str(tmp_path / "wide")})
+    settings = resolve(asked | {"model": str(tmp_path / "wide")})
     model = new_adapter(settings, task, "grasp")
     bench = Bench(
         task,
@@ -105,13 +105,13 @@ def test_ray_that_is_not_installed_is_told_before_anything_is_trained(
 ):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'analog-grasp\[ray\]', or use the engine"):
-        prepare(settings.model_copy(update={"engine": "ray"}), tmp_path / "run")
+        prepare(settings.replace(engine="ray"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @needs_ray
 def test_a_cluster_that_is_not_there_is_told(settings, tmp_path, measure):
-    nowhere = settings.model_copy(update={"engine": "ray", "ray_address": "127.0.0.1:1"})
+    nowhere = settings.replace(engine="ray", ray_address="127.0.0.1:1")
     with pytest.raises(ValueError, match=r"No Ray cluster answers at ray_address '127.0.0.1:1'"):
         measure(nowhere, tmp_path / "run")
 
@@ -121,7 +121,7 @@ def test_a_cluster_that_is_not_there_is_told(settings, tmp_path, measure):
 def test_a_cluster_started_here_measures_the_same_bits(
     settings, trained, tmp_path, measure, values
 ):
-    here = settings.model_copy(update={"engine": "ray", "workers": 2})
+    here = settings.replace(engine="ray", workers=2)
     assert values(measure(here, tmp_path / "run")) == values(trained)
 
 
@@ -174,7 +174,7 @@ def test_a_cluster_of_two_nodes_goes_on_when_one_is_killed(
         node = cluster.add_node(num_cpus=1)
         asked = {"engine": "ray", "ray_address": cluster.address}
         lost = at_cell(3, lambda: cluster.remove_node(node, allow_graceful=False))
-        found = values(measure(settings.model_copy(update=asked), tmp_path / "run", lost))
+        found = values(measure(settings.replace(**asked), tmp_path / "run", lost))
     finally:
         cluster.shutdown()
     assert found == values(trained)

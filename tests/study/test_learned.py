@@ -16,7 +16,7 @@ def test_one_answer_to_everything_is_told(asked, task):
     data_dir = None if task == "reviews" else asked["data_dir"]
     little = {"epochs": 0.05, "learning_rate": 1e-12}
     settings = resolve({**asked, **little, "task": task, "data_dir": data_dir})
-    data = settings.load_task()
+    data = settings.task.load()
     model = new_adapter(settings, data, "grasp")
     head = model.get_base_model().classifier.modules_to_save["default"]
     torch.nn.init.zeros_(head.weight)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from analog_grasp.study import adapters, runner
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
 from analog_grasp.study.runner import prepare
 from analog_grasp.study.store import Store
@@ -27,7 +27,7 @@ def test_an_adapter_that_has_gone_is_refused(trained, tmp_path, measure, asked):
     shutil.copytree(trained, folder)
     shutil.rmtree(folder / "adapters" / "grasp")
     with pytest.raises(ValueError, match="not the one that this run has measured: put it back"):
-        measure(Settings(**asked), folder)
+        measure(resolve(asked), folder)
 
 
 def test_an_adapter_changed_after_it_was_measured_is_refused(
@@ -41,7 +41,7 @@ def test_an_adapter_changed_after_it_was_measured_is_refused(
     with pytest.raises(
         ValueError, match=r"adapters/grasp is not the one that this run has measured"
     ):
-        measure(Settings(**asked), folder)
+        measure(resolve(asked), folder)
     assert values(folder) == values(trained)
 
 
@@ -60,7 +60,7 @@ def test_an_adapter_of_other_layers_than_the_model_is_refused(
         weights[name.replace("layer.0", "layer.1")] = weights[name].clone()
     save_file(weights, path)
     with pytest.raises(ValueError, match=rf"partial does not fit the model .*: it {told} base"):
-        prepare(settings.model_copy(update={"adapters": (str(folder),)}), tmp_path / "run")
+        prepare(settings.replace(adapters=(str(folder),)), tmp_path / "run")
 
 
 def test_saved_adapters_are_loaded_once(settings, tmp_path, monkeypatch, measure):
@@ -68,12 +68,12 @@ def test_saved_adapters_are_loaded_once(settings, tmp_path, monkeypatch, measure
     load = runner.load_with_hash
     monkeypatch.setattr(runner, "load_with_hash", lambda *a: loads.append(a[0]) or load(*a))
     measure(settings, tmp_path / "run")
-    assert sorted(loads) == sorted(map(Path, settings.adapters))
+    assert sorted(loads) == sorted(map(Path, settings.model.adapters))
 
 
 def test_the_same_adapter_begins_from_the_same_numbers(asked, task):
     # LoRA draws one of its matrices at random.
-    first, second = (adapters.new_adapter(Settings(**asked), task, "lora") for _ in range(2))
+    first, second = (adapters.new_adapter(resolve(asked), task, "lora") for _ in range(2))
     found = [dict(model.named_parameters()) for model in (first, second)]
     name = next(name for name in found[0] if "lora_A" in name)
     assert found[0][name].abs().sum() > 0
@@ -89,7 +89,7 @@ def card_file(folder: Path, change: tuple[str, str] = ("", "")) -> str:
 
 
 def test_a_card_of_ones_own_is_called_by_its_name(settings, trained, tmp_path, measure, values):
-    mine = settings.model_copy(update={"devices": (card_file(tmp_path),)})
+    mine = settings.replace(devices=(card_file(tmp_path),))
     found = values(measure(mine, tmp_path / "run"))
     shipped = {key._replace(device="mine"): v for key, v in values(trained).items()
                if key.device == "pcm-hermes-2"}  # fmt: skip
@@ -100,13 +100,13 @@ def test_devices_of_one_name_are_refused(settings, tmp_path):
     (tmp_path / "other").mkdir()
     both = (card_file(tmp_path), card_file(tmp_path / "other"))
     with pytest.raises(ValueError, match="a device is called by the name in its card"):
-        prepare(settings.model_copy(update={"devices": both}), tmp_path / "run")
+        prepare(settings.replace(devices=both), tmp_path / "run")
 
 
 def test_an_edited_card_is_measured_anew_and_the_old_one_is_kept(
     settings, tmp_path, measure, values
 ):
-    mine = settings.model_copy(update={"devices": (card_file(tmp_path),), "repeats": 1})
+    mine = settings.replace(devices=(card_file(tmp_path),), repeats=1)
     first = values(measure(mine, tmp_path / "run"))
     card_file(tmp_path, ("[0.16603222,", "[0.5,"))
     second = values(measure(mine, tmp_path / "run"))
@@ -145,7 +145,7 @@ def test_a_run_of_version_1_goes_on(asked, trained, tmp_path, measure, values, v
         old.execute("DELETE FROM measurements WHERE seed = 4 AND device = 'rram-wan2022'")
     old.close()
     left = []
-    measure(Settings(**asked), folder, lambda _, total: left.append(total) or silent("", 0))
+    measure(resolve(asked), folder, lambda _, total: left.append(total) or silent("", 0))
     assert left == [4]
     assert values(folder) == values(trained)
     assert records(folder) == records(trained)

@@ -15,7 +15,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import adapters
 from analog_grasp.study import evaluator as bench
 from analog_grasp.study.adapters import learned_parameters, load_adapter
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import resolve
 from analog_grasp.study.runner import prepare
 from analog_grasp.study.store import Store
 from analog_grasp.tasks.classification import SentenceTask
@@ -97,7 +97,7 @@ def test_a_part_of_the_study_measures_the_same_bits(
 ):
     if "adapters" in part:
         part = part | {"adapters": saved(trained, *part["adapters"])}
-    found = values(measure(settings.model_copy(update=part), tmp_path / "run"))
+    found = values(measure(settings.replace(**part), tmp_path / "run"))
     whole = values(trained)
     assert 0 < len(found) < len(whole)
     assert found.items() <= whole.items()
@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 def test_a_run_interrupted_between_trainings_goes_on_to_the_same_bits(
     trained, tmp_path, monkeypatch, measure, values, asked
 ):
-    settings = Settings(**asked)
+    settings = resolve(asked)
     with monkeypatch.context() as context:
         fail_after(context, adapters, "train", 1, RuntimeError("stop"))
         with pytest.raises(RuntimeError, match="stop"):
@@ -166,7 +166,7 @@ def test_digital_adapters_share_a_chip_and_folded_ones_do_not(
     made = []
     deploy = bench.deploy
     monkeypatch.setattr(bench, "deploy", lambda *a, **k: made.append(deploy(*a, **k)) or made[-1])
-    found = values(measure(settings.model_copy(update={"placement": placement}), tmp_path / "run"))
+    found = values(measure(settings.replace(placement=placement), tmp_path / "run"))
     assert len(made) == each * len(DEVICES)
     assert len(found) == 16 * len(METRICS)
     assert {key.placement for key in found} == {placement}
@@ -178,14 +178,14 @@ def test_differences_between_adapters_are_paired(
     twin = tmp_path / "twin"
     shutil.copytree(trained / "adapters" / "grasp", twin)
     both = (*saved(trained, "grasp"), str(twin))
-    found = values(measure(settings.model_copy(update={"adapters": both}), tmp_path / "run"))
+    found = values(measure(settings.replace(adapters=both), tmp_path / "run"))
     of_twin = {key: value for key, value in found.items() if key.adapter == "twin"}
     assert len(of_twin) == 16
     assert all(found[key._replace(adapter="grasp")] == value for key, value in of_twin.items())
 
 
 def test_folded_on_an_ideal_chip_is_the_digital_model(settings, tmp_path, measure, values):
-    ideal = settings.model_copy(update={"placement": "folded", "devices": ("ideal",)})
+    ideal = settings.replace(placement="folded", devices=("ideal",))
     folder = measure(ideal, tmp_path / "run")
     digital = records(folder)
     for key, value in values(folder).items():
@@ -222,7 +222,7 @@ def test_an_adapter_of_broken_numbers_is_named(settings, trained, tmp_path, meas
     path = broken / "adapter_model.safetensors"
     save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
     with pytest.raises(ValueError, match=r"adapter broken cannot be scored.*NaN"):
-        measure(settings.model_copy(update={"adapters": (str(broken),)}), tmp_path / "run")
+        measure(settings.replace(adapters=(str(broken),)), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_what_is_wrong_is_said_before_the_folder_is_taken(
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(error, match=sentence):
-        prepare(Settings(**asked | change), tmp_path / "run")
+        prepare(resolve(asked | change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -251,12 +251,12 @@ def test_saved_adapters_of_one_name_are_refused(settings, trained, tmp_path, sav
     shutil.copytree(trained / "adapters" / "grasp", other)
     both = (*saved(trained, "grasp"), str(other))
     with pytest.raises(ValueError, match="have the same name"):
-        prepare(settings.model_copy(update={"adapters": both}), tmp_path / "run")
+        prepare(settings.replace(adapters=both), tmp_path / "run")
 
 
 def test_an_adapter_for_another_task_is_refused(settings, tmp_path, task):
     with pytest.raises(ValueError, match=r"does not fit the model .* with the task reviews"):
-        prepare(settings.model_copy(update={"task": "reviews", "data_dir": None}), tmp_path / "run")
+        prepare(settings.replace(task="reviews", data_dir=None), tmp_path / "run")
 
 
 def test_a_loaded_adapter_is_ready_to_be_measured(trained, asked, task):
@@ -280,12 +280,12 @@ def test_a_run_keeps_a_log(trained):
 
 
 def test_chips_are_drawn_until_the_intervals_are_narrow(settings, tmp_path, measure, values):
-    few = {"devices": ("pcm-hermes-2",), "times": ("0s",), "adapters": settings.adapters[:1]}
-    first = values(measure(settings.model_copy(update=few), tmp_path / "two"))
+    few = {"devices": ("pcm-hermes-2",), "times": ("0s",), "adapters": settings.model.adapters[:1]}
+    first = values(measure(settings.replace(**few), tmp_path / "two"))
     narrow = few | {"until_ci": 1e-6, "repeats_limit": 6}
-    found = values(measure(settings.model_copy(update=narrow), tmp_path / "run"))
+    found = values(measure(settings.replace(**narrow), tmp_path / "run"))
     assert {key.repeat for key in found} == set(range(6))
     assert first.items() <= found.items()
     wide = few | {"until_ci": 1e4}
-    found = values(measure(settings.model_copy(update=wide), tmp_path / "wide"))
+    found = values(measure(settings.replace(**wide), tmp_path / "wide"))
     assert {key.repeat for key in found} == {0, 1}

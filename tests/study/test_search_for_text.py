@@ -7,7 +7,7 @@ from datasets import Dataset
 import analog_grasp as ag
 from analog_grasp import tasks
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.study.provenance import data_hash
 from analog_grasp.tasks import GenerationTask
 
@@ -22,8 +22,8 @@ def written(monkeypatch):
 
 
 def test_a_search_is_the_tasks_own_unless_asked(written):
-    assert Settings().load_task() is written
-    asked = resolve({"beams": 2, "length_penalty": 1.5, "no_repeat_ngram": 0}).load_task()
+    assert StudyConfig().task.load() is written
+    asked = resolve({"beams": 2, "length_penalty": 1.5, "no_repeat_ngram": 0}).task.load()
     assert (asked.beams, asked.length_penalty, asked.no_repeat_ngram) == (2, 1.5, 0)
     assert (written.beams, written.length_penalty, written.no_repeat_ngram) == (10, 0.9, 4)
 
@@ -31,13 +31,13 @@ def test_a_search_is_the_tasks_own_unless_asked(written):
 def test_another_search_is_another_cell(written, monkeypatch):
     monkeypatch.setattr(GenerationTask, "encode", lambda *_: written.validation)
     searches = [{}, {"beams": 4}, {"length_penalty": 1.0}, {"no_repeat_ngram": 3}]
-    hashes = {data_hash(resolve(search).load_task(), None) for search in searches}
+    hashes = {data_hash(resolve(search).task.load(), None) for search in searches}
     assert len(hashes) == len(searches)
 
 
 def test_a_search_without_a_text_is_refused():
-    with pytest.raises(ValueError, match="beams is 4, but the task 'reviews' writes no text"):
-        resolve({"beams": 4}).load_task()
+    with pytest.raises(ValueError, match="beams is 4, but the task 'reviews' generates no text"):
+        resolve({"beams": 4}).task.load()
     with pytest.raises(ValueError, match=r"length_penalty is 0\.9, which has no effect"):
         resolve({"beams": 1, "length_penalty": 0.9})
 
@@ -53,10 +53,12 @@ def test_a_search_below_its_least_is_refused(written, name, value):
 def test_noise_of_the_adapter_alone(bert, batch):
     model = adapt(bert, "grasp", groups=4, target_modules="all-linear").eval()
     settings = resolve({"placement": "programmed", "weights": "digital"})
-    assert settings.hardware() == {"weights": "digital"}
+    assert settings.hardware.changes() == {"weights": "digital"}
     digital = model(**batch).logits
     for device, exact in (("gaussian:0", True), ("gaussian:0.1", False)):
-        deployed = ag.deploy(model, ag.DeviceCard.load(device), **settings.deployment())
+        deployed = ag.deploy(
+            model, ag.DeviceCard.load(device), **settings.hardware.deploy_arguments()
+        )
         deployed.program(seed=0)
         assert deployed.report() == []
         assert torch.allclose(deployed.model(**batch).logits, digital) is exact
@@ -68,4 +70,4 @@ def test_exact_weights_and_an_exact_adapter_are_refused():
 
 
 def test_tasks_are_loaded_by_their_names():
-    assert Settings().load_task().name == tasks.load_task("reviews").name
+    assert StudyConfig().task.load().name == tasks.load_task("reviews").name

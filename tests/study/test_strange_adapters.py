@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from analog_grasp.study.adapters import load_adapter, new_adapter, save_adapter
-from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.config import resolve
 from analog_grasp.study.folder import claim
 from analog_grasp.tuning.tune import with_values
 
@@ -15,7 +15,7 @@ from analog_grasp.tuning.tune import with_values
 @pytest.fixture(scope="module")
 def lora(task, asked, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "lora"
-    save_adapter(new_adapter(Settings(**asked), task, "lora"), folder)
+    save_adapter(new_adapter(resolve(asked), task, "lora"), folder)
     return folder
 
 
@@ -90,8 +90,8 @@ def test_no_file_allows_remote_code(tmp_path):
 
 def test_that_remote_code_may_run_is_said_for_this_run_alone(tmp_path):
     asked = resolve({"trust_remote_code": True})
-    assert asked.trust_remote_code
-    assert with_values(asked, {"groups": 2}).trust_remote_code
+    assert asked.model.trust_remote_code
+    assert with_values(asked, {"groups": 2}).model.trust_remote_code
     claim(tmp_path / "run", asked)
     assert "trust" not in (tmp_path / "run" / "run.toml").read_text()
     # Whoever goes on with the run says it again, or not.

@@ -5,7 +5,7 @@ import math
 import pytest
 from datasets import Dataset
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.tasks import registry
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.reviews import reviews as generate_reviews
@@ -59,8 +59,8 @@ def known_tasks():
 
 
 @pytest.fixture
-def settings(bert_folder) -> Settings:
-    return Settings(
+def settings(bert_folder) -> StudyConfig:
+    return StudyConfig().replace(
         model=str(bert_folder), task="sealed", devices=DEVICES, times=("0s", "1d"), repeats=2,
         groups=4, epochs=1, batch_size=8, seed=3,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def formula(monkeypatch):
     """Puts a formula of the settings in the place of the measuring; 0.9 at most, at lambda 0.1."""
 
     def measure(trial, settings, *_):
-        distance = abs(math.log10(settings.noise_weight + 1e-6) + 1)
+        distance = abs(math.log10(settings.training.noise_weight + 1e-6) + 1)
         trial.set_user_attr("digital", 0.9 - 0.01 * distance)
         trial.set_user_attr("cells", [["ideal", 0.0, [0.9 - 0.1 * distance]]])
         return 0.9 - 0.1 * distance, 0.9 + 0.01 * distance

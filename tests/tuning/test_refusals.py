@@ -54,13 +54,13 @@ def test_folder_of_another_study(settings, tmp_path, changed, named):
     prepare_tuning(settings, tmp_path / "run")
     own = {name: changed.pop(name) for name in ("multi", "ranges") if name in changed}
     with pytest.raises(ValueError, match=named):
-        prepare_tuning(settings.model_copy(update=changed), tmp_path / "run", **own)
+        prepare_tuning(settings.replace(**changed), tmp_path / "run", **own)
 
 
 def test_storage_of_another_study(settings, tmp_path):
     url = f"sqlite:///{tmp_path / 'trials.db'}"
     prepare_tuning(settings, tmp_path / "here" / "run", storage=url)
-    other = settings.model_copy(update={"repeats": 3})
+    other = settings.replace(repeats=3)
     with pytest.raises(ValueError, match=r"The storage .*trials\.db holds another study"):
         prepare_tuning(other, tmp_path / "there" / "run", storage=url)
     # Another name is another study.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.tuning import search as search_module
 from analog_grasp.tuning.search import first_values
 from analog_grasp.tuning.search_space import search_space
@@ -20,7 +20,9 @@ def test_the_given_settings_come_first_then_those_without_the_loss(formula, sett
 
 def test_a_zero_that_is_given_is_not_tried_twice():
     space = search_space(["noise_weight", "groups"])
-    assert first_values(Settings(noise_weight=0), space) == [{"noise_weight": 0.0, "groups": 16}]
+    assert first_values(StudyConfig().replace(noise_weight=0), space) == [
+        {"noise_weight": 0.0, "groups": 16}
+    ]
 
 
 @pytest.mark.slow
@@ -40,7 +42,7 @@ def test_the_same_study_again_tries_the_same(tried, formula, settings, tmp_path,
     for trials in (4, 6):
         tune(studies[1], trials)
     assert tried(studies[0]) == tried(studies[1])
-    other = prepare_tuning(settings.model_copy(update={"seed": 4}), tmp_path / "c")
+    other = prepare_tuning(settings.replace(seed=4), tmp_path / "c")
     tune(other, 3)
     assert tried(other).keys() - tried(studies[0]).keys()
 

@@ -1,24 +1,25 @@
 """A study that outlives its processes, and is shared by several."""
 
+import json
 import subprocess
 import sys
 import time
 
 import pytest
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig, flat
 from analog_grasp.tuning import tune as tune_module
 from analog_grasp.tuning.search import quiet_optuna
 from analog_grasp.tuning.storage import share_heartbeats
 from analog_grasp.tuning.tune import prepare_tuning, tune
 
 CHILD = """
-import sys, time
+import json, sys, time
 from pathlib import Path
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import resolve
 from analog_grasp.tuning import tune
 
-settings, folder, began, hangs = Settings.model_validate_json(sys.argv[1]), *sys.argv[2:]
+settings, folder, began, hangs = resolve(json.loads(sys.argv[1])), *sys.argv[2:]
 measure = tune.measure
 
 def watched(trial, *others):
@@ -41,7 +42,7 @@ def in_another_process(quick, tmp_path):
 
     def begin(folder, hangs=-1) -> subprocess.Popen:
         began = tmp_path / "began"
-        arguments = [quick.model_dump_json(exclude_none=True), str(folder), str(began), str(hangs)]
+        arguments = [json.dumps(flat(quick)), str(folder), str(began), str(hangs)]
         process = subprocess.Popen([sys.executable, "-c", CHILD, *arguments])
         while not began.exists():
             assert process.poll() is None
@@ -52,9 +53,9 @@ def in_another_process(quick, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def quick(bert_folder) -> Settings:
+def quick(bert_folder) -> StudyConfig:
     """A trial of a second, of a task that every process knows."""
-    return Settings(
+    return StudyConfig().replace(
         model=str(bert_folder), devices=("ideal",), times=("1d",), repeats=1, groups=4, epochs=0.05
     )
 

@@ -7,7 +7,7 @@ import pytest
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.adapters import new_adapter, train_adapter
-from analog_grasp.study.config import Settings, resolve
+from analog_grasp.study.config import flat, resolve
 from analog_grasp.study.evaluator import Cell
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.classification import SentenceTask
@@ -24,12 +24,12 @@ def test_a_trial_is_the_mean_over_chips_of_its_own_on_held_out_training_rows(set
     tune(tuning, 1)
     (trial,) = tuning.trials()
 
-    task = tuning_task(load_task("lengths"), settings.seed)
+    task = tuning_task(load_task("lengths"), settings.run.seed)
     model = new_adapter(settings, task, "stochgrasp")
     train_adapter(model, settings, task, "", lambda *_: lambda *_: None)
     assert trial.digital == task.evaluate(model)
     cells = {}
-    for chips in tuning_rounds(settings, settings.devices):
+    for chips in tuning_rounds(settings, settings.hardware.devices):
         for chip in chips:
             deployment = deploy(model, DeviceCard.load(chip.device)).program(chip.seed)
             for time_s in (0.0, 86_400.0):
@@ -42,11 +42,13 @@ def test_a_trial_is_the_mean_over_chips_of_its_own_on_held_out_training_rows(set
 
 
 def test_no_chip_of_a_comparison_is_tuned_on(settings):
-    rounds = tuning_rounds(settings, settings.devices)
-    assert [[chip.device for chip in chips] for chips in rounds] == [list(settings.devices)] * 2
+    rounds = tuning_rounds(settings, settings.hardware.devices)
+    assert [[chip.device for chip in chips] for chips in rounds] == [
+        list(settings.hardware.devices)
+    ] * 2
     seeds = {chip.seed for chips in rounds for chip in chips}
     assert len(seeds) == 2
-    assert not seeds & set(range(settings.seed, settings.seed + 1000))
+    assert not seeds & set(range(settings.run.seed, settings.run.seed + 1000))
 
 
 def test_training_rows_are_divided_and_validation_rows_left_alone():
@@ -70,10 +72,10 @@ def test_a_training_split_too_small_to_divide():
 
 
 def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(settings, tmp_path):
-    asked = settings.model_dump() | {"task": "lengths", "times": ("1d",)}
+    asked = flat(settings) | {"task": "lengths", "times": ("1d",)}
     tuned = tune_noise_weight(tmp_path / "run", trials=2, **asked)
     best = resolve({}, tmp_path / "run" / "best.toml")
-    assert best == tuned.settings == with_values(Settings(**asked), tuned.best.values)
+    assert best == tuned.settings == with_values(resolve(asked), tuned.best.values)
     assert {cell.seed for cell in tuned.results.measurements} == {3, 4}
     folder = tmp_path / "run" / f"trial-{tuned.best.number}"
     assert resolve({}, folder / "run.toml") == best.model_copy(update={"adapters": ("stochgrasp",)})
@@ -98,9 +100,9 @@ def bench(monkeypatch):
                 yield Cell(job.chip, adapter, time_s, {"pearson": score}, "")
 
     def made(settings, task, adapter):
-        if settings.noise_weight == 0:
+        if settings.training.noise_weight == 0:
             raise ValueError("A logit is NaN.")
-        return settings.noise_weight
+        return settings.training.noise_weight
 
     monkeypatch.setattr(trial_module, "Bench", Formula)
     monkeypatch.setattr(trial_module, "new_adapter", made)
@@ -109,7 +111,7 @@ def bench(monkeypatch):
 
 
 def test_a_trial_worse_on_the_same_chips_is_given_up_after_a_round(bench, settings, tmp_path):
-    asked = settings.model_copy(update={"repeats": 3, "times": ("0s", "1h", "1d")})
+    asked = settings.replace(repeats=3, times=("0s", "1h", "1d"))
     tuning = prepare_tuning(asked, tmp_path / "run")
     tune(tuning, 10)
     best, failed, *others = tuning.trials()
@@ -136,5 +138,5 @@ def test_a_study_of_failures_says_so(monkeypatch, settings, tmp_path):
 
     monkeypatch.setattr(tune_module, "measure", measure)
     with pytest.raises(ValueError, match=r"No trial .* could be measured whole: .* trials\.csv"):
-        tune_noise_weight(tmp_path / "run", trials=2, **settings.model_dump())
+        tune_noise_weight(tmp_path / "run", trials=2, **flat(settings))
     assert "A logit is NaN." in (tmp_path / "run" / "trials.csv").read_text()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable
 from importlib.util import find_spec
 
-from analog_grasp.study.config import Settings
+from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.engines import local
 from analog_grasp.study.evaluator import Bench, Cell, Job
 
@@ -15,14 +15,14 @@ RuntimeError. When the generator is closed, all work stops.
 """
 
 
-def engine(settings: Settings) -> Engine:
+def engine(settings: StudyConfig) -> Engine:
     """The engine that the settings name.
 
     Raises:
         ValueError: It needs a package that is not installed.
     """
-    if settings.engine == "local":
-        return lambda bench, jobs: local.measure(bench, jobs, settings.workers)
+    if settings.run.engine == "local":
+        return lambda bench, jobs: local.measure(bench, jobs, settings.run.workers)
     if find_spec("ray") is None:
         raise ValueError(
             "The engine ray needs the package ray, which is not installed: run pip install "
@@ -30,4 +30,6 @@ def engine(settings: Settings) -> Engine:
         )
     from analog_grasp.study.engines import ray
 
-    return lambda bench, jobs: ray.measure(bench, jobs, settings.workers, settings.ray_address)
+    return lambda bench, jobs: ray.measure(
+        bench, jobs, settings.run.workers, settings.run.ray_address
+    )
