@@ -1,7 +1,7 @@
-"""How many numbers does each adapter train in RoBERTa-base, RoBERTa-large and GPT-2 Medium?
+"""Trainable parameters of each adapter in RoBERTa-base, RoBERTa-large and GPT-2 Medium.
 
-Counts them exactly, on models built from their published configurations without weights. The task
-head, which all of them train alike, is left out; GPT-2 has none, as a language model.
+Counted on models built from their published configurations without weights. The task head, which is
+trained with every adapter, is excluded; GPT-2, as a language model, has none.
 
     python benchmarks/parameters.py
     python benchmarks/parameters.py --write docs/parameters.md
@@ -59,7 +59,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     ),
     "GPT-2 Medium": (lambda: GPT2LMHeadModel(GPT2Config(**GPT2_MEDIUM)), "CAUSAL_LM"),
 }
-# The query and value projections, which GPT-2 has in one with the keys.
+# The query and value projections; GPT-2 has one layer for query, key and value.
 ATTENTION = ["query", "value", "c_attn"]
 REFERENCE = "GRASP, K = 16, all linear layers"
 ADAPTERS: dict[str, tuple[str, dict[str, object]]] = {
@@ -83,11 +83,11 @@ DEFAULTS = {
 
 PAGE = """# Parameters
 
-How many numbers each adapter trains, counted on models built from their published configurations
-(RoBERTa: Liu et al., arXiv 1907.11692; GPT-2: Radford et al., 2019). The task head, which all of
-them train alike, is left out. LoRA adapts query and value, as in its paper (Hu et al., arXiv
-2106.09685); in GPT-2 these are one layer with the keys. GRASP trains `2 K` numbers a layer and
-StochGRASP `4 K`, whatever the size of the layer.
+Trainable parameters of each adapter, counted on models built from their published configurations
+(RoBERTa: Liu et al., arXiv 1907.11692; GPT-2: Radford et al., 2019). The task head, which is
+trained with every adapter, is excluded. LoRA adapts query and value, as in its paper (Hu et al.,
+arXiv 2106.09685); GPT-2 has one layer for query, key and value. GRASP has `2 K` parameters per layer and
+StochGRASP `4 K`, independent of the size of the layer.
 
 {table}
 
@@ -108,28 +108,28 @@ def main() -> None:
 
 
 def parameter_table() -> TextTable:
-    """A row an adapter; for each model what it trains, and that as a multiple of GRASP's."""
+    """Return one row per adapter: its parameters in each model, and their ratio to GRASP's."""
     counts = {label: [count(model, label) for model in MODELS] for label in ADAPTERS}
     columns = [text for model in MODELS for text in (model, "×")]
     rows = (
-        TextRow(label, tuple(TextCell(text) for pair in shown(numbers, counts) for text in pair))
-        for label, numbers in counts.items()
+        TextRow(label, tuple(TextCell(text) for pair in formatted(row, counts) for text in pair))
+        for label, row in counts.items()
     )
     return TextTable(
-        f"Trainable parameters, the task head left out; ×: in multiples of {REFERENCE}",
+        f"Trainable parameters without the task head; ×: ratio to {REFERENCE}",
         ("adapter", *columns),
         tuple(rows),
     )
 
 
-def shown(numbers: list[int], counts: dict[str, list[int]]) -> list[tuple[str, str]]:
-    """The numbers of one adapter as text, each with its multiple of the reference's."""
+def formatted(row: list[int], counts: dict[str, list[int]]) -> list[tuple[str, str]]:
+    """Format the counts of one adapter, each with its ratio to the reference."""
     ones = counts[REFERENCE]
-    return [(f"{n:,}", f"{n / one:,.2f}") for n, one in zip(numbers, ones, strict=True)]
+    return [(f"{n:,}", f"{n / one:,.2f}") for n, one in zip(row, ones, strict=True)]
 
 
 def count(model: str, adapter: str) -> int:
-    """What an adapter trains in a model, the head left out.
+    """Return the number of trainable parameters of an adapter in a model, without the head.
 
     Example:
         ``count("RoBERTa-base", "LoRA, rank 8, query and value")`` is 294,912.
