@@ -11,9 +11,9 @@ from analog_grasp.study.config import (
     StudyConfig,
     flat,
     resolve,
-    split_names,
 )
 from analog_grasp.study.folder import claim
+from analog_grasp.study.sections import split_names
 
 
 @pytest.fixture

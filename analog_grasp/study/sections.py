@@ -1,0 +1,452 @@
+"""Sections of a study's settings: each field with its type, default, range and description.
+
+The command line, config files, run.toml, `compare(**settings)` and the reference page are derived
+from these models by `analog_grasp.study.config`. torch and the device cards are imported where they
+are used, so that `--help` needs neither.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from analog_grasp.utils.time import format_time, parse_time
+from analog_grasp.utils.types import (
+    DEFAULT_MODEL,
+    SHIFT_LR_RATIO,
+    DriftCompensation,
+    Placement,
+    ProgrammingError,
+    Sampling,
+)
+
+if TYPE_CHECKING:
+    from analog_grasp.crossbar import Deployment
+    from analog_grasp.devices.card import DeviceCard
+    from analog_grasp.tasks import Task
+
+# Training rows on which input ranges are calibrated.
+_CALIBRATION_ROWS = 128
+# Settings of a task's data, and of its text generation.
+_DATA = ("max_length", "text_column", "label_column")
+_GENERATION = ("beams", "length_penalty", "no_repeat_ngram")
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a field's description does not say.
+
+    Attributes:
+        default: The text shown for a default of None.
+        adapters: The adapters on which the setting has an effect; all where empty.
+        needs: Another setting, a test of its value, and the phrase for a value that passes: without
+            it the setting has no effect.
+        changeable: May change when a run is resumed, as no measured value depends on it.
+    """
+
+    default: str | None = None
+    adapters: tuple[str, ...] = ()
+    needs: tuple[str, Callable[[Any], bool], str] | None = None
+    changeable: bool = False
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a text at its commas, but not within the path of a file that exists.
+
+    Example:
+        >>> split_names("grasp, lora")
+        ('grasp', 'lora')
+    """
+    parts, names = text.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        end = next((end for end in ends if _is_file(",".join(parts[:end]).strip())), 1)
+        names.append(",".join(parts[:end]).strip())
+        parts = parts[end:]
+    return tuple(name for name in names if name)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _number_or_text(value: Any) -> Any:
+    """Return the number that a text states, or the value as it is."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _names(value: Any) -> Any:
+    return split_names(value) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1, max_length=1000)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Bits = Annotated[int, Field(ge=0, le=16)]
+NumberOrDevice = Annotated[float | str, BeforeValidator(_number_or_text)]
+
+_GRASP = Note(adapters=("grasp", "stochgrasp"))
+_STOCHGRASP = Note(adapters=("stochgrasp",))
+_CARD = Note("the card's")
+_PROGRAMMED = Note(needs=("placement", lambda p: p == "programmed", "the placement programmed"))
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, without unknown fields and infinite numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class ModelSettings(Section):
+    """The pre-trained model and the adapters on it."""
+
+    name: Annotated[str | None, Note(DEFAULT_MODEL)] = Field(
+        None, alias="model", description="The pre-trained model: a folder, or an id on the Hub."
+    )
+    adapters: Names = Field(
+        ("grasp", "stochgrasp"),
+        description="The adapters to compare, the first being the baseline: names (see "
+        "`analog-grasp adapters`) or folders of saved ones.",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        exclude=True,
+        description="Allow Python code that comes with the model to run; not accepted in files.",
+    )
+
+    @field_validator("adapters")
+    @classmethod
+    def _adapters_once(cls, adapters: tuple[str, ...]) -> tuple[str, ...]:
+        return _each_once("adapters", adapters)
+
+
+class TaskSettings(Section):
+    """The task: its data, and how text is generated."""
+
+    name: str = Field(
+        "reviews", alias="task", description="The task: reviews, glue/sst2, e2e and others."
+    )
+    data_dir: Annotated[str | None, Note("the Hub, or built in")] = Field(
+        None,
+        description="A folder with the task's files in their official layout, such as "
+        "SST-2/train.tsv.",
+    )
+    text_column: Annotated[str | None, Note("text")] = Field(
+        None,
+        description="Task csv: the column with the text, or two columns, separated by a comma, "
+        "for pairs of texts.",
+    )
+    label_column: Annotated[str | None, Note("label")] = Field(
+        None,
+        description="Task csv: the column with the label: a class name, a number, or (JSON lines) "
+        "a list of class names.",
+    )
+    max_length: Annotated[int | None, Note("the task's: 128, or 256 for text generation")] = Field(
+        None,
+        ge=2,
+        le=1_000_000,
+        description="Tokens at which a text is cut; never more than the model has positions.",
+    )
+    beams: Annotated[int | None, Note("the task's; e2e: 10")] = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Text generation: width of the beam search; 1 for greedy search.",
+    )
+    length_penalty: Annotated[
+        float | None,
+        Note(
+            "the task's; e2e: 0.9", needs=("beams", lambda beams: beams != 1, "two beams or more")
+        ),
+    ] = Field(
+        None,
+        description="Text generation: the power of a text's length that divides its "
+        "log-likelihood.",
+    )
+    no_repeat_ngram: Annotated[int | None, Note("the task's; e2e: 4")] = Field(
+        None,
+        ge=0,
+        description="Text generation: n-grams of this many tokens occur only once; 0 for no limit.",
+    )
+
+    def load(self) -> "Task":
+        """Return the task, with its text generation changed as the settings say.
+
+        Raises:
+            ValueError: The task is unknown, its files are invalid, or it generates no text and a
+                setting of text generation is given.
+            FileNotFoundError: Its files are missing.
+        """
+        from analog_grasp.tasks import GenerationTask, load_task
+
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        given = {name: value for name, value in given.items() if value is not None}
+        data = {name: given[name] for name in _DATA if name in given}
+        task = load_task(self.name, self.data_dir, **data)
+        changes = {name: given[name] for name in _GENERATION if name in given}
+        if not changes:
+            return task
+        if not isinstance(task, GenerationTask):
+            name = next(iter(changes))
+            raise ValueError(
+                f"The setting {name} is {changes[name]!r}, but the task '{task.name}' generates no "
+                f"text: omit {name}, or choose a task that does, such as e2e."
+            )
+        return replace(task, **changes)
+
+
+class HardwareSettings(Section):
+    """The devices, and what is changed about their cards; None keeps the card's value.
+
+    Example:
+        >>> HardwareSettings(adc_bits=6).card("pcm-hermes-2").converters.adc_bits
+        6
+    """
+
+    devices: Names = Field(
+        ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone"),
+        description="The devices: names (see `analog-grasp devices`) or your own TOML files.",
+    )
+    placement: Placement = Field(
+        "digital",
+        description="Placement of the adapter: digital (exact, beside the chip), folded "
+        "(programmed with the weights) or programmed (on analog devices of its own).",
+    )
+    weights: Annotated[Literal["analog", "digital"], _PROGRAMMED] = Field(
+        "analog",
+        description="The frozen weights: analog (on tiles) or digital (exact), to study the noise "
+        "of a programmed adapter alone.",
+    )
+    programming_error: Annotated[ProgrammingError, _PROGRAMMED] = Field(
+        "device",
+        description="The programming error of a programmed adapter: device (the card's) or "
+        "learned (the standard deviations that StochGRASP has learned).",
+    )
+    dac_bits: Annotated[Bits | None, _CARD] = Field(
+        None, description="DAC resolution in bits; 0 for exact inputs."
+    )
+    adc_bits: Annotated[Bits | None, _CARD] = Field(
+        None, description="ADC resolution in bits; 0 for exact outputs."
+    )
+    output_noise: Annotated[float | None, _CARD] = Field(
+        None,
+        ge=0,
+        description="Standard deviation of the output noise of a bit line, in units of full input "
+        "times largest weight.",
+    )
+    tile_size: Annotated[int | None, _CARD] = Field(
+        None, ge=1, description="Rows and columns of a tile, in weights."
+    )
+    g_max: Annotated[float | None, _CARD] = Field(
+        None, gt=0, description="Largest conductance, µS."
+    )
+    die_to_die: Annotated[Share | None, _CARD] = Field(
+        None,
+        description="Relative die-to-die spread of the card's means and standard deviations.",
+    )
+    stuck_off: Annotated[Share | None, _CARD] = Field(
+        None, description="Share of devices stuck at the smallest conductance."
+    )
+    stuck_on: Annotated[Share | None, _CARD] = Field(
+        None, description="Share of devices stuck at the largest conductance."
+    )
+    drift_compensation: DriftCompensation = Field(
+        "global",
+        description="Drift compensation of the tiles: global, per-column, exact or none.",
+    )
+    calibrate: Annotated[float | None, Note("off")] = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Fix the input range of each layer at this percentile of its inputs on "
+        "training rows; 100 is the largest input.",
+    )
+    precision: Literal["exact", "fast"] = Field(
+        "exact",
+        description="Arithmetic of the tiles: exact (float32, as aihwkit) or fast (bfloat16 or "
+        "int8, whichever the processor multiplies faster; see docs/fidelity.md).",
+    )
+    programming_noise: bool = Field(True, description="Simulate programming noise.")
+    drift: bool = Field(True, description="Simulate conductance drift.")
+    read_noise: bool = Field(True, description="Simulate read noise.")
+
+    def card(self, device: str) -> "DeviceCard":
+        """Return the card of a device, changed as the settings say.
+
+        Raises:
+            CardError: The device is unknown, or a change does not fit its card.
+        """
+        from analog_grasp.devices.card import DeviceCard
+
+        names = ("dac_bits", "adc_bits", "output_noise", "tile_size", "g_max")
+        faults = ("die_to_die", "stuck_off", "stuck_on")
+        values = {name: getattr(self, name) for name in (*names, *faults)}
+        changes = {name: value for name, value in values.items() if value is not None}
+        card = DeviceCard.load(device)
+        return card.with_(**changes) if changes else card
+
+    def cards(self) -> "dict[str, DeviceCard]":
+        """Return the cards of all devices by name, changed as the settings say.
+
+        Raises:
+            ValueError: A device is unknown, a change does not fit its card, or two cards have the
+                same name.
+        """
+        cards = [self.card(device) for device in self.devices]
+        named = {card.name: card for card in cards}
+        if len(named) < len(cards):
+            raise ValueError(
+                f"Two of the devices {', '.join(self.devices)} have the same name: a device is "
+                "called by the name in its card, which must differ."
+            )
+        return named
+
+    def deploy_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `analog_grasp.deploy` beside the model and the card."""
+        import torch
+
+        names = (
+            *("placement", "programming_error", "programming_noise", "drift", "read_noise"),
+            "drift_compensation",
+        )
+        dtype = torch.float32 if self.precision == "exact" else torch.bfloat16
+        layers = {"layers": ()} if self.weights == "digital" else {}
+        return {name: getattr(self, name) for name in names} | layers | {"dtype": dtype}
+
+    def changes(self) -> dict[str, Any]:
+        """Return the settings, by name, that differ from a plain deployment on the cards."""
+        fields = type(self).model_fields
+        columns = ("devices", "placement", "programming_error")
+        values = {name: getattr(self, name) for name in fields if name not in columns}
+        return {name: v for name, v in values.items() if v != fields[name].default}
+
+    def calibrate_inputs(self, deployment: "Deployment", task: "Task", model: Any = None) -> None:
+        """Calibrate a deployed model's input ranges on training rows, if `calibrate` is set."""
+        if self.calibrate is not None:
+            few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
+            deployment.calibrate(lambda each: few.scores(each, "train"), self.calibrate, model)
+
+    @field_validator("devices")
+    @classmethod
+    def _devices_once(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
+        return _each_once("devices", devices)
+
+
+class TrainingSettings(Section):
+    """The training of the adapters; without effect on saved ones."""
+
+    groups: Annotated[int, _GRASP] = Field(
+        16, ge=1, description="K, the number of scale-and-shift pairs per layer."
+    )
+    target_modules: Annotated[str | tuple[str, ...], _GRASP] = Field(
+        "all-linear",
+        description="The linear layers to adapt: endings of their names, or all-linear.",
+    )
+    noise_weight: Annotated[float, _STOCHGRASP] = Field(
+        1.0, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
+    )
+    noise_target: Annotated[NumberOrDevice, _STOCHGRASP] = Field(
+        0.1,
+        description="The relative standard deviation to learn: a number, or that of a device at a "
+        "time, such as pcm-hermes-2@1d.",
+    )
+    sampling: Annotated[Sampling, _STOCHGRASP] = Field(
+        "feature",
+        description="The unit that draws one sample in training: feature, group or weight.",
+    )
+    injection: Annotated[float, Field(ge=0)] | str = Field(
+        0.04,
+        description="Standard deviation of the noise on the frozen weights in training, in units "
+        "of the column maximum; or that of a device at a time, such as pcm-hermes-2@1d.",
+    )
+    converters: Annotated[str | None, Note("exact")] = Field(
+        None, description="A device whose DACs, ADCs and output noise are simulated in training."
+    )
+    evaluate_on: Annotated[str | None, Note("the last epoch's")] = Field(
+        None,
+        description="A device at a time, such as pcm-hermes-2@1d, on which the best epoch is "
+        "selected, with rows held out from the training rows.",
+    )
+    epochs: float = Field(3.0, gt=0, le=10_000, description="Number of epochs.")
+    learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
+        None, gt=0, description="The peak learning rate."
+    )
+    shift_lr_ratio: Annotated[float, _GRASP] = Field(
+        SHIFT_LR_RATIO,
+        gt=0,
+        description="Learning rate of the shifts, in units of the learning rate.",
+    )
+    batch_size: int = Field(32, ge=1, description="Batch size.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
+    bf16: bool = Field(False, description="Train in mixed precision.")
+
+    @field_validator("injection", mode="before")
+    @classmethod
+    def _number_from_text(cls, value: Any) -> Any:
+        return _number_or_text(value)
+
+
+class RunSettings(Section):
+    """What is measured, how often, and where the work is done."""
+
+    times: Names = Field(
+        ("0s", "1h", "1d", "30d", "1y"), description="Drift times since programming."
+    )
+    repeats: Count = Field(3, description="Chip instances per device.")
+    until_ci: Annotated[float | None, Note("as many as --repeats", changeable=True)] = Field(
+        None,
+        gt=0,
+        description="Add chip instances until the half width of every 95 % confidence interval is "
+        "at most this many points (per cent, for a score that is a fraction).",
+    )
+    repeats_limit: Annotated[
+        Count,
+        Note(needs=("until_ci", lambda points: points is not None, "until_ci"), changeable=True),
+    ] = Field(100, description="Chip instances per device at most, with --until-ci.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of the training and of the first chip instance; the others count up.",
+    )
+    engine: Annotated[Literal["local", "ray"], Note(changeable=True)] = Field(
+        "local", description="Where the work is done: local (this machine) or ray (a Ray cluster)."
+    )
+    workers: Annotated[
+        Count,
+        Note("one per core, at most 4, for large grids without a GPU; else 1", changeable=True),
+    ] = Field(
+        1,
+        description="Processes on this machine, which share its cores; each has its own copy of "
+        "the model.",
+    )
+    ray_address: Annotated[
+        str | None,
+        Note(
+            "one started here",
+            needs=("engine", lambda engine: engine == "ray", "the engine ray"),
+            changeable=True,
+        ),
+    ] = Field(None, description="Address of a running Ray cluster.")
+
+    @field_validator("times")
+    @classmethod
+    def _canonical_times(cls, times: tuple[str, ...]) -> tuple[str, ...]:
+        return _each_once("times", tuple(format_time(parse_time(time)) for time in times))
+
+
+def _each_once(name: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is listed in {name} more than once.")
+    return values
