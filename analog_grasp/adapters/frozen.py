@@ -44,7 +44,7 @@ def frozen_layers(
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or any(_within(path, b) for b in barred):
             continue
-        if _matches(base_name(path), pattern):
+        if matches(base_name(path), pattern):
             found = True
             yield path, module
     if not found and (isinstance(pattern, str) or pattern):
@@ -124,7 +124,8 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + ".")
 
 
-def _matches(name: str, pattern: LayerPattern) -> bool:
+def matches(name: str, pattern: LayerPattern) -> bool:
+    """Return whether a layer's name in the base model is one that a pattern selects."""
     if pattern == "all-linear":
         return True
     if isinstance(pattern, str):
