@@ -54,12 +54,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tuned-for-its-own-noise": {},
     "untuned": {"noise_weight": 1.0},
     "free-spread": {"noise_weight": 0.0},
-    "small-spread": {"noise_target": 0.02},
+    "small-sigma": {"noise_target": 0.02},
     "spread-of-a-device": {"noise_target": "pcm-hermes-2@1d"},
-    "draw-a-group": {"sampling": "group"},
+    "draw-per-group": {"sampling": "group"},
     "draw-a-weight": {"sampling": "weight"},
-    "nothing-injected": {"injection": 0.0},
-    "grasp-nothing-injected": {"injection": 0.0},
+    "not-injected": {"injection": 0.0},
+    "grasp-not-injected": {"injection": 0.0},
 }
 """What is trained otherwise than the tuned StochGRASP, by name; a name with GRASP's is GRASP."""
 

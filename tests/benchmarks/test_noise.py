@@ -21,7 +21,7 @@ def test_it_tunes_trains_measures_and_goes_on(noise, bert_folder, tmp_path, monk
     monkeypatch.setattr(noise, "TUNED_ON", {"stochgrasp": noise.WEIGHTS})
     asked = ["--model", str(bert_folder), "--out", str(tmp_path), "--epochs", "0.01"]
     few = ["--trials", "1", "--repeats", "2", "--seeds", "0", "1"]
-    variants = ["--variants", "grasp", "stochgrasp", "small-spread", "--studies", "weights"]
+    variants = ["--variants", "grasp", "stochgrasp", "small-sigma", "--studies", "weights"]
     monkeypatch.setattr(sys, "argv", ["noise.py", *asked, *few, *variants])
     noise.main()
     printed = capsys.readouterr().out
