@@ -80,7 +80,7 @@ def main() -> None:
 def minilm(data_dir: Path | None) -> tuple[nn.Module, list[Batch]]:
     """The built-in model without its head, and its validation sentences in batches by length."""
     task = load_task("glue/sst2", data_dir) if data_dir else load_task("reviews")
-    model = load_base_model(None, task)
+    model = load_base_model(task)
     tokenizer = tokenizer_for(model)
     texts = sorted(task.validation["text"], key=lambda text: len(tokenizer(text)["input_ids"]))
     batches = [

@@ -123,7 +123,7 @@ def batches(task: Task, tokenizer: Any, count: int) -> tuple[list[Batch], list[B
 
 def pretrained(task: Task, quick: bool) -> PreTrainedModel:
     """MiniLM, or a tiny model that reads alike; its dropout does not act."""
-    model = load_base_model(None, task)
+    model = load_base_model(task)
     if quick:
         sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
         config = BertConfig(num_hidden_layers=1, vocab_size=model.config.vocab_size, **sizes)

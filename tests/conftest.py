@@ -59,7 +59,7 @@ def bert() -> PreTrainedModel:
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT, as save_pretrained leaves it, that reads with the built-in model's tokenizer."""
     # Here, so that the tests of devices and layers do without tasks.
-    from analog_grasp.tasks.sources import model_source
+    from analog_grasp.tasks.models import model_source
     from analog_grasp.utils.types import DEFAULT_MODEL
 
     folder = tmp_path_factory.mktemp("bert")

@@ -33,7 +33,7 @@ def task():
 
 @pytest.fixture
 def base_model(bert_folder, task):
-    return load_base_model(str(bert_folder), task)
+    return load_base_model(task, str(bert_folder))
 
 
 def test_the_names_are_there_and_documented():
@@ -138,7 +138,7 @@ def test_an_adapter_of_the_example_saves_loads_and_merges(base_model, bert_folde
     model = get_peft_model(base_model, ag.GraspConfig(task_type="SEQ_CLS", groups=4))
     ag.train(model, task, epochs=1)
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(load_base_model(str(bert_folder), task), tmp_path)
+    loaded = PeftModel.from_pretrained(load_base_model(task, str(bert_folder)), tmp_path)
     assert (task.predict(loaded) == task.predict(model)).all()
     merged = loaded.merge_and_unload()
     assert task.predict(merged) == pytest.approx(task.predict(model), abs=1e-4)

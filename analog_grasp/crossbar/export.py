@@ -99,7 +99,7 @@ def load_chip(path: str | Path, base_model: nn.Module) -> nn.Module:
         FileNotFoundError: There is no such file.
 
     Example:
-        ``load_chip("chip.safetensors", load_base_model(None, task))``
+        ``load_chip("chip.safetensors", load_base_model(task))``
     """
     metadata, tensors = _read(Path(path))
     geometry = json.loads(metadata["geometry"])

@@ -1,11 +1,10 @@
-"""What is measured: tasks, their metrics, and the pre-trained models that take them."""
+"""Tasks, their metrics, and the pre-trained models for them."""
 
 from analog_grasp.tasks.base import Task
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.generation import GenerationTask
-from analog_grasp.tasks.models import load_base_model
+from analog_grasp.tasks.models import load_base_model, tokenizer_for
 from analog_grasp.tasks.registry import load_task, register_task, task_names
-from analog_grasp.tasks.sources import tokenizer_for
 from analog_grasp.utils.types import DEFAULT_MODEL
 
 __all__ = [

@@ -1,15 +1,24 @@
-"""A task: rows to learn from and rows to measure on, and how a model is scored on them."""
+"""Base class of all tasks: training and validation rows, and the scores of a model on them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
-from transformers import DataCollator, PreTrainedTokenizerBase
+from transformers import (
+    DataCollator,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from analog_grasp.tasks.metrics import LOWER_IS_BETTER, Metric
+from analog_grasp.tasks.models import ensure_padding, tokenizer_for
+from analog_grasp.tasks.splits import select_rows
 
 Split = Literal["train", "validation"]
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
@@ -17,41 +26,48 @@ TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 @dataclass(eq=False)
 class Task(ABC):
-    """What every task has in common: see `SentenceTask` and `GenerationTask` for the two kinds.
+    """What all tasks have in common; see `SentenceTask` and `GenerationTask` for the two kinds.
 
-    Training takes `encode("train", tokenizer)` and `collator`; measuring takes `scores` or
-    `evaluate`; `task_type` tells which head the model needs and which PEFT configuration.
+    Args:
+        name: Name in reports, such as "glue/sst2".
+        train: Rows for training.
+        validation: Rows for measuring.
+        max_length: Number of tokens at which a text is cut, unless the model has fewer positions.
+        tokenizer: Tokenizer used instead of the model's own, for example one with added tokens.
+        own_metrics: Functions by metric name. Functions given among the metrics are added here.
 
     Attributes:
-        name: as reports show it, "glue/sst2".
-        train: the rows to learn from.
-        validation: the rows to measure on.
-        metrics: the names of the scores; the first is the primary one.
-        task_type: the kind of model that the task asks for, as PEFT names it.
-        batch_size: rows a batch in measuring, unless another number is given.
-        max_length: tokens an example in training and measuring is cut to, unless another number
-            is given.
+        task_type: Kind of model required, as PEFT names it.
+        batch_size: Default batch size for measuring.
     """
 
     name: str
     train: Dataset
     validation: Dataset
-    _encoded: dict[tuple[Split, PreTrainedTokenizerBase, int], Dataset] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    max_length: int = field(default=128, kw_only=True)
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, kw_only=True, repr=False)
+    own_metrics: dict[str, Metric] = field(default_factory=dict, kw_only=True, repr=False)
+    _encoded: dict[Any, Dataset] = field(default_factory=dict, init=False, repr=False)
 
     task_type: ClassVar[TaskType]
     batch_size: ClassVar[int]
-    max_length: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ValueError(
+                f"The task '{self.name}' has max_length {self.max_length}; it should be 2 or more."
+            )
+        if self.tokenizer is not None:
+            ensure_padding(self.tokenizer)
 
     @property
     @abstractmethod
-    def metrics(self) -> tuple[str, ...]:
-        """The names of the scores; the first is the primary one."""
+    def metrics(self) -> tuple[Any, ...]:
+        """Names of the scores; the first is the primary one."""
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
-        """What makes a padded batch of encoded rows."""
+        """Return the collator that pads encoded rows to a batch."""
 
     @abstractmethod
     def predict(
@@ -61,43 +77,108 @@ class Task(ABC):
         batch_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Any:
-        """What the model makes of every row, in the data set's own order.
+        """Return the model's outputs for all rows, in the order of the data set.
 
         Args:
-            model: a transformers model, a PEFT model around one, or an analog copy of either. It
-                runs on the device it lies on, in evaluation mode, and is given back as it was.
+            model: A transformers model, a PEFT model around one, or a deployed copy of either. It
+                runs on its current device in evaluation mode; its training mode is restored.
             split: "train" or "validation".
-            batch_size: rows a batch.
-            tokenizer: the model's own (see `tokenizer_for`) unless given.
+            batch_size: Rows per batch; the task's own if None.
+            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
 
         Raises:
-            ValueError: the model does not fit the task, or its tokenizer cannot be found.
+            ValueError: The model does not fit the task, or its tokenizer cannot be found.
         """
 
     @abstractmethod
-    def _scored(self, predicted: Any, split: Split) -> dict[str, float]:
-        """The scores of what `predict` gave."""
+    def _score(self, predicted: Any, split: Split) -> dict[str, float]:
+        """Return the scores of the outputs of `predict`."""
 
     @abstractmethod
-    def _tokenised(
+    def _tokenise(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
-        """A split as token ids with labels, to be kept by `encode`."""
+        """Return a split as token ids with labels."""
+
+    def configure(self, config: PretrainedConfig) -> None:
+        """Adapt the configuration of a model to the task before the model is built."""
+
+    def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:
+        """Set the initial values of a new head, given the names of all new parameters."""
+
+    @property
+    def greater_is_better(self) -> bool:
+        """False if the primary metric is an error, such as "mse"."""
+        return self.metrics[0] not in LOWER_IS_BETTER
+
+    def identity(self) -> dict[str, str]:
+        """Return the settings of the task as text that is the same in every process."""
+        found = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "tokenizer":
+                value = None if value is None else (type(value).__name__, sorted(value.get_vocab()))
+            elif each.name == "own_metrics":
+                value = sorted(value)
+            if each.init and not isinstance(value, Dataset):
+                found[each.name] = repr(value)
+        return found
+
+    def tokenizer_of(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> PreTrainedTokenizerBase:
+        """Return the tokenizer for a model: `tokenizer`, the task's, or the model's own.
+
+        Raises:
+            ValueError: The tokenizer cannot be found, or the padding token is not among the
+                model's embeddings.
+        """
+        if tokenizer is None:
+            tokenizer = tokenizer_for(model) if self.tokenizer is None else self.tokenizer
+        size, highest = embedding_count(model), tokenizer.pad_token_id
+        if size is not None and highest is not None and highest >= size:
+            raise ValueError(
+                f"The padding token '{tokenizer.pad_token}' has the id {highest}, but the model has "
+                f"embeddings for the ids 0 to {size - 1}; call "
+                "model.resize_token_embeddings(len(tokenizer)) or choose another pad_token."
+            )
+        return tokenizer
+
+    def length_for(self, model: nn.Module) -> int:
+        """Return the number of tokens at which texts are cut for a model.
+
+        Example:
+            >>> from analog_grasp.tasks import load_task
+            >>> load_task("reviews").length_for(nn.Linear(2, 2))
+            128
+        """
+        return min(self.max_length, position_limit(model) or self.max_length)
 
     def encode(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
     ) -> Dataset:
-        """A split as token ids, in the data set's own order, unpadded.
+        """Return a split as token ids, in the order of the data set, without padding.
 
-        The columns are those of the tokenizer (`input_ids`, `attention_mask`, for some models
-        `token_type_ids`) and `labels`. Each (split, tokenizer, max_length) is tokenised once and
-        kept in memory; no file is written.
+        The columns are those of the tokenizer (`input_ids`, `attention_mask`, and `token_type_ids`
+        for some models) and `labels`. The result is kept in memory for each combination of split,
+        tokenizer and length; no file is written.
         """
         length = self.max_length if max_length is None else max_length
-        key = (split, tokenizer, length)
+        # An extended tokenizer is another one, though it is the same object.
+        key = (split, tokenizer, len(tokenizer), length)
         if key not in self._encoded:
-            self._encoded[key] = self._tokenised(split, tokenizer, length)
+            self._encoded[key] = self._tokenise(split, tokenizer, length)
         return self._encoded[key]
+
+    def training_rows(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Return the encoded training rows for a model, cut to its number of positions.
+
+        Raises:
+            ValueError: A token id is not among the model's embeddings.
+        """
+        encoded = self.encode("train", tokenizer, self.length_for(model))
+        check_token_ids(model, tokenizer, encoded["input_ids"])
+        return encoded
 
     def scores(
         self,
@@ -106,13 +187,12 @@ class Task(ABC):
         batch_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> dict[str, float]:
-        """Every metric of the task by name; the arguments are those of `predict`.
+        """Return all metrics of the task by name; the arguments are those of `predict`.
 
         Raises:
-            ValueError: as `predict`, or what the model computed is NaN or infinite: a failed
-                measurement.
+            ValueError: As `predict`, or the model's outputs are NaN or infinite.
         """
-        return self._scored(self.predict(model, split, batch_size, tokenizer), split)
+        return self._score(self.predict(model, split, batch_size, tokenizer), split)
 
     def evaluate(
         self,
@@ -121,23 +201,21 @@ class Task(ABC):
         batch_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> float:
-        """The task's primary metric; arguments and errors are those of `scores`."""
+        """Return the primary metric of the task; arguments and errors as `scores`."""
         return self.scores(model, split, batch_size, tokenizer)[self.metrics[0]]
 
     def subset(
         self, train: int | None = None, validation: int | None = None, seed: int = 0
     ) -> Self:
-        """This task on `train` and `validation` rows drawn without replacement; None keeps all.
+        """Return the task on randomly drawn rows, without replacement; None keeps all rows.
 
         Raises:
-            ValueError: more rows are asked for than there are, or none.
+            ValueError: A number of rows is below 1 or above the number of rows available.
 
         Example:
-            >>> from analog_grasp.tasks import SentenceTask
-            >>> rows = Dataset.from_dict({"text": ["Awful.", "Superb."], "label": [0, 1]})
-            >>> task = SentenceTask("mine", rows, rows, ("negative", "positive"))
-            >>> len(task.subset(train=1).train)
-            1
+            >>> from analog_grasp.tasks import load_task
+            >>> len(load_task("reviews").subset(train=8).train)
+            8
         """
         return replace(
             self,
@@ -146,29 +224,56 @@ class Task(ABC):
         )
 
     def _draw(self, split: Split, count: int | None, seed: int) -> Dataset:
-        rows = self._rows(split)
+        rows = self.rows(split)
         if count is None:
             return rows
         if not 1 <= count <= len(rows):
             raise ValueError(
-                f"A subset of {count} {split} rows of the task '{self.name}' was asked for; it "
+                f"The number of {split} rows for a subset of the task '{self.name}' is {count}; it "
                 f"should be from 1 to {len(rows)}."
             )
-        chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
-        return Dataset.from_dict(rows[np.sort(chosen)], features=rows.features)
+        return select_rows(rows, np.random.default_rng(seed).permutation(len(rows))[:count])
 
-    def _rows(self, split: Split) -> Dataset:
+    def rows(self, split: Split) -> Dataset:
+        """Return the rows of a split."""
         if split not in ("train", "validation"):
-            raise ValueError(f"A split is 'train' or 'validation', not '{split}'.")
+            raise ValueError(f"The split is '{split}'; it should be 'train' or 'validation'.")
         return self.train if split == "train" else self.validation
 
 
-def check_rows(task: Task, split: Split, rows: Dataset, columns: tuple[str, ...]) -> None:
-    """Refuse a split that is empty or lacks a column.
+def named_metrics(
+    task: str, metrics: Iterable[str | Metric], own: Mapping[str, Metric]
+) -> tuple[tuple[str, ...], dict[str, Metric]]:
+    """Return the names of metrics, and the functions among them together with those in `own`.
 
     Raises:
-        ValueError: it does.
+        ValueError: A function has no name, or that of a metric that exists.
+
+    Example:
+        >>> named_metrics("mine", ["accuracy", len], {})
+        (('accuracy', 'len'), {'len': <built-in function len>})
     """
+    names, functions = [], dict(own)
+    for metric in metrics:
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "<lambda>")
+        if not isinstance(metric, str):
+            if not name.isidentifier() or functions.get(name, metric) is not metric:
+                raise ValueError(
+                    f"A metric of the task '{task}' is {metric!r}, which has no name of its own; "
+                    "use a function defined with def."
+                )
+            functions[name] = metric
+        names.append(name)
+    return tuple(names), functions
+
+
+def check_rows(task: Task, split: Split, columns: tuple[str, ...]) -> None:
+    """Check that a split has rows, certain columns, and a text in each cell of its text columns.
+
+    Raises:
+        ValueError: It does not.
+    """
+    rows = task.rows(split)
     missing = [name for name in columns if name not in rows.column_names]
     if missing:
         raise ValueError(
@@ -177,11 +282,67 @@ def check_rows(task: Task, split: Split, rows: Dataset, columns: tuple[str, ...]
         )
     if not len(rows):
         raise ValueError(f"The task '{task.name}' has no {split} rows; it should have some.")
+    for column in {"text", "text_pair"} & set(rows.column_names):
+        for number, text in enumerate(rows[column][:]):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"Row {number} of the {split} rows of the task '{task.name}' has the {column} "
+                    f"{text}, which should be a text; pandas and datasets read CSV cells such as "
+                    "null, NA or blank ones as missing unless keep_default_na=False is given."
+                )
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Return the largest number of tokens that a model has positions for; None if unlimited.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
+        >>> position_limit(BertModel(BertConfig(**sizes, max_position_embeddings=64)))
+        64
+        >>> position_limit(RobertaModel(RobertaConfig(**sizes, max_position_embeddings=64)))
+        62
+    """
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, module in model.named_modules():
+        # RoBERTa and similar models number the positions from the padding index on.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1  # type: ignore[operator]
+    return limit
+
+
+def embedding_count(model: nn.Module) -> int | None:
+    """Return the number of token ids that a model has embeddings for; None if it has none."""
+    try:
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return getattr(embeddings, "num_embeddings", None)
+
+
+def check_token_ids(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
+) -> None:
+    """Check that a model has an embedding for each token id in `rows`.
+
+    Raises:
+        ValueError: It has not.
+    """
+    size = embedding_count(model)
+    highest = max((max(ids) for ids in rows if ids), default=0)
+    if size is not None and highest >= size:
+        raise ValueError(
+            f"The tokenizer gives the id {highest} ('{tokenizer.convert_ids_to_tokens(highest)}'), "
+            f"but the model has embeddings for the ids 0 to {size - 1}; call "
+            "model.resize_token_embeddings(len(tokenizer)) before training."
+        )
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module has its own mode back."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,37 +1,55 @@
-"""Sentences with labels, or with numbers to predict: the tasks of GLUE and their like."""
+"""Classification and regression of texts and pairs of texts, such as the tasks of GLUE."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import DataCollator, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import (
+    DataCollator,
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from analog_grasp.tasks.base import Split, Task, TaskType, check_rows, evaluating
-from analog_grasp.tasks.metrics import CLASSIFICATION, REGRESSION, score
-from analog_grasp.tasks.sources import tokenizer_for
+from analog_grasp.tasks.base import (
+    Split,
+    Task,
+    TaskType,
+    check_rows,
+    check_token_ids,
+    evaluation_mode,
+    named_metrics,
+)
+from analog_grasp.tasks.metrics import CLASSIFICATION, MULTI_LABEL, REGRESSION, Metric, score
 
 
 @dataclass(eq=False)
 class SentenceTask(Task):
-    """Sentences with labels to learn from and to measure on, and the metrics of the measurement.
+    """Texts with labels for training and measuring, and the metrics of the measurement.
 
-    Attributes:
-        name: as reports show it, "glue/sst2".
-        train: the rows to learn from, with the columns `text`, `label` and, where two sentences
-            are compared, `text_pair`. Labels are integers 0 to `num_labels` - 1, or, for a
-            regression, numbers. A column `part` tells parts of a split that are scored apart.
-        validation: the rows to measure on, with the same columns.
-        label_names: the names of the labels in their order; empty for a regression.
-        metrics: of those in `analog_grasp.tasks.metrics`; the first is the primary one. Followed
-            by an underscore and a part, as in "accuracy_mm", a metric is of the rows of that part;
-            by itself, of the rows whose part is empty, or of all rows where there are no parts.
+    Args:
+        name: Name in reports, such as "glue/sst2".
+        train: Rows for training, with the columns `text`, `label` and, for pairs of texts,
+            `text_pair`. Labels are integers from 0 to C - 1 for C classes, finite numbers for a
+            regression, or lists of C entries 0 or 1 if `multi_label`. An optional column `part`
+            divides a split into parts that are scored separately.
+        validation: Rows for measuring, with the same columns.
+        label_names: Names of the C classes in the order of the labels; empty for a regression.
+        metrics: Names of metrics in `analog_grasp.tasks.metrics`, or functions of `(logits,
+            labels)`; the first is the primary one. A name followed by an underscore and a part,
+            such as "accuracy_mm", is scored on the rows of that part; a name alone on the rows
+            whose part is empty, or on all rows if there is no column `part`.
+        multi_label: Whether an example can have several labels.
+        max_length, tokenizer: See `Task`.
 
     Raises:
-        ValueError: a split is empty, lacks a column or holds a label outside the range, or a
-            metric is unknown or does not fit.
+        ValueError: A split is empty, lacks a column or has an invalid cell, or a metric is unknown
+            or does not fit the labels.
 
     Example:
         >>> rows = Dataset.from_dict({"text": ["Awful.", "Superb."], "label": [0, 1]})
@@ -41,45 +59,111 @@ class SentenceTask(Task):
     """
 
     label_names: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[Any, ...] = ("accuracy",)
+    multi_label: bool = field(default=False, kw_only=True)
 
     task_type: ClassVar[TaskType] = "SEQ_CLS"
     batch_size: ClassVar[int] = 64
-    max_length: ClassVar[int] = 128
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.metrics, self.own_metrics = named_metrics(self.name, self.metrics, self.own_metrics)
         _check_metrics(self)
-        _check_labels(self, "train", self.train)
-        _check_labels(self, "validation", self.validation)
+        for split in ("train", "validation"):
+            check_rows(self, split, ("text", "label"))
+            _check_labels(self, split)
 
     @property
     def regression(self) -> bool:
-        """Whether the labels are numbers to predict instead of classes."""
+        """True if the labels are numbers to predict instead of classes."""
         return not self.label_names
 
     @property
     def num_labels(self) -> int:
-        """The width of the model's output: the number of classes, or 1 for a regression."""
+        """Number of model outputs: the number of classes C, or 1 for a regression."""
         return len(self.label_names) or 1
 
     def labels(self, split: Split = "validation") -> np.ndarray:
-        """The labels of a split, shape (n,), in the data set's own order."""
-        return np.asarray(self._rows(split)["label"][:])
+        """Return the labels of a split in the order of the data set.
+
+        Returns:
+            Shape (n,), or (n, C) if `multi_label`.
+        """
+        return np.asarray(self.rows(split)["label"][:])
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
-        """Pads the sentences of a batch."""
+        """Return the collator that pads the texts of a batch."""
         return DataCollatorWithPadding(tokenizer)
 
-    def _tokenised(
+    def configure(self, config: PretrainedConfig) -> None:
+        """Set the number of outputs, the loss, and the label names of a model.
+
+        A model that was trained on the same labels keeps its own order of them; see
+        `output_order`.
+        """
+        order = self._order(config)
+        config.num_labels = self.num_labels if order is None else len(order)
+        if self.regression:
+            config.problem_type = "regression"
+            return
+        kind = "multi" if self.multi_label else "single"
+        config.problem_type = f"{kind}_label_classification"
+        if order is None:
+            config.id2label = dict(enumerate(self.label_names))
+            config.label2id = {label: i for i, label in config.id2label.items()}
+
+    def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:
+        """Set the bias of a new regression head to the mean of the training labels.
+
+        With a bias of 0 the first steps move all features in the direction that raises the mean,
+        until the model collapses to a constant prediction: LoRA then learned nothing on STS-B.
+        """
+        if not self.regression:
+            return
+        mean = float(self.labels("train").mean())
+        for key in new:
+            if key.endswith("bias") and (bias := model.get_parameter(key)).shape == (1,):
+                nn.init.constant_(bias, mean)
+
+    def output_order(self, model: nn.Module) -> list[int] | None:
+        """Return the index of the model's output for each label, if it differs from the label.
+
+        A model that names the same classes in another order (`config.id2label`) has its outputs in
+        that order. None if the orders agree or the names differ.
+        """
+        return self._order(getattr(model, "config", None))
+
+    def _order(self, config: PretrainedConfig | None) -> list[int] | None:
+        names = getattr(config, "id2label", None) or {}
+        outputs = {str(name).casefold(): int(index) for index, name in names.items()}
+        wanted = [name.casefold() for name in self.label_names]
+        if len(outputs) != len(names) or sorted(outputs) != sorted(wanted):
+            return None
+        order = [outputs[name] for name in wanted]
+        same = order == list(range(len(order))) or sorted(order) != list(range(len(order)))
+        return None if same else order
+
+    def training_rows(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Return the encoded training rows, with the labels in the model's order of the classes."""
+        encoded = super().training_rows(model, tokenizer)
+        order = self.output_order(model)
+        if order is None:
+            return encoded
+        labels = np.asarray(encoded["labels"][:])
+        labels = labels[:, np.argsort(order)] if self.multi_label else np.asarray(order)[labels]
+        columns = {name: encoded[name][:] for name in encoded.column_names}
+        return Dataset.from_dict({**columns, "labels": labels})
+
+    def _tokenise(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
-        rows = self._rows(split)
+        rows = self.rows(split)
         pair = rows["text_pair"][:] if "text_pair" in rows.column_names else None
         tokens = tokenizer(rows["text"][:], pair, truncation=True, max_length=max_length)
         labels = self.labels(split)
-        # transformers' loss of a regression takes no integers.
-        labels = labels.astype(np.float32) if self.regression else labels
-        return Dataset.from_dict({**tokens, "labels": labels})
+        # The losses for regression and several labels do not accept integers.
+        exact = self.regression or self.multi_label
+        return Dataset.from_dict({**tokens, "labels": labels.astype(np.float32) if exact else labels})
 
     def predict(
         self,
@@ -88,34 +172,35 @@ class SentenceTask(Task):
         batch_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> np.ndarray:
-        """The model's logits for every example, in the data set's own order.
+        """Return the model's logits for all examples, in the order of the data set.
 
-        Sentences of like length share a batch, so that little is spent on padding. The model runs
-        on the device it lies on, in evaluation mode, and is given back as it was.
+        Texts of similar length share a batch, which reduces padding.
 
         Args:
-            model: called as `model(**batch).logits`: a transformers model for sequence
-                classification, a PEFT model around one, or an analog copy of either.
+            model: Called as `model(**batch).logits`: a transformers model for sequence
+                classification, a PEFT model around one, or a deployed copy of either.
             split: "train" or "validation".
-            batch_size: sentences a batch; 64 unless given.
-            tokenizer: the model's own (see `tokenizer_for`) unless given.
+            batch_size: Texts per batch; 64 if None.
+            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
 
         Returns:
-            float32, shape (n, num_labels).
+            float32, shape (n, C), columns in the order of the task's labels; (n, 1) for a
+            regression.
 
         Raises:
-            ValueError: the model has another number of outputs than the task asks for, or its
-                tokenizer cannot be found.
+            ValueError: The number of outputs differs from the task's, a token id is not among the
+                model's embeddings, or the tokenizer cannot be found.
         """
-        tokenizer = tokenizer_for(model) if tokenizer is None else tokenizer
-        inputs = self.encode(split, tokenizer).remove_columns("labels")
-        lengths = [len(ids) for ids in inputs["input_ids"]]
-        order = np.argsort(lengths, kind="stable")
+        tokenizer = self.tokenizer_of(model, tokenizer)
+        inputs = self.encode(split, tokenizer, self.length_for(model)).remove_columns("labels")
+        ids = inputs["input_ids"][:]
+        check_token_ids(model, tokenizer, ids)
+        order = np.argsort([len(row) for row in ids], kind="stable")
         collate = self.collator(tokenizer)
         batch_size = batch_size or self.batch_size
         device = next(model.parameters()).device
         parts = []
-        with evaluating(model), torch.inference_mode():
+        with evaluation_mode(model), torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 columns = inputs[order[start : start + batch_size]]
                 rows = [
@@ -126,64 +211,103 @@ class SentenceTask(Task):
         logits = torch.cat(parts).numpy()
         if logits.shape[1] != self.num_labels:
             raise ValueError(
-                f"The model gives {logits.shape[1]} outputs and the task '{self.name}' asks for "
-                f"{self.num_labels}; load it with load_base_model(name, task)."
+                f"The model has {logits.shape[1]} outputs and the task '{self.name}' requires "
+                f"{self.num_labels}; load it with load_base_model(task, name)."
             )
         in_order = np.empty_like(logits)
         in_order[order] = logits
-        return in_order
+        outputs = self.output_order(model)
+        return in_order if outputs is None else in_order[:, outputs]
 
-    def _scored(self, predicted: np.ndarray, split: Split) -> dict[str, float]:
-        """The metrics, as fractions, of logits of shape (n, num_labels).
+    def _score(self, predicted: np.ndarray, split: Split) -> dict[str, float]:
+        """Return the metrics of logits of shape (n, C).
 
-        The metric of a part that the split has no rows of is left out, as `accuracy_mm` of MNLI's
-        training split.
+        The metric of a part without rows is omitted, such as `accuracy_mm` of the training split
+        of MNLI.
         """
         labels = self.labels(split)
         found: dict[str, float] = {}
         for name in self.metrics:
-            metric, _, part = name.partition("_")
+            metric, part = _metric_and_part(name, self._known_metrics())
             rows = self._of_part(split, part)
             if rows.any():
-                found[name] = score([metric], predicted[rows], labels[rows])[metric]
+                found[name] = score([metric], predicted[rows], labels[rows], self.own_metrics)[metric]
         return found
 
     def _of_part(self, split: Split, part: str) -> np.ndarray:
-        """Which rows of a split a part is made of, shape (n,)."""
-        rows = self._rows(split)
+        """Return a mask of the rows of a split that belong to a part, shape (n,)."""
+        rows = self.rows(split)
         if "part" not in rows.column_names:
             return np.full(len(rows), not part)
         return np.asarray(rows["part"][:]) == part
 
+    def _known_metrics(self) -> dict[str, Metric]:
+        if self.regression:
+            return REGRESSION | self.own_metrics
+        return (MULTI_LABEL if self.multi_label else CLASSIFICATION) | self.own_metrics
+
+
+def _metric_and_part(name: str, known: Sequence[str] | dict[str, Metric]) -> tuple[str, str]:
+    """Return the metric and the part of a name such as "accuracy_mm"; ("", "") if unknown."""
+    for metric in sorted(known, key=len, reverse=True):
+        if name == metric or name.startswith(f"{metric}_"):
+            return metric, name[len(metric) + 1 :]
+    return "", ""
+
 
 def _check_metrics(task: SentenceTask) -> None:
-    fitting = REGRESSION if task.regression else CLASSIFICATION
-    wrong = [name for name in task.metrics if name.partition("_")[0] not in fitting]
-    if wrong or not task.metrics:
+    known = task._known_metrics()
+    found = [_metric_and_part(name, known)[0] for name in task.metrics]
+    if not found or not all(found):
         kind = "a regression (no label_names)" if task.regression else "a classification"
         raise ValueError(
             f"The task '{task.name}' is {kind} and has the metrics {task.metrics}; they should be "
-            f"one or more of {', '.join(fitting)}."
+            f"one or more of {', '.join(known)}."
         )
-    if any(name.partition("_")[0] == "f1" for name in task.metrics) and task.num_labels != 2:
+    if "f1" in found and task.num_labels != 2 and not task.multi_label:
         raise ValueError(
             f"The task '{task.name}' has {task.num_labels} labels and the metric f1, which is "
-            "for two; accuracy would do."
+            "for two; use macro_f1."
         )
 
 
-def _check_labels(task: SentenceTask, split: Split, rows: Dataset) -> None:
-    check_rows(task, split, rows, ("text", "label"))
-    labels = task.labels(split)
-    if labels.dtype.kind not in ("iuf" if task.regression else "iu"):
-        valid = np.zeros(len(labels), dtype=bool)
+def _check_labels(task: SentenceTask, split: Split) -> None:
+    """Raise a ValueError that names the first row with an invalid label."""
+    labels = task.rows(split)["label"][:]
+    if task.multi_label:
+        expected = f"a list of {task.num_labels} entries 0 or 1"
+        valid = [_is_indicator(label, task.num_labels) for label in labels]
     elif task.regression:
-        valid = np.isfinite(labels)
+        expected = "a finite number"
+        valid = [_is_number(label) and bool(np.isfinite(label)) for label in labels]
     else:
-        valid = np.isin(labels, range(task.num_labels))
-    if not valid.all():
-        right = "a finite number" if task.regression else f"an integer 0 to {task.num_labels - 1}"
+        expected = f"an integer from 0 to {task.num_labels - 1}"
+        valid = [_is_number(label) and label in range(task.num_labels) for label in labels]
+    wrong = None if all(valid) else valid.index(False)
+    # A column of another type: its values can be right in all rows, or wrong in each one.
+    if wrong is None and not task.regression and not task.multi_label:
+        wrong = next((i for i, label in enumerate(labels) if not isinstance(label, int)), None)
+    elif wrong == 0 and isinstance(labels[0], str):
+        numeric = [_is_numeral(label, task.num_labels) for label in labels]
+        wrong = 0 if all(numeric) else numeric.index(False)
+    if wrong is not None:
         raise ValueError(
-            f"Row {int(np.argmin(valid))} of the {split} rows of the task '{task.name}' has the "
-            f"label {labels[np.argmin(valid)]}, which should be {right}."
+            f"Row {wrong} of the {split} rows of the task '{task.name}' has the label "
+            f"{labels[wrong]!r}, which should be {expected}."
         )
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, int | float) and not isinstance(label, bool)
+
+
+def _is_indicator(label: Any, length: int) -> bool:
+    return isinstance(label, list) and len(label) == length and all(x in (0, 1) for x in label)
+
+
+def _is_numeral(label: Any, num_labels: int) -> bool:
+    """Return True for a text such as "1", which only the type of its column makes invalid."""
+    try:
+        return float(label) in range(num_labels) if num_labels > 1 else np.isfinite(float(label))
+    except (TypeError, ValueError):
+        return False

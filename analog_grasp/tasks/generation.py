@@ -1,7 +1,7 @@
-"""Generation tasks: text from a prompt, scored against one or more references."""
+"""Text generation from prompts, scored against one or more references."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,62 +17,81 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from analog_grasp.tasks.base import Split, Task, TaskType, check_rows, evaluating
+from analog_grasp.tasks.base import (
+    Split,
+    Task,
+    TaskType,
+    check_rows,
+    check_token_ids,
+    evaluation_mode,
+    named_metrics,
+    position_limit,
+)
 from analog_grasp.tasks.e2e import coco, mteval
-from analog_grasp.tasks.sources import tokenizer_for
+from analog_grasp.tasks.metrics import Metric
 
 _MTEVAL = {"bleu": mteval.bleu, "nist": mteval.nist}
 TEXT_METRICS = (*_MTEVAL, *coco.NAMES)
-# The loss passes over labels of this value.
+# Labels of this value do not contribute to the loss.
 _IGNORED = -100
 
 
 def text_scores(
-    names: Sequence[str], outputs: Sequence[str], references: Sequence[Sequence[str]]
+    names: Sequence[str],
+    outputs: Sequence[str],
+    references: Sequence[Sequence[str]],
+    own: Mapping[str, Metric] | None = None,
 ) -> dict[str, float]:
-    """The named metrics of generated texts, as the scorer of the E2E NLG Challenge has them.
+    """Return metrics of generated texts, as the scorer of the E2E NLG Challenge computes them.
 
     Args:
-        names: of `TEXT_METRICS`.
+        names: Metrics from `TEXT_METRICS` or `own`.
         outputs: n texts.
-        references: of each, one or more texts.
+        references: For each output one or more texts.
+        own: Further metrics by name, functions of `(outputs, references)`.
 
     Raises:
-        RuntimeError: a metric needs Java, and there is none.
+        RuntimeError: A metric requires Java or a package that is not installed.
 
     Example:
         >>> text_scores(["nist"], ["Zizzi is cheap."], [["Zizzi is cheap."]])
         {'nist': 2.0}
     """
-    wanted = [name for name in names if name in coco.NAMES]
-    found = {name: score(outputs, references) for name, score in _MTEVAL.items() if name in names}
-    found |= coco.scores(wanted, outputs, references) if wanted else {}
+    functions = _MTEVAL | dict(own or {})
+    java = [name for name in names if name in coco.NAMES and name not in functions]
+    found = {name: float(functions[name](outputs, references)) for name in names if name not in java}
+    found |= coco.scores(java, outputs, references) if java else {}
     return {name: found[name] for name in names}
 
 
 @dataclass(eq=False)
 class GenerationTask(Task):
-    """Prompts with references: a model learns to write them, and is measured on what it writes.
+    """Prompts with references: a model is trained to write them, and scored on its texts.
 
-    An example is the prompt, the end-of-text token, the reference and the end-of-text token
-    again; the loss is on the reference and what ends it alone. In measuring, a beam search writes
-    one text for every prompt, and all references of the prompt score it.
+    A training example is the prompt, the end-of-text token, the reference, and the end-of-text
+    token again; the loss is on the reference and its end only. When measuring, a beam search
+    generates one text per prompt, which is scored against all references of the prompt.
 
-    Attributes:
-        name: as reports show it, "e2e".
-        train: the rows to learn from, with the columns `text`, the prompt, and `references`, a
-            list of one or more texts. No two rows should have the same prompt, so that a subset
-            keeps the references of a prompt together.
-        validation: the rows to measure on, with the same columns.
-        metrics: of `TEXT_METRICS`; the first is the primary one.
-        beams: the width of the beam search; 1 for greedy search.
-        length_penalty: the power of its length by which a text's log-likelihood is divided.
-        no_repeat_ngram: n-grams of tokens of this length occur once in a text; 0 for no such rule.
-        max_new_tokens: where a text ends at the latest.
+    Args:
+        name: Name in reports, such as "e2e".
+        train: Rows for training, with the columns `text` (the prompt) and `references` (a list of
+            one or more texts). Prompts should be distinct, so that a subset keeps the references
+            of a prompt together.
+        validation: Rows for measuring, with the same columns.
+        metrics: Names from `TEXT_METRICS`, or functions of `(outputs, references)`; the first is
+            the primary one.
+        beams: Width of the beam search; 1 for greedy search.
+        length_penalty: Exponent of the length by which the log-likelihood of a text is divided.
+        no_repeat_ngram: Length of token n-grams that occur at most once in a text; 0 disables the
+            rule.
+        max_new_tokens: Largest number of tokens of a text.
+        max_length: Number of tokens at which a training example is cut. Prompts are only cut when
+            the model has too few positions.
+        tokenizer: See `Task`.
 
     Raises:
-        ValueError: a split is empty or lacks a column, a row has no reference, a metric is unknown,
-            or a number is below its least.
+        ValueError: A split is empty or lacks a column, a row has no reference, a metric is unknown,
+            or a number is out of its range.
 
     Source:
         Search and its defaults: E. Hu et al., LoRA, ICLR 2022 (arXiv 2106.09685), runs on E2E.
@@ -83,22 +102,24 @@ class GenerationTask(Task):
         'CAUSAL_LM'
     """
 
-    metrics: tuple[str, ...] = ("bleu", "nist")
+    metrics: tuple[Any, ...] = ("bleu", "nist")
     beams: int = 10
     length_penalty: float = 0.9
     no_repeat_ngram: int = 4
     max_new_tokens: int = 100
+    max_length: int = field(default=256, kw_only=True)
 
     task_type: ClassVar[TaskType] = "CAUSAL_LM"
     batch_size: ClassVar[int] = 16
-    max_length: ClassVar[int] = 256
 
     def __post_init__(self) -> None:
-        wrong = [name for name in self.metrics if name not in TEXT_METRICS]
-        if wrong or not self.metrics:
+        super().__post_init__()
+        self.metrics, self.own_metrics = named_metrics(self.name, self.metrics, self.own_metrics)
+        known = (*TEXT_METRICS, *self.own_metrics)
+        if not self.metrics or not set(self.metrics) <= set(known):
             raise ValueError(
-                f"The task '{self.name}' writes text and has the metrics {self.metrics}; they "
-                f"should be one or more of {', '.join(TEXT_METRICS)}."
+                f"The task '{self.name}' generates text and has the metrics {self.metrics}; they "
+                f"should be one or more of {', '.join(known)}."
             )
         for name, least in (("beams", 1), ("no_repeat_ngram", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
@@ -107,26 +128,26 @@ class GenerationTask(Task):
                     f"{least} or more."
                 )
         for split in ("train", "validation"):
-            check_rows(self, split, self._rows(split), ("text", "references"))
-            bare = [i for i, texts in enumerate(self.references(split)) if not texts]
-            if bare:
+            check_rows(self, split, ("text", "references"))
+            empty = [i for i, texts in enumerate(self.references(split)) if not texts]
+            if empty:
                 raise ValueError(
-                    f"Row {bare[0]} of the {split} rows of the task '{self.name}' has no "
+                    f"Row {empty[0]} of the {split} rows of the task '{self.name}' has no "
                     "reference; it should have one or more."
                 )
 
     def references(self, split: Split = "validation") -> list[list[str]]:
-        """The references of every prompt of a split, in the data set's own order."""
-        return self._rows(split)["references"][:]
+        """Return the references of each prompt of a split, in the order of the data set."""
+        return self.rows(split)["references"][:]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
-        """Pads the examples of a batch; the loss passes over the padding."""
+        """Return the collator that pads the examples of a batch; the loss ignores the padding."""
         return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_IGNORED)
 
-    def _tokenised(
+    def _tokenise(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
-        """An example for each reference, cut to `max_length` tokens at its end."""
+        """Return one example per reference, cut at `max_length` tokens."""
         end = _end_token(tokenizer)
         columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         prompts = self._prompts(split, tokenizer)
@@ -141,8 +162,8 @@ class GenerationTask(Task):
         return Dataset.from_dict(columns)
 
     def _prompts(self, split: Split, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """The token ids of every prompt, with the end-of-text token that parts it from the text."""
-        texts = tokenizer(self._rows(split)["text"][:], add_special_tokens=False)
+        """Return the token ids of each prompt, with the end-of-text token as separator."""
+        texts = tokenizer(self.rows(split)["text"][:], add_special_tokens=False)
         return [[*ids, _end_token(tokenizer)] for ids in texts["input_ids"]]
 
     def predict(
@@ -152,39 +173,52 @@ class GenerationTask(Task):
         batch_size: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> list[str]:
-        """What the model writes for every prompt, in the data set's own order.
+        """Return the text that a model generates for each prompt, in the order of the data set.
 
         Args:
-            model: with a `generate` as transformers' causal models have it.
+            model: A model with the `generate` of transformers' causal language models.
             split: "train" or "validation".
-            batch_size: prompts a batch, each of which takes `beams` sequences; 16 unless given.
-            tokenizer: the model's own (see `tokenizer_for`) unless given.
+            batch_size: Prompts per batch, each with `beams` sequences; 16 if None.
+            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
 
         Raises:
-            ValueError: the model cannot generate, its tokenizer cannot be found, or its logits
-                are NaN or infinite.
+            ValueError: The model cannot generate, a token id is not among its embeddings, its
+                tokenizer cannot be found, or its logits are NaN or infinite.
         """
         if not hasattr(model, "generate"):
             raise ValueError(
-                f"The {type(model).__name__} writes no text, which the task '{self.name}' asks "
-                "for; load it with load_base_model(name, task)."
+                f"The {type(model).__name__} cannot generate text, which the task '{self.name}' "
+                "requires; load it with load_base_model(task, name)."
             )
-        tokenizer = tokenizer_for(model) if tokenizer is None else tokenizer
+        tokenizer = self.tokenizer_of(model, tokenizer)
         prompts = self._prompts(split, tokenizer)
-        # Prompts of like length share a batch, so that little is spent on padding.
+        check_token_ids(model, tokenizer, prompts)
+        # Both the prompt and the text need positions.
+        limit = position_limit(model)
+        length = self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - 2)
+        if limit is not None:
+            prompts = [
+                ids if len(ids) + length <= limit else [*ids[: limit - length - 1], ids[-1]]
+                for ids in prompts
+            ]
+        # Prompts of similar length share a batch, which reduces padding.
         order = np.argsort([len(ids) for ids in prompts], kind="stable")
         size = batch_size or self.batch_size
         texts = [""] * len(prompts)
-        with evaluating(model), torch.inference_mode():
+        with evaluation_mode(model), torch.inference_mode():
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
-                written = self._generate(model, tokenizer, [prompts[i] for i in chosen])
+                written = self._generate(model, tokenizer, [prompts[i] for i in chosen], length)
                 for i, text in zip(chosen, written, strict=True):
                     texts[i] = text
         return texts
 
     def _generate(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[int]],
+        max_new_tokens: int,
     ) -> list[str]:
         batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         length = batch["input_ids"].shape[1]
@@ -194,23 +228,23 @@ class GenerationTask(Task):
             **beam_search,
             num_beams=self.beams,
             do_sample=False,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             eos_token_id=_end_token(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
-            logits_processor=LogitsProcessorList([_Rules(self.no_repeat_ngram, length)]),
+            logits_processor=LogitsProcessorList([_GenerationRules(self.no_repeat_ngram, length)]),
         )
         written = tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
         return [" ".join(text.split()) for text in written]
 
-    def _scored(self, predicted: list[str], split: Split) -> dict[str, float]:
-        """BLEU, METEOR and ROUGE-L as fractions, NIST in bits, CIDEr from 0 to 10."""
-        return text_scores(self.metrics, predicted, self.references(split))
+    def _score(self, predicted: list[str], split: Split) -> dict[str, float]:
+        """Return BLEU, METEOR and ROUGE-L as fractions, NIST in bits, CIDEr from 0 to 10."""
+        return text_scores(self.metrics, predicted, self.references(split), self.own_metrics)
 
 
-class _Rules(LogitsProcessor):
-    """No n-gram twice in what is written, and no measurement of a model that computes NaN.
+class _GenerationRules(LogitsProcessor):
+    """Prevent repeated n-grams in the generated text, and reject NaN logits.
 
-    transformers' own rule counts the n-grams of the prompt too, whose names a text has to repeat.
+    transformers' own rule also counts the n-grams of the prompt, whose names a text must repeat.
     """
 
     def __init__(self, ngram: int, prompt: int) -> None:
@@ -232,6 +266,6 @@ def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"The tokenizer of '{tokenizer.name_or_path}' has no end-of-text token, which ends a "
-            "written text; set eos_token in its tokenizer_config.json."
+            "generated text; set eos_token in its tokenizer_config.json."
         )
     return tokenizer.eos_token_id

@@ -1,10 +1,11 @@
-"""The metrics of the tasks, from logits and labels, as fractions.
+"""Metrics of the classification tasks, from logits and labels, as fractions unless stated.
 
-Every metric takes `logits` of shape (n, num_labels), for a regression (n, 1), and `labels` of
-shape (n,). scikit-learn and scipy do the arithmetic.
+Symbols: `n` examples, `C` classes. `logits` has shape (n, C), or (n, 1) for a regression. `labels`
+has shape (n,), or (n, C) with entries 0 and 1 where an example can have several labels. Computed by
+scikit-learn and scipy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -14,29 +15,47 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The share of examples whose largest logit is the label's, 0 to 1.
+    """Return the fraction of examples whose prediction is right.
+
+    With several labels per example, all of them must be right.
 
     Example:
         >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
         0.5
     """
-    return float(accuracy_score(labels, logits.argmax(axis=1)))
+    return float(accuracy_score(labels, _predicted(logits, labels)))
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of label 1 among two labels, 0 to 1; 0 where label 1 is neither present nor predicted.
+    """Return F1 of class 1 of two classes; 0 if class 1 is neither present nor predicted.
+
+    With several labels per example, the micro-average over all labels.
 
     Example:
         >>> f1(np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), np.array([1, 0, 0]))
         0.6666666666666666
     """
-    return float(f1_score(labels, logits.argmax(axis=1), zero_division=0.0))
+    average = "micro" if labels.ndim == 2 else "binary"
+    predicted = _predicted(logits, labels)
+    return float(f1_score(labels, predicted, average=average, zero_division=0.0))
+
+
+def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of F1 over all C classes; 0 for a class neither present nor predicted.
+
+    Example:
+        >>> round(macro_f1(np.eye(3)[[0, 1, 1]], np.array([0, 1, 2])), 4)
+        0.5556
+    """
+    classes, predicted = range(logits.shape[1]), _predicted(logits, labels)
+    return float(f1_score(labels, predicted, labels=classes, average="macro", zero_division=0.0))
 
 
 def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews' correlation coefficient, -1 to 1; 0 where one label only is predicted.
+    """Return Matthews' correlation coefficient, -1 to 1; 0 if a single class is predicted.
 
-    Source: B. W. Matthews, Biochim. Biophys. Acta 405, 442 (1975).
+    Source:
+        B. W. Matthews, Biochim. Biophys. Acta 405, 442 (1975).
 
     Example:
         >>> matthews(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 1]))
@@ -46,10 +65,10 @@ def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pearson(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson's linear correlation, -1 to 1.
+    """Return Pearson's linear correlation, -1 to 1.
 
-    The correlation with a constant is undefined (0/0). It counts as 0 here: a model that gives
-    every example the same value tells nothing of the labels.
+    The correlation with a constant is undefined (0/0) and counts as 0 here: a constant prediction
+    carries no information about the labels.
 
     Example:
         >>> round(pearson(np.array([[1.0], [2.0], [3.0]]), np.array([2.0, 4.0, 6.0])), 6)
@@ -59,13 +78,28 @@ def pearson(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def spearman(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman's rank correlation, -1 to 1; 0 against a constant, as in `pearson`.
+    """Return Spearman's rank correlation, -1 to 1; 0 for a constant, as in `pearson`.
 
     Example:
         >>> round(spearman(np.array([[1.0], [2.0], [9.0]]), np.array([3.0, 4.0, 5.0])), 6)
         1.0
     """
     return _correlation(stats.spearmanr, logits, labels)
+
+
+def mse(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean squared error, in the squared unit of the labels; lower is better.
+
+    Example:
+        >>> mse(np.array([[1.0], [2.0]]), np.array([1.0, 4.0]))
+        2.0
+    """
+    return float(np.mean((logits[:, 0].astype(np.float64) - labels) ** 2))
+
+
+def _predicted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the class of the largest logit, or for several labels each one above 0."""
+    return (logits > 0).astype(np.int64) if labels.ndim == 2 else logits.argmax(axis=1)
 
 
 def _correlation(
@@ -77,20 +111,30 @@ def _correlation(
     return float(statistic(predictions, labels.astype(np.float64))[0])
 
 
-CLASSIFICATION: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
-REGRESSION: dict[str, Metric] = {"pearson": pearson, "spearman": spearman}
+CLASSIFICATION: dict[str, Metric] = {
+    "accuracy": accuracy, "f1": f1, "macro_f1": macro_f1, "matthews": matthews,
+}  # fmt: skip
+MULTI_LABEL: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1}
+REGRESSION: dict[str, Metric] = {"pearson": pearson, "spearman": spearman, "mse": mse}
+LOWER_IS_BETTER = ("mse",)
 
 
-def score(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The named metrics of one prediction.
+def score(
+    names: Sequence[str],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    own: Mapping[str, Metric] | None = None,
+) -> dict[str, float]:
+    """Return the named metrics of one set of predictions.
 
     Args:
-        names: keys of `CLASSIFICATION` or `REGRESSION`.
-        logits: shape (n, num_labels), or (n, 1) for a regression.
-        labels: shape (n,).
+        names: Keys of `CLASSIFICATION`, `MULTI_LABEL`, `REGRESSION` or `own`.
+        logits: Shape (n, C), or (n, 1) for a regression.
+        labels: Shape (n,), or (n, C) for several labels per example.
+        own: Further metrics by name.
 
     Raises:
-        ValueError: a logit is NaN or infinite. That is a failed measurement, and no score.
+        ValueError: A logit is NaN or infinite, which is a failed measurement and not a score.
 
     Example:
         >>> score(["accuracy"], np.array([[0.0, 1.0]]), np.array([1]))
@@ -102,5 +146,5 @@ def score(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dict[
             f"The model gave NaN or infinite logits for {broken} of {len(logits)} examples, where "
             "all should be finite; this measurement failed and is not scored."
         )
-    metrics = CLASSIFICATION | REGRESSION
-    return {name: metrics[name](logits, labels) for name in names}
+    metrics = CLASSIFICATION | REGRESSION | dict(own or {})
+    return {name: float(metrics[name](logits, labels)) for name in names}

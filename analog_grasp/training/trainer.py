@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
@@ -21,7 +22,7 @@ from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import Device, DeviceAtTime
-from analog_grasp.tasks import Task, tokenizer_for
+from analog_grasp.tasks import Task
 from analog_grasp.tasks.splits import tuning_task
 from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.loss import NoiseAwareLoss
@@ -193,6 +194,7 @@ def train(
     batch_size: int = 32,
     seed: int = 0,
     dropout: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     output_dir: str | Path | None = None,
     resume_from_checkpoint: bool | str = False,
     callbacks: Sequence[TrainerCallback] = (),
@@ -224,6 +226,8 @@ def train(
         batch_size: Examples per step and process.
         seed: Seed of the order of the examples, the samples, the noise and the rows held out.
         dropout: Enable the pre-trained model's dropout.
+        tokenizer: Tokenizer of the texts, for example one with added tokens; if None, the task's or
+            the model's own.
         output_dir: Folder for checkpoints, one per epoch or every ``save_steps`` steps; none are
             kept if None.
         resume_from_checkpoint: Resume from the last checkpoint in `output_dir`, or from the one
@@ -251,12 +255,14 @@ def train(
         )
     if not shift_lr_ratio > 0:
         raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
+    if tokenizer is not None:
+        task = replace(task, tokenizer=tokenizer)
     chip = None
     if evaluate_on is not None:
         task = tuning_task(task, seed)
         chip = ChipEvaluation(task, evaluate_on, seed)
     with tempfile.TemporaryDirectory() as scratch, _dropout(model, dropout):
-        tokenizer = tokenizer_for(model)
+        tokenizer = task.tokenizer_of(model)
         trainer = AdapterTrainer(
             model=model,
             args=TrainingArguments(
@@ -265,9 +271,9 @@ def train(
                 learning_rate=learning_rate,
                 per_device_train_batch_size=batch_size,
                 seed=seed,
-                **_arguments(arguments, output_dir is not None, task.metrics[0] if chip else None),
+                **_arguments(arguments, output_dir is not None, task if chip else None),
             ),
-            train_dataset=task.encode("train", tokenizer),
+            train_dataset=task.training_rows(model, tokenizer),
             eval_dataset=task.validation if chip else None,
             data_collator=task.collator(tokenizer),
             callbacks=list(callbacks),
@@ -286,17 +292,18 @@ def train(
             model.eval()
 
 
-def _arguments(given: dict[str, Any], kept: bool, metric: str | None) -> dict[str, Any]:
+def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str, Any]:
     """Return the given TrainingArguments, completed by the defaults of this package.
 
     Args:
         given: Arguments by the names of TrainingArguments.
         kept: Keep the checkpoints after the training.
-        metric: The metric by which the best adapter is chosen; None to keep the last one.
+        task: The task by whose primary metric the best adapter is chosen; None to keep the last
+            one.
     """
     every = "steps" if {"save_steps", "eval_steps"} & given.keys() else "epoch"
     defaults: dict[str, Any] = {
-        "save_strategy": every if kept or metric else "no",
+        "save_strategy": every if kept or task else "no",
         "warmup_steps": 0.1,
         "report_to": "none",
         "disable_tqdm": True,
@@ -306,13 +313,13 @@ def _arguments(given: dict[str, Any], kept: bool, metric: str | None) -> dict[st
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
     }
-    if metric:
+    if task:
         steps = given.get("eval_steps", given.get("save_steps"))
         defaults |= {
             "eval_strategy": every,
             "load_best_model_at_end": True,
-            "metric_for_best_model": metric,
-            "greater_is_better": True,
+            "metric_for_best_model": task.metrics[0],
+            "greater_is_better": task.greater_is_better,
         } | ({} if steps is None else {"eval_steps": steps, "save_steps": steps})
         # The best checkpoint is kept whatever the limit.
         defaults |= {} if kept else {"save_total_limit": 1}

@@ -28,5 +28,5 @@ def test_a_model_is_trained_once_and_found_again(tmp_path):
     assert folder() == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     task = load_task("e2e/dev", tmp_path)
-    model = load_base_model(str(first), task)
+    model = load_base_model(task, str(first))
     assert len(task.predict(model)) == 2

@@ -108,7 +108,7 @@ def test_an_exported_chip_is_the_model(deploy, tiny, tmp_path, data_dir):
     path = tmp_path / "chip.safetensors"
     _, written = deploy("--device", "rram-wan2022", "--export", path)
     task = load_task("glue/sst2", data_dir)
-    again = load_chip(path, load_base_model(tiny[1], task))
+    again = load_chip(path, load_base_model(task, tiny[1]))
     assert task.scores(again) == written["digital"]
     with safe_open(path, "pt") as file:
         assert "rram-wan2022" in file.metadata()["card"]

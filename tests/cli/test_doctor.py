@@ -12,7 +12,7 @@ import torch
 
 from analog_grasp.cli import diagnosis, doctor
 from analog_grasp.cli.diagnosis import CHECKS, Finding
-from analog_grasp.tasks import sources
+from analog_grasp.tasks import models as sources
 
 
 @pytest.fixture

@@ -28,6 +28,6 @@ def adapted():
 
     def make(task: Task, adapter: str = "grasp") -> PeftModel:
         config = CONFIGS[adapter](task_type="SEQ_CLS", groups=16)
-        return get_peft_model(load_base_model(None, task), config)
+        return get_peft_model(load_base_model(task), config)
 
     return make

@@ -14,7 +14,7 @@ NAMES = ("negative", "positive")
 
 @pytest.fixture
 def model(tiny_folder, small_reviews):
-    return load_base_model(str(tiny_folder), small_reviews)
+    return load_base_model(small_reviews, str(tiny_folder))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -70,7 +70,7 @@ def test_pairs_and_regression(tiny_folder):
         }
     )
     task = SentenceTask("pairs", rows, rows, metrics=("pearson", "spearman"))
-    model = load_base_model(str(tiny_folder), task)
+    model = load_base_model(task, str(tiny_folder))
     assert model.config.problem_type == "regression"
     assert task.predict(model).shape == (3, 1)
     assert set(task.scores(model)) == {"pearson", "spearman"}
@@ -153,7 +153,7 @@ def test_an_unknown_split_is_refused(model, small_reviews):
 def test_whole_numbers_are_regression_labels_too(tiny_folder):
     rows = ROWS.remove_columns("label").add_column("label", [1, 5, 2])
     task = SentenceTask("mine", rows, rows, metrics=("spearman",))
-    model = load_base_model(str(tiny_folder), task)
+    model = load_base_model(task, str(tiny_folder))
     encoded = task.encode("train", tokenizer_for(model)).with_format("torch")
     assert model(input_ids=encoded[:1]["input_ids"], labels=encoded[:1]["labels"]).loss >= 0
 

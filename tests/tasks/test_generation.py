@@ -18,7 +18,7 @@ ROWS = Dataset.from_dict({"text": ["a : b"], "references": [["b", "b."]]})
 
 @pytest.fixture
 def model(writer_folder, restaurants):
-    return load_base_model(str(writer_folder), restaurants)
+    return load_base_model(restaurants, str(writer_folder))
 
 
 def adapted(model, config=GraspConfig):

@@ -15,13 +15,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from analog_grasp.tasks import DEFAULT_MODEL, load_base_model, load_task, sources, tokenizer_for
+from analog_grasp.tasks import DEFAULT_MODEL, load_base_model, load_task, models, tokenizer_for
 from analog_grasp.tasks.classification import SentenceTask
-from analog_grasp.tasks.sources import model_source, packaged_default_model
+from analog_grasp.tasks.models import model_source, packaged_default_model
 
 
 def test_the_default_model_is_the_packaged_one(small_reviews):
-    model = load_base_model(None, small_reviews)
+    model = load_base_model(small_reviews)
     assert model.config.hidden_size == 384
     assert model.config.id2label == {0: "negative", 1: "positive"}
     # A saved adapter should not name a folder of this machine.
@@ -37,13 +37,13 @@ def test_other_weights_than_the_official_ones_are_refused(monkeypatch, tmp_path,
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    monkeypatch.setattr(sources, "packaged_default_model", lambda: folder)
+    monkeypatch.setattr(models, "packaged_default_model", lambda: folder)
     with pytest.raises(ValueError, match=r"not the official ones .* should be 53aa5117"):
-        load_base_model(None, small_reviews)
+        load_base_model(small_reviews)
 
 
 def test_a_package_without_weights_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "packaged_default_model", lambda: tmp_path)
+    monkeypatch.setattr(models, "packaged_default_model", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
         model_source(DEFAULT_MODEL)
 
@@ -58,7 +58,7 @@ def test_the_head_is_seeded_and_the_global_state_left_alone(tiny_folder, small_r
     torch.manual_seed(5)
     before = torch.get_rng_state()
     heads = [
-        load_base_model(str(tiny_folder), small_reviews, seed=seed).classifier.weight
+        load_base_model(small_reviews, str(tiny_folder), seed=seed).classifier.weight
         for seed in (0, 0, 1)
     ]
     assert torch.equal(torch.get_rng_state(), before)
@@ -69,24 +69,24 @@ def test_the_head_is_seeded_and_the_global_state_left_alone(tiny_folder, small_r
 def test_a_new_head_for_numbers_begins_at_their_mean(tiny_folder, tmp_path):
     rows = Dataset.from_dict({"text": ["Awful.", "Fair.", "Superb."], "label": [0.5, 2.0, 5.0]})
     task = SentenceTask("stars", rows, rows, metrics=("pearson",))
-    model = load_base_model(str(tiny_folder), task)
+    model = load_base_model(task, str(tiny_folder))
     assert model.classifier.bias.tolist() == [2.5]
     # One that was trained stays as it is.
     torch.nn.init.constant_(model.classifier.bias, 4.0)
     model.save_pretrained(tmp_path)
     shutil.copy(tiny_folder / "tokenizer.json", tmp_path)
-    assert load_base_model(str(tmp_path), task).classifier.bias.tolist() == [4.0]
+    assert load_base_model(task, str(tmp_path)).classifier.bias.tolist() == [4.0]
 
 
 def test_a_new_head_for_classes_begins_without_a_preference(tiny_folder):
     rows = Dataset.from_dict({"text": ["Awful.", "Fair.", "Superb."], "label": [0, 1, 1]})
     task = SentenceTask("mine", rows, rows, label_names=("negative", "positive"))
-    assert load_base_model(str(tiny_folder), task).classifier.bias.tolist() == [0.0, 0.0]
+    assert load_base_model(task, str(tiny_folder)).classifier.bias.tolist() == [0.0, 0.0]
 
 
 def test_loading_is_quiet(tiny_folder, small_reviews, capfd):
     verbosity = logging.get_verbosity()
-    load_base_model(str(tiny_folder), small_reviews)
+    load_base_model(small_reviews, str(tiny_folder))
     assert capfd.readouterr() == ("", "")
     assert logging.get_verbosity() == verbosity
     assert logging.is_progress_bar_enabled()
@@ -97,7 +97,7 @@ def test_gpt2_gets_its_end_token_to_pad_with(tmp_path, word_tokenizer, small_rev
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
     GPT2Model(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model = load_base_model(str(tmp_path), small_reviews)
+    model = load_base_model(small_reviews, str(tmp_path))
     assert model.config.pad_token_id == tokenizer.eos_token_id
     one = small_reviews.predict(model, batch_size=1)
     assert small_reviews.predict(model) == pytest.approx(one, abs=1e-5)
@@ -109,12 +109,12 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path, word_tokenizer, small_
     GPT2Model(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="neither a padding nor an end-of-text token"):
-        load_base_model(str(tmp_path), small_reviews)
+        load_base_model(small_reviews, str(tmp_path))
 
 
 def test_a_folder_without_config_is_refused(tmp_path, small_reviews):
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
-        load_base_model(str(tmp_path), small_reviews)
+        load_base_model(small_reviews, str(tmp_path))
 
 
 def test_an_unknown_model_is_refused(monkeypatch, small_reviews):
@@ -123,12 +123,12 @@ def test_an_unknown_model_is_refused(monkeypatch, small_reviews):
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
     with pytest.raises(FileNotFoundError, match="'no/such' is neither a folder nor") as caught:
-        load_base_model("no/such", small_reviews)
+        load_base_model(small_reviews, "no/such")
     assert "\n" not in str(caught.value)
 
 
 def test_a_task_of_writing_gets_the_causal_model_as_it_was_saved(writer_folder, restaurants):
-    model = load_base_model(str(writer_folder), restaurants)
+    model = load_base_model(restaurants, str(writer_folder))
     saved = GPT2LMHeadModel.from_pretrained(writer_folder)
     assert type(model) is GPT2LMHeadModel
     assert all(torch.equal(p, saved.get_parameter(n)) for n, p in model.named_parameters())
@@ -137,37 +137,37 @@ def test_a_task_of_writing_gets_the_causal_model_as_it_was_saved(writer_folder, 
 
 def test_the_default_model_writes_no_text(restaurants):
     with pytest.raises(ValueError, match="'restaurants' needs a model that writes text"):
-        load_base_model(None, restaurants)
+        load_base_model(restaurants)
 
 
 def test_a_model_saved_without_its_way_to_words_is_refused(tiny_folder, restaurants):
     with pytest.raises(ValueError, match=r"lack \d+ of those that it needs to generate text"):
-        load_base_model(str(tiny_folder), restaurants)
+        load_base_model(restaurants, str(tiny_folder))
 
 
 def test_a_model_that_cannot_be_causal_is_refused(tmp_path, restaurants):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a vit, which transformers cannot use to generate"):
-        load_base_model(str(tmp_path), restaurants)
+        load_base_model(restaurants, str(tmp_path))
 
 
 def test_a_config_of_no_known_kind_is_refused(tmp_path, small_reviews):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="should have a known model_type"):
-        load_base_model(str(tmp_path), small_reviews)
+        load_base_model(small_reviews, str(tmp_path))
 
 
 def test_a_model_for_images_is_refused(tmp_path, small_reviews):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a vit, which transformers cannot use to classify"):
-        load_base_model(str(tmp_path), small_reviews)
+        load_base_model(small_reviews, str(tmp_path))
 
 
 def test_weights_in_other_formats_are_not_read(tmp_path, tiny_folder, small_reviews):
     shutil.copy(tiny_folder / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(FileNotFoundError, match=r"no weights in model\.safetensors"):
-        load_base_model(str(tmp_path), small_reviews)
+        load_base_model(small_reviews, str(tmp_path))
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path, tiny_folder, small_reviews):
@@ -176,19 +176,19 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path, tiny_folder, s
     config.num_hidden_layers = 3
     config.save_pretrained(tmp_path / "deeper")
     with pytest.raises(ValueError, match=r"lack \d+ .* such as bert\.encoder\.layer\.2"):
-        load_base_model(str(tmp_path / "deeper"), small_reviews)
+        load_base_model(small_reviews, str(tmp_path / "deeper"))
 
 
 def test_a_missing_pooler_is_only_part_of_the_head(tmp_path, tiny_folder, small_reviews):
     BertModel.from_pretrained(tiny_folder, add_pooling_layer=False).save_pretrained(tmp_path)
-    assert load_base_model(str(tmp_path), small_reviews).num_labels == 2
+    assert load_base_model(small_reviews, str(tmp_path)).num_labels == 2
 
 
 def test_a_model_without_tokenizer_is_refused(tmp_path, tiny_folder, small_reviews):
     shutil.copytree(tiny_folder, tmp_path / "bare")
     for file in (tmp_path / "bare").glob("tokenizer*"):
         file.unlink()
-    model = load_base_model(str(tmp_path / "bare"), small_reviews)
+    model = load_base_model(small_reviews, str(tmp_path / "bare"))
     with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
         tokenizer_for(model)
 

@@ -24,7 +24,7 @@ def test_the_names():
         "glue/rte",
         "glue/stsb",
         "glue/wnli",
-        "e2e.data",
+        "e2e",
         "e2e/dev",
     ]
 
@@ -60,7 +60,7 @@ def test_a_task_of_ones_own(tmp_path):
         "e2e.mteval",
         "registry",
         "classification",
-        "sources",
+        "splits",
         "base",
     ],
 )

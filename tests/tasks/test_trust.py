@@ -8,7 +8,7 @@ import pytest
 from transformers import dynamic_module_utils
 
 from analog_grasp.tasks import load_base_model, tokenizer_for
-from analog_grasp.tasks.sources import runs_own_code
+from analog_grasp.tasks.models import has_remote_code
 
 CODE = """
 from pathlib import Path
@@ -50,28 +50,28 @@ def change_config(folder, **changes):
 def test_code_of_a_model_is_not_run_unless_it_is_trusted(own, small_reviews):
     folder, marker = own
     with pytest.raises(ValueError, match=r"code of its own.* give --trust-remote-code"):
-        load_base_model(str(folder), small_reviews)
+        load_base_model(small_reviews, str(folder))
     assert not marker.exists()
-    model = load_base_model(str(folder), small_reviews, trust_remote_code=True)
+    model = load_base_model(small_reviews, str(folder), trust_remote_code=True)
     assert marker.exists()
     assert type(model).__name__ == "OwnModel"
-    assert runs_own_code(model)
+    assert has_remote_code(model)
     assert tokenizer_for(model)("superb")["input_ids"]
 
 
 def test_code_that_is_not_needed_is_not_run(own, small_reviews):
     folder, marker = own
     change_config(folder, model_type="bert")
-    model = load_base_model(str(folder), small_reviews)
+    model = load_base_model(small_reviews, str(folder))
     assert not marker.exists()
-    assert not runs_own_code(model)
+    assert not has_remote_code(model)
 
 
 def test_compiled_code_from_the_hub_is_not_run(own, small_reviews):
     folder, _ = own
     change_config(folder, model_type="bert", attn_implementation="stranger/kernel")
     with pytest.raises(ValueError, match="code of its own"):
-        load_base_model(str(folder), small_reviews)
+        load_base_model(small_reviews, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -90,22 +90,22 @@ def test_a_config_of_nonsense_gets_one_sentence(tmp_path, tiny_folder, small_rev
     shutil.copytree(tiny_folder, tmp_path / "odd")
     change_config(tmp_path / "odd", **changes)
     with pytest.raises(ValueError, match=r"^The .*odd' .*\.$") as caught:
-        load_base_model(str(tmp_path / "odd"), small_reviews)
+        load_base_model(small_reviews, str(tmp_path / "odd"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_config_nested_without_end(tmp_path, small_reviews):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"should have a known model_type\.$"):
-        load_base_model(str(tmp_path), small_reviews)
+        load_base_model(small_reviews, str(tmp_path))
 
 
 def test_damaged_weights_and_tokenizers_are_named(tmp_path, tiny_folder, small_reviews):
     shutil.copytree(tiny_folder, tmp_path / "odd")
-    model = load_base_model(str(tmp_path / "odd"), small_reviews)
+    model = load_base_model(small_reviews, str(tmp_path / "odd"))
     (tmp_path / "odd" / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
         tokenizer_for(model)
     (tmp_path / "odd" / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match="cannot be made of its files"):
-        load_base_model(str(tmp_path / "odd"), small_reviews)
+        load_base_model(small_reviews, str(tmp_path / "odd"))

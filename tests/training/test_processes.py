@@ -24,7 +24,7 @@ folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
 task = load_task("glue/sst2", folder)
 
 def trained(name, **settings):
-    model = load_base_model(str(folder), task)
+    model = load_base_model(task, str(folder))
     model = adapt(model, name, groups=4, target_modules="all-linear")
     _, layer = next(iter(frozen_layers(model)))
     drawn = []
@@ -72,7 +72,7 @@ def test_two_processes_equal_one_with_twice_the_batch_size(folder):
         return load_file(folder / f"{name}.safetensors")
 
     alone, first, second = read("exact-16-0"), read("exact-8-0"), read("exact-8-1")
-    start = load_base_model(str(folder), load_task("glue/sst2", folder)).state_dict()
+    start = load_base_model(load_task("glue/sst2", folder), str(folder)).state_dict()
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-4)
         assert torch.equal(first[name], second[name])

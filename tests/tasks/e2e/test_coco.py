@@ -7,7 +7,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from analog_grasp.tasks.e2e.data import coco
+from analog_grasp.tasks.e2e import coco
 from analog_grasp.tasks.generation import text_scores
 
 REFERENCES = [["The Rice Boat is £30.", "é"], ["Zizzi"], ["A pub."], ["A pub."]]
