@@ -26,7 +26,8 @@ from analog_grasp.devices.snapshot import (
     read_strength,
     relaxation,
 )
-from analog_grasp.kernels.programming import Tile, fits_kernel, read_tile
+from analog_grasp.kernels.noise import fits_kernel, read_tile
+from analog_grasp.kernels.parameters import TileParameters
 from analog_grasp.kernels.rng import normal, uniform
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import format_time, parse_time
@@ -128,7 +129,7 @@ class CardNoiseModel(BaseNoiseModel):
         if noiseless or not all(fits_kernel(tensor) for tensor in tensors):
             return self._read_in_steps(targets, time, out, variance_out)
         scale, offset = (np.float32(term) for term in self.g_converter.scale_of(targets))
-        tile = Tile(scale, offset, self._keys(time))
+        tile = TileParameters(scale, offset, self._keys(time))
         read_tile(targets, encode(self.card, time), tile, out, variance_out)
         return out
 

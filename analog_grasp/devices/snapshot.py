@@ -3,7 +3,6 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,7 @@ from analog_grasp.devices.schema import (
     RelaxationDrift,
 )
 from analog_grasp.devices.schema import TabulatedDrift as Table
-
-FORMS = ("polynomial", "logarithm", "power", "saturation")
-COEFFICIENTS = 8
-"""Where a piece's coefficients begin in its row of `Reading.curves`."""
+from analog_grasp.kernels.parameters import FORMS, DeviceParameters
 
 Weighted = tuple[tuple[float, Curve], ...]
 
@@ -75,43 +71,8 @@ def read_strength(read: Read, time: float) -> float:
     return k * math.sqrt(max(logarithm, 0.0))
 
 
-class Reading(NamedTuple):
-    """A card at one time in numbers, for the fused kernel."""
-
-    curves: NDArray[np.float64]
-    """A row a piece, of shape (pieces, 24): the weight of its curve, g_max where the variable is u
-    and else 0, the curve's lowest value, the form's index, `below`, `min`, `max`, the number of
-    coefficients, and these. A curve begins with its last piece."""
-    starts: NDArray[np.int64]
-    """Where each sum of curves begins and the last one ends, of shape (7,): shift, spread, mean
-    and spread of nu, Q, short-term spread."""
-    draws: NDArray[np.bool_]
-    """Whether there is programming noise, drift of its own in every device, and read noise."""
-    pair: bool
-    power_law: bool
-    logarithmic: bool
-    """Whether the read noise is that of `LogarithmicRead`."""
-    growth: np.float32
-    relaxed_mean: np.float32
-    relaxed_std: np.float32
-    strength: np.float32
-    """Of the accumulated read noise."""
-    lowest: np.float32
-    """The least conductance programmed."""
-    low: np.float32
-    """The least conductance read."""
-    high: np.float32
-    """The largest one."""
-    g_min: np.float32
-    g_max: np.float32
-    off: np.float32
-    """The fraction stuck at g_min."""
-    on: np.float32
-    """The fraction stuck at g_max."""
-
-
 @functools.lru_cache(maxsize=256)
-def encode(card: DeviceCard, time: float) -> Reading:
+def encode(card: DeviceCard, time: float) -> DeviceParameters:
     """A card at one time in numbers."""
     drift, read, conductance = card.drift, card.read, card.conductance
     power_law = isinstance(drift, PowerLawDrift) and time > 0
@@ -120,8 +81,9 @@ def encode(card: DeviceCard, time: float) -> Reading:
     lowest = -math.inf if conductance.mapping == "signed" else 0.0
     mean, std = relaxation(drift, time) if isinstance(drift, RelaxationDrift) else (0.0, 0.0)
     curves, starts = _encoded_curves(card, time)
-    return Reading(
+    return DeviceParameters(
         curves,
+        np.empty((0, 2)),
         starts,
         np.array([starts[1] < starts[2], power_law or relaxes, strength > 0]),
         conductance.mapping == "pair",
@@ -130,14 +92,14 @@ def encode(card: DeviceCard, time: float) -> Reading:
         growth=np.float32(growth(drift, time) if isinstance(drift, PowerLawDrift) else 0.0),
         relaxed_mean=np.float32(mean),
         relaxed_std=np.float32(std),
-        strength=np.float32(strength),
-        lowest=np.float32(lowest),
-        low=np.float32(conductance.g_min if relaxes else lowest),
-        high=np.float32(conductance.g_max if relaxes else math.inf),
+        read_factor=np.float32(strength),
+        programmed_min=np.float32(lowest),
+        read_min=np.float32(conductance.g_min if relaxes else lowest),
+        read_max=np.float32(conductance.g_max if relaxes else math.inf),
         g_min=np.float32(conductance.g_min),
         g_max=np.float32(conductance.g_max),
-        off=np.float32(card.stuck.off if card.stuck else 0.0),
-        on=np.float32(card.stuck.on if card.stuck else 0.0),
+        stuck_off=np.float32(card.stuck.off if card.stuck else 0.0),
+        stuck_on=np.float32(card.stuck.on if card.stuck else 0.0),
     )
 
 

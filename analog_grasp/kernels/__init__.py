@@ -1,1 +1,1 @@
-"""Numerical back ends: random numbers, matrix products, converters and conductance programming."""
+"""Numerical back ends: random numbers, products, and reading tiles in torch and compiled."""

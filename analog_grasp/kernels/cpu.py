@@ -1,4 +1,8 @@
-"""The arithmetic around an analog product, fused for a CPU: DAC before it; noise and ADC after."""
+"""Read a tile on a CPU in float32: `analog_grasp.kernels.reference` as compiled, fused kernels.
+
+DAC and input scaling before the product; noise, ADC, clipping and digital scales after it. There is
+no gradient.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -10,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.kernels.matmul import Packed, multiply
-from analog_grasp.kernels.reference import ReadSettings, Variance, of_tile, read_again
+from analog_grasp.kernels.parameters import ReadSettings
+from analog_grasp.kernels.reference import Variance, of_tile, read_again
 from analog_grasp.kernels.rng import Floats, fill_normal, row_key
 from analog_grasp.kernels.threads import parallel_kernel
 
@@ -41,19 +46,17 @@ def convert_inputs(
         end: The row to stop before.
         x: Inputs, ``(N, D)``.
         start: The tile's first input.
-        gain: ``(N,)``; filled with what each vector is multiplied by where ``by_maximum``, and
-            read where not.
-        by_maximum: Whether a vector is scaled by its largest magnitude.
+        gain: Factor of each vector, ``(N,)``; written if ``by_maximum``, otherwise read.
+        by_maximum: Scale each vector by its largest magnitude.
         step: The DAC's step, in units of the full scale; 0 for no rounding.
-        out: Filled with what the rows of the tile see, ``(N, width)``.
-        squares: Filled with the sum of squares of each row of ``out``, ``(N,)``; left alone if
-            empty.
+        out: Filled with the converted inputs of the tile, ``(N, width)``.
+        squares: Filled with the sum of squares of each row of ``out``, ``(N,)``; may be empty.
     """
     width = out.shape[1]
     for n in range(first, end):
         inputs, row = x[n, start : start + width], out[n]
         if by_maximum:
-            largest = _as_number(_largest(inputs))
+            largest = _as_float(_largest(inputs))
             gain[n] = np.float32(1.0) / largest if largest > 0 else np.float32(1.0)
         factor = gain[n]
         for d in range(width):
@@ -67,11 +70,11 @@ def convert_inputs(
             squares[n] = total
 
 
-# Each loop says one thing, so that the compiler turns it into vector instructions.
+# One operation per loop, so that the compiler emits vector instructions.
 @numba.njit
 def _largest(row: Floats) -> np.int32:
-    """The largest magnitude, as its bits."""
-    # Magnitudes are ordered as their bits are, and a maximum of integers needs no order.
+    """Return the bits of the largest magnitude."""
+    # Magnitudes are ordered as their bits, and an integer maximum may be taken in any order.
     pattern = row.view(np.int32)
     most = np.int32(0)
     for o in range(pattern.size):
@@ -80,17 +83,17 @@ def _largest(row: Floats) -> np.int32:
 
 
 @numba.njit
-def _as_number(bits: np.int32) -> np.float32:
-    held = np.empty(1, np.int32)
-    held[0] = bits
-    return held.view(np.float32)[0]
+def _as_float(bits: np.int32) -> np.float32:
+    value = np.empty(1, np.int32)
+    value[0] = bits
+    return value.view(np.float32)[0]
 
 
 @numba.njit
 def _as_bits(number: np.float32) -> np.int32:
-    held = np.empty(1, np.float32)
-    held[0] = number
-    return held.view(np.int32)[0]
+    value = np.empty(1, np.float32)
+    value[0] = number
+    return value.view(np.int32)[0]
 
 
 @numba.njit
@@ -126,27 +129,27 @@ def convert_outputs(
     y: Floats,
     clipped: Flags,
 ) -> None:
-    """Noise, ADC and the digital scales; the result is added to ``y``, or to a digital bias.
+    """Apply noise, ADC and digital scales, and add the result to ``y`` or to a digital bias.
 
-    The noise of an element is a function of ``key`` and its place alone, whatever the threads.
+    The noise of an element depends on ``key`` and its position only, not on the threads.
 
     Args:
         first: The first row to convert.
         end: The row to stop before.
         product: Analog products, ``(N, D_out)``.
-        gain: What each input vector was multiplied by, ``(N,)``; divided out again.
+        gain: Factor of each input vector, ``(N,)``; the outputs are divided by it.
         scale: The digital scale of each column, ``(D_out,)``.
         noise: Standard deviation of the output noise.
-        row_variance: Further variance of every output of a row, ``(N,)``; none if empty.
-        variance: Further variance of each output, ``(N, D_out)``; none if empty.
+        row_variance: Additional variance of every output of a row, ``(N,)``; none if empty.
+        variance: Additional variance of each output, ``(N, D_out)``; none if empty.
         step: The ADC's step; 0 for no rounding.
         bound: The ADC's largest output; infinity for none.
-        hold: Leave the outputs of a tile alone where one of them is clipped.
+        hold: Do not add the outputs of a tile where one of them is clipped.
         ends: The first output of each tile, and ``D_out``, ``(T + 1,)``.
-        key: Names the noise, 64 bits.
-        start: What the outputs begin with, ``(D_out,)``; with ``y`` itself if empty.
+        key: Key of the noise, 64 bits.
+        start: Initial outputs of every row, ``(D_out,)``; the contents of ``y`` if empty.
         y: The outputs, ``(N, D_out)``.
-        clipped: Filled with whether an output of the tile was clipped, ``(N, T)``.
+        clipped: Filled with True where an output of the tile was clipped, ``(N, T)``.
     """
     columns = product.shape[1]
     noisy = noise > 0 or row_variance.size > 0 or variance.size > 0
@@ -158,12 +161,12 @@ def convert_outputs(
         if variance.size:
             for o in range(columns):
                 row[o] *= np.sqrt(noise * noise + variance[n, o])
-            _disturb(product[n], np.float32(1.0), row)
+            _add_noise(product[n], np.float32(1.0), row)
         elif noisy:
-            spread = noise
+            std = noise
             if row_variance.size:
-                spread = np.sqrt(noise * noise + row_variance[n])
-            _disturb(product[n], spread, row)
+                std = np.sqrt(noise * noise + row_variance[n])
+            _add_noise(product[n], std, row)
         else:
             row[:] = product[n]
         _round(row, step)
@@ -181,9 +184,9 @@ def convert_outputs(
 
 
 @numba.njit(fastmath={"contract"})
-def _disturb(product: Floats, spread: np.float32, row: Floats) -> None:
+def _add_noise(product: Floats, std: np.float32, row: Floats) -> None:
     for o in range(row.size):
-        row[o] = product[o] + spread * row[o]
+        row[o] = product[o] + std * row[o]
 
 
 @numba.njit(fastmath={"contract"})
@@ -204,7 +207,7 @@ def read_columns(
     key: np.uint64,
     readout: Floats,
 ) -> None:
-    """What every column gives when its rows are driven one by one: the mean magnitude.
+    """Average the output magnitude of each column over its rows, driven one by one.
 
     Args:
         first: The first column to read.
@@ -214,7 +217,7 @@ def read_columns(
         variance: Variance of each weight at a read, ``(D_out, width)``, ``(1, 1)`` or empty.
         step: The ADC's step; 0 for no rounding.
         bound: The ADC's largest output.
-        key: Names the noise.
+        key: Key of the noise, 64 bits.
         readout: Filled, ``(D_out,)``.
     """
     width = weight.shape[1]
@@ -226,9 +229,9 @@ def read_columns(
                 for d in range(width):
                     row[d] = weight[o, d] + np.sqrt(noise * noise + variance[o, d]) * row[d]
             else:
-                spread = np.sqrt(noise * noise + variance[0, 0]) if variance.size else noise
+                std = np.sqrt(noise * noise + variance[0, 0]) if variance.size else noise
                 for d in range(width):
-                    row[d] = weight[o, d] + spread * row[d]
+                    row[d] = weight[o, d] + std * row[d]
         else:
             row[:] = weight[o]
         _round(row, step)
@@ -257,24 +260,24 @@ def read(
     start: Tensor | None,
     y: Tensor,
 ) -> None:
-    """Read tiles as `reference.read` does, by compiled kernels: float32 on a CPU, no gradient.
+    """Read the tiles that share their inputs, scale their outputs and add them to ``y``.
 
     Args:
-        x: All inputs of the layer, ``(N, D)``, contiguous; those from ``first`` on are the tiles'.
-        first: The tiles' first input.
-        weight: As for `reference.read`.
-        packed: The same for a faster product; see `matmul.pack`.
-        variance: As for `reference.read`.
-        settings: As for `reference.read`.
-        input_range: As for `reference.read`.
-        key: As for `reference.read`.
-        tiles: As for `reference.read`.
+        x: All inputs of the layer, ``(N, D)``, contiguous.
+        first: Index of the tiles' first input.
+        weight: Weights of the tiles, ``(D_out, width)``; as the next five, see `reference.read`.
+        packed: The weights as `matmul.pack` returned them.
+        variance: Variance of the weights from read to read.
+        settings: The converters.
+        input_range: The input magnitude at the DAC's full scale; None for the settings' scaling.
+        key: Key of the noise, 64 bits.
+        tiles: The outputs of each tile.
         scale: The digital scale of each column, ``(D_out,)``.
-        start: A digital bias, ``(D_out,)``, that the scaled outputs are added to; None for ``y``.
-        y: ``(N, D_out)``; filled.
+        start: A digital bias, ``(D_out,)``, which replaces the contents of ``y`` first; or None.
+        y: Outputs, ``(N, D_out)``; updated in place.
     """
     rows, width = len(x), weight.shape[1]
-    inputs, product = _INPUTS.of(rows, width), _PRODUCTS.of(rows, len(weight))
+    inputs, product = _INPUTS.get(rows, width), _PRODUCTS.get(rows, len(weight))
     gain = x.new_full((rows,), 1.0 / (input_range or 1.0))
     by_row = isinstance(variance, float)
     squares = np.empty(rows if by_row else 0, np.float32)
@@ -311,9 +314,9 @@ def read(
     )
     if not (settings.iterative and clipped.any()):
         return
-    for tile, held in zip(tiles, clipped.T, strict=True):
-        if held.any():
-            chosen = torch.from_numpy(held.nonzero()[0])
+    for tile, mask in zip(tiles, clipped.T, strict=True):
+        if mask.any():
+            chosen = torch.from_numpy(mask.nonzero()[0])
             part = x[chosen, first : first + width]
             again = read_again(
                 part, weight[tile], of_tile(variance, tile), settings, input_range, key
@@ -321,28 +324,38 @@ def read(
             y[chosen, tile] += again * scale[tile]
 
 
-class _Room(threading.local):
-    """Memory that is used again: a process that asks for it anew each time waits for its pages."""
+class _Scratch(threading.local):
+    """A scratch buffer per thread, reused between calls."""
 
     def __init__(self) -> None:
-        self._numbers = torch.empty(0)
+        self._buffer = torch.empty(0)
 
-    def of(self, rows: int, columns: int) -> Tensor:
-        """A matrix of anything, whose contents last until the next is asked for."""
-        if self._numbers.numel() < rows * columns:
-            # One that is made in inference mode could not be written to outside of it.
+    def get(self, rows: int, columns: int) -> Tensor:
+        """Return an uninitialised matrix, valid until the next call."""
+        if self._buffer.numel() < rows * columns:
+            # A tensor made in inference mode cannot be written to outside it.
             with torch.inference_mode(False):
-                self._numbers = torch.empty(rows * columns)
-        return self._numbers[: rows * columns].view(rows, columns)
+                self._buffer = torch.empty(rows * columns)
+        return self._buffer[: rows * columns].view(rows, columns)
 
 
-_INPUTS, _PRODUCTS = _Room(), _Room()
+_INPUTS, _PRODUCTS = _Scratch(), _Scratch()
 
 
 def column_readout(
     weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int
 ) -> Tensor:
-    """Return what `reference.column_readout` does; float32 weights, contiguous, on a CPU."""
+    """Return the read-out of each column, as `reference.column_readout`, for a contiguous weight.
+
+    Args:
+        weight: Weights of one tile, ``(D_out, width)``, float32, on a CPU.
+        variance: Variance of the weights from read to read.
+        settings: The converters; None for exact arithmetic.
+        key: Key of the noise, 64 bits.
+
+    Returns:
+        ``(D_out,)``.
+    """
     settings = settings or ReadSettings()
     means = torch.empty(len(weight))
     read_columns(

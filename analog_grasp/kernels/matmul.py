@@ -1,9 +1,9 @@
-"""Analog products on a CPU: in float32, or faster by what a DAC's codes allow.
+"""Analog products on a CPU: in float32, or in the narrower types that a DAC's codes allow.
 
-The codes are whole numbers. Those of up to 8 bits are exact in bfloat16, and in a byte. Weights
-that are kept in bfloat16 are multiplied in bfloat16 where the processor has instructions for that;
-else in bytes, where torch does so on this processor, rounded to 1/63 of the largest of their
-column; else in float32.
+The codes are integers; codes of up to 8 bits are exact in bfloat16 and in int8. Weights stored in
+bfloat16 are multiplied in bfloat16 if the processor has instructions for it, otherwise in int8 if
+torch supports that on this processor, rounded to 1/63 of the largest of their column, otherwise in
+float32.
 """
 
 import functools
@@ -12,21 +12,21 @@ import warnings
 import torch
 from torch import Tensor
 
-# Whole numbers up to 256 are exact in bfloat16.
+# Integers up to 256 are exact in bfloat16.
 _FINEST_IN_BFLOAT16 = 1.0 / 256.0
-# The codes from -127 to 127 have the bytes from 1 to 255.
+# Codes from -127 to 127 map to bytes from 1 to 255.
 _FINEST_IN_BYTES = 1.0 / 127.0
 _BYTE_OF_ZERO = 128
-# The sum of two products of a code's byte with so many steps, at most, fits into 16 bits, which is
-# where processors without longer instructions cut it off.
+# With at most this many steps the sum of two products fits into 16 bits, at which processors
+# without wider instructions saturate.
 _WEIGHT_STEPS = 63
 
 type Packed = torch.ScriptObject
-"""Weights in bytes, in the order in which a processor wants them."""
+"""Weights in int8, in the processor's own memory layout."""
 
 
 def pack(weight: Tensor, dac_step: float) -> Packed | None:
-    """Round weights to bytes for `multiply`; None where it does without.
+    """Return weights rounded to int8 for `multiply`, or None if it does not use them.
 
     Args:
         weight: ``(D_out, width)``.
@@ -45,14 +45,17 @@ def pack(weight: Tensor, dac_step: float) -> Packed | None:
 def multiply(
     inputs: Tensor, weight: Tensor, packed: Packed | None, dac_step: float, out: Tensor
 ) -> Tensor:
-    """Products of inputs that are whole steps of a DAC, ``(N, D_out)``, float32.
+    """Return products of inputs that are integer multiples of a DAC's step.
 
     Args:
-        inputs: ``(N, width)``, float32, in [-1, 1].
-        weight: ``(D_out, width)``.
-        packed: What `pack` made of the weight.
+        inputs: Inputs in [-1, 1], ``(N, width)``, float32.
+        weight: Weights, ``(D_out, width)``.
+        packed: The weights as `pack` returned them.
         dac_step: The DAC's step, in units of the full scale; 0 for exact inputs.
-        out: Memory for the result, ``(N, D_out)``, float32, which need not be used.
+        out: Buffer for the result, ``(N, D_out)``, float32; it may be ignored.
+
+    Returns:
+        ``(N, D_out)``, float32.
     """
     if packed is not None and len(inputs):
         return _multiply_in_bytes(inputs, packed, dac_step)
@@ -68,7 +71,7 @@ def multiply(
 
 @functools.cache
 def multiplies_in_bfloat16() -> bool:
-    """Whether this processor has instructions for products in bfloat16.
+    """Return whether this processor has instructions for products in bfloat16.
 
     Example:
         >>> multiplies_in_bfloat16() in (True, False)
@@ -80,7 +83,7 @@ def multiplies_in_bfloat16() -> bool:
 
 @functools.cache
 def multiplies_in_bytes() -> bool:
-    """Whether torch multiplies bytes on this processor, and cuts no sum off.
+    """Return whether torch multiplies int8 on this processor without saturating sums.
 
     Example:
         >>> multiplies_in_bytes() in (True, False)
@@ -89,7 +92,7 @@ def multiplies_in_bytes() -> bool:
     largest = torch.ones(1, 64)
     try:
         product = _multiply_in_bytes(largest, _in_bytes(largest), _FINEST_IN_BYTES)
-    # Left out of some builds of torch, and deprecated in all.
+    # Missing from some builds of torch, and deprecated in all.
     except (AttributeError, RuntimeError):
         return False
     return bool((product - 64.0).abs() < 1e-3)

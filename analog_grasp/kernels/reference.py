@@ -1,66 +1,49 @@
-"""Reading a tile in plain torch: DAC, analog product, noise, ADC, bound management, read-out.
+"""Read a tile, in plain torch: DAC, analog product, noise, ADC, bound management, column read-out.
 
-The statement of the computation, for any processor, any floating type and gradients. The compiled
-kernels draw the same noise and agree with it up to the rounding of a sum in another order.
+This is the statement of the computation. It runs on any processor in any floating type and is
+differentiable with respect to the inputs; the compiled kernels are checked against it. Both draw
+the same noise and agree up to the rounding of sums in another order.
+
+With inputs x, weights W whose largest magnitude per column is about 1, a gain a per input vector
+(the reciprocal of its largest magnitude, or of a fixed input range), round_s rounding to steps of
+s, and z ~ N(0, 1):
+
+    x' = clip(round_dac(a x), -1, 1)
+    v  = x' W^T + std z,   std^2 = output_noise^2 + sum_d x'_d^2 var(W_od)
+    y  = clip(round_adc(v), -output_bound, output_bound) / a
+
+Where an output of a tile is clipped and bound management is iterative, the tile reads that vector
+again with a halved, until no output is clipped or a limit is reached.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from analog_grasp.kernels.parameters import ReadSettings
 from analog_grasp.kernels.rng import normal
-
-# aihwkit's limits: inputs are divided by at most this, and reduced to no fewer than two bits.
-_LARGEST_REDUCTION = 1000.0
-_COARSEST_INPUT = 0.25
 
 type Variance = Tensor | float | None
 """The variance of each weight from read to read: ``(D_out, width)``, or the same for all."""
 
 
-@dataclass(frozen=True)
-class ReadSettings:
-    """The converters of a tile, in units of its full scale.
-
-    Attributes:
-        dac_step: The DAC's step; 0 for an exact input.
-        adc_step: The ADC's step; 0 for an exact output.
-        output_bound: The ADC's largest output.
-        output_noise: Standard deviation of the output noise.
-        by_maximum: Scale each input vector by its largest magnitude.
-        iterative: Read a vector again at half the input while an output is clipped.
-
-    Source:
-        aihwkit's `IOParameters` (Rasch et al., AICAS 2021).
-    """
-
-    dac_step: float = 0.0
-    adc_step: float = 0.0
-    output_bound: float = math.inf
-    output_noise: float = 0.0
-    by_maximum: bool = False
-    iterative: bool = False
-
-    def may_halve(self, reduction: float) -> bool:
-        """Return whether a vector clipped at this reduction of its inputs is read again."""
-        coarsest = _COARSEST_INPUT / self.dac_step if self.dac_step else math.inf
-        return self.iterative and reduction <= min(_LARGEST_REDUCTION, coarsest)
-
-
 def read_exactly(x: Tensor, weight: Tensor, variance: Variance, key: int) -> Tensor:
-    """Products without converters, under short-term read noise where there is some.
+    """Return products without converters, with short-term read noise if there is any.
 
     Args:
-        x: Inputs, ``(N, width)``.
-        weight: Weights of the tiles, ``(D_out, width)``.
-        variance: Of the weights from read to read.
-        key: Names the noise.
+        x: Inputs, ``(N, width)``; N: vectors, width: inputs of the tile.
+        weight: Weights of the tiles, ``(D_out, width)``; D_out: outputs.
+        variance: Variance of the weights from read to read.
+        key: Key of the noise, 64 bits.
 
     Returns:
         ``(N, D_out)``.
+
+    Example:
+        >>> read_exactly(torch.ones(1, 2), torch.tensor([[0.5, -1.0]]), None, 0)
+        tensor([[-0.5000]])
     """
     product = x @ weight.to(x.dtype).T
     std = _output_std(x, 0.0, variance)
@@ -78,33 +61,74 @@ def read(
 ) -> Tensor:
     """Read the tiles that share their inputs, through their converters.
 
-    A tile of which an output is clipped reads that vector again by itself with half the inputs, as
-    on the hardware and in aihwkit's compiled tile; its torch tile reads the whole batch again.
+    A tile with a clipped output reads that vector again by itself, as the hardware and aihwkit's
+    compiled tile do; aihwkit's torch tile reads the whole batch again.
 
     Args:
         x: Inputs, ``(N, width)``.
-        weight: Weights of the tiles, ``(D_out, width)``, the largest of a column being about 1, in
-            the type that they are kept in.
-        variance: Of the weights from read to read, in the same units.
+        weight: Weights of the tiles, ``(D_out, width)``, in the type in which they are stored.
+        variance: Variance of the weights from read to read, in the same units.
         settings: The converters.
-        input_range: The magnitude that is the DAC's full scale for every vector; None for the
-            settings' own scaling.
-        key: Names the noise of this read.
+        input_range: The input magnitude at the DAC's full scale, for every vector; None for the
+            scaling of the settings.
+        key: Key of the noise of this read, 64 bits.
         tiles: The outputs of each tile.
 
     Returns:
-        ``(N, D_out)``, in the units of the inputs times those of the weights.
+        ``(N, D_out)``, in units of the inputs times the weights.
+
+    Source:
+        aihwkit's ``AnalogMVM`` (Rasch et al., AICAS 2021).
+
+    Example:
+        >>> settings = ReadSettings(adc_step=0.5, output_bound=12.0)
+        >>> read(torch.tensor([[0.9, 0.2]]), torch.eye(2), None, settings, None, 0, [slice(0, 2)])
+        tensor([[1., 0.]])
     """
-    y, over = _read_once(x, weight, variance, settings, input_range, 1.0, key)
+    y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key)
     if settings.iterative:
         for tile in tiles:
-            rows = over[:, tile].any(1).nonzero().squeeze(1)
+            rows = clipped[:, tile].any(1).nonzero().squeeze(1)
             if len(rows):
                 again = read_again(
                     x[rows], weight[tile], of_tile(variance, tile), settings, input_range, key
                 )
                 columns = torch.arange(tile.start, tile.stop, device=x.device)
                 y = y.index_put((rows[:, None], columns), again)
+    return y
+
+
+def read_again(
+    x: Tensor,
+    weight: Tensor,
+    variance: Variance,
+    settings: ReadSettings,
+    input_range: float | None,
+    key: int,
+) -> Tensor:
+    """Read vectors of which an output was clipped, halving their inputs at each attempt.
+
+    Args:
+        x: The clipped inputs of one tile, ``(N, width)``.
+        weight: The tile's weights, ``(D_out, width)``.
+        variance: As in `read`.
+        settings: As in `read`.
+        input_range: As in `read`.
+        key: Key of the first read; each further read has a key of its own.
+
+    Returns:
+        ``(N, D_out)``.
+    """
+    y = x.new_zeros(len(x), len(weight))
+    rows, reduction = torch.arange(len(x), device=x.device), 1.0
+    while len(rows) and settings.may_halve(reduction):
+        reduction *= 2.0
+        again = _next_key(key, reduction)
+        out, clipped = _read_once(
+            x[rows], weight, variance, settings, input_range, reduction, again
+        )
+        y = y.index_copy(0, rows, out)
+        rows = rows[clipped.any(1)]
     return y
 
 
@@ -115,9 +139,9 @@ def column_readout(
 
     Args:
         weight: Weights of one tile, ``(D_out, width)``.
-        variance: Of the weights from read to read.
+        variance: Variance of the weights from read to read.
         settings: The converters; None for exact arithmetic.
-        key: Names the noise.
+        key: Key of the noise, 64 bits.
 
     Returns:
         ``(D_out,)``.
@@ -125,13 +149,22 @@ def column_readout(
     Source:
         Global drift compensation: Joshi et al., Nat. Commun. 11, 2473 (2020); with aihwkit's
         read-out vectors, the rows of the identity.
+
+    Example:
+        >>> column_readout(torch.tensor([[0.5, -1.0]]), None, None, 0)
+        tensor([0.7500])
     """
     settings = settings or ReadSettings()
     extra = 0.0 if variance is None else variance
     std = (settings.output_noise**2 + torch.as_tensor(extra).to(weight)).sqrt()
     noisy = weight + std * _normal_like(weight, key) if bool(std.any()) else weight
     bound = settings.output_bound
-    return _converted(noisy, settings.adc_step).clamp(-bound, bound).abs().mean(1)
+    return _rounded(noisy, settings.adc_step).clamp(-bound, bound).abs().mean(1)
+
+
+def of_tile(variance: Variance, tile: slice) -> Variance:
+    """Return the part of a variance that belongs to the outputs of one tile."""
+    return variance[tile] if isinstance(variance, Tensor) else variance
 
 
 def _read_once(
@@ -143,51 +176,26 @@ def _read_once(
     reduction: float,
     key: int,
 ) -> tuple[Tensor, Tensor]:
-    """The outputs ``(N, D_out)``, and which of them were clipped."""
+    """Return the outputs, and a mask of the clipped ones, both ``(N, D_out)``."""
     gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
     if settings.by_maximum and input_range is None:
         largest = x.detach().abs().amax(1, keepdim=True)
         gain = torch.where(largest > 0, 1.0 / (largest * reduction), 1.0)
-        # Nothing lies beyond the range, and the largest at its edge has a gradient like the others.
-        inputs = _converted(x * gain, settings.dac_step)
+        # No input exceeds the range, so clipping would only zero the gradient at its edge.
+        inputs = _rounded(x * gain, settings.dac_step)
     else:
-        inputs = _converted(x * gain, settings.dac_step).clamp(-1.0, 1.0)
+        inputs = _rounded(x * gain, settings.dac_step).clamp(-1.0, 1.0)
     product = inputs @ weight.to(x.dtype).T
     std = _output_std(inputs.detach(), settings.output_noise, variance)
     if std is not None:
         product = product + std * _normal_like(product, key)
     bound = settings.output_bound
-    out = _converted(product, settings.adc_step)
+    out = _rounded(product, settings.adc_step)
     return out.clamp(-bound, bound) / gain, out.detach().abs() > bound
 
 
-def read_again(
-    x: Tensor,
-    weight: Tensor,
-    variance: Variance,
-    settings: ReadSettings,
-    input_range: float | None,
-    key: int,
-) -> Tensor:
-    """Read vectors of which an output was clipped, with smaller and smaller inputs."""
-    y = x.new_zeros(len(x), len(weight))
-    rows, reduction = torch.arange(len(x), device=x.device), 1.0
-    while len(rows) and settings.may_halve(reduction):
-        reduction *= 2.0
-        again = _next_key(key, reduction)
-        out, over = _read_once(x[rows], weight, variance, settings, input_range, reduction, again)
-        y = y.index_copy(0, rows, out)
-        rows = rows[over.any(1)]
-    return y
-
-
-def of_tile(variance: Variance, tile: slice) -> Variance:
-    """The variance of the weights of one tile, from that of all."""
-    return variance[tile] if isinstance(variance, Tensor) else variance
-
-
 def _output_std(inputs: Tensor, noise: float, variance: Variance) -> Tensor | float | None:
-    """Standard deviation of the outputs: of the converters, and of the weights at this read."""
+    """Return the standard deviation of the outputs, None for exact ones."""
     if variance is None:
         return noise or None
     squares = inputs.square()
@@ -196,8 +204,8 @@ def _output_std(inputs: Tensor, noise: float, variance: Variance) -> Tensor | fl
     return (squares.sum(1, keepdim=True) * variance + noise**2).sqrt()
 
 
-def _converted(v: Tensor, step: float) -> Tensor:
-    """Round to the steps of a converter; the gradient passes straight through."""
+def _rounded(v: Tensor, step: float) -> Tensor:
+    """Round to multiples of a step, with a straight-through gradient."""
     if not step:
         return v
     rounded = (v.detach() / step).round() * step
@@ -209,5 +217,5 @@ def _normal_like(like: Tensor, key: int) -> Tensor:
 
 
 def _next_key(key: int, reduction: float) -> int:
-    """The key of a further read: far from those of the rows of this one."""
+    """Return the key of a further read, far from the keys of this read's rows."""
     return (key + (int(math.log2(reduction)) << 48)) % 2**64

@@ -1,4 +1,8 @@
-"""Random numbers that are a function of a key and a place: the same on any number of threads."""
+"""Counter-based random numbers, a function of a key and a position.
+
+They do not depend on the number of threads or on the order of calls, and are equal on every
+processor up to rounding.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,10 +19,9 @@ from analog_grasp.kernels.threads import parallel_kernel
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint32]
 
-# Normal numbers come in pairs, by the method of Box and Muller (Ann. Math. Stat. 29, 610 (1958)):
-# the radius sqrt(-2 ln u) times the sine and the cosine of a random angle. The places of a pair lie
-# half a block apart. Logarithm, sine and cosine are polynomials, which the compiler turns into
-# vector instructions; the largest error of a number is about 1e-6.
+# Normal deviates come in pairs, by the method of Box and Muller (Ann. Math. Stat. 29, 610 (1958)):
+# the radius sqrt(-2 ln u) times the sine and cosine of a random angle; the positions of a pair are
+# half a block apart. Logarithm, sine and cosine are polynomials, with errors of about 1e-6.
 _HALF = 64
 _BLOCK = 2 * _HALF
 
@@ -26,7 +29,7 @@ _BLOCK = 2 * _HALF
 def _polynomial(
     function: Callable[[np.ndarray], np.ndarray], end: float, degree: int
 ) -> tuple[np.float32, ...]:
-    """The polynomial through a function's values at the Chebyshev nodes of [0, end]."""
+    """Return the coefficients of the polynomial through the Chebyshev nodes of [0, end]."""
     fit = Chebyshev.interpolate(function, degree, [0.0, end])
     return tuple(np.float32(c) for c in fit.convert(kind=Polynomial).coef)
 
@@ -36,14 +39,14 @@ _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = _polynomial(lambda m: -2 * np.log1p(m),
 _C0, _C1, _C2, _C3, _C4 = _polynomial(lambda s: np.cos(np.pi * np.sqrt(s)), 0.25, 4)
 _S0, _S1, _S2, _S3, _S4 = _polynomial(lambda s: np.pi * np.sinc(np.sqrt(s)), 0.25, 4)
 _TWO_LN2 = np.float32(2 * np.log(2))
-# The exponent of a float32 of 2^31, which stands for u = 1.
+# The float32 exponent of 2^31, which represents u = 1.
 _TOP = 127 + 31
 _MANTISSA = 0x7FFFFF
 
 
 @numba.njit(inline="always")
 def row_key(counter: np.uint64) -> np.uint64:
-    """64 random bits of a counter: the finaliser of splitmix64 (Steele et al., OOPSLA 2014)."""
+    """Return 64 random bits of a counter: splitmix64 (Steele et al., OOPSLA 2014)."""
     z = counter * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -52,10 +55,7 @@ def row_key(counter: np.uint64) -> np.uint64:
 
 @numba.njit(inline="always")
 def _mixed(h: np.uint32, key: np.uint32) -> np.uint32:
-    """A bijection of 32 bits with little bias (the `lowbias32` constants of C. Wellons, 2018).
-
-    Half-way, `key` makes of it one of 2^32 bijections.
-    """
+    """Return a low-bias bijection of 32 bits, one per key (`lowbias32` of C. Wellons, 2018)."""
     h = np.uint32(np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)) ^ key)
     h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
     return np.uint32(h ^ (h >> np.uint32(16)))
@@ -63,11 +63,11 @@ def _mixed(h: np.uint32, key: np.uint32) -> np.uint32:
 
 @numba.njit(inline="always")
 def fill_bits(key: np.uint64, start: int, out: Words) -> None:
-    """32 random bits a place.
+    """Fill `out` with 32 random bits per position.
 
     Args:
         key: 64 bits, from `row_key`.
-        start: The first place.
+        start: The first position.
         out: Part of a row, filled.
     """
     first, second = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
@@ -78,7 +78,7 @@ def fill_bits(key: np.uint64, start: int, out: Words) -> None:
 
 @numba.njit(fastmath={"contract"})
 def fill_normal(key: np.uint64, out: Floats) -> None:
-    """Standard normal numbers, a function of key and place.
+    """Fill `out` with standard normal deviates, a function of key and position.
 
     Args:
         key: 64 bits, from `row_key`.
@@ -97,7 +97,7 @@ def fill_normal(key: np.uint64, out: Floats) -> None:
 
 @numba.njit(inline="always")
 def _radii(bits: Words, radius: Floats) -> None:
-    """sqrt(-2 ln u) of the upper 31 bits."""
+    """Compute sqrt(-2 ln u) from the upper 31 bits."""
     for j in range(_HALF):
         radius[j] = np.float32(np.int32(bits[j] >> np.uint32(1))) + np.float32(0.5)
     pattern = radius.view(np.int32)
@@ -111,7 +111,7 @@ def _radii(bits: Words, radius: Floats) -> None:
 
 @numba.njit(inline="always")
 def _turn(bits: Words, radius: Floats, across: Floats, along: Floats) -> None:
-    """Cosine and sine, of half a turn; the lowest bit of the radius says which half."""
+    """Multiply by cosine and sine of half a turn; the radius's lowest bit selects the half."""
     for j in range(_HALF):
         sign = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32(bits[j] & np.uint32(1)))
         across[j] = radius[j] * sign
@@ -134,17 +134,17 @@ def _normal_rows(first: int, end: int, key: np.uint64, out: Floats) -> None:
 def normal(
     key: int, shape: tuple[int, ...], *, device: torch.device | str, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal numbers, up to rounding the same on every processor.
+    """Return standard normal deviates, equal on every processor up to rounding.
 
-    A number is a function of the key and its place: its column, and its row when all dimensions
-    but the last are flattened. It has the resolution of float32 in every type, and lies within
-    6.7 of 0.
+    A deviate is a function of the key and its position: its column, and its row with all
+    dimensions but the last flattened. Its resolution is that of float32 in every type, and its
+    magnitude is at most 6.7.
 
     Args:
-        key: Names the numbers; its lowest 64 bits count.
-        shape: The shape wanted.
-        device: The processor.
-        dtype: A floating type.
+        key: Key of the stream; its lowest 64 bits count.
+        shape: Shape of the result.
+        device: Processor of the result.
+        dtype: Floating type of the result.
 
     Example:
         >>> few = normal(7, (2, 3), device="cpu", dtype=torch.float32)
@@ -162,7 +162,12 @@ def normal(
 
 
 def uniform(key: int, shape: tuple[int, ...], *, device: torch.device | str) -> Tensor:
-    """Uniform float32 numbers in [0, 1), multiples of 2^-24; places are counted as in `normal`.
+    """Return uniform float32 deviates in [0, 1), multiples of 2^-24; positions as in `normal`.
+
+    Args:
+        key: Key of the stream; its lowest 64 bits count.
+        shape: Shape of the result.
+        device: Processor of the result.
 
     Example:
         >>> bool(uniform(7, (100, 100), device="cpu").mean().sub(0.5).abs() < 0.02)
@@ -173,13 +178,13 @@ def uniform(key: int, shape: tuple[int, ...], *, device: torch.device | str) -> 
     return (bits >> 8).float().mul_(2.0**-24).view(shape)
 
 
-# The same integer arithmetic in torch, whose integers have a sign: products wrap around alike, and
-# a shift to the right is masked.
+# The same integer arithmetic with torch's signed integers: products wrap around alike, and right
+# shifts are masked.
 _WORD = (1 << 64) - 1
 
 
 def _signed(word: int) -> int:
-    """The 64-bit integer with a sign that has the bits of `word`."""
+    """Return the signed 64-bit integer with the bits of `word`."""
     return ((word & _WORD) ^ (1 << 63)) - (1 << 63)
 
 
@@ -194,7 +199,7 @@ def _mixed_torch(h: Tensor, key: Tensor) -> Tensor:
 
 
 def _bits_torch(key: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """`fill_bits` of the rows from `row_key(key)` on, in int64, of shape (rows, columns)."""
+    """Return `fill_bits` of rows whose first key is `row_key(key)`, int64, ``(rows, columns)``."""
     z = (torch.arange(rows, device=device) + _signed(key)) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
@@ -204,7 +209,7 @@ def _bits_torch(key: int, rows: int, columns: int, device: torch.device) -> Tens
 
 
 def _normal_torch(key: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """`fill_normal` of the rows from `row_key(key)` on, of shape (rows, columns)."""
+    """Return `fill_normal` of rows whose first key is `row_key(key)`, ``(rows, columns)``."""
     blocks = -(-columns // _BLOCK)
     bits = _bits_torch(key, rows, blocks * _BLOCK, device).view(rows, blocks, 2, _HALF)
     first, second = bits.unbind(2)
@@ -222,7 +227,7 @@ def _normal_torch(key: int, rows: int, columns: int, device: torch.device) -> Te
 
 
 def _horner(x: Tensor, highest: np.float32, *others: np.float32) -> Tensor:
-    """A polynomial, as the kernel evaluates it."""
+    """Evaluate a polynomial by Horner's scheme, as the kernel does."""
     y = torch.full_like(x, float(highest))
     for coefficient in others:
         y = y * x + float(coefficient)

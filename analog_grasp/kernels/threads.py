@@ -15,23 +15,23 @@ import numpy as np
 import torch
 from platformdirs import user_cache_path
 
-# Waking the threads takes as long as reading about so many numbers.
+# Waking the threads takes as long as processing about this many elements.
 _WORTH_WAKING = 20_000
-# So that a thread that is held up does not hold up the others.
-_PIECES_A_THREAD = 4
+# Several pieces per thread, so that a delayed thread does not delay the others.
+_PIECES_PER_THREAD = 4
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a kernel of rows and keep it on disk; it runs on as many threads as torch has.
+    """Compile a kernel over rows, cached on disk, that runs on torch's number of threads.
 
     Args:
-        function: Takes the first row and the end of the rows that it is to compute, and arguments
-            of its own. What it writes for a row depends on nothing that it writes for others.
+        function: Takes the first row, the row to stop before, and further arguments. The result of
+            a row must not depend on the results of other rows.
 
     Returns:
-        The kernel for all rows: it takes their number, and the function's own arguments.
+        The kernel for all rows: it takes their number, and the function's further arguments.
     """
     compiled = _compiled(function)
 
@@ -50,8 +50,8 @@ def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
 def _share(
     team: Callable[..., None], rows: int, threads: int, compute: Callable[[int, int], None]
 ) -> None:
-    """Compute all rows, the threads of a team from `_openmp` taking one piece after the other."""
-    pieces = max(min(rows, threads * _PIECES_A_THREAD), 1)
+    """Compute all rows on a team of threads from `_openmp`, each taking piece after piece."""
+    pieces = max(min(rows, threads * _PIECES_PER_THREAD), 1)
     ends = [rows * i // pieces for i in range(pieces + 1)]
     waiting = iter(list(itertools.pairwise(ends)))
     failures: list[BaseException] = []
@@ -60,7 +60,7 @@ def _share(
         try:
             for first, end in waiting:
                 compute(first, end)
-        # ctypes would print it and go on.
+        # ctypes would print the exception and continue.
         except BaseException as failure:
             failures.append(failure)
 
@@ -71,11 +71,11 @@ def _share(
 
 @functools.cache
 def _openmp() -> Callable[..., None] | None:
-    """What runs a function on a team of threads, in the GNU OpenMP that torch has loaded.
+    """Return the function of torch's GNU OpenMP that runs a callback on a team of threads.
 
-    A pool of our own would compete with torch's threads, which spin for a while after each product:
-    conversions took twice as long. None where torch computes with another library; kernels run on
-    one thread there.
+    A separate pool would compete with torch's threads, which spin for a while after each product:
+    conversions took twice as long. None if torch uses another library; kernels then run on one
+    thread.
     """
     if sys.platform != "linux":
         return None
@@ -92,20 +92,21 @@ def _openmp() -> Callable[..., None] | None:
 
 @functools.cache
 def _sources_digest() -> str:
-    """A hash of what kernels inline from this folder."""
+    """Return a hash of this folder's sources, which kernels inline."""
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return hashlib.blake2b(sources, digest_size=8).hexdigest()
 
 
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """On disk, numba watches only the file that a kernel stands in: what it takes from the files of
-    this folder is inlined, so results are kept apart for each state of these.
+    """Compile a kernel and cache it on disk, by the state of this folder's sources.
+
+    numba's own cache checks only the file that defines a kernel, not the files it inlines.
     """
     before = numba.config.CACHE_DIR
     folder = Path(before or user_cache_path("analog-grasp") / "kernels")
     numba.config.CACHE_DIR = str(folder / _sources_digest())
     try:
-        # Without Python's lock, so that several threads can run it.
+        # nogil, so that several threads can run it.
         return numba.njit(nogil=True, cache=True)(function)
     finally:
         numba.config.CACHE_DIR = before

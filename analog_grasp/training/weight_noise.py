@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.devices.noise_model import CardNoiseModel
-from analog_grasp.kernels.programming import fits_kernel
+from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.rng import Floats, fill_normal, normal, row_key
 from analog_grasp.kernels.threads import parallel_kernel
 

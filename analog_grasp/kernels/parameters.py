@@ -1,0 +1,103 @@
+"""Plain data that the kernels take, built from a device card by `analog_grasp.devices`."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# aihwkit's limits: inputs are divided by at most this, and reduced to no fewer than two bits.
+_LARGEST_REDUCTION = 1000.0
+_COARSEST_INPUT = 0.25
+
+FORMS = ("polynomial", "logarithm", "power", "saturation", "reciprocal", "points")
+"""The forms of a curve's piece; a piece's row holds the index of its form."""
+MAX_COEFFICIENTS = 16
+FIRST_COEFFICIENT = 8
+"""Column of a piece's first coefficient in `DeviceParameters.curves`."""
+SMALLEST = 1e-7
+"""Logarithms and powers are taken of at least this, as in aihwkit (its ``_ZERO_CLIP``)."""
+LONGEST_SINGLE = 7
+"""A polynomial with more coefficients is evaluated in double precision: its terms may cancel."""
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """The converters of a tile, in units of its full scale.
+
+    Attributes:
+        dac_step: The DAC's step; 0 for an exact input.
+        adc_step: The ADC's step; 0 for an exact output.
+        output_bound: The ADC's largest output.
+        output_noise: Standard deviation of the output noise.
+        by_maximum: Scale each input vector by its largest magnitude.
+        iterative: Read a vector again at half the input while an output is clipped.
+
+    Source:
+        aihwkit's `IOParameters` (Rasch et al., AICAS 2021).
+    """
+
+    dac_step: float = 0.0
+    adc_step: float = 0.0
+    output_bound: float = math.inf
+    output_noise: float = 0.0
+    by_maximum: bool = False
+    iterative: bool = False
+
+    def may_halve(self, reduction: float) -> bool:
+        """Return whether a vector clipped at this reduction of its inputs is read again.
+
+        Example:
+            >>> ReadSettings(iterative=True).may_halve(512.0), ReadSettings().may_halve(1.0)
+            (True, False)
+        """
+        coarsest = _COARSEST_INPUT / self.dac_step if self.dac_step else math.inf
+        return self.iterative and reduction <= min(_LARGEST_REDUCTION, coarsest)
+
+
+class DeviceParameters(NamedTuple):
+    """A device card at one drift time, as arrays and float32 constants for the compiled kernel."""
+
+    curves: NDArray[np.float64]
+    """One row per piece, ``(pieces, 24)``: the curve's weight in its sum, g_max if the variable is
+    u and otherwise 0, the curve's lower bound, the form's index, `below`, `min`, `max`, the number
+    of coefficients, and the coefficients. The last piece of a curve comes first."""
+    points: NDArray[np.float64]
+    """Points (x, y) of all pieces of form "points", ``(P, 2)``; such a piece's coefficients are the
+    index of its first point and the index after its last one."""
+    starts: NDArray[np.int64]
+    """Row at which each sum of curves begins, and the end of the last one, ``(7,)``: mean shift,
+    standard deviation, mean and standard deviation of nu, Q, short-term standard deviation."""
+    draws: NDArray[np.bool_]
+    """Presence of programming noise, per-device drift and accumulated read noise, ``(3,)``."""
+    pair: bool
+    power_law: bool
+    logarithmic_read: bool
+    growth: np.float32
+    """ln((t + t0) / t0), the factor of the drift exponent."""
+    relaxed_mean: np.float32
+    relaxed_std: np.float32
+    read_factor: np.float32
+    """The time-dependent factor of the accumulated read noise."""
+    programmed_min: np.float32
+    """Lower bound of a programmed conductance."""
+    read_min: np.float32
+    read_max: np.float32
+    g_min: np.float32
+    g_max: np.float32
+    stuck_off: np.float32
+    """Fraction of devices stuck at g_min."""
+    stuck_on: np.float32
+    """Fraction of devices stuck at g_max."""
+
+
+class TileParameters(NamedTuple):
+    """The mapping of one tile's weights to conductances, and the keys of its random numbers."""
+
+    scale: np.float32
+    """µS per unit of weight."""
+    offset: np.float32
+    """The weight that maps to g_min under the mapping "single"; otherwise 0."""
+    keys: NDArray[np.uint64]
+    """Keys of programming, drift, read noise and stuck devices, by device of a cell, ``(4, 2)``."""
