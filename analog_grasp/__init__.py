@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analog_grasp.devices.card import DeviceCard as DeviceCard
     from analog_grasp.study.api import compare as compare
     from analog_grasp.study.api import drift_sweep as drift_sweep
+    from analog_grasp.tasks import load_base_model as load_base_model
     from analog_grasp.tasks import load_task as load_task
     from analog_grasp.training import train as train
     from analog_grasp.tuning.api import tune_noise_weight as tune_noise_weight
@@ -30,6 +31,7 @@ _HOMES = {
     "compare": "study.api",
     "deploy": "crossbar",
     "drift_sweep": "study.api",
+    "load_base_model": "tasks",
     "load_task": "tasks",
     "train": "training",
     "tune_noise_weight": "tuning.api",

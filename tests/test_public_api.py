@@ -19,6 +19,7 @@ NAMES = {
     "deploy",
     "Deployment",
     "train",
+    "load_base_model",
     "load_task",
     "compare",
     "drift_sweep",
