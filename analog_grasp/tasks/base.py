@@ -26,7 +26,7 @@ TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 @dataclass(eq=False)
 class Task(ABC):
-    """What all tasks have in common; see `SentenceTask` and `GenerationTask` for the two kinds.
+    """Common part of all tasks; see `SentenceTask` and `GenerationTask` for the two kinds.
 
     Args:
         name: Name in reports, such as "glue/sst2".
@@ -100,10 +100,10 @@ class Task(ABC):
     ) -> Dataset:
         """Return a split as token ids with labels."""
 
-    def configure(self, config: PretrainedConfig) -> None:
+    def configure(self, config: PretrainedConfig) -> None:  # noqa: B027
         """Adapt the configuration of a model to the task before the model is built."""
 
-    def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:
+    def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:  # noqa: B027
         """Set the initial values of a new head, given the names of all new parameters."""
 
     @property
@@ -138,8 +138,8 @@ class Task(ABC):
         size, highest = embedding_count(model), tokenizer.pad_token_id
         if size is not None and highest is not None and highest >= size:
             raise ValueError(
-                f"The padding token '{tokenizer.pad_token}' has the id {highest}, but the model has "
-                f"embeddings for the ids 0 to {size - 1}; call "
+                f"The padding token '{tokenizer.pad_token}' has the id {highest}, but the model "
+                f"has embeddings for the ids 0 to {size - 1}; call "
                 "model.resize_token_embeddings(len(tokenizer)) or choose another pad_token."
             )
         return tokenizer
@@ -308,8 +308,11 @@ def position_limit(model: nn.Module) -> int | None:
         return None
     for name, module in model.named_modules():
         # RoBERTa and similar models number the positions from the padding index on.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return limit - module.padding_idx - 1  # type: ignore[operator]
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            return limit - module.padding_idx - 1
     return limit
 
 

@@ -163,7 +163,9 @@ class SentenceTask(Task):
         labels = self.labels(split)
         # The losses for regression and several labels do not accept integers.
         exact = self.regression or self.multi_label
-        return Dataset.from_dict({**tokens, "labels": labels.astype(np.float32) if exact else labels})
+        return Dataset.from_dict(
+            {**tokens, "labels": labels.astype(np.float32) if exact else labels}
+        )
 
     def predict(
         self,
@@ -231,7 +233,9 @@ class SentenceTask(Task):
             metric, part = _metric_and_part(name, self._known_metrics())
             rows = self._of_part(split, part)
             if rows.any():
-                found[name] = score([metric], predicted[rows], labels[rows], self.own_metrics)[metric]
+                found[name] = score([metric], predicted[rows], labels[rows], self.own_metrics)[
+                    metric
+                ]
         return found
 
     def _of_part(self, split: Split, part: str) -> np.ndarray:

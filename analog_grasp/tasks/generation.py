@@ -59,7 +59,9 @@ def text_scores(
     """
     functions = _MTEVAL | dict(own or {})
     java = [name for name in names if name in coco.NAMES and name not in functions]
-    found = {name: float(functions[name](outputs, references)) for name in names if name not in java}
+    found = {
+        name: float(functions[name](outputs, references)) for name in names if name not in java
+    }
     found |= coco.scores(java, outputs, references) if java else {}
     return {name: found[name] for name in names}
 

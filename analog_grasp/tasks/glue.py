@@ -1,7 +1,10 @@
 """The tasks of GLUE, from their official files or from the Hub.
 
-Source: A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
-Understanding", ICLR 2019. One entry of `GLUE` is one task.
+Each entry of `GLUE` is one task.
+
+Source:
+    A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
+    Understanding", ICLR 2019.
 """
 
 import csv
@@ -21,22 +24,24 @@ _BINARY = {"0": 0, "1": 1}
 
 @dataclass(frozen=True)
 class GlueSpec:
-    """Where a task's sentences and labels lie, in the official files and on the Hub.
+    """Location of the sentences and labels of a task, in the official files and on the Hub.
 
-    Attributes:
-        folder: of the official files, train.tsv and those of the development set.
-        columns: of these files, in their order.
-        text: the columns of the sentence, or of the two that are compared.
-        label: the column of the label.
-        metrics: those GLUE reports, the primary one first.
-        hub_text: as `text`, on the Hub, whose label column is `label` throughout.
-        labels: what the label column holds -> the label; empty for a number (regression).
-        label_names: in the order of the labels; empty for a regression.
-        header: whether the files' first line names the columns.
-        dev: the files of the development set: by the part that they are, "" where there is one.
-        hub_dev: as `dev`, the splits on the Hub.
-        torn: whether the official files hold rows that a line break has torn, to be left out.
-        bounds: the least and the largest number, for a regression.
+    Args:
+        folder: Folder of the official files: train.tsv and those of the development set.
+        columns: Columns of these files in their order.
+        text: Columns of the sentence, or of the pair of sentences.
+        label: Column of the label.
+        metrics: Metrics reported by GLUE, the primary one first.
+        hub_text: As `text`, on the Hub, where the label column is always `label`.
+        labels: Label for each cell of the label column; empty for a regression.
+        label_names: Names of the classes in the order of the labels; empty for a regression.
+        header: True if the first line of the files names the columns.
+        dev: Files of the development set by part; the part is "" if there is only one.
+        hub_dev: As `dev`, the splits on the Hub.
+        corpus: Files of the original corpus of the same form, read in place of missing ones of
+            GLUE: training and test set.
+        broken_rows: True if the official files have rows broken by line breaks, to be skipped.
+        bounds: Lowest and highest label of a regression.
     """
 
     folder: str
@@ -50,7 +55,8 @@ class GlueSpec:
     header: bool = True
     dev: Mapping[str, str] = field(default_factory=lambda: {"": "dev.tsv"})
     hub_dev: Mapping[str, str] = field(default_factory=lambda: {"": "validation"})
-    torn: bool = False
+    corpus: tuple[str, ...] = ()
+    broken_rows: bool = False
     bounds: tuple[float, float] = (0.0, 0.0)
 
 
@@ -85,6 +91,7 @@ GLUE: dict[str, GlueSpec] = {
         hub_text=("sentence1", "sentence2"),
         labels=_BINARY,
         label_names=("not_equivalent", "equivalent"),
+        corpus=("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"),
     ),
     "qqp": GlueSpec(
         folder="QQP",
@@ -95,7 +102,7 @@ GLUE: dict[str, GlueSpec] = {
         hub_text=("question1", "question2"),
         labels=_BINARY,
         label_names=("not_duplicate", "duplicate"),
-        torn=True,
+        broken_rows=True,
     ),
     "mnli": GlueSpec(
         folder="MNLI",
@@ -159,16 +166,18 @@ GLUE: dict[str, GlueSpec] = {
 
 
 def glue(name: str, data_dir: Path | None = None) -> SentenceTask:
-    """A task of GLUE.
+    """Return a task of GLUE.
 
     Args:
-        name: a key of `GLUE`.
-        data_dir: the folder that holds the task's official folder, `<data_dir>/SST-2/train.tsv`
-            and `dev.tsv` for "sst2"; None for the Hub.
+        name: A key of `GLUE`.
+        data_dir: Folder that contains the official folder of the task, such as `SST-2` with
+            train.tsv and dev.tsv for "sst2"; the Hub if None. For MRPC,
+            msr_paraphrase_train.txt and msr_paraphrase_test.txt are read in place of missing
+            train.tsv and dev.tsv: the corpus's own training and test sets.
 
     Raises:
-        FileNotFoundError: a file is missing, or the Hub cannot be reached.
-        ValueError: a file is not as the official one is made.
+        FileNotFoundError: A file is missing, or the Hub cannot be reached.
+        ValueError: A file differs in form from the official one.
     """
     spec = GLUE[name]
     splits = _from_hub(name, spec) if data_dir is None else _from_files(name, spec, data_dir)
@@ -177,23 +186,27 @@ def glue(name: str, data_dir: Path | None = None) -> SentenceTask:
 
 def _from_files(name: str, spec: GlueSpec, data_dir: Path) -> tuple[Dataset, Dataset]:
     home = data_dir / spec.folder
-    missing = [file for file in _files(spec) if not (home / file).is_file()]
-    if missing:
-        shape = (
-            f"a first line of {_listed(spec)}"
+    files = [("train.tsv", *spec.dev.values()), *([spec.corpus] if spec.corpus else [])]
+    missing = [[file for file in each if not (home / file).is_file()] for each in files]
+    complete = next((each for each, lacks in zip(files, missing, strict=True) if not lacks), None)
+    if complete is None:
+        columns = ", ".join(spec.columns)
+        form = (
+            f"a first line of {columns}"
             if spec.header
-            else f"no header, but {_listed(spec)} in each line"
+            else f"no header, but {columns} in each line"
         )
+        other = f" (or {' and '.join(spec.corpus)})" if spec.corpus else ""
         raise FileNotFoundError(
-            f"The task 'glue/{name}' finds no {' and no '.join(missing)} in {home}; the data "
-            f"folder should hold {_wanted(spec)}, each with {shape}, separated by tabs."
+            f"The task 'glue/{name}' finds no {' and no '.join(missing[0])} in {home}; the data "
+            f"folder should hold {_expected(spec)}{other}, each with {form}, separated by tabs."
         )
-    train = _read(home / "train.tsv", spec)
-    return train, _joined({part: _read(home / file, spec) for part, file in spec.dev.items()})
+    train, *dev = (_read(home / file, spec) for file in complete)
+    return train, _joined(dict(zip(spec.dev, dev, strict=True)))
 
 
 def _joined(parts: Mapping[str, Dataset]) -> Dataset:
-    """The parts of a development set as one, with a column `part` where there are several."""
+    """Return the parts of a development set as one, with a column `part` if there are several."""
     if len(parts) == 1:
         return parts[""]
     return datasets.concatenate_datasets(
@@ -201,16 +214,8 @@ def _joined(parts: Mapping[str, Dataset]) -> Dataset:
     )
 
 
-def _files(spec: GlueSpec) -> list[str]:
-    return ["train.tsv", *spec.dev.values()]
-
-
-def _wanted(spec: GlueSpec) -> str:
-    return " and ".join(f"{spec.folder}/{file}" for file in _files(spec))
-
-
-def _listed(spec: GlueSpec) -> str:
-    return ", ".join(spec.columns)
+def _expected(spec: GlueSpec) -> str:
+    return " and ".join(f"{spec.folder}/{file}" for file in ("train.tsv", *spec.dev.values()))
 
 
 def _read(path: Path, spec: GlueSpec) -> Dataset:
@@ -220,22 +225,22 @@ def _read(path: Path, spec: GlueSpec) -> Dataset:
             rows.setdefault(target, []).append(row[column])
         rows["label"].append(_label(path, number, row[spec.label], spec))
     if not rows["label"]:
-        raise ValueError(f"The file {path} holds no rows; it should be the official one.")
+        raise ValueError(f"The file {path} has no rows; it should be the official one.")
     return Dataset.from_dict(rows)
 
 
 def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows by column name, with their line numbers from 1."""
-    torn = 0
-    # MRPC's official files begin with a byte-order mark, which "utf-8-sig" drops.
+    """Yield the rows by column name, with their line numbers from 1."""
+    broken = 0
+    # The official files of MRPC begin with a byte-order mark, which "utf-8-sig" drops.
     with path.open(encoding="utf-8-sig", newline="") as file:
-        # The files quote nothing: a quotation mark is part of its sentence.
+        # The files have no quoting: a quotation mark belongs to its sentence.
         lines = enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1)
         try:
             columns = _header(path, next(lines, (1, []))[1], spec) if spec.header else spec.columns
             for number, cells in lines:
-                if spec.torn and len(cells) < len(columns):
-                    torn += 1
+                if spec.broken_rows and len(cells) < len(columns):
+                    broken += 1
                     continue
                 if len(cells) != len(columns):
                     raise ValueError(
@@ -245,20 +250,20 @@ def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
                 yield number, dict(zip(columns, cells, strict=True))
         except UnicodeDecodeError as error:
             raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
-    if torn:
+    if broken:
         warnings.warn(
-            f"{torn} lines of {path} are parts of rows that a line break has torn; they are left "
-            "out, as the Hub leaves them out.",
+            f"{broken} lines of {path} are parts of rows with a line break inside; they are "
+            "skipped, as in the data set on the Hub.",
             stacklevel=2,
         )
 
 
 def _header(path: Path, cells: list[str], spec: GlueSpec) -> tuple[str, ...]:
-    # Columns that are not used may differ: the training and development files of some tasks do.
+    # Columns that are not used may differ, as between training and development files of some tasks.
     if not {*spec.text, spec.label} <= set(cells):
         raise ValueError(
             f"The first line of {path} is '{' '.join(cells)[:80]}'; it should name the columns "
-            f"{_listed(spec)}, separated by tabs."
+            f"{', '.join(spec.columns)}, separated by tabs."
         )
     return tuple(cells)
 
@@ -267,7 +272,7 @@ def _label(path: Path, number: int, cell: str, spec: GlueSpec) -> int | float:
     if spec.labels:
         if cell in spec.labels:
             return spec.labels[cell]
-        right = " or ".join(spec.labels)
+        expected = " or ".join(spec.labels)
     else:
         low, high = spec.bounds
         try:
@@ -275,9 +280,9 @@ def _label(path: Path, number: int, cell: str, spec: GlueSpec) -> int | float:
                 return float(cell)
         except ValueError:
             pass
-        right = f"a number from {low:g} to {high:g}"
+        expected = f"a number from {low:g} to {high:g}"
     raise ValueError(
-        f"Line {number} of {path} has the {spec.label} '{cell}'; it should be {right}."
+        f"Line {number} of {path} has the {spec.label} '{cell}'; it should be {expected}."
     )
 
 
@@ -286,8 +291,8 @@ def _from_hub(name: str, spec: GlueSpec) -> tuple[Dataset, Dataset]:
         splits = datasets.load_dataset(_HUB_NAME, name)
     except OSError as error:
         raise FileNotFoundError(
-            f"The task 'glue/{name}' could not be had from the Hub ({_HUB_NAME}); give a data "
-            f"folder (--data-dir) with the official files {_wanted(spec)} instead."
+            f"The task 'glue/{name}' could not be loaded from the Hub ({_HUB_NAME}); give a data "
+            f"folder (--data-dir) with the official files {_expected(spec)} instead."
         ) from error
     dev = {part: _renamed(splits[split], spec) for part, split in spec.hub_dev.items()}
     return _renamed(splits["train"], spec), _joined(dev)

@@ -6,12 +6,14 @@ scikit-learn and scipy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-Metric = Callable[[np.ndarray, np.ndarray], float]
+# Of logits and labels; for generated texts, of outputs and references.
+Metric = Callable[[Any, Any], float]
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

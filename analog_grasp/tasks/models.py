@@ -156,8 +156,8 @@ def tokenizer_for(model: nn.Module) -> PreTrainedTokenizerBase:
 @lru_cache
 def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     message = (
-        f"No tokenizer could be loaded from '{name}'; the model's folder or Hub page should contain "
-        "tokenizer.json, or pass tokenizer=."
+        f"No tokenizer could be loaded from '{name}'; the model's folder or Hub page should "
+        "contain tokenizer.json, or pass tokenizer=."
     )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -221,8 +221,8 @@ def _load_config(name: str, source: str, trust_remote_code: bool) -> PretrainedC
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise FileNotFoundError(
-            f"The model '{name}' is neither a folder nor available from the Hub; give a folder with "
-            f"config.json and model.safetensors, or a Hub id such as {DEFAULT_MODEL}."
+            f"The model '{name}' is neither a folder nor available from the Hub; give a folder "
+            f"with config.json and model.safetensors, or a Hub id such as {DEFAULT_MODEL}."
         ) from error
     except Exception as error:
         _check_remote_code(name, error)

@@ -1,37 +1,41 @@
-"""The tasks by name."""
+"""Tasks by name."""
 
-import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from analog_grasp.tasks.base import Task
 from analog_grasp.tasks.e2e.data import e2e, e2e_dev
 from analog_grasp.tasks.glue import GLUE, glue
 from analog_grasp.tasks.reviews import reviews
+from analog_grasp.tasks.tables import table_task
+from analog_grasp.utils.errors import unknown_name
 
-Loader = Callable[[Path | None], Task]
+Loader = Callable[..., Task]
 
 
-def _builtin(data_dir: Path | None) -> Task:
+def _reviews(data_dir: Path | None) -> Task:
     if data_dir is not None:
         raise ValueError(
-            f"The task 'reviews' is built in and reads no files, but a data folder was given "
-            f"({data_dir}); leave it out."
+            f"The task 'reviews' is built in and reads no files, but the data folder {data_dir} is "
+            "given; omit it."
         )
     return reviews()
 
 
 _LOADERS: dict[str, Loader] = {
-    "reviews": _builtin,
+    "reviews": _reviews,
     **{f"glue/{name}": partial(glue, name) for name in GLUE},
     "e2e": e2e,
     "e2e/dev": e2e_dev,
+    "csv": table_task,
 }
 
 
 def task_names() -> list[str]:
-    """The names that `load_task` knows.
+    """Return the names that `load_task` accepts.
 
     Example:
         >>> "reviews" in task_names()
@@ -40,43 +44,59 @@ def task_names() -> list[str]:
     return list(_LOADERS)
 
 
-def load_task(name: str, data_dir: str | Path | None = None) -> Task:
-    """A task by its name.
+def load_task(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    max_length: int | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> Task:
+    """Return a task by name.
 
     Args:
-        name: one of `task_names()`.
-        data_dir: the folder with the task's files in their official layout; without it the task
-            comes from the Hub, or is built in.
+        name: One of `task_names()`.
+        data_dir: Folder with the files of the task in their official layout; if None, the Hub, or
+            none for a built-in task.
+        max_length: Number of tokens at which texts are cut; the task's own if None.
+        text_column: Task "csv": column of the text, or two columns separated by a comma.
+        label_column: Task "csv": column of the label.
 
     Raises:
-        ValueError: no task has the name, the task takes no data folder, or a file of it is wrong.
-        FileNotFoundError: the task's files are not in the folder, or the Hub cannot be reached.
+        ValueError: The name is unknown, an argument does not apply to the task, or a file is
+            invalid.
+        FileNotFoundError: The files are not in the folder, or the Hub cannot be reached.
 
     Example:
         >>> len(load_task("reviews").validation)
         200
     """
     if name not in _LOADERS:
-        close = difflib.get_close_matches(name, _LOADERS, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise ValueError(unknown_name("task", name, _LOADERS))
+    columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
+    columns = {key: value for key, value in columns.items() if value is not None}
+    if columns and name != "csv":
+        key, value = next(iter(columns.items()))
         raise ValueError(
-            f"There is no task '{name}'; {hint}the tasks are {', '.join(sorted(_LOADERS))}."
+            f"The setting {key} is {value!r}, which has no effect on the task '{name}'; omit it, "
+            "or use the task csv."
         )
-    return _LOADERS[name](None if data_dir is None else Path(data_dir))
+    task = _LOADERS[name](None if data_dir is None else Path(data_dir), **columns)
+    return task if max_length is None else replace(task, max_length=max_length)
 
 
 def register_task(name: str, loader: Loader) -> None:
-    """Make a task of your own known to `load_task`, and so to the command line.
+    """Add a task to those that `load_task` and the command line accept.
 
-    A task needs no name to be used: `SentenceTask(...)` or `GenerationTask(...)` from two
-    data sets will do everywhere else.
+    Registration is only needed to refer to a task by name: everything else takes a `SentenceTask`
+    or `GenerationTask` itself.
 
     Args:
-        name: the new name.
-        loader: called with the data folder, or None where none was given.
+        name: The new name.
+        loader: Function called with the data folder, or with None if none is given.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: The name exists.
 
     Example:
         >>> register_task("few-reviews", lambda data_dir: reviews(train=8, validation=8))
@@ -84,5 +104,5 @@ def register_task(name: str, loader: Loader) -> None:
         8
     """
     if name in _LOADERS:
-        raise ValueError(f"There is a task '{name}' already; register yours by another name.")
+        raise ValueError(f"The task '{name}' exists; choose another name.")
     _LOADERS[name] = loader

@@ -1,1 +1,1 @@
-"""The E2E NLG Challenge: data and metrics."""
+"""Data and metrics of the E2E NLG Challenge."""

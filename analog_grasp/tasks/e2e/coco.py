@@ -26,9 +26,7 @@ _JAVA = ("java", "-Dfile.encoding=UTF-8", "-Xmx2G")
 def missing() -> str | None:
     """Return why these metrics cannot be computed on this machine; None if they can."""
     if find_spec("pycocoevalcap") is None:
-        return (
-            'the package pycocoevalcap is not installed (pip install "analog-grasp[e2e]")'
-        )
+        return 'the package pycocoevalcap is not installed (pip install "analog-grasp[e2e]")'
     if shutil.which("java") is None:
         return "the command java is not installed (Java 8 or newer)"
     try:

@@ -1,10 +1,11 @@
-"""The E2E NLG Challenge: a sentence or two about a restaurant from its meaning representation.
+"""Data of the E2E NLG Challenge: descriptions of restaurants from meaning representations.
 
 A meaning representation is a list such as "name[Zizzi], area[riverside]", and has several
-references, each a row of the official files.
+references, each one a row of the official files.
 
-Source: J. Novikova, O. Dušek and V. Rieser, "The E2E Dataset: New Challenges for End-to-End
-Generation", SIGDIAL 2017.
+Source:
+    J. Novikova, O. Dušek and V. Rieser, "The E2E Dataset: New Challenges for End-to-End
+    Generation", SIGDIAL 2017.
 """
 
 import csv
@@ -19,43 +20,42 @@ from datasets import Dataset
 from analog_grasp.tasks.e2e import coco
 from analog_grasp.tasks.generation import TEXT_METRICS, GenerationTask
 
-# The Hub's own conversion of a data set whose repository holds a script, which is not run.
+# The Hub's own conversion of a data set whose repository contains a script, which is not run.
 _HUB_NAME, _HUB_REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
 _HUB_COLUMNS = ("meaning_representation", "human_reference")
 _COLUMNS = ("mr", "ref")
 _TRAIN, _DEV, _TEST = "trainset.csv", "devset.csv", "testset_w_refs.csv"
 _HUB_SPLITS = {_TRAIN: "train", _DEV: "validation", _TEST: "test"}
-# Of the development set, one meaning representation in so many is measured.
+# One meaning representation in five of the development set is measured.
 _HELD_OUT = 5
 
 
 def e2e(data_dir: Path | None = None) -> GenerationTask:
-    """The challenge as published figures have it: the training set learned, the test set measured.
+    """Return the challenge as in published results: training set and test set.
 
     Args:
-        data_dir: the folder with the official trainset.csv and testset_w_refs.csv; None for the
-            Hub.
+        data_dir: Folder with the official trainset.csv and testset_w_refs.csv; the Hub if None.
 
     Raises:
-        FileNotFoundError: a file is missing, or the Hub cannot be reached.
-        ValueError: a file is not as the official one is made.
+        FileNotFoundError: A file is missing, or the Hub cannot be reached.
+        ValueError: A file differs in form from the official one.
     """
     train, test = _load("e2e", (_TRAIN, _TEST), data_dir)
     return _task("e2e", train, test)
 
 
 def e2e_dev(data_dir: Path | None = None) -> GenerationTask:
-    """The development set alone, for where the training set is not at hand: no published figure.
+    """Return a task of the development set alone, without the training set.
 
-    Every fifth of its meaning representations, in the order of the file, is measured; the others
-    are learned.
+    Every fifth meaning representation, in the order of the file, is measured; the others are for
+    training. Scores are not comparable with published ones.
 
     Args:
-        data_dir: the folder with the official devset.csv; None for the Hub.
+        data_dir: Folder with the official devset.csv; the Hub if None.
 
     Raises:
-        FileNotFoundError: the file is missing, or the Hub cannot be reached.
-        ValueError: the file is not as the official one is made.
+        FileNotFoundError: The file is missing, or the Hub cannot be reached.
+        ValueError: The file differs in form from the official one.
     """
     (dev,) = _load("e2e/dev", (_DEV,), data_dir)
     numbers = range(len(dev))
@@ -67,7 +67,7 @@ def e2e_dev(data_dir: Path | None = None) -> GenerationTask:
 
 
 def linearised(meaning: str) -> str:
-    """A meaning representation as a prompt, in the form of the LoRA paper's runs.
+    """Return a meaning representation as a prompt, in the form of the runs of the LoRA paper.
 
     Example:
         >>> linearised("name[Blue Spice], customer rating[5 out of 5]")
@@ -81,8 +81,7 @@ def _task(name: str, train: Dataset, validation: Dataset) -> GenerationTask:
     reason = coco.missing()
     if reason is not None:
         warnings.warn(
-            f"The task '{name}' is scored without {', '.join(coco.NAMES)}, which need Java: "
-            f"{reason}. Install Java 8 or newer.",
+            f"The task '{name}' is scored without {', '.join(coco.NAMES)}: {reason}.",
             stacklevel=2,
         )
     kept = [metric for metric in TEXT_METRICS if reason is None or metric not in coco.NAMES]
@@ -95,29 +94,29 @@ def _load(task: str, files: tuple[str, ...], data_dir: Path | None) -> list[Data
     missing = [file for file in files if not (data_dir / file).is_file()]
     if missing:
         instead = (
-            "; 'e2e/dev' is a task of devset.csv alone"
+            "; the task 'e2e/dev' uses devset.csv alone"
             if (data_dir / _DEV).is_file() and _TRAIN in missing
             else ""
         )
         raise FileNotFoundError(
             f"The task '{task}' finds no {' and no '.join(missing)} in {data_dir}; the data folder "
-            f"should hold {' and '.join(files)}, each with a first line of {','.join(_COLUMNS)} "
-            f"and rows in the quoting of CSV{instead}."
+            f"should contain {' and '.join(files)}, CSV files with a first line of "
+            f"{','.join(_COLUMNS)}{instead}."
         )
     return [official_file(data_dir / file) for file in files]
 
 
 def official_file(path: Path) -> Dataset:
-    """An official file as rows of a `GenerationTask`: `text` and `references`.
+    """Return an official file as rows of a `GenerationTask`: `text` and `references`.
 
     Raises:
-        ValueError: the file is not as the official ones are made.
+        ValueError: The file differs in form from the official ones.
     """
     return _grouped(_read(path))
 
 
 def _read(path: Path) -> list[tuple[str, str]]:
-    """The rows of an official file: a meaning representation and one of its references."""
+    """Return the rows of an official file: a meaning representation and one of its references."""
     rows: list[tuple[str, str]] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -130,18 +129,18 @@ def _read(path: Path) -> list[tuple[str, str]]:
             for cells in reader:
                 if len(cells) != len(_COLUMNS) or not all(cell.strip() for cell in cells):
                     raise ValueError(
-                        f"Line {reader.line_num} of {path} should hold a meaning representation "
-                        f"and a reference, and has {len(cells)} columns, or an empty one."
+                        f"Line {reader.line_num} of {path} has {len(cells)} columns or an empty "
+                        "one; it should have a meaning representation and a reference."
                     )
                 rows.append((cells[0], cells[1]))
         except UnicodeDecodeError as error:
             raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
         except csv.Error as error:
             raise ValueError(
-                f"Line {reader.line_num} of {path} is not in the quoting of CSV ({error})."
+                f"Line {reader.line_num} of {path} is not valid CSV ({error})."
             ) from error
     if not rows:
-        raise ValueError(f"The file {path} holds no rows; it should be the official one.")
+        raise ValueError(f"The file {path} has no rows; it should be the official one.")
     return rows
 
 
@@ -150,7 +149,7 @@ def _from_hub(task: str, files: tuple[str, ...]) -> list[Dataset]:
         splits: Mapping[str, Dataset] = datasets.load_dataset(_HUB_NAME, revision=_HUB_REVISION)
     except OSError as error:
         raise FileNotFoundError(
-            f"The task '{task}' could not be had from the Hub ({_HUB_NAME}); give a data folder "
+            f"The task '{task}' could not be loaded from the Hub ({_HUB_NAME}); give a data folder "
             f"(--data-dir) with the official {' and '.join(files)} instead."
         ) from error
     chosen = (splits[_HUB_SPLITS[file]] for file in files)
@@ -158,7 +157,7 @@ def _from_hub(task: str, files: tuple[str, ...]) -> list[Dataset]:
 
 
 def _grouped(rows: Iterable[tuple[str, str]]) -> Dataset:
-    """A row for each meaning representation, in the order of their first occurrences."""
+    """Return one row per meaning representation, in the order of first occurrence."""
     references: dict[str, list[str]] = {}
     for meaning, reference in rows:
         references.setdefault(meaning, []).append(reference)

@@ -1,0 +1,223 @@
+"""The task `csv`: classification or regression of texts in CSV, TSV or JSON lines files."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from analog_grasp.tasks.classification import SentenceTask
+
+_TRAIN, _VALIDATION = ("train",), ("validation", "valid", "dev", "test")
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+# Cells that denote a missing number.
+_MISSING = ("na", "n/a", "nan", "null", "none")
+
+
+def table_task(
+    data_dir: Path | None, text_column: str | None = None, label_column: str | None = None
+) -> SentenceTask:
+    """Return the task of a folder with a training and a validation file.
+
+    The files are train and validation (or valid, dev, test) with the suffix .csv, .tsv or .jsonl
+    (one JSON object per line; also .json). The first line of a CSV or TSV file names the columns.
+    The labels determine the kind of the task:
+
+    - names or integers: classes, scored by accuracy and F1 (macro-F1 for more than two);
+    - numbers of which one has a decimal point: a regression (Pearson, Spearman, mean squared
+      error);
+    - lists of names (JSON only): several labels per text, scored by micro-F1, macro-F1 and the
+      fraction of texts with all labels right.
+
+    Args:
+        data_dir: The folder.
+        text_column: Column of the text, or two columns separated by a comma for pairs of texts; if
+            None, "text", with "text_pair" if there is such a column.
+        label_column: Column of the label; "label" if None.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: No folder is given, a column is missing, or a cell is invalid; the message names
+            the line.
+
+    Example:
+        >>> import tempfile
+        >>> rows = "text,label\\nFine,good\\nNo,bad\\n"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("train", "dev"):
+        ...         _ = (Path(folder) / f"{name}.csv").write_text(rows)
+        ...     table_task(Path(folder)).label_names
+        ('bad', 'good')
+    """
+    if data_dir is None:
+        raise ValueError(
+            "The task 'csv' requires a data folder (--data-dir) with a training and a validation "
+            "file, such as train.csv and validation.csv."
+        )
+    label_column = label_column or "label"
+    paths = [_find(data_dir, stems) for stems in (_TRAIN, _VALIDATION)]
+    splits = [_rows(path, text_column, label_column) for path in paths]
+    kind = _kind([label for _, labels in splits for _, label in labels])
+    names: tuple[str, ...] = ()
+    if kind in ("classes", "lists"):
+        names = _class_names(splits[0][1], paths[0])
+    data = []
+    for path, (texts, labels) in zip(paths, splits, strict=True):
+        encoded = [_encode(label, kind, names, path, line) for line, label in labels]
+        data.append(Dataset.from_dict({**texts, "label": encoded}))
+    metrics: tuple[str, ...] = ("accuracy", "f1" if len(names) == 2 else "macro_f1")
+    if kind == "numbers":
+        metrics = ("pearson", "spearman", "mse")
+    elif kind == "lists":
+        metrics = ("f1", "macro_f1", "accuracy")
+    return SentenceTask("csv", data[0], data[1], names, metrics, multi_label=kind == "lists")
+
+
+def _find(data_dir: Path, stems: tuple[str, ...]) -> Path:
+    names = [f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
+    for name in names:
+        if (data_dir / name).is_file():
+            return data_dir / name
+    raise FileNotFoundError(
+        f"The task 'csv' finds no {stems[0]} file in {data_dir}; it should contain one of "
+        f"{', '.join(names)}."
+    )
+
+
+Labels = list[tuple[int, Any]]
+
+
+def _rows(
+    path: Path, text_column: str | None, label_column: str
+) -> tuple[dict[str, list[str]], Labels]:
+    """Return the texts by column of the task, and the labels with their line numbers."""
+    texts: dict[str, list[str]] = {}
+    labels: Labels = []
+    for line, row in _lines(path):
+        if text_column is None:
+            sources = ["text", *(["text_pair"] if "text_pair" in row else [])]
+        else:
+            sources = [part.strip() for part in text_column.split(",")]
+        if len(sources) > 2:
+            raise ValueError(
+                f"The text_column is '{text_column}'; it should name one or two columns."
+            )
+        missing = [name for name in (*sources, label_column) if name not in row]
+        if missing:
+            raise ValueError(
+                f"Line {line} of {path} has no column '{missing[0]}'; its columns are "
+                f"{', '.join(row)} (see --text-column and --label-column)."
+            )
+        for target, source in zip(("text", "text_pair"), sources, strict=False):
+            if not isinstance(row[source], str) or not row[source].strip():
+                raise ValueError(
+                    f"Line {line} of {path} has the {source} {row[source]!r}; it should be a text "
+                    "that is not blank."
+                )
+            texts.setdefault(target, []).append(row[source])
+        label = row[label_column]
+        label = label.strip() if isinstance(label, str) else label
+        if label is None or label == "":
+            raise ValueError(f"Line {line} of {path} has no {label_column}; it should have one.")
+        labels.append((line, label))
+    if not labels:
+        raise ValueError(f"The file {path} has no rows; it should have some.")
+    if len({len(column) for column in texts.values()}) > 1:
+        raise ValueError(f"The file {path} has a text_pair in some rows only; it should in all.")
+    return texts, labels
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows by column name, with the line numbers of their ends from 1."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            if path.suffix in (".jsonl", ".json"):
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, _json_object(path, number, line)
+                return
+            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise ValueError(
+                        f"Line {reader.line_num} of {path} has {len(cells)} columns and should "
+                        f"have {len(header)}: {', '.join(header)}."
+                    )
+                if cells:
+                    yield reader.line_num, dict(zip(header, cells, strict=True))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+        except csv.Error as error:
+            raise ValueError(
+                f"Line {reader.line_num} of {path} is not valid CSV ({error})."
+            ) from error
+
+
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"Line {number} of {path} should be a JSON object, one per line.")
+    return row
+
+
+def _kind(labels: list[Any]) -> str:
+    """Return the kind of the labels: "classes", "numbers" or "lists"."""
+    if any(isinstance(label, list) for label in labels):
+        return "lists"
+    present = [label for label in labels if str(label).lower() not in _MISSING]
+    numbers = [_number(label) for label in present]
+    if not numbers or None in numbers:
+        return "classes"
+    if any(isinstance(label, float) or not str(label).lstrip("+-").isdigit() for label in present):
+        return "numbers"
+    return "classes"
+
+
+def _number(label: Any) -> float | None:
+    try:
+        number = float(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and not isinstance(label, bool) else None
+
+
+def _class_names(labels: Labels, path: Path) -> tuple[str, ...]:
+    """Return the names of the classes in order: integers by value, other names alphabetically."""
+    names = {
+        str(name) for _, label in labels for name in (label if isinstance(label, list) else [label])
+    }
+    numeric = {name for name in names if _number(name) is not None}
+    if numeric and {name.lower() for name in names - numeric} <= set(_MISSING):
+        names = numeric
+    if len(names) < 2:
+        raise ValueError(
+            f"The labels in {path} are {', '.join(names) or 'none'}; there should be two classes "
+            "or more."
+        )
+    return tuple(sorted(names, key=lambda name: (_number(name) or 0.0, name)))
+
+
+def _encode(label: Any, kind: str, names: tuple[str, ...], path: Path, line: int) -> Any:
+    """Return a label as the number, the index, or the list of indicators that a task has."""
+    if kind == "numbers":
+        expected, number = "a finite number", _number(label)
+        if number is not None:
+            return number
+    elif kind == "lists":
+        expected = f"a list of names from {', '.join(names)}"
+        if isinstance(label, list) and {str(name) for name in label} <= set(names):
+            return [int(name in {str(each) for each in label}) for name in names]
+    else:
+        expected = f"one of those in the training file: {', '.join(names)}"
+        if str(label) in names:
+            return names.index(str(label))
+    raise ValueError(
+        f"Line {line} of {path} has the label {label!r}; it should be {expected[:300]}."
+    )
