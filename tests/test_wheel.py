@@ -1,4 +1,4 @@
-"""The wheel as a user installs it: whole, and usable away from the source tree."""
+"""The built wheel: its files, and its use outside the source tree."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """A folder with nothing but the installed wheel."""
+    """Return a folder that contains only the installed wheel."""
     folder = tmp_path_factory.mktemp("installed")
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target"]
     subprocess.run([*install, folder, wheel], check=True, capture_output=True)
@@ -33,7 +33,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(installed, tmp_path):
-    """Runs a command in another folder, with the wheel in place of the source tree."""
+    """Return a function that runs a command with the wheel instead of the source tree."""
 
     def run(*command: str | Path) -> str:
         environment = os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "120", "NO_COLOR": "1"}
@@ -46,7 +46,7 @@ def run(installed, tmp_path):
     return run
 
 
-def test_the_wheel_holds_code_and_data_and_nothing_else(wheel):
+def test_wheel_contains_code_and_data_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     cards = {f"analog_grasp/device_models/{p.name}" for p in ROOT.glob("device_models/*.toml")}
@@ -63,7 +63,7 @@ def test_the_wheel_holds_code_and_data_and_nothing_else(wheel):
     assert not any("__pycache__" in name for name in names)
 
 
-def test_the_installed_package_lists_its_devices(run, installed):
+def test_installed_package_lists_its_devices(run, installed):
     script = (
         "import sys, analog_grasp, analog_grasp.report.page, analog_grasp.report.figures; "
         "from analog_grasp.cli import main; "
@@ -75,7 +75,7 @@ def test_the_installed_package_lists_its_devices(run, installed):
         assert card.stem in listed
 
 
-def test_the_command_explains_itself(run, installed):
-    told = run(installed / "bin" / "analog-grasp", "compare", "--help")
+def test_installed_command_prints_its_help(run, installed):
+    printed = run(installed / "bin" / "analog-grasp", "compare", "--help")
     for option in ("--model", "--task", "--adapters", "--devices", "--times", "--repeats", "--out"):
-        assert option in told
+        assert option in printed

@@ -1,4 +1,4 @@
-"""The README's Python example, run as written."""
+"""The Python example of the README."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.slow
-def test_the_python_example_runs_as_written():
+def test_python_example_runs_as_written():
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     names: dict = {}
     exec(compile(example, str(README), "exec"), names)
