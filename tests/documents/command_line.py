@@ -21,8 +21,8 @@ one sentence; `--debug` shows its traceback.
 SETTINGS_HEAD = """## Settings
 
 Every setting has one name: `noise_weight` in a [configuration file](how-to/configuration.md) and in
-Python, `--noise-weight` on the command line, which takes precedence. Settings that are on by default
-are disabled by `--no-NAME`.
+Python, `--noise-weight` on the command line, which takes precedence. Settings that are on by
+default are disabled by `--no-NAME`.
 """
 
 
