@@ -18,11 +18,10 @@ import ray
 from peers import apart, machine, ratio_table
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.adapters import new_adapter
 from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.engines import engine
-from analog_grasp.study.evaluator import Bench, Job
-from analog_grasp.study.grid import chips
+from analog_grasp.study.evaluator import Chip, Evaluator, Job
+from analog_grasp.study.trained_adapters import new_adapter
 from analog_grasp.tasks import load_task
 from analog_grasp.utils.time import parse_time
 
@@ -63,16 +62,16 @@ def engine_seconds(settings: StudyConfig) -> tuple[float, float]:
     task = load_task(settings.task.name)
     models = {name: new_adapter(settings, task, name) for name in settings.model.adapters}
     cards = {device: DeviceCard.load(device) for device in settings.hardware.devices}
-    bench = Bench(task, models, cards, settings.hardware.deploy_arguments())
+    evaluator = Evaluator(task, models, cards, settings.hardware)
     jobs = work(settings)
-    cold = measured(settings, bench, jobs)
+    cold = measured(settings, evaluator, jobs)
     if settings.run.engine == "local":
-        return cold, measured(settings, bench, jobs)
+        return cold, measured(settings, evaluator, jobs)
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
     try:
         # Workers load everything with their first job.
-        measured(settings, bench, [Job(job.chip, frozenset([min(job.cells)])) for job in jobs])
-        return cold, measured(settings, bench, jobs)
+        measured(settings, evaluator, [Job(job.chip, frozenset([min(job.cells)])) for job in jobs])
+        return cold, measured(settings, evaluator, jobs)
     finally:
         ray.shutdown()
 
@@ -81,12 +80,16 @@ def work(settings: StudyConfig) -> list[Job]:
     """A job a chip instance: all its adapters and times."""
     times = map(parse_time, settings.run.times)
     cells = frozenset(product(settings.model.adapters, times))
-    return [Job(chip, cells) for chip in chips(settings, settings.hardware.devices)]
+    return [
+        Job(Chip(device, repeat, settings.run.seed + repeat), cells)
+        for device in settings.hardware.devices
+        for repeat in range(settings.run.repeats)
+    ]
 
 
-def measured(settings: StudyConfig, bench: Bench, jobs: list[Job]) -> float:
+def measured(settings: StudyConfig, evaluator: Evaluator, jobs: list[Job]) -> float:
     begin = time.perf_counter()
-    cells = list(engine(settings)(bench, jobs))
+    cells = list(engine(settings.run)(evaluator, jobs))
     assert len(cells) == sum(len(job.cells) for job in jobs)
     return time.perf_counter() - begin
 

@@ -27,9 +27,9 @@ from peers import markdown
 from rich.console import Console
 
 from analog_grasp.adapters.registry import ADAPTERS as METHODS
-from analog_grasp.study.adapters import learned_parameters, new_adapter, train_adapter
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
+from analog_grasp.study.trained_adapters import learned_parameters, new_adapter, train_adapter
 from analog_grasp.tasks import Task, load_task
 from analog_grasp.utils.io import write_atomically
 

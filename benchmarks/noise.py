@@ -19,7 +19,6 @@ from peers import markdown
 from rich.console import Console
 
 from analog_grasp import drift_sweep, tune_noise_weight
-from analog_grasp.study.adapters import new_adapter, save_adapter, train_adapter
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
 from analog_grasp.study.records import Measurement
@@ -29,6 +28,7 @@ from analog_grasp.study.statistics import (
     paired_differences,
     summarise,
 )
+from analog_grasp.study.trained_adapters import new_adapter, save_adapter, train_adapter
 from analog_grasp.utils.time import format_time
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
@@ -44,7 +44,7 @@ TUNED_ON: dict[str, dict[str, Any]] = {
 }
 """Where the loss weights of variants are tuned; the others have the first one."""
 
-MARKS = {"ahead": "▲", "behind": "▼", "level": "·", "open": "?"}
+MARKS = {"better": "▲", "worse": "▼", "not significant": "·", "open": "?"}
 
 BASELINE = "grasp"
 MAIN = (BASELINE, "stochgrasp")

@@ -1,37 +1,52 @@
-"""The whole way of a study, from settings to a report: what the command line does, in Python."""
+"""Studies in Python: `compare`, `drift_sweep` and `report`, with their `Results`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analog_grasp.adapters.registry import ADAPTERS
-from analog_grasp.report import write_report
-from analog_grasp.report.noise_levels import accuracy_vs_noise
 from analog_grasp.study.config import SETTINGS, WORK, flat, resolve
-from analog_grasp.study.folder import STORE_FILE, read
-from analog_grasp.study.layers import LAYERS_FILE, read_layers
+from analog_grasp.study.evaluator import LAYERS_FILE, read_layers
 from analog_grasp.study.progress import Progress, silent
-from analog_grasp.study.records import AdapterRecord, Measurement
-from analog_grasp.study.runner import adapter_names, prepare, run
+from analog_grasp.study.provenance import STORE_FILE, read_run
+from analog_grasp.study.records import COLUMNS, AdapterRecord, Measurement
+from analog_grasp.study.runner import prepare, run
 from analog_grasp.study.store import Store
+from analog_grasp.study.trained_adapters import adapter_names
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a study has measured, and where its files lie.
+    """Measurements of a study, and the files of its report.
 
     Attributes:
         directory: The run's folder.
         measurements: One for each cell and metric.
         adapters: The adapters, with their sizes and digital scores.
-        files: results.csv, results.parquet, summary.md, the figure three times and report.html.
+        files: results.csv, results.parquet, summary.md, the figures and report.html.
     """
 
     directory: Path
     measurements: list[Measurement]
     adapters: list[AdapterRecord]
     files: list[Path]
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the measurements as a table with the columns of results.csv.
+
+        Example:
+            >>> cell = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 0.0, 0, 7, 0.8)
+            >>> table = Results(Path("run"), [cell], [], []).to_pandas()
+            >>> float(table.groupby("device")["value"].mean()["pcm"])
+            0.8
+        """
+        import pandas
+
+        return pandas.DataFrame(map(asdict, self.measurements), columns=list(COLUMNS))
 
 
 def compare(
@@ -43,28 +58,29 @@ def compare(
 ) -> Results:
     """Train adapters, measure each on simulated devices over drift time, and write a report.
 
-    A run that was interrupted goes on where it stopped when it is asked for again.
+    The same call resumes an interrupted run. A call with more devices, times or repeats adds to a
+    run, without measuring again what is measured.
 
     Args:
         out: The run's folder; a new one, or that of the same run.
-        config: A TOML file of settings; those given here win.
-        progress: Told of each stage and step.
+        config: A TOML file of settings; those given here take precedence.
+        progress: Called for each stage and step.
         settings: See `analog_grasp.study.config.StudyConfig`: ``model``, ``task``, ``adapters``,
             ``devices``, ``times``, ``repeats``, ``placement``, ``groups``, ``seed`` and more.
 
     Returns:
-        The measurements; results.csv, summary.md, the figure and report.html lie in ``out``.
+        The measurements; results.csv, summary.md, the figures and report.html are in ``out``.
 
     Raises:
         ValueError: A name is unknown, a setting does not fit, or ``out`` holds another run.
-        FileNotFoundError: The files of the model, the task or an adapter are not there.
-        OSError: The disk is full or ``out`` cannot be written; what was measured is kept.
+        FileNotFoundError: The files of the model, the task or an adapter are missing.
+        OSError: The disk is full or ``out`` cannot be written; measured cells are kept.
 
     Example:
         ``compare("runs/mine", devices=["pcm-hermes-2"], times=["0s", "1y"], repeats=5)``
     """
-    asked = resolve(settings, Path(config) if config else None)
-    run(prepare(asked, Path(out)), progress)
+    resolved = resolve(settings, Path(config) if config else None)
+    run(prepare(resolved, Path(out)), progress)
     return report(out)
 
 
@@ -92,57 +108,54 @@ def drift_sweep(
 
 
 def saved_adapters(folders: Sequence[str | Path]) -> tuple[str, ...]:
-    """The folders of saved adapters as a study's settings name them.
+    """Return the folders of saved adapters as the settings of a study name them.
 
-    Absolute, so that none is taken for the kind of adapter that has its name.
+    Absolute, so that none is taken for the adapter of that name.
     """
     return tuple(str(Path(folder).resolve()) for folder in folders)
 
 
-def report(directory: str | Path) -> Results:
-    """Write the report of a finished or interrupted run again, from what it has measured.
+def report(directory: str | Path, out: str | Path | None = None) -> Results:
+    """Write the report of a finished or interrupted run again, from its measurements.
 
     Args:
-        directory: The run's folder.
+        directory: The run's folder, which is only read if the report is written elsewhere.
+        out: The folder of the report; the run's own if None.
 
     Returns:
-        What the run has measured.
+        The measurements of the run.
 
     Raises:
         FileNotFoundError: The folder holds no run.
         ValueError: Nothing has been measured yet, or a file of the run is damaged.
+        OSError: The report cannot be written.
     """
+    # Loaded late: it imports matplotlib.
+    from analog_grasp.report.comparison import write_report
+
     directory = Path(directory)
-    settings, records = read(directory)
-    with Store(directory / STORE_FILE) as store:
+    out = directory if out is None else Path(out)
+    config, records = read_run(directory)
+    with Store(directory / STORE_FILE, readonly=True) as store:
         measurements = store.measurements()
-        # As the settings have them: processes that share a run add them in any order.
-        order = list(adapter_names(settings.model.adapters))
+        # As in the settings: processes that share a run add them in any order.
+        order = list(adapter_names(config.model.adapters))
         adapters = sorted(store.adapters(), key=lambda record: order.index(record.adapter))
-    # What does not bear upon the figures is not shown beside them.
+    # Settings without influence on the figures are not shown with them.
     trained = any(record.train_seconds for record in adapters)
-    training = (name for name, each in SETTINGS.items() if each.section == "training")
-    idle = {*WORK, *(() if trained else training)}
-    asked = flat(settings, idle)
+    training = (name for name, setting in SETTINGS.items() if setting.section == "training")
+    hidden = {*WORK, *(() if trained else training)}
     files = write_report(
-        directory,
-        question=_question(adapters, settings.task.name),
-        settings=asked | records,
+        out,
+        question=_question(adapters, config.task.name),
+        settings=flat(config, hidden) | records,
         measurements=measurements,
         adapters=adapters,
         layers=read_layers(directory / LAYERS_FILE),
-    )
-    files += accuracy_vs_noise(
-        measurements,
-        directory / "accuracy_vs_noise",
-        adapters=adapters,
-        weights=settings.hardware.weights,
     )
     return Results(directory, measurements, adapters, files)
 
 
 def _question(adapters: Sequence[AdapterRecord], task: str) -> str:
     titles = [ADAPTERS[r.adapter].title if r.adapter in ADAPTERS else r.adapter for r in adapters]
-    if len(titles) < 2:
-        return f"How does {', '.join(titles)} keep its score on {task} as the chip ages?"
-    return f"Which adapter keeps its score on {task} as the chip ages: {' or '.join(titles)}?"
+    return f"Accuracy of {' and '.join(titles)} on {task} over drift time"

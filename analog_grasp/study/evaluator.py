@@ -1,28 +1,53 @@
-"""The measuring itself: a chip instance programmed once serves all its adapters and times."""
+"""Evaluator of a study: a chip instance, programmed once, scores all adapters and drift times."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields, replace
+from pathlib import Path
 
+import torch
 from peft import PeftModel
 from torch import nn
 
+from analog_grasp.adapters.frozen import base_name
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.adapters import processor
-from analog_grasp.study.grid import Chip
-from analog_grasp.study.hardware import Hardware
-from analog_grasp.study.sharing import align, share_frozen
+from analog_grasp.study.progress import Progress, own_warnings
+from analog_grasp.study.records import LayerRecord
+from analog_grasp.study.sections import HardwareSettings
 from analog_grasp.tasks import Task
+from analog_grasp.utils.io import write_atomically
+
+LAYERS_FILE = "layers.csv"
+LAYER_COLUMNS = tuple(column.name for column in fields(LayerRecord))
+# Bytes at whose multiples torch puts the tensors that it allocates.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip instance of one device.
+
+    Attributes:
+        device: Name of the device card.
+        repeat: Index of the instance within the study.
+        seed: Integer that names the instance.
+    """
+
+    device: str
+    repeat: int
+    seed: int
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be measured on one chip instance.
+    """The cells to measure on one chip instance.
 
     Attributes:
         chip: The chip instance.
-        cells: Adapters and drift times, s.
+        cells: Pairs of an adapter and a drift time, s.
     """
 
     chip: Chip
@@ -31,14 +56,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """A measured cell, by every metric of the task, or why it could not be.
+    """A measured cell with every metric of the task, or the reason why it has no score.
 
     Attributes:
         chip: The chip instance.
         adapter: The adapter's name.
-        time_s: Seconds since programming.
+        time_s: Seconds since programming finished.
         scores: By metric; empty where the measurement failed.
         failure: Why it failed; empty where it did not.
+        notes: Warnings that a worker process must not print.
     """
 
     chip: Chip
@@ -46,31 +72,30 @@ class Cell:
     time_s: float
     scores: Mapping[str, float]
     failure: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
-class Bench:
-    """All that it takes to measure: what every worker gets, once.
+class Evaluator:
+    """Everything needed to measure cells; each worker process receives one copy.
 
     What a cell measures depends on its job alone: not on other cells, nor on their order.
 
-    At most it holds the digital model, one copy of the weights that lie on tiles and what a batch
-    takes, and for each adapter its own parameters; each adapter that is folded or programmed has
-    tiles of its own.
+    At most it holds the digital model, one copy of the weights that are on tiles and the
+    activations of a batch, and for each adapter its own parameters; each adapter that is folded
+    or programmed has tiles of its own.
 
-    Attributes:
+    Args:
         task: Scores the models.
-        models: The adapted models by name; those of one pre-trained model come to share it.
+        models: The adapted models by name; those of one pre-trained model then share it.
         cards: The device cards by name.
-        options: Further arguments of `analog_grasp.deploy`.
-        hardware: Calibrates the input ranges.
+        hardware: Placement, switches and calibration of the deployments.
     """
 
     task: Task
     models: dict[str, PeftModel]
     cards: dict[str, DeviceCard]
-    options: dict[str, Any]
-    hardware: Hardware = field(default_factory=Hardware)
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
     _deployed: tuple[str, dict[str, tuple[Deployment, nn.Module]]] = field(
         default=("", {}), init=False, repr=False
     )
@@ -80,28 +105,52 @@ class Bench:
         align(self.models.values())
 
     def measure(self, job: Job) -> Iterator[Cell]:
-        """Program the chip, let it age, and yield each cell as it is measured."""
-        deployed = self._on(job.chip.device)
-        wanted = {name: pair for name, pair in deployed.items() if self._asks(job, name)}
-        for deployment in {id(d): d for d, _ in wanted.values()}.values():
+        """Program the chip of a job, age it, and yield each cell as it is measured."""
+        deployed = self._deployed_on(job.chip.device)
+        asked = {adapter for adapter, _ in job.cells}
+        pairs = {name: pair for name, pair in deployed.items() if name in asked}
+        for deployment in {id(d): d for d, _ in pairs.values()}.values():
             deployment.program(job.chip.seed)
         for seconds in sorted({seconds for _, seconds in job.cells}):
-            for name, (deployment, model) in wanted.items():
+            for name, (deployment, model) in pairs.items():
                 if (name, seconds) in job.cells:
                     if deployment.time_s != seconds:
                         deployment.drift_to(seconds)
                     yield self._score(job.chip, name, seconds, model)
 
+    def layers(self, chip: Chip, times: Iterable[float]) -> Iterator[LayerRecord]:
+        """Yield the layers of a chip at each drift time, without measuring a score.
+
+        Those of the first adapter: digital adapters share the frozen weights on the tiles.
+
+        Args:
+            chip: The chip instance.
+            times: Drift times, s.
+        """
+        model = next(iter(self.models.values()))
+        deployment = deploy(model, self.cards[chip.device], **self.hardware.deploy_arguments())
+        deployment.program(chip.seed)
+        for seconds in sorted(times):
+            for layer in deployment.drift_to(seconds).report():
+                yield LayerRecord(
+                    chip.device,
+                    chip.seed,
+                    seconds,
+                    *(layer.name, layer.tiles, layer.cells, layer.use, layer.weight_error),
+                )
+
     def _score(self, chip: Chip, adapter: str, seconds: float, model: nn.Module) -> Cell:
         try:
-            return Cell(chip, adapter, seconds, self.task.scores(model))
+            scores = self.task.scores(model)
+            check_metrics(self.task, scores)
         except ValueError as error:
             return Cell(chip, adapter, seconds, {}, str(error))
+        return Cell(chip, adapter, seconds, scores)
 
-    def _on(self, device: str) -> dict[str, tuple[Deployment, nn.Module]]:
-        """Each adapter on its chip; digital adapters share the one with the frozen weights.
+    def _deployed_on(self, device: str) -> dict[str, tuple[Deployment, nn.Module]]:
+        """Return each adapter deployed on a device; the chips of the previous device are freed.
 
-        The chips of the device before make room for them.
+        Digital adapters share the deployment of the frozen weights.
         """
         if self._deployed[0] != device:
             self._deployed = ("", {})
@@ -111,14 +160,175 @@ class Bench:
     def _deploy(self, card: DeviceCard) -> Iterator[tuple[str, tuple[Deployment, nn.Module]]]:
         shared: Deployment | None = None
         for name, model in self.models.items():
-            if shared is not None and self.options["placement"] == "digital":
+            if shared is not None and self.hardware.placement == "digital":
                 deployed = shared.attach(model.to(processor()))
             else:
-                shared = deploy(model.to(processor()), card, **self.options)
+                shared = deploy(model.to(processor()), card, **self.hardware.deploy_arguments())
                 deployed = shared.model
-            self.hardware.calibrated(shared, self.task, deployed)
+            self.hardware.calibrate_inputs(shared, self.task, deployed)
             yield name, (shared, deployed)
 
-    @staticmethod
-    def _asks(job: Job, adapter: str) -> bool:
-        return any(name == adapter for name, _ in job.cells)
+
+def check_metrics(task: Task, scores: Mapping[str, float]) -> None:
+    """Raise where scores lack a metric of their task, for which a study would wait in vain.
+
+    Raises:
+        ValueError: A metric is missing.
+    """
+    if missing := [metric for metric in task.metrics if metric not in scores]:
+        raise ValueError(
+            f"The scores of the task {task.name} lack {', '.join(missing)} (they hold "
+            f"{', '.join(scores) or 'none'}): its validation rows must allow every one of its "
+            f"metrics, {', '.join(task.metrics)}."
+        )
+
+
+def measure_in_worker(evaluator: Evaluator, job: Job) -> Iterator[Cell]:
+    """Yield the cells of a job with the warnings of this package as notes, none of them printed."""
+    notes: list[str] = []
+    cells = evaluator.measure(job)
+    while True:
+        with own_warnings(notes.append):
+            cell = next(cells, None)
+        if cell is None:
+            return
+        yield replace(cell, notes=tuple(notes))
+        notes.clear()
+
+
+def processor() -> torch.device:
+    """Return the device on which models are trained and measured."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def share_frozen(models: Iterable[nn.Module]) -> None:
+    """Make models that hold equal frozen parameters hold the same ones, in place.
+
+    Adapters that were loaded one by one each bring their own copy of the pre-trained model;
+    afterwards they take the memory of one, also when they are pickled together or moved to a GPU.
+    What is trainable, or differs in a single bit, stays a model's own.
+
+    Args:
+        models: Models with any adapters.
+
+    Example:
+        >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> for model in (first, second):
+        ...     _ = model.requires_grad_(False)
+        >>> second.weight.copy_(first.weight) is second.weight
+        True
+        >>> share_frozen([first, second])
+        >>> second.weight is first.weight, second.bias is first.bias
+        (True, False)
+    """
+    held: dict[str, nn.Parameter] = {}
+    for model in models:
+        for path, module in model.named_modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if not parameter.requires_grad:
+                    first = held.setdefault(f"{base_name(path)}.{name}", parameter)
+                    if first is not parameter and _equal(first, parameter):
+                        setattr(module, name, first)
+
+
+def align(models: Iterable[nn.Module]) -> None:
+    """Move tensors to addresses at which torch itself would allocate them, in place.
+
+    A tensor of a memory-mapped file may begin at any address, and libraries for matrix products
+    round their sums by the alignment of their operands: differently in this process than in a
+    worker, whose copy torch has allocated.
+
+    Args:
+        models: Models that may share tensors, and still do afterwards.
+
+    Example:
+        >>> model = nn.Linear(3, 3)
+        >>> model.weight.data = torch.arange(10.0)[1:].view(3, 3)
+        >>> align([model])
+        >>> model.weight.data_ptr() % 64
+        0
+    """
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.data_ptr() % _ALIGNMENT:
+                tensor.data = tensor.data.clone()
+
+
+def _equal(first: nn.Parameter, second: nn.Parameter) -> bool:
+    alike = (first.dtype, first.device) == (second.dtype, second.device)
+    return alike and torch.equal(first, second)
+
+
+def write_layers(
+    path: Path,
+    evaluator: Evaluator,
+    chips: Sequence[Chip],
+    times: Sequence[float],
+    progress: Progress,
+) -> None:
+    """Write layers.csv: the tiles and the weight errors of every layer, on one chip per device.
+
+    Records that the file holds already are kept, so that a run that grows adds its own.
+
+    Args:
+        path: The file.
+        evaluator: Deploys the layers.
+        chips: The chip instances, one per device.
+        times: Drift times, s.
+        progress: Called for each chip that is programmed.
+
+    Raises:
+        OSError: The file cannot be written.
+        ValueError: An existing file is damaged.
+    """
+    records = read_layers(path)
+    known = {(record.device, record.seed, record.time_s) for record in records}
+    missing = {
+        chip: left
+        for chip in chips
+        if (left := [s for s in times if (chip.device, chip.seed, s) not in known])
+    }
+    if not missing:
+        return
+    advance = progress("weight errors", len(missing))
+    for chip, left in missing.items():
+        records += evaluator.layers(chip, left)
+        advance(f"weights on {chip.device}, chip {chip.seed}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(LAYER_COLUMNS)
+    writer.writerows(astuple(record) for record in records)
+    write_atomically(path, text.getvalue().encode())
+
+
+def read_layers(path: Path) -> list[LayerRecord]:
+    """Return the records of layers.csv; none where it does not exist, as in an unfinished run.
+
+    Raises:
+        ValueError: The file is damaged.
+
+    Example:
+        >>> read_layers(Path("nowhere/layers.csv"))
+        []
+    """
+    if not path.is_file():
+        return []
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+        if reader.fieldnames != list(LAYER_COLUMNS):
+            raise ValueError
+        return [_layer_record(row) for row in reader]
+    except (TypeError, ValueError, csv.Error):
+        raise ValueError(
+            f"The file {path} is damaged: it should have the columns {', '.join(LAYER_COLUMNS)}; "
+            "delete it, and the command of the run writes it again."
+        ) from None
+
+
+def _layer_record(row: Mapping[str, str]) -> LayerRecord:
+    types = LayerRecord.__annotations__
+    record = LayerRecord(**{name: types[name](row[name]) for name in LAYER_COLUMNS})
+    figures = (record.time_s, record.weight_error)
+    if not (record.cells > 0 and 0 < record.use <= 1 and all(map(math.isfinite, figures))):
+        raise ValueError
+    return record

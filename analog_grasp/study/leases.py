@@ -1,4 +1,4 @@
-"""Claims: how processes share the work on one store without doing any of it twice."""
+"""Leases by which several processes share the work on one store without doing any of it twice."""
 
 import os
 import platform
@@ -10,33 +10,33 @@ from pathlib import Path
 
 from analog_grasp.study.store import Store
 
-# How long a claim holds without being renewed, and how often it is renewed, in seconds.
-LEASE = 60.0
-HEARTBEAT = 10.0
-# How often to look whether another process is done with what it has claimed, in seconds.
-POLL = 0.5
+# How long a lease is valid without being renewed, and how often it is renewed, in seconds.
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 10.0
+# How often to look whether another process has finished the work that it holds, in seconds.
+POLL_SECONDS = 0.5
 
 
-class Claims:
-    """What this process has taken on of the work on a store.
+class Leases:
+    """The leases of this process on the work of a store.
 
-    A claim is void once its lease has run out, or its process is gone from this machine: then the
-    work is for whoever comes next. To be had from `claiming`, and used by one thread.
+    A lease is void once it has expired, or once its process no longer exists on this machine;
+    any other process can then acquire the work. Returned by `open_leases`; used by one thread.
     """
 
     def __init__(self, store: Store, owner: str) -> None:
         self._store, self._owner = store, owner
 
-    def take(self, work: str) -> bool:
-        """Take a piece of work; False if another process is at it.
+    def acquire(self, work: str) -> bool:
+        """Acquire a piece of work; return False if another process holds it.
 
         Raises:
             OSError: The store cannot be written.
         """
-        return self._store.claim(work, self._owner, time.time() + LEASE, _lapsed)
+        return self._store.acquire(work, self._owner, time.time() + LEASE_SECONDS, _lapsed)
 
     def release(self, work: str) -> None:
-        """Say that the work is done or given up.
+        """Release a piece of work, which is done or abandoned.
 
         Raises:
             OSError: The store cannot be written.
@@ -45,36 +45,36 @@ class Claims:
 
 
 @contextmanager
-def claiming(store: Store) -> Iterator[Claims]:
-    """Claims that are renewed while the block runs, and given up at its end.
+def open_leases(store: Store) -> Iterator[Leases]:
+    """Yield leases that are renewed while the block runs and released at its end.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Store(Path(folder) / "results.sqlite") as store, claiming(store) as claims:
-        ...         claims.take("chip 0 of pcm")
+        ...     with Store(Path(folder) / "results.sqlite") as store, open_leases(store) as leases:
+        ...         leases.acquire("chip 0 of pcm")
         True
     """
-    # The thread sets two blocks of one process apart.
+    # The thread distinguishes two blocks of one process.
     owner = f"{platform.node()}/{os.getpid()}/{threading.get_ident()}"
     ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store.path, owner, ended), daemon=True)
+    heart = threading.Thread(target=_renew_until, args=(store.path, owner, ended), daemon=True)
     heart.start()
     try:
-        yield Claims(store, owner)
+        yield Leases(store, owner)
     finally:
         ended.set()
         heart.join()
-        # What cannot be given up, since the disk is full, lapses.
+        # What cannot be released, since the disk is full, expires.
         with suppress(OSError):
             store.release(owner)
 
 
-def _beat(path: Path, owner: str, ended: threading.Event) -> None:
-    """Renew the claims now and then; if the store cannot be written, let them lapse."""
-    while not ended.wait(HEARTBEAT):
+def _renew_until(path: Path, owner: str, ended: threading.Event) -> None:
+    """Renew the leases periodically; they expire if the store cannot be written."""
+    while not ended.wait(HEARTBEAT_SECONDS):
         with suppress(OSError), Store(path) as store:
-            store.renew(owner, time.time() + LEASE)
+            store.renew(owner, time.time() + LEASE_SECONDS)
 
 
 def _lapsed(owner: str, expires: float) -> bool:
@@ -88,5 +88,5 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # It is there, and another user's.
+        pass  # It exists and belongs to another user.
     return True

@@ -1,30 +1,33 @@
-"""How far a run is: told to whoever watches, and kept as plain lines in a file."""
+"""Progress of a run: shown by a callback, kept as plain lines in a log, and warnings as notes."""
 
+import inspect
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Advance(Protocol):
-    """Called after each step of a stage."""
+    """Callback after each step of a stage."""
 
     def __call__(self, latest: str = "") -> None:
-        """Count a step; ``latest`` is the figure that it brought, as a reader is shown it."""
+        """Count a step; ``latest`` is the figure that it brought, as text for the reader."""
 
 
 Progress = Callable[[str, int], Advance]
-"""Begins a stage of so many steps, and returns what is to be called after each."""
+"""Begins a stage with a description and a number of steps; returns the callback for each step."""
 
 
 def silent(_description: str, _total: int) -> Advance:
-    """The progress that shows nothing."""
+    """Return the progress that shows nothing."""
     return lambda latest="": None
 
 
 def logged(progress: Progress, path: Path) -> Progress:
-    """A progress that also writes lines to a file: each stage, each figure and the time left.
+    """Return a progress that also appends lines to a file: each stage, each figure, the time left.
 
     Example:
         >>> import tempfile
@@ -45,8 +48,9 @@ def logged(progress: Progress, path: Path) -> Progress:
             inner(latest)
             if latest:
                 left = (time.monotonic() - start) / done * (total - done)
-                shown = timedelta(seconds=round(left))
-                log_line(path, f"{done} of {total}, {shown} left: {latest}")
+                log_line(
+                    path, f"{done} of {total}, {timedelta(seconds=round(left))} left: {latest}"
+                )
 
         return advance
 
@@ -54,7 +58,7 @@ def logged(progress: Progress, path: Path) -> Progress:
 
 
 def log_line(path: Path, text: str) -> None:
-    """Add a line with the time to a log.
+    """Append a line with the time to a log.
 
     Raises:
         OSError: The disk is full or the file cannot be written.
@@ -62,3 +66,42 @@ def log_line(path: Path, text: str) -> None:
     # Opened for each line: several processes may share a run.
     with path.open("a", encoding="utf-8") as file:
         file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+
+@contextmanager
+def own_warnings(note: Callable[[str], None]) -> Iterator[None]:
+    """Pass the text of each warning raised by this package to `note`, once; drop all others.
+
+    Example:
+        >>> found = []
+        >>> with own_warnings(found.append):
+        ...     warnings.warn("raised outside of the package", stacklevel=1)
+        >>> found
+        []
+    """
+    seen: set[str] = set()
+
+    def receive(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = str(message)
+        if text not in seen and _raised_by_this_package():
+            seen.add(text)
+            note(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = receive
+        yield
+
+
+def _raised_by_this_package() -> bool:
+    """Return whether the warning that is being shown was raised in this package.
+
+    The stack decides: the file of a warning is that of the caller for whom it is meant.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module not in (__name__, "warnings", "_py_warnings"):
+            return module.startswith("analog_grasp.")
+        frame = frame.f_back
+    return False

@@ -1,29 +1,54 @@
-"""Hashes of what a measured value comes from, so that a name cannot come to mean another thing."""
+"""Provenance of a run: hashes of everything a value is computed from, and the folder with run.toml.
+
+torch and transformers are imported where they are used, so that the folder of a run can be checked
+without them.
+"""
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
-from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import tomli_w
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.tasks import Task
+from analog_grasp.study.config import (
+    CHANGEABLE,
+    RECORDS,
+    StudyConfig,
+    first_change,
+    flat,
+    resolve,
+)
+from analog_grasp.utils.io import read_toml, write_atomically
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from analog_grasp.tasks import Task
+
+RUN_FILE, STORE_FILE, LOG_FILE = "run.toml", "results.sqlite", "run.log"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-# What a card says of itself in words.
+_PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
+# The text fields of a card, which no figure depends on.
 _PROSE = {"title", "source", "valid_range", "not_modelled"}
+# Settings to which a run may add: cells that are measured already stay as they are.
+_GROWING = ("devices", "times", "repeats")
+# Settings that may be paths; the hashes decide whether it is still the same content.
+_PATHS = (
+    *("model", "data_dir", "adapters", "devices"),
+    *("noise_target", "injection", "converters", "evaluate_on"),
+)
 
 
 def adapter_hash(path: Path) -> str:
-    """A hash of a saved adapter's weights, followed by one of its settings.
+    """Return a hash of a saved adapter's weights, followed by one of its configuration.
 
-    peft writes sets as lists in any order, which does not count. A file that is not there counts
-    as an empty one.
+    peft writes sets as lists in any order, which does not count. A missing file counts as empty.
 
     Example:
         >>> len(adapter_hash(Path("nowhere")))
@@ -38,8 +63,10 @@ def adapter_hash(path: Path) -> str:
     return _hash(weights.read_bytes() if weights.is_file() else b"") + _hash(_json(in_order))
 
 
-def model_hash(model: PreTrainedModel) -> str:
-    """A hash of a model's configuration and weights, whatever its folder is called."""
+def model_hash(model: "PreTrainedModel") -> str:
+    """Return a hash of a model's configuration and weights, independent of its folder's name."""
+    import torch
+
     other = ("_name_or_path", "transformers_version")
     config = {name: v for name, v in model.config.to_dict().items() if name not in other}
     parts = [_json(config)]
@@ -50,7 +77,7 @@ def model_hash(model: PreTrainedModel) -> str:
 
 
 def card_hash(card: DeviceCard) -> str:
-    """A hash of a card's numbers: an edited card is another card, an explained one is not.
+    """Return a hash of a card's figures; its text fields do not count.
 
     Example:
         >>> card = DeviceCard.load("pcm-hermes-2")
@@ -62,18 +89,123 @@ def card_hash(card: DeviceCard) -> str:
     return _hash(_json(card.model_dump(mode="json", exclude_none=True, exclude=_PROSE)))
 
 
-def data_hash(task: Task, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what a task measures on: its rows, their tokens, and its own settings."""
+def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a hash of a task's validation rows, their tokens, and the task's own settings."""
     encoded = task.encode("validation", tokenizer)
-    own = {
-        field.name: repr(getattr(task, field.name))
-        for field in fields(task)
-        if field.init and not isinstance(getattr(task, field.name), Dataset)
+    return _hash(_json(task.identity()), _json(_columns(task.validation)), _json(_columns(encoded)))
+
+
+def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
+    """Create the folder of a run, or resume the run that it holds; return the run's settings.
+
+    Writes run.toml: the settings, the versions and the seeds of the chip instances. A resumed run
+    may be executed differently, and may grow: devices, times and chip instances are added to those
+    that it has. Settings that change a figure must be the same.
+
+    Args:
+        directory: The output folder; new, empty, or that of the same run.
+        config: The requested settings.
+
+    Returns:
+        The requested settings with the devices, times and chip instances that the run has already.
+
+    Raises:
+        ValueError: The folder holds another run, or files that do not belong to a run.
+        OSError: The folder cannot be created or written.
+    """
+    if (directory / RUN_FILE).is_file():
+        there, _ = read_run(directory)
+        config = _grown(there, config)
+        _check_same(directory, there, config)
+        # Raises where an added device has the name of another one.
+        config.hardware.cards()
+        if there == config:
+            return config
+    elif directory.exists() and (not directory.is_dir() or any(visible(directory))):
+        raise ValueError(
+            f"The output {directory} holds files that do not belong to a run: name an empty or new "
+            "folder."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    records = {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        "chips": {"seeds": [config.run.seed + repeat for repeat in range(config.run.repeats)]},
     }
-    return _hash(_json(own), _json(_columns(task.validation)), _json(_columns(encoded)))
+    write_atomically(directory / RUN_FILE, tomli_w.dumps(flat(config) | records).encode())
+    return config
 
 
-def _columns(rows: Dataset) -> Mapping[str, Any]:
+def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
+    """Return the settings of a run and its records (versions, chips).
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+        ValueError: Its run.toml is damaged.
+    """
+    path = directory / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The folder {directory} holds no run: it should hold {RUN_FILE} and {STORE_FILE}, "
+            "which compare writes."
+        )
+    recorded = read_toml(path, f"The file {path}")
+    return resolve({}, path), {name: recorded[name] for name in RECORDS if name in recorded}
+
+
+def visible(directory: Path) -> list[Path]:
+    """Return the files of a folder, without those that another process is writing."""
+    return [path for path in directory.iterdir() if not path.name.startswith(".")]
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with paths reduced to their last part, which a move of the tree keeps.
+
+    Example:
+        >>> without_folders({"model": "/here/bert", "devices": ["cards/mine.toml"], "groups": 4})
+        {'model': 'bert', 'devices': ['mine.toml'], 'groups': 4}
+    """
+
+    def last(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [last(each) for each in value]
+        return Path(value).name if isinstance(value, str) else value
+
+    return {name: last(value) if name in _PATHS else value for name, value in settings.items()}
+
+
+def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
+    """Return the requested settings together with what a run has of devices, times and repeats."""
+    return asked.replace(
+        devices=_with_added(there.hardware.devices, asked.hardware.devices),
+        times=tuple(dict.fromkeys((*there.run.times, *asked.run.times))),
+        repeats=max(there.run.repeats, asked.run.repeats),
+    )
+
+
+def _with_added(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
+    """Return earlier devices, then added ones; a card file that has moved is at its new path."""
+    by_file = {Path(device).name: device for device in now}
+
+    def present(device: str) -> str:
+        again = by_file.get(Path(device).name, device)
+        moved = not Path(device).exists() or Path(device).resolve() == Path(again).resolve()
+        return again if moved else device
+
+    return tuple(dict.fromkeys((*map(present, before), *now)))
+
+
+def _check_same(directory: Path, there: StudyConfig, asked: StudyConfig) -> None:
+    """Raise ValueError if a setting differs on which the figures of a run depend."""
+    free = (*CHANGEABLE, *_GROWING)
+    before, now = (without_folders(flat(config, free)) for config in (there, asked))
+    if name := first_change(before, now):
+        raise ValueError(
+            f"The output {directory} holds another run, whose {name} is {there.value(name)!r} and "
+            f"not {asked.value(name)!r}: name another folder, or the same settings to resume it."
+        )
+
+
+def _columns(rows: "Dataset") -> Mapping[str, Any]:
     return {name: rows[name][:] for name in rows.column_names}
 
 
@@ -82,7 +214,7 @@ def _json(value: object) -> bytes:
 
 
 def _hash(*parts: Any) -> str:
-    """BLAKE2b of bytes and the like, in 32 hexadecimal digits."""
+    """Return BLAKE2b of bytes and similar, in 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)

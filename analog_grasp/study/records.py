@@ -1,18 +1,24 @@
-"""What a run keeps: measured cells and what they came from, trained adapters, layers on chips."""
+"""Records of a run: measurements, trained adapters, layers on chips; CSV and Parquet files."""
 
-from __future__ import annotations
-
+import csv
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow
+from pyarrow import parquet
+
+from analog_grasp.utils.io import write_atomically
 
 Row = tuple[str | float | int, ...]
 
 
 class CellKey(NamedTuple):
-    """What names a measured cell: every column but the value, in the order of results.csv."""
+    """Name of a measured cell: every column of results.csv but the value, in that order."""
 
     task: str
     metric: str
@@ -25,27 +31,24 @@ class CellKey(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What a cell's value comes from beyond the names and numbers of its key, as hashes.
+    """Hashes of what a measured value was computed from, besides the names in its key.
 
-    A name can come to mean something else: a card's file is edited, an adapter trained again. The
-    hashes tell such cells apart. An empty one is not known: a store of version 1 kept none.
+    The same name can refer to different things over time: a card's file is edited, an adapter is
+    trained again. Cells that differ in a hash are different cells.
 
     Attributes:
-        model_hash: of the frozen model's weights and configuration.
-        data_hash: of what the model is measured on, as text and as tokens.
-        adapter_hash: of the adapter's two files.
-        card_hash: of the card's numbers.
-        settings: further settings of the deployment, as text.
+        model_hash: Of the frozen model's weights and configuration.
+        data_hash: Of the rows that the model is measured on, as text and as tokens.
+        adapter_hash: Of the adapter's two files.
+        card_hash: Of the figures of the device card.
+        settings: Further settings of the deployment, as text.
     """
 
-    model_hash: str = ""
-    data_hash: str = ""
-    adapter_hash: str = ""
-    card_hash: str = ""
-    settings: str = ""
-
-
-UNKNOWN = Origin()
+    model_hash: str
+    data_hash: str
+    adapter_hash: str
+    card_hash: str
+    settings: str
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,15 @@ class Measurement:
     """One score of one adapter on one programmed chip instance at one drift time.
 
     Attributes:
-        task: name of the task, such as ``"glue/sst2"``.
-        metric: name of the score; a fraction in [0, 1] for accuracy and F1.
-        adapter: name of the adapter.
-        placement: where the adapter's parameters live: digital, folded or programmed.
-        device: name of the device card.
-        time_s: seconds since programming finished.
-        repeat: index of the chip instance within the run.
-        seed: the integer that names the chip instance.
-        value: the score.
+        task: Name of the task, such as ``"glue/sst2"``.
+        metric: Name of the score; a fraction in [0, 1] for accuracy and F1.
+        adapter: Name of the adapter.
+        placement: Where the adapter's parameters are: digital, folded or programmed.
+        device: Name of the device card.
+        time_s: Seconds since programming finished.
+        repeat: Index of the chip instance within the run.
+        seed: Integer that names the chip instance.
+        value: The score.
 
     Example:
         >>> cell = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.81)
@@ -87,18 +90,18 @@ class Measurement:
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """The facts about one trained adapter that hold wherever it is deployed.
+    """Facts about one trained adapter that hold wherever it is deployed.
 
     Attributes:
-        adapter: name of the adapter.
-        task: the task it was trained on.
-        trainable_parameters: learned numbers of the adapter itself, without the head.
-        head_parameters: learned numbers of the task head.
-        digital: score of the digital model, by metric.
-        train_seconds: how long the training took; 0 for an adapter saved before the run.
-        path: the adapter's folder, relative to the run's.
-        fingerprint: a hash of the adapter's two files.
-        model_hash, data_hash: as in `Origin`.
+        adapter: Name of the adapter.
+        task: Task that it was trained on.
+        trainable_parameters: Number of parameters of the adapter itself, without the head.
+        head_parameters: Number of parameters of the task head.
+        digital: Score of the digital model, by metric.
+        train_seconds: Training time, s; 0 for an adapter saved before the run.
+        path: The adapter's folder, relative to the run's.
+        fingerprint: Hash of the adapter's two files.
+        model_hash, data_hash: As in `Origin`.
     """
 
     adapter: str
@@ -118,8 +121,8 @@ class LayerRecord:
     """One layer on one chip instance at one drift time.
 
     Attributes:
-        device: The card's name.
-        seed: The chip instance.
+        device: Name of the device card.
+        seed: Integer that names the chip instance.
         time_s: Seconds since programming finished.
         layer, tiles, cells, use, weight_error: As in `analog_grasp.crossbar.LayerReport`.
     """
@@ -137,13 +140,16 @@ class LayerRecord:
 COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Measurement))
 ADAPTER_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(AdapterRecord))
 
+_ARROW = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
+_SCHEMA = pyarrow.schema([(name, _ARROW[Measurement.__annotations__[name]]) for name in COLUMNS])
+
 
 def measurement_row(cell: Measurement) -> Row:
-    """The columns as plain Python numbers (numpy's own would be stored as bytes).
+    """Return the columns as plain Python numbers (SQLite would store numpy's own as bytes).
 
     Raises:
-        ValueError: the value or the time is not finite, the time negative, or the seed over 64
-            bits.
+        ValueError: The value or the time is not finite, the time is negative, or the seed exceeds
+            64 bits.
     """
     where = f"{cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, repeat {cell.repeat}"
     if not math.isfinite(cell.value):
@@ -159,10 +165,10 @@ def measurement_row(cell: Measurement) -> Row:
 
 
 def adapter_row(record: AdapterRecord) -> Row:
-    """The columns of an adapter's record.
+    """Return the columns of an adapter's record, its digital scores as JSON.
 
     Raises:
-        ValueError: a figure is not finite.
+        ValueError: A score or the training time is not finite.
     """
     digital = {metric: float(score) for metric, score in record.digital.items()}
     for name, figure in {**digital, "training time": record.train_seconds}.items():
@@ -170,22 +176,17 @@ def adapter_row(record: AdapterRecord) -> Row:
             raise ValueError(
                 f"The {name} of adapter {record.adapter!r} is {figure}; it must be finite."
             )
-    return (
-        record.adapter,
-        record.task,
-        int(record.trainable_parameters),
-        int(record.head_parameters),
-        json.dumps(digital),
-        float(record.train_seconds),
-        record.path,
-        record.fingerprint,
-        record.model_hash,
-        record.data_hash,
-    )
+    columns = vars(record) | {
+        "trainable_parameters": int(record.trainable_parameters),
+        "head_parameters": int(record.head_parameters),
+        "digital": json.dumps(digital),
+        "train_seconds": float(record.train_seconds),
+    }
+    return tuple(columns[name] for name in ADAPTER_COLUMNS)
 
 
 def adapter_record(row: Row) -> AdapterRecord:
-    """The record of such columns.
+    """Return the record of such columns.
 
     Example:
         >>> record = AdapterRecord("grasp", "reviews", 1, 2, {"accuracy": 0.5}, 3.0, "a", "f")
@@ -194,3 +195,55 @@ def adapter_record(row: Row) -> AdapterRecord:
     """
     columns = dict(zip(ADAPTER_COLUMNS, row, strict=True))
     return AdapterRecord(**columns | {"digital": json.loads(str(columns["digital"]))})
+
+
+def write_csv(measurements: Iterable[Measurement], path: Path | str) -> None:
+    """Write measurements as comma-separated values, one row per measurement, below a header.
+
+    Floats are written in their shortest form that reads back to the same number.
+
+    Raises:
+        ValueError: A value is not finite.
+        OSError: The file cannot be written; an older one is then unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_csv([], Path(folder) / "results.csv")
+        ...     (Path(folder) / "results.csv").read_text()
+        'task,metric,adapter,placement,device,time_s,repeat,seed,value\\n'
+    """
+    write_atomically(path, csv_text(measurements).encode())
+
+
+def csv_text(measurements: Iterable[Measurement]) -> str:
+    """Return the text of results.csv.
+
+    Raises:
+        ValueError: A value is not finite.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(measurement_row(measurement) for measurement in measurements)
+    return text.getvalue()
+
+
+def write_parquet(measurements: Iterable[Measurement], path: Path | str) -> None:
+    """Write measurements as Parquet: the columns of results.csv as text, float64 and int64.
+
+    Raises:
+        ValueError, OSError: As `write_csv`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_parquet([], Path(folder) / "results.parquet")
+        ...     parquet.read_table(Path(folder) / "results.parquet").num_columns
+        9
+    """
+    rows = [dict(zip(COLUMNS, measurement_row(cell), strict=True)) for cell in measurements]
+    table = pyarrow.Table.from_pylist(rows, schema=_SCHEMA)
+    content = io.BytesIO()
+    parquet.write_table(table, content)
+    write_atomically(path, content.getvalue())

@@ -1,167 +1,230 @@
-"""Carrying out a study: adapters trained once, each chip programmed once, each cell kept."""
+"""Runner of a study: trains each adapter once, programs each chip once, stores each cell at once.
 
+`prepare` checks a request and returns a `Study`; `run` executes it: `_train_adapters`, then
+`_measure_cells`, then the weight errors of the layers. Several processes may run the same study,
+on one or several machines; leases in the store divide the work between them.
+"""
+
+import os
 import time
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from peft import PeftModel
 
-from analog_grasp.adapters.registry import ADAPTERS, check_placement, kind_of
+from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import folder
-from analog_grasp.study.adapters import (
+from analog_grasp.study.config import StudyConfig
+from analog_grasp.study.engines import engine
+from analog_grasp.study.evaluator import (
+    LAYERS_FILE,
+    Cell,
+    Chip,
+    Evaluator,
+    Job,
+    check_metrics,
+    write_layers,
+)
+from analog_grasp.study.leases import POLL_SECONDS, Leases, open_leases
+from analog_grasp.study.progress import Progress, logged, silent
+from analog_grasp.study.provenance import (
+    LOG_FILE,
+    STORE_FILE,
+    adapter_hash,
+    card_hash,
+    data_hash,
+    open_run,
+)
+from analog_grasp.study.records import AdapterRecord, CellKey, Measurement, Origin
+from analog_grasp.study.statistics import chip_count
+from analog_grasp.study.store import Store
+from analog_grasp.study.trained_adapters import (
+    adapter_names,
+    is_saved,
     learned_parameters,
     load_with_hash,
     new_adapter,
     save_adapter,
     train_adapter,
 )
-from analog_grasp.study.config import StudyConfig
-from analog_grasp.study.engines import engine
-from analog_grasp.study.evaluator import Bench
-from analog_grasp.study.grid import Chip, chips, times
-from analog_grasp.study.layers import LAYERS_FILE, write_layers
-from analog_grasp.study.leases import POLL, Claims, claiming
-from analog_grasp.study.measuring import Measuring
-from analog_grasp.study.progress import Progress, logged, silent
-from analog_grasp.study.provenance import adapter_hash, card_hash, data_hash
-from analog_grasp.study.records import AdapterRecord, Origin
-from analog_grasp.study.store import Store
-from analog_grasp.tasks import Task, tokenizer_for
+from analog_grasp.tasks import Task
 from analog_grasp.training.loss import target_std
+from analog_grasp.utils.time import format_time, parse_time
+
+type _Place = tuple[Chip, str, float]
+"""Chip, adapter and drift time of a cell, s."""
 
 
 @dataclass
 class Study:
-    """A study whose every name has been found and every setting fits: ready to run.
+    """A study whose names are all known and whose settings fit: ready to run.
 
-    Made by `prepare`, which raises what can be known to be wrong before anything is trained.
+    Returned by `prepare`.
+
+    Attributes:
+        config: The settings, those of the resumed run included.
+        task: The task.
+        cards: The device cards by name, in the order of the settings.
+        adapters: By their names in tables: the adapter's own name, or the folder of a saved one.
+        directory: The output folder.
+        loaded: Saved adapters as loaded for the check, with the hashes of their models.
     """
 
-    settings: StudyConfig
+    config: StudyConfig
     task: Task
     cards: dict[str, DeviceCard]
-    """The devices by their cards' names, in the order of the settings."""
     adapters: dict[str, str]
-    """What is compared: the name in tables, and what the settings call it (a kind or a folder)."""
     directory: Path
     loaded: dict[str, tuple[PeftModel, str]] = field(default_factory=dict)
-    """The saved adapters as they were loaded to be checked, with their models' hashes."""
+
+    def chips(self, measured: Iterable[Measurement]) -> list[Chip]:
+        """Return the chip instances to measure, device by device, given what is measured so far."""
+        known: dict[str, list[Measurement]] = {device: [] for device in self.cards}
+        for measurement in measured:
+            if measurement.device in known:
+                known[measurement.device].append(measurement)
+        values = self.cells_per_chip * len(self.task.metrics)
+        return [
+            Chip(device, repeat, self.config.run.seed + repeat)
+            for device, cells in known.items()
+            for repeat in range(chip_count(self.config.run, values, cells))
+        ]
+
+    @property
+    def times(self) -> list[float]:
+        """The drift times, s."""
+        return drift_times(self.config)
+
+    @property
+    def cells_per_chip(self) -> int:
+        """Number of cells of each chip instance."""
+        return len(self.adapters) * len(self.times)
+
+    def key(self, chip: Chip, metric: str, adapter: str, seconds: float) -> CellKey:
+        """Return the key of a measurement."""
+        placement = self.config.hardware.placement
+        return CellKey(
+            *(self.task.name, metric, adapter, placement, chip.device, seconds),
+            *(chip.repeat, chip.seed),
+        )
 
 
-def prepare(settings: StudyConfig, directory: Path) -> Study:
-    """Find the task, the model, the devices and the adapters, and claim the output folder.
+def prepare(config: StudyConfig, directory: Path) -> Study:
+    """Find the task, the model, the devices and the adapters, and create or resume the folder.
 
     Raises:
-        ValueError: A name is unknown, a setting does not fit, or the folder holds another run.
-        FileNotFoundError: The model's or the task's files are not there.
+        ValueError: A name is unknown, a setting does not fit, the folder holds another run, or
+            several processes were started by torchrun.
+        FileNotFoundError: Files of the model or the task are missing.
         OSError: The folder cannot be written.
     """
-    engine(settings)
-    cards = settings.hardware.cards()
-    task = settings.task.load()
-    target_std(settings.training.noise_target)
-    adapters = adapter_names(settings.model.adapters)
+    check_single_process()
+    engine(config.run)
+    cards = config.hardware.cards()
+    task = config.task.load()
+    target_std(config.training.noise_target)
+    adapters = adapter_names(config.model.adapters)
     loaded = {}
     for name, asked in adapters.items():
-        if _is_saved(asked):
+        if is_saved(asked):
             loaded[name] = load_with_hash(
-                Path(asked), settings.model.name, task, settings.model.trust_remote_code
+                Path(asked), config.model.name, task, config.model.trust_remote_code
             )
             if kind := kind_of(loaded[name][0].active_peft_config):
-                check_placement(kind, settings.hardware.placement)
+                check_placement(kind, config.hardware.placement)
         else:
-            check_placement(asked, settings.hardware.placement)
-            new_adapter(settings, task, asked)
-    folder.claim(directory, settings)
-    return Study(settings, task, cards, adapters, directory, loaded)
+            check_placement(asked, config.hardware.placement)
+            new_adapter(config, task, asked)
+    resumed = open_run(directory, config)
+    if resumed.hardware.devices != config.hardware.devices:
+        cards = resumed.hardware.cards()
+    return Study(resumed, task, cards, adapters, directory, loaded)
 
 
 def run(study: Study, progress: Progress = silent) -> None:
-    """Train what is not trained and measure what is not measured; each is kept as it comes.
-
-    Several processes that run the same study share its work.
+    """Train the adapters and measure the cells that are missing; each is stored at once.
 
     Raises:
-        ValueError: A score is not finite, or a trained adapter's folder has been changed.
-        RuntimeError: Workers die again and again.
-        OSError: The disk is full or a file cannot be written; what was measured is kept.
+        ValueError: A score is missing or not finite, or the files of an adapter have changed.
+        RuntimeError: Workers die repeatedly.
+        OSError: The disk is full or a file cannot be written; measured cells are kept.
     """
-    progress = logged(progress, study.directory / folder.LOG_FILE)
-    with Store(study.directory / folder.STORE_FILE) as store, claiming(store) as claims:
+    progress = logged(progress, study.directory / LOG_FILE)
+    with Store(study.directory / STORE_FILE) as store, open_leases(store) as leases:
         hashes = {name: card_hash(card) for name, card in study.cards.items()}
-        for asked, (name, hashed) in zip(
-            study.settings.hardware.devices, hashes.items(), strict=True
-        ):
-            store.set_card(name, hashed, asked)
-        models, records = _all_trained(study, store, claims, progress)
+        for name, hashed in hashes.items():
+            store.set_card(name, hashed)
+        models, records = _train_adapters(study, store, leases, progress)
+        evaluator = Evaluator(study.task, models, study.cards, study.config.hardware)
         origins = {
             (adapter, device): Origin(
-                record.model_hash, record.data_hash, record.fingerprint, hashed, _options(study)
+                *(record.model_hash, record.data_hash, record.fingerprint, hashed),
+                deployment_text(study.config),
             )
             for adapter, record in records.items()
             for device, hashed in hashes.items()
         }
-        settings = study.settings
-        bench = Bench(
-            study.task, models, study.cards, settings.hardware.deploy_arguments(), settings.hardware
-        )
-        Measuring(study.settings, bench, origins, store, claims, progress).finish()
-        layers = study.directory / LAYERS_FILE
-        if not layers.exists() and claims.take(LAYERS_FILE):
-            first = [Chip(device, 0, settings.run.seed) for device in study.cards]
-            write_layers(layers, bench, first, times(settings), progress)
-            claims.release(LAYERS_FILE)
+        _measure_cells(study, evaluator, origins, store, leases, progress)
+        if leases.acquire(LAYERS_FILE):
+            first = [Chip(device, 0, study.config.run.seed) for device in study.cards]
+            path = study.directory / LAYERS_FILE
+            write_layers(path, evaluator, first, study.times, progress)
+            leases.release(LAYERS_FILE)
 
 
-def done_of_all(study: Study) -> tuple[int, int]:
-    """How many cells of a study are measured, and how many there are as far as is known yet."""
-    each = len(study.adapters) * len(study.settings.run.times)
-    with Store(study.directory / folder.STORE_FILE) as store:
+def measured_cells(study: Study) -> tuple[int, int]:
+    """Return how many cells of a study are measured, and how many there are as far as known."""
+    with Store(study.directory / STORE_FILE) as store:
         measured = store.measurements()
-    # A cell is measured by all metrics of the task at once.
+    # All metrics of a cell are measured at once.
     done = {measurement.key._replace(metric="") for measurement in measured}
-    values = each * len(study.task.metrics)
-    return len(done), each * len(chips(study.settings, study.cards, values, measured))
+    return len(done), study.cells_per_chip * len(study.chips(measured))
 
 
-def adapter_names(adapters: tuple[str, ...]) -> dict[str, str]:
-    """The adapters by the names that tables use: a kind's own, or a folder's last part.
+def check_single_process() -> None:
+    """Raise where torchrun has started several processes, which would wait for each other.
 
     Raises:
-        ValueError: Two have the same name.
+        ValueError: There are several.
     """
-    named = {Path(a).resolve().name if _is_saved(a) else a: a for a in adapters}
-    if len(named) < len(adapters):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"Two of the adapters {', '.join(adapters)} have the same name: saved adapters are "
-            "called by the last part of their folder, which must differ."
+            f"A study was started in {os.environ['WORLD_SIZE']} processes by torchrun, but divides "
+            "its work itself: start it without torchrun and set the number of workers (--workers), "
+            "or train each adapter with torchrun by the command train."
         )
-    return named
 
 
-def _options(study: Study) -> str:
-    """The settings of a deployment that no column tells."""
-    hardware = study.settings.hardware
-    changes = hardware.changes()
-    if hardware.placement == "programmed":
-        changes = {"programming_error": hardware.programming_error} | changes
+def drift_times(config: StudyConfig) -> list[float]:
+    """Return the drift times of a study, s, in the order of the settings."""
+    return [parse_time(text) for text in config.run.times]
+
+
+def deployment_text(config: StudyConfig) -> str:
+    """Return the settings of a deployment that no column of results.csv holds."""
+    programmed = config.hardware.placement == "programmed"
+    error = {"programming_error": config.hardware.programming_error} if programmed else {}
+    changes = error | config.hardware.changes()
     return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
-def _all_trained(
-    study: Study, store: Store, claims: Claims, progress: Progress
+def _train_adapters(
+    study: Study, store: Store, leases: Leases, progress: Progress
 ) -> tuple[dict[str, PeftModel], dict[str, AdapterRecord]]:
-    """Every adapter and its record, trained by this process or by another on the same store."""
+    """Return every adapter and its record, trained by this process or by another on the store."""
     found: dict[str, tuple[PeftModel, AdapterRecord]] = {}
     while len(found) < len(study.adapters):
-        waiting = [name for name in study.adapters if name not in found]
-        for name in waiting:
-            if claims.take(f"adapter {name}"):
+        before = len(found)
+        for name in [name for name in study.adapters if name not in found]:
+            if leases.acquire(f"adapter {name}"):
                 found[name] = _trained(study, name, store, progress)
-                claims.release(f"adapter {name}")
-        if len(waiting) + len(found) == len(study.adapters):
-            time.sleep(POLL)
+                leases.release(f"adapter {name}")
+        if len(found) == before:
+            time.sleep(POLL_SECONDS)
     models = {name: found[name][0] for name in study.adapters}
     return models, {name: found[name][1] for name in study.adapters}
 
@@ -169,67 +232,199 @@ def _all_trained(
 def _trained(
     study: Study, adapter: str, store: Store, progress: Progress
 ) -> tuple[PeftModel, AdapterRecord]:
-    """The adapter, saved before this run or trained in it, as it lies in its folder."""
-    asked = study.adapters[adapter]
-    path = Path(asked) if _is_saved(asked) else study.directory / "adapters" / adapter
+    """Train an adapter unless it is trained, and return it as loaded from its folder."""
+    config, asked = study.config, study.adapters[adapter]
+    path = Path(asked) if is_saved(asked) else study.directory / "adapters" / adapter
     known = next((r for r in store.adapters() if r.adapter == adapter), None)
     seconds = 0.0
-    if known is None and not _is_saved(asked):
-        fresh = new_adapter(study.settings, study.task, asked)
-        seconds = train_adapter(fresh, study.settings, study.task, f"training {adapter}", progress)
+    if known is None and not is_saved(asked):
+        fresh = new_adapter(config, study.task, asked)
+        seconds = train_adapter(fresh, config, study.task, f"training {adapter}", progress)
         save_adapter(fresh, path)
     fingerprint = adapter_hash(path)
-    if known is not None and not fingerprint.startswith(known.fingerprint):
+    if known is not None and known.fingerprint != fingerprint:
         raise _changed(f"adapter in {path}")
     if adapter not in study.loaded:
         study.loaded[adapter] = load_with_hash(
-            path, study.settings.model.name, study.task, study.settings.model.trust_remote_code
+            path, config.model.name, study.task, config.model.trust_remote_code
         )
     model, base = study.loaded[adapter]
-    data = data_hash(study.task, tokenizer_for(model))
+    data = data_hash(study.task, study.task.tokenizer_of(model))
     if known is None:
-        record = _record(study, adapter, path, model, seconds)
-    elif known.model_hash not in ("", base):
+        known = _record(study, adapter, path, seconds, (fingerprint, base, data))
+        store.add_adapter(known)
+    if known.model_hash != base:
         raise _changed(f"model of the adapter {adapter}")
-    elif known.data_hash not in ("", data):
+    if known.data_hash != data:
         raise _changed(f"data of the task {study.task.name}")
-    else:
-        record = known
-    record = replace(record, fingerprint=fingerprint, model_hash=base, data_hash=data)
-    store.add_adapter(record)
-    return model, record
+    return model, known
 
 
 def _changed(what: str) -> ValueError:
     return ValueError(
-        f"The {what} is not the one that this run has measured: put it back, or name another "
+        f"The {what} differs from the one that this run has measured: restore it, or name another "
         "output folder."
     )
 
 
 def _record(
-    study: Study, adapter: str, path: Path, model: PeftModel, seconds: float
+    study: Study, adapter: str, path: Path, seconds: float, hashes: tuple[str, str, str]
 ) -> AdapterRecord:
-    inside = path.is_relative_to(study.directory)
+    model = study.loaded[adapter][0]
     own, head = learned_parameters(model)
     try:
         digital = study.task.scores(model)
+        check_metrics(study.task, digital)
     except ValueError as error:
         raise ValueError(
             f"The adapter {adapter} cannot be scored before it is deployed: {error}"
         ) from error
+    relative = Path(os.path.relpath(path, study.directory)).as_posix()
     return AdapterRecord(
-        adapter=adapter,
-        task=study.task.name,
-        trainable_parameters=own,
-        head_parameters=head,
-        digital=digital,
-        train_seconds=seconds,
-        path=str(path.relative_to(study.directory) if inside else path),
-        fingerprint="",
+        *(adapter, study.task.name, own, head, digital, seconds, relative), *hashes
     )
 
 
-def _is_saved(adapter: str) -> bool:
-    """Whether an entry of the settings is the folder of a saved adapter, and not a kind."""
-    return adapter not in ADAPTERS and ("/" in adapter or Path(adapter).is_dir())
+def _measure_cells(
+    study: Study,
+    evaluator: Evaluator,
+    origins: Mapping[tuple[str, str], Origin],
+    store: Store,
+    leases: Leases,
+    progress: Progress,
+) -> None:
+    """Measure until no cell is missing, together with other processes on the same store.
+
+    Raises:
+        ValueError: A cell cannot be scored. All other cells are measured before that.
+        RuntimeError: Workers die repeatedly, or a measured cell is still missing.
+        OSError: The disk is full or the store cannot be written; measured cells are kept.
+    """
+    measure = engine(study.config.run)
+    failures: dict[_Place, str] = {}
+    stored: set[_Place] = set()
+    notes: dict[str, None] = {}
+    try:
+        while missing := _missing_cells(study, origins, store, failures):
+            _check_progress(missing, stored)
+            handed_out: dict[Chip, set[tuple[str, float]]] = {}
+            jobs = _leased_jobs(study, origins, store, leases, missing, failures, handed_out)
+            first = next(jobs, None)
+            if first is None:
+                # Other processes hold every chip that is left.
+                time.sleep(POLL_SECONDS)
+                continue
+            count = sum(map(len, missing.values()))
+            total = study.cells_per_chip * len(study.chips(store.measurements()))
+            advance = progress(f"measuring {count} of {total} cells", count)
+            with closing(measure(evaluator, chain([first], jobs))) as cells:
+                for cell in cells:
+                    left = handed_out.get(cell.chip, set())
+                    if (cell.adapter, cell.time_s) not in left:
+                        continue  # Yielded before, by a job that was restarted.
+                    place = (cell.chip, cell.adapter, cell.time_s)
+                    if cell.failure:
+                        failures[place] = cell.failure
+                    else:
+                        store.add(
+                            _measurements(study, cell), origins[cell.adapter, cell.chip.device]
+                        )
+                        stored.add(place)
+                    left.remove((cell.adapter, cell.time_s))
+                    if not left:
+                        leases.release(_chip_name(cell.chip))
+                    notes |= dict.fromkeys(cell.notes)
+                    advance(_cell_text(cell))
+    finally:
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+    if failures:
+        raise ValueError(_failure_text(failures))
+
+
+def _missing_cells(
+    study: Study,
+    origins: Mapping[tuple[str, str], Origin],
+    store: Store,
+    failures: Mapping[_Place, str],
+    chip: Chip | None = None,
+) -> dict[Chip, set[tuple[str, float]]]:
+    """Return the cells to measure by chip, of all chips or of one; chips without any are omitted.
+
+    A cell is missing while any metric of the task has no measurement with its present origin.
+    """
+    done = store.cells() if chip is None else store.cells(chip.device, chip.seed)
+    chips = study.chips(store.measurements()) if chip is None else [chip]
+    missing = {
+        chip: {
+            (adapter, seconds)
+            for adapter in study.adapters
+            for seconds in study.times
+            if (chip, adapter, seconds) not in failures
+            for metric in study.task.metrics
+            if (study.key(chip, metric, adapter, seconds), origins[adapter, chip.device])
+            not in done
+        }
+        for chip in chips
+    }
+    return {chip: cells for chip, cells in missing.items() if cells}
+
+
+def _leased_jobs(
+    study: Study,
+    origins: Mapping[tuple[str, str], Origin],
+    store: Store,
+    leases: Leases,
+    missing: Iterable[Chip],
+    failures: Mapping[_Place, str],
+    handed_out: dict[Chip, set[tuple[str, float]]],
+) -> Iterator[Job]:
+    """Yield a job for each chip that this process can lease, when the engine asks for more."""
+    for chip in missing:
+        if not leases.acquire(_chip_name(chip)):
+            continue
+        # Another process may have measured it since.
+        left = _missing_cells(study, origins, store, failures, chip)
+        if not left:
+            leases.release(_chip_name(chip))
+            continue
+        handed_out[chip] = left[chip]
+        yield Job(chip, frozenset(left[chip]))
+
+
+def _check_progress(missing: Mapping[Chip, set[tuple[str, float]]], stored: set[_Place]) -> None:
+    """Raise if a stored cell is still missing: it would be measured endlessly."""
+    for chip, cells in missing.items():
+        for adapter, seconds in cells:
+            if (chip, adapter, seconds) in stored:
+                raise RuntimeError(
+                    f"The cell {_cell_name(chip, adapter, seconds)}, was measured but is still "
+                    "missing from the store: its scores must hold every metric of the task."
+                )
+
+
+def _measurements(study: Study, cell: Cell) -> list[Measurement]:
+    return [
+        Measurement(*study.key(cell.chip, metric, cell.adapter, cell.time_s), value=value)
+        for metric, value in cell.scores.items()
+    ]
+
+
+def _chip_name(chip: Chip) -> str:
+    return f"chip {chip.seed} of {chip.device}"
+
+
+def _cell_name(chip: Chip, adapter: str, seconds: float) -> str:
+    return f"{adapter} on {chip.device} at {format_time(seconds)}, chip {chip.seed}"
+
+
+def _cell_text(cell: Cell) -> str:
+    scores = ", ".join(f"{metric} {value:.4f}" for metric, value in cell.scores.items())
+    return f"{_cell_name(cell.chip, cell.adapter, cell.time_s)}: {scores or cell.failure}"
+
+
+def _failure_text(failures: Mapping[_Place, str]) -> str:
+    place, reason = next(iter(failures.items()))
+    more = len(failures) - 1
+    others = f" Nor can {more} other {'cell' if more == 1 else 'cells'}." if more else ""
+    return f"The cell {_cell_name(*place)}, cannot be scored: {reason}{others}"

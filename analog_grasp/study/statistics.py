@@ -1,11 +1,9 @@
-"""Means and paired differences over chip instances, with their 95 % intervals.
+"""Means and paired differences over chip instances, with their 95 % confidence intervals.
 
-A chip instance is one draw of everything a device leaves to chance, so instances are the
-independent repetitions. Adapters that share frozen weights are measured on the same instances:
-their difference is taken instance by instance, and what the instance does to both cancels.
+A chip instance is one draw of every random quantity of a device, so instances are the independent
+repetitions. Adapters that share frozen weights are measured on the same instances: their difference
+is computed per instance, which cancels the effect that an instance has on both.
 """
-
-from __future__ import annotations
 
 import math
 import statistics
@@ -14,24 +12,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 from scipy import stats
 
 from analog_grasp.study.records import Measurement
+from analog_grasp.study.sections import RunSettings
 
 CONFIDENCE = 0.95
-# Scores that are fractions of one, by how their names begin.
+FIRST_CHIPS = 5
+"""Chip instances per device that `until_ci` begins with: from fewer, its intervals cover less."""
+# Beginnings of the names of scores that are fractions of one.
 _FRACTIONS = ("accuracy", "f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge")
 
 
 class Variant(NamedTuple):
-    """An adapter at one placement: what a row of a table or a line of a figure stands for."""
+    """An adapter at one placement: a row of a table or a line of a figure."""
 
     adapter: str
     placement: str
 
 
 class Estimate(NamedTuple):
-    """A mean and its interval; ``low`` and ``high`` are None where one value gives no spread."""
+    """A mean, its interval and a p-value; None but for the mean where there is a single value."""
 
     mean: float
     low: float | None
@@ -44,10 +46,10 @@ class Summary:
     """The mean score of one variant in one cell of the comparison.
 
     Attributes:
-        task, metric, adapter, placement, device: as in the measurements.
-        time_s: seconds since programming finished.
-        n: number of chip instances.
-        mean: mean over the instances.
+        task, metric, adapter, placement, device: As in the measurements.
+        time_s: Seconds since programming finished.
+        n: Number of chip instances.
+        mean: Mean over the instances.
         low, high: 95 % Student-t interval of the mean; None with one instance.
     """
 
@@ -65,19 +67,19 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """By how much one variant differs from another in one cell of the comparison.
+    """Difference between two variants in one cell of the comparison.
 
     Attributes:
-        task, metric, device: as in the measurements.
-        time_s: seconds since programming finished.
-        baseline, adapter: the two variants; the difference is adapter - baseline.
-        n: number of pairs, a pair being one chip instance on which both were measured.
-        unpaired: number of measurements without a partner, which are left out.
-        mean: mean of the differences; None without a pair.
+        task, metric, device: As in the measurements.
+        time_s: Seconds since programming finished.
+        baseline, adapter: The two variants; the difference is adapter - baseline.
+        n: Number of pairs, a pair being one chip instance on which both were measured.
+        unpaired: Number of measurements without a partner, which are ignored.
+        mean: Mean of the differences; None without a pair.
         low, high: 95 % Student-t interval of the mean; None with fewer than two pairs.
-        p_value: two-sided paired t-test of no difference, uncorrected for the number of
+        p_value: Of a two-sided paired t-test of no difference, not corrected for the number of
             cells; None with fewer than two pairs.
-        p_holm: the same after Holm's correction, see `holm_corrected`; None before it.
+        p_holm: The same after Holm's correction, see `holm_corrected`; None before it.
     """
 
     task: str
@@ -96,33 +98,33 @@ class PairedDifference:
 
     @property
     def holds_corrected(self) -> bool:
-        """Whether the difference is one after Holm's correction too, at the level of 5 %."""
+        """True where the difference is significant at 5 % after Holm's correction."""
         return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
     @property
     def verdict(self) -> str:
-        """``"ahead"``, ``"behind"`` or ``"level"``, or ``"open"`` where there is no interval.
+        """Return "better", "worse" or "not significant"; "open" where there is no interval.
 
-        Level means that the interval holds zero.
+        A difference is not significant if its interval contains zero.
         """
         if self.low is None or self.high is None:
             return "open"
         if self.low > 0:
-            return "ahead"
-        return "behind" if self.high < 0 else "level"
+            return "better"
+        return "worse" if self.high < 0 else "not significant"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, 95 % Student-t interval and the p-value of a zero mean, of independent values.
+    """Return mean, 95 % Student-t interval and the p-value of a zero mean, of independent values.
 
     ``mean +- t(0.975, n - 1) * s / sqrt(n)``, with s the standard deviation of the sample.
-    Equal values give an interval of no width, and p = 1 if they are zero, else 0.
+    Equal values give an interval of zero width, and p = 1 if they are zero, else 0.
 
     Args:
         values: n values, n >= 1.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: `values` is empty.
 
     Example:
         >>> estimate([1.0, 2.0, 3.0]).mean
@@ -131,8 +133,8 @@ def estimate(values: Sequence[float]) -> Estimate:
         4.484
     """
     if not values:
-        raise ValueError("A mean of no values is asked for; give one value or more.")
-    # The standard library sums exactly, so equal values have no spread made of rounding.
+        raise ValueError("`values` must not be empty.")
+    # The standard library sums exactly, so rounding gives equal values no deviation.
     mean = float(statistics.mean(values))
     if len(values) == 1:
         return Estimate(mean, None, None, None)
@@ -146,17 +148,15 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def values_needed(values: Sequence[float], half_width: float, most: int) -> int:
-    """How many values like these have a 95 % interval of at most this half width.
+    """Return how many values like these have a 95 % interval of at most this half width.
 
-    The smallest n >= 2 with ``t(0.975, n - 1) * s / sqrt(n) <= half_width``, s being the standard
-    deviation of the values given; 2 for a single value, which tells no spread. Values that are
-    drawn until their interval is narrow stop a little early on average, at samples that happen
-    to spread less, so that the interval holds the true mean somewhat less often than it says.
+    The smallest n >= 2 with ``t(0.975, n - 1) * s / sqrt(n) <= half_width``, where s is the
+    standard deviation of the values; 2 for a single value, which has none.
 
     Args:
-        values: independent values.
-        half_width: in the unit of the values.
-        most: the answer if it takes more than these.
+        values: Independent values.
+        half_width: In the unit of the values.
+        most: The result if more than these are needed.
 
     Example:
         >>> values_needed([1.0, 2.0, 3.0], half_width=1.0, most=9)  # 2.4469 / sqrt(7) = 0.92
@@ -164,13 +164,55 @@ def values_needed(values: Sequence[float], half_width: float, most: int) -> int:
     """
     if len(values) < 2:
         return 2
-    spread = statistics.stdev(values)
+    std = statistics.stdev(values)
     widths = ((n, stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) / math.sqrt(n)) for n in range(2, most))
-    return next((n for n, width in widths if width * spread <= half_width), most)
+    return next((n for n, width in widths if width * std <= half_width), most)
+
+
+def chip_count(run: RunSettings, values: int, measured: Iterable[Measurement]) -> int:
+    """Return how many chip instances of a device to measure, given what is measured so far.
+
+    This is `repeats`; with `until_ci`, `FIRST_CHIPS` at least, then as many more as the widest
+    interval seems to require, at most twice as many at once, until each interval is narrow enough
+    or `repeats_limit` is reached. The result follows from the first instances alone, so that the
+    order of the work does not change it.
+
+    Intervals that are computed when they have become narrow cover the true mean less often than
+    95 %: in 90, 92 and 94 % of cases when the drawing begins with 3, 5 and 10 chips.
+
+    Args:
+        run: Gives repeats, until_ci and repeats_limit.
+        values: Number of values that each chip instance gives when it is measured completely.
+        measured: The device's measurements.
+
+    Example:
+        >>> chip_count(RunSettings(repeats=3), 10, [])
+        3
+        >>> chip_count(RunSettings(repeats=3, until_ci=0.5), 10, [])
+        5
+    """
+    if run.until_ci is None:
+        return run.repeats
+    count = max(run.repeats, min(FIRST_CHIPS, run.repeats_limit))
+    groups: dict[tuple[str, str, float], dict[int, float]] = {}
+    for cell in measured:
+        unit = 100.0 if is_fraction(cell.metric) else 1.0
+        group = groups.setdefault((cell.metric, cell.adapter, cell.time_s), {})
+        group[cell.repeat] = unit * cell.value
+    while count < run.repeats_limit:
+        known = [[g[r] for r in range(count) if r in g] for g in groups.values()]
+        if len(known) < values or any(len(group) < count for group in known):
+            return count
+        most = min(2 * count, run.repeats_limit)
+        needed = max(values_needed(group, run.until_ci, most) for group in known)
+        if needed <= count:
+            return count
+        count = needed
+    return count
 
 
 def is_fraction(metric: str) -> bool:
-    """Whether a metric is a fraction of one, shown in per cent.
+    """Return whether a metric is a fraction of one, shown in per cent.
 
     Example:
         >>> is_fraction("accuracy"), is_fraction("matthews_correlation"), is_fraction("nist")
@@ -180,19 +222,19 @@ def is_fraction(metric: str) -> bool:
 
 
 def variants(measurements: Iterable[Measurement]) -> list[Variant]:
-    """The variants that were measured, in order of first appearance."""
+    """Return the variants that were measured, in order of first appearance."""
     return list(dict.fromkeys(Variant(cell.adapter, cell.placement) for cell in measurements))
 
 
 def summarise(measurements: Iterable[Measurement], metric: str | None = None) -> list[Summary]:
-    """Mean and 95 % interval over the chip instances of every cell.
+    """Return mean and 95 % interval over the chip instances of every cell.
 
     Args:
-        measurements: in any order.
-        metric: only this metric; every one if None.
+        measurements: In any order.
+        metric: Only this metric; all if None.
 
     Returns:
-        One summary a cell that has a measurement, in order of first appearance.
+        One summary per cell that has a measurement, in order of first appearance.
 
     Example:
         >>> cells = [
@@ -213,22 +255,22 @@ def summarise(measurements: Iterable[Measurement], metric: str | None = None) ->
 def paired_differences(
     measurements: Sequence[Measurement], baseline: Variant | str, adapter: Variant | str
 ) -> list[PairedDifference]:
-    """The difference adapter - baseline of every cell, paired by chip instance.
+    """Return the difference adapter - baseline of every cell, paired by chip instance.
 
     Two measurements are a pair if they agree in task, metric, device, time, repeat and seed;
     the placements may differ.
 
     Args:
-        measurements: in any order; those of other variants are passed over.
-        baseline: the variant to subtract; its adapter's name suffices where that was measured
+        measurements: In any order; those of other variants are ignored.
+        baseline: The variant to subtract; its adapter's name suffices where that was measured
             at one placement only.
-        adapter: the variant to subtract it from, given in the same way.
+        adapter: The variant to subtract it from, given in the same way.
 
     Returns:
-        One difference a cell in which either was measured, in order of first appearance.
+        One difference per cell in which either was measured, in order of first appearance.
 
     Raises:
-        ValueError: a variant is not among the measurements, or a name fits several.
+        ValueError: A variant is not among the measurements, or a name fits several.
 
     Example:
         >>> cells = [
@@ -253,18 +295,39 @@ def paired_differences(
     ]
 
 
-def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
-    """The differences with their p-values corrected for how many there are.
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return p-values corrected for their number by Holm's method.
 
     With m p-values in ascending order, ``p_holm(i) = max over j <= i of min((m - j + 1) p(j), 1)``:
-    the chance that any of the differences called real is not one stays below the level, however
-    they depend on each other. Those without a p-value do not count.
+    the probability of at least one false discovery stays below the level, however the tests depend
+    on each other.
 
     Args:
-        differences: those of one table, the family that is looked at together.
+        p_values: Shape (m,), the family of tests that is read together.
+
+    Returns:
+        Shape (m,), in the order given.
 
     Source:
         Holm, Scandinavian Journal of Statistics 6, 65 (1979).
+
+    Example:
+        >>> holm([0.04, 0.01]).tolist()
+        [0.04, 0.02]
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    steps = values[order] * np.arange(len(values), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """Return the differences of one table with their p-values corrected by `holm`.
+
+    Args:
+        differences: The family that is read together; those without a p-value do not count.
 
     Example:
         >>> pcm = Variant("grasp", "digital")
@@ -275,12 +338,11 @@ def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDiffer
         >>> [difference.p_holm for difference in holm_corrected(given)]
         [0.04, 0.02, None]
     """
-    known = [(d.p_value, i) for i, d in enumerate(differences) if d.p_value is not None]
+    tested = [(i, d.p_value) for i, d in enumerate(differences) if d.p_value is not None]
     corrected = list(differences)
-    highest = 0.0
-    for rank, (p_value, index) in enumerate(sorted(known)):
-        highest = max(highest, min((len(known) - rank) * p_value, 1.0))
-        corrected[index] = replace(differences[index], p_holm=highest)
+    p_values = holm([p for _, p in tested]).tolist()
+    for (index, _), p_holm in zip(tested, p_values, strict=True):
+        corrected[index] = replace(differences[index], p_holm=p_holm)
     return corrected
 
 
@@ -299,7 +361,7 @@ def _difference(
 
 
 def _resolve(measurements: Sequence[Measurement], name: Variant | str) -> Variant:
-    """The variant meant by a name."""
+    """Return the variant that a name refers to."""
     adapter = name if isinstance(name, str) else name.adapter
     known = [variant for variant in variants(measurements) if variant.adapter == adapter]
     if isinstance(name, Variant):

@@ -1,15 +1,14 @@
-"""What a run has measured, kept in one SQLite file that survives interruption.
+"""SQLite store of a run: measurements, adapters and leases, kept through interruptions.
 
 A measured cell is one row: on the disk when :meth:`Store.add` returns, never overwritten, its
-value always finite. So a run that stops goes on where it stopped, and a report can be made at
-any moment. Several processes share the work on a store by claims, see `analog_grasp.study.
-claims`.
+value always finite. An interrupted run therefore resumes where it stopped, and a report can be
+made at any time. Several processes share the work on a store, see `analog_grasp.study.leases`.
+
+The store uses SQLite's rollback journal. A write-ahead log would need memory that all processes
+share, which network file systems (NFS) do not provide; a commit per cell takes milliseconds.
 """
 
-from __future__ import annotations
-
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Self
 from analog_grasp.study.records import (
     ADAPTER_COLUMNS,
     COLUMNS,
-    UNKNOWN,
     AdapterRecord,
     CellKey,
     Measurement,
@@ -28,43 +26,75 @@ from analog_grasp.study.records import (
     adapter_row,
     measurement_row,
 )
-from analog_grasp.study.schema import SCHEMA_VERSION, bring_up_to_date
 
 # How long a process waits for another one that is writing, in seconds.
 BUSY_SECONDS = 30.0
+SCHEMA_VERSION = 3
+# Marks the file as ours, so that another program's database is never written to ("agsp").
+APPLICATION_ID = 0x61677370
+
+_TABLES = (
+    f"""CREATE TABLE measurements (
+        task TEXT NOT NULL, metric TEXT NOT NULL, adapter TEXT NOT NULL, placement TEXT NOT NULL,
+        device TEXT NOT NULL, time_s REAL NOT NULL, repeat INTEGER NOT NULL,
+        seed INTEGER NOT NULL, model_hash TEXT NOT NULL, data_hash TEXT NOT NULL,
+        adapter_hash TEXT NOT NULL, card_hash TEXT NOT NULL, settings TEXT NOT NULL,
+        value REAL NOT NULL, PRIMARY KEY ({", ".join(CellKey._fields + Origin._fields)})
+    ) WITHOUT ROWID""",
+    """CREATE TABLE adapters (
+        position INTEGER PRIMARY KEY, adapter TEXT NOT NULL, task TEXT NOT NULL,
+        trainable_parameters INTEGER NOT NULL, head_parameters INTEGER NOT NULL,
+        digital TEXT NOT NULL, train_seconds REAL NOT NULL, path TEXT NOT NULL,
+        fingerprint TEXT NOT NULL, model_hash TEXT NOT NULL, data_hash TEXT NOT NULL,
+        UNIQUE (adapter, task)
+    )""",
+    # The card that each device name refers to at present.
+    "CREATE TABLE cards (device TEXT PRIMARY KEY, card_hash TEXT NOT NULL) WITHOUT ROWID",
+    # Which process holds which piece of work, and until when unless it renews the lease.
+    """CREATE TABLE leases (
+        work TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL
+    ) WITHOUT ROWID""",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
 
 
 class Store:
     """The measurements and adapters of one run, in one SQLite file.
 
-    Several processes may hold a store open; they take turns to write. An object is one thread's.
+    Several processes may have a store open; they take turns to write. An object belongs to one
+    thread.
 
     Args:
-        path: the file; made if it is not there. Its folder must exist.
+        path: The file; created if it does not exist. Its folder must exist.
+        readonly: Open the file for reading alone, so that its folder need not be writable.
 
     Raises:
-        ValueError: the file is not such a store, or a newer version of this project wrote it.
-        OSError: the file cannot be opened, read or written.
+        ValueError: The file is not such a store, or another version of this package wrote it.
+        OSError: The file cannot be opened, read or written.
 
     Example:
         >>> import tempfile
         >>> cell = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.81)
+        >>> origin = Origin("model", "data", "adapter", "card", "")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with Store(Path(folder) / "results.sqlite") as store:
-        ...         store.add([cell])
+        ...         store.add([cell], origin)
         ...         store.measurements() == [cell]
         True
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, readonly: bool = False) -> None:
         self.path = Path(path)
+        # A path as a URI, in which "?" and "#" have a meaning of their own.
+        uri = f"{self.path.absolute().as_uri()}?mode={'ro' if readonly else 'rwc'}"
         with _plain_errors(self.path):
             self._connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None
+                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None
             )
         try:
             with _plain_errors(self.path):
-                self._prepare()
+                self._prepare(readonly)
         except BaseException:
             self._connection.close()
             raise
@@ -84,26 +114,27 @@ class Store:
         """Close the file; what was added is kept."""
         self._connection.close()
 
-    def add(self, measurements: Iterable[Measurement], origin: Origin = UNKNOWN) -> None:
+    def add(self, measurements: Iterable[Measurement], origin: Origin) -> None:
         """Write measured cells; all of them are on the disk on return, or none.
 
         A cell that is already there keeps its first value: the same cell may be measured twice
-        when an interrupted run goes on or two processes overlap, and a figure that somebody may
-        have read must not change under them.
+        when an interrupted run resumes or two processes overlap, and a published figure must not
+        change.
 
         Args:
-            measurements: the cells.
-            origin: what all of them came from.
+            measurements: The cells.
+            origin: Common origin of all of them.
 
         Raises:
-            ValueError: a value or time is not finite, a time negative, or a seed over 64 bits.
-            OSError: the disk is full or the file cannot be written.
+            ValueError: A value or time is not finite, a time negative, or a seed over 64 bits.
+            OSError: The disk is full or the file cannot be written.
         """
         rows = [(*measurement_row(measurement), *origin) for measurement in measurements]
+        columns = COLUMNS + Origin._fields
         with self._transaction():
             self._connection.executemany(
-                f"INSERT INTO measurements ({_listed(COLUMNS + Origin._fields)})"
-                f" VALUES ({_listed('?' for _ in COLUMNS + Origin._fields)})"
+                f"INSERT INTO measurements ({_listed(columns)})"
+                f" VALUES ({_listed('?' for _ in columns)})"
                 f" ON CONFLICT ({_listed(CellKey._fields + Origin._fields)}) DO NOTHING",
                 rows,
             )
@@ -111,7 +142,7 @@ class Store:
     def cells(
         self, device: str | None = None, seed: int | None = None
     ) -> set[tuple[CellKey, Origin]]:
-        """Every measured cell, or those of one device or chip, with what it came from."""
+        """Return every measured cell, or those of one device or chip, with their origins."""
         columns = _listed(CellKey._fields + Origin._fields)
         size = len(CellKey._fields)
         rows = self._select(
@@ -122,9 +153,9 @@ class Store:
         return {(CellKey(*row[:size]), Origin(*row[size:])) for row in rows}
 
     def measurements(self) -> list[Measurement]:
-        """Every measurement, sorted by its columns: the order of the work leaves no trace.
+        """Return every measurement, sorted by its columns and so independent of execution order.
 
-        Those on a card that has been edited since, see :meth:`set_card`, are kept but not given.
+        Those on a card that has been edited since, see :meth:`set_card`, are kept but not returned.
         """
         columns = _listed(COLUMNS)
         rows = self._select(
@@ -134,42 +165,32 @@ class Store:
         )
         return [Measurement(*row) for row in rows]
 
-    def set_card(self, device: str, card_hash: str, asked: str | None = None) -> None:
-        """Say which card a device's name stands for from now on.
-
-        Cells of version 1, which kept no hash of the card, are taken to be of this one.
+    def set_card(self, device: str, card_hash: str) -> None:
+        """Set the card that a device's name refers to from now on.
 
         Args:
-            device: the card's name.
-            card_hash: as in `Origin`.
-            asked: the path of its file, by which version 1 called the device.
+            device: The card's name.
+            card_hash: As in `Origin`.
 
         Raises:
-            OSError: as for :meth:`add`.
+            OSError: As for :meth:`add`.
         """
         with self._transaction():
-            self._connection.execute(
-                "UPDATE OR IGNORE measurements SET device = ?, card_hash = ?"
-                " WHERE device IN (?, ?) AND card_hash = ''",
-                (device, card_hash, device, asked or device),
-            )
             self._connection.execute(
                 "INSERT OR REPLACE INTO cards (device, card_hash) VALUES (?, ?)",
                 (device, card_hash),
             )
 
     def add_adapter(self, record: AdapterRecord) -> None:
-        """Write the facts about a trained adapter; the first record of an adapter stands.
-
-        A record of version 1, which knew a hash of the weights alone, is completed.
+        """Write the record of a trained adapter; an existing record of the adapter is kept.
 
         Raises:
-            ValueError: the store holds this adapter with other hashes, to which what is measured
-                belongs; or a figure is not finite.
-            OSError: as for :meth:`add`.
+            ValueError: The store holds this adapter with other hashes, to which its measurements
+                belong; or a figure is not finite.
+            OSError: As for :meth:`add`.
         """
         row = adapter_row(record)
-        found = (record.fingerprint, record.model_hash, record.data_hash)
+        hashes = (record.fingerprint, record.model_hash, record.data_hash)
         with self._transaction():
             known = self._connection.execute(
                 "SELECT fingerprint, model_hash, data_hash FROM adapters"
@@ -182,9 +203,7 @@ class Store:
                     f" VALUES ({_listed('?' for _ in row)})",
                     row,
                 )
-            elif known[1:] == ("", "") and record.fingerprint.startswith(known[0]):
-                self._complete(record)
-            elif known != found:
+            elif known != hashes:
                 raise ValueError(
                     f"The store {self.path} holds the adapter {record.adapter!r} on"
                     f" {record.task!r} as trained from other settings or data; use another output"
@@ -192,72 +211,57 @@ class Store:
                 )
 
     def adapters(self) -> list[AdapterRecord]:
-        """Every adapter, in the order they were added."""
+        """Return every adapter, in the order in which they were added."""
         rows = self._select(f"SELECT {_listed(ADAPTER_COLUMNS)} FROM adapters ORDER BY position")
         return [adapter_record(row) for row in rows]
 
-    def claim(
+    def acquire(
         self, work: str, owner: str, expires: float, lapsed: Callable[[str, float], bool]
     ) -> bool:
-        """Take a piece of work, unless another holds it whose claim has not lapsed.
+        """Acquire the lease of a piece of work, unless another owner's lease is still valid.
 
         Args:
-            work: what names it.
-            owner: who takes it.
-            expires: until when, in seconds since the epoch.
-            lapsed: given another's owner and expiry, whether that claim is void.
+            work: Name of the work.
+            owner: Name of the process that acquires it.
+            expires: End of the lease, in seconds since the epoch.
+            lapsed: Given another's owner and expiry, returns whether that lease is void.
 
         Raises:
-            OSError: as for :meth:`add`.
+            OSError: As for :meth:`add`.
         """
         with self._transaction():
             held = self._connection.execute(
-                "SELECT owner, expires FROM claims WHERE work = ?", (work,)
+                "SELECT owner, expires FROM leases WHERE work = ?", (work,)
             ).fetchone()
             if held and held[0] != owner and not lapsed(*held):
                 return False
             self._connection.execute(
-                "INSERT OR REPLACE INTO claims (work, owner, expires) VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO leases (work, owner, expires) VALUES (?, ?, ?)",
                 (work, owner, expires),
             )
             return True
 
     def renew(self, owner: str, expires: float) -> None:
-        """Let all claims of an owner hold for longer.
+        """Extend all leases of an owner.
 
         Raises:
-            OSError: as for :meth:`add`.
+            OSError: As for :meth:`add`.
         """
         with self._transaction():
             self._connection.execute(
-                "UPDATE claims SET expires = ? WHERE owner = ?", (expires, owner)
+                "UPDATE leases SET expires = ? WHERE owner = ?", (expires, owner)
             )
 
     def release(self, owner: str, work: str | None = None) -> None:
-        """Give up a claim, or all of an owner's.
+        """Release one lease of an owner, or all of them.
 
         Raises:
-            OSError: as for :meth:`add`.
+            OSError: As for :meth:`add`.
         """
         with self._transaction():
             self._connection.execute(
-                "DELETE FROM claims WHERE owner = ? AND work = ifnull(?, work)", (owner, work)
+                "DELETE FROM leases WHERE owner = ? AND work = ifnull(?, work)", (owner, work)
             )
-
-    def _complete(self, record: AdapterRecord) -> None:
-        """Give the hashes to an adapter's record of version 1, and to the cells measured of it."""
-        hashes = (record.fingerprint, record.model_hash, record.data_hash)
-        where = (record.adapter, record.task)
-        self._connection.execute(
-            "UPDATE adapters SET fingerprint = ?, model_hash = ?, data_hash = ?"
-            " WHERE adapter = ? AND task = ?",
-            (*hashes, *where),
-        )
-        self._connection.execute(
-            "UPDATE measurements SET adapter_hash = ?, model_hash = ?, data_hash = ?"
-            " WHERE adapter = ? AND task = ? AND adapter_hash = ''",
-            (*hashes, *where),
-        )
 
     def _select(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple]:
         with _plain_errors(self.path):
@@ -265,7 +269,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing, taking the writer's turn at the start so that no upgrade can fail."""
+        """Commit everything or nothing; the write lock is taken first, so that no upgrade fails."""
         with _plain_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -277,32 +281,25 @@ class Store:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def _prepare(self) -> None:
-        """Make the tables in a new file, or bring those of an older version up to date."""
-        with self._transaction():
-            found = bring_up_to_date(self._connection)
-        if found is None:
+    def _prepare(self, readonly: bool) -> None:
+        """Create the tables in a new file, or check that the file is a store of this version."""
+        if not readonly:
+            # Durable through a loss of power; EXTRA includes the removal of the journal.
+            self._connection.execute("PRAGMA synchronous = EXTRA")
+            with self._transaction():
+                if self._pragma("schema_version") == 0:
+                    for statement in _TABLES:
+                        self._connection.execute(statement)
+        if self._pragma("application_id") != APPLICATION_ID:
             raise ValueError(_not_a_store(self.path))
-        if found != SCHEMA_VERSION:
+        if (found := self._pragma("user_version")) != SCHEMA_VERSION:
             raise ValueError(
-                f"The store {self.path} has version {found}, and this analog-grasp reads versions"
-                f" up to {SCHEMA_VERSION}; use the release that wrote it, or a newer one."
+                f"The store {self.path} has version {found}, and this analog-grasp reads version"
+                f" {SCHEMA_VERSION}; use the release that wrote it."
             )
-        self._use_write_ahead_log()
-        # With a write-ahead log only FULL keeps the last commit through a loss of power.
-        self._connection.execute("PRAGMA synchronous = FULL")
 
-    def _use_write_ahead_log(self) -> None:
-        """Switch the journal, waiting by hand: SQLite does not wait for others in this one."""
-        give_up = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                    raise
-                time.sleep(0.01)
+    def _pragma(self, name: str) -> int:
+        return self._connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -321,7 +318,7 @@ def _plain_errors(path: Path) -> Iterator[None]:
             case sqlite3.SQLITE_FULL:
                 raise OSError(
                     f"The disk is full, so {path} cannot grow; everything measured before is kept,"
-                    " and once there is room the same command goes on where it stopped."
+                    " and the same command resumes once there is room."
                 ) from error
             case _:
                 raise OSError(

@@ -1,4 +1,4 @@
-"""The whole way of a tuning, from settings to a report: what `tune` does, in Python."""
+"""Tuning in Python: `tune_noise_weight`, from settings to a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.runner import prepare, run
 from analog_grasp.tuning.objective import Trial
 from analog_grasp.tuning.search_space import TRIALS
-from analog_grasp.tuning.tune import Tuning, prepare_tuning, tune
+from analog_grasp.tuning.tuner import Tuning, prepare_tuning, tune
 from analog_grasp.utils.io import write_atomically
 
 BEST_FILE, TRIALS_FILE, SUMMARY_FILE = "best.toml", "trials.csv", "summary.md"
@@ -23,14 +23,14 @@ PAGE_FILE = "report.html"
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuning has found, and where its files lie.
+    """Result of a tuning, and the files of its report.
 
     Attributes:
         directory: The output folder.
-        settings: The best ones, as best.toml has them.
-        trials: Every finished trial, and what it takes to show them.
-        results: The best setting trained on the whole training split and measured on the task's
-            own validation split, which no trial has seen.
+        settings: The best settings, as in best.toml.
+        trials: Every finished trial, for tables and figures.
+        results: The best settings, trained on the whole training split and measured on the task's
+            own validation split, which no trial has used.
         files: trials.csv, best.toml, summary.md, report.html and the figures.
     """
 
@@ -60,46 +60,45 @@ def tune_noise_weight(
     progress: Progress = silent,
     **settings: Any,
 ) -> Tuned:
-    """Find the noise-aware loss weight, and other settings, that keep the score on ageing chips.
+    """Search the noise-aware loss weight, and other settings, for accuracy under drift.
 
-    The goal is the mean score over chip instances, devices and drift times, on training data held
-    out for it. A tuning that was interrupted goes on when it is asked for again, and several
-    processes may work on one at once.
+    The objective is the mean score over chip instances, devices and drift times, on held-out
+    training data. The same call resumes an interrupted tuning, and several processes may work on
+    one at once.
 
     Args:
         out: The output folder; a new one, or that of the same tuning.
-        trials: Settings to try in total.
-        search: What is varied: of ``noise_weight``, ``noise_target``, ``groups``,
+        trials: Number of trials in total.
+        search: The settings to vary: of ``noise_weight``, ``noise_target``, ``groups``,
             ``learning_rate`` and ``injection``.
         ranges: Lowest and highest value of a searched setting; from 0.001 to 100 for
-            ``noise_weight``, beside which 0 is tried too.
-        adapter: What is tuned.
-        multi: Whether the digital score is a goal of its own, so that a front is looked for.
-        held_out: Training rows to tune on; a fifth, 1,000 at most, where None.
-        storage: URL of a database that several machines share; a SQLite file in ``out`` where
-            None.
-        config: A TOML file of settings; those given here win.
-        progress: Told of each stage and step.
+            ``noise_weight``, in addition to which 0 is tried.
+        adapter: The adapter to tune.
+        multi: Treat the digital score as a second objective, and search a Pareto front.
+        held_out: Training rows to tune on; a fifth, at most 1,000, if None.
+        storage: URL of a database that several machines share; a SQLite file in ``out`` if None.
+        config: A TOML file of settings; those given here take precedence.
+        progress: Called for each stage and step.
         settings: See `analog_grasp.study.config.StudyConfig`: ``task``, ``devices``, ``times``,
             ``repeats`` and more.
 
     Returns:
         The trials and the best settings; best.toml, trials.csv, figures, summary.md and report.html
-        lie in ``out``.
+        are in ``out``.
 
     Raises:
         ValueError: A name is unknown, a setting does not fit, the training split is too small, or
             ``out`` or the storage holds another study.
-        FileNotFoundError: The files of the model or the task are not there.
-        OSError: The storage cannot be reached, the disk is full or ``out`` cannot be written; what
-            was measured is kept.
+        FileNotFoundError: The files of the model or the task are missing.
+        OSError: The storage cannot be reached, the disk is full or ``out`` cannot be written;
+            finished trials are kept.
 
     Example:
         ``tune_noise_weight("runs/mine", devices=["pcm-hermes-2"], times=["1d"], trials=30)``
     """
-    asked = resolve(settings, Path(config) if config else None)
+    resolved = resolve(settings, Path(config) if config else None)
     tuning = prepare_tuning(
-        asked,
+        resolved,
         Path(out),
         adapter=adapter,
         search=search,
@@ -108,24 +107,23 @@ def tune_noise_weight(
         held_out=held_out,
         storage=storage,
     )
-    return carry_out(tuning, trials, progress)
+    return run_tuning(tuning, trials, progress)
 
 
-def carry_out(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> Tuned:
-    """Try what is left to try, then judge the best setting on data kept for that.
+def run_tuning(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> Tuned:
+    """Run the missing trials, then evaluate the best settings on the validation split.
 
     Args:
         tuning: From `prepare_tuning`.
-        trials: Settings to try in total.
-        progress: Told of each stage and step.
+        trials: Number of trials in total.
+        progress: Called for each stage and step.
 
     Raises:
-        ValueError: No trial could be measured whole.
+        ValueError: No trial could be measured completely.
         OSError: As `tune_noise_weight`.
     """
-    # They take long to be imported.
-    from analog_grasp.report.tuning_figures import write_figures
-    from analog_grasp.report.tuning_page import tuning_page
+    # matplotlib takes long to import.
+    from analog_grasp.report.tuning_figures import tuning_page, write_figures
 
     tune(tuning, trials, progress)
     directory = tuning.directory
@@ -133,13 +131,13 @@ def carry_out(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent)
     write_atomically(directory / TRIALS_FILE, trials_csv(shown).encode())
     if not shown.front:
         raise ValueError(
-            f"No trial of the study in {directory} could be measured whole: see why in "
-            f"{TRIALS_FILE}, and tune within other ranges."
+            f"No trial of the study in {directory} could be measured completely: see "
+            f"{TRIALS_FILE} for the reasons, and search other ranges."
         )
-    settings = tuning.settings_of(shown.front[0])
+    settings = tuning.config_of(shown.front[0])
     write_atomically(directory / BEST_FILE, _toml(settings).encode())
     figures = write_figures(shown, directory)
-    results = _judge(tuning, shown.front[0], progress)
+    results = _evaluate_best(tuning, shown.front[0], progress)
     record = flat(settings)
     summary = tuning_markdown(shown, record, results.measurements, results.adapters)
     write_atomically(directory / SUMMARY_FILE, summary.encode())
@@ -153,10 +151,10 @@ def carry_out(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent)
 
 def _shown(tuning: Tuning) -> Trials:
     return Trials(
-        task=tuning.settings.task.name,
+        task=tuning.config.task.name,
         metric=tuning.task.metrics[0],
         space=tuning.space,
-        given={name: tuning.settings.value(name) for name in tuning.space},
+        given={name: tuning.config.value(name) for name in tuning.space},
         trials=tuning.trials(),
         front=tuning.front(),
         multi=tuning.multi,
@@ -168,12 +166,12 @@ def _toml(settings: StudyConfig) -> str:
     return tomli_w.dumps(flat(settings))
 
 
-def _judge(tuning: Tuning, best: Trial, progress: Progress) -> studies.Results:
-    """The best setting, trained on all training data and measured where no trial was.
+def _evaluate_best(tuning: Tuning, best: Trial, progress: Progress) -> studies.Results:
+    """Train the best settings on all training data and measure them on the validation split.
 
-    In a folder of its own trial, for another one may be the best when the tuning goes on.
+    In a folder of the trial, since another trial may be the best when the tuning is resumed.
     """
-    settings = tuning.settings_of(best).replace(adapters=(tuning.adapter,))
+    settings = tuning.config_of(best).replace(adapters=(tuning.adapter,))
     directory = tuning.directory / f"trial-{best.number}"
     run(prepare(settings, directory), progress)
     return studies.report(directory)

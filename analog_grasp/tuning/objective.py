@@ -1,4 +1,4 @@
-"""One trial of a tuning: what it trains on, what it is measured on, and what is kept of it."""
+"""Objective of a tuning: one trial trains an adapter and measures it on simulated chips."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.adapters import new_adapter, train_adapter
 from analog_grasp.study.config import StudyConfig
-from analog_grasp.study.evaluator import Bench, Job
-from analog_grasp.study.grid import Chip, times
+from analog_grasp.study.evaluator import Chip, Evaluator, Job
 from analog_grasp.study.progress import silent
+from analog_grasp.study.runner import drift_times
+from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.utils.seed import derive_seed
 
@@ -22,18 +22,17 @@ WORSE = "worse than the best trial on the same chips"
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried.
+    """One combination of settings that was tried.
 
     Attributes:
-        number: Of the trial within the study.
-        values: The searched settings as this trial had them.
-        score: The mean of the task's first metric over chip instances, devices and drift times;
-            None where the trial was given up.
-        digital: The score of the digital model; None where it could not be had.
-        cells: The score on each chip instance that was measured, by device and drift time in
-            seconds.
-        seconds: How long the trial took.
-        given_up: Why it was given up; empty for a trial that was measured whole.
+        number: Index of the trial within the study.
+        values: The searched settings of this trial.
+        score: Mean of the task's first metric over chip instances, devices and drift times; None
+            for a pruned trial.
+        digital: Score of the digital model; None where it was not measured.
+        cells: Score on each chip instance that was measured, by device and drift time, s.
+        seconds: Duration of the trial, s.
+        pruned: Why it was pruned; empty for a trial that was measured completely.
     """
 
     number: int
@@ -42,11 +41,11 @@ class Trial:
     digital: float | None
     cells: Mapping[tuple[str, float], Sequence[float]]
     seconds: float
-    given_up: str
+    pruned: str
 
 
 def value_text(value: object) -> str:
-    """A setting's value as it is shown.
+    """Return a setting's value as text.
 
     Example:
         >>> value_text(0.314159), value_text(16), value_text("pcm-hermes-2@1d")
@@ -56,7 +55,7 @@ def value_text(value: object) -> str:
 
 
 def values_text(values: Mapping[str, Any]) -> str:
-    """Settings on one line.
+    """Return settings on one line.
 
     Example:
         >>> values_text({"noise_weight": 0.5, "groups": 4})
@@ -65,72 +64,70 @@ def values_text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
 
 
-def tuning_rounds(settings: StudyConfig, devices: Iterable[str]) -> list[list[Chip]]:
-    """The chip instances to tune on, in rounds of one of each device.
+def tuning_rounds(config: StudyConfig, devices: Iterable[str]) -> list[list[Chip]]:
+    """Return the chip instances to tune on, in rounds of one per device.
 
     None of them is among those that a comparison with the same settings measures.
     """
-    seed = derive_seed(settings.run.seed, "tuning") % 2**31
+    seed = derive_seed(config.run.seed, "tuning") % 2**31
     return [
         [Chip(device, repeat, seed + repeat) for device in devices]
-        for repeat in range(settings.run.repeats)
+        for repeat in range(config.run.repeats)
     ]
 
 
 def measure(
     trial: optuna.Trial,
-    settings: StudyConfig,
+    config: StudyConfig,
     adapter: str,
     task: Task,
     cards: Mapping[str, DeviceCard],
 ) -> tuple[float, float]:
     """Train an adapter and measure it on every chip, cell by cell.
 
-    A trial with one goal is given up between two rounds where it is worse than the best trial on
+    A trial with one objective is pruned between two rounds if it is worse than the best trial on
     the same chips.
 
     Args:
-        trial: Takes the scores.
-        settings: As the trial has them.
-        adapter: What is trained.
+        trial: Receives the scores.
+        config: The settings, those of the trial included.
+        adapter: The adapter to train.
         task: From `analog_grasp.tasks.splits.tuning_task`.
-        cards: The devices by name.
+        cards: The device cards by name.
 
     Returns:
         The mean score over chip instances, devices and drift times, and the digital score.
 
     Raises:
-        optuna.TrialPruned: The trial is given up.
-        ValueError: A score is not finite, as after a training that diverged.
+        optuna.TrialPruned: The trial is pruned.
+        ValueError: A score is missing or not finite, as after a training that diverged.
     """
-    model = new_adapter(settings, task, adapter)
-    train_adapter(model, settings, task, "", silent)
+    model = new_adapter(config, task, adapter)
+    train_adapter(model, config, task, "", silent)
     digital = task.evaluate(model)
     trial.set_user_attr("digital", digital)
-    bench = Bench(
-        task, {adapter: model}, dict(cards), settings.hardware.deploy_arguments(), settings.hardware
-    )
-    one_goal = len(trial.study.directions) == 1
-    wanted = frozenset((adapter, seconds) for seconds in times(settings))
+    evaluator = Evaluator(task, {adapter: model}, dict(cards), config.hardware)
+    one_objective = len(trial.study.directions) == 1
+    asked = frozenset((adapter, seconds) for seconds in drift_times(config))
     scores: dict[tuple[str, float], list[float]] = {}
-    for chips in tuning_rounds(settings, cards):
-        if scores and one_goal and trial.should_prune():
-            trial.set_user_attr("given_up", WORSE)
+    for chips in tuning_rounds(config, cards):
+        if scores and one_objective and trial.should_prune():
+            trial.set_user_attr("pruned", WORSE)
             raise optuna.TrialPruned
-        for cell in (c for chip in chips for c in bench.measure(Job(chip, wanted))):
+        for cell in (c for chip in chips for c in evaluator.measure(Job(chip, asked))):
             if cell.failure:
                 raise ValueError(cell.failure)
             score = cell.scores[task.metrics[0]]
             scores.setdefault((cell.chip.device, cell.time_s), []).append(score)
-            if one_goal:
-                # By the number of the cell: trials are held against each other cell by cell.
+            if one_objective:
+                # By the number of the cell: trials are compared cell by cell.
                 trial.report(score, sum(map(len, scores.values())))
-        trial.set_user_attr("cells", [[*level, found] for level, found in scores.items()])
+        trial.set_user_attr("cells", [[*place, found] for place, found in scores.items()])
     return statistics.fmean(score for found in scores.values() for score in found), digital
 
 
 def record(trial: FrozenTrial) -> Trial:
-    """What optuna has kept of a finished trial."""
+    """Return a finished trial as optuna has stored it."""
     attributes = trial.user_attrs
     score = trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None
     return Trial(
@@ -140,5 +137,5 @@ def record(trial: FrozenTrial) -> Trial:
         digital=attributes.get("digital"),
         cells={(device, time_s): scores for device, time_s, scores in attributes.get("cells", [])},
         seconds=trial.duration.total_seconds() if trial.duration else 0.0,
-        given_up=attributes.get("given_up", ""),
+        pruned=attributes.get("pruned", ""),
     )

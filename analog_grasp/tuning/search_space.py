@@ -1,4 +1,4 @@
-"""Where a tuning looks: which settings it varies, how far, and how often it tries."""
+"""Search space of a tuning: the settings that can be varied, and their ranges."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     import optuna
 
 TRIALS = 20
+"""Default number of trials."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """From where to where a setting is searched, both ends included.
+    """Range of a setting, both ends included.
 
     Example:
         >>> 0.1 in Range(0.001, 100), 0 in Range(0.001, 100)
@@ -22,15 +23,15 @@ class Range:
     low: float
     high: float
     log: bool = True
-    """Whether equal ratios are equally likely, and not equal differences."""
+    """Sample uniformly in the logarithm."""
     whole: bool = False
-    """Whether only whole numbers are."""
+    """Sample whole numbers only."""
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def suggest(self, trial: "optuna.Trial", name: str) -> float:
-        """A trial's value of a setting."""
+        """Return a trial's value of a setting."""
         if self.whole:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
@@ -43,20 +44,20 @@ RANGES: dict[str, Range] = {
     "learning_rate": Range(1e-4, 1e-1),
     "injection": Range(0.0, 0.1, log=False),
 }
-"""What can be searched, and where unless another range is given."""
+"""Settings that can be searched, with their default ranges."""
 
 
 def search_space(
     names: Sequence[str], ranges: Mapping[str, tuple[float, float]] | None = None
 ) -> dict[str, Range]:
-    """The settings to search with their ranges.
+    """Return the settings to search with their ranges.
 
     Args:
         names: Of `RANGES`, one or more.
-        ranges: Lowest and highest value of those that shall not have the default's.
+        ranges: Lowest and highest value of settings that deviate from `RANGES`.
 
     Raises:
-        ValueError: A name is unknown or stands twice, or a range is empty or out of bounds.
+        ValueError: A name is unknown or given twice, or a range is empty or out of bounds.
 
     Example:
         >>> search_space(["noise_weight"], {"noise_weight": (0.1, 10)})["noise_weight"].high
@@ -76,7 +77,7 @@ def search_space(
         if name not in names:
             raise ValueError(
                 f"There is a range for {name}, which is not searched: add it to the search, or "
-                "leave the range out."
+                "omit the range."
             )
     return {name: _narrowed(name, ranges.get(name)) for name in names}
 
@@ -86,9 +87,9 @@ def _narrowed(name: str, ends: tuple[float, float] | None) -> Range:
     if ends is None:
         return default
     low, high = ends
-    # An injection may be 0; a range of equal ratios cannot begin there, and K is counted from 1.
-    fits = (low > 0 or (low == 0 and not default.log)) and low < high < float("inf")
-    if not fits or (default.whole and (low % 1 or high % 1)):
+    # An injection may be 0; a logarithmic range cannot start there, and K is at least 1.
+    valid = (low > 0 or (low == 0 and not default.log)) and low < high < float("inf")
+    if not valid or (default.whole and (low % 1 or high % 1)):
         kind = "whole numbers from 1" if default.whole else "numbers above 0"
         raise ValueError(
             f"The range of {name} is {low:g} to {high:g}: it should run between two "

@@ -1,4 +1,4 @@
-"""The engine of one machine: this process, or several that share its cores."""
+"""Engine of one machine: this process, or several that share its cores."""
 
 import multiprocessing
 import os
@@ -6,56 +6,57 @@ import pickle
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import torch
 
-from analog_grasp.study.evaluator import Bench, Cell, Job
+from analog_grasp.study.evaluator import Cell, Evaluator, Job, measure_in_worker
 
 # How often a job is given to another worker after the one that had it has died.
 RETRIES = 2
-# Workers are forks of a process that has imported everything and done nothing: they begin at once,
-# and inherit neither threads nor locks.
+# Workers are forks of a process that has imported everything and done nothing: they start at
+# once, and inherit neither threads nor locks.
 _FORKS = multiprocessing.get_context("forkserver")
 
 
-def measure(bench: Bench, jobs: Iterable[Job], workers: int) -> Generator[Cell, None, None]:
+def measure(evaluator: Evaluator, jobs: Iterable[Job], workers: int) -> Generator[Cell, None, None]:
     """Measure in this process with one worker, else in as many processes.
 
     Args:
-        bench: What is measured with.
+        evaluator: Copied to each worker.
         jobs: Taken one by one, as a worker becomes free.
-        workers: The number of processes, among which torch's threads are divided.
+        workers: Number of processes, among which torch's threads are divided.
 
     Raises:
         RuntimeError: A worker failed; or it died, and so did those that had its job after it.
     """
     if workers == 1:
         for job in jobs:
-            yield from bench.measure(job)
+            yield from evaluator.measure(job)
     else:
-        yield from _shared_out(bench, iter(jobs), workers)
+        yield from _distribute(evaluator, iter(jobs), workers)
 
 
 @dataclass
 class _Worker:
-    """A process, our end of the pipe to it, and the job that it has."""
+    """A process, this process's end of the pipe to it, and its job."""
 
     process: BaseProcess
     pipe: Connection
     job: Job
     deaths: int = 0
-    """How many workers have died of this job."""
-    has_bench: bool = False
+    """How many workers have died at this job."""
+    has_evaluator: bool = False
 
 
-def _shared_out(bench: Bench, jobs: Iterator[Job], count: int) -> Iterator[Cell]:
-    for model in bench.models.values():
+def _distribute(evaluator: Evaluator, jobs: Iterator[Job], count: int) -> Iterator[Cell]:
+    for model in evaluator.models.values():
         model.cpu()
-    content = pickle.dumps(bench)
+    content = pickle.dumps(evaluator)
     _FORKS.set_forkserver_preload([__name__])
     threads = max(1, torch.get_num_threads() // count)
     workers: list[_Worker] = []
@@ -67,17 +68,18 @@ def _shared_out(bench: Bench, jobs: Iterator[Job], count: int) -> Iterator[Cell]
                 return
             ready = wait([worker.pipe for worker in workers])
             for worker in [w for w in workers if w.pipe in ready]:
-                match _hear(worker):
+                match _receive(worker):
                     case Cell() as cell:
-                        worker.job = _without(worker.job, cell)
+                        left = worker.job.cells - {(cell.adapter, cell.time_s)}
+                        worker.job = replace(worker.job, cells=left)
                         yield cell
                     case "free":
-                        if not _occupy(worker, content, jobs):
+                        if not _assign(worker, content, jobs):
                             workers.remove(worker)
                             _stop(worker)
                     case "dead":
                         workers.remove(worker)
-                        workers.append(_start(worker.job, threads, _deaths(worker)))
+                        workers.append(_start(worker.job, threads, _count_deaths(worker)))
                     case RuntimeError() as error:
                         raise error
     finally:
@@ -98,35 +100,35 @@ def _start(job: Job, threads: int, deaths: int = 0) -> _Worker:
     return _Worker(process, ours, job, deaths)
 
 
-def _hear(worker: _Worker) -> Cell | str | RuntimeError:
+def _receive(worker: _Worker) -> Cell | str | RuntimeError:
     try:
         return worker.pipe.recv()
     except (EOFError, ConnectionError):
         return "dead"
 
 
-def _occupy(worker: _Worker, bench: bytes, jobs: Iterator[Job]) -> bool:
-    """Give a worker that is free its first job, or the next one; False if there is none."""
+def _assign(worker: _Worker, evaluator: bytes, jobs: Iterator[Job]) -> bool:
+    """Send a free worker its first job or the next one; return False if there is none."""
     try:
-        if not worker.has_bench:
-            worker.pipe.send_bytes(bench)
-            worker.has_bench = True
+        if not worker.has_evaluator:
+            worker.pipe.send_bytes(evaluator)
+            worker.has_evaluator = True
         elif (job := next(jobs, None)) is None:
             return False
         else:
             worker.job, worker.deaths = job, 0
         worker.pipe.send(worker.job)
     except ConnectionError:
-        pass  # It has died, which its pipe will tell.
+        pass  # The worker has died, which the next read from its pipe shows.
     return True
 
 
-def _without(job: Job, cell: Cell) -> Job:
-    return Job(job.chip, job.cells - {(cell.adapter, cell.time_s)})
+def _count_deaths(worker: _Worker) -> int:
+    """Return how many workers have died at this job.
 
-
-def _deaths(worker: _Worker) -> int:
-    """One more than before; too many end the run."""
+    Raises:
+        RuntimeError: Too many.
+    """
     worker.process.join()
     if worker.deaths == RETRIES:
         raise RuntimeError(
@@ -144,20 +146,22 @@ def _stop(worker: _Worker) -> None:
 
 
 def _work(pipe: Connection, threads: int) -> None:
-    """A worker: says that it is free, gets the bench, then jobs; tells each cell of them."""
+    """Run a worker: report that it is free, receive the evaluator, then jobs; send each cell."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    # Those of other packages would be printed over the progress bar, once per worker.
+    warnings.simplefilter("ignore")
     pipe.send("free")
-    bench: Bench = pickle.loads(pipe.recv_bytes())
+    evaluator: Evaluator = pickle.loads(pipe.recv_bytes())
     while True:
         job: Job = pipe.recv()
         try:
-            for cell in bench.measure(job):
+            for cell in measure_in_worker(evaluator, job):
                 pipe.send(cell)
         except Exception as error:
-            told = RuntimeError(f"A worker failed at chip {job.chip.seed}: {error!r}.")
-            told.add_note(traceback.format_exc())
-            pipe.send(told)
+            failure = RuntimeError(f"A worker failed at chip {job.chip.seed}: {error!r}.")
+            failure.add_note(traceback.format_exc())
+            pipe.send(failure)
         pipe.send("free")
 
 

@@ -1,4 +1,4 @@
-"""The engine of several machines: a Ray cluster, one that runs already or one started here."""
+"""Engine of several machines: an existing Ray cluster, or one started here."""
 
 import signal
 import socket
@@ -9,31 +9,31 @@ from typing import Any
 import ray
 import torch
 
-from analog_grasp.study.evaluator import Bench, Cell, Job
+from analog_grasp.study.evaluator import Cell, Evaluator, Job, measure_in_worker
 
-# How often a job is begun again after its node or worker was lost.
+# How often a job is restarted after its node or worker was lost.
 RETRIES = 3
-# How long to wait for a cell before looking whether the cluster has grown, s.
-_LOOK = 5.0
+# How long to wait for a cell before checking whether the cluster has grown, s.
+_POLL_SECONDS = 5.0
 
 
 def measure(
-    bench: Bench, jobs: Iterable[Job], workers: int, address: str | None = None
+    evaluator: Evaluator, jobs: Iterable[Job], workers: int, address: str | None = None
 ) -> Generator[Cell, None, None]:
-    """Measure on a Ray cluster, a job on each of its processors.
+    """Measure on a Ray cluster, one job per processor at a time.
 
-    The bench is put into the object store once. A job whose node is lost is begun again
-    elsewhere, to the same bits; cells that it told already are told again.
+    The evaluator is put into the object store once. A job whose node is lost is restarted
+    elsewhere, to the same bits; cells that it has yielded already are yielded again.
 
     Args:
-        bench: What is measured with.
+        evaluator: Sent to each process of the cluster.
         jobs: Taken one by one, as a processor becomes free.
-        workers: The processors of a cluster started here, among which torch's threads are
-            divided; a cluster that runs already has its own.
-        address: The cluster's, as ray names it (``host:port``, ``auto``); None starts one.
+        workers: Processors of a cluster started here, among which torch's threads are divided; an
+            existing cluster has its own.
+        address: Of the cluster, as ray names it (``host:port``, ``auto``); None starts one.
 
     Raises:
-        RuntimeError: A job failed, or its workers were lost again and again.
+        RuntimeError: A job failed, or its workers were lost repeatedly.
         ValueError: There is no cluster at the address.
 
     Source:
@@ -44,7 +44,7 @@ def measure(
         _connect(workers, address)
     threads = 1 if address else max(1, torch.get_num_threads() // workers)
     try:
-        yield from _shared_out(bench, iter(jobs), threads)
+        yield from _distribute(evaluator, iter(jobs), threads)
     finally:
         if ours:
             ray.shutdown()
@@ -52,35 +52,37 @@ def measure(
 
 def _connect(workers: int, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    # What a request to terminate does is for the caller to say; ray would have it its own way.
+    # The caller decides what a request to terminate does; ray would install its own handler.
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(num_cpus=workers, include_dashboard=False, **quiet)
         else:
-            _knock(address)
+            _check_reachable(address)
             ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"No Ray cluster answers at ray_address {address!r} ({error}): start one with ray "
-            "start --head, or leave the address out to have one started here."
+            "start --head, or omit the address to have one started here."
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens, for which ray would wait for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise OSError where no process listens, for which ray would wait for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=_LOOK).close()
+        socket.create_connection(
+            (host.rpartition("/")[2], int(port)), timeout=_POLL_SECONDS
+        ).close()
 
 
-def _shared_out(bench: Bench, jobs: Iterator[Job], threads: int) -> Iterator[Cell]:
-    for model in bench.models.values():
+def _distribute(evaluator: Evaluator, jobs: Iterator[Job], threads: int) -> Iterator[Cell]:
+    for model in evaluator.models.values():
         model.cpu()
-    # In a list, lest ray fetch it anew for every job.
-    shared = [ray.put(bench)]
+    # In a list: ray would otherwise fetch it again for every job.
+    shared = [ray.put(evaluator)]
     running: list[Any] = []
     try:
         while True:
@@ -89,7 +91,7 @@ def _shared_out(bench: Bench, jobs: Iterator[Job], threads: int) -> Iterator[Cel
                 running.append(_job.remote(shared, job, threads))
             if not running:
                 return
-            ready: list[Any] = ray.wait(running, timeout=_LOOK, fetch_local=False)[0]
+            ready: list[Any] = ray.wait(running, timeout=_POLL_SECONDS, fetch_local=False)[0]
             for cells in ready:
                 if (cell := _next(cells)) is None:
                     running.remove(cells)
@@ -102,7 +104,7 @@ def _shared_out(bench: Bench, jobs: Iterator[Job], threads: int) -> Iterator[Cel
 
 
 def _next(cells: Any) -> Cell | None:
-    """The next cell of a job; None where it is done."""
+    """Return the next cell of a job; None when it is done."""
     try:
         reference = next(cells, None)
         return None if reference is None else ray.get(reference)
@@ -114,10 +116,10 @@ def _next(cells: Any) -> Cell | None:
 @ray.remote(num_cpus=1, max_retries=RETRIES, num_returns="streaming")
 def _job(shared: list[Any], job: Job, threads: int) -> Iterator[Cell]:
     torch.set_num_threads(threads)
-    yield from _bench(shared[0]).measure(job)
+    yield from measure_in_worker(_evaluator(shared[0]), job)
 
 
 @lru_cache(maxsize=1)
-def _bench(reference: Any) -> Bench:
-    """The bench, once for each process of the cluster."""
+def _evaluator(reference: Any) -> Evaluator:
+    """Return the evaluator, fetched once by each process of the cluster."""
     return ray.get(reference)

@@ -1,0 +1,322 @@
+"""Adapters of a study: create, train, save, load, count their parameters."""
+
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.config import PeftConfig
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback
+
+from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of
+from analog_grasp.devices.card import DeviceAtTime
+from analog_grasp.study.config import StudyConfig, is_folder
+from analog_grasp.study.evaluator import processor
+from analog_grasp.study.progress import Progress, silent
+from analog_grasp.study.provenance import ADAPTER_FILES, model_hash
+from analog_grasp.tasks import SentenceTask, Task, load_base_model
+from analog_grasp.tasks.models import last_line
+from analog_grasp.training import train
+from analog_grasp.training.converter_loop import card_with_converters
+
+# Largest configuration of an adapter that is read, in bytes.
+_LARGEST_CONFIG = 1 << 20
+# Training rows on which a collapse to a constant prediction is looked for.
+_COLLAPSE_ROWS = 128
+
+
+def load_adapter(
+    path: Path, model: str | None, task: Task, trust_remote_code: bool = False
+) -> PeftModel:
+    """Load a saved adapter on its pre-trained model, ready to be measured.
+
+    Args:
+        path: The adapter's folder.
+        model: Hub id or folder of the pre-trained model; the one that the adapter names if None.
+        task: Determines the shape of the head.
+        trust_remote_code: Allow Python code that comes with the model to run.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: The adapter was made for another model or another task, or a file is damaged.
+    """
+    return load_with_hash(path, model, task, trust_remote_code)[0]
+
+
+def load_with_hash(
+    path: Path, model: str | None, task: Task, trust_remote_code: bool = False
+) -> tuple[PeftModel, str]:
+    """Load as `load_adapter`, and hash the pre-trained model's weights and configuration."""
+    named = _base_model_name(path)
+    base = load_base_model(task, model or named, trust_remote_code=trust_remote_code)
+    base_hash = model_hash(base)
+    try:
+        # Allocates what the file holds, not what the adapter's configuration states.
+        adapted = PeftModel.from_pretrained(base, path, low_cpu_mem_usage=True)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The file {path / ADAPTER_FILES[1]} is damaged ({error}): train the adapter again."
+        ) from error
+    except Exception as error:
+        # Any error: peft checks few values of a configuration.
+        reason = last_line(error)
+        raise ValueError(
+            f"The adapter in {path} does not fit the model {base.name_or_path} with the task "
+            f"{task.name} ({reason}): name the model and the task that it was made for."
+        ) from error
+    _check_complete(adapted, path, str(base.name_or_path))
+    return adapted.to(processor()).eval(), base_hash
+
+
+def _check_complete(model: PeftModel, path: Path, base: str) -> None:
+    """Raise if an adapter's parameters are not exactly those of the model.
+
+    peft would silently keep missing ones at their initial values.
+    """
+    with safe_open(path / ADAPTER_FILES[1], "pt") as file:
+        held = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if odd := sorted(held ^ expected):
+        kind = "lacks" if odd[0] in expected else "has an unexpected"
+        raise ValueError(
+            f"The adapter in {path} does not fit the model {base}: it {kind} {odd[0]}, and "
+            f"{len(odd)} parameters in all differ from those of the adapted model; name the model "
+            "that it was made for, or train it again."
+        )
+
+
+def _base_model_name(path: Path) -> str | None:
+    """Return the pre-trained model that a saved adapter names, if it does."""
+    if not all((path / file).is_file() for file in ADAPTER_FILES):
+        raise FileNotFoundError(
+            f"The folder {path} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
+            "which save_pretrained writes."
+        )
+    file = path / ADAPTER_FILES[0]
+    if file.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError(
+            f"The file {file} is larger than {_LARGEST_CONFIG >> 20} MiB: one that peft wrote is "
+            "a few kilobytes."
+        )
+    try:
+        saved = PeftConfig.from_pretrained(str(path))
+        base = saved.base_model_name_or_path
+        if saved.peft_type is None or not isinstance(base, str | None):
+            raise KeyError("peft_type" if saved.peft_type is None else "base_model_name_or_path")
+    except Exception as error:
+        raise ValueError(
+            f"The file {file} is not one that peft wrote ({last_line(error)}): train the adapter "
+            "again."
+        ) from error
+    if saved.is_prompt_learning or saved.is_adaption_prompt or saved.peft_type == "XLORA":
+        # Their configurations name further files to read, in other formats too.
+        raise ValueError(
+            f"The adapter in {path} is of the kind {str(saved.peft_type)[:40]}, which is not "
+            "supported: it should be one that adapts layers, such as LoRA."
+        )
+    return base
+
+
+def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel:
+    """Return an untrained adapter on its pre-trained model.
+
+    Args:
+        config: Names the model, and has the adapter's own settings.
+        task: Determines the shape of the head.
+        adapter: One of `analog_grasp.adapters.registry.ADAPTERS`.
+
+    Raises:
+        FileNotFoundError: The model is missing.
+        ValueError: The adapter is unknown, a setting does not fit the model, or a setting of the
+            training names an unknown device or time.
+    """
+    _check_devices(config)
+    base = load_base_model(
+        task,
+        config.model.name,
+        seed=config.run.seed,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    try:
+        # Some methods are initialised at random.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.run.seed)
+            adapted = adapt(
+                base,
+                adapter,
+                task_type=task.task_type,
+                groups=config.training.groups,
+                target_modules=config.training.target_modules
+                if isinstance(config.training.target_modules, str)
+                else list(config.training.target_modules),
+                noise_weight=config.training.noise_weight,
+                noise_target=config.training.noise_target,
+                sampling=config.training.sampling,
+            )
+        return adapted.to(processor())
+    except ValueError as error:
+        # peft has several messages for this, none of which says what is accepted.
+        if "module" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"No layer of the model {base.name_or_path} matches the target_modules "
+            f"{config.training.target_modules!r}: give endings of the names of its linear layers, "
+            "or all-linear."
+        ) from error
+
+
+def _check_devices(config: StudyConfig) -> None:
+    """Raise for an unknown device or time, before anything is loaded."""
+    for name in ("injection", "evaluate_on"):
+        if isinstance(where := config.value(name), str):
+            DeviceAtTime.parse(where)
+    if config.training.converters is not None:
+        card_with_converters(config.training.converters)
+
+
+def train_adapter(
+    model: PeftModel,
+    config: StudyConfig,
+    task: Task,
+    description: str,
+    progress: Progress,
+    checkpoints: Path | None = None,
+    save_steps: int | None = None,
+) -> float:
+    """Train an adapter in place, as the settings say.
+
+    Warns if the trained adapter has collapsed to a constant prediction.
+
+    Args:
+        model: From `new_adapter`.
+        config: The settings of the training.
+        task: The task to learn.
+        description: Text for the progress.
+        progress: Called for each step.
+        checkpoints: A folder for checkpoints; training resumes from the latest one in it.
+        save_steps: Steps between two checkpoints, and between two evaluations on a chip; one epoch
+            if None.
+
+    Returns:
+        Training time, s.
+
+    Raises:
+        ValueError: As `analog_grasp.train`.
+    """
+    kind = kind_of(model.active_peft_config)
+    learning_rate = config.training.learning_rate or ADAPTERS[kind or "grasp"].learning_rate
+    saving: dict[str, Any] = {} if save_steps is None else {"save_steps": save_steps}
+    if checkpoints is not None:
+        saving |= {"output_dir": checkpoints, "save_total_limit": 1}
+    start = time.perf_counter()
+    train(
+        model,
+        task,
+        injection=config.training.injection,
+        converters=config.training.converters,
+        evaluate_on=config.training.evaluate_on,
+        epochs=config.training.epochs,
+        learning_rate=learning_rate,
+        shift_lr_ratio=config.training.shift_lr_ratio,
+        batch_size=config.training.batch_size,
+        seed=config.run.seed,
+        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+        bf16=config.training.bf16,
+        resume_from_checkpoint=_last_checkpoint(checkpoints),
+        callbacks=[_Steps(description, progress)],
+        **saving,
+    )
+    seconds = time.perf_counter() - start
+    if isinstance(task, SentenceTask):
+        few = task.subset(train=min(_COLLAPSE_ROWS, len(task.train)))
+        if _is_constant(model, few):
+            warnings.warn(
+                f"The adapter {kind} predicts the same for {len(few.train)} training sentences of "
+                f"{task.name}: train it longer (--epochs, here {config.training.epochs:g}) or "
+                f"with a lower learning rate (--learning-rate, here {learning_rate:g}).",
+                stacklevel=2,
+            )
+    return seconds
+
+
+def _is_constant(model: PeftModel, few: SentenceTask) -> bool:
+    """Return whether training rows with different labels all have the same prediction.
+
+    Too high a learning rate makes features diverge until they are independent of the input.
+    """
+    predicted, labels = few.predict(model, "train"), few.labels("train")
+    if few.regression:
+        return bool(predicted.std() < 0.01 * labels.std())
+    return len(np.unique(labels)) > 1 and len(np.unique(predicted.argmax(1))) == 1
+
+
+def _last_checkpoint(folder: Path | None) -> str | bool:
+    """Return the latest complete checkpoint: trainer_state.json is the last file of one."""
+    states = [] if folder is None else folder.glob("checkpoint-*/trainer_state.json")
+    complete = {int(state.parent.name.rpartition("-")[2]): state.parent for state in states}
+    return str(complete[max(complete)]) if complete else False
+
+
+def save_adapter(model: PeftModel, path: Path) -> None:
+    """Write an adapter's folder as PEFT does.
+
+    Embeddings are never part of it; peft would query the Hub to find out.
+    """
+    model.save_pretrained(str(path), save_embedding_layers=False)
+
+
+def adapter_names(adapters: Iterable[str]) -> dict[str, str]:
+    """Return the adapters by their names in tables: their own, or the last part of a folder's path.
+
+    Raises:
+        ValueError: Two have the same name.
+
+    Example:
+        >>> adapter_names(["grasp", "runs/one/mine"])
+        {'grasp': 'grasp', 'mine': 'runs/one/mine'}
+    """
+    adapters = tuple(adapters)
+    named = {Path(a).resolve().name if is_saved(a) else a: a for a in adapters}
+    if len(named) < len(adapters):
+        raise ValueError(
+            f"Two of the adapters {', '.join(adapters)} have the same name: saved adapters are "
+            "called by the last part of their folder, which must differ."
+        )
+    return named
+
+
+def is_saved(adapter: str) -> bool:
+    """Return whether an entry of the settings is the folder of a saved adapter, not a name."""
+    return adapter not in ADAPTERS and is_folder(adapter)
+
+
+def learned_parameters(model: PeftModel) -> tuple[int, int]:
+    """Return the number of parameters of the active adapter, and of the task head saved with it."""
+    own = head = 0
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    heads = set(model.modules_to_save or ())
+    for name, tensor in weights.items():
+        if heads.intersection(name.split(".")):
+            head += tensor.numel()
+        else:
+            own += tensor.numel()
+    return own, head
+
+
+class _Steps(TrainerCallback):
+    """Reports the steps of a trainer to a progress."""
+
+    def __init__(self, description: str, progress: Progress) -> None:
+        self._description, self._progress = description, progress
+        self._advance = silent(description, 0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._advance = self._progress(self._description, state.max_steps - state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._advance()

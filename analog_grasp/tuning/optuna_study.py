@@ -1,0 +1,284 @@
+"""Optuna study of a tuning: its database, its sampler, and errors of both as one sentence."""
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+
+from analog_grasp.study.config import StudyConfig
+from analog_grasp.tuning.search_space import Range
+from analog_grasp.utils.seed import derive_seed
+
+# The heartbeat of a process that is killed stops; its trial is then tried again. In seconds.
+HEARTBEAT_SECONDS = 10
+GRACE_SECONDS = 60
+# How long a process waits for another one that is writing, in seconds.
+_BUSY_SECONDS = 30
+# Processes that start together may all try to create the tables of a new database.
+_ATTEMPTS = 20
+_ATTEMPT_SECONDS = 0.25
+# Trials drawn at random over the ranges before the sampler uses earlier results.
+_RANDOM_TRIALS = 8
+# Packages of database drivers, by the module that SQLAlchemy imports.
+_DRIVERS = {
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "pymysql",
+}
+
+Values = dict[str, Any]
+"""Values of the searched settings in one trial, by name."""
+
+
+def first_values(config: StudyConfig, space: Mapping[str, Range]) -> list[Values]:
+    """Return the values of the first trials: as given, and the same without noise-aware loss.
+
+    Example:
+        >>> from analog_grasp.tuning.search_space import search_space
+        >>> first_values(StudyConfig(), search_space(["noise_weight"]))
+        [{'noise_weight': 1.0}, {'noise_weight': 0.0}]
+    """
+    given = {name: config.value(name) for name in space}
+    without = given | {"noise_weight": 0.0}
+    return [given, without] if "noise_weight" in given and given != without else [given]
+
+
+def propose(
+    trial: optuna.Trial, place: int, space: Mapping[str, Range], first: Sequence[Values]
+) -> Values:
+    """Return a trial's values: the first ones by its position, later ones from the sampler.
+
+    A first value outside its range (noise weight 0, which no logarithmic range contains) is tried
+    without being a point of the range.
+
+    Args:
+        trial: Of a study whose sampler is `PositionSeededTPE`.
+        place: See `position`.
+        space: See `analog_grasp.tuning.search_space.search_space`.
+        first: See `first_values`.
+    """
+    fixed = first[place] if place < len(first) else {}
+    outside = {name: value for name, value in fixed.items() if value not in space[name]}
+    return outside | {
+        name: bounds.suggest(trial, name) for name, bounds in space.items() if name not in outside
+    }
+
+
+class PositionSeededTPE(BaseSampler):
+    """Optuna's TPE sampler with the draws of each trial seeded by its position in the study.
+
+    Processes that share a study therefore propose different values, and a resumed study proposes
+    what it would have proposed without the interruption.
+
+    Args:
+        seed: Seed of the study.
+        first: See `first_values`.
+
+    Source:
+        Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011 (TPE).
+    """
+
+    def __init__(self, seed: int, first: Sequence[Values]) -> None:
+        self._seed, self._first = seed, first
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return no settings to draw jointly: too few trials to learn how settings interact."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return no values, as `infer_relative_search_space` returns no settings."""
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return the value of a setting in a trial."""
+        place = position(trial, study.get_trials(deepcopy=False))
+        if place < len(self._first):
+            return self._first[place][param_name]
+        sampler = TPESampler(
+            seed=derive_seed(self._seed, "proposal", place, param_name) % 2**32,
+            n_startup_trials=_RANDOM_TRIALS,
+            multivariate=False,
+            # Trials that run elsewhere count as poor, so that no process repeats them.
+            constant_liar=True,
+        )
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def position(trial: FrozenTrial, everyone: Sequence[FrozenTrial]) -> int:
+    """Return a trial's position in the study, which retries of other trials do not change.
+
+    Args:
+        trial: A retry has the position of its first attempt.
+        everyone: All trials of the study, in their order.
+    """
+    first = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    number = trial.number if first is None else first
+    attempts = map(RetryHeartbeatStaleTrialCallback.retried_trial_number, everyone[:number])
+    return sum(attempt is None for attempt in attempts)
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Suppress optuna's lines about each trial and its warnings about experimental parts."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def file_url(path: Path) -> str:
+    """Return the URL of a SQLite file.
+
+    Example:
+        >>> file_url(Path("runs/tune/study.sqlite"))
+        'sqlite:///runs/tune/study.sqlite'
+    """
+    return f"sqlite:///{path.as_posix()}"
+
+
+def shown_url(url: str) -> str:
+    """Return the URL of a database without its password.
+
+    Raises:
+        ValueError: It is not the URL of a database.
+
+    Example:
+        >>> shown_url("postgresql://me:secret@host/trials")
+        'postgresql://me:***@host/trials'
+    """
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(
+            "The storage is not the URL of a database: give one such as sqlite:///study.sqlite or "
+            "postgresql://user@host/name."
+        ) from error
+
+
+def connect(url: str) -> RDBStorage:
+    """Connect to the database at a URL, and create the tables of a study if necessary.
+
+    A trial whose process no longer answers is put back, to be tried again.
+
+    Raises:
+        ValueError: It is not the URL of a database, or its driver is not installed.
+        OSError: The database cannot be reached or written, or another optuna made its tables.
+    """
+    shown = shown_url(url)
+    for _ in range(_ATTEMPTS):
+        try:
+            with storage_errors(url):
+                return _open(url)
+        except OSError as error:
+            last = error
+            if not _is_race(error.__cause__):
+                raise
+            time.sleep(_ATTEMPT_SECONDS)
+        except (ImportError, NoSuchModuleError) as error:
+            raise ValueError(_missing_driver(url, error)) from error
+        except RuntimeError as error:
+            raise OSError(f"The storage {shown} cannot be used: {error}") from error
+    raise last
+
+
+def share_heartbeats(study: optuna.Study, storage: RDBStorage) -> None:
+    """Record a first heartbeat for each running trial that has none.
+
+    A process that was killed before the first heartbeat of its trial would otherwise be waited
+    for endlessly; one that lives continues its own heartbeat.
+    """
+    with storage.engine.connect() as connection:
+        beating = {
+            row[0] for row in connection.execute(text("SELECT trial_id FROM trial_heartbeats"))
+        }
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial._trial_id not in beating:
+            storage.record_heartbeat(trial._trial_id)
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn an error of the database at a URL into one sentence."""
+    try:
+        yield
+    except NoSuchModuleError:
+        raise
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise OSError(
+            f"The storage {shown_url(url)} cannot be used ({_reason(error)}): it should be a "
+            "database that can be reached and written to; finished trials are kept, and the same "
+            "command resumes the tuning."
+        ) from error
+
+
+def _open(url: str) -> RDBStorage:
+    waiting = {"timeout": _BUSY_SECONDS} if make_url(url).get_backend_name() == "sqlite" else {}
+    return RDBStorage(
+        url,
+        engine_kwargs={"connect_args": waiting},
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
+
+
+def _missing_driver(url: str, error: Exception) -> str:
+    module = getattr(error.__cause__, "name", None)
+    if module is None:
+        return (
+            f"The storage {shown_url(url)} is a database of an unknown kind: give one such as "
+            "sqlite:///study.sqlite or postgresql://user@host/name."
+        )
+    return (
+        f"The storage {shown_url(url)} requires the Python module {module}, which is not "
+        f"installed: run pip install '{_DRIVERS.get(module, module)}', or omit the storage to use "
+        "a SQLite file."
+    )
+
+
+def _is_race(error: BaseException | None) -> bool:
+    """Return whether another process has just created what this one was about to create."""
+    taken = isinstance(error, OperationalError | ProgrammingError) and "already exists" in str(
+        error
+    )
+    return taken or isinstance(error, IntegrityError)
+
+
+def _reason(error: Exception) -> str:
+    """Return the database's own message, on one line."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    return str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0].rstrip(".")
