@@ -1,6 +1,6 @@
-"""What adapters have learned: the distribution of scales, shifts and sigmas, layer by layer.
+"""Distribution of the learned parameters of saved adapters, layer by layer: tables and figure.
 
-Read from the folders of saved adapters alone; their pre-trained models are not needed.
+Only the folders of the adapters are read; the pre-trained models are not needed.
 """
 
 from __future__ import annotations
@@ -9,29 +9,33 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from analog_grasp.report.inspection_figure import draw
-from analog_grasp.report.modality import Values, dip, dip_p_value, holm
-from analog_grasp.report.tables import TextCell, TextRow, TextTable, markdown_table
+from analog_grasp.report.modality import Values, dip, dip_p_value
+from analog_grasp.report.plotting import PALETTE, draw_legend, write_figure
+from analog_grasp.report.tables import Entry, TextRow, TextTable, markdown_bullets, markdown_table
+from analog_grasp.study.statistics import holm
 from analog_grasp.utils.io import write_atomically
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ALL_LAYERS = "all layers"
 LEVEL = 0.05
 LEGEND = (
-    "Mean ± standard deviation of the K numbers of a layer, and p, how likely they are where there "
-    "is one mode: Hartigan's dip test with Holm's correction over the layers; † below "
-    f"{LEVEL:g}, several modes. Sigmas are relative to the layer's largest scale or shift."
+    "Mean ± standard deviation of the K parameters of a layer, and the p-value of Hartigan's dip"
+    " test of a single mode, with Holm's correction over the layers; † marks several modes"
+    f" (p < {LEVEL:g}). Sigmas are relative to the layer's largest scale or shift."
 )
-_METHODS = {"GRASP": "GRASP", "STOCHGRASP": "StochGRASP"}
-# By the end of a tensor's name; those of sigmas are logarithms.
+_TITLES = {"GRASP": "GRASP", "STOCHGRASP": "StochGRASP"}
+# Parameters by the end of a tensor's name; sigmas are stored as logarithms.
 _PARAMETERS = {
     "grasp_scale": "scale",
     "grasp_shift": "shift",
@@ -40,19 +44,30 @@ _PARAMETERS = {
     "stochgrasp_scale_log_sigma": "sigma of the scale",
     "stochgrasp_shift_log_sigma": "sigma of the shift",
 }
+_COLUMNS = (
+    "adapter", "parameter", "layer", "count", "mean", "std", "min", "max", "dip", "p", "p_holm",
+    "modes",
+)  # fmt: skip
+_PANEL_INCHES = (2.9, 3.3)
+_COLOURS = {"one": PALETTE[0], "several": PALETTE[1]}
+# Height of a density, and the gap below that of all layers, in distances between two layers.
+_HEIGHT, _GAP = 1.8, 2
+# Equal values have a density too: the smallest bandwidth as a share of the panel's width.
+_LEAST_BANDWIDTH = 1 / 150
+_POINTS = 400
 
 
 @dataclass(frozen=True)
 class LayerModes:
-    """The numbers of one kind in one layer of one adapter, and whether they have one mode.
+    """Values of one parameter in one layer of an adapter, and the test of their modes.
 
     Attributes:
-        adapter: What the adapter is called: its folder and K.
+        adapter: Label of the adapter: its folder and K.
         parameter: scale, shift, sigma of the scale or sigma of the shift.
-        layer: The layer's name in the pre-trained model, or `ALL_LAYERS`.
-        values: The numbers, of shape (K,), or all those of the layers together.
-        p: The dip test's p-value.
-        p_holm: The same after Holm's correction over the layers; for all layers together, p.
+        layer: Name of the layer in the pre-trained model, or `ALL_LAYERS`.
+        values: Shape (K,), or the values of all layers together.
+        p: p-value of the dip test.
+        p_holm: p-value after Holm's correction over the layers; p for all layers together.
     """
 
     adapter: str
@@ -64,30 +79,29 @@ class LayerModes:
 
     @property
     def modes(self) -> str:
-        """``"several"`` where one mode is rejected at the level of 5 %, else ``"one"``."""
+        """``"several"`` where a single mode is rejected at the level of 5 %, else ``"one"``."""
         return "several" if self.p_holm < LEVEL else "one"
 
 
-def inspected(folders: Sequence[Path]) -> list[LayerModes]:
-    """Read saved adapters and test the distribution of what each layer has learned.
+def inspect_adapters(folders: Sequence[Path]) -> list[LayerModes]:
+    """Read saved adapters and test the modes of the learned parameters of each layer.
 
     Args:
-        folders: Of GRASP or StochGRASP adapters, as `save_pretrained` writes them.
+        folders: Folders of GRASP or StochGRASP adapters, as `save_pretrained` writes them.
 
     Returns:
-        By adapter and parameter: each layer, layer 10 after layer 2, and all layers together.
+        By adapter and parameter: each layer in natural order, and all layers together.
 
     Raises:
         FileNotFoundError: A folder holds no adapter.
-        ValueError: An adapter is of another kind, a file is damaged, or a folder is named twice.
+        ValueError: An adapter is of another type, a file is damaged, or a folder is repeated.
     """
-    configs = [_config(folder) for folder in folders]
-    names = _names(folders, configs)
+    labels = _labels(folders, [_config(folder) for folder in folders])
     return [
         modes
-        for name, folder in zip(names, folders, strict=True)
-        for parameter, layers in _learned(folder).items()
-        for modes in _tested(name, parameter, layers)
+        for label, folder in zip(labels, folders, strict=True)
+        for parameter, layers in _parameters(folder).items()
+        for modes in _tested(label, parameter, layers)
     ]
 
 
@@ -95,39 +109,40 @@ def _config(folder: Path) -> dict[str, object]:
     path = folder / CONFIG_FILE
     if not path.is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(
-            f"The folder {folder} holds no adapter: it should hold {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE}, which save_pretrained writes."
+            f"The folder {folder} holds no adapter: expected {CONFIG_FILE} and {WEIGHTS_FILE}, as "
+            "written by save_pretrained."
         )
     try:
         config = json.loads(path.read_bytes())
         kind = str(config["peft_type"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"The file {path} is not one that peft wrote ({error}): train the adapter again."
+            f"The file {path} is not a valid adapter configuration ({error}): train the adapter "
+            "again."
         ) from error
-    if kind not in _METHODS:
+    if kind not in _TITLES:
         raise ValueError(
-            f"The adapter in {folder} is of the kind {kind[:40]}, which has learned no "
-            f"shared scales and shifts: give a {' or '.join(_METHODS.values())} adapter."
+            f"The adapter in {folder} is of type {kind[:40]}, which has no shared scales and "
+            f"shifts: use a {' or '.join(_TITLES.values())} adapter."
         )
     return config
 
 
-def _names(folders: Sequence[Path], configs: Sequence[dict[str, object]]) -> list[str]:
-    """What tables call the adapters: by their folders' last parts where these tell them apart."""
-    for shown in (lambda path: path.resolve().name, str):
-        names = [
-            f"{shown(folder)}, K = {config.get('groups')}"
+def _labels(folders: Sequence[Path], configs: Sequence[dict[str, object]]) -> list[str]:
+    """Return labels of the adapters: names of their folders, or paths where names are equal."""
+    for shorten in (lambda path: path.resolve().name, str):
+        labels = [
+            f"{shorten(folder)}, K = {config.get('groups')}"
             for folder, config in zip(folders, configs, strict=True)
         ]
-        if len(set(names)) == len(names):
-            return names
-    twice = next(str(folder) for folder in folders if list(folders).count(folder) > 1)
-    raise ValueError(f"The adapter in {twice} is named more than once: name each once.")
+        if len(set(labels)) == len(labels):
+            return labels
+    repeated = next(str(folder) for folder in folders if list(folders).count(folder) > 1)
+    raise ValueError(f"The adapter in {repeated} is given more than once: give each once.")
 
 
-def _learned(folder: Path) -> dict[str, dict[str, Values]]:
-    """The numbers of an adapter by parameter and layer."""
+def _parameters(folder: Path) -> dict[str, dict[str, Values]]:
+    """Return the learned values by parameter and layer."""
     path = folder / WEIGHTS_FILE
     try:
         tensors = load_file(path)
@@ -136,13 +151,13 @@ def _learned(folder: Path) -> dict[str, dict[str, Values]]:
             f"The file {path} is damaged ({error}): train the adapter again."
         ) from error
     found: dict[str, dict[str, Values]] = {name: {} for name in _PARAMETERS.values()}
-    for key in sorted(tensors, key=_in_order):
+    for key in sorted(tensors, key=_natural):
         layer, _, end = key.removeprefix("base_model.model.").rpartition(".")
         if end in _PARAMETERS:
             values = tensors[key].astype(np.float64).ravel()
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"The adapter in {folder} holds numbers in {key} that are not finite: train it "
+                    f"The adapter in {folder} has values in {key} that are not finite: train it "
                     "again."
                 )
             found[_PARAMETERS[end]][layer] = np.exp(values) if "log" in end else values
@@ -151,70 +166,63 @@ def _learned(folder: Path) -> dict[str, dict[str, Values]]:
     return {name: layers for name, layers in found.items() if layers}
 
 
-def _in_order(key: str) -> list[tuple[int, str]]:
-    """Layer 10 after layer 2."""
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Return a sort key that places layer 10 after layer 2."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", key)]
 
 
 def _tested(adapter: str, parameter: str, layers: dict[str, Values]) -> list[LayerModes]:
     p_values = np.array([dip_p_value(values) for values in layers.values()])
     tests = zip(layers.items(), p_values.tolist(), holm(p_values).tolist(), strict=True)
-    every = np.concatenate(list(layers.values()))
-    together = dip_p_value(every)
+    together = np.concatenate(list(layers.values()))
+    p_together = dip_p_value(together)
     return [
-        *(LayerModes(adapter, parameter, layer, v, p, holmed) for (layer, v), p, holmed in tests),
-        LayerModes(adapter, parameter, ALL_LAYERS, every, together, together),
+        *(LayerModes(adapter, parameter, layer, v, p, p_holm) for (layer, v), p, p_holm in tests),
+        LayerModes(adapter, parameter, ALL_LAYERS, together, p_together, p_together),
     ]
 
 
-def tables(found: Sequence[LayerModes]) -> list[TextTable]:
-    """One table a parameter: a row a layer, a column an adapter; see `LEGEND`."""
+def inspection_tables(found: Sequence[LayerModes]) -> list[TextTable]:
+    """Return one table per parameter: a row per layer, a column per adapter; see `LEGEND`."""
     adapters = list(dict.fromkeys(modes.adapter for modes in found))
-    return [
-        TextTable(
-            parameter,
-            ("layer", *adapters),
-            tuple(
-                TextRow(layer, tuple(_cell(found, parameter, layer, name) for name in adapters))
-                for layer in _distinct(m.layer for m in found if m.parameter == parameter)
-            ),
+    by_place = {(m.parameter, m.layer, m.adapter): m for m in found}
+    tables = []
+    for parameter in dict.fromkeys(modes.parameter for modes in found):
+        layers = dict.fromkeys(m.layer for m in found if m.parameter == parameter)
+        rows = tuple(
+            TextRow(
+                layer,
+                tuple(_entry(by_place.get((parameter, layer, name))) for name in adapters),
+            )
+            for layer in (*(name for name in layers if name != ALL_LAYERS), ALL_LAYERS)
         )
-        for parameter in dict.fromkeys(modes.parameter for modes in found)
-    ]
+        tables.append(TextTable(parameter, ("layer", *adapters), rows))
+    return tables
 
 
-def _distinct(layers: Iterable[str]) -> list[str]:
-    """The layers of all adapters, those of all together at the end."""
-    names = dict.fromkeys(layers)
-    return [*(name for name in names if name != ALL_LAYERS), ALL_LAYERS]
+def _entry(modes: LayerModes | None) -> Entry:
+    if modes is None:
+        return Entry("-")
+    mark = "†" if modes.modes == "several" else " "
+    mean, std = modes.values.mean(), modes.values.std()
+    return Entry(f"{mean:.3f} ± {std:.3f}  p {modes.p_holm:.3f}{mark}")
 
 
-def _cell(found: Sequence[LayerModes], parameter: str, layer: str, adapter: str) -> TextCell:
-    for modes in found:
-        if (modes.parameter, modes.layer, modes.adapter) == (parameter, layer, adapter):
-            mark = "†" if modes.modes == "several" else " "
-            mean, std = modes.values.mean(), modes.values.std()
-            return TextCell(f"{mean:.3f} ± {std:.3f}  p {modes.p_holm:.3f}{mark}")
-    return TextCell("-")
-
-
-def sentences(found: Sequence[LayerModes]) -> list[str]:
-    """What the tests say: in how many layers of each adapter there are several modes."""
-    told = []
+def inspection_findings(found: Sequence[LayerModes]) -> list[str]:
+    """Return per adapter and parameter the number of layers with several modes, as sentences."""
     groups: dict[tuple[str, str], list[LayerModes]] = {}
     for modes in found:
         groups.setdefault((modes.parameter, modes.adapter), []).append(modes)
-    for (parameter, adapter), (*layers, together) in groups.items():
-        several = sum(modes.modes == "several" for modes in layers)
-        told.append(
-            f"{adapter}: the {parameter} has several modes in {several} of {len(layers)} layers, "
-            f"and {together.modes} over all layers together (p {together.p:.4f})."
-        )
-    return told
+    return [
+        f"{adapter}: the {parameter} has several modes in"
+        f" {sum(modes.modes == 'several' for modes in layers)} of {len(layers)} layers, and"
+        f" {together.modes} over all layers together (p {together.p:.4f})."
+        for (parameter, adapter), (*layers, together) in groups.items()
+    ]
 
 
 def write_inspection(found: Sequence[LayerModes], directory: Path) -> list[Path]:
-    """Write inspection.csv, inspection.md and the figure.
+    """Write inspection.csv, inspection.md and the figure of the densities.
 
     Returns:
         The paths of inspection.csv, .md, .png, .svg and .pdf.
@@ -225,47 +233,75 @@ def write_inspection(found: Sequence[LayerModes], directory: Path) -> list[Path]
     directory.mkdir(parents=True, exist_ok=True)
     data, page = directory / "inspection.csv", directory / "inspection.md"
     write_atomically(data, _csv(found).encode())
-    told = "\n".join(f"- {sentence}" for sentence in sentences(found))
-    parts = ["# What the adapters have learned", LEGEND, told]
-    parts += [markdown_table(table) for table in tables(found)]
+    parts = ["# Learned parameters by layer", LEGEND, markdown_bullets(inspection_findings(found))]
+    parts += [markdown_table(table) for table in inspection_tables(found)]
     write_atomically(page, ("\n\n".join(parts) + "\n").encode())
-    return [data, page, *draw(found, directory / "inspection")]
+    return [data, page, *write_figure(lambda: _figure(found), directory / "inspection")]
 
 
 def _csv(found: Sequence[LayerModes]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "adapter",
-            "parameter",
-            "layer",
-            "count",
-            "mean",
-            "std",
-            "min",
-            "max",
-            "dip",
-            "p",
-            "p_holm",
-            "modes",
-        ]
-    )
+    writer.writerow(_COLUMNS)
     for m in found:
-        spread = (
-            v.item() for v in (m.values.mean(), m.values.std(), m.values.min(), m.values.max())
-        )
+        v = m.values
+        statistics = [x.item() for x in (v.mean(), v.std(), v.min(), v.max())]
         writer.writerow(
-            [
-                m.adapter,
-                m.parameter,
-                m.layer,
-                len(m.values),
-                *spread,
-                dip(m.values),
-                m.p,
-                m.p_holm,
-                m.modes,
-            ]
+            [m.adapter, m.parameter, m.layer, len(v), *statistics, dip(v), m.p, m.p_holm, m.modes]
         )
     return text.getvalue()
+
+
+def _figure(found: Sequence[LayerModes]) -> Figure:
+    """Return the density of every layer: a column per adapter and a row per parameter."""
+    panels: dict[str, dict[str, list[LayerModes]]] = {}
+    for modes in found:
+        panels.setdefault(modes.parameter, {}).setdefault(modes.adapter, []).append(modes)
+    adapters = list(dict.fromkeys(modes.adapter for modes in found))
+    width, height = _PANEL_INCHES
+    figure = Figure(
+        figsize=(width * len(adapters) + 0.8, height * len(panels) + 0.6), layout="constrained"
+    )
+    grid = figure.subplots(len(panels), len(adapters), sharex="row", squeeze=False)
+    for row, (parameter, columns) in zip(grid, panels.items(), strict=True):
+        for panel, adapter in zip(row, adapters, strict=True):
+            # GRASP has no sigmas.
+            if adapter not in columns:
+                panel.set_axis_off()
+                continue
+            every = np.concatenate([modes.values for own in columns.values() for modes in own])
+            _draw_layers(panel, columns[adapter], float(every.min()), float(every.max()))
+            panel.set_xlabel(parameter)
+            panel.set_title(adapter)
+        row[0].set_ylabel("layer")
+    titles = {"one": "one mode not rejected", "several": "several modes"}
+    draw_legend(figure, [Line2D([], [], color=_COLOURS[m], label=t) for m, t in titles.items()])
+    return figure
+
+
+def _draw_layers(panel: Axes, rows: Sequence[LayerModes], low: float, high: float) -> None:
+    """Draw the first layer at the bottom, and all layers together above the last."""
+    margin = 0.06 * (high - low) or 0.5
+    x = np.linspace(low - margin, high + margin, _POINTS)
+    for place, modes in enumerate(rows):
+        base = place + _GAP * (place + 1 == len(rows))
+        density = _density(modes.values, x)
+        top = base + _HEIGHT * density / density.max()
+        colour = _COLOURS[modes.modes]
+        panel.fill_between(x, base, top, color="white", linewidth=0, zorder=-place)
+        panel.fill_between(x, base, top, color=colour, alpha=0.35, linewidth=0, zorder=-place)
+        panel.plot(x, top, color=colour, linewidth=0.9, zorder=-place)
+    count = len(rows) - 1
+    ticks = list(range(0, count, max(1, count // 6)))
+    panel.set_yticks([*ticks, count + _GAP], [*(str(tick + 1) for tick in ticks), "all"])
+    panel.grid(visible=False)
+    panel.set_xlim(x[0], x[-1])
+    # Few, because long labels would overlap.
+    panel.locator_params(axis="x", nbins=5)
+
+
+def _density(values: Values, x: Values) -> Values:
+    """Return a sum of Gaussians with Silverman's bandwidth at the points `x`."""
+    std = min(values.std(), np.subtract(*np.percentile(values, [75, 25])) / 1.34)
+    bandwidth = max(0.9 * std * len(values) ** -0.2, _LEAST_BANDWIDTH * np.ptp(x))
+    return np.exp(-0.5 * ((x - values[:, None]) / bandwidth) ** 2).sum(axis=0)

@@ -1,7 +1,7 @@
-"""Whether values lie around one mode or several: Hartigan and Hartigan's dip test.
+"""Dip test of a single mode.
 
 The dip is the largest distance between the distribution function of the values and that of the
-nearest distribution with one mode. It assumes no form of the modes, as a mixture would.
+nearest distribution with one mode. Unlike a mixture, it assumes no form of the modes.
 """
 
 from functools import lru_cache
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 
-FEWEST = 4
-"""Fewer values are never told from one mode."""
+MIN_VALUES = 4
+"""With fewer values, a single mode is never rejected."""
 
 _SAMPLES = 4_000
 _SEED = 0
-# The distribution of sqrt(n) dip hardly changes from here on.
+# The distribution of sqrt(n) dip is nearly constant for larger n.
 _LARGE = 100
 
 
 def dip(values: Values) -> float:
-    """The dip of a sample, between 1 / (2 n) and 1 / 4.
+    """Return the dip of a sample, between 1 / (2 n) and 1 / 4.
 
     Args:
-        values: of shape (n,), in any order.
+        values: Shape (n,), in any order.
 
     Source:
         J. A. Hartigan and P. M. Hartigan, "The Dip Test of Unimodality", Annals of Statistics 13
@@ -36,7 +36,7 @@ def dip(values: Values) -> float:
     """
     x = np.sort(values)
     count = len(x)
-    if count < FEWEST or x[0] == x[-1]:
+    if count < MIN_VALUES or x[0] == x[-1]:
         return 1 / (2 * count)
     # In steps of the distribution function, of which the least possible distance is one.
     distance, low, high = 1.0, 0, count - 1
@@ -60,7 +60,7 @@ def dip(values: Values) -> float:
 
 
 def _hull(x: list[float], low: int, high: int, side: int) -> NDArray[np.int64]:
-    """The knots of the greatest convex minorant (side 1) or least concave majorant (side -1)."""
+    """Return the knots of the greatest convex minorant (side 1) or least concave majorant (-1)."""
     knots: list[int] = []
     for i in range(low, high + 1):
         if knots and x[i] == x[knots[-1]]:
@@ -78,20 +78,20 @@ def _hull(x: list[float], low: int, high: int, side: int) -> NDArray[np.int64]:
 
 
 def dip_p_value(values: Values) -> float:
-    """How likely a dip as large is where there is one mode: small for several.
+    """Return the p-value of the dip test; a small one rejects a single mode.
 
-    Against the uniform distribution, the hardest to tell apart among those with one mode. By a
-    seeded simulation, so that it is never below 1 / 4001 and the same at every call; a sample of
-    more than 100 is judged by the square root of its size times its dip.
+    The reference is the uniform distribution, the least favourable one with a single mode. It is
+    simulated with a fixed seed, so the p-value is at least 1 / 4001 and the same in every call; a
+    sample of more than 100 values is judged by the square root of its size times its dip.
 
     Args:
-        values: of shape (n,), in any order.
+        values: Shape (n,), in any order.
 
     Example:
         >>> dip_p_value(np.array([0.0] * 8 + [1.0] * 8)) < 0.001
         True
     """
-    if len(values) < FEWEST or np.ptp(values) == 0:
+    if len(values) < MIN_VALUES or np.ptp(values) == 0:
         return 1.0
     null = _uniform_dips(min(len(values), _LARGE))
     scaled = dip(values) * np.sqrt(len(values))
@@ -100,23 +100,6 @@ def dip_p_value(values: Values) -> float:
 
 @lru_cache
 def _uniform_dips(count: int) -> Values:
-    """Dips of uniform samples of a size, times its square root."""
+    """Return the dips of uniform samples of `count` values, times the square root of `count`."""
     samples = np.random.default_rng(_SEED).random((_SAMPLES, count))
     return np.array([dip(sample) for sample in samples]) * np.sqrt(count)
-
-
-def holm(p_values: Values) -> Values:
-    """P-values corrected by Holm's method for their number.
-
-    Args:
-        p_values: of shape (m,).
-
-    Example:
-        >>> holm(np.array([0.04, 0.01])).tolist()
-        [0.04, 0.02]
-    """
-    order = np.argsort(p_values, kind="stable")
-    corrected = np.empty_like(p_values)
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected

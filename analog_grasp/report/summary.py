@@ -1,54 +1,95 @@
-"""What a comparison found, in sentences, and the document that starts with them."""
+"""Findings of a comparison as sentences, and summary.md, which begins with them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from analog_grasp.report.chips import CHIPS_LEGEND, chip_summaries, chip_text
 from analog_grasp.report.tables import (
     LEGEND,
     MARKS,
+    MISSING,
     DeviceTable,
-    TextCell,
+    Entry,
     TextRow,
     TextTable,
     adapter_text,
     comparison_tables,
     device_text,
     interval_text,
+    markdown_bullets,
     markdown_escape,
     markdown_table,
     ordered_variants,
+    settings_text,
 )
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
 from analog_grasp.utils.time import format_time
 
-METHOD = (
-    "A cell is one adapter at one placement on one device at one time since programming. Its"
-    " figure is the mean over chip instances, each programmed from its own seed, with the 95 %"
-    " interval of Student's t; one instance gives no interval.",
-    "Adapters that share frozen weights are measured on the same chip instances. A difference is"
-    " taken instance by instance, and its interval is that of the paired differences. An adapter"
-    " is ahead or behind in a cell if this interval excludes zero, else level.",
-    "Each interval stands by itself, without correction for the number of cells: between equal"
-    " adapters, about one cell in twenty would be ahead or behind by chance. The differences with"
-    " a * also hold at the level of 5 % after Holm's correction over all differences of the same"
-    " task and metric, by the paired t-test.",
-    "Devices and chips are simulated. The adapters were trained once each, so the intervals hold"
-    " the spread between chips, not the spread between trainings.",
+METHODOLOGY = (
+    "A condition is one device at one time since programming. The score of an adapter in a"
+    " condition is the mean over chip instances, each programmed with its own seed, with the 95 %"
+    " interval of Student's t; a single instance has no interval.",
+    "Adapters that share frozen weights are measured on the same chip instances. The difference of"
+    " two adapters is computed per instance, and its interval is that of the paired differences."
+    " An adapter is better or worse in a condition if this interval excludes zero, and otherwise"
+    " not significantly different.",
+    "The intervals are not corrected for the number of conditions: of two equal adapters, one would"
+    " be better or worse by chance in about one condition in twenty. Differences marked with * are"
+    " also significant at the level of 5 % after Holm's correction over all differences of the same"
+    " task and metric (paired t-test).",
+    "Devices and chips are simulated. Each adapter was trained once, so the intervals cover the"
+    " variation between chips and not the variation between trainings.",
 )
+CHIPS_LEGEND = (
+    "Weight error: root mean square of (present weight - target) over all weights on the first"
+    " chip instance of each device, in per cent of the column maximum, with drift compensation,"
+    " as the first adapter is deployed. Utilisation: share of the tiles' cross-points that hold a"
+    " weight."
+)
+
+
+@dataclass(frozen=True)
+class ChipSummary:
+    """One chip instance of a device, summed over its layers.
+
+    Attributes:
+        device: Name of the card.
+        layers: Its layers right after programming.
+        errors: Root mean square weight error over all layers by time in seconds, in units of the
+            column maximum.
+    """
+
+    device: str
+    layers: tuple[LayerRecord, ...]
+    errors: Mapping[float, float]
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return sum(layer.tiles for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights on the tiles."""
+        return sum(layer.cells for layer in self.layers)
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the tiles' cross-points that hold a weight."""
+        return self.weights / sum(layer.cells / layer.use for layer in self.layers)
 
 
 def findings(
     measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord] = ()
 ) -> list[str]:
-    """What the measurements say, in plain sentences, the comparison first.
+    """Return the results of a comparison as sentences, the main result first.
 
     Args:
-        measurements: those of a whole or a partial run.
-        adapters: their order gives the baseline.
+        measurements: Measurements of a complete or partial run.
+        adapters: Their order gives the baseline.
 
     Example:
         >>> cells = [
@@ -56,131 +97,92 @@ def findings(
         ...     for name, score in [("grasp", 0.5), ("lora", 0.75)]
         ...     for i in range(2)
         ... ]
-        >>> print(findings(cells)[0].partition(" (")[0])
-        lora is ahead of grasp in 1 of 1 cell, behind in 0 and level in 0
+        >>> print(findings(cells)[0].partition(",")[0])
+        lora is better than grasp in 1 of 1 condition (device and time)
     """
     subjects: dict[tuple[str, str], list[DeviceTable]] = {}
     for table in comparison_tables(measurements, adapters):
         subjects.setdefault((table.task, table.metric), []).append(table)
-    sentences = [sentence for tables in subjects.values() for sentence in _compared(tables)]
+    sentences = [sentence for tables in subjects.values() for sentence in _comparisons(tables)]
     sentences += [sentence for tables in subjects.values() for sentence in _ranges(tables)]
     return [*sentences, *_gaps(measurements, adapters)]
 
 
-def settings_text(settings: Mapping[str, object]) -> TextTable:
-    """The settings as a table; those within others are named with a dot."""
-    rows = tuple(TextRow(name, (TextCell(text),)) for name, text in _flat(settings))
-    return TextTable("Settings", ("setting", "value"), rows, of_words=True)
-
-
-def summary_markdown(
-    question: str,
-    settings: Mapping[str, object],
-    measurements: Sequence[Measurement],
-    adapters: Sequence[AdapterRecord],
-    notes: Sequence[str] = (),
-    *,
-    layers: Sequence[LayerRecord] = (),
-) -> str:
-    """The text of summary.md: finding, tables, settings, and how the numbers were computed."""
-    tables = [device_text(table) for table in comparison_tables(measurements, adapters)]
-    parts = [
-        f"# {markdown_escape(question)}",
-        _bullets([*findings(measurements, adapters), *notes]),
-        "## Scores by device and time since programming",
-        markdown_escape(LEGEND),
-        *map(markdown_table, tables),
-        "![Score against time since programming](accuracy_vs_drift.svg)",
-        *([markdown_table(adapter_text(adapters))] if adapters else []),
-        *_chips(layers),
-        markdown_table(settings_text(settings)),
-        "## How the numbers were computed",
-        _bullets(METHOD),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _chips(layers: Sequence[LayerRecord]) -> list[str]:
-    if not layers:
-        return []
-    return [markdown_table(chip_text(chip_summaries(layers))), markdown_escape(CHIPS_LEGEND)]
-
-
-def _bullets(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {markdown_escape(sentence)}" for sentence in sentences)
-
-
-def _compared(tables: Sequence[DeviceTable]) -> list[str]:
-    """For every variant but the first: in how many cells it is ahead, and the extremes."""
-    sentences = []
+def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
+    """Return for every variant except the first its significant differences and the extremes."""
+    sentences, subject = [], f"{tables[0].task}, {tables[0].metric}"
     for index, row in enumerate(tables[0].differences):
         cells = [
-            cell for table in tables for cell in table.differences[index].cells if cell and cell.n
+            cell
+            for table in tables
+            for cell in table.differences[index].differences
+            if cell and cell.n
         ]
         counts = Counter(cell.verdict for cell in cells)
-        decided = len(cells) - counts["open"]
-        subject = f"{tables[0].task}, {tables[0].metric}"
-        if decided:
+        tested = len(cells) - counts["open"]
+        if tested:
             sentences.append(
-                f"{row.adapter} is ahead of {row.baseline} in {counts['ahead']} of {decided}"
-                f" {'cell' if decided == 1 else 'cells'}, behind in {counts['behind']} and level"
-                f" in {counts['level']} ({subject}; 95 % interval of the paired difference)."
-                f"{_corrected(cells)}"
+                f"{row.adapter} is better than {row.baseline} in {counts['better']} of"
+                f" {_conditions(tested)} (device and time), worse in {counts['worse']} and not"
+                f" significantly different in {counts['not significant']}{_corrected(cells)}"
+                f" ({subject})."
             )
         if counts["open"]:
             sentences.append(
-                f"Between {row.adapter} and {row.baseline}, {counts['open']}"
-                f" {'cell has' if counts['open'] == 1 else 'cells have'} one chip instance in"
-                f" common ({subject}): too few for an interval."
+                f"{row.adapter} and {row.baseline} share a single chip instance in"
+                f" {_conditions(counts['open'])} ({subject}), too few for an interval."
             )
         if len(cells) > 1:
-            sentences.append(_extremes(cells))
+            sentences.append(_extremes(row.adapter, row.baseline, cells))
     return sentences
+
+
+def _conditions(count: int) -> str:
+    return f"{count} condition{'' if count == 1 else 's'}"
 
 
 def _corrected(cells: Sequence[PairedDifference]) -> str:
-    """How many of the differences outlast the correction for their number."""
-    counts = Counter(cell.verdict for cell in cells if cell.holds_corrected)
+    """Return the number of differences that are significant after Holm's correction."""
     if not any(cell.verdict in MARKS for cell in cells):
         return ""
+    counts = Counter(cell.verdict for cell in cells if cell.holds_corrected)
     return (
-        f" After Holm's correction it is ahead in {counts['ahead']} and behind in"
-        f" {counts['behind']}."
+        f"; after Holm's correction it is better in {counts['better']} and worse in"
+        f" {counts['worse']}"
     )
 
 
-def _extremes(cells: Sequence[PairedDifference]) -> str:
+def _extremes(adapter: str, baseline: str, cells: Sequence[PairedDifference]) -> str:
     low, high = (
-        f"{interval_text(cell, cell.metric)}{_points(cell)} on {cell.device} at"
-        f" {format_time(cell.time_s)}"
+        f"{interval_text(cell, cell.metric)}{' points' if is_fraction(cell.metric) else ''} on"
+        f" {cell.device} at {format_time(cell.time_s)}"
         for cell in (choose(cells, key=lambda cell: cell.mean or 0.0) for choose in (min, max))
     )
-    return f"The mean difference runs from {low} to {high}."
-
-
-def _points(cell: PairedDifference) -> str:
-    return " points" if is_fraction(cell.metric) else ""
+    return f"The mean difference {adapter} − {baseline} ranges from {low} to {high}."
 
 
 def _ranges(tables: Sequence[DeviceTable]) -> list[str]:
-    """From where to where each variant's mean scores run."""
+    """Return the lowest and the highest mean score of each variant."""
     sentences = []
     for index, row in enumerate(tables[0].scores):
-        cells = [cell for table in tables for cell in table.scores[index].cells if cell]
+        cells = [cell for table in tables for cell in table.scores[index].summaries if cell]
         if cells:
-            low, high = (_place(choose(cells, key=lambda cell: cell.mean)) for choose in (min, max))
-            sentences.append(f"{row.label} scores from {low} to {high} ({tables[0].metric}).")
+            low, high = (_score(choose(cells, key=lambda cell: cell.mean)) for choose in (min, max))
+            sentences.append(
+                f"The {tables[0].metric} of {row.label} on {tables[0].task} ranges from {low} to"
+                f" {high}."
+            )
     return sentences
 
 
-def _place(cell: Summary) -> str:
+def _score(cell: Summary) -> str:
     unit = " %" if is_fraction(cell.metric) else ""
     where = f"{cell.device} at {format_time(cell.time_s)}"
     return f"{interval_text(cell, cell.metric)}{unit} on {where}"
 
 
 def _gaps(measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord]) -> list[str]:
-    """What a full grid of the names and times that were met would hold beyond what is there."""
+    """Return the number of measurements that a full grid of the same names and times lacks."""
     grid = 1
     for column in ("device", "time_s", "repeat"):
         grid *= len({getattr(cell, column) for cell in measurements})
@@ -189,18 +191,82 @@ def _gaps(measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord]
     if full <= len(measurements):
         return []
     return [
-        f"The measurements are partial: {len(measurements)} of the {full} of a full grid are"
-        " there, and what is said here rests on these."
+        f"The results are partial: {len(measurements)} of the {full} measurements of the full grid"
+        " are available."
     ]
 
 
-def _flat(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple):
-            rows.append((f"{prefix}{name}", ", ".join(map(str, value))))
-        else:
-            rows.append((f"{prefix}{name}", str(value)))
-    return rows
+def summary_markdown(
+    question: str,
+    settings: Mapping[str, object],
+    measurements: Sequence[Measurement],
+    adapters: Sequence[AdapterRecord],
+    layers: Sequence[LayerRecord] = (),
+) -> str:
+    """Return the text of summary.md: result, figure, tables, settings and methodology.
+
+    The arguments are those of `analog_grasp.report.comparison.write_report`.
+    """
+    first, *further = findings(measurements, adapters)
+    tables = comparison_tables(measurements, adapters)
+    parts = [
+        f"# {markdown_escape(question)}",
+        markdown_escape(first),
+        "![Score against time since programming](accuracy_vs_drift.svg)",
+        "## Scores and paired differences",
+        markdown_escape(LEGEND),
+        *(markdown_table(device_text(table)) for table in tables),
+        *(["## Further results", markdown_bullets(further)] if further else []),
+    ]
+    if adapters:
+        parts.append(markdown_table(adapter_text(adapters)))
+    if layers:
+        parts.append(markdown_table(chip_text(chip_summaries(layers))))
+        parts.append(markdown_escape(CHIPS_LEGEND))
+    parts += [
+        markdown_table(settings_text(settings)),
+        "## Methodology",
+        markdown_bullets(METHODOLOGY),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
+    """Return one summary per device, in order of first appearance."""
+    devices: dict[str, dict[float, list[LayerRecord]]] = {}
+    for record in layers:
+        devices.setdefault(record.device, {}).setdefault(record.time_s, []).append(record)
+    return [
+        ChipSummary(
+            device,
+            tuple(times[min(times)]),
+            {seconds: _root_mean_square(times[seconds]) for seconds in sorted(times)},
+        )
+        for device, times in devices.items()
+    ]
+
+
+def _root_mean_square(layers: Sequence[LayerRecord]) -> float:
+    squares = sum(layer.cells * layer.weight_error**2 for layer in layers)
+    return (squares / sum(layer.cells for layer in layers)) ** 0.5
+
+
+def chip_text(chips: Sequence[ChipSummary]) -> TextTable:
+    """Return the chips as text, with the weight error at each time; see `CHIPS_LEGEND`."""
+    times = sorted({seconds for chip in chips for seconds in chip.errors})
+    columns = (
+        "device", "tiles", "weights", "utilisation", *(f"error at {format_time(t)}" for t in times)
+    )  # fmt: skip
+    rows = tuple(
+        TextRow(
+            chip.device,
+            (
+                Entry(f"{chip.tiles:,}"),
+                Entry(f"{chip.weights:,}"),
+                Entry(f"{chip.utilisation:.1%}"),
+                *(Entry(f"{chip.errors[t]:.2%}" if t in chip.errors else MISSING) for t in times),
+            ),
+        )
+        for chip in chips
+    )
+    return TextTable("Tiles and weight error", columns, rows)

@@ -1,8 +1,7 @@
-"""The comparison as tables: built once as data, then as text for every kind of page.
+"""Tables of a comparison: built once as data, rendered for the terminal, Markdown and HTML.
 
-:func:`comparison_tables` holds the numbers, :func:`device_text` and :func:`adapter_text` turn
-them into a :class:`TextTable`, and a :class:`TextTable` is drawn by :func:`rich_table`,
-:func:`markdown_table` or the HTML page.
+`comparison_tables` holds the values; `device_text`, `adapter_text` and `settings_text` turn values
+into a `TextTable`, which `rich_table`, `markdown_table` and the HTML template render.
 """
 
 from __future__ import annotations
@@ -28,43 +27,44 @@ from analog_grasp.study.statistics import (
 from analog_grasp.utils.time import format_time
 
 MISSING = "–"
-# Marks a difference whose interval excludes zero, beside the colour that not all can see.
-MARKS = {"ahead": " ▲", "behind": " ▼"}
-# Follows the mark where the difference also holds after the correction for their number.
+# Marks of a significant difference, for readers who do not see the colour.
+MARKS = {"better": " ▲", "worse": " ▼"}
+# Follows the mark where the difference is significant after Holm's correction too.
 CORRECTED_MARK = "*"
 LEGEND = (
-    "Mean ± 95 % interval over chip instances; differences are paired by chip instance,"
-    " ▲ ahead and ▼ behind where their interval excludes zero, * where the difference also holds"
-    " after Holm's correction over all differences of the metric."
+    "Mean ± 95 % interval over chip instances. Differences are paired by chip instance: ▲ better"
+    " and ▼ worse where the interval excludes zero, no mark where the difference is not"
+    " significant, * where it is also significant after Holm's correction over all differences of"
+    " the metric."
 )
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One variant's scores: a cell for each drift time, None where nothing was measured."""
+    """Scores of one variant: a summary per drift time, None where nothing was measured."""
 
     label: str
-    cells: tuple[Summary | None, ...]
+    summaries: tuple[Summary | None, ...]
 
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """One variant's paired differences against the first variant."""
+    """Paired differences of one variant against the first: one per drift time."""
 
     adapter: str
     baseline: str
-    cells: tuple[PairedDifference | None, ...]
+    differences: tuple[PairedDifference | None, ...]
 
 
 @dataclass(frozen=True)
 class DeviceTable:
-    """One task's metric on one device, over drift times.
+    """One metric of one task on one device, over drift times.
 
     Attributes:
-        task, metric, device: as in the measurements.
-        times: drift times in seconds, ascending; the same in all tables of a comparison.
-        scores: one row a variant.
-        differences: one row for every variant but the first.
+        task, metric, device: As in the measurements.
+        times: Drift times in seconds, ascending; the same in all tables of a comparison.
+        scores: One row per variant.
+        differences: One row per variant except the first.
     """
 
     task: str
@@ -76,8 +76,8 @@ class DeviceTable:
 
 
 @dataclass(frozen=True)
-class TextCell:
-    """What is shown in one cell; the verdict is that of a difference, else empty."""
+class Entry:
+    """Text of one table entry; the verdict is that of a difference, else empty."""
 
     text: str
     verdict: str = ""
@@ -85,30 +85,30 @@ class TextCell:
 
 @dataclass(frozen=True)
 class TextRow:
-    """One row; ``is_difference`` sets it apart from the scores."""
+    """One row of text; ``is_difference`` separates differences from scores."""
 
     label: str
-    cells: tuple[TextCell, ...]
+    entries: tuple[Entry, ...]
     is_difference: bool = False
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text: ``columns`` has a name for the labels and one for each cell of a row.
+    """A table of text: ``columns`` names the labels and each entry of a row.
 
-    Cells stand to the right, as figures do, unless the table is of words.
+    Entries are aligned to the right, unless ``is_prose`` is set.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[TextRow, ...]
-    of_words: bool = False
+    is_prose: bool = False
 
 
 def ordered_variants(
     measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord] = ()
 ) -> list[Variant]:
-    """The measured variants in the order of the adapters' records; the first is the baseline."""
+    """Return the measured variants in the order of the records; the first is the baseline."""
     ranks = {name: rank for rank, name in enumerate(dict.fromkeys(r.adapter for r in adapters))}
     return sorted(
         variants(measurements), key=lambda variant: ranks.get(variant.adapter, len(ranks))
@@ -116,7 +116,7 @@ def ordered_variants(
 
 
 def variant_labels(measured: Sequence[Variant]) -> dict[Variant, str]:
-    """What each variant is called: the placement is named where there are several."""
+    """Return the label of each variant, with its placement where there are several."""
     if len({variant.placement for variant in measured}) == 1:
         return {variant: variant.adapter for variant in measured}
     return {variant: f"{variant.adapter} ({variant.placement})" for variant in measured}
@@ -125,14 +125,14 @@ def variant_labels(measured: Sequence[Variant]) -> dict[Variant, str]:
 def comparison_tables(
     measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord] = ()
 ) -> list[DeviceTable]:
-    """The comparison as data: one table for each task, metric and device.
+    """Return the comparison as data: one table per task, metric and device.
 
     Args:
-        measurements: those of a whole or a partial run.
-        adapters: their order gives the order of the rows and the baseline.
+        measurements: Measurements of a complete or partial run.
+        adapters: Give the order of the rows and the baseline.
 
     Returns:
-        Tables in order of first appearance, none without a measurement.
+        Tables in order of first appearance; empty without a measurement.
 
     Example:
         >>> cells = [
@@ -141,8 +141,8 @@ def comparison_tables(
         ...     for i in range(2)
         ... ]
         >>> table, = comparison_tables(cells)
-        >>> table.differences[0].cells[0].verdict
-        'level'
+        >>> table.differences[0].differences[0].verdict
+        'not significant'
     """
     measured = ordered_variants(measurements, adapters)
     labels = variant_labels(measured)
@@ -179,7 +179,7 @@ def comparison_tables(
 def _corrected(
     measurements: Sequence[Measurement], measured: Sequence[Variant]
 ) -> list[PairedDifference]:
-    """Every variant against the first, corrected over all cells of a task's metric."""
+    """Return every difference against the first variant, corrected per task and metric."""
     families: dict[tuple[str, str], list[PairedDifference]] = {}
     for variant in measured[1:]:
         for difference in paired_differences(measurements, measured[0], variant):
@@ -188,12 +188,12 @@ def _corrected(
 
 
 def metric_title(metric: str) -> str:
-    """The metric with its unit."""
+    """Return the metric with its unit."""
     return f"{metric} (%)" if is_fraction(metric) else metric
 
 
 def score_text(value: float, metric: str) -> str:
-    """A score as it is shown.
+    """Return a score as text, in per cent for a fraction.
 
     Example:
         >>> score_text(0.8125, "accuracy"), score_text(8.6094, "nist")
@@ -203,18 +203,18 @@ def score_text(value: float, metric: str) -> str:
 
 
 def scores_line(where: str, scores: Mapping[str, float]) -> str:
-    """Every score of one measurement in a line.
+    """Return every score of one measurement on one line.
 
     Example:
         >>> scores_line("digital", {"accuracy": 0.8125})
         'digital: accuracy (%) 81.2'
     """
-    told = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
-    return f"{where}: {', '.join(told)}"
+    texts = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
+    return f"{where}: {', '.join(texts)}"
 
 
 def interval_text(cell: Summary | PairedDifference | None, metric: str) -> str:
-    """A mean and half its interval; a difference carries its sign.
+    """Return a mean and half the width of its interval; a difference has a sign.
 
     Example:
         >>> interval_text(None, "accuracy")
@@ -228,16 +228,23 @@ def interval_text(cell: Summary | PairedDifference | None, metric: str) -> str:
     return f"{text} ±{_number(cell.high - cell.mean, metric, '')}"
 
 
+def _number(value: float, metric: str, sign: str) -> str:
+    places = 1 if is_fraction(metric) else 3
+    # Adding zero turns the -0.0 of a rounded small negative number into 0.0.
+    rounded = round(100 * value if is_fraction(metric) else value, places) + 0.0
+    return f"{rounded:{sign}.{places}f}"
+
+
 def device_text(table: DeviceTable) -> TextTable:
-    """The table of one device: scores, then differences against the first row."""
+    """Return the table of one device as text: scores, then differences from the first row."""
     scores = [
-        TextRow(row.label, tuple(TextCell(interval_text(cell, table.metric)) for cell in row.cells))
+        TextRow(row.label, tuple(Entry(interval_text(s, table.metric)) for s in row.summaries))
         for row in table.scores
     ]
     differences = [
         TextRow(
             f"{row.adapter} − {row.baseline}",
-            tuple(_difference_cell(cell, table.metric) for cell in row.cells),
+            tuple(_difference_entry(cell, table.metric) for cell in row.differences),
             is_difference=True,
         )
         for row in table.differences
@@ -246,10 +253,18 @@ def device_text(table: DeviceTable) -> TextTable:
     return TextTable(f"{table.device}, {table.task}", columns, (*scores, *differences))
 
 
-def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
-    """The table of the trained adapters: their sizes and the scores of the digital models.
+def _difference_entry(cell: PairedDifference | None, metric: str) -> Entry:
+    verdict = cell.verdict if cell else ""
+    mark = MARKS.get(verdict, "")
+    if mark and cell and cell.holds_corrected:
+        mark += CORRECTED_MARK
+    return Entry(interval_text(cell, metric) + mark, verdict)
 
-    An adapter that was saved before the run has no training time in it.
+
+def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
+    """Return the adapters as text: parameter counts, digital scores and training time.
+
+    The training time of an adapter that was saved before the run is missing.
     """
     metrics = list(dict.fromkeys(metric for record in adapters for metric in record.digital))
     columns = (
@@ -264,11 +279,11 @@ def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
         TextRow(
             record.adapter,
             (
-                TextCell(record.task),
-                TextCell(f"{record.trainable_parameters:,}"),
-                TextCell(f"{record.head_parameters:,}"),
-                *(TextCell(_digital(record.digital, metric)) for metric in metrics),
-                TextCell(f"{record.train_seconds:,.0f} s" if record.train_seconds else MISSING),
+                Entry(record.task),
+                Entry(f"{record.trainable_parameters:,}"),
+                Entry(f"{record.head_parameters:,}"),
+                *(Entry(_digital(record.digital, metric)) for metric in metrics),
+                Entry(f"{record.train_seconds:,.0f} s" if record.train_seconds else MISSING),
             ),
         )
         for record in adapters
@@ -276,8 +291,30 @@ def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
     return TextTable("Trained adapters", columns, rows)
 
 
+def _digital(scores: Mapping[str, float], metric: str) -> str:
+    return score_text(scores[metric], metric) if metric in scores else MISSING
+
+
+def settings_text(settings: Mapping[str, object]) -> TextTable:
+    """Return the settings as text; nested names are joined with a dot."""
+    rows = tuple(TextRow(name, (Entry(text),)) for name, text in _flat(settings))
+    return TextTable("Settings", ("setting", "value"), rows, is_prose=True)
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{name}", ", ".join(map(str, value))))
+        else:
+            rows.append((f"{prefix}{name}", str(value)))
+    return rows
+
+
 def rich_table(table: TextTable) -> Table:
-    """The table for a terminal.
+    """Return the table for a terminal.
 
     Example:
         >>> rich_table(TextTable("A", ("adapter", "20s"), ())).row_count
@@ -286,23 +323,23 @@ def rich_table(table: TextTable) -> Table:
     drawn = Table(title=Text(table.title), title_justify="left")
     drawn.add_column(Text(table.columns[0]))
     for column in table.columns[1:]:
-        drawn.add_column(Text(column), justify="left" if table.of_words else "right")
+        drawn.add_column(Text(column), justify="left" if table.is_prose else "right")
     for index, row in enumerate(table.rows):
         last = index + 1 == len(table.rows)
-        opens_differences = not last and table.rows[index + 1].is_difference > row.is_difference
+        precedes_differences = not last and table.rows[index + 1].is_difference > row.is_difference
         drawn.add_row(
             Text(row.label),
-            *(Text(cell.text, style=_STYLES.get(cell.verdict, "")) for cell in row.cells),
-            end_section=opens_differences,
+            *(Text(entry.text, style=_STYLES.get(entry.verdict, "")) for entry in row.entries),
+            end_section=precedes_differences,
         )
     return drawn
 
 
-_STYLES = {"ahead": "bold green", "behind": "bold red"}
+_STYLES = {"better": "bold green", "worse": "bold red"}
 
 
 def markdown_table(table: TextTable) -> str:
-    """The table as Markdown, under its title.
+    """Return the table as Markdown, below its title.
 
     Example:
         >>> print(markdown_table(TextTable("A", ("adapter", "20s"), ())))
@@ -311,41 +348,27 @@ def markdown_table(table: TextTable) -> str:
         | adapter | 20s |
         | :-- | --: |
     """
-    side = ":--" if table.of_words else "--:"
+    side = ":--" if table.is_prose else "--:"
     body = [
         " | ".join(map(markdown_escape, table.columns)),
         " | ".join([":--", *(side for _ in table.columns[1:])]),
     ]
     for row in table.rows:
-        cells = (_emphasised(cell) for cell in row.cells)
-        body.append(" | ".join([markdown_escape(row.label), *cells]))
+        entries = (_emphasised(entry) for entry in row.entries)
+        body.append(" | ".join([markdown_escape(row.label), *entries]))
     return f"**{markdown_escape(table.title)}**\n\n" + "\n".join(f"| {line} |" for line in body)
 
 
+def _emphasised(entry: Entry) -> str:
+    text = markdown_escape(entry.text)
+    return f"**{text}**" if entry.verdict in MARKS else text
+
+
+def markdown_bullets(sentences: Sequence[str]) -> str:
+    """Return sentences as a Markdown list."""
+    return "\n".join(f"- {markdown_escape(sentence)}" for sentence in sentences)
+
+
 def markdown_escape(text: str) -> str:
-    """Text that Markdown shows as it stands, on one line."""
+    """Return text that Markdown renders literally, on one line."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
-
-
-def _emphasised(cell: TextCell) -> str:
-    text = markdown_escape(cell.text)
-    return f"**{text}**" if cell.verdict in MARKS else text
-
-
-def _difference_cell(cell: PairedDifference | None, metric: str) -> TextCell:
-    verdict = cell.verdict if cell else ""
-    mark = MARKS.get(verdict, "")
-    if mark and cell and cell.holds_corrected:
-        mark += CORRECTED_MARK
-    return TextCell(interval_text(cell, metric) + mark, verdict)
-
-
-def _digital(scores: Mapping[str, float], metric: str) -> str:
-    return score_text(scores[metric], metric) if metric in scores else MISSING
-
-
-def _number(value: float, metric: str, sign: str) -> str:
-    places = 1 if is_fraction(metric) else 3
-    # Adding zero turns the -0.0 of a rounded small negative number into 0.0.
-    shown = round(100 * value if is_fraction(metric) else value, places) + 0.0
-    return f"{shown:{sign}.{places}f}"

@@ -1,4 +1,4 @@
-"""The figures of a tuning: score against each searched setting, and the front of two goals."""
+"""Figures and page of a tuning: score against each searched setting, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -9,33 +9,74 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analog_grasp.report.curves import MARKERS, PALETTE, unit
-from analog_grasp.report.drawing import break_axis, write_figure
-from analog_grasp.report.tables import metric_title
-from analog_grasp.report.tuning import Trials, level_mean
-from analog_grasp.tuning.objective import Trial
+from analog_grasp.report.html import (
+    Chart,
+    PageTable,
+    Section,
+    Series,
+    page_svg,
+    render_page,
+    swatch,
+)
+from analog_grasp.report.plotting import (
+    AXIS_COLOUR,
+    DASHED,
+    MARKERS,
+    PALETTE,
+    break_axis,
+    draw_legend,
+    unit,
+    write_figure,
+)
+from analog_grasp.report.summary import findings
+from analog_grasp.report.tables import (
+    LEGEND,
+    adapter_text,
+    comparison_tables,
+    device_text,
+    metric_title,
+    score_text,
+    settings_text,
+)
+from analog_grasp.report.tuning import (
+    METHODOLOGY,
+    TOO_FEW,
+    VALIDATION_TITLE,
+    Trials,
+    importance_table,
+    level_mean,
+    trial_table,
+    trials_csv,
+    tuning_findings,
+    tuning_title,
+)
+from analog_grasp.study.records import AdapterRecord, Measurement
+from analog_grasp.tuning.search_space import Trial, values_text
 from analog_grasp.utils.time import format_time
 
 _PANEL_INCHES = (3.3, 2.5)
 _MOST_COLUMNS = 3
-_DIGITAL: dict[str, Any] = {
-    "color": "#444444", "linestyle": (0, (5, 2.5)), "linewidth": 1.1, "marker": "x",
-    "markeredgecolor": "#444444", "markersize": 3.5,
+_DIGITAL: dict[str, Any] = DASHED | {
+    "color": AXIS_COLOUR, "marker": "x", "markeredgecolor": AXIS_COLOUR, "markersize": 3.5,
 }  # fmt: skip
 _BEST: dict[str, Any] = {"color": "#BBBBBB", "linewidth": 4, "alpha": 0.5}
-# A sequential palette, and how much of it is not too pale for white paper.
+# A sequential palette, and the share of it that is not too pale for white paper.
 _TIME_COLOURS, _PALEST = "viridis", 0.85
+_OTHER_COLOUR = "#8a8a8a"
+_CAPTION = "Each point is a complete trial, measured on held-out training data."
+_FRONT_CAPTION = f"{_CAPTION} The line joins the Pareto front: no trial is better in both scores."
 
 
 def write_figures(found: Trials, directory: Path) -> list[Path]:
-    """Draw score against each searched setting, and the front where there are two goals.
+    """Draw score against each searched setting, and the Pareto front with two goals.
 
     Returns:
-        The paths: ``accuracy_vs_noise_weight.png``, ``.svg``, ``.pdf`` and the like, and those of
+        The paths, such as ``accuracy_vs_noise_weight.png``, ``.svg`` and ``.pdf``, and those of
         ``front``.
 
     Raises:
@@ -46,14 +87,14 @@ def write_figures(found: Trials, directory: Path) -> list[Path]:
         stem = directory / f"{found.metric}_vs_{name}"
         paths += write_figure(partial(_draw_setting, found, name), stem)
     if found.multi:
-        paths += write_figure(partial(_draw_front, found), directory / "front")
+        paths += write_figure(partial(_front_figure, found), directory / "front")
     return paths
 
 
 class _Axis:
-    """Where the values of a setting stand: at their logarithm where equal ratios are searched.
+    """Horizontal axis of a setting, logarithmic where its range is.
 
-    Zero has no logarithm: it stands to the left, beyond a break in the axis.
+    Zero is drawn on the left of a logarithmic axis, beyond a break.
     """
 
     def __init__(self, found: Trials, name: str) -> None:
@@ -66,18 +107,18 @@ class _Axis:
         self._broken = any(map(self._is_zero, values))
 
     def of(self, trial: Trial) -> float | None:
-        """The place of a trial's value; None for one that is no number."""
+        """Return the place of a trial's value; None for a value that is not a number."""
         value = trial.values[self._name]
         if not isinstance(value, int | float):
             return None
         return self._zero if self._is_zero(value) else self._scaled(value)
 
     def is_broken_off(self, place: float) -> bool:
-        """Whether a place is beyond the break."""
+        """Return True for a place beyond the break."""
         return self._broken and place < self._low
 
     def draw(self, panel: Axes) -> None:
-        """The ticks, and the break."""
+        """Draw the ticks and the break."""
         first = self._zero if self._broken else self._low
         margin = 0.05 * (self._high - first)
         panel.set_xlim(first - margin, self._high + margin)
@@ -108,24 +149,19 @@ def _draw_setting(found: Trials, name: str) -> Figure:
         figsize=(max(columns * width + 0.6, 5.2), rows * height + 0.9), layout="constrained"
     )
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    axis, looks = _Axis(found, name), _looks(found)
+    axis, styles = _Axis(found, name), _time_styles(found)
     for place, panel in enumerate(panels.flat):
         if place >= len(devices):
             panel.set_visible(False)
             continue
         panel.set_title(devices[place])
-        _draw_device(panel, found, devices[place], axis, looks)
+        _draw_device(panel, found, devices[place], axis, styles)
         axis.draw(panel)
-        # Where the panel below is missing, its labels are wanted here.
         panel.tick_params(labelbottom=place + columns >= len(devices))
     for panel in panels[:, 0]:
         panel.set_ylabel(metric_title(found.metric))
     figure.supxlabel(name, fontsize=9)
-    handles = _legend(found, looks)
-    fitting = int(
-        figure.get_figwidth() / (0.65 + 0.072 * max(len(str(h.get_label())) for h in handles))
-    )
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), fitting))
+    draw_legend(figure, _legend_handles(found, styles))
     return figure
 
 
@@ -134,20 +170,20 @@ def _draw_device(
     found: Trials,
     device: str,
     axis: _Axis,
-    looks: Mapping[float, Mapping[str, Any]],
+    styles: Mapping[float, Mapping[str, Any]],
 ) -> None:
-    """For each drift time the means over chips, and the digital scores; hollow if given up."""
+    """Draw the means over chips per drift time, and the digital scores; hollow if pruned."""
     placed = [(place, trial) for trial in found.trials if (place := axis.of(trial)) is not None]
     placed.sort(key=lambda pair: pair[0])
-    for time_s, look in looks.items():
+    for time_s, style in styles.items():
         points = [
             (place, mean, trial)
             for place, trial in placed
             if (mean := level_mean(trial, (device, time_s))) is not None
         ]
-        _draw_points(panel, found, axis, [p for p in points if not p[2].given_up], look)
-        for place, mean, _ in (p for p in points if p[2].given_up):
-            panel.plot(place, unit(found.metric) * mean, **look, markerfacecolor="white", zorder=2)
+        _draw_points(panel, found, axis, [p for p in points if not p[2].pruned], style)
+        for place, mean, _ in (p for p in points if p[2].pruned):
+            panel.plot(place, unit(found.metric) * mean, **style, markerfacecolor="white", zorder=2)
     digital = [(place, t.digital, t) for place, t in placed if t.digital is not None]
     _draw_points(panel, found, axis, digital, _DIGITAL)
     best = axis.of(found.front[0])
@@ -160,39 +196,20 @@ def _draw_points(
     found: Trials,
     axis: _Axis,
     points: Sequence[tuple[float, float, Trial]],
-    look: Mapping[str, Any],
+    style: Mapping[str, Any],
 ) -> None:
-    """Points, joined by a line within the range of the only setting that differs."""
+    """Draw points, joined by a line where a single setting is searched."""
     scaled = [(place, unit(found.metric) * score) for place, score, _ in points]
     off = [point for point in scaled if axis.is_broken_off(point[0])]
     on = [point for point in scaled if not axis.is_broken_off(point[0])]
     line = {} if len(found.space) == 1 else {"linestyle": "none"}
-    for part, style in ((on, line), (off, {"linestyle": "none"})):
+    for part, joined in ((on, line), (off, {"linestyle": "none"})):
         xs, ys = [x for x, _ in part], [y for _, y in part]
-        panel.plot(xs, ys, **{"zorder": 3, "markeredgecolor": "white", **look, **style})
+        panel.plot(xs, ys, **{"zorder": 3, "markeredgecolor": "white", **style, **joined})
 
 
-def _draw_front(found: Trials) -> Figure:
-    """Score after drift against digital score, the trials of the front joined and numbered."""
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
-    panel = figure.subplots()
-    front = {trial.number for trial in found.front}
-    scale = unit(found.metric)
-    for trial in found.trials:
-        if trial.score is not None and trial.digital is not None and trial.number not in front:
-            panel.plot(scale * trial.digital, scale * trial.score, "o", color="#AAAAAA")
-    points = [(scale * _known(t.digital), scale * _known(t.score)) for t in found.front]
-    panel.step(*zip(*points, strict=True), where="pre", marker="o", color=PALETTE[0], zorder=3)
-    for trial, point in zip(found.front, points, strict=True):
-        panel.annotate(str(trial.number), point, (3, 3), textcoords="offset points", fontsize=7)
-    panel.margins(0.12)
-    panel.set_xlabel(f"{metric_title(found.metric)}, digital")
-    panel.set_ylabel(f"{metric_title(found.metric)}, after drift")
-    return figure
-
-
-def _looks(found: Trials) -> dict[float, dict[str, Any]]:
-    """Colour and marker of each drift time, from dark to pale as it gets later."""
+def _time_styles(found: Trials) -> dict[float, dict[str, Any]]:
+    """Return colour and marker of each drift time, from dark to pale."""
     times = sorted({time_s for _, time_s in found.levels})
     palette = colormaps[_TIME_COLOURS]
     shares = [_PALEST * place / max(len(times) - 1, 1) for place in range(len(times))]
@@ -202,19 +219,114 @@ def _looks(found: Trials) -> dict[float, dict[str, Any]]:
     }
 
 
-def _legend(found: Trials, looks: Mapping[float, Mapping[str, Any]]) -> list[Line2D]:
-    handles = [
-        Line2D([], [], markeredgecolor="white", label=format_time(time_s), **look)
-        for time_s, look in looks.items()
+def _legend_handles(found: Trials, styles: Mapping[float, Mapping[str, Any]]) -> list[Artist]:
+    handles: list[Artist] = [
+        Line2D([], [], markeredgecolor="white", label=format_time(time_s), **style)
+        for time_s, style in styles.items()
     ]
     handles.append(Line2D([], [], label="digital model", **_DIGITAL))
-    if any(trial.given_up and trial.cells for trial in found.trials):
+    if any(trial.pruned and trial.cells for trial in found.trials):
         hollow: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "marker": "o"}
-        handles.append(Line2D([], [], color="#444444", label="given up", **hollow))
+        handles.append(Line2D([], [], color=AXIS_COLOUR, label="pruned", **hollow))
     handles.append(Line2D([], [], label="best trial", **_BEST))
     return handles
 
 
-def _known(score: float | None) -> float:
-    assert score is not None  # Trials of the front have both scores.
-    return score
+def _front_figure(found: Trials) -> Figure:
+    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+    panel = figure.subplots()
+    draw_front(panel, found)
+    for trial in found.front:
+        panel.annotate(
+            str(trial.number), _scores(trial, found), (3, 3), textcoords="offset points", fontsize=7
+        )
+    return figure
+
+
+def draw_front(panel: Axes, found: Trials) -> None:
+    """Draw score after drift against digital score, the trials of the front joined by a line.
+
+    The ids are ``series0`` for the front and ``series1`` for the other complete trials.
+    """
+    front, others = _complete(found)
+    for trials, gid, style in (
+        (others, "series1", {"color": _OTHER_COLOUR, "linestyle": "none"}),
+        (front, "series0", {"color": PALETTE[0], "drawstyle": "steps-pre", "zorder": 3}),
+    ):
+        points = [_scores(trial, found) for trial in trials]
+        if points:
+            x, y = zip(*points, strict=True)
+            panel.plot(x, y, marker=MARKERS[0], markeredgecolor="white", gid=gid, **style)
+    panel.margins(0.12)
+    panel.set_xlabel(f"{metric_title(found.metric)}, digital")
+    panel.set_ylabel(f"{metric_title(found.metric)}, after drift")
+
+
+def _complete(found: Trials) -> tuple[list[Trial], list[Trial]]:
+    """Return the trials with both scores: those of the front, in its order, and the others."""
+    numbers = {trial.number for trial in found.front}
+    others = [
+        t for t in found.trials if t.number not in numbers and None not in (t.score, t.digital)
+    ]
+    return [trial for trial in found.front if trial.digital is not None], others
+
+
+def _scores(trial: Trial, found: Trials) -> tuple[float, float]:
+    """Return the digital score and the score after drift of a complete trial, as drawn."""
+    assert trial.score is not None
+    assert trial.digital is not None
+    return unit(found.metric) * trial.digital, unit(found.metric) * trial.score
+
+
+def tuning_page(
+    found: Trials,
+    settings: Mapping[str, object],
+    measurements: Sequence[Measurement],
+    adapters: Sequence[AdapterRecord],
+) -> str:
+    """Return the text of report.html; the arguments are those of `tuning_markdown`."""
+    first, *further = tuning_findings(found)
+    tables = [PageTable(device_text(table)) for table in comparison_tables(measurements, adapters)]
+    importance = [PageTable(importance_table(found))] if found.importance else []
+    sections = [
+        Section(
+            "Score after drift against digital score",
+            charts=[_trials_chart(found)],
+            caption=_FRONT_CAPTION if found.multi else _CAPTION,
+            tables=[PageTable(trial_table(found)), *importance],
+        ),
+        Section("Further results", sentences=further if importance else [*further, TOO_FEW]),
+        Section(VALIDATION_TITLE, sentences=findings(measurements, adapters)),
+        Section("Scores of the best setting", text=LEGEND, tables=tables),
+        Section(
+            "Adapter and settings",
+            tables=[PageTable(adapter_text(adapters)), PageTable(settings_text(settings))],
+        ),
+        Section("Methodology", sentences=METHODOLOGY),
+    ]
+    link = f"Download the {len(found.trials):,} trials (CSV)"
+    return render_page(tuning_title(found), first, sections, link, "trials.csv", trials_csv(found))
+
+
+def _trials_chart(found: Trials) -> Chart:
+    front, others = _complete(found)
+    series = {
+        gid: Series("", [_label(trial, found) for trial in trials])
+        for gid, trials in (("series0", front), ("series1", others))
+    }
+    title = metric_title(found.metric)
+    description = f"{title} after drift against that of the digital model, one point per trial."
+    legend = [("Pareto front" if found.multi else "best trial", swatch("o", PALETTE[0]), "")]
+    if others:
+        legend.append(("other trials", swatch("o", _OTHER_COLOUR), ""))
+    svg = page_svg(partial(draw_front, found=found), "trials-", series)
+    return Chart("Trials", description, svg, legend=legend)
+
+
+def _label(trial: Trial, found: Trials) -> str:
+    digital, score = (
+        score_text(each, found.metric) for each in (trial.digital, trial.score) if each is not None
+    )
+    return (
+        f"trial {trial.number}, {values_text(trial.values)}: {score} after drift, {digital} digital"
+    )

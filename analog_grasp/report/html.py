@@ -1,0 +1,233 @@
+"""The HTML page: a template, and matplotlib's figures as SVG inside it.
+
+The page is one file that works offline. Its template has one script, which shows, hides and labels
+the series of the figures. Names are data of the page and never become part of the script: an
+element lists the tokens of its content in ``data-of``, such as ``a0 p0``, and is hidden where all
+tokens of one kind (first letter) are switched off.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analog_grasp.report.plotting import AXIS_COLOUR, PALETTE, svg_text
+from analog_grasp.report.tables import TextTable
+
+FIGURE_INCHES = (4.6, 2.7)
+"""Width and height of a figure of the page, which scales it to the width of its column."""
+# Data of more bytes are linked instead of embedded, so that the page opens quickly.
+_EMBEDDED_BYTES = 2_000_000
+# Colours of the figures as custom properties of the page, which has a dark and a light scheme.
+_COLOURS = {colour.lower(): f"var(--series-{i})" for i, colour in enumerate(PALETTE)} | {
+    "#000000": "currentColor",
+    "#ffffff": "var(--paper)",
+    AXIS_COLOUR: "var(--soft)",
+    "#e4e4e4": "var(--line)",
+}
+# Not allowed in XML, but in names.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+_SHAPES = {
+    "o": '<circle cx="6" cy="6" r="5"/>',
+    "s": '<rect x="1.5" y="1.5" width="9" height="9"/>',
+    "^": '<path d="M6 1 11.5 11H.5z"/>',
+    "D": '<path d="M6 .5 11.5 6 6 11.5.5 6z"/>',
+}
+
+
+class Series(NamedTuple):
+    """Tokens of a series, and a label for each of its points or one for the whole series."""
+
+    tokens: str
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page.
+
+    Attributes:
+        title: Heading of the figure.
+        description: Text for readers who do not see the figure.
+        svg: From `embedded_svg`.
+        tokens: Tokens of the content.
+        legend: Label, swatch and tokens of each line that the switches do not name.
+    """
+
+    title: str
+    description: str
+    svg: Markup
+    tokens: str = ""
+    legend: Sequence[tuple[str, Markup, str]] = ()
+
+
+class PageTable(NamedTuple):
+    """A table of the page, with the tokens of its content and of its first rows."""
+
+    table: TextTable
+    tokens: str = ""
+    row_tokens: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page below a title: text, figures, caption, tables and sentences."""
+
+    title: str
+    text: str = ""
+    charts: Sequence[Chart] = ()
+    caption: str = ""
+    tables: Sequence[PageTable] = ()
+    sentences: Sequence[str] = ()
+
+
+class Switch(NamedTuple):
+    """A checkbox with its label, which is also the legend of the figures."""
+
+    token: str
+    label: str
+    swatch: Markup
+
+
+def render_page(
+    title: str,
+    finding: str,
+    sections: Sequence[Section],
+    link: str,
+    data_name: str,
+    data: str,
+    switches: Mapping[str, Sequence[Switch]] | None = None,
+) -> str:
+    """Return a page by the template, which escapes every text.
+
+    Args:
+        title: Title of the page.
+        finding: Its first sentence.
+        sections: Its parts; those without content are skipped.
+        link: Text of the link to the data.
+        data_name: Name of the data's file.
+        data: Content of that file, embedded unless it is large.
+        switches: From `Switches.groups`.
+    """
+    content = data.encode()
+    embedded = f"data:text/csv;base64,{base64.b64encode(content).decode()}"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page: str = environment.get_template("page.html.j2").render(
+        title=title,
+        finding=finding,
+        sections=[s for s in sections if s.charts or s.tables or s.sentences],
+        switches=switches or {},
+        link=link,
+        data_name=data_name,
+        data=embedded if len(content) <= _EMBEDDED_BYTES else data_name,
+    )
+    return page
+
+
+def swatch(marker: str, colour: str = "currentColor") -> Markup:
+    """Return a marker for a legend, in a colour of the figures.
+
+    Example:
+        >>> swatch("s", "#0072B2").partition(" style=")[2]
+        '"fill: var(--series-0)"><rect x="1.5" y="1.5" width="9" height="9"/></svg>'
+    """
+    fill = _COLOURS.get(colour.lower(), colour)
+    return Markup(
+        f'<svg class="swatch" aria-hidden="true" viewBox="0 0 12 12" style="fill: {fill}">'
+        f"{_SHAPES[marker]}</svg>"
+    )
+
+
+def page_svg(draw: Callable[[Axes], object], prefix: str, series: Mapping[str, Series]) -> Markup:
+    """Draw a figure of one panel and return it as SVG for the page.
+
+    Args:
+        draw: Draws on the panel, each series with a `gid`.
+        prefix: Begins every id, and is unique on the page.
+        series: Tokens and labels by `gid`; those that the figure lacks are skipped.
+    """
+
+    def figure() -> Figure:
+        figure = Figure(figsize=FIGURE_INCHES, layout="constrained")
+        draw(figure.subplots())
+        return figure
+
+    return _embedded(svg_text(figure), prefix, series)
+
+
+def _embedded(text: str, prefix: str, series: Mapping[str, Series]) -> Markup:
+    """Return matplotlib's SVG with the colours, tokens and labels of the page.
+
+    Each marker of a series becomes an element that has a label and can be focused; a series
+    without markers becomes one such element itself.
+    """
+    root = ElementTree.fromstring(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text))
+    definitions = ElementTree.Element("defs")
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "defs"):
+                parent.remove(child)
+            if _local(child.tag) == "defs":
+                # Not within a series: hidden with it, they could be missing from another.
+                definitions.extend(part for part in child if _local(part.tag) != "style")
+    root.insert(0, definitions)
+    groups = {element.get("id", ""): element for element in root.iter()}
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(name): value for name, value in element.attrib.items()}
+        for name in ("id", "href", "clip-path", "style"):
+            if name in element.attrib:
+                element.set(name, _page_value(name, element.attrib[name], prefix))
+    for identifier, (tokens, labels) in series.items():
+        if identifier in groups:
+            _label(groups[identifier], tokens, labels)
+    root.attrib = {"viewBox": root.attrib["viewBox"]}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _label(group: ElementTree.Element, tokens: str, labels: Sequence[str]) -> None:
+    group.set("data-of", tokens)
+    if not labels:
+        return
+    group.set("class", "series")
+    points = list(group.iter("use"))
+    if not points:
+        # Wider than the line, which would be hard to point at.
+        area = copy.deepcopy(group[0])
+        area.set("style", "fill: none; stroke: transparent; stroke-width: 9")
+        group.append(area)
+        points = [group]
+    for point, label in zip(points, labels, strict=True):
+        classes = f"{point.get('class', '')} point".strip()
+        point.attrib.update(
+            {"class": classes, "role": "img", "aria-label": label, "tabindex": "-1"}
+        )
+
+
+def _page_value(name: str, value: str, prefix: str) -> str:
+    if name == "style":
+        value = re.sub(r"font-family: [^;]*;?", "", value)
+        return re.sub(r"#[0-9a-f]{6}\b", lambda match: _COLOURS.get(match[0], match[0]), value)
+    return prefix + value if name == "id" else value.replace("#", f"#{prefix}")
+
+
+def _local(name: str) -> str:
+    """Return an XML name without its namespace."""
+    return name.rpartition("}")[2]
