@@ -7,7 +7,7 @@ from typing import Any
 import griffe
 
 # Objects below these paths are omitted from the reference.
-_HIDDEN = ("analog_grasp.cli", "analog_grasp.hook")
+_HIDDEN = ("analog_grasp.cli",)
 # Headings of docs/method.md by which docstrings cite it, with their anchors.
 _SECTIONS = {
     "GRASP": "method-grasp",
