@@ -76,7 +76,9 @@ def run(path: Path, folder: Path) -> Page:
             page.text += text[end : block.start()]
             adjacent, end = not text[end : block.start()].strip(), block.end()
             if block["title"]:
-                Path(block["title"]).write_text(body, encoding="utf-8")
+                file = Path(block["title"])
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(body, encoding="utf-8")
             elif kind == "console":
                 body = _session(page, body)
             elif kind == "python":
