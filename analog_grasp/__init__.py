@@ -1,46 +1,91 @@
 """Adapt frozen transformers for analog in-memory computing.
 
 GRASP and StochGRASP adapters, trained, deployed on simulated PCM and RRAM crossbars, and compared
-over device presets and drift times. Importing this package makes both known to peft; what takes
-long to load (torch, peft, aihwkit) is loaded with the first name that needs it.
+over devices and drift times. Importing this package registers both methods with PEFT; torch, peft
+and aihwkit, which take seconds to import, are imported with the first name that needs them.
 """
 
-from typing import TYPE_CHECKING
-
-from analog_grasp.hook import register_with_peft
-from analog_grasp.utils.lazy import names_from
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analog_grasp.adapters import GraspConfig as GraspConfig
-    from analog_grasp.adapters import StochGraspConfig as StochGraspConfig
+    from analog_grasp.adapters.config import GraspConfig as GraspConfig
+    from analog_grasp.adapters.config import StochGraspConfig as StochGraspConfig
     from analog_grasp.crossbar import Deployment as Deployment
     from analog_grasp.crossbar import deploy as deploy
     from analog_grasp.devices.card import DeviceCard as DeviceCard
     from analog_grasp.study.api import compare as compare
     from analog_grasp.study.api import drift_sweep as drift_sweep
-    from analog_grasp.tasks import load_base_model as load_base_model
     from analog_grasp.tasks import load_task as load_task
+    from analog_grasp.tasks.models import load_base_model as load_base_model
     from analog_grasp.training import train as train
     from analog_grasp.tuning.api import tune_noise_weight as tune_noise_weight
 
-_HOMES = {
+# Public names and the module that defines each.
+_MODULES = {
     "Deployment": "crossbar",
     "DeviceCard": "devices.card",
-    "GraspConfig": "adapters",
-    "StochGraspConfig": "adapters",
+    "GraspConfig": "adapters.config",
+    "StochGraspConfig": "adapters.config",
     "compare": "study.api",
     "deploy": "crossbar",
     "drift_sweep": "study.api",
-    "load_base_model": "tasks",
+    "load_base_model": "tasks.models",
     "load_task": "tasks",
     "train": "training",
     "tune_noise_weight": "tuning.api",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
-# Out of a type checker's sight, for which any name would then be right.
+# Not seen by type checkers, which would accept any name otherwise.
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = names_from(__name__, _HOMES)
 
-register_with_peft()
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_MODULES})
+
+
+def _register_with_peft() -> None:
+    """Import the modules that register our methods with PEFT."""
+    # One of them that is importing peft itself is still empty, and is imported afresh.
+    for name in ("base", "bitfit", "config", "frozen", "layer", "model"):
+        sys.modules.pop(f"{__name__}.adapters.{name}", None)
+    import_module(f"{__name__}.adapters.model")
+    import_module(f"{__name__}.adapters.bitfit")
+
+
+class _PeftFinder(MetaPathFinder):
+    """Finder that lets `_register_with_peft` follow the import of peft."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "peft":
+            return None
+        found = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)
+        spec = next(filter(None, found), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register_with_peft()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "peft" in sys.modules:
+    _register_with_peft()
+else:
+    sys.meta_path.insert(0, _PeftFinder())

@@ -28,13 +28,13 @@ from aihwkit.simulator.parameters import (
     NoiseManagementType,
     WeightModifierType,
 )
+from analog_grasp.adapters.layer import group_index
 from peers import interleaved, machine, markdown
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from analog_grasp.adapters.frozen import frozen_layers
-from analog_grasp.adapters.grouping import group_index
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.tasks import Task, load_base_model, load_task, tokenizer_for
 from analog_grasp.training import ConverterLoop, WeightNoise

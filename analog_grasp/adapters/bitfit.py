@@ -1,41 +1,48 @@
-"""BitFit: the biases of a frozen model, and nothing else, are trained."""
+"""BitFit: training only the biases of a frozen model."""
 
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from analog_grasp.adapters.base import AdapterLayer, AdapterModel, register
 from analog_grasp.adapters.frozen import head_names
-from analog_grasp.adapters.tuner import Tuner
 
 
 @dataclass
 class BitFitConfig(PeftConfig):
-    """Settings of a [`BitFitModel`][analog_grasp.adapters.bitfit.BitFitModel].
+    """Configuration of a [`BitFitModel`][analog_grasp.adapters.bitfit.BitFitModel].
+
+    Args:
+        target_modules (`list[str]` or `str`, *optional*):
+            The layers whose biases are trained: a list of names or of their endings, or a regular
+            expression. Where None, every nn.Linear, Conv1D and LayerNorm layer with a bias, but
+            not those of the task head.
+        modules_to_save (`list[str]`, *optional*):
+            Further modules to train and save with the adapter. The task head is always among them.
+
+    Source:
+        Ben Zaken, Ravfogel and Goldberg, BitFit, ACL 2022, arXiv 2106.10199.
 
     Example:
         >>> BitFitConfig(task_type="SEQ_CLS").peft_type.value
         'BITFIT'
-
-    Source:
-        Ben Zaken, Ravfogel and Goldberg, BitFit, ACL 2022, arXiv 2106.10199.
     """
 
     target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={
-            "help": "The layers whose biases are trained, as PEFT has it; if left out, every "
-            "linear, Conv1D and LayerNorm layer with a bias, the task head's apart."
+            "help": "The layers whose biases are trained; where None, every linear, Conv1D and "
+            "LayerNorm layer with a bias, but not those of the task head."
         },
     )
     modules_to_save: list[str] | None = field(
         default=None,
-        metadata={"help": "Other modules to train and save with the adapter (the task head)."},
+        metadata={"help": "Further modules to train and save with the adapter and the task head."},
     )
 
     def __post_init__(self) -> None:
@@ -45,19 +52,22 @@ class BitFitConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
 
 
-class BitFitLayer(nn.Module, BaseTunerLayer):
-    """A layer whose bias c becomes c + d: the learned d is kept apart, so that c stays frozen.
+class BitFitLayer(AdapterLayer):
+    """A layer whose bias c becomes c + d, with d learned and c frozen.
 
-    Training d from 0 is training c: both have the same gradient. Kept apart, the frozen layer can
-    serve other adapters too, on a chip among others.
+    Training d from 0 equals training c, as both have the same gradient. Kept apart, the frozen
+    layer can serve other adapters too. Several active adapters add up.
 
     Args:
         base_layer: A linear, Conv1D or LayerNorm layer with a bias of shape ``(D_out,)``.
         adapter_name: The name of the first adapter.
-        config: The adapter's settings.
+        config: The adapter's configuration.
 
     Raises:
-        ValueError: The layer is of another kind or has no bias.
+        ValueError: The layer is of another type or has no bias.
+
+    Source:
+        Ben Zaken, Ravfogel and Goldberg, BitFit, ACL 2022, arXiv 2106.10199.
 
     Example:
         >>> BitFitLayer(nn.Linear(6, 2), "default", BitFitConfig())(torch.ones(4, 6)).shape
@@ -65,70 +75,47 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("bitfit_bias",)
-    base_layer: nn.Module
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BitFitConfig) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         if not _has_bias(self.get_base_layer()):
             raise ValueError(
-                f"A {type(self.get_base_layer()).__name__} has no bias that BitFit could train: "
-                "target_modules must name linear, Conv1D or LayerNorm layers with one."
+                f"A {type(self.get_base_layer()).__name__} has no bias to train with BitFit: "
+                "target_modules must name linear, Conv1D or LayerNorm layers with a bias."
             )
         self.bitfit_bias = nn.ParameterDict()
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        # The frozen bias while a merge stands in its place.
-        self._frozen: Tensor | None = None
+        self._frozen_bias: Tensor | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
-        """Add the parameters of one more adapter, at d = 0."""
+        """Add the parameters of an adapter at d = 0."""
         self.bitfit_bias[adapter_name] = nn.Parameter(torch.zeros_like(self._bias()))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold the adapters into the layer: c + d in place of c.
+    def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        return y + self._learned(names).to(y.dtype)
 
-        Args:
-            safe_merge: Refuse a fold that is not finite.
-            adapter_names: The adapters to fold; all the active ones if left out.
+    def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        none = torch.zeros_like(self._bias())
+        learned = [self.bitfit_bias[n] if self._has(n) else none for n in adapter_names]
+        shape = (len(learned), *(1,) * (y.dim() - 2), y.shape[-1])
+        return y + torch.stack([bias.to(y.dtype) for bias in learned]).view(shape)
 
-        Raises:
-            ValueError: With ``safe_merge``, the folded bias is not finite.
-        """
-        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.bitfit_bias]
-        if not names:
-            return
+    def _fold(self, names: list[str], safe: bool) -> None:
         bias = self._bias()
         folded = bias.data + self._learned(names).detach().to(bias.dtype)
-        if safe_merge and not folded.isfinite().all():
-            raise ValueError(
-                f"The adapter {names} cannot be merged: a bias that it learned is not finite."
-            )
-        if self._frozen is None:
-            self._frozen = bias.data
-        bias.data = folded
-        self.merged_adapters.extend(names)
+        if safe and not folded.isfinite().all():
+            raise ValueError(f"The adapter {names} cannot be merged: a bias is not finite.")
+        self._frozen_bias, bias.data = bias.data, folded
 
-    def unmerge(self) -> None:
-        """Put the frozen bias back, bit for bit."""
-        if self._frozen is None:
-            return
-        self._bias().data = self._frozen
-        self._frozen = None
-        self.merged_adapters.clear()
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        y = self.base_layer(x, *args, **kwargs)
-        names = [n for n in self.active_adapters if n in self.bitfit_bias]
-        if self.disable_adapters or self.merged or not names:
-            return y
-        return y + self._learned(names).to(y.dtype)
+    def _unfold(self) -> None:
+        bias, frozen = self._bias(), self._frozen_bias
+        assert frozen is not None
+        bias.data, self._frozen_bias = frozen.to(bias), None
 
     def _bias(self) -> nn.Parameter:
         return cast(nn.Parameter, self.get_base_layer().bias)
@@ -138,14 +125,14 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         return sum(others, start=first)
 
 
-class BitFitModel(Tuner):
+class BitFitModel(AdapterModel):
     """A frozen model whose biases are trained.
 
     Source:
         Ben Zaken, Ravfogel and Goldberg, BitFit, ACL 2022, arXiv 2106.10199.
 
     Raises:
-        ValueError: The model has no biases, as Llama and T5.
+        ValueError: The model has no biases, such as Llama and T5.
 
     Example:
         >>> from peft import get_peft_model
@@ -161,11 +148,11 @@ class BitFitModel(Tuner):
     prefix: str = "bitfit_"
     tuner_layer_cls = BitFitLayer
 
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        super()._pre_injection_hook(model, config, adapter_name)
+    def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
+        super()._prepare(config, model)
         assert isinstance(config, BitFitConfig)
         if config.target_modules is None:
-            config.target_modules = _biased_layers(model)
+            config.target_modules = _layers_with_bias(model)
 
 
 def _has_bias(module: nn.Module) -> bool:
@@ -173,8 +160,8 @@ def _has_bias(module: nn.Module) -> bool:
     return isinstance(module, kinds) and module.bias is not None
 
 
-def _biased_layers(model: nn.Module) -> set[str]:
-    """The names of a model's layers with a bias, those of the task head and of adapters apart."""
+def _layers_with_bias(model: nn.Module) -> set[str]:
+    """Return the names of a model's layers with a bias, but not those of the task head."""
     heads = tuple(f"{head}." for head in head_names(model))
     names = {
         name.removesuffix(".base_layer")
@@ -186,3 +173,6 @@ def _biased_layers(model: nn.Module) -> set[str]:
             f"The {type(model).__name__} has no biases for BitFit to train: use another adapter."
         )
     return names
+
+
+register("bitfit", BitFitConfig, BitFitModel)

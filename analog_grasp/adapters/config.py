@@ -1,27 +1,60 @@
-"""The settings of GRASP and StochGRASP: what a user writes, what adapter_config.json holds."""
+"""Configurations of GRASP and StochGRASP, saved as adapter_config.json."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from analog_grasp.adapters.grouping import Grouping
+from analog_grasp.devices.card import DeviceAtTime
+from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.types import Sampling
 
-SpreadLoss = Literal["l2", "kl"]
+Grouping = Literal["contiguous", "strided"]
+"""How the input features of a layer are divided into groups."""
+
+NoiseLoss = Literal["l2", "kl"]
+"""The form of the noise-aware loss."""
 
 
 @dataclass
 class GraspConfig(PeftConfig):
-    """Settings of a [`GraspModel`][analog_grasp.adapters.model.GraspModel].
+    """Configuration of a [`GraspModel`][analog_grasp.adapters.model.GraspModel].
+
+    Args:
+        groups (`int`):
+            K, the number of scale-and-shift pairs that the input features of a layer share; from 1
+            to D, the number of input features.
+        grouping (`"contiguous"` or `"strided"`):
+            How the features are divided into groups: blocks of adjacent features, or every K-th.
+        target_modules (`list[str]` or `str`):
+            The nn.Linear and Conv1D layers to modulate: a list of names or of their endings, a
+            regular expression that matches the whole name, or `"all-linear"` for all layers but
+            the output layer and the task head.
+        exclude_modules (`list[str]` or `str`, *optional*):
+            The layers not to modulate: a list of names or of their endings, or a regular
+            expression.
+        modules_to_save (`list[str]`, *optional*):
+            Further modules to train and save with the adapter. The task head is always among them.
+        layers_to_transform (`int` or `list[int]`, *optional*):
+            The indices of the transformer layers to modulate; all where None. Requires
+            `target_modules` to be a list.
+        layers_pattern (`str` or `list[str]`, *optional*):
+            The name of the list of transformer layers in the model, such as `"layers"` or `"h"`,
+            where `layers_to_transform` does not find it by itself.
+        learn_shift (`bool`):
+            Whether shifts are learned beside the scales. Without them an adapter can be merged
+            into layers without a bias, such as those of Llama, and the merged model be saved.
+        in_features (`dict[str, int]`, *optional*):
+            Written when the adapter is saved: the number of input features of each modulated
+            layer. Loading into layers of another width raises an error.
+
+    Source:
+        Bal and Sengupta, GRASP, arXiv 2512.04296.
 
     Example:
         >>> GraspConfig(task_type="SEQ_CLS", groups=4).groups
         4
-
-    Source:
-        Bal and Sengupta, GRASP, arXiv 2512.04296.
     """
 
     groups: int = field(
@@ -30,101 +63,143 @@ class GraspConfig(PeftConfig):
     )
     grouping: Grouping = field(
         default="contiguous",
-        metadata={"help": "How features are shared out: 'contiguous' blocks or 'strided'."},
+        metadata={"help": "How features are divided into groups: 'contiguous' or 'strided'."},
     )
     target_modules: list[str] | set[str] | str | None = field(
         default="all-linear",
         metadata={
-            "help": "The linear and Conv1D layers to modulate, as PEFT has it: a list of names "
-            "(or of their endings), a regular expression, or 'all-linear' for all but the "
-            "output layer."
+            "help": "The nn.Linear and Conv1D layers to modulate: a list of names or of their "
+            "endings, a regular expression, or 'all-linear' for all but the output layer."
         },
     )
     exclude_modules: list[str] | set[str] | str | None = field(
         default=None,
-        metadata={"help": "Names, or a regular expression, of layers to leave as they are."},
+        metadata={"help": "The layers not to modulate: a list of names or a regular expression."},
     )
     modules_to_save: list[str] | None = field(
         default=None,
-        metadata={"help": "Other modules to train and save with the adapter (the task head)."},
+        metadata={"help": "Further modules to train and save with the adapter and the task head."},
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None,
+        metadata={"help": "The indices of the transformer layers to modulate; all where None."},
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "The name of the list of transformer layers in the model."},
+    )
+    learn_shift: bool = field(
+        default=True,
+        metadata={"help": "Whether shifts are learned beside the scales."},
     )
     in_features: dict[str, int] | None = field(
         default=None,
-        metadata={
-            "help": "Filled in by the model: the input size of every modulated layer. A saved "
-            "adapter is refused by a base model whose layers differ."
-        },
+        metadata={"help": "Written on saving: the input features of each modulated layer."},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["GRASP"]
-        _check_choice("grouping", self.grouping, get_args(Grouping))
+        _check_choice("grouping", self.grouping, Grouping)
         if not isinstance(self.groups, int) or self.groups < 1:
-            raise ValueError(f"groups is {self.groups!r}: it must be a whole number from 1.")
+            raise ValueError(f"groups is {self.groups!r}; it must be an integer of at least 1.")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError(
+                f"layers_to_transform requires target_modules to be a list of names, not the "
+                f"string {self.target_modules!r}."
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern requires layers_to_transform to be given too.")
 
 
 @dataclass
 class StochGraspConfig(GraspConfig):
-    """Settings of a [`StochGraspModel`][analog_grasp.adapters.model.StochGraspModel].
+    """Configuration of a [`StochGraspModel`][analog_grasp.adapters.model.StochGraspModel].
 
-    Spreads are relative: a learned sigma of 0.1 is a standard deviation of a tenth of the
-    layer's largest scale (for scales) or largest shift (for shifts), because a crossbar maps
-    the largest stored value to its largest conductance.
+    Standard deviations are relative: a sigma of 0.1 is a tenth of the layer's largest scale (for
+    scales) or largest shift (for shifts), because a crossbar maps the largest stored value to its
+    largest conductance.
+
+    Args:
+        groups, grouping, target_modules, exclude_modules, modules_to_save, layers_to_transform:
+            As in [`GraspConfig`][analog_grasp.adapters.config.GraspConfig]; so are
+            `layers_pattern`, `learn_shift` and `in_features`.
+        sampling (`"feature"`, `"group"`, `"weight"` or `"token"`):
+            What draws a sample of its own in training, for every example of a batch: each input
+            feature, each group, or each cross-point of the folded weight matrix. With `"token"`
+            every token draws its cross-points anew, as read noise would; this costs one product
+            more, where `"weight"` costs a sample of the whole matrix for every example.
+        init_sigma (`float`):
+            The relative standard deviation at the start of training; above 0.
+        noise_weight (`float`):
+            lambda, the weight of the noise-aware loss; at 0 the standard deviations are free.
+        noise_target (`float`, `str` or `DeviceAtTime`):
+            sigma*, the relative standard deviation toward which the learned one is regularised: a
+            number above 0, or a device at a drift time, such as `"pcm-hermes-2@1d"` or
+            `card.at("1d")`. A device is saved by its name and time.
+        noise_loss (`"l2"` or `"kl"`):
+            The form of the noise-aware loss.
+
+    Source:
+        Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP).
 
     Example:
         >>> StochGraspConfig(task_type="SEQ_CLS", noise_target="pcm-hermes-2@1d").noise_loss
         'l2'
-
-    Source:
-        Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP).
     """
 
     sampling: Sampling = field(
         default="feature",
         metadata={
-            "help": "What draws its own sample in training: each 'feature', each 'group', or "
-            "each cross-point of the folded 'weight'."
+            "help": "What draws its own sample in training: each 'feature', each 'group', each "
+            "cross-point of the folded 'weight', or each cross-point for every 'token'."
         },
     )
     init_sigma: float = field(
-        default=0.05, metadata={"help": "The relative spread that training starts from."}
+        default=0.05,
+        metadata={"help": "The relative standard deviation at the start of training."},
     )
     noise_weight: float = field(
         default=1.0,
         metadata={"help": "lambda, the weight of the noise-aware loss; 0 leaves sigma free."},
     )
-    noise_target: float | str = field(
+    noise_target: float | str | DeviceAtTime = field(
         default=0.1,
         metadata={
-            "help": "sigma*, the relative spread that the learned one is pulled toward: a number, "
-            "or a device card at a drift time, such as 'pcm-hermes-2@1d'."
+            "help": "sigma*, the relative standard deviation toward which the learned one is "
+            "regularised: a number, or a device at a drift time, such as 'pcm-hermes-2@1d'."
         },
     )
-    noise_loss: SpreadLoss = field(
+    noise_loss: NoiseLoss = field(
         default="l2", metadata={"help": "The form of the noise-aware loss: 'l2' or 'kl'."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["STOCHGRASP"]
-        _check_choice("sampling", self.sampling, get_args(Sampling))
-        _check_choice("noise_loss", self.noise_loss, get_args(SpreadLoss))
+        _check_choice("sampling", self.sampling, Sampling)
+        _check_choice("noise_loss", self.noise_loss, NoiseLoss)
         if not self.init_sigma > 0:
-            raise ValueError(f"init_sigma is {self.init_sigma}: a spread must be above 0.")
+            raise ValueError(f"init_sigma is {self.init_sigma}; it must be above 0.")
         if not self.noise_weight >= 0:
-            raise ValueError(f"noise_weight is {self.noise_weight}: it must be 0 or more.")
-        if not isinstance(self.noise_target, str) and not self.noise_target > 0:
+            raise ValueError(f"noise_weight is {self.noise_weight}; it must be at least 0.")
+        if not isinstance(self.noise_target, str | DeviceAtTime) and not self.noise_target > 0:
             raise ValueError(
-                f"noise_target is {self.noise_target}: a number must be above 0, "
-                "or name a device at a time, such as 'pcm-hermes-2@1d'."
+                f"noise_target is {self.noise_target}; it must be above 0, or a device at a time "
+                "such as 'pcm-hermes-2@1d'."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as saved: a device at a time by its name."""
+        target = self.noise_target
+        saved = str(target) if isinstance(target, DeviceAtTime) else target
+        return super().to_dict() | {"noise_target": saved}
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, which is unknown: use one of {', '.join(choices)}.")
+
+def _check_choice(name: str, value: object, literal: Any) -> None:
+    if value not in (known := get_args(literal)):
+        raise ValueError(unknown_name(name, value, known))

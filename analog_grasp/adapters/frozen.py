@@ -1,4 +1,4 @@
-"""The frozen projections of an adapted model: what a crossbar would hold."""
+"""The frozen layers, the task head and the folding of an adapted model."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,7 @@ from peft import PeftModel
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -14,20 +15,23 @@ from transformers.pytorch_utils import Conv1D
 type FrozenLayer = nn.Linear | Conv1D
 type LayerPattern = str | Sequence[str]
 
+# Classes whose modules behind the body are pre-trained with it, so that they are no task head.
+_PRETRAINED_HEADS = ("WithProjection", "PreTraining", "NextSentencePrediction", "MaskedImage")
+
 
 def frozen_layers(
     model: nn.Module, pattern: LayerPattern = "all-linear"
 ) -> Iterator[tuple[str, FrozenLayer]]:
     """Yield the path and the module of every frozen linear layer of a model, each module once.
 
-    Left out are what an adapter has added, the task head (see `head_names`, and whatever is trained
-    and saved with the adapter) and the output embedding.
+    The layers of an adapter, of the task head (see `head_names`) and of other modules saved with
+    the adapter are excluded; so is the output embedding.
 
     Args:
         model: A transformers model, bare or wrapped by peft.
-        pattern: As PEFT's ``target_modules``: ``"all-linear"``, a regular expression that must
-            match the whole name, or a sequence of names or of their endings. Names are those of
-            the base model, without what peft puts before and after. An empty sequence is no layer.
+        pattern: ``"all-linear"``, a regular expression that must match the whole name, or a
+            sequence of names or of their endings; as PEFT's ``target_modules``. Names are those in
+            the base model, see `base_name`. An empty sequence matches no layer.
 
     Raises:
         ValueError: The pattern matches no layer.
@@ -50,12 +54,12 @@ def frozen_layers(
     if not found and (isinstance(pattern, str) or pattern):
         raise ValueError(
             f"The layer pattern {pattern!r} matches no frozen linear layer of the "
-            f"{type(model).__name__}: use 'all-linear', a regular expression or layer names."
+            f"{type(model).__name__}: use 'all-linear', a regular expression or names of layers."
         )
 
 
 def by_output(layer: FrozenLayer) -> Tensor:
-    """A layer's weight as ``(D_out, D)``: a view, also of ``Conv1D``, which stores it transposed.
+    """Return a view of a layer's weight, ``(D_out, D)`` also for ``Conv1D``, which transposes it.
 
     Example:
         >>> by_output(Conv1D(2, 6)).shape
@@ -66,7 +70,7 @@ def by_output(layer: FrozenLayer) -> Tensor:
 
 
 def base_name(path: str) -> str:
-    """The name of a layer in the base model, whatever peft has wrapped around it.
+    """Return the name of a layer in the base model, without what peft adds to its path.
 
     Example:
         >>> base_name("base_model.model.bert.encoder.layer.0.output.dense.base_layer")
@@ -75,11 +79,50 @@ def base_name(path: str) -> str:
     return path.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
-def head_names(model: nn.Module) -> list[str]:
-    """The names of the modules that make up the task head of a transformers model.
+def is_quantised(layer: nn.Module) -> bool:
+    """Return whether a layer stores its weight in a quantised form.
 
-    A head is what stands behind the pre-trained body: it is new, so it is trained whole, whatever
-    the adapter, and stays digital. A language model has none: its output embedding is pre-trained.
+    Example:
+        >>> is_quantised(nn.Linear(2, 2))
+        False
+    """
+    weight = layer.weight
+    return not weight.is_floating_point() or type(weight).__module__.startswith("torchao.")
+
+
+def dense_weight(layer: nn.Module) -> Tensor:
+    """Return the weight of a layer as floating-point numbers, ``(D_out, D)``.
+
+    Args:
+        layer: An ``nn.Linear`` or ``Conv1D``, or a quantised layer that peft can dequantise.
+
+    Raises:
+        ValueError: The layer has no weight, as one that is deployed, or it cannot be dequantised.
+
+    Example:
+        >>> dense_weight(Conv1D(2, 6)).shape
+        torch.Size([2, 6])
+    """
+    if not isinstance(layer, nn.Linear | Conv1D):
+        raise ValueError(
+            f"A {type(layer).__name__} has no digital weight, which sampling by 'weight' or "
+            "'token' requires: sample by 'feature' or 'group', or use the means."
+        )
+    weight = dequantize_module_weight(layer).detach()
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"The {weight.dtype} weight of a {type(layer).__name__} cannot be dequantised: sample "
+            "by 'feature' or 'group', or dequantise the base model first."
+        )
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Return the names of the modules that make up the task head of a transformers model.
+
+    The head follows the pre-trained body; it is new, so it is trained whole with every adapter and
+    stays digital. Language models have none, as their output embedding is pre-trained, and neither
+    have models with a pre-trained projection, such as `CLIPTextModelWithProjection`.
 
     Example:
         >>> from transformers import DistilBertConfig, DistilBertForSequenceClassification
@@ -90,24 +133,54 @@ def head_names(model: nn.Module) -> list[str]:
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(bare, PreTrainedModel) or bare.base_model is bare:
         return []
+    if any(part in type(bare).__name__ for part in _PRETRAINED_HEADS):
+        return []
     if bare.get_output_embeddings() is not None:
         return []
-    behind = [(n, part) for n, part in bare.named_children() if part is not bare.base_model]
-    return [name for name, part in behind if list(part.parameters())]
+    others = [(n, part) for n, part in bare.named_children() if part is not bare.base_model]
+    return [name for name, part in others if list(part.parameters())]
 
 
 def save_head(config: PeftConfig, model: nn.Module) -> None:
-    """Have the task head of a model trained and saved with an adapter, as ``modules_to_save``.
+    """Add the task head of a model to the `modules_to_save` of an adapter, each name once.
 
     peft itself knows only heads that are called classifier or score.
     """
-    saved = config.modules_to_save or []
-    more = [name for name in head_names(model) if name not in saved]
-    config.modules_to_save = [*saved, *more] or None
+    saved = [*(config.modules_to_save or ()), *head_names(model)]
+    config.modules_to_save = list(dict.fromkeys(saved)) or None
+
+
+def fold(model: PeftModel) -> nn.Module:
+    """Return the plain model whose weights hold the active adapter; `model` is used up.
+
+    Like `PeftModel.merge_and_unload`, which fails on a task head of several layers under some
+    methods, (IA)^3 among them.
+
+    Raises:
+        ValueError: A folded weight is not finite.
+
+    Example:
+        >>> from peft import IA3Config, get_peft_model
+        >>> from transformers import RobertaConfig, RobertaForSequenceClassification
+        >>> tiny = RobertaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                      intermediate_size=16, vocab_size=10)
+        >>> roberta = RobertaForSequenceClassification(tiny)
+        >>> fold(get_peft_model(roberta, IA3Config(task_type="SEQ_CLS"))) is roberta
+        True
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, AuxiliaryTrainingWrapper):
+                head = child.unload_and_optionally_merge_module(
+                    merge=True, safe_merge=True, adapter_names=None
+                )
+                setattr(parent, name, head)
+    # Not merge_and_unload, which warns of biases that a saved model would lose.
+    return model.base_model._unload_and_optionally_merge(safe_merge=True)
 
 
 def _barred(model: nn.Module) -> list[str]:
-    """The paths under which nothing is a frozen projection."""
+    """Return the paths under which no module is a frozen layer."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
     inside = "base_model.model." if isinstance(model, PeftModel) else ""
     barred = [inside + name for name in head_names(model)]

@@ -1,31 +1,73 @@
-"""The modulated layer: a frozen projection behind K shared scale-and-shift pairs."""
+"""Modulated layers: frozen projections whose input features share K scale-and-shift pairs."""
 
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, get_args
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.grouping import group_index
+from analog_grasp.adapters.base import AdapterLayer
+from analog_grasp.adapters.config import GraspConfig, Grouping, StochGraspConfig
+from analog_grasp.adapters.frozen import dense_weight, is_quantised
+from analog_grasp.utils.errors import unknown_name
 
 
-class GraspLinear(nn.Module, BaseTunerLayer):
-    """``y = W x' + c`` with ``x'_i = s[g(i)] x_i + b[g(i)]``, W and c frozen.
+def group_index(features: int, groups: int, grouping: Grouping = "contiguous") -> Tensor:
+    """Return the map g: {0..D-1} -> {0..K-1} from input features to groups.
 
-    Input ``(..., D)``, output ``(..., D_out)``; s and b hold K numbers each. Works on
-    ``nn.Linear`` and on the ``Conv1D`` of GPT-2. With several active adapters the input passes
-    through them in their order.
+    Args:
+        features: D, the number of input features of the layer.
+        groups: K, the number of scale-and-shift pairs, from 1 to D.
+        grouping: ``"contiguous"``, K blocks of adjacent features, or ``"strided"``, every K-th
+            feature. The sizes of two groups differ by at most one, so K need not divide D.
+
+    Returns:
+        An int64 tensor of shape ``(D,)`` with values in 0..K-1.
+
+    Raises:
+        ValueError: K is below 1 or above D, or the grouping is unknown.
+
+    Source:
+        Bal and Sengupta, GRASP, arXiv 2512.04296 (contiguous blocks of the feature axis).
+
+    Example:
+        >>> group_index(7, 3).tolist()
+        [0, 0, 0, 1, 1, 2, 2]
+        >>> group_index(7, 3, "strided").tolist()
+        [0, 1, 2, 0, 1, 2, 0]
+    """
+    if not 1 <= groups <= features:
+        raise ValueError(
+            f"groups is {groups}; for a layer of {features} input features it must be from 1 to "
+            f"{features}."
+        )
+    position = torch.arange(features)
+    if grouping == "contiguous":
+        return position * groups // features
+    if grouping == "strided":
+        return position % groups
+    raise ValueError(unknown_name("grouping", grouping, get_args(Grouping)))
+
+
+class GraspLinear(AdapterLayer):
+    """A frozen projection ``y = W x' + c`` of a modulated input ``x'_i = s[g(i)] x_i + b[g(i)]``.
+
+    W has shape ``(D_out, D)`` and c ``(D_out,)``; both are frozen. The K scales s and K shifts b
+    are learned; g maps each of the D input features to its group, see `group_index`. The frozen
+    layer is an ``nn.Linear``, a quantised subclass of it, or the ``Conv1D`` of GPT-2. Several
+    active adapters modulate the input one after another, in their order.
 
     Args:
         base_layer: The frozen projection.
         adapter_name: The name of the first adapter.
-        config: The adapter's settings.
+        config: The adapter's configuration.
 
     Raises:
-        ValueError: The layer is of another kind, or K is above D.
+        ValueError: The layer is of another type, or K is above D.
 
     Source:
         Bal and Sengupta, GRASP, arXiv 2512.04296.
@@ -38,131 +80,162 @@ class GraspLinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("grasp_scale", "grasp_shift")
     other_param_names: tuple[str, ...] = ("group_of",)
-    base_layer: nn.Module
     group_of: BufferDict
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: GraspConfig) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.in_features, self.out_features = _sizes(self.get_base_layer())
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         self.group_of = BufferDict(persistent=False)
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        # The frozen tensors while a merge stands in their place: dividing the scales out again
-        # would not give the same bits, and fails where a scale is 0.
-        self._frozen: tuple[Tensor, nn.Parameter | None] | None = None
+        self._frozen: _FrozenState | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
-        """Add the parameters of one more adapter, at the identity: s = 1, b = 0."""
+        """Add the parameters of an adapter at the identity: s = 1, b = 0."""
         self.group_of[adapter_name] = group_index(self.in_features, config.groups, config.grouping)
         scale, shift = self.adapter_layer_names[:2]
         self._add(scale, adapter_name, torch.ones(config.groups))
-        self._add(shift, adapter_name, torch.zeros(config.groups))
-        self._finish(adapter_name, config)
+        if config.learn_shift:
+            self._add(shift, adapter_name, torch.zeros(config.groups))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def means(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """The stored scales and shifts of an adapter, each of shape ``(K,)``."""
-        scale, shift = self.adapter_layer_names[:2]
-        return self._get(scale, adapter_name), self._get(shift, adapter_name)
+        """Return the scales and the shifts of an adapter, each of shape ``(K,)``."""
+        scales, shifts = (getattr(self, name) for name in self.adapter_layer_names[:2])
+        scale = cast(Tensor, scales[adapter_name])
+        return scale, shifts[adapter_name] if adapter_name in shifts else torch.zeros_like(scale)
 
-    def modulation(self, adapter_names: list[str]) -> tuple[Tensor, Tensor]:
-        """The scale and shift of every feature, each ``(D,)``, with the adapters in a row."""
-        scale, shift = (
-            mean[self.group_of[adapter_names[0]]] for mean in self.means(adapter_names[0])
-        )
-        for name in adapter_names[1:]:
+    def modulation(self, adapter_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the scale and the shift of every feature under adapters applied in order.
+
+        Args:
+            adapter_names: At least one adapter of this layer.
+
+        Returns:
+            The scale and the shift, each of shape ``(D,)``.
+        """
+        first, *others = adapter_names
+        scale, shift = (mean[self.group_of[first]] for mean in self.means(first))
+        for name in others:
             next_scale, next_shift = (mean[self.group_of[name]] for mean in self.means(name))
             scale, shift = scale * next_scale, shift * next_scale + next_shift
         return scale, shift
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold the adapters into the layer: W diag(s), and c + W b in place of c.
+    def forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return ``y = W x' + c`` with ``x'_i = s[g(i)] x_i + b[g(i)]``.
 
         Args:
-            safe_merge: Refuse a fold that is not finite.
-            adapter_names: The adapters to fold; all the active ones if left out.
+            x: The input, ``(..., D)``: D input features, any leading axes, such as B examples and
+                T tokens.
+            args, kwargs: Passed to the frozen layer.
+            adapter_names: The adapter of each of the B examples along the first axis, for a batch
+                that mixes adapters; ``"__base__"`` for none. The active adapters where None.
+
+        Returns:
+            The output, ``(..., D_out)``: D_out output features, in the type of the frozen layer's
+            output.
 
         Raises:
-            ValueError: With ``safe_merge``, the folded weight or bias is not finite.
+            ValueError: `adapter_names` is not of length B, or an adapter is merged.
         """
-        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.group_of]
+        return super().forward(x, *args, adapter_names=adapter_names, **kwargs)
+
+    def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        scale, shift = self.modulation(names)
+        return self.base_layer(_modulated(x, scale, shift), *args, **kwargs)
+
+    def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        names = sorted(name for name in set(adapter_names) if self._has(name))
         if not names:
-            return
-        base = self.get_base_layer()
-        weight, bias = cast(Tensor, base.weight).data, cast(nn.Parameter | None, base.bias)
+            return self.base_layer(x, *args, **kwargs)
+        scales, shifts = zip(*(self.modulation([name]) for name in names), strict=True)
+        # The last row is the identity, for examples without an adapter in this layer.
+        scale = torch.stack([*scales, torch.ones_like(scales[0])])
+        shift = torch.stack([*shifts, torch.zeros_like(shifts[0])])
+        row = [names.index(name) if name in names else -1 for name in adapter_names]
+        shape = (len(row), *(1,) * (x.dim() - 2), self.in_features)
+        return self.base_layer(
+            _modulated(x, scale[row].view(shape), shift[row].view(shape)), *args, **kwargs
+        )
+
+    def _fold(self, names: list[str], safe: bool) -> None:
+        """Replace W by W diag(s) and c by c + W b."""
+        base: Any = self.get_base_layer()
+        self._check_foldable(base)
+        weight, bias = base.weight.data, None if base.bias is None else base.bias.data
         with torch.no_grad():
             scale, shift = self.modulation(names)
             wide = weight.to(scale.dtype)
             along_inputs = scale[:, None] if isinstance(base, Conv1D) else scale
             folded = wide * along_inputs
             offset = shift @ wide if isinstance(base, Conv1D) else wide @ shift
-            folded_bias = offset if bias is None else bias.data.to(scale.dtype) + offset
-        if safe_merge and not (folded.isfinite().all() and folded_bias.isfinite().all()):
+            folded_bias = offset if bias is None else bias.to(scale.dtype) + offset
+        if safe and not (folded.isfinite().all() and folded_bias.isfinite().all()):
             raise ValueError(
-                f"The adapter {names} cannot be merged: the folded weight is not finite, "
-                "so one of its scales or shifts is not either."
+                f"The adapter {names} cannot be merged: the folded weight or bias is not finite."
             )
-        if self._frozen is None:
-            self._frozen = (weight, bias)
-        base.weight.data = folded.to(weight.dtype)
-        # A new parameter, so that the frozen bias stays untouched for unmerge.
-        base.bias = nn.Parameter(folded_bias.to(weight.dtype), requires_grad=False)
-        self.merged_adapters.extend(names)
+        folded = folded.to(weight.dtype)
+        self._frozen = _FrozenState.of(weight, folded, along_inputs, bias)
+        base.weight.data = folded
+        if bias is None:
+            base.bias = nn.Parameter(folded_bias.to(weight.dtype), requires_grad=False)
+        else:
+            base.bias.data = folded_bias.to(weight.dtype)
 
-    def unmerge(self) -> None:
-        """Put the frozen weight and bias back, bit for bit."""
-        if self._frozen is None:
-            return
+    def _unfold(self) -> None:
+        assert self._frozen is not None
         base: Any = self.get_base_layer()
-        base.weight.data, base.bias = self._frozen
+        base.weight.data = self._frozen.weight(base.weight.data)
+        if self._frozen.bias is None:
+            base.bias = None
+        else:
+            base.bias.data = self._frozen.bias.to(base.bias)
         self._frozen = None
-        self.merged_adapters.clear()
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        if self.disable_adapters or self.merged:
-            return self.base_layer(x, *args, **kwargs)
-        return self._modulated(x, [n for n in self.active_adapters if n in self.group_of])
-
-    def _modulated(self, x: Tensor, names: list[str]) -> Tensor:
-        if not names:
-            return self.base_layer(x)
-        scale, shift = self.modulation(names)
-        return self.base_layer(torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype))
+    def _check_foldable(self, base: nn.Module) -> None:
+        if is_quantised(base):
+            raise ValueError(
+                f"An adapter cannot be merged into the quantised weights of a "
+                f"{type(base).__name__}: dequantise the base model first, or keep it unmerged."
+            )
+        if isinstance(self.base_layer, BaseTunerLayer) and not self.base_layer.merged:
+            raise ValueError(
+                f"The {type(self.base_layer).__name__} below a {type(self).__name__} is not "
+                "merged: merge its adapters first."
+            )
 
     def _add(self, parameters: str, adapter_name: str, value: Tensor) -> None:
         getattr(self, parameters)[adapter_name] = nn.Parameter(value)
 
-    def _get(self, parameters: str, adapter_name: str) -> Tensor:
-        return cast(Tensor, getattr(self, parameters)[adapter_name])
-
-    def _finish(self, adapter_name: str, config: GraspConfig) -> None:
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
 
 class StochGraspLinear(GraspLinear):
-    """A GRASP layer whose every scale and shift is a Gaussian.
+    """A GRASP layer in which every scale and shift is a Gaussian.
 
-    ``s_i ~ N(mu_s[g(i)], sigma_s[g(i)]^2)`` and the same for b. The learned spread is stored as
-    the logarithm of its ratio to the layer's largest mean of its kind, so that it is above 0 by
-    construction and is the relative spread that a device card states.
+    ``s_i ~ N(mu_s[g(i)], sigma_s[g(i)]^2)`` and ``b_i ~ N(mu_b[g(i)], sigma_b[g(i)]^2)`` for input
+    feature i in group g(i). Learned are the means mu and the logarithm of each standard deviation
+    relative to the layer's largest mean of its kind, so that sigma is above 0 and comparable with
+    the relative noise that a device card states.
 
-    In training every example (the first axis of the input) draws its own samples. In evaluation
-    the means are used, unless `sample_in_eval` is set.
+    In training every example (the first axis of the input) draws its own samples; see ``sampling``
+    in `StochGraspConfig`. In evaluation the means are used, unless `sample_in_eval` is set.
+
+    ``"weight"`` draws every cross-point of the folded weight once per example: the tokens of one
+    example see the same error. ``"token"`` draws it for every token through the exact mean and
+    variance of the output, the local reparameterisation, which Kingma et al. derive for one input
+    vector per example; only there do the two agree.
 
     Raises:
-        ValueError: As `GraspLinear`; and from a forward pass that samples by ``"weight"`` over a
-            base layer without a weight of its own (one that is deployed).
+        ValueError: As `GraspLinear`; and from `forward`, if ``"weight"`` or ``"token"`` sampling
+            finds no digital weight in the base layer, as on a deployed model.
 
     Source:
-        Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP); the local reparameterisation of
-        ``"weight"``: Kingma, Salimans and Welling, NeurIPS 2015, equation 6.
+        Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP); Kingma, Salimans and Welling,
+        NeurIPS 2015, equation 6 (local reparameterisation).
 
     Example:
         >>> layer = StochGraspLinear(nn.Linear(6, 2), "default", StochGraspConfig(groups=3))
@@ -176,6 +249,7 @@ class StochGraspLinear(GraspLinear):
         "stochgrasp_scale_log_sigma",
         "stochgrasp_shift_log_sigma",
     )
+    other_param_names = ("group_of", "sampling")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: StochGraspConfig) -> None:
         self.sampling: dict[str, str] = {}
@@ -183,88 +257,178 @@ class StochGraspLinear(GraspLinear):
         super().__init__(base_layer, adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
-        """Add one more adapter: means at the identity, spreads at ``config.init_sigma``."""
+        """Add an adapter: means at the identity, standard deviations at ``config.init_sigma``."""
         assert isinstance(config, StochGraspConfig)
         self.sampling[adapter_name] = config.sampling
         start = torch.full((config.groups,), float(config.init_sigma)).log()
-        for name in self.adapter_layer_names[2:]:
+        for name in self.adapter_layer_names[2 : 4 if config.learn_shift else 3]:
             self._add(name, adapter_name, start.clone())
         super().update_layer(adapter_name, config)
 
-    def relative_sigmas(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """The learned spreads of scales and of shifts, each ``(K,)``, relative to the largest."""
-        scale, shift = self.adapter_layer_names[2:]
-        return self._get(scale, adapter_name).exp(), self._get(shift, adapter_name).exp()
+    def relative_sigmas(self, adapter_name: str) -> tuple[Tensor, ...]:
+        """Return the learned standard deviations relative to the largest mean of their kind.
+
+        Returns:
+            Those of the scales and, where shifts are learned, of the shifts; each ``(K,)``.
+        """
+        kinds = (getattr(self, name) for name in self.adapter_layer_names[2:])
+        return tuple(kind[adapter_name].exp() for kind in kinds if adapter_name in kind)
 
     def sigmas(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """The standard deviations of scales and of shifts, each ``(K,)``, in their own units."""
-        relative = self.relative_sigmas(adapter_name)
-        scale, shift = (
+        """Return the standard deviations of scales and of shifts, each ``(K,)``, in their units."""
+        means = self.means(adapter_name)
+        scale, *shift = (
             # The largest mean sets the mapping, as on a device: it is a constant for the gradient.
             sigma * mean.detach().abs().max()
-            for sigma, mean in zip(relative, self.means(adapter_name), strict=True)
+            for sigma, mean in zip(self.relative_sigmas(adapter_name), means, strict=False)
         )
-        return scale, shift
+        return scale, shift[0] if shift else torch.zeros_like(scale)
 
-    def _modulated(self, x: Tensor, names: list[str]) -> Tensor:
-        if not names or not (self.training or self.sample_in_eval):
-            return super()._modulated(x, names)
+    def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        if not (self.training or self.sample_in_eval):
+            return super()._adapted(x, names, *args, **kwargs)
         *first, last = names
         for name in first:
             x = self._sampled_input(x, name)
-        if self.sampling[last] == "weight":
-            return self._sampled_output(x, last)
-        return self.base_layer(self._sampled_input(x, last))
+        if self.sampling[last] in ("weight", "token"):
+            return self._sampled_output(x, last, *args, **kwargs)
+        return self.base_layer(self._sampled_input(x, last), *args, **kwargs)
+
+    def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        if self.sample_in_eval:
+            raise ValueError("adapter_names cannot be combined with sampling in evaluation.")
+        return super()._mixed(x, adapter_names, *args, **kwargs)
 
     def _sampled_input(self, x: Tensor, name: str) -> Tensor:
-        group = self.group_of[name]
         by_feature = self.sampling[name] != "group"
         scale, shift = (
-            self._draw(x, mean, sigma, group, by_feature)
+            self._draw(x, mean, sigma, self.group_of[name], by_feature)
             for mean, sigma in zip(self.means(name), self.sigmas(name), strict=True)
         )
-        return torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype)
+        return _modulated(x, scale, shift)
 
-    def _draw(
-        self, x: Tensor, mean: Tensor, sigma: Tensor, group: Tensor, by_feature: bool
-    ) -> Tensor:
-        """One sample an example: shape ``(B, 1, ..., D)`` for an input ``(B, ..., D)``."""
-        each = (x.shape[0],) if x.dim() > 1 else ()
+    @staticmethod
+    def _draw(x: Tensor, mean: Tensor, sigma: Tensor, group: Tensor, by_feature: bool) -> Tensor:
+        """Return a sample per example: ``(B, 1, ..., D)`` for an input ``(B, ..., D)``."""
+        examples = (x.shape[0],) if x.dim() > 1 else ()
         between = (1,) * max(x.dim() - 2, 0)
         if by_feature:
             mean, sigma = mean[group], sigma[group]
-        noise = torch.randn(*each, *between, mean.shape[0], device=mean.device, dtype=mean.dtype)
+        noise = torch.randn(
+            *examples, *between, mean.shape[0], device=mean.device, dtype=mean.dtype
+        )
         sample = torch.addcmul(mean, sigma, noise)
         return sample if by_feature else sample[..., group]
 
-    def _sampled_output(self, x: Tensor, name: str) -> Tensor:
-        """The output under a draw of every cross-point, through its exact mean and variance."""
-        base = self.get_base_layer()
-        if not isinstance(base, nn.Linear | Conv1D):
-            raise ValueError(
-                "sampling='weight' needs the digital weights of the layer, which a deployed "
-                "model has not: sample by 'feature' or 'group', or use the means."
-            )
+    def _sampled_output(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output under a sample of every cross-point of the folded weight."""
         scale, shift = self.modulation([name])
-        group = self.group_of[name]
-        sigma_scale, sigma_shift = (sigma[group] for sigma in self.sigmas(name))
-        wide = x.to(scale.dtype)
-        mean = self.base_layer(torch.addcmul(shift, wide, scale).to(x.dtype))
-        variance_in = (wide * sigma_scale).square() + sigma_shift.square()
-        squared = base.weight.detach().to(scale.dtype).square()
-        variance = variance_in @ (squared if isinstance(base, Conv1D) else squared.T)
-        # The square root has no slope at 0, where a layer's input and shifts are all 0.
-        spread = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
-        return mean + (spread * torch.randn_like(spread)).to(mean.dtype)
+        weight = dense_weight(self.get_base_layer()).to(scale.dtype)
+        sigma_scale, sigma_shift = (sigma[self.group_of[name]] for sigma in self.sigmas(name))
+        mean = self.base_layer(_modulated(x, scale, shift), *args, **kwargs)
+        scaled = x.to(scale.dtype) * sigma_scale
+        one_vector = x.dim() < 3 or x[0].numel() == self.in_features
+        if one_vector or self.sampling[name] == "token":
+            std = _root((scaled.square() + sigma_shift.square()) @ weight.square().T)
+            return mean + (std * torch.randn_like(std)).to(mean.dtype)
+        seed = int(torch.randint(2**62, ()))
+        noise = _CrossPointNoise.apply(scaled.flatten(1, -2), weight, seed).view(mean.shape)
+        # The shifts' errors add up to one Gaussian per output, the same for every token.
+        std = _root(weight.square() @ sigma_shift.square())
+        shape = (len(x), *(1,) * (x.dim() - 2), self.out_features)
+        noise = noise + std * torch.randn(shape, device=std.device, dtype=std.dtype)
+        return mean + noise.to(mean.dtype)
+
+
+class _CrossPointNoise(torch.autograd.Function):
+    """``n_et = (W * E_e) u_et`` for example e and token t, ``E_e ~ N(0, 1)`` of shape (D_out, D).
+
+    E_e is drawn again in the backward pass, so that one sample of the matrix is held at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, weight: Tensor, seed: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.seed = seed
+        samples = _samples(weight, seed, len(u))
+        with torch.autocast(u.device.type, enabled=False):
+            return torch.stack([row @ sample.T for row, sample in zip(u, samples, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        gradient = gradients[0].to(weight.dtype)
+        samples = _samples(weight, ctx.seed, len(gradient))
+        rows = [row @ sample for row, sample in zip(gradient, samples, strict=True)]
+        return torch.stack(rows), None, None
+
+
+def _samples(weight: Tensor, seed: int, count: int) -> Iterator[Tensor]:
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    for _ in range(count):
+        noise = torch.randn(
+            weight.shape, generator=generator, device=weight.device, dtype=weight.dtype
+        )
+        yield weight * noise
+
+
+@dataclass
+class _FrozenState:
+    """The state that restores a folded layer bit for bit, without a second copy of its weight.
+
+    The frozen weight is the folded one divided by the scales, up to rounding: `steps` counts the
+    representable numbers between the two, in one byte per weight. Where that does not suffice
+    (under a scale of 0, for instance), the frozen weight itself is kept.
+    """
+
+    scale: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+    steps: Tensor
+    index: Tensor
+    kept: Tensor
+
+    @classmethod
+    def of(
+        cls, weight: Tensor, folded: Tensor, scale: Tensor, bias: Tensor | None
+    ) -> "_FrozenState":
+        quotient = (folded.to(scale.dtype) / scale).to(weight.dtype)
+        steps = weight.view(_bits(weight)) - quotient.view(_bits(weight))
+        short = steps.to(torch.int8)
+        index = (short != steps).flatten().nonzero()[:, 0]
+        return cls(scale, bias, weight.dtype, short, index, weight.flatten()[index])
+
+    def weight(self, folded: Tensor) -> Tensor:
+        """Return the frozen weight, in the present type and on the present device of the folded."""
+        scale, steps, index, kept = (
+            held.to(folded.device) for held in (self.scale, self.steps, self.index, self.kept)
+        )
+        quotient = (folded.to(self.dtype).to(scale.dtype) / scale).to(self.dtype)
+        weight = (quotient.view(_bits(quotient)) + steps).view(self.dtype).flatten()
+        weight[index] = kept
+        return weight.view(folded.shape).to(folded.dtype)
+
+
+def _bits(value: Tensor) -> torch.dtype:
+    return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
+
+
+def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype)
+
+
+def _root(variance: Tensor) -> Tensor:
+    # The square root has no slope at 0, where a layer's input and shifts are all 0.
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
 
 
 def _sizes(base_layer: nn.Module) -> tuple[int, int]:
-    """The input and output features of a layer that can be modulated."""
+    """Return D and D_out of a layer that can be modulated."""
     if isinstance(base_layer, nn.Linear):
         return base_layer.in_features, base_layer.out_features
     if isinstance(base_layer, Conv1D):
         return base_layer.nx, base_layer.nf
     raise ValueError(
-        f"A {type(base_layer).__name__} cannot be modulated: "
-        "target_modules must name nn.Linear or transformers' Conv1D layers."
+        f"A {type(base_layer).__name__} cannot be modulated: target_modules must name nn.Linear "
+        "or transformers' Conv1D layers."
     )

@@ -1,21 +1,33 @@
-"""The tuners: which layers of a model are replaced by modulated ones."""
+"""The PEFT tuners of GRASP and StochGRASP, which wrap the chosen layers of a model."""
 
-from collections.abc import Iterator
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
+import torch
+from peft import PeftModel
 from peft.config import PeftConfig
-from torch import nn
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from analog_grasp.adapters.config import GraspConfig
+from analog_grasp.adapters.base import AdapterModel, register, remove_adapter
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
-from analog_grasp.adapters.tuner import Tuner
+
+# Settings under which transformers builds linear layers with a bias that have none otherwise.
+_BIAS_SETTINGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
 
 
-class GraspModel(Tuner):
-    """A frozen model whose chosen projections see a modulated input.
+class GraspModel(AdapterModel):
+    """A frozen model whose chosen linear layers see a modulated input.
 
-    Made by `peft.get_peft_model`; saves, loads and merges like any PEFT adapter.
+    Made by `peft.get_peft_model`; saved, loaded and merged like any PEFT adapter.
 
     Source:
         Bal and Sengupta, GRASP, arXiv 2512.04296.
@@ -36,52 +48,137 @@ class GraspModel(Tuner):
 
     def modulated_layers(self) -> Iterator[tuple[str, GraspLinear]]:
         """Yield the name in the base model and the layer, for every modulated layer."""
-        for name, module in self.model.named_modules():
-            if isinstance(module, GraspLinear):
-                yield name, module
+        return _modulated_layers(self.model)
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Return the plain model with the adapter folded into its weights.
+
+        A layer without a bias gets one, which holds W b, the folded shifts. Where the architecture
+        has a setting for biases, such as Llama's `attention_bias`, it is switched on in
+        `model.config`, so that the biases are saved and loaded; elsewhere a warning is raised.
+
+        Args:
+            args, kwargs: As `peft.tuners.tuners_utils.BaseTuner.merge_and_unload` takes them.
+
+        Raises:
+            ValueError: As `GraspLinear.merge`.
+        """
+        without = [n for n, layer in self.modulated_layers() if layer.get_base_layer().bias is None]
+        model = super().merge_and_unload(*args, **kwargs)
+        new = [name for name in without if model.get_submodule(name).bias is not None]
+        if new and not _keep_biases(model):
+            warnings.warn(
+                f"The merged model has {len(new)} biases that its architecture does not have, such "
+                f"as that of {new[0]}: save_pretrained and from_pretrained would lose them; train "
+                "with GraspConfig(learn_shift=False), or save the adapter instead.",
+                stacklevel=2,
+            )
+        return model
+
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
     ) -> None:
-        super()._create_and_replace(
-            peft_config, adapter_name, target, target_name, parent, current_key, parameter_name
-        )
-        assert isinstance(peft_config, GraspConfig)
-        layer = getattr(parent, target_name)
-        expected = (peft_config.in_features or {}).get(current_key, layer.in_features)
-        if layer.in_features != expected:
-            raise ValueError(
-                f"The adapter was made for another model: its layer {current_key} takes "
-                f"{expected} features, and here it takes {layer.in_features}."
-            )
+        """Add an adapter that interpolates others, around the identity.
 
-    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        """Record the layers of a new adapter; hold those of a loaded one against the model."""
-        assert isinstance(config, GraspConfig)
-        found = {
-            name: layer.in_features
-            for name, layer in self.modulated_layers()
-            if adapter_name in layer.group_of
+        ``s = 1 + sum_j w_j (s_j - 1)`` and ``b = sum_j w_j b_j`` in every layer, for adapters j; a
+        layer that an adapter does not modulate counts as the identity. Relative standard deviations
+        are averaged with the weights ``|w_j|``. The new adapter is frozen.
+
+        Args:
+            adapters: The adapters to combine; of equal ``groups``, ``grouping`` and
+                ``learn_shift``, and without task heads or other modules of their own.
+            weights: Their weights w_j; of any sign.
+            adapter_name: The name of the new adapter.
+
+        Raises:
+            ValueError: An adapter is unknown, the name is taken, or the adapters do not match.
+
+        Example:
+            ``model.add_weighted_adapter(["a", "b"], [0.3, 0.7], "mix")``
+        """
+        configs = self._combinable(adapters, weights, adapter_name)
+        layers = {
+            name for name, layer in self.modulated_layers() if layer.group_of.keys() & {*adapters}
         }
-        if config.in_features is None:
-            config.in_features = found
-        missing = sorted(config.in_features.keys() - found.keys())
-        if missing:
+        self.peft_config[adapter_name] = replace(
+            configs[0],
+            target_modules=layers,
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
+        )
+        self.inject_adapter(self.model, adapter_name)
+        self.set_requires_grad(adapter_name, requires_grad=False)
+        for _, layer in self.modulated_layers():
+            if adapter_name in layer.group_of:
+                _interpolate(layer, dict(zip(adapters, weights, strict=True)), adapter_name)
+
+    def _combinable(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
+    ) -> list[GraspConfig]:
+        for name in adapters:
+            if name not in self.peft_config:
+                raise ValueError(f"Adapter {name} does not exist")
+        if not adapters or len(weights) != len(adapters):
             raise ValueError(
-                f"The adapter was made for another model: it modulates {len(missing)} layers "
-                f"that this one has not, {missing[0]} among them."
+                f"{len(adapters)} adapters and {len(weights)} weights were given; there must be "
+                "one weight for each of at least one adapter."
             )
+        if adapter_name in self.peft_config:
+            raise ValueError(f"Adapter with name '{adapter_name}' already exists.")
+        wrappers = (m for m in self.modules() if isinstance(m, ModulesToSaveWrapper))
+        if any(sum(name in w.modules_to_save for name in adapters) > 1 for w in wrappers):
+            raise ValueError(
+                "Cannot add weighted adapters if they target the same module with modules_to_save: "
+                "task heads cannot be interpolated."
+            )
+        configs = [self.peft_config[name] for name in adapters]
+        for field in ("groups", "grouping", "learn_shift"):
+            if len(values := {getattr(config, field) for config in configs}) > 1:
+                raise ValueError(
+                    f"Adapters to combine must have the same {field}, but have "
+                    f"{', '.join(map(str, sorted(values)))}."
+                )
+        return configs
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        # peft saves the configuration after the weights.
+        assert isinstance(config, GraspConfig)
+        config.in_features = _in_features(model, adapter_name)
+        return super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Check that saved weights fit the layers of the model; K does not depend on its widths."""
+        assert isinstance(config, GraspConfig)
+        widths, recorded = _in_features(model, adapter_name), config.in_features
+        saved = {_plain(key.rsplit(f".{cls.prefix}", 1)[0]) for key in state_dict
+                 if f".{cls.prefix}" in key}  # fmt: skip
+        problem = None
+        if recorded and (foreign := sorted(saved - widths.keys())):
+            problem = f"it has {len(foreign)} layers that this model lacks, such as {foreign[0]}"
+        for name, width in (recorded or {}).items():
+            if widths.get(name, width) != width:
+                problem = f"its layer {name} has {width} features, and here {widths[name]}"
+        if problem:
+            # Recorded layers other than the model's are those of an adapter just injected.
+            if recorded != widths:
+                _forget(model, adapter_name)
+            raise ValueError(f"The adapter was made for another model: {problem}.")
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
 class StochGraspModel(GraspModel):
-    """A GRASP model that learns a Gaussian for every stored number.
+    """A GRASP model that learns a Gaussian for every scale and shift.
 
     Source:
         Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP).
@@ -92,19 +189,91 @@ class StochGraspModel(GraspModel):
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Within the block, evaluation draws samples where it would use the means.
+        """Within the block, draw samples in evaluation instead of using the means.
 
         Example:
             ``with model.base_model.sampling(): logits = model(**batch).logits``
         """
-        layers = [layer for _, layer in self.modulated_layers()]
-        self._sample_in_eval(layers, True)
+        layers: list[Any] = [layer for _, layer in self.modulated_layers()]
+        for layer in layers:
+            layer.sample_in_eval = True
         try:
             yield
         finally:
-            self._sample_in_eval(layers, False)
+            for layer in layers:
+                layer.sample_in_eval = False
 
-    @staticmethod
-    def _sample_in_eval(layers: list[Any], value: bool) -> None:
-        for layer in layers:
-            layer.sample_in_eval = value
+
+@torch.no_grad()
+def _interpolate(layer: GraspLinear, weights: dict[str, float], adapter_name: str) -> None:
+    """Set an adapter of a layer to the combination of others; see `add_weighted_adapter`."""
+    scale, shift, *log_sigmas = layer.adapter_layer_names
+    for kind, identity in ((scale, 1.0), (shift, 0.0)):
+        values = getattr(layer, kind)
+        if adapter_name in values:
+            values[adapter_name].fill_(identity)
+            for name in weights.keys() & values.keys():
+                values[adapter_name] += weights[name] * (values[name] - identity)
+    for kind in log_sigmas:
+        values = getattr(layer, kind)
+        shares = {n: abs(w) for n, w in weights.items() if n in values and w}
+        if adapter_name in values and shares:
+            mean = sum(share * values[name].exp() for name, share in shares.items())
+            values[adapter_name].copy_((mean / sum(shares.values())).log())
+
+
+def _modulated_layers(model: nn.Module) -> Iterator[tuple[str, GraspLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, GraspLinear):
+            yield name, module
+
+
+def _in_features(model: nn.Module, adapter_name: str) -> dict[str, int]:
+    return {
+        _plain(name): layer.in_features
+        for name, layer in _modulated_layers(model)
+        if adapter_name in layer.group_of
+    }
+
+
+def _plain(name: str) -> str:
+    """Return a layer's name in the base model, without what torch.compile puts before it."""
+    return base_name(name.replace("_orig_mod.", ""))
+
+
+def _forget(model: nn.Module, adapter_name: str) -> None:
+    """Remove an adapter whose weights were not loaded."""
+    if isinstance(model, PeftModel) and len(model.peft_config) > 1:
+        model.delete_adapter(adapter_name)
+    remove_adapter(model, adapter_name)
+
+
+def _keep_biases(model: nn.Module) -> bool:
+    """Switch on the settings under which a model is built with the biases that it has now.
+
+    Returns:
+        Whether there are such settings. Biases that come with them and that the model does not have
+        are added as zeros.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return False
+    off = [name for name in _BIAS_SETTINGS if getattr(model.config, name, None) is False]
+    for names in chain(((name,) for name in off), (off,)):
+        config = copy.deepcopy(model.config)
+        for name in names:
+            setattr(config, name, True)
+        with torch.device("meta"):
+            built = type(model)(config).state_dict()
+        if not names or model.state_dict().keys() - built.keys():
+            continue
+        for key in built.keys() - model.state_dict().keys():
+            layer: Any = model.get_submodule(key.rpartition(".")[0])
+            layer.bias = nn.Parameter(layer.weight.new_zeros(built[key].shape), requires_grad=False)
+        for name in names:
+            setattr(model.config, name, True)
+        return True
+    return False
+
+
+register("grasp", GraspConfig, GraspModel)
+register("stochgrasp", StochGraspConfig, StochGraspModel)

@@ -1,38 +1,35 @@
-"""The adapters that can be compared, by name: GRASP, StochGRASP and what they are held against."""
+"""Registry of the adapters that can be compared, by name.
 
-import difflib
+Importing this module loads neither torch nor peft.
+"""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from peft.config import PeftConfig
-from peft.utils.constants import (
-    DUMMY_TARGET_MODULES,
-    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-)
-from transformers import PreTrainedModel
-
-from analog_grasp.adapters.bitfit import BitFitConfig
-from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.frozen import head_names, save_head
-from analog_grasp.adapters.full import FullConfig
+from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.types import Placement
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.config import PeftConfig
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class AdapterMethod:
-    """One adapter as users name it.
+    """An adapter as users name it.
 
     Attributes:
-        title: As figures and tables spell it out.
-        trains: What is learned, and with which fixed settings.
-        placements: Where it can live once the model is deployed: ``"digital"``, exact arithmetic
-            beside the chip; ``"folded"``, merged into the weights that are programmed;
+        title: Its name in figures and tables.
+        trains: The parameters that it trains, with its fixed settings.
+        placements: Where it can be placed once the model is deployed: ``"digital"``, exact
+            arithmetic outside the tiles; ``"folded"``, merged into the weights that are programmed;
             ``"programmed"``, in analog devices of its own.
-        learning_rate: The peak learning rate that suits it.
+        learning_rate: The peak learning rate by default.
         reference: The publication.
-        config: Gives the PEFT configuration from the settings that its `PeftConfig` has.
+        config: Returns the PEFT configuration; None for a model that is trained whole.
     """
 
     title: str
@@ -40,35 +37,24 @@ class AdapterMethod:
     placements: tuple[Placement, ...]
     learning_rate: float
     reference: str
-    config: Callable[..., PeftConfig]
+    config: "Callable[..., PeftConfig] | None"
 
 
-def _grasp(
-    task_type: str | None, groups: int, target_modules: str | list[str], **_: object
-) -> PeftConfig:
-    return GraspConfig(task_type=task_type, groups=groups, target_modules=target_modules)
+def _grasp(task_type: str | None, **settings: Any) -> "PeftConfig":
+    from analog_grasp.adapters.config import GraspConfig
+
+    taken = {name: settings[name] for name in ("groups", "target_modules")}
+    return GraspConfig(task_type=task_type, **taken)
 
 
-def _stochgrasp(
-    task_type: str | None,
-    groups: int,
-    target_modules: str | list[str],
-    noise_weight: float,
-    noise_target: float | str,
-    sampling: str,
-    **_: object,
-) -> PeftConfig:
-    return StochGraspConfig(
-        task_type=task_type,
-        groups=groups,
-        target_modules=target_modules,
-        noise_weight=noise_weight,
-        noise_target=noise_target,
-        sampling=sampling,  # type: ignore[arg-type]  # checked by the configuration itself
-    )
+def _stochgrasp(task_type: str | None, **settings: Any) -> "PeftConfig":
+    from analog_grasp.adapters.config import StochGraspConfig
+
+    names = ("groups", "target_modules", "noise_weight", "noise_target", "sampling")
+    return StochGraspConfig(task_type=task_type, **{name: settings[name] for name in names})
 
 
-# Where LoRA and (IA)^3 sit in models that peft has no entry for, by the same rule as in the others.
+# The layers of LoRA and (IA)^3 in models that peft does not list, by the same rule as in those.
 _LORA_TARGETS = {
     "albert": ["query", "value"],
     "distilbert": ["q_lin", "v_lin"],
@@ -82,53 +68,56 @@ _IA3_TARGETS = {
 }
 
 
-def _lora(task_type: str | None, model_type: str | None = None, **_: object) -> PeftConfig:
-    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+def _lora(task_type: str | None, model_type: str | None = None, **_: object) -> "PeftConfig":
+    from peft import LoraConfig
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
     return LoraConfig(
         task_type=task_type,
         r=8,
         lora_alpha=16,
-        target_modules=_place("LoRA", model_type, _LORA_TARGETS, known),
+        target_modules=_targets("LoRA", model_type, _LORA_TARGETS, KNOWN),
         # The Conv1D of GPT-2 stores its weight transposed.
         fan_in_fan_out=model_type == "gpt2",
     )
 
 
-def _ia3(task_type: str | None, model_type: str | None = None, **_: object) -> PeftConfig:
-    known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
-    targets = _place("(IA)^3", model_type, _IA3_TARGETS, known)
+def _ia3(task_type: str | None, model_type: str | None = None, **_: object) -> "PeftConfig":
+    from peft import IA3Config
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
+
+    targets = _targets("(IA)^3", model_type, _IA3_TARGETS, KNOWN)
     return IA3Config(
         task_type=task_type,
         target_modules=targets,
-        # peft has its own, too, for the models that it knows.
+        # For the models that peft lists, it has these too.
         feedforward_modules=targets[2:] if targets else None,
         fan_in_fan_out=model_type == "gpt2",
     )
 
 
-def _place(
+def _targets(
     title: str, model_type: str | None, ours: dict[str, list[str]], known: Mapping[str, object]
 ) -> list[str] | None:
-    """The layers that a method sits in; None leaves them to peft."""
+    """Return the layers that a method adapts; None leaves them to peft."""
     if model_type is not None and model_type not in ours.keys() | known.keys():
-        raise ValueError(
-            f"{title} has no set place in a {model_type}: use another adapter, or one of "
-            f"{', '.join(sorted(ours.keys() | known.keys()))}."
-        )
+        listed = sorted(ours.keys() | known.keys())
+        raise ValueError(unknown_name(f"model type for {title}", model_type, listed))
     return ours.get(model_type or "")
 
 
-def _bitfit(task_type: str | None, **_: object) -> PeftConfig:
+def _bitfit(task_type: str | None, **_: object) -> "PeftConfig":
+    from analog_grasp.adapters.bitfit import BitFitConfig
+
     return BitFitConfig(task_type=task_type)
 
 
-def _head(task_type: str | None, **_: object) -> PeftConfig:
-    # peft's own way to say: no module is adapted, only the task head is trained and saved.
+def _head(task_type: str | None, **_: object) -> "PeftConfig":
+    from peft import LoraConfig
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    # With these, peft adapts no layer: the task head alone is trained and saved.
     return LoraConfig(task_type=task_type, target_modules=DUMMY_TARGET_MODULES)
-
-
-def _full(task_type: str | None, **_: object) -> PeftConfig:
-    return FullConfig(task_type=task_type)
 
 
 ADAPTERS: dict[str, AdapterMethod] = {
@@ -142,7 +131,7 @@ ADAPTERS: dict[str, AdapterMethod] = {
     ),
     "stochgrasp": AdapterMethod(
         "StochGRASP",
-        "a Gaussian for each of GRASP's numbers",
+        "a Gaussian for each scale and shift of GRASP",
         ("digital", "folded", "programmed"),
         1e-2,
         "Bal and Sengupta, arXiv 2512.04296",
@@ -150,7 +139,7 @@ ADAPTERS: dict[str, AdapterMethod] = {
     ),
     "lora": AdapterMethod(
         "LoRA",
-        "two matrices of rank 8 (alpha 16) beside the query and the value projections",
+        "two matrices of rank 8 (alpha 16) for each query and value projection",
         ("digital", "folded", "programmed"),
         3e-3,
         "Hu et al., arXiv 2106.09685",
@@ -158,7 +147,7 @@ ADAPTERS: dict[str, AdapterMethod] = {
     ),
     "ia3": AdapterMethod(
         "(IA)^3",
-        "a scale for every key, value and feed-forward feature, where peft places it",
+        "a scale for every key, value and feed-forward feature, in the layers that peft lists",
         ("digital", "folded"),
         1e-2,
         "Liu et al., arXiv 2205.05638",
@@ -176,44 +165,48 @@ ADAPTERS: dict[str, AdapterMethod] = {
         "linear head", "the task head alone", ("digital", "folded"), 1e-2, "-", _head
     ),
     "full": AdapterMethod(
-        "full fine-tuning", "all weights of the model", ("folded",), 5e-5, "-", _full
+        "full fine-tuning", "all weights of the model", ("folded",), 5e-5, "-", None
     ),
 }
 
 
 def adapter_config(
     name: str, *, task_type: str | None = "SEQ_CLS", **settings: object
-) -> PeftConfig:
-    """Return the PEFT configuration of an adapter by its name.
+) -> "PeftConfig":
+    """Return the PEFT configuration of an adapter.
 
     Args:
-        name: A key of `ADAPTERS`.
-        task_type: As peft names it: ``"SEQ_CLS"``, ``"CAUSAL_LM"``, ...; None for none of these.
+        name: A key of `ADAPTERS`, but not ``"full"``.
+        task_type: The task type as PEFT names it: ``"SEQ_CLS"``, ``"CAUSAL_LM"``, ...; or None.
         settings: ``groups``, ``target_modules``, ``noise_weight``, ``noise_target``, ``sampling``
-            and ``model_type``, the transformers name of the model's kind, by which LoRA and
-            (IA)^3 choose their layers; each adapter takes those that it has.
+            and ``model_type``, the transformers name of the architecture, by which LoRA and (IA)^3
+            choose their layers; each adapter uses those that it has.
 
     Raises:
-        ValueError: An unknown name, a setting out of its range, or a kind of model in which the
-            method has no set place.
+        ValueError: An unknown adapter or one without a configuration, a setting out of range, or an
+            architecture for which LoRA or (IA)^3 has no default layers.
 
     Example:
         >>> adapter_config("lora", task_type="CAUSAL_LM", model_type="gpt2").r
         8
     """
-    return _method(name).config(task_type=task_type, **settings)
+    make = _method(name).config
+    if make is None:
+        raise ValueError(f"The adapter {name!r} has no PEFT configuration, as it trains the model.")
+    return make(task_type=task_type, **settings)
 
 
 def adapt(
-    model: PreTrainedModel, name: str, *, task_type: str | None = "SEQ_CLS", **settings: object
-) -> PeftModel:
+    model: "PreTrainedModel", name: str, *, task_type: str | None = "SEQ_CLS", **settings: object
+) -> "PeftModel | PreTrainedModel":
     """Return a model with a new adapter, whose task head is trained and saved with it.
 
     Args:
-        model: The pre-trained model, which becomes part of what is returned.
-        name: A key of `ADAPTERS`.
+        model: The pre-trained model, which becomes part of the returned one.
+        name: A key of `ADAPTERS`. With ``"full"`` the model itself is returned, all of its
+            parameters trainable; it is saved and loaded as any transformers model.
         task_type: As in `adapter_config`.
-        settings: As in `adapter_config`; the kind of model is known here.
+        settings: As in `adapter_config`, without ``model_type``.
 
     Raises:
         ValueError: As `adapter_config`; or the settings do not fit the model.
@@ -225,41 +218,59 @@ def adapt(
         >>> sorted(adapted.active_peft_config.modules_to_save)
         ['classifier', 'pre_classifier', 'score']
     """
-    settings["model_type"] = model.config.model_type
-    config = adapter_config(name, task_type=task_type, **settings)
-    save_head(config, model)
+    from peft import get_peft_model
+
+    from analog_grasp.adapters.frozen import head_names, save_head
+
+    if _method(name).config is None:
+        return model.requires_grad_(True)
+    config = adapter_config(name, task_type=task_type, model_type=model.config.model_type,
+                            **settings)  # fmt: skip
     if name == "head" and not head_names(model):
         raise ValueError(
             f"A {type(model).__name__} has no task head to train: use another adapter."
         )
+    save_head(config, model)
     adapted = get_peft_model(model, config)
-    # peft adds the heads that it knows, even to a list that has them.
-    config.modules_to_save = list(dict.fromkeys(config.modules_to_save or ())) or None
+    # peft adds the heads that it knows even where they are listed.
+    save_head(adapted.active_peft_config, model)
     return adapted
 
 
-def kind_of(config: PeftConfig) -> str | None:
-    """The name in `ADAPTERS` of the adapter that a PEFT configuration describes, if it has one.
+def kind_of(model: "nn.Module") -> str | None:
+    """Return the name in `ADAPTERS` of a model's active adapter, None for another PEFT method.
+
+    A model without an adapter counts as one that is trained whole.
 
     Example:
-        >>> kind_of(adapter_config("head")), kind_of(adapter_config("lora"))
-        ('head', 'lora')
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                   intermediate_size=16, vocab_size=10)
+        >>> bert = BertForSequenceClassification(tiny)
+        >>> kind_of(bert), kind_of(adapt(bert, "head"))
+        ('full', 'head')
     """
+    from peft import PeftModel
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    if not isinstance(model, PeftModel):
+        return "full"
+    config = model.active_peft_config
     if getattr(config, "target_modules", None) == DUMMY_TARGET_MODULES:
-        return "full" if isinstance(config, FullConfig) else "head"
+        return "head"
     name = str(config.peft_type).rpartition(".")[2].lower()
     return name if name in ADAPTERS else None
 
 
 def check_placement(name: str, placement: str) -> None:
-    """Refuse a placement that an adapter does not have.
+    """Raise an error if an adapter does not have a placement.
 
     Args:
         name: A key of `ADAPTERS`.
         placement: One of `Placement`.
 
     Raises:
-        ValueError: The adapter is unknown, or cannot live there.
+        ValueError: The adapter is unknown, or cannot be placed there.
 
     Example:
         >>> check_placement("lora", "folded")
@@ -267,16 +278,12 @@ def check_placement(name: str, placement: str) -> None:
     method = _method(name)
     if placement not in method.placements:
         raise ValueError(
-            f"The adapter '{name}' cannot have the placement '{placement}', as it trains "
+            f"The adapter {name!r} cannot have the placement {placement!r}, as it trains "
             f"{method.trains}: use {' or '.join(method.placements)}."
         )
 
 
 def _method(name: str) -> AdapterMethod:
     if name not in ADAPTERS:
-        close = difflib.get_close_matches(name, ADAPTERS, n=1)
-        hint = f"did you mean '{close[0]}'? The" if close else "the"
-        raise ValueError(
-            f"There is no adapter '{name}': {hint} adapters are {', '.join(ADAPTERS)}."
-        )
+        raise ValueError(unknown_name("adapter", name, ADAPTERS))
     return ADAPTERS[name]

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 RUN_FILE, STORE_FILE, LOG_FILE = "run.toml", "results.sqlite", "run.log"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# A model that is trained whole is saved as transformers does.
+MODEL_FILES = ("config.json", "model.safetensors")
 _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
 # The text fields of a card, which no figure depends on.
 _PROSE = {"title", "source", "valid_range", "not_modelled"}
@@ -46,7 +48,7 @@ _PATHS = (
 
 
 def adapter_hash(path: Path) -> str:
-    """Return a hash of a saved adapter's weights, followed by one of its configuration.
+    """Return a hash of the weights of a saved adapter or model, and one of its configuration.
 
     peft writes sets as lists in any order, which does not count. A missing file counts as empty.
 
@@ -54,7 +56,8 @@ def adapter_hash(path: Path) -> str:
         >>> len(adapter_hash(Path("nowhere")))
         64
     """
-    config, weights = (path / name for name in ADAPTER_FILES)
+    files = ADAPTER_FILES if (path / ADAPTER_FILES[0]).is_file() else MODEL_FILES
+    config, weights = (path / name for name in files)
     settings = json.loads(config.read_bytes()) if config.is_file() else {}
     in_order = {
         name: sorted(value, key=repr) if isinstance(value, list) else value

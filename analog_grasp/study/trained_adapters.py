@@ -11,16 +11,17 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.config import PeftConfig
 from safetensors import SafetensorError, safe_open
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
+from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.study.config import StudyConfig, is_folder
 from analog_grasp.study.evaluator import processor
 from analog_grasp.study.progress import Progress, silent
-from analog_grasp.study.provenance import ADAPTER_FILES, model_hash
+from analog_grasp.study.provenance import ADAPTER_FILES, MODEL_FILES, model_hash
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
-from analog_grasp.tasks.models import last_line
+from analog_grasp.tasks.models import last_line, tokenizer_for
 from analog_grasp.training import train
 from analog_grasp.training.converter_loop import card_with_converters
 
@@ -32,11 +33,11 @@ _COLLAPSE_ROWS = 128
 
 def load_adapter(
     path: Path, model: str | None, task: Task, trust_remote_code: bool = False
-) -> PeftModel:
+) -> PeftModel | PreTrainedModel:
     """Load a saved adapter on its pre-trained model, ready to be measured.
 
     Args:
-        path: The adapter's folder.
+        path: The adapter's folder, or that of a model that was trained whole.
         model: Hub id or folder of the pre-trained model; the one that the adapter names if None.
         task: Determines the shape of the head.
         trust_remote_code: Allow Python code that comes with the model to run.
@@ -50,8 +51,14 @@ def load_adapter(
 
 def load_with_hash(
     path: Path, model: str | None, task: Task, trust_remote_code: bool = False
-) -> tuple[PeftModel, str]:
-    """Load as `load_adapter`, and hash the pre-trained model's weights and configuration."""
+) -> tuple[PeftModel | PreTrainedModel, str]:
+    """Load as `load_adapter`, and hash the pre-trained model's weights and configuration.
+
+    A model that was trained whole is its own: its hash is that of its present weights.
+    """
+    if not (path / ADAPTER_FILES[0]).is_file() and (path / MODEL_FILES[0]).is_file():
+        whole = _load_whole(path, task, trust_remote_code)
+        return whole, model_hash(whole)
     named = _base_model_name(path)
     base = load_base_model(task, model or named, trust_remote_code=trust_remote_code)
     base_hash = model_hash(base)
@@ -71,6 +78,20 @@ def load_with_hash(
         ) from error
     _check_complete(adapted, path, str(base.name_or_path))
     return adapted.to(processor()).eval(), base_hash
+
+
+def _load_whole(path: Path, task: Task, trust_remote_code: bool) -> PreTrainedModel:
+    """Load a model that was trained whole."""
+    model = load_base_model(task, str(path), trust_remote_code=trust_remote_code)
+    with safe_open(path / MODEL_FILES[1], "pt") as file:
+        saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    if odd := sorted(name for name, shape in shapes.items() if saved.get(name) != shape):
+        raise ValueError(
+            f"The model in {path} does not fit the task {task.name}: {len(odd)} of its parameters "
+            f"are missing or of another shape, such as {odd[0]}; name the task it was made for."
+        )
+    return model.to(processor()).eval()
 
 
 def _check_complete(model: PeftModel, path: Path, base: str) -> None:
@@ -122,7 +143,7 @@ def _base_model_name(path: Path) -> str | None:
     return base
 
 
-def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel:
+def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | PreTrainedModel:
     """Return an untrained adapter on its pre-trained model.
 
     Args:
@@ -180,7 +201,7 @@ def _check_devices(config: StudyConfig) -> None:
 
 
 def train_adapter(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     config: StudyConfig,
     task: Task,
     description: str,
@@ -208,7 +229,7 @@ def train_adapter(
     Raises:
         ValueError: As `analog_grasp.train`.
     """
-    kind = kind_of(model.active_peft_config)
+    kind = kind_of(model)
     learning_rate = config.training.learning_rate or ADAPTERS[kind or "grasp"].learning_rate
     saving: dict[str, Any] = {} if save_steps is None else {"save_steps": save_steps}
     if checkpoints is not None:
@@ -244,7 +265,7 @@ def train_adapter(
     return seconds
 
 
-def _is_constant(model: PeftModel, few: SentenceTask) -> bool:
+def _is_constant(model: PeftModel | PreTrainedModel, few: SentenceTask) -> bool:
     """Return whether training rows with different labels all have the same prediction.
 
     Too high a learning rate makes features diverge until they are independent of the input.
@@ -262,11 +283,16 @@ def _last_checkpoint(folder: Path | None) -> str | bool:
     return str(complete[max(complete)]) if complete else False
 
 
-def save_adapter(model: PeftModel, path: Path) -> None:
-    """Write an adapter's folder as PEFT does.
+def save_adapter(model: PeftModel | PreTrainedModel, path: Path) -> None:
+    """Write an adapter's folder as PEFT does, or a model trained whole as transformers does.
 
-    Embeddings are never part of it; peft would query the Hub to find out.
+    Embeddings are never part of an adapter; peft would query the Hub to find out.
     """
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(str(path))
+        if model.name_or_path:
+            tokenizer_for(model).save_pretrained(str(path))
+        return
     model.save_pretrained(str(path), save_embedding_layers=False)
 
 
@@ -295,11 +321,15 @@ def is_saved(adapter: str) -> bool:
     return adapter not in ADAPTERS and is_folder(adapter)
 
 
-def learned_parameters(model: PeftModel) -> tuple[int, int]:
+def learned_parameters(model: PeftModel | PreTrainedModel) -> tuple[int, int]:
     """Return the number of parameters of the active adapter, and of the task head saved with it."""
     own = head = 0
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    heads = set(model.modules_to_save or ())
+    weights: dict[str, torch.Tensor]
+    if isinstance(model, PeftModel):
+        weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+        heads = set(model.modules_to_save or ())
+    else:
+        weights, heads = dict(model.named_parameters()), set(head_names(model))
     for name, tensor in weights.items():
         if heads.intersection(name.split(".")):
             head += tensor.numel()

@@ -1,12 +1,12 @@
-"""The words that settings, adapters and tiles choose from.
+"""Literal types and defaults that settings, adapters and tiles share.
 
-Apart from all that computes, so that a command can tell its options before torch is loaded.
+This module imports nothing heavy, so that the command line can list its options quickly.
 """
 
 from typing import Literal
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-"""The built-in model, by its id on the Hub."""
+"""The built-in model's id on the Hub."""
 
 TASK_NAMES = (
     "reviews", "glue/cola", "glue/sst2", "glue/mrpc", "glue/qqp", "glue/mnli", "glue/qnli",
@@ -15,16 +15,16 @@ TASK_NAMES = (
 """The tasks that `load_task` knows without registration."""
 
 SHIFT_LR_RATIO = 0.3
-"""The learning rate of GRASP's shifts, in units of that of its scales."""
+"""Learning rate of GRASP's shifts relative to that of its scales."""
 
 Placement = Literal["digital", "folded", "programmed"]
-"""Where an adapter lives."""
+"""Placement of an adapter: digital arithmetic, folded into the weights, or in analog devices."""
 
-Sampling = Literal["feature", "group", "weight"]
-"""What draws its own sample in training."""
+Sampling = Literal["feature", "group", "weight", "token"]
+"""Unit of a StochGRASP sample in training."""
 
 ProgrammingError = Literal["device", "learned"]
-"""What the numbers of a programmed adapter miss their targets by."""
+"""Programming error of a programmed adapter's parameters: the device's, or the learned one."""
 
 DriftCompensation = Literal["global", "per-column", "exact", "none"]
-"""How the outputs of an ageing tile are scaled up again."""
+"""Rescaling of the outputs of a drifting tile."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from analog_grasp.adapters.folding import fold
+from analog_grasp.adapters.frozen import fold
 from analog_grasp.adapters.registry import ADAPTERS, adapt
 
 SETTINGS = {"groups": 4, "target_modules": "all-linear", "noise_weight": 1.0, "noise_target": 0.1,

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analog_grasp.adapters import GraspConfig
+from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.bitfit import BitFitConfig
 from analog_grasp.adapters.frozen import base_name, frozen_layers, head_names, save_head
 

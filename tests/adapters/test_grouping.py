@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analog_grasp.adapters.grouping import group_index
+from analog_grasp.adapters.layer import group_index
 
 
 @given(st.integers(1, 200).flatmap(lambda d: st.tuples(st.just(d), st.integers(1, d))))

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters import GraspConfig, GraspLinear, StochGraspConfig, StochGraspLinear
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 
 D, OUT, K = 10, 6, 4
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from analog_grasp.adapters import GraspConfig, GraspLinear, StochGraspConfig, registration
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.layer import GraspLinear
 
 K = 5
 LAYERS = {"bert": 13, "roberta": 12, "gpt2": 8}  # all linear layers but the head

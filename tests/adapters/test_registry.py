@@ -14,7 +14,7 @@ from analog_grasp.adapters.registry import (
     check_placement,
     kind_of,
 )
-from analog_grasp.study.adapters import learned_parameters, save_adapter
+from analog_grasp.study.trained_adapters import learned_parameters, save_adapter
 
 D, FF, LAYERS, LABELS = 32, 70, 2, 2
 SETTINGS = {

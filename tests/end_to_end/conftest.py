@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from peft import PeftModel, get_peft_model
 
-from analog_grasp.adapters import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.tasks import Task, load_base_model
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}

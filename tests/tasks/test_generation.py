@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 
 from analog_grasp import DeviceCard, deploy, train
-from analog_grasp.adapters import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.tasks import GenerationTask, load_base_model, tokenizer_for
 
 ROWS = Dataset.from_dict({"text": ["a : b"], "references": [["b", "b."]]})

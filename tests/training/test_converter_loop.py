@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters import GraspConfig
+from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import deploy

@@ -8,8 +8,9 @@ import torch
 from peft import get_peft_model
 from torch.distributions import Normal, kl_divergence
 
-from analog_grasp.adapters import StochGraspConfig
+from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.profile import profile as device_profile
 from analog_grasp.training.loss import NoiseAwareLoss, kl, l2, target_std
 
 FORMS = {"l2": l2, "kl": kl}
@@ -58,7 +59,7 @@ def test_float_target_is_constant():
 
 
 def test_device_target_equals_its_profile():
-    profile = DeviceCard.load("pcm-hermes-2").profile("1d")
+    profile = device_profile(DeviceCard.load("pcm-hermes-2"), "1d")
     values = torch.linspace(0, 1, 37)
     expected = np.interp(values.numpy(), profile.values, profile.std)
     target = target_std("pcm-hermes-2@1d")(values)
@@ -102,7 +103,7 @@ def test_device_target_depends_on_the_stored_value(bert):
     sigma = {"scale": [0.02, 0.03], "shift": [0.04, 0.05]}
     each_layer(model, scale=[2.0, -1.0], shift=[0.1, 0.4])
     each_layer(model, **{f"{k}_log_sigma": np.log(v).tolist() for k, v in sigma.items()})
-    profile = DeviceCard.load("pcm-hermes-2").profile("1d")
+    profile = device_profile(DeviceCard.load("pcm-hermes-2"), "1d")
     target = np.interp([1.0, 0.5, 0.25, 1.0], profile.values, profile.std)
     expected = np.mean(((np.array(sigma["scale"] + sigma["shift"]) - target) / target) ** 2)
     assert NoiseAwareLoss(model, config)().item() == pytest.approx(expected, rel=1e-4)

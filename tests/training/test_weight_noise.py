@@ -8,8 +8,9 @@ from peft import get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters import GraspConfig
+from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.profile import profile as device_profile
 from analog_grasp.training import WeightNoise
 
 INPUTS, COLUMNS = 4000, 5
@@ -120,7 +121,7 @@ def test_noise_of_a_device(layer, where):
     relative = (noisy / largest).flatten()
     stored = (clean / largest).flatten()
     name, _, time = where.rpartition("@")
-    profile = DeviceCard.load(name).profile(time)
+    profile = device_profile(DeviceCard.load(name), time)
     gain = stored.abs().mean() / relative.abs().mean()
     small = stored.abs() < 0.1
     # The read weights are rescaled to the mean magnitude of the weights, so the standard

@@ -1,0 +1,282 @@
+"""Base classes of our PEFT methods, and their registration with PEFT."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import peft
+from aenum import extend_enum
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import AuxiliaryTrainingWrapper, PeftType, register_peft_method
+from torch import Tensor, nn
+
+from analog_grasp.adapters.frozen import save_head
+
+# The name that stands for no adapter in a batch that mixes adapters, as in PEFT.
+BASE = "__base__"
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """A layer around a frozen one: merging, disabling, and batches that mix adapters.
+
+    A subclass defines ``_adapted`` and ``_mixed`` (the output under adapters), and ``_fold`` and
+    ``_unfold`` (which write adapters into the frozen layer, and restore it).
+
+    Args:
+        base_layer: The frozen layer. A layer put into a model in evaluation mode is in it too.
+    """
+
+    base_layer: nn.Module
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.training = base_layer.training
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        # The adapters to merge again when adapters are enabled again.
+        self._suspended: list[str] = []
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write adapters into the frozen layer; in their order, in one call or in several.
+
+        Args:
+            safe_merge: Raise an error if a folded parameter is not finite.
+            adapter_names: The adapters to merge; all active ones where None.
+
+        Raises:
+            ValueError: With ``safe_merge``, a folded parameter is not finite; or the frozen layer
+                is quantised.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if self._has(name)]
+        if not names:
+            return
+        earlier = list(self.merged_adapters)
+        self.unmerge()
+        try:
+            self._fold([*earlier, *names], safe_merge)
+        except ValueError:
+            if earlier:
+                self._fold(earlier, False)
+                self.merged_adapters = earlier
+            raise
+        self.merged_adapters = [*earlier, *names]
+
+    def unmerge(self) -> None:
+        """Restore the frozen layer, bit for bit unless its type was changed while merged."""
+        if self.merged_adapters:
+            self._unfold()
+        self.merged_adapters = []
+        self._suspended = []
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Enable or disable all adapters; merged ones are merged again when enabled again."""
+        super().enable_adapters(enabled)
+        if not enabled:
+            self._suspend()
+        elif self._suspended:
+            names = [name for name in self._suspended if self._has(name)]
+            self._suspended = []
+            self.merge(adapter_names=names)
+
+    def forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return the output of the frozen layer under the active adapters.
+
+        Args:
+            x: The input, whose first axis is that of the B examples.
+            args, kwargs: Passed to the frozen layer.
+            adapter_names: The adapter of each example; ``"__base__"`` for none.
+        """
+        if adapter_names is not None:
+            self._check_mixed(x, adapter_names)
+        if self.disable_adapters:
+            self._suspend()
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._mixed(x, adapter_names, *args, **kwargs)
+        names = [name for name in self.active_adapters if self._has(name)]
+        if self.merged or not names:
+            return self.base_layer(x, *args, **kwargs)
+        return self._adapted(x, names, *args, **kwargs)
+
+    def _suspend(self) -> None:
+        if merged := list(self.merged_adapters):
+            self.unmerge()
+            self._suspended = merged
+
+    def _check_mixed(self, x: Tensor, adapter_names: list[str]) -> None:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call "
+                "`unmerge_adapter` first."
+            )
+
+    def _has(self, adapter_name: str) -> bool:
+        return adapter_name in getattr(self, self.adapter_layer_names[0])
+
+    def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _fold(self, names: list[str], safe: bool) -> None:
+        raise NotImplementedError
+
+    def _unfold(self) -> None:
+        raise NotImplementedError
+
+
+class AdapterModel(BaseTuner):
+    """A PEFT tuner that wraps the chosen layers of a model and saves its task head with them.
+
+    A subclass names the class of its layers, which take ``(base_layer, adapter_name, config)``.
+    """
+
+    tuner_layer_cls: Any
+    # Models of an unknown architecture are treated like any other.
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by BaseTuner
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Put an adapter into the model; on an error, the model is left as it was."""
+        # The caller may use the configuration for another model: ours is written into a copy.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        self._prepare(config, model)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            remove_adapter(model, adapter_name)
+            raise
+
+    def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
+        save_head(config, model)
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, AdapterLayer) and type(target) is not self.tuner_layer_cls:
+            raise ValueError(
+                f"The layer {current_key} is a {type(target).__name__} already, which cannot hold "
+                f"a {peft_config.peft_type} adapter: unload the first method, or load both on "
+                "models of their own."
+            )
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = self.tuner_layer_cls(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # Our layers move their parameters to the base layer's device themselves; what the inherited
+        # method does beyond this fails on a saved head that has no weight of its own.
+        setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Within the block, every layer gets the ``adapter_names`` of a forward pass.
+
+        Raises:
+            ValueError: The model is in training mode, or has no adapter of such a name.
+        """
+        adapter_names = kwargs.get("adapter_names")
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        layers = [m for m in self.modules() if isinstance(m, self.tuner_layer_cls)]
+        known = {name for layer in layers for name in layer._get_available_adapters()}
+        if unknown := sorted(set(adapter_names) - known - {BASE}):
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        # Beam search repeats each example, but not in the encoder of an encoder-decoder model.
+        beams = kwargs.get("num_beams") or 1
+        get_encoder = getattr(self.model, "get_encoder", None) if beams > 1 else None
+        encoder = get_encoder() if get_encoder else None
+        in_encoder = set() if encoder is None else set(encoder.modules())
+        repeated = [name for name in adapter_names for _ in range(beams)]
+        handles = []
+        for module in self.modules():
+            if isinstance(module, self.tuner_layer_cls | AuxiliaryTrainingWrapper):
+                names = adapter_names if module in in_encoder else repeated
+                hook = _with_adapter_names(names)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _with_adapter_names(names: list[str]) -> Any:
+    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "adapter_names": names}
+
+    return hook
+
+
+def remove_adapter(model: nn.Module, adapter_name: str) -> None:
+    """Remove an adapter of ours from the layers of a model; a layer that has no other is unwrapped.
+
+    Args:
+        model: The model, with or without what peft puts around it.
+        adapter_name: The adapter's name.
+    """
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, AdapterLayer) or not layer._has(adapter_name):
+                continue
+            with warnings.catch_warnings():
+                # peft warns that another adapter becomes active.
+                warnings.simplefilter("ignore")
+                layer.delete_adapter(adapter_name)
+            if not layer._get_available_adapters():
+                setattr(parent, name, layer.base_layer)
+
+
+def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
+    """Register a method with PEFT; a second call does nothing.
+
+    peft's `register_peft_method` takes only members of its own `PeftType` enumeration, which offers
+    no way to add one, so the enumeration is extended first.
+
+    Args:
+        name: The method's name in lower case, such as ``"grasp"``.
+        config_cls: Its configuration.
+        model_cls: Its tuner.
+
+    Raises:
+        ImportError: The installed peft does not accept the method.
+    """
+    if name.upper() in PeftType.__members__:
+        return
+    try:
+        extend_enum(PeftType, name.upper(), name.upper())
+        register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImportError(
+            f"peft {peft.__version__} does not accept {name} as a method ({error}): install a "
+            "version of peft that analog-grasp requires."
+        ) from error
