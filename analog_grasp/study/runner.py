@@ -134,7 +134,7 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
             loaded[name] = load_with_hash(
                 Path(asked), config.model.name, task, config.model.trust_remote_code
             )
-            if kind := kind_of(loaded[name][0].active_peft_config):
+            if kind := kind_of(loaded[name][0]):
                 check_placement(kind, config.hardware.placement)
         else:
             check_placement(asked, config.hardware.placement)

@@ -118,10 +118,12 @@ class NoiseAwareLoss:
         values: list[Tensor] = []
         sigmas: list[Tensor] = []
         for layer in self._layers:
-            for mean in layer.means(self.adapter_name):
+            learned = layer.relative_sigmas(self.adapter_name)
+            # An adapter without shifts has no standard deviations for them.
+            for mean, _ in zip(layer.means(self.adapter_name), learned, strict=False):
                 size = mean.detach().abs()
                 # All shifts are 0 when training starts, so their largest cannot be divided by.
                 values.append(size / size.max().clamp_min(torch.finfo(size.dtype).tiny))
-            sigmas += layer.relative_sigmas(self.adapter_name)
+            sigmas += learned
         sigma = torch.cat(sigmas)
         return self.weight * self._form(sigma, self._target(torch.cat(values))).mean()

@@ -51,7 +51,7 @@ class ChipEvaluation:
         self._card, self._seconds = DeviceAtTime.parse(where)
         self._chip = derive_seed(seed, "evaluation") % 2**31
 
-    def scores(self, model: PeftModel) -> dict[str, float]:
+    def scores(self, model: nn.Module) -> dict[str, float]:
         """Return every metric of the task for a copy of the model on the chip.
 
         The adapter is digital where its method allows that, else folded.
@@ -59,7 +59,7 @@ class ChipEvaluation:
         Raises:
             ValueError: The model's output is not finite.
         """
-        kind = kind_of(model.active_peft_config)
+        kind = kind_of(model)
         placement = ADAPTERS[kind].placements[0] if kind else "digital"
         deployment = deploy(model, self._card, placement=placement)
         deployment.program(self._chip).drift_to(self._seconds)

@@ -9,7 +9,8 @@ from peft import get_peft_model, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from analog_grasp.adapters import GraspConfig, StochGraspConfig, StochGraspLinear
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import train
 
