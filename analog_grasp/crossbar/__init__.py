@@ -1,5 +1,17 @@
-"""Where weights live: frozen layers on crossbar tiles that are programmed, drift and are read."""
+"""Weights on crossbar tiles: programming, drift, reading, export."""
 
-from analog_grasp.crossbar.deployment import Deployment, LayerReport, deploy
+from analog_grasp.crossbar.chip_layer import TileBackend
+from analog_grasp.crossbar.deployment import Deployment, deploy
+from analog_grasp.crossbar.export import export_chip, read_chip
+from analog_grasp.crossbar.report import DeploymentReport, DigitalModule, LayerReport
 
-__all__ = ["Deployment", "LayerReport", "deploy"]
+__all__ = [
+    "Deployment",
+    "DeploymentReport",
+    "DigitalModule",
+    "LayerReport",
+    "TileBackend",
+    "deploy",
+    "export_chip",
+    "read_chip",
+]

@@ -1,4 +1,4 @@
-"""A linear layer on aihwkit's own tiles, for what only they simulate."""
+"""A linear layer on aihwkit's own tiles, for the circuit effects that only they simulate."""
 
 import dataclasses
 from functools import cache
@@ -25,9 +25,11 @@ from aihwkit.simulator.parameters.io import IOParameters, IOParametersIRDropT
 from aihwkit.simulator.parameters.mapping import MappingParameter
 from aihwkit.simulator.tiles.base import BaseTile
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
 from analog_grasp.crossbar.linear import parts, tile_seed
+from analog_grasp.crossbar.tile_weight import TileWeight
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.devices.schema import Converters
@@ -50,20 +52,25 @@ _BOUND_MANAGEMENT = {
     "none": BoundManagementType.NONE,
 }
 
-# Of a bit line, between which the voltage is solved for; aihwkit's own choice.
+# Segments of a bit line between which the voltage is solved; aihwkit's default.
 _SEGMENTS = 8
 
 
 class AihwkitLinear(AnalogLinear):
-    """A frozen linear layer on tiles of aihwkit's, with the face of `CrossbarLinear`.
+    """A frozen linear layer on aihwkit's tiles, with the interface of `CrossbarLinear`.
 
-    The noise of a forward pass of the compiled tile is not governed by any seed of ours.
+    The forward noise of the compiled tile is not determined by our seeds.
 
     Args:
         layer: ``nn.Linear`` or ``Conv1D``.
         card: The device.
-        name: Names the layer's tiles on the chip.
+        name: The name of the layer in the base model, which determines its devices on a chip.
         config: aihwkit's configuration, from `compiled_config` or `wired_config`.
+
+    Attributes:
+        frozen: The frozen weight, ``(D_out, D)``.
+        digital: Compute with the frozen weight, exactly.
+        reads: The number of forward passes through the layer.
     """
 
     def __init__(self, layer: FrozenLayer, card: DeviceCard, name: str, config: object) -> None:
@@ -79,16 +86,20 @@ class AihwkitLinear(AnalogLinear):
         self.name, self.card = name, card
         self.input_range: float | None = None
         self.digital = False
-        self._frozen = (weight, None if layer.bias is None else layer.bias.detach())
+        self.reads = 0
+        self.frozen = weight
+        # In place of aihwkit's attributes, None and a flag, which code beside it cannot use.
+        self.weight = TileWeight(self, isinstance(layer, Conv1D))
+        self.bias: Tensor | None = None if layer.bias is None else layer.bias.detach().clone()
 
     @property
     def tiles(self) -> int:
-        """How many tiles the layer takes."""
+        """Number of tiles."""
         return len(self._tiles())
 
     @property
     def cells(self) -> int:
-        """Cross-points that hold a weight."""
+        """Number of cross-points that store a weight."""
         return sum(tile.in_size * tile.out_size for tile in self._tiles())
 
     def program(self, chip: int) -> None:
@@ -101,28 +112,30 @@ class AihwkitLinear(AnalogLinear):
         self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
-        """Let the tiles age to a time since programming, s."""
+        """Age the tiles to a time since programming, in s."""
         with torch.random.fork_rng():
             for tile, seed in zip(self._tiles(), self._seeds(), strict=True):
                 torch.manual_seed(derive_seed(seed, "read-out", seconds))
                 tile.drift_weights(seconds)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute ``(..., D_out)`` from ``(..., D)``.
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        """Compute ``(..., D_out)`` from ``(..., D)``, with the digital bias if asked for.
 
         Raises:
             ValueError: An input range was set, which this tile does not take.
         """
+        self.reads += 1
         if self.digital:
-            return nn.functional.linear(x, *self._frozen)
+            return nn.functional.linear(x, self.frozen, self.bias if add_bias else None)
         if self.input_range is not None:
             raise ValueError(
                 "aihwkit's compiled tile takes no calibrated input ranges here: use tile='torch'."
             )
-        return super().forward(x)
+        y = super().forward(x)
+        return y if add_bias or self.bias is None else y - self.bias
 
     def weight_error(self) -> float:
-        """Root mean square of (weight now - target), in units of the column maximum."""
+        """Return the root mean square of (weight now - target), in units of the column maximum."""
         squares = 0.0
         for tile in self._tiles():
             now = tile.tile.get_weights()
@@ -131,11 +144,22 @@ class AihwkitLinear(AnalogLinear):
                 squares += float((now * tile.alpha.cpu() - target.cpu()).square().sum())
         return (squares / self.cells) ** 0.5
 
+    def present_weight(self) -> Tensor:
+        """Return the weight now as the digital side sees it, ``(D_out, D)``, in frozen units."""
+        rows = parts(self.in_features, self.card.tile.rows)
+        columns = parts(self.out_features, self.card.tile.columns)
+        weight = torch.empty(self.out_features, self.in_features)
+        places = [(row, column) for row in rows for column in columns]
+        for tile, (row, column) in zip(self._tiles(), places, strict=True):
+            scale = (tile.get_mapping_scales() * tile.alpha).cpu()
+            weight[column, row] = tile.tile.get_weights() * scale.reshape(-1, 1)
+        return weight
+
     def _tiles(self) -> list[BaseTile]:
         return list(self.analog_tiles())
 
     def _seeds(self) -> list[int]:
-        """The seed of each tile's devices: those of the same tile in a `CrossbarLinear`."""
+        """Return the seed of each tile's devices: those of the same tile in a `CrossbarLinear`."""
         size = self.card.tile
         return [
             tile_seed(self._chip, self.name, rows, columns)
@@ -148,7 +172,8 @@ def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> Infere
     """Return the configuration of aihwkit's compiled tile that a device card describes.
 
     Weights are scaled by column to [-1, 1], the bias stays digital, and a layer larger than the
-    card's tile is split. Device noise is not part of it: it is the card's `CardNoiseModel`.
+    card's tile is split. Device noise is not part of it; it is that of the card's
+    `CardNoiseModel`.
 
     Raises:
         RuntimeError: The compiled tile does not work with the installed torch.
@@ -172,8 +197,8 @@ def wired_config(
 ) -> TorchInferenceRPUConfigIRDropT:
     """Return the configuration of aihwkit's time-stepped torch tile, which resolves the I-R drop.
 
-    The inputs are pulses whose length is their value, and the voltages along the bit lines are
-    solved for at every time step: slow, and meant for single layers and small models.
+    The inputs are pulses whose length encodes their value, and the voltages along the bit lines are
+    solved at every time step. This is slow, and suits single layers and small models.
 
     Raises:
         ValueError: The card has no wire resistance, or what that tile cannot simulate.
@@ -190,7 +215,7 @@ def wired_config(
     if converters is None or converters.dac_bits is None or card.conductance.mapping != "pair":
         raise ValueError(
             f"The card {card.name} cannot be simulated by tile='ir-drop', which needs dac_bits and "
-            "two devices a weight: use tile='rpucuda'."
+            "two devices per weight: use tile='rpucuda'."
         )
     if circuit.nonlinearity or card.short_term is not None or card.tile.rows % _SEGMENTS:
         raise ValueError(
@@ -200,10 +225,10 @@ def wired_config(
         )
     config = _mapped(TorchInferenceRPUConfigIRDropT(), card, compensation)
     wires = {"ir_drop_rs": circuit.wire_resistance, "ir_drop_segments": _SEGMENTS}
-    # The counter of current pulses is another ADC in place of that of the card.
+    # The pulse counter would be a second ADC in place of the card's.
     plain = IOParametersIRDropT(adc_quantization=False)
     config.forward = _converters(card, plain, {"ir_drop": 1.0} | wires)
-    # The tile takes its conductances from here; its devices are the card's, at programming.
+    # The tile takes its conductance range from here; its devices are the card's.
     g_min, g_max = card.conductance.g_min, card.conductance.g_max
     config.noise_model = PCMLikeNoiseModel(
         g_converter=SinglePairConductanceConverter(g_max=g_max, g_min=g_min)
@@ -243,7 +268,7 @@ def _circuit(card: DeviceCard) -> dict[str, Any]:
         return {}
     settings: dict[str, Any] = {
         "out_nonlinearity": circuit.nonlinearity,
-        "out_nonlinearity_std": circuit.nonlinearity_spread,
+        "out_nonlinearity_std": circuit.nonlinearity_std,
     }
     if circuit.wire_resistance is not None:
         largest = card.conductance.g_max * 1e-6
@@ -252,12 +277,12 @@ def _circuit(card: DeviceCard) -> dict[str, Any]:
 
 
 def _converters[P: IOParameters](card: DeviceCard, plain: P, more: dict[str, Any]) -> P:
-    """DAC, output noise and ADC of a tile in aihwkit's terms, with what else it simulates."""
+    """Return DAC, output noise and ADC of a tile in aihwkit's terms, with further effects."""
     converters = card.converters
     if converters is None and not more:
         return dataclasses.replace(plain, is_perfect=True)
     if converters is None:
-        # Exact converters, and no perfect pass, which would leave out the rest.
+        # Exact converters; a perfect pass would skip the other effects.
         converters = Converters()
     return dataclasses.replace(
         plain,
@@ -273,13 +298,13 @@ def _converters[P: IOParameters](card: DeviceCard, plain: P, more: dict[str, Any
 
 
 def _resolution(bits: int | None) -> float:
-    """The step of a converter relative to its full range: 2^bits - 2 steps about 0."""
+    """Return a converter's step relative to its full range, which has 2^bits - 2 steps."""
     return 1.0 / (2**bits - 2) if bits else 0.0
 
 
 @cache
 def check_compiled_tile() -> None:
-    """Run aihwkit's compiled tile once, which fails in obscure ways where it does not fit.
+    """Run aihwkit's compiled tile once, to report in one sentence if it does not fit torch.
 
     Raises:
         RuntimeError: It does not work with the installed torch.

@@ -1,74 +1,66 @@
-"""Deployment: a model whose frozen weights live on a simulated chip that ages."""
+"""Deployment: a model whose frozen weights are on a simulated chip that ages."""
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.folding import fold
-from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
+from analog_grasp.adapters.frozen import fold
+from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, frozen_layers
 from analog_grasp.adapters.registry import check_placement, kind_of
-from analog_grasp.crossbar.forward_hooks import Passes, observed_ranges
-from analog_grasp.crossbar.mapping import map_layers
-from analog_grasp.crossbar.programmed_adapter import StoredAdapter
+from analog_grasp.crossbar.chip_layer import ChipLayer, TileBackend, TileSettings, chip_layer
+from analog_grasp.crossbar.forward_hooks import (
+    ChipState,
+    ForwardHooks,
+    computed_digitally,
+    observed_ranges,
+)
+from analog_grasp.crossbar.programmed_adapter import ProgrammedAdapter
+from analog_grasp.crossbar.report import DeploymentReport, LayerReport, digital_modules
+from analog_grasp.crossbar.saving import read_model, write_model
 from analog_grasp.crossbar.streaming import check_whole, stream_weights
-from analog_grasp.crossbar.tile import ChipLayer, MakeLayer, Tile, chip_layer, layer_maker
-from analog_grasp.devices.card import DeviceCard, Effect
-from analog_grasp.utils.seed import derive_seed
+from analog_grasp.crossbar.tile_weight import FusedTiles, fused_weights, put_fused, split_fused
+from analog_grasp.devices.card import Device, DeviceCard, Effect
+from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
 from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What one layer takes of the chip, and how far its weights are from their targets."""
-
-    name: str
-    """The layer's name in the base model."""
-    tiles: int
-    """Tiles used."""
-    cells: int
-    """Cross-points that hold a weight."""
-    use: float
-    """Share of the tiles' cross-points that hold a weight."""
-    weight_error: float
-    """Root mean square of (weight now - target), in units of the column maximum."""
+_FORMAT = "analog-grasp deployment 1"
+_FILE = "deployment.json"
 
 
 class Deployment:
     """A chip with the frozen weights of a model, and the model that computes with it.
 
-    Made by `deploy`. A chip instance is named by one integer: the same seed gives the same
-    conductances, drift and read noise, whatever else runs in the process and in whichever order
-    drift times are visited.
+    Made by `deploy`. One integer names a chip instance: the same seed gives the same conductances,
+    drift and read noise, whatever else runs in the process and in whichever order drift times are
+    visited.
 
     Args:
-        model: The model, whose layers are replaced in place.
-        card: The device.
-        make_layer: Puts a layer on tiles, from `layer_maker`.
-        pattern: Which frozen layers are mapped.
-        store_adapter: Puts the adapter of a model in devices, for placement "programmed"; a model
-            to be folded comes here folded.
+        model: The model, whose layers are replaced in place; a model to be folded, folded.
+        settings: How layers are put on tiles, and the device.
+        placement: Where the adapter is.
+        programming_error: The error with which a programmed adapter is written.
+        pattern: The frozen layers that are put on tiles.
         shared: The parameters, by name, whose memory the model shares with the caller's.
 
     Attributes:
         model: The deployed copy. In each of its forward passes the noise comes from the chip's
-            own seed, and the caller's random state is left as it was.
-        card: The device.
-        seed: The chip instance; None before `program`.
-        time_s: Seconds since programming finished.
+            own seed; the caller's random state does not change.
+        card: The device, without the effects that are switched off.
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> tiny = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, vocab_size=10,
-        ...                  num_attention_heads=2, intermediate_size=16))
-        >>> deployment = deploy(tiny, DeviceCard.load("pcm-hermes-2"))
+        >>> tiny_bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, vocab_size=10,
+        ...                       num_attention_heads=2, intermediate_size=16))
+        >>> deployment = deploy(tiny_bert, "pcm-hermes-2")
         >>> deployment.program(seed=0).drift_to("1d").time_s
         86400.0
     """
@@ -76,26 +68,41 @@ class Deployment:
     def __init__(
         self,
         model: nn.Module,
-        card: DeviceCard,
-        make_layer: MakeLayer,
+        settings: TileSettings,
+        placement: Placement = "digital",
+        programming_error: ProgrammingError = "device",
         pattern: LayerPattern = "all-linear",
-        store_adapter: Callable[[nn.Module], StoredAdapter] | None = None,
         shared: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.card = card
-        self.seed: int | None = None
-        self.time_s = 0.0
+        self.card = settings.card
+        self._settings = settings
+        self._placement: Placement = placement
+        self._programming_error: ProgrammingError = programming_error
         self._pattern = pattern
-        self._passes: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
+        self._chip = ChipState()
         self._layers: dict[str, nn.Module] = {}
         self._frozen: dict[str, FrozenLayer] = {}
-        self._store_adapter = store_adapter
-        self._stored: list[StoredAdapter] = []
-        map_layers(model, pattern, lambda name, layer: self._place(name, layer, make_layer))
-        self.model = self._wired(model, shared or {})
+        self._adapters: list[ProgrammedAdapter] = []
+        self._put_on_tiles(model)
+        self.model = self._finish(model, shared or {})
+
+    @property
+    def seed(self) -> int | None:
+        """The chip instance; None before `program`."""
+        return self._chip.seed
+
+    @property
+    def time_s(self) -> float:
+        """Seconds since programming finished."""
+        return self._chip.time_s
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers on tiles, by their names in the base model."""
+        return dict(self._layers)
 
     def program(self, seed: int = 0) -> "Deployment":
-        """Program the weights onto chip instance ``seed``; the time is then 0 s.
+        """Program the weights onto a chip instance; the time is then 0 s.
 
         Args:
             seed: The chip instance.
@@ -103,15 +110,15 @@ class Deployment:
         Returns:
             The deployment itself.
         """
-        self.seed, self.time_s = seed, 0.0
-        with torch.no_grad():
-            for part in self._programmable():
+        with torch.inference_mode(False), torch.no_grad():
+            for part in (*self._chip_layers(), *self._adapters):
                 part.program(seed)
-        self._restart()
+        self._chip.seed, self._chip.time_s = seed, 0.0
+        self._chip.changes += 1
         return self
 
     def drift_to(self, time: str | float) -> "Deployment":
-        """Let the chip age to a time since programming; any order of times gives the same bits.
+        """Age the chip to a time since programming; any order of times gives the same bits.
 
         Args:
             time: Such as ``"0s"``, ``"1h"``, ``"30d"``, ``"1y"``, or seconds.
@@ -120,18 +127,34 @@ class Deployment:
             The deployment itself.
 
         Raises:
-            ValueError: The text is no time, or the time is negative.
+            ValueError: The text is not a time, or the time is negative.
             RuntimeError: The chip has not been programmed.
         """
         seconds = parse_time(time)
         if self.seed is None:
-            raise RuntimeError("The chip holds no weights yet: call program(seed) before drift_to.")
-        with torch.no_grad():
-            for part in self._programmable():
+            raise RuntimeError("The chip is not programmed: call program(seed) before drift_to.")
+        with torch.inference_mode(False), torch.no_grad():
+            for part in (*self._chip_layers(), *self._adapters):
                 part.drift_to(seconds)
-        self.time_s = seconds
-        self._restart()
+        self._chip.time_s = seconds
+        self._chip.changes += 1
         return self
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Return a copy of another adapted model that computes on the tiles of this chip.
+
+        As on a multi-task chip, the frozen weights are programmed once and digital adapters take
+        turns, so that differences between adapters are paired.
+
+        Args:
+            model: A model with the same frozen weights and another adapter.
+
+        Raises:
+            ValueError: Its frozen layers differ from those that were deployed.
+        """
+        other, shared = _copied(model, self._pattern)
+        self._put_on_tiles(other)
+        return self._finish(other, shared)
 
     def calibrate(
         self,
@@ -139,113 +162,227 @@ class Deployment:
         percentile: float = 100.0,
         model: nn.Module | None = None,
     ) -> dict[str, float]:
-        """Fix the DAC's input range of every layer by what the model sees on data.
+        """Set the DAC's input range of every layer from the inputs that the model has on data.
 
         A range that follows the largest input of each vector, or one fixed beforehand, wastes most
-        of the DAC's levels where activations have outliers. What lies beyond a range is clipped.
+        of the DAC's steps where activations have outliers. Inputs beyond a range are clipped.
 
         Args:
             observe: Runs a model on data, such as
                 ``lambda model: task.subset(train=64).scores(model, "train")``. The passes are
                 digital.
             percentile: Of the magnitudes of a layer's inputs; 100 for the largest.
-            model: The attached model whose ranges are meant; ``self.model`` if left out.
+            model: The attached model whose ranges are set; by default ``self.model``.
 
         Returns:
-            The range of each layer, by name; they hold until the next call.
+            The range of each layer, by name; they are used until the next call.
 
         Raises:
             ValueError: The percentile is not above 0 and at most 100.
         """
         chosen = self.model if model is None else model
-        passes = self._passes[chosen]
-        passes.input_ranges = {}
-        passes.input_ranges = observed_ranges(self._layers, lambda: observe(chosen), percentile)
-        passes.restart()
-        return passes.input_ranges
+        hooks = _hooks(chosen)
+        hooks.input_ranges = {}
+        hooks.input_ranges = observed_ranges(self._layers, lambda: observe(chosen), percentile)
+        hooks.restart()
+        return hooks.input_ranges
 
-    def attach(self, model: nn.Module) -> nn.Module:
-        """Return a copy of another adapted model that computes on the tiles of this chip.
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of each layer now, as the digital side sees them.
 
-        As on a multi-task chip: the frozen weights are programmed once, and digital adapters
-        take turns, so that differences between adapters are paired.
+        Returns:
+            By layer name, ``(D_out, D)``, float32, in the units of the frozen weights: as read at
+            the present time, after drift compensation.
 
-        Args:
-            model: A model with the same frozen weights under another adapter.
-
-        Raises:
-            ValueError: Its frozen layers are others than those that were deployed.
+        Example:
+            >>> linear = nn.Sequential(nn.Linear(3, 2))
+            >>> ideal = deploy(linear, "ideal").program(seed=0)
+            >>> torch.allclose(ideal.weights()["0"], linear[0].weight)
+            True
         """
-        other, shared = _copied(model, self._pattern)
-        map_layers(other, self._pattern, self._same_layer)
-        return self._wired(other, shared)
+        return {name: chip_layer(layer).present_weight() for name, layer in self._layers.items()}
 
-    def report(self) -> list[LayerReport]:
-        """What each layer takes of the chip, and its weight error at the present time."""
+    def report(self) -> DeploymentReport:
+        """Return the tiles and the weight error of each layer now, and what is not on tiles."""
         size = self.card.tile.rows * self.card.tile.columns
-        return [
+        rows = [
             LayerReport(
-                name,
-                layer.tiles,
-                layer.cells,
-                layer.cells / (layer.tiles * size),
+                layer.name, layer.tiles, layer.cells, layer.cells / (layer.tiles * size),
                 layer.weight_error(),
             )
-            for name, layer in zip(self._layers, self._chip_layers(), strict=True)
-        ]
+            for layer in self._chip_layers()
+        ]  # fmt: skip
+        unread = [layer.name for layer in self._chip_layers() if not layer.reads]
+        return DeploymentReport(
+            rows, digital_modules(self.model), unread if self._chip.passes else []
+        )
 
-    @property
-    def layers(self) -> dict[str, nn.Module]:
-        """The layers on tiles, by their names in the base model."""
-        return dict(self._layers)
+    def layer_sensitivity(
+        self, score: Callable[[nn.Module], float], alone: Literal["analog", "digital"] = "analog"
+    ) -> dict[str, float]:
+        """Return the score with each layer alone on the chip, or each layer alone taken off it.
+
+        Args:
+            score: Scores a model.
+            alone: ``"analog"``: one layer at a time computes on its tiles and all others
+                digitally; ``"digital"``: one layer at a time computes digitally.
+
+        Returns:
+            The score for each layer, by its name in the base model.
+
+        Raises:
+            ValueError: An unknown ``alone``.
+
+        Example:
+            ``deployment.layer_sensitivity(task.evaluate)``
+        """
+        if alone not in ("analog", "digital"):
+            raise ValueError(unknown_name("alone", alone, ("analog", "digital")))
+        scores = {}
+        for name, layer in self._layers.items():
+            others = [other for other in self._layers.values() if other is not layer]
+            with ExitStack() as stack:
+                stack.enter_context(computed_digitally(others if alone == "analog" else [layer]))
+                scores[name] = score(self.model)
+        return scores
+
+    def save(self, path: str | Path) -> None:
+        """Write the deployment to a folder: the digital model, and what determines the chip.
+
+        Args:
+            path: The folder: model.safetensors, with the frozen weights, the adapter and the rest
+                of the model, and deployment.json.
+
+        Raises:
+            OSError: A file cannot be written.
+
+        Example:
+            ``deployment.save("chip"); Deployment.load("chip").model``
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = write_model(self.model, folder / "model.safetensors")
+        content = {
+            "format": _FORMAT,
+            "model": model,
+            "card": self.card.model_dump(mode="json", exclude_none=True),
+            "placement": self._placement,
+            "programming_error": self._programming_error,
+            "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
+            "tile": self._settings.backend,
+            "drift_compensation": self._settings.compensation,
+            "dtype": str(self._settings.dtype).removeprefix("torch."),
+            "seed": self.seed,
+            "time_s": self.time_s,
+            "input_ranges": _hooks(self.model).input_ranges,
+        }
+        (folder / _FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> "Deployment":
+        """Return the deployment that a folder from `save` holds: the same chip at the same time.
+
+        Args:
+            path: The folder.
+            model: A digital model of the same structure, for a model that is not one of
+                transformers; its values are replaced in a copy.
+
+        Raises:
+            FileNotFoundError: The folder holds no deployment.
+            ValueError: The folder is damaged, or the model has another structure.
+        """
+        folder = Path(path)
+        try:
+            content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']}")
+            card = DeviceCard.model_validate(content["card"])
+            dtype: Any = getattr(torch, content["dtype"])
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"The folder {folder} holds no deployment: give one that Deployment.save wrote."
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"The file {folder / _FILE} is damaged ({error}): save the deployment again."
+            ) from None
+        deployment = deploy(
+            read_model(content["model"], folder / "model.safetensors", model),
+            card,
+            placement=content["placement"],
+            programming_error=content["programming_error"],
+            layers=content["layers"],
+            tile=content["tile"],
+            drift_compensation=content["drift_compensation"],
+            dtype=dtype,
+            inplace=True,
+        )
+        if content["seed"] is not None:
+            deployment.program(content["seed"]).drift_to(content["time_s"])
+        _hooks(deployment.model).input_ranges = content["input_ranges"]
+        return deployment
 
     def _chip_layers(self) -> Iterator[ChipLayer]:
         return (chip_layer(layer) for layer in self._layers.values())
 
-    def _programmable(self) -> "Iterator[ChipLayer | StoredAdapter]":
-        yield from self._chip_layers()
-        yield from self._stored
+    def _put_on_tiles(self, model: nn.Module) -> None:
+        """Replace the frozen layers of a model by layers on tiles; each weight is mapped once.
 
-    def _place(self, name: str, layer: FrozenLayer, make_layer: MakeLayer) -> nn.Module:
-        self._frozen[name] = layer
-        self._layers[name] = make_layer(name, layer)
-        return self._layers[name]
+        The first model's layers are made; a further model's must be the same and share them.
+        """
+        first = not self._layers
+        fused = list(fused_weights(model, self._pattern))
+        by_tensors: dict[tuple[int, int], nn.Module] = {}
+        by_layer: dict[int, nn.Module] = {}
+        for path, layer in _linear_layers(model, self._pattern, optional=bool(fused)):
+            # Layers may be tied: modules of their own with the same weight and bias.
+            tensors = id(layer.weight), id(layer.bias)
+            if tensors not in by_tensors:
+                by_tensors[tensors] = self._on_tiles(base_name(path), layer, first)
+            by_layer[id(layer)] = by_tensors[tensors]
+        for module, attribute, name, parameter, transposed in fused:
+            parts = split_fused(name, parameter, transposed)
+            layers = [self._on_tiles(part, layer, first) for part, layer in parts.items()]
+            put_fused(module, attribute, FusedTiles(name, layers, parameter, transposed))
+        for module in list(model.modules()):
+            # Not named_children, which skips the second place of a child.
+            for name, child in list(module._modules.items()):
+                if id(child) in by_layer:
+                    setattr(module, name, by_layer[id(child)])
 
-    def _same_layer(self, name: str, layer: FrozenLayer) -> nn.Module:
-        if name not in self._frozen or not _same(self._frozen[name], layer):
+    def _on_tiles(self, name: str, layer: FrozenLayer, first: bool) -> nn.Module:
+        """Return the layer on tiles of a frozen layer."""
+        if first:
+            self._frozen[name] = layer
+            self._layers[name] = self._settings.put_on_tiles(name, layer)
+        elif name not in self._frozen or not _same(self._frozen[name], layer):
             raise ValueError(
-                f"The layer {name} holds other frozen weights than the chip was made for: "
-                "only adapters of the same frozen model share a chip; deploy this one by itself."
+                f"The layer {name} has other frozen weights than the chip was made for: only "
+                "adapters of the same frozen model share a chip; deploy this model separately."
             )
         return self._layers[name]
 
-    def _wired(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
-        """Make a model ready to compute on the chip."""
+    def _finish(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
+        """Put the adapter in devices where it is to be programmed, and add the hooks."""
         model.eval().requires_grad_(False)
-        if self._store_adapter is not None:
-            self._stored.append(self._store_adapter(model))
+        if self._placement == "programmed":
+            adapter = ProgrammedAdapter(model, self._settings, self._programming_error)
+            self._adapters.append(adapter)
             if self.seed is not None:
-                self._stored[-1].program(self.seed)
-                self._stored[-1].drift_to(self.time_s)
-        self._passes[model] = Passes(model, self._layers, self._pass_seed, shared)
+                adapter.program(self.seed)
+                adapter.drift_to(self.time_s)
+        model.__dict__["forward_hooks"] = ForwardHooks(model, self._layers, self._chip, shared)
         return model
-
-    def _restart(self) -> None:
-        for passes in self._passes.values():
-            passes.restart()
-
-    def _pass_seed(self, number: int) -> int:
-        return derive_seed(self.seed or 0, "forward", self.time_s, number)
 
 
 def deploy(
     model: nn.Module,
-    card: DeviceCard,
+    device: Device,
     *,
     placement: Placement = "digital",
-    error: ProgrammingError = "device",
+    programming_error: ProgrammingError = "device",
     layers: LayerPattern = "all-linear",
-    tile: Tile = "torch",
+    tile: TileBackend = "torch",
     programming_noise: bool = True,
     drift: bool = True,
     read_noise: bool = True,
@@ -258,63 +395,66 @@ def deploy(
 ) -> Deployment:
     """Put a copy of a model's frozen linear layers onto simulated crossbar tiles.
 
-    Adapter arithmetic, embeddings, norms, biases and the task head stay digital. Each effect of
-    the device can be switched off by itself; one that the card does not have stays off.
+    Adapter arithmetic, embeddings, norms, biases and the task head stay digital, and so do
+    convolutions and recurrent layers; `Deployment.report` lists them. Fused experts and the input
+    projections of ``nn.MultiheadAttention`` go onto tiles too. Each effect of the device can be
+    switched off separately; one that the card does not have stays off.
 
-    In memory the deployment is one more copy of the weights on tiles, in `dtype`, and what an
-    adapter has of its own: layer by layer, the frozen weights are referred to and not copied, and
-    drift needs no further copy. A folded model is a copy in itself, unless ``inplace``.
+    The deployment needs memory for one more copy of the weights on tiles, in `dtype`, and for the
+    adapter. Frozen weights are referred to, not copied. A folded model is a copy of its own,
+    unless ``inplace``.
 
     Args:
-        model: A transformers model, bare or with PEFT adapters; it stays digital. Its frozen
-            parameters must not be changed in place while the deployment is used.
-        card: The device.
-        placement: Where the adapter lives: ``"digital"``, exact arithmetic before the DAC;
-            ``"folded"``, merged into the weights that are programmed; ``"programmed"``, its own
-            numbers in devices beside them.
-        error: How far a programmed adapter's numbers miss: ``"device"``, as the card's devices do,
-            or ``"learned"``, by their StochGRASP Gaussians; see `StoredModulation`.
-        layers: Which frozen layers, by PEFT-style patterns; see `frozen_layers`.
-        tile: ``"torch"``, which computes what aihwkit's torch tile does, or ``"rpucuda"``,
-            aihwkit's compiled tile, whose forward noise is not governed by the seed; or
-            ``"ir-drop"``, its time-stepped torch tile.
-        programming_noise: Whether conductances miss their targets.
-        drift: Whether conductances change with time.
-        read_noise: Whether reads are noisy: accumulated 1/f noise, and noise drawn at each read.
-        converters: Whether inputs and outputs pass DAC and ADC, output noise among them.
-        circuit: Whether wires have resistance and bit lines their nonlinear curve, where the card
-            says so; only aihwkit's own tiles simulate it.
+        model: A transformers model or another torch module, bare or with PEFT adapters; it stays
+            digital. Its frozen parameters must not be changed in place while the deployment is
+            used.
+        device: The device: the name of a card, the path of a TOML file, or a `DeviceCard`.
+        placement: Where the adapter is: ``"digital"``, exact arithmetic before the DAC;
+            ``"folded"``, merged into the weights that are programmed; ``"programmed"``, its
+            parameters in devices beside them.
+        programming_error: The error with which a programmed adapter's parameters are written:
+            ``"device"``, the card's programming noise, or ``"learned"``, their StochGRASP
+            Gaussians; see `ProgrammedModulation`.
+        layers: The frozen layers, by PEFT-style patterns; see `frozen_layers`.
+        tile: ``"torch"``, which computes what aihwkit's torch tile does; ``"rpucuda"``, aihwkit's
+            compiled tile, whose forward noise is not determined by the seed; or ``"ir-drop"``,
+            its time-stepped torch tile.
+        programming_noise: Enable programming noise.
+        drift: Enable drift.
+        read_noise: Enable read noise: accumulated 1/f noise, and noise drawn at each read.
+        converters: Enable DAC, ADC and output noise.
+        circuit: Enable the wire resistance and the nonlinear bit lines that a card states; only
+            aihwkit's own tiles simulate them.
         drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
             `CrossbarLinear`.
-        dtype: What the weights on tiles are kept in: float32, bfloat16 or float16; those in
-            bfloat16 are multiplied as the processor is faster, see `CrossbarLinear`.
-        weights: For a bare model on the meta device: the safetensors file or folder that holds its
-            weights, which are read from there as they are needed; see `stream_weights`, which comes
+        dtype: The type in which weights on tiles are stored: float32, bfloat16 or float16; see
+            `CrossbarLinear`.
+        weights: For a bare model on the meta device: the safetensors file or folder with its
+            weights, which are read as they are needed; see `stream_weights`, which is called
             before an adapter is put on such a model.
-        inplace: Deploy the model itself and no copy: the caller's is used up.
+        inplace: Deploy the model itself instead of a copy; it is then no longer digital.
 
     Raises:
-        ValueError: An unknown placement, error, tile, compensation, type or layer pattern; an
-            adapter that cannot be placed so; or a tensor on the meta device that `weights` does
+        ValueError: An unknown device, placement, error, tile, compensation, type or layer pattern;
+            an adapter that cannot be placed so; or a tensor on the meta device that `weights` does
             not hold.
-        FileNotFoundError: `weights` is no file or folder with weights.
-        RuntimeError: The compiled tile does not fit the installed torch.
+        FileNotFoundError: `weights` is not a file or folder with weights.
+        RuntimeError: The compiled tile does not work with the installed torch.
 
     Source:
-        METHOD 3; aihwkit (Rasch et al., AICAS 2021).
+        docs/method.md, "Analog deployment"; aihwkit (Rasch et al., AICAS 2021).
 
     Example:
-        ``deploy(model, DeviceCard.load("rram-wan2022")).program(seed=0).drift_to("30d")``
+        ``deploy(model, "rram-wan2022").program(seed=0).drift_to("30d")``
 
-        A model that is larger than the memory left for a second one:
+        A model that does not fit into memory twice:
 
         ``with accelerate.init_empty_weights(): model = AutoModelForCausalLM.from_config(config)``
-        ``deploy(model, card, weights="folder", dtype=torch.bfloat16)``
+        ``deploy(model, device, weights="folder", dtype=torch.bfloat16)``
     """
     if placement not in get_args(Placement):
-        known = ", ".join(get_args(Placement))
-        raise ValueError(f"placement is {placement!r}, which is unknown: use one of {known}.")
-    kind = kind_of(model.active_peft_config) if isinstance(model, PeftModel) else None
+        raise ValueError(unknown_name("placement", placement, get_args(Placement)))
+    kind = kind_of(model) if isinstance(model, PeftModel) else None
     if kind is not None:
         check_placement(kind, placement)
     switches: dict[Effect, bool] = {
@@ -324,48 +464,56 @@ def deploy(
         "converters": converters,
         "circuit": circuit,
     }
-    card = card.without(*(effect for effect, on in switches.items() if not on))
-    make_layer = layer_maker(card, tile, drift_compensation, dtype)
-    shared: dict[str, Tensor] = {}
-    if not inplace and placement == "folded":
-        model = copy.deepcopy(model)
-    elif not inplace:
-        model, shared = _copied(model, layers)
-    if weights is not None:
-        stream_weights(model, weights)
-    check_whole(model)
-    if placement == "folded" and isinstance(model, PeftModel):
-        model = fold(model)
-    store_adapter = None
-    if placement == "programmed":
-        compensated = drift_compensation != "none"
+    card = DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on))
+    settings = TileSettings(card, tile, drift_compensation, dtype)
+    with torch.inference_mode(False):
+        shared: dict[str, Tensor] = {}
+        if not inplace and placement == "folded":
+            model = copy.deepcopy(model)
+        elif not inplace:
+            model, shared = _copied(model, layers)
+        if weights is not None:
+            stream_weights(model, weights)
+        check_whole(model)
+        if placement == "folded" and isinstance(model, PeftModel):
+            model = fold(model)
+        return Deployment(model, settings, placement, programming_error, layers, shared)
 
-        def store_adapter(adapted: nn.Module) -> StoredAdapter:
-            return StoredAdapter(adapted, card, make_layer, error, compensated)
 
-    return Deployment(model, card, make_layer, layers, store_adapter, shared)
+def _linear_layers(
+    model: nn.Module, pattern: LayerPattern, optional: bool
+) -> list[tuple[str, FrozenLayer]]:
+    """Return the frozen layers that a pattern selects; `optional` if it may select none."""
+    try:
+        return list(frozen_layers(model, pattern))
+    except ValueError:
+        if not optional:
+            raise
+        return []
 
 
 def _copied(model: nn.Module, pattern: LayerPattern) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of a model that refers to the caller's frozen tensors, and these by name.
+    """Return a copy of a model that refers to the caller's frozen tensors, and these by name.
 
-    Frozen is what an adapter does not train; in a model without one, everything. Left out of the
-    second are the weights that go onto tiles, which are looked after there.
+    Frozen is what an adapter does not train; in a model without one, everything. The weights that
+    go onto tiles are not among those by name: the tiles check them.
     """
-    onto_tiles = {id(layer.weight): layer.weight for _, layer in frozen_layers(model, pattern)}
+    fused = [parameter for _, _, _, parameter, _ in fused_weights(model, pattern)]
+    linear = _linear_layers(model, pattern, optional=bool(fused))
+    on_tiles = {id(w): w for w in (*(layer.weight for _, layer in linear), *fused)}
     bare = not isinstance(model, PeftModel)
     shared: dict[str, Tensor] = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if (bare or not parameter.requires_grad) and id(parameter) not in onto_tiles
+        if (bare or not parameter.requires_grad) and id(parameter) not in on_tiles
     }
-    # Of the same memory, but with a flag of their own for gradients.
-    referring = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
-    return copy.deepcopy(model, {**onto_tiles, **referring}), shared
+    # Parameters of the same memory with a gradient flag of their own.
+    references = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
+    return copy.deepcopy(model, {**on_tiles, **references}), shared
 
 
 def _same(layer: FrozenLayer, other: FrozenLayer) -> bool:
-    """Whether two layers have the same weight and bias."""
+    """Return whether two layers have the same weight and bias."""
     pairs = ((layer.weight, other.weight), (layer.bias, other.bias))
     return all(a is b or _equal(a, b) for a, b in pairs)
 
@@ -374,3 +522,13 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None or a.dtype != b.dtype:
         return False
     return torch.equal(a, b.to(a.device))
+
+
+def _hooks(model: nn.Module) -> ForwardHooks:
+    hooks = vars(model).get("forward_hooks")
+    if not isinstance(hooks, ForwardHooks):
+        raise ValueError(
+            f"The {type(model).__name__} is not on a chip: give deployment.model, or a model from "
+            "attach."
+        )
+    return hooks

@@ -4,134 +4,169 @@ A safetensors file. For every tile, named ``LAYER.tile.R.C`` after its first inp
 output C:
 
 - ``...g_plus`` and ``...g_minus``, ``(D_out, width)`` in µS: the targets of the two devices of
-  every weight; or ``...g`` where the card holds a weight in one device;
+  each weight; or ``...g`` where the card has one device per weight;
 - ``...scale``, ``(D_out,)``: the weight of a column for which its conductance difference is the
-  whole range; ``...offset``, the weight at g_min, where one device holds a weight.
+  whole range; ``...offset``, the weight at g_min, where the card has one device per weight.
 
-For every layer ``LAYER.bias``. The adapter and the task head under ``adapter.``, as peft saves
-them; and for a StochGRASP layer, ``LAYER.tolerance.scale`` and ``LAYER.tolerance.shift``, ``(K,)``:
-the standard deviation to which each stored value need be written and verified.
+For a StochGRASP layer, ``LAYER.tolerance.scale`` and ``LAYER.tolerance.shift``, ``(K,)`` for K
+groups: the standard deviation to which each stored value is to be written and verified.
 
-The metadata holds the card, the settings of the adapter and the shapes: `load_chip` gives the same
-model again.
+Under ``digital.``, all that is not on tiles, by the names of the model's state dict: embeddings,
+norms, biases, the adapter, the task head. The metadata holds the card and the structure of the
+model, so that the file suffices to make the model again; see `read_chip`.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.config import PeftConfig
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output, frozen_layers
+from analog_grasp.adapters.frozen import (
+    FrozenLayer,
+    LayerPattern,
+    base_name,
+    by_output,
+    frozen_layers,
+)
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.linear import column_scale, parts
-from analog_grasp.devices.card import DeviceCard
+from analog_grasp.crossbar.saving import describe, digital_state, restore
+from analog_grasp.crossbar.tile_weight import fused_weights, split_fused
+from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.conductance import CardConductanceConverter
 
-FORMAT = "analog-grasp chip 1"
+FORMAT = "analog-grasp chip 2"
+_DIGITAL = "digital."
 
 
 def export_chip(
-    model: nn.Module, card: DeviceCard, path: str | Path, layers: LayerPattern = "all-linear"
+    model: nn.Module, device: Device, path: str | Path, layers: LayerPattern = "all-linear"
 ) -> None:
-    """Write the targets of every tile, and what it takes to get the same model again.
+    """Write the target conductances of every tile, and what is needed beside them.
 
     Args:
-        model: The digital model, bare or with one peft adapter; a folded adapter comes merged.
-        card: The device.
+        model: The digital model, bare or with one peft adapter; a folded adapter is merged before.
+        device: The device: the name of a card, the path of a TOML file, or a `DeviceCard`.
         path: The file.
-        layers: Which frozen layers go onto tiles; see `frozen_layers`.
+        layers: The frozen layers that go onto tiles; see `frozen_layers`.
 
     Raises:
         ValueError: The pattern matches no layer.
         OSError: The file cannot be written.
 
     Example:
-        ``export_chip(model, DeviceCard.load("rram-wan2022"), "chip.safetensors")``
+        ``export_chip(model, "rram-wan2022", "chip.safetensors")``
     """
+    card = DeviceCard.load(device)
+    digital = digital_state(model)
     tensors: dict[str, Tensor] = {}
-    shapes: dict[str, list[int]] = {}
-    for name, layer in frozen_layers(model, layers):
-        weight = by_output(layer).float().cpu()
-        shapes[base_name(name)] = list(weight.shape)
-        tensors |= _tiles(base_name(name), weight, card)
-        if layer.bias is not None:
-            tensors[f"{base_name(name)}.bias"] = layer.bias.detach().float().cpu()
-    adapter = None
-    if isinstance(model, PeftModel):
-        adapter = _plain(model.active_peft_config)
-        tensors |= _adapter(model)
+    on_tiles: dict[str, dict[str, Any]] = {}
+    for key, name, matrices, transposed in _mapped(model, layers):
+        stored = digital.pop(key)
+        on_tiles[key] = {
+            "name": name,
+            "shape": list(stored.shape),
+            "dtype": str(stored.dtype).removeprefix("torch."),
+            "parts": list(matrices),
+            "transposed": transposed,
+        }
+        for part, weight in matrices.items():
+            tensors |= _tiles(part, weight.float().cpu(), card)
+    tensors |= {_DIGITAL + key: tensor for key, tensor in digital.items()}
+    tensors |= _tolerances(model)
+    geometry = {
+        "g_min": card.conductance.g_min,
+        "g_max": card.conductance.g_max,
+        "rows": card.tile.rows,
+        "columns": card.tile.columns,
+    }
     metadata = {
         "format": FORMAT,
         "card": card.model_dump_json(exclude_none=True),
-        "geometry": json.dumps(
-            {
-                "g_min": card.conductance.g_min,
-                "g_max": card.conductance.g_max,
-                "rows": card.tile.rows,
-                "columns": card.tile.columns,
-            }
-        ),
-        "layers": json.dumps(shapes),
-        "adapter": json.dumps(adapter),
+        "geometry": json.dumps(geometry),
+        "tiles": json.dumps(on_tiles),
+        "model": json.dumps(describe(model)),
     }
     contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(contiguous, Path(path), metadata)
 
 
-def load_chip(path: str | Path, base_model: nn.Module) -> nn.Module:
-    """The model that a chip's file holds, on the pre-trained model that it was made from.
+def read_chip(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the digital model whose targets a chip's file holds.
 
     Args:
         path: A file from `export_chip`.
-        base_model: The pre-trained model, with the task's head; its frozen layers are overwritten.
+        model: A model of the same structure, for a model that is not one of transformers.
 
     Returns:
-        The model, with its adapter.
+        The model, with its adapter, in evaluation mode.
 
     Raises:
-        ValueError: The file is no chip, or it was made from another model.
+        ValueError: The file is not a chip, is damaged, or was made from another model.
         FileNotFoundError: There is no such file.
 
     Example:
-        ``load_chip("chip.safetensors", load_base_model(task))``
+        ``read_chip("chip.safetensors")``
     """
     metadata, tensors = _read(Path(path))
     geometry = json.loads(metadata["geometry"])
-    model = base_model
-    settings = json.loads(metadata["adapter"])
-    if settings is not None:
-        config = PeftConfig.from_peft_type(**settings)
-        model = get_peft_model(base_model, config)
-        state = {
-            k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")
-        }
-        set_peft_model_state_dict(model, state)
-    shapes = json.loads(metadata["layers"])
-    found = {base_name(name): layer for name, layer in frozen_layers(model)}
-    for name, shape in shapes.items():
-        layer = found.get(name)
-        if layer is None or list(by_output(layer).shape) != shape:
-            raise ValueError(
-                f"The chip in {path} holds a layer {name} of {shape[0]} x {shape[1]} weights, "
-                "which the model has not: give the model that it was made from."
-            )
-        weight = _weight(name, shape, tensors, geometry)
-        with torch.no_grad():
-            by_output(layer).copy_(weight)
-            if layer.bias is not None:
-                layer.bias.copy_(tensors[f"{name}.bias"])
-    return model.eval()
+    state = {
+        name.removeprefix(_DIGITAL): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_DIGITAL)
+    }
+    for key, about in json.loads(metadata["tiles"]).items():
+        shape, count = about["shape"], len(about["parts"])
+        # Those of one part, (D_out, D), as the tiles were made from it.
+        stored = shape if len(shape) == 2 and count == 1 else _part_shape(shape, count)
+        stored = stored[::-1] if about["transposed"] else stored
+        matrices = [_weight(part, stored, tensors, geometry) for part in about["parts"]]
+        matrices = [matrix.T if about["transposed"] else matrix for matrix in matrices]
+        whole = torch.cat(matrices) if len(shape) == 2 else torch.stack(matrices)
+        state[key] = whole.to(getattr(torch, about["dtype"]))
+    return restore(json.loads(metadata["model"]), state, model)
+
+
+def _mapped(
+    model: nn.Module, pattern: LayerPattern
+) -> Iterator[tuple[str, str, dict[str, Tensor], bool]]:
+    """Yield what goes onto tiles: its key in the state dict and its name in the base model, the
+    matrices ``(D_out, D)`` by name, and whether they are stored transposed.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    found: list[tuple[str, FrozenLayer]] = []
+    fused = list(fused_weights(model, pattern))
+    try:
+        found = list(frozen_layers(model, pattern))
+    except ValueError:
+        if not fused:
+            raise
+    for path, layer in found:
+        name = base_name(path)
+        yield f"{path}.weight", name, {name: by_output(layer)}, isinstance(layer, Conv1D)
+    for module, attribute, name, parameter, transposed in fused:
+        layers = split_fused(name, parameter, transposed)
+        key = f"{paths[id(module)]}.{attribute}".removeprefix(".")
+        yield key, name, {part: by_output(layer) for part, layer in layers.items()}, transposed
+
+
+def _part_shape(shape: list[int], count: int) -> list[int]:
+    """Return the shape of each matrix of a fused parameter, as it is stored."""
+    return shape[1:] if len(shape) == 3 else [shape[0] // count, shape[1]]
 
 
 def _tiles(name: str, weight: Tensor, card: DeviceCard) -> dict[str, Tensor]:
+    """Return the conductances and scales of the tiles of a weight ``(D_out, D)``, by name."""
     tensors: dict[str, Tensor] = {}
     converter = CardConductanceConverter(card.conductance)
+    span = card.conductance.g_max - card.conductance.g_min
     for rows in parts(weight.shape[1], card.tile.rows):
         scale = column_scale(weight[:, rows])
         target = weight[:, rows] / scale[:, None]
@@ -140,7 +175,6 @@ def _tiles(name: str, weight: Tensor, card: DeviceCard) -> dict[str, Tensor]:
             conductances, mapping = converter.convert_to_conductances(target[columns])
             names = ("g_plus", "g_minus") if len(conductances) == 2 else ("g",)
             tensors |= {f"{tile}.{n}": g for n, g in zip(names, conductances, strict=True)}
-            span = card.conductance.g_max - card.conductance.g_min
             tensors[f"{tile}.scale"] = scale[columns] * span / mapping["scale"]
             if len(conductances) == 1:
                 tensors[f"{tile}.offset"] = scale[columns] * mapping["offset"]
@@ -150,6 +184,7 @@ def _tiles(name: str, weight: Tensor, card: DeviceCard) -> dict[str, Tensor]:
 def _weight(
     name: str, shape: list[int], tensors: dict[str, Tensor], geometry: dict[str, Any]
 ) -> Tensor:
+    """Return the weight ``(D_out, D)`` of a layer from the conductances of its tiles."""
     weight = torch.empty(shape)
     g_min, g_max = geometry["g_min"], geometry["g_max"]
     for rows in parts(shape[1], geometry["rows"]):
@@ -166,21 +201,17 @@ def _weight(
     return weight
 
 
-def _adapter(model: PeftModel) -> dict[str, Tensor]:
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {f"adapter.{name}": tensor.detach().cpu() for name, tensor in state.items()}
+def _tolerances(model: nn.Module) -> dict[str, Tensor]:
+    """Return the learned standard deviations of the StochGRASP layers of a model, by name."""
+    tensors: dict[str, Tensor] = {}
+    if not isinstance(model, PeftModel):
+        return tensors
     adapter = model.active_adapter
     for path, layer in model.named_modules():
         if isinstance(layer, StochGraspLinear) and adapter in layer.group_of:
             for kind, sigma in zip(("scale", "shift"), layer.sigmas(adapter), strict=True):
                 tensors[f"{base_name(path)}.tolerance.{kind}"] = sigma.detach().cpu()
     return tensors
-
-
-def _plain(config: PeftConfig) -> dict[str, Any]:
-    """The settings of an adapter as JSON holds them."""
-    settings = config.to_dict()
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -191,7 +222,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(
-                    f"The file {path} is no chip that this version can read: give a file from "
+                    f"The file {path} is not a chip that this version reads: give a file from "
                     "--export."
                 )
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

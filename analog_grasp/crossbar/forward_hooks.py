@@ -1,32 +1,54 @@
-"""What goes on around each forward pass of a deployed model."""
+"""Hooks around the forward passes of a deployed model: noise seeds, input ranges and checks."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from analog_grasp.crossbar.tile import chip_layer
+from analog_grasp.crossbar.chip_layer import chip_layer
+from analog_grasp.crossbar.linear import version_of
+from analog_grasp.utils.seed import derive_seed
 
-# Magnitudes kept of each layer and pass: enough for a percentile, and few enough to hold.
-_KEPT = 1 << 16
+# Magnitudes stored per layer and pass: enough for a percentile, few enough for the memory.
+_LARGEST_SAMPLE = 1 << 16
 
 
-class Passes:
-    """Makes a model's forward passes draw their noise from the chip, and sets its input ranges.
+@dataclass
+class ChipState:
+    """The state of a chip, shared by the models that compute on it.
 
-    Each model numbers its own passes, so that what it reads does not depend on which others share
-    the chip; the caller's random state is left as it was.
+    Attributes:
+        seed: The chip instance; None before it is programmed.
+        time_s: Seconds since programming.
+        changes: How often the chip was programmed or aged.
+        passes: How many forward passes were run on it.
+    """
+
+    seed: int | None = None
+    time_s: float = 0.0
+    changes: int = 0
+    passes: int = 0
+
+
+class ForwardHooks:
+    """Hooks of one deployed model.
+
+    The noise of a forward pass is seeded by the chip and by the number of the pass since the chip
+    was last programmed or aged. Each model counts its own passes, so that its outputs do not
+    depend on which others share the chip. The caller's random state is restored after a pass.
 
     Args:
         model: The deployed model.
         layers: Its layers on tiles, by name.
-        seed_of: Gives the seed of a pass from its number.
-        shared: The parameters, by name, whose memory is the caller's: each pass raises
-            RuntimeError where one has been changed in place.
+        chip: The state of the chip.
+        shared: The parameters, by name, whose memory is the caller's. A pass raises RuntimeError
+            if one has been changed in place since.
 
     Attributes:
         input_ranges: The DAC's range of each layer for this model, by name; see `observed_ranges`.
@@ -36,48 +58,79 @@ class Passes:
         self,
         model: nn.Module,
         layers: Mapping[str, nn.Module],
-        seed_of: Callable[[int], int],
+        chip: ChipState,
         shared: Mapping[str, Tensor],
     ) -> None:
         self.input_ranges: dict[str, float] = {}
-        self._layers, self._seed_of = layers, seed_of
-        self._shared = {name: (tensor, tensor._version) for name, tensor in shared.items()}
-        self._callers: list[AbstractContextManager[None]] = []
-        self.restart()
-        # Generation calls the model inside peft's, whose own forward pass it goes around.
+        self._layers, self._chip = layers, chip
+        self._shared = {name: (tensor, version_of(tensor)) for name, tensor in shared.items()}
+        self._random_states: list[AbstractContextManager[None]] = []
+        self._changes, self._pass = chip.changes, 0
+        # `generate` calls the model inside peft's, and so bypasses the forward pass of the latter.
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         inner.register_forward_pre_hook(self._enter)
-        # Also where the pass fails: the caller's random state must come back.
+        # Also after a pass that fails, so that the caller's random state is restored.
         inner.register_forward_hook(self._leave, always_call=True)
+        for module in model.modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                module.register_load_state_dict_pre_hook(_use_own_memory)
+            if isinstance(module, BaseTuner):
+                module.__dict__["_check_merge_allowed"] = _reject_merge
 
     def restart(self) -> None:
-        """Number the passes anew, as the chip's state has changed."""
-        self._numbers = itertools.count()
+        """Number the passes from 0 again."""
+        self._pass = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has memory of its own.
+        return {**vars(self), "_shared": {}, "_random_states": []}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _enter(self, *_: object) -> None:
+        self._random_states.append(torch.random.fork_rng())
+        self._random_states[-1].__enter__()
+        self._check_shared()
+        if self._changes != self._chip.changes:
+            self._changes = self._chip.changes
+            self.restart()
+        seed = derive_seed(self._chip.seed or 0, "forward", self._chip.time_s, self._pass)
+        torch.manual_seed(seed)
+        self._pass += 1
+        self._chip.passes += 1
+        for name, layer in self._layers.items():
+            chip_layer(layer).input_range = self.input_ranges.get(name)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _leave(self, *_: object) -> None:
+        self._random_states.pop().__exit__(None, None, None)
 
     def _check_shared(self) -> None:
         for name, (tensor, version) in self._shared.items():
-            if tensor._version != version:
+            if version_of(tensor) != version:
                 raise RuntimeError(
                     f"The parameter {name} was changed in place after the model was deployed: "
                     "deploy the model again."
                 )
 
-    def _enter(self, *_: object) -> None:
-        self._callers.append(torch.random.fork_rng())
-        self._callers[-1].__enter__()
-        self._check_shared()
-        torch.manual_seed(self._seed_of(next(self._numbers)))
-        for name, layer in self._layers.items():
-            chip_layer(layer).input_range = self.input_ranges.get(name)
 
-    def _leave(self, *_: object) -> None:
-        self._callers.pop().__exit__(None, None, None)
+def _use_own_memory(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Give the parameters that are about to be loaded memory that is not the caller's."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None and prefix + name in state:
+            module._parameters[name] = nn.Parameter(parameter.detach().clone(), False)
+
+
+def _reject_merge() -> None:
+    raise ValueError(
+        "The adapter of a deployed model cannot be merged, as its frozen weights are on tiles: "
+        "merge the digital model, or deploy it with placement='folded'."
+    )
 
 
 def observed_ranges(
     layers: Mapping[str, nn.Module], observe: Callable[[], object], percentile: float
 ) -> dict[str, float]:
-    """The percentile of the magnitudes of each layer's inputs, in digital passes of the model.
+    """Return a percentile of the magnitudes of each layer's inputs in digital passes of the model.
 
     Args:
         layers: Layers on tiles, by name.
@@ -97,17 +150,17 @@ def observed_ranges(
         )
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def keep(name: str) -> Callable[..., None]:
+    def record(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sizes = inputs[0].detach().abs().flatten().float()
+            magnitudes = inputs[0].detach().abs().flatten().float()
             if percentile == 100:
-                sizes = sizes.max()[None]
-            step = -(-len(sizes) // _KEPT)
-            seen[name].append(sizes[::step])
+                magnitudes = magnitudes.max()[None]
+            step = -(-len(magnitudes) // _LARGEST_SAMPLE)
+            seen[name].append(magnitudes[::step])
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
     try:
         with computed_digitally(layers.values()), torch.no_grad():
             observe()
@@ -115,19 +168,21 @@ def observed_ranges(
         for handle in handles:
             handle.remove()
     ranges = {
-        name: _percentile(torch.cat(sizes), percentile) for name, sizes in seen.items() if sizes
+        name: _percentile(torch.cat(magnitudes), percentile)
+        for name, magnitudes in seen.items()
+        if magnitudes
     }
     return {name: size for name, size in ranges.items() if size > 0}
 
 
-def _percentile(sizes: Tensor, percentile: float) -> float:
-    """By sorting: torch.quantile refuses tensors as large as these."""
-    return float(sizes.kthvalue(max(math.ceil(len(sizes) * percentile / 100), 1)).values)
+def _percentile(values: Tensor, percentile: float) -> float:
+    """Return a percentile by sorting: torch.quantile does not take tensors of this size."""
+    return float(values.kthvalue(max(math.ceil(len(values) * percentile / 100), 1)).values)
 
 
 @contextmanager
 def computed_digitally(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block the layers compute with their frozen weights, exactly."""
+    """Let layers compute with their frozen weights, exactly, within the block."""
     chosen = [chip_layer(layer) for layer in layers]
     before = [layer.digital for layer in chosen]
     for layer in chosen:

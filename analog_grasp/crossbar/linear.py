@@ -1,57 +1,68 @@
 """A linear layer on crossbar tiles: programmed, drifting, read through converters."""
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
-from analog_grasp.crossbar.converters import read_settings, readout
+from analog_grasp.crossbar.tile_weight import TileWeight
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
-from analog_grasp.kernels import cpu
+from analog_grasp.devices.schema import Converters
+from analog_grasp.kernels import cpu, reference
 from analog_grasp.kernels.matmul import Packed, pack
-from analog_grasp.kernels.reference import Variance, of_tile, read, read_exactly
+from analog_grasp.kernels.noise import fits_kernel
+from analog_grasp.kernels.reference import ReadSettings, Variance, of_tile
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DriftCompensation
 
 STORED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# aihwkit's least read-out, so that a dead tile is not scaled up without bound.
-_LEAST_READOUT = 1e-4
+# aihwkit's smallest read-out, so that a dead tile is not scaled up without bound.
+_SMALLEST_READOUT = 1e-4
 
 
 class CrossbarLinear(nn.Module):
     """A frozen linear layer on tiles.
 
-    The weight is cut to the card's tiles; each column of a tile is scaled to [-1, 1]. The tiles
+    The weight is split to the card's tiles; each column of a tile is scaled to [-1, 1]. The tiles
     that share their inputs are read in one product. Without noise the result is that of aihwkit's
-    torch tile, vector by vector; with it, it is equal in distribution.
+    torch tile, vector by vector; with noise it is equal in distribution.
 
-    The layer refers to the frozen weight, which it never writes, and holds one copy of its own:
-    the weights as they are now (two where the noise from read to read differs by conductance: it
-    is kept beside them). Where they are multiplied in bytes, these come beside them with the first
-    read. Every random number is a function of the chip, the tile and the place, so that the state
-    at any drift time follows from the targets, tile by tile, without another copy.
+    The layer refers to the frozen weight, which it never writes, and stores one copy of its own:
+    the weights as they are now (two where the noise from read to read differs by conductance: its
+    variance is a second). Where products are computed in bytes, the weights in bytes are added at
+    the first read. Each random number is a function of the chip, the tile and the position, so
+    that the state at any drift time follows from the targets, tile by tile.
 
-    Input ``(..., D)``, output ``(..., D_out)``.
+    ``to(device)`` moves the tiles; a conversion of the model to another type, such as ``half()``,
+    leaves the tiles in `dtype`, as a chip's precision is not that of the arithmetic beside it.
 
     Args:
         layer: ``nn.Linear``, or ``Conv1D`` whose weight is stored transposed.
         card: The device.
-        name: Names the layer's tiles on the chip.
+        name: The name of the layer in the base model, which determines its devices on a chip.
         compensation: How drift is compensated: ``"global"`` scales the outputs of a tile so that
             the mean magnitude of a known read-out is what it was after programming;
-            ``"per-column"`` each column by itself; ``"exact"`` as global, against the read-out
-            that the targets would have given; ``"none"`` not at all.
-        dtype: What the weights are kept in: float32, bfloat16 or float16. Rounding to bfloat16,
-            2^-9 relative, is small beside what a device misses its target by. They are read in
-            float32; products with those in bfloat16 are computed in bfloat16 or in bytes where the
-            processor is faster so, see `analog_grasp.kernels.matmul`.
+            ``"per-column"`` scales each column; ``"exact"`` as global, relative to the read-out
+            that the targets would give; ``"none"`` not at all.
+        dtype: The type in which the weights are stored: float32, bfloat16 or float16. The
+            rounding of bfloat16, 2^-9 relative, is small compared with programming noise. They
+            are read in float32; products with weights in bfloat16 are computed in bfloat16 or in
+            bytes where the processor is faster that way, see `analog_grasp.kernels.matmul`.
+
+    Attributes:
+        frozen: The frozen weight, ``(D_out, D)``: D input and D_out output features.
+        input_range: The DAC's full scale for the inputs; None for the converters' own scaling.
+        digital: Compute with the frozen weight, exactly.
+        reads: The number of forward passes through the layer.
 
     Source:
-        METHOD 3; aihwkit (Rasch et al., AICAS 2021); global drift compensation: Joshi et al.,
-        Nat. Commun. 11, 2473 (2020).
+        docs/method.md, "Analog deployment"; aihwkit (Rasch et al., AICAS 2021); global drift
+        compensation: Joshi et al., Nat. Commun. 11, 2473 (2020).
 
     Example:
         >>> layer = CrossbarLinear(nn.Linear(700, 8), DeviceCard.load("pcm-hermes-2"), "dense")
@@ -71,20 +82,22 @@ class CrossbarLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.card, self.compensation = name, card, compensation
-        converters = card.converters
-        self._settings = None if converters is None else read_settings(converters)
+        self._converters = None if card.converters is None else read_settings(card.converters)
         self.input_range: float | None = None
         self.digital = False
-        self._frozen = by_output(layer)
-        self._version = self._frozen._version
-        self.out_features: int = self._frozen.shape[0]
-        self.in_features: int = self._frozen.shape[1]
+        self.reads = 0
+        self.frozen = by_output(layer)
+        self._transposed = isinstance(layer, Conv1D)
+        self._version = version_of(self.frozen)
+        self.out_features: int = self.frozen.shape[0]
+        self.in_features: int = self.frozen.shape[1]
         bias: Tensor | None = layer.bias
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        bias = None if bias is None else bias.detach().clone()
+        self.register_buffer("bias", bias, persistent=False)
         self._rows = parts(self.in_features, card.tile.rows)
         self._columns = parts(self.out_features, card.tile.columns)
         self.splits = nn.ModuleList(
-            _Split(rows, self._frozen[:, rows], dtype) for rows in self._rows
+            _Split(rows, self.frozen[:, rows], dtype) for rows in self._rows
         )
         for split in self._splits():
             for columns in self._columns:
@@ -93,31 +106,34 @@ class CrossbarLinear(nn.Module):
         self._unread = False
 
     @property
-    def weight(self) -> Tensor:
-        """The frozen weight that was put on the tiles, ``(D_out, D)``."""
-        return self._frozen
+    def weight(self) -> TileWeight:
+        """The weight as other code may use it: its products are computed on the tiles."""
+        return TileWeight(self, self._transposed)
 
     @property
     def tiles(self) -> int:
-        """How many tiles the layer takes."""
+        """Number of tiles."""
         return len(self._rows) * len(self._columns)
 
     @property
     def cells(self) -> int:
-        """Cross-points that hold a weight."""
+        """Number of cross-points that store a weight."""
         return self.in_features * self.out_features
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def program(self, chip: int) -> None:
         """Program the weights onto a chip instance; it is then 0 s old.
 
-        The weights at 0 s are read when they are first needed, since most chips are aged at once.
+        The weights at 0 s are computed when they are first needed, since most chips are aged
+        immediately.
 
         Raises:
             RuntimeError: The frozen weight was changed in place since the layer was made.
         """
         self._check_frozen()
         self._chip, self._unread = chip, True
-        # The compensation's reference is read as soon as a device is programmed: no 1/f noise yet.
+        # The reference is read as soon as a device is programmed: there is no 1/f noise yet.
         fresh = self.card.model_copy(update={"read": None})
         for split in self._splits():
             if self.compensation == "exact":
@@ -127,8 +143,10 @@ class CrossbarLinear(nn.Module):
                 self._read_back(split, fresh, 0.0)
                 split.reference = self._readout(split, "reference")
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def drift_to(self, seconds: float) -> None:
-        """Let the tiles age to a time since programming, s; to any, in any order.
+        """Age the tiles to a time since programming, in s; times can be in any order.
 
         Raises:
             RuntimeError: As `program`.
@@ -139,54 +157,74 @@ class CrossbarLinear(nn.Module):
             self._read_back(split, self.card, seconds)
             split.gain = split.scale
             if self.compensation != "none":
-                split.gain = split.scale * (
-                    split.reference / self._readout(split, "read-out", seconds)
-                )
+                readout = self._readout(split, "read-out", seconds)
+                split.gain = split.scale * (split.reference / readout)
 
     def weight_error(self) -> float:
-        """Root mean square of (weight now - target), in units of the column maximum.
+        """Return the root mean square of (weight now - target), in units of the column maximum.
 
-        The weight now is what the digital side makes of it, drift compensation applied.
+        The weight now is the one that the digital side sees, after drift compensation.
         """
         squares = 0.0
-        for split in self._now():
+        for split in self._present_splits():
             compensation = (split.gain / split.scale)[:, None]
             for part in self._columns:
                 error = split.weight[part] * compensation[part] - self._target(split, part)
                 squares += float(error.square_().sum())
         return (squares / self.cells) ** 0.5
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute ``(..., D_out)`` from ``(..., D)``."""
+    def present_weight(self) -> Tensor:
+        """Return the weight now as the digital side sees it, ``(D_out, D)``, in frozen units."""
+        return torch.cat(
+            [split.weight.float() * split.gain[:, None] for split in self._present_splits()], 1
+        )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        """Compute ``W x + c`` on the tiles.
+
+        Args:
+            x: Inputs, ``(..., D)``.
+            add_bias: Add the digital bias c.
+
+        Returns:
+            ``(..., D_out)``, in the type of the inputs.
+        """
+        self.reads += 1
+        bias = self.bias if add_bias else None
         if self.digital:
-            return nn.functional.linear(x, self._frozen.to(x.dtype), self.bias)
+            bias = None if bias is None else bias.to(x.dtype)
+            return nn.functional.linear(x, self.frozen.to(x.dtype), bias)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        # What is analog is not computed in a lower precision because digital layers are.
+        # Mixed precision applies to digital layers only.
         with torch.autocast(x.device.type, enabled=False):
-            y = self._fast(rows.float()) if self._is_fast(x) else self._slow(rows)
+            if self._can_use_kernels(x):
+                y = self._read_by_kernels(rows.float(), bias)
+            else:
+                y = self._read_by_torch(rows, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def _is_fast(self, x: Tensor) -> bool:
+    def _can_use_kernels(self, x: Tensor) -> bool:
         differentiable = torch.is_grad_enabled() and x.requires_grad
-        plain = x.device.type == "cpu" and x.dtype in STORED_TYPES
-        return plain and self._settings is not None and not differentiable
+        supported = x.device.type == "cpu" and x.dtype in STORED_TYPES
+        return supported and self._converters is not None and not differentiable
 
-    def _fast(self, x: Tensor) -> Tensor:
+    def _read_by_kernels(self, x: Tensor, bias: Tensor | None) -> Tensor:
         y = x.new_empty(len(x), self.out_features)
-        start = x.new_zeros(self.out_features) if self.bias is None else self.bias.float()
-        assert self._settings is not None
-        for split in self._now():
+        start = x.new_zeros(self.out_features) if bias is None else bias.float()
+        assert self._converters is not None
+        for split in self._present_splits():
             if split.packed is None:
-                split.packed = pack(split.weight, self._settings.dac_step)
+                split.packed = pack(split.weight, self._converters.dac_step)
             cpu.read(
                 x,
                 split.rows.start,
                 split.weight,
                 split.packed,
                 split.variance,
-                self._settings,
+                self._converters,
                 self.input_range,
-                _key(),
+                _noise_key(),
                 self._columns,
                 split.gain,
                 start if split.rows.start == 0 else None,
@@ -194,56 +232,54 @@ class CrossbarLinear(nn.Module):
             )
         return y
 
-    def _slow(self, x: Tensor) -> Tensor:
+    def _read_by_torch(self, x: Tensor, bias: Tensor | None) -> Tensor:
         y = x.new_zeros(len(x), self.out_features)
-        for split in self._now():
+        for split in self._present_splits():
             part = x[:, split.rows].float()
-            if self._settings is None:
-                out = read_exactly(part, split.weight, split.variance, _key())
+            if self._converters is None:
+                out = reference.read_exactly(part, split.weight, split.variance, _noise_key())
             else:
-                out = read(
+                out = reference.read(
                     part,
                     split.weight,
                     split.variance,
-                    self._settings,
+                    self._converters,
                     self.input_range,
-                    _key(),
+                    _noise_key(),
                     self._columns,
                 )
             y = y + out * split.gain
-        return y if self.bias is None else y + self.bias
+        return y if bias is None else y + bias
 
     def _splits(self) -> "list[_Split]":
-        return list(self.splits)  # type: ignore[arg-type]
+        return cast("list[_Split]", list(self.splits))
 
-    def _now(self) -> "list[_Split]":
-        """The splits as they are at the present time."""
+    def _present_splits(self) -> "list[_Split]":
+        """Return the splits as they are at the present time."""
         if self._unread:
-            # A tensor made in inference mode would be refused where a gradient is asked later.
-            with torch.inference_mode(False), torch.no_grad():
-                self.drift_to(0.0)
+            self.drift_to(0.0)
         return self._splits()
 
     def _check_frozen(self) -> None:
-        if self._frozen._version != self._version:
+        if version_of(self.frozen) != self._version:
             raise RuntimeError(
                 f"The frozen weight of the layer {self.name} was changed in place after it was "
                 "deployed: deploy the model again."
             )
 
     def _target(self, split: "_Split", columns: slice, out: Tensor | None = None) -> Tensor:
-        """The targets of one tile of a split, float32, ``(columns, width)``."""
-        weight = self._frozen[columns, split.rows]
+        """Return the targets of one tile of a split, float32, ``(columns, width)``."""
+        weight = self.frozen[columns, split.rows]
         return torch.div(weight, split.scale[columns, None], out=out)
 
     def _tiles(self, split: "_Split") -> list[tuple[slice, int]]:
-        """The columns of each tile, and the seed of its devices."""
+        """Return the columns of each tile, and the seed of its devices."""
         return [
             (part, tile_seed(self._chip, self.name, split.rows, part)) for part in self._columns
         ]
 
     def _read_back(self, split: "_Split", card: DeviceCard, seconds: float) -> None:
-        """Put the weights at a time, and their variance from read to read, tile by tile."""
+        """Compute the weights at a time, and their variance from read to read, tile by tile."""
         constant = CardNoiseModel(card).constant_short_term_variance(split.ends)
         matrix = split.matrix() if constant is None else None
         split.variance = constant or matrix
@@ -252,51 +288,72 @@ class CrossbarLinear(nn.Module):
             # In float32 these are the stored tensors themselves; else copies of one tile.
             weight = split.weight[columns]
             now = weight.float()
-            spread = None if matrix is None else matrix[columns].float()
+            variance = None if matrix is None else matrix[columns].float()
             self._target(split, columns, out=now)
             noise = CardNoiseModel(card, seed, self._chip)
-            noise.read_weights(now, seconds, out=now, variance_out=spread)
+            noise.read_weights(now, seconds, out=now, variance_out=variance)
             weight.copy_(now)
-            if matrix is not None and spread is not None:
-                matrix[columns] = spread
+            if matrix is not None and variance is not None:
+                matrix[columns] = variance
 
     def _readout(self, split: "_Split", purpose: str, seconds: float = 0.0) -> Tensor:
-        columns = [
-            readout(
-                split.weight[part].float(),
-                of_tile(split.variance, part),
-                self._settings,
-                derive_seed(seed, purpose, seconds),
-            )
-            for part, seed in self._tiles(split)
-        ]
-        return self._by_tile(torch.cat(columns)).clamp(min=_LEAST_READOUT)
+        """Return the read-out that drift compensation divides by, ``(D_out,)``."""
+        columns = []
+        for part, seed in self._tiles(split):
+            weight, variance = split.weight[part].float(), of_tile(split.variance, part)
+            kernel = cpu if fits_kernel(weight) else reference
+            key = derive_seed(seed, purpose, seconds)
+            columns.append(kernel.column_readout(weight, variance, self._converters, key))
+        return self._by_tile(torch.cat(columns)).clamp(min=_SMALLEST_READOUT)
 
     def _by_tile(self, columns: Tensor) -> Tensor:
-        """A read-out of each column, ``(D_out,)``, as the compensation takes it."""
+        """Average the read-outs of columns, ``(D_out,)``, over each tile, unless per column."""
         if self.compensation == "per-column":
             return columns
         tiles = [columns[part] for part in self._columns]
         return torch.cat([tile.mean().expand(len(tile)) for tile in tiles])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CrossbarLinear":
+        """Follow a move to another device, but no conversion to another type."""
+        device = fn(self.frozen.new_empty(0)).device
+        for split in self._splits():
+            split.move_to(device)
+        self.bias = None if self.bias is None else self.bias.to(device)
+        if self.frozen.device != device:
+            self.frozen = self.frozen.to(device)
+            self._version = version_of(self.frozen)
+        return self
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if any(key.startswith(prefix) for key in state):
+            raise RuntimeError(
+                f"The state dict has weights for the layer {self.name}, which is on crossbar tiles "
+                "and is programmed, not loaded: load it into the digital model and deploy that."
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A copy has a frozen weight of its own, whose changes are counted from here.
+        self._version = version_of(self.frozen)
 
 
 class _Split(nn.Module):
     """The state of the tiles that share their inputs.
 
     Attributes:
-        rows: Which inputs.
-        weight: The weights as they are now, ``(D_out, width)``; the largest of a column is about 1.
+        rows: The inputs.
+        weight: The weights now, ``(D_out, width)``; the largest of a column is about 1.
         scale: The scale of each column, ``(D_out,)``.
         gain: Column scale times drift compensation, ``(D_out,)``.
         reference: The compensation's read-out after programming, ``(D_out,)``.
-        variance: Of the weights from read to read.
-        packed: The weights in bytes, where they are multiplied so, once they have been read.
-        ends: The least and the largest target, ``(2,)``.
+        variance: The variance of the weights from read to read.
+        packed: The weights in bytes, from the first read on, where products are computed so.
+        ends: The smallest and the largest target, ``(2,)``.
 
     Args:
-        rows: Which inputs.
+        rows: The inputs.
         frozen: Their frozen weights, ``(D_out, width)``.
-        dtype: Of the weights kept.
+        dtype: The type in which the weights are stored.
     """
 
     weight: Tensor
@@ -308,46 +365,86 @@ class _Split(nn.Module):
         super().__init__()
         self.rows = rows
         scale = column_scale(frozen)
-        self.register_buffer("weight", frozen.new_empty(frozen.shape, dtype=dtype))
-        self.register_buffer("scale", scale)
-        self.register_buffer("gain", scale)
-        self.register_buffer("reference", torch.ones_like(scale))
+        weight = frozen.new_empty(frozen.shape, dtype=dtype)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("gain", scale, persistent=False)
+        self.register_buffer("reference", torch.ones_like(scale), persistent=False)
         self.variance: Variance = None
         self.packed: Packed | None = None
         self.ends = torch.stack([(frozen.amin(1) / scale).min(), (frozen.amax(1) / scale).max()])
 
     def matrix(self) -> Tensor:
-        """Where the variance of each weight is kept; once made, the same for all times."""
+        """Return the memory for the variance of each weight; once made, the same for all times."""
         if isinstance(self.variance, Tensor):
             return self.variance
         # Variances are too small for the range of float16.
         wide = self.weight.dtype != torch.float16
         return torch.empty_like(self.weight, dtype=None if wide else torch.bfloat16)
 
+    def move_to(self, device: torch.device) -> None:
+        """Move the tiles to another device."""
+        for name in ("weight", "scale", "gain", "reference", "ends"):
+            setattr(self, name, getattr(self, name).to(device))
+        if isinstance(self.variance, Tensor):
+            self.variance = self.variance.to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weights in bytes cannot be copied or saved; they are made again at the next read.
+        return {**self.__dict__, "packed": None}
+
+
+def read_settings(converters: Converters) -> ReadSettings:
+    """Return a card's converters in units of full scale; a range of b bits has 2^b - 2 steps.
+
+    Example:
+        >>> settings = read_settings(DeviceCard.load("pcm-hermes-2").converters)
+        >>> round(1 / settings.dac_step)
+        127
+    """
+    bound = converters.output_range or math.inf
+    return ReadSettings(
+        dac_step=_step(converters.dac_bits, 1.0),
+        adc_step=_step(converters.adc_bits, bound),
+        output_bound=bound,
+        output_noise=converters.output_noise,
+        by_maximum=converters.input_scaling == "abs_max",
+        iterative=converters.bound_management == "iterative",
+    )
+
 
 def column_scale(weight: Tensor) -> Tensor:
-    """The largest magnitude of each column, ``(D_out,)`` of ``(D_out, width)``, float32.
+    """Return the largest magnitude of each column, ``(D_out,)`` of ``(D_out, width)``, float32.
 
     A column is a bit line, one output; one of zeros has the scale 1. Divided by it, the weights of
     a column lie in [-1, 1].
     """
-    # Not abs(), which would make a copy of the weight.
+    # Not abs(), which would copy the weight.
     scale = torch.maximum(weight.amax(1), -weight.amin(1)).float()
     return torch.where(scale > 0, scale, 1.0)
 
 
 def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:
-    """Names the devices of one tile of a chip instance."""
+    """Return the seed of the devices of one tile of a chip instance."""
     return derive_seed(chip, layer, rows.start, columns.start)
 
 
 def parts(size: int, largest: int) -> list[slice]:
-    """Cut an axis as aihwkit does: into parts as even as can be, the larger ones first."""
+    """Split an axis as aihwkit does: into parts as even as possible, the larger ones first."""
     count = math.ceil(size / largest)
     ends = [-(-size * i // count) for i in range(count + 1)]
     return [slice(*ends[i : i + 2]) for i in range(count)]
 
 
-def _key() -> int:
-    """Names the noise of a read; from torch's random state, so that whoever seeds it seeds this."""
+def version_of(tensor: Tensor) -> int:
+    """Return the number of in-place changes of a tensor; 0 where torch does not count them."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _noise_key() -> int:
+    """Return the key of the noise of a read, from torch's random state."""
     return int(torch.randint(2**62, ()))
+
+
+def _step(bits: int | None, bound: float) -> float:
+    return 2.0 * bound / (2**bits - 2) if bits else 0.0

@@ -1,8 +1,8 @@
-"""Adapters whose own numbers sit in analog devices: placement "programmed"."""
+"""Adapters whose parameters are stored in analog devices: placement "programmed"."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -11,31 +11,32 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
-from analog_grasp.crossbar.tile import ChipLayer, MakeLayer
+from analog_grasp.crossbar.chip_layer import ChipLayer, TileSettings, chip_layer
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.rng import normal
+from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import ProgrammingError
 
 
 @dataclass
-class StoredVector:
-    """Numbers of one kind in devices of their own, relative to the largest of them.
+class ProgrammedVector:
+    """Parameters of one kind, each in a device of its own, relative to the largest of them.
 
     Two more devices hold the ends of the range, so that a mapping that begins at the smallest
-    weight is here what it is for a tile's columns, which hold both signs.
+    weight is the same as for a tile's columns, which hold both signs.
 
     Attributes:
-        target: The numbers, ``(M,)``.
-        spread: Standard deviation with which each is written, ``(M,)``, in place of the device's
-            programming noise; None for the device's own.
-        value: The numbers as they are read now, ``(M,)``.
-        variance: Of the numbers from read to read, ``(M,)``; None where a read is exact.
+        target: The parameters, ``(M,)``.
+        write_std: Standard deviation with which each is written, ``(M,)``, in place of the
+            device's programming noise; None for the device's own.
+        value: The parameters as they are read now, ``(M,)``.
+        variance: Their variance from read to read, ``(M,)``; None where a read is exact.
     """
 
     target: Tensor
-    spread: Tensor | None = None
+    write_std: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.value = self.target
@@ -44,20 +45,20 @@ class StoredVector:
         self._largest = self.target.abs().max()
 
     def program(self, card: DeviceCard, seed: int, chip: int, compensated: bool) -> None:
-        """Write the numbers; they are then 0 s old."""
+        """Write the parameters; they are then 0 s old."""
         self._card, self._seed, self._chip = card, seed, chip
         self._written = self.target
-        if self.spread is not None:
+        if self.write_std is not None:
             self._card = card.without("programming")
-            noise = normal(derive_seed(seed, "written"), tuple(self.target.shape), device="cpu",
-                           dtype=torch.float32)  # fmt: skip
-            self._written = self.target + self.spread * noise.to(self.target)
+            shape = tuple(self.target.shape)
+            noise = normal(derive_seed(seed, "written"), shape, device="cpu", dtype=torch.float32)
+            self._written = self.target + self.write_std * noise.to(self.target)
         fresh = self._card.model_copy(update={"read": None})
         self._reference = self._read(fresh, 0.0)[0].abs().mean() if compensated else None
         self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
-        """The numbers as they are read at a time since programming, s."""
+        """Age the devices to a time since programming, in s."""
         self.value, self.variance = self._read(self._card, seconds)
         if self._reference is not None and self._largest > 0:
             gain = self._reference / self.value.abs().mean()
@@ -65,6 +66,7 @@ class StoredVector:
             self.variance = None if self.variance is None else self.variance * gain.square()
 
     def _read(self, card: DeviceCard, seconds: float) -> tuple[Tensor, Tensor | None]:
+        """Return the parameters read at a time, and their variance from read to read."""
         if self._largest == 0:
             return torch.zeros_like(self.target), None
         ends = self._written.new_tensor([-1.0, 1.0])
@@ -77,119 +79,131 @@ class StoredVector:
         return read, variance
 
 
-class StoredModulation(nn.Module):
-    """A GRASP layer on a chip, its scales and shifts in devices too.
+class ProgrammedModulation(nn.Module):
+    """A GRASP layer on a chip, with its scales and shifts in devices too.
 
     Each of the D features has a device for its scale and one for its shift; under
     ``sampling="group"`` the features of a group share theirs.
 
     Args:
         layer: The modulated layer, its projection already on tiles.
-        name: Names the layer's devices on the chip.
-        error: ``"device"``: a number misses its target as the card's devices do; ``"learned"``: it
-            is drawn from its StochGRASP Gaussian, the tolerance to which it is written and
-            verified. Drift and read noise are the card's in both.
+        name: The layer's name in the base model, which determines its devices on a chip.
+        programming_error: ``"device"``: parameters are written with the card's programming noise;
+            ``"learned"``: each is drawn from its StochGRASP Gaussian, the tolerance to which it is
+            written and verified. Drift and read noise are the card's in both cases.
 
     Raises:
-        ValueError: No spread was learned, several adapters are active, or the samples of the
-            adapter are by weight.
+        ValueError: No standard deviations were learned, several adapters are active, or the
+            adapter is sampled by weight.
 
     Source:
-        METHOD 3, placement "programmed".
+        docs/method.md, "Analog deployment".
     """
 
-    def __init__(self, layer: GraspLinear, name: str, error: ProgrammingError) -> None:
+    def __init__(
+        self, layer: GraspLinear, name: str, programming_error: ProgrammingError
+    ) -> None:
         super().__init__()
         self.base_layer = layer.base_layer
         self.name = name
+        # In a tuple, so that its parameters are not those of the deployed model.
+        self._digital_layer = (layer,)
         adapter = _only_adapter(layer)
         group = layer.group_of[adapter]
         shared = isinstance(layer, StochGraspLinear) and layer.sampling[adapter] == "group"
         self._device_of = group if shared else torch.arange(len(group), device=group.device)
-        held = torch.arange(int(group.max()) + 1, device=group.device) if shared else group
-        means = [mean.detach()[held] for mean in layer.means(adapter)]
-        spreads: list[Tensor | None] = [None, None]
-        if error == "learned":
+        stored = torch.arange(int(group.max()) + 1, device=group.device) if shared else group
+        means = [mean.detach()[stored] for mean in layer.means(adapter)]
+        stds: list[Tensor | None] = [None, None]
+        if programming_error == "learned":
             if not isinstance(layer, StochGraspLinear):
                 raise ValueError(
-                    "error is 'learned', but only a StochGRASP adapter has learned spreads: use "
-                    "error='device'."
+                    "programming_error is 'learned', but only a StochGRASP adapter has learned "
+                    "standard deviations: use programming_error='device'."
                 )
-            spreads = [sigma.detach()[held] for sigma in layer.sigmas(adapter)]
-        self.stored = [StoredVector(*pair) for pair in zip(means, spreads, strict=True)]
+            stds = [sigma.detach()[stored] for sigma in layer.sigmas(adapter)]
+        self.vectors = [ProgrammedVector(*pair) for pair in zip(means, stds, strict=True)]
 
     def program(self, card: DeviceCard, chip: int, compensated: bool) -> None:
         """Write the scales and the shifts; they are then 0 s old."""
-        for kind, vector in zip(("scale", "shift"), self.stored, strict=True):
+        for kind, vector in zip(("scale", "shift"), self.vectors, strict=True):
             vector.program(card, derive_seed(chip, self.name, kind), chip, compensated)
 
     def drift_to(self, seconds: float) -> None:
-        """The scales and shifts as they are read at a time since programming, s."""
-        for vector in self.stored:
+        """Age the devices to a time since programming, in s."""
+        for vector in self.vectors:
             vector.drift_to(seconds)
 
+    def digital_state(self) -> dict[str, Tensor]:
+        """Return the state dict of the digital adapter of this layer."""
+        state = cast(dict[str, Tensor], self._digital_layer[0].state_dict())
+        return {name: t for name, t in state.items() if not name.startswith("base_layer.")}
+
     def forward(self, x: Tensor) -> Tensor:
-        """``W x' + c`` with the numbers as they are read now; ``(..., D)`` to ``(..., D_out)``."""
-        scale, shift = (vector.value[self._device_of] for vector in self.stored)
+        """Compute ``W x' + c`` with the scales and shifts as they are read now.
+
+        Args:
+            x: Inputs, ``(..., D)``.
+
+        Returns:
+            ``(..., D_out)``.
+        """
+        scale, shift = (vector.value[self._device_of] for vector in self.vectors)
         wide = x.to(scale.dtype)
         modulated = torch.addcmul(shift, wide, scale)
-        variances = [vector.variance for vector in self.stored]
+        variances = [vector.variance for vector in self.vectors]
         if any(variance is not None for variance in variances):
             of_scale, of_shift = (
                 0.0 if variance is None else variance[self._device_of] for variance in variances
             )
-            spread = (wide.square() * of_scale + of_shift).sqrt()
+            std = (wide.square() * of_scale + of_shift).sqrt()
             key = int(torch.randint(2**62, ()))
-            modulated = modulated + spread * normal(
-                key, tuple(wide.shape), device=wide.device, dtype=wide.dtype
-            )
+            noise = normal(key, tuple(wide.shape), device=wide.device, dtype=wide.dtype)
+            modulated = modulated + std * noise
         return self.base_layer(modulated.to(x.dtype))
 
 
-class StoredAdapter:
-    """The devices and tiles that hold the adapter of one deployed model.
+class ProgrammedAdapter:
+    """The devices and tiles that store the adapter of one deployed model.
 
-    A GRASP or StochGRASP layer keeps its numbers in devices of their own; LoRA's two small
+    The parameters of a GRASP or StochGRASP layer have devices of their own; LoRA's two small
     matrices go onto tiles.
 
     Args:
         model: A peft model whose frozen layers are on tiles; changed in place.
-        card: The device.
-        make_layer: Puts a linear layer on tiles.
-        error: See `StoredModulation`.
-        compensated: Whether drift is compensated.
+        settings: How layers are put on tiles, and the device.
+        programming_error: See `ProgrammedModulation`.
 
     Raises:
-        ValueError: The adapter has nothing that devices could hold, or as `StoredModulation`.
+        ValueError: The adapter has no parameters that devices can store, or as
+            `ProgrammedModulation`.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        card: DeviceCard,
-        make_layer: MakeLayer,
-        error: ProgrammingError,
-        compensated: bool,
+        self, model: nn.Module, settings: TileSettings, programming_error: ProgrammingError
     ) -> None:
-        if error not in get_args(ProgrammingError):
-            raise ValueError(f"error is {error!r}, which is unknown: use device or learned.")
-        self._card, self._compensated = card, compensated
-        self._modulations: list[StoredModulation] = []
+        if programming_error not in get_args(ProgrammingError):
+            known = get_args(ProgrammingError)
+            raise ValueError(unknown_name("programming_error", programming_error, known))
+        self._card, self._compensated = settings.card, settings.compensation != "none"
+        self._modulations: list[ProgrammedModulation] = []
         self._tiles: list[ChipLayer] = []
         for path, layer in list(_adapted(model)):
             if isinstance(layer, GraspLinear):
-                self._modulations.append(StoredModulation(layer, base_name(path), error))
-                model.set_submodule(path, self._modulations[-1])
+                modulation = ProgrammedModulation(layer, base_name(path), programming_error)
+                self._modulations.append(modulation)
+                model.set_submodule(path, modulation)
             elif isinstance(layer, LoraLayer):
-                self._put_on_tiles(path, layer, make_layer)
+                self._tiles += _lora_on_tiles(base_name(path), layer, settings)
         if not self._modulations and not self._tiles:
             raise ValueError(
                 "placement is 'programmed', but the model has no GRASP, StochGRASP or LoRA adapter "
-                "whose numbers devices could hold: use placement='digital' or 'folded'."
+                "with parameters that devices can store: use placement='digital' or 'folded'."
             )
-        if self._tiles and error == "learned":
+        if self._tiles and programming_error == "learned":
             raise ValueError(
-                "error is 'learned', but LoRA has learned no spreads: use error='device'."
+                "programming_error is 'learned', but LoRA has no learned standard deviations: use "
+                "programming_error='device'."
             )
 
     def program(self, chip: int) -> None:
@@ -200,22 +214,30 @@ class StoredAdapter:
             layer.program(chip)
 
     def drift_to(self, seconds: float) -> None:
-        """Let the adapter age to a time since programming, s."""
-        for modulation in self._modulations:
-            modulation.drift_to(seconds)
-        for layer in self._tiles:
-            layer.drift_to(seconds)
+        """Age the adapter to a time since programming, in s."""
+        for part in (*self._modulations, *self._tiles):
+            part.drift_to(seconds)
 
-    def _put_on_tiles(self, path: str, layer: LoraLayer, make_layer: MakeLayer) -> None:
-        adapter = _only_adapter(layer)
-        for matrices in (layer.lora_A, layer.lora_B):
-            name = f"{base_name(path)}.{'A' if matrices is layer.lora_A else 'B'}"
-            matrices[adapter] = make_layer(name, cast(nn.Linear, matrices[adapter]))
-            self._tiles.append(cast(ChipLayer, matrices[adapter]))
+
+def _lora_on_tiles(name: str, layer: LoraLayer, settings: TileSettings) -> list[ChipLayer]:
+    """Put the two matrices of a LoRA layer onto tiles, in place."""
+    adapter = _only_adapter(layer)
+    tiles: list[ChipLayer] = []
+    for which, matrices in (("A", layer.lora_A), ("B", layer.lora_B)):
+        matrix: Any = matrices[adapter] if adapter in matrices else None
+        if not isinstance(matrix, nn.Linear):
+            # Such as AdaLoRA, or LoRA on embeddings or convolutions.
+            raise ValueError(
+                f"placement is 'programmed', but the adapter of the layer {name} is a "
+                f"{type(layer).__name__}, not LoRA on a linear layer: use placement='digital'."
+            )
+        matrices[adapter] = settings.put_on_tiles(f"{name}.{which}", matrix)
+        tiles.append(chip_layer(matrices[adapter]))
+    return tiles
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
-    """The paths and modules of the layers that an adapter has wrapped."""
+    """Yield the paths and modules of the layers that an adapter has wrapped."""
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield path, module
@@ -225,13 +247,13 @@ def _only_adapter(layer: BaseTunerLayer) -> str:
     active = list(layer.active_adapters)
     if len(active) != 1:
         raise ValueError(
-            f"placement is 'programmed' and {len(active)} adapters are active, but devices hold "
+            f"placement is 'programmed' and {len(active)} adapters are active, but devices store "
             "one: activate one with set_adapter."
         )
-    weighted = isinstance(layer, StochGraspLinear) and layer.sampling[active[0]] == "weight"
-    if weighted:
+    cross_points = ("weight", "token")
+    if isinstance(layer, StochGraspLinear) and layer.sampling[active[0]] in cross_points:
         raise ValueError(
-            "placement is 'programmed', but the adapter was sampled by weight, so that its numbers "
-            "live in the folded cross-points: use placement='folded'."
+            "placement is 'programmed', but the adapter was sampled by weight, so that its "
+            "parameters are in the folded cross-points: use placement='folded'."
         )
     return active[0]

@@ -10,16 +10,15 @@ from transformers import PreTrainedModel
 
 
 def stream_weights(model: nn.Module, weights: str | Path) -> None:
-    """Give a model on the meta device its weights, without reading them.
+    """Map the weights of a model on the meta device from its files, without reading them.
 
-    The files are mapped into memory: a tensor is read as it is used, and the system may give up
-    what was read at any time. A tensor that the model has in another type than the file is
-    converted, and so read.
+    A tensor is read when it is used, and the operating system may drop it from memory at any time.
+    A tensor whose type in the model differs from that in the file is converted, and so read.
 
     Args:
         model: A transformers model; its tensors on the meta device are replaced where the files
-            hold them. An adapter is put on it afterwards.
-        weights: A safetensors file, or a folder as save_pretrained leaves it, in shards or not.
+            have them. An adapter is put on it afterwards.
+        weights: A safetensors file, or a folder that save_pretrained wrote, in shards or not.
 
     Raises:
         FileNotFoundError: There is no such file, or no model*.safetensors in the folder.
@@ -39,10 +38,10 @@ def stream_weights(model: nn.Module, weights: str | Path) -> None:
         'cpu'
     """
     if isinstance(model, PreTrainedModel):
-        # accelerate.init_empty_weights has undone what transformers ties.
+        # accelerate.init_empty_weights unties what transformers ties.
         model.tie_weights()
     empty = {name: t for name, t in model.state_dict(keep_vars=True).items() if t.is_meta}
-    # Tensors in several places, such as a tied output embedding, stand in the file once.
+    # Tied tensors, such as an output embedding, are in the file once.
     places: dict[int, list[str]] = {}
     for name, tensor in empty.items():
         places.setdefault(id(tensor), []).append(name)
@@ -50,26 +49,26 @@ def stream_weights(model: nn.Module, weights: str | Path) -> None:
     found: dict[str, Tensor] = {}
     for file in _files(Path(weights)):
         for key, stored in _tensors(file):
-            # A file of the body alone, or of the body under a head that this model has not.
+            # A file of the body alone, or of a model with a head that this model does not have.
             for name in {key, prefix + key, key.removeprefix(prefix)} & empty.keys():
-                held = _fitted(stored, empty[name], key, file)
-                found |= dict.fromkeys(places[id(empty[name])], held)
+                tensor = _fitted(stored, empty[name], key, file)
+                found |= dict.fromkeys(places[id(empty[name])], tensor)
     model.load_state_dict(found, strict=False, assign=True)
 
 
 def check_whole(model: nn.Module) -> None:
-    """Check that no tensor of a model is on the meta device.
+    """Raise an error if a tensor of a model is on the meta device.
 
     Raises:
-        ValueError: One is.
+        ValueError: A tensor is on the meta device.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta:
             raise ValueError(
                 f"The tensor {name} of the model is on the meta device, where it has no values: "
-                "give weights, the safetensors file or folder that holds it. What no file holds, "
-                "such as some buffers, accelerate.init_empty_weights keeps; and an adapter is put "
-                "on a model after stream_weights."
+                "give weights, the safetensors file or folder that holds it; make the model under "
+                "accelerate.init_empty_weights, which keeps buffers, and add an adapter after "
+                "stream_weights."
             )
 
 
@@ -77,7 +76,7 @@ def _files(weights: Path) -> list[Path]:
     files = sorted(weights.glob("model*.safetensors")) if weights.is_dir() else [weights]
     if not files or not files[0].is_file():
         raise FileNotFoundError(
-            f"weights is {weights}, where there are none: give a safetensors file, or a folder "
+            f"weights is {weights}, which has no weights: give a safetensors file, or a folder "
             "with model.safetensors or its shards."
         )
     return files
@@ -90,12 +89,12 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                 yield key, opened.get_tensor(key)
     except SafetensorError as error:
         raise ValueError(
-            f"The weights in {file} are damaged ({error}): get the file again."
+            f"The weights in {file} are damaged ({error}): download the file again."
         ) from error
 
 
 def _fitted(stored: Tensor, empty: Tensor, key: str, file: Path) -> Tensor:
-    """A tensor of the file in the place of an empty one."""
+    """Return a tensor of the file as it replaces an empty one."""
     if stored.shape != empty.shape:
         raise ValueError(
             f"The tensor {key} in {file} has the shape {tuple(stored.shape)}, but the model's is "

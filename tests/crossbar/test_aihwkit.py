@@ -4,7 +4,7 @@ from torch import nn
 
 from analog_grasp.crossbar import aihwkit as module
 from analog_grasp.crossbar.aihwkit import compiled_config
-from analog_grasp.crossbar.tile import layer_maker
+from analog_grasp.crossbar.chip_layer import TileSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import Circuit
 
@@ -24,7 +24,7 @@ def test_without_converters_the_tile_is_perfect():
     assert compiled_config(card, "none").forward.is_perfect
 
 
-def test_a_compiled_tile_that_does_not_fit_is_named(monkeypatch):
+def test_a_compiled_tile_that_does_not_fit_torch_is_an_error(monkeypatch):
     class Misfit(torch.nn.Module):
         def __init__(self, *_, **__):
             super().__init__()
@@ -47,14 +47,14 @@ def with_circuit(**circuit) -> DeviceCard:
 
 @torch.inference_mode()
 def outputs(card: DeviceCard, tile: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a column of equal weights gives, and what it would without the circuit."""
+    """Return the outputs of a column of equal weights, with and without the circuit."""
     layer = nn.Linear(256, 4, bias=False)
     layer.weight.fill_(0.5)
     x = torch.full((1, 256), 0.5)
-    chip = layer_maker(card, tile)("layer", layer)
+    chip = TileSettings(card, tile).put_on_tiles("layer", layer)
     chip.program(0)
     chip.drift_to(0.0)
-    plain = layer_maker(card.without("circuit"), "rpucuda")("layer", layer)
+    plain = TileSettings(card.without("circuit"), "rpucuda").put_on_tiles("layer", layer)
     return chip(x), plain(x)
 
 
@@ -85,15 +85,15 @@ def test_a_nonlinear_bit_line_saturates():
         ),
     ],
 )
-def test_what_a_tile_cannot_simulate_is_refused(circuit, tile, sentence):
+def test_a_circuit_that_a_tile_cannot_simulate_is_an_error(circuit, tile, sentence):
     with pytest.raises(ValueError, match=sentence):
-        layer_maker(with_circuit(**circuit), tile)
+        TileSettings(with_circuit(**circuit), tile)
 
 
-def test_noise_that_differs_by_conductance_is_refused_by_the_compiled_tile():
+def test_the_compiled_tile_rejects_noise_that_differs_by_conductance():
     with pytest.raises(ValueError, match="differs by conductance from read to read"):
-        layer_maker(DeviceCard.load("sonos-agrawal2022"), "rpucuda")
+        TileSettings(DeviceCard.load("sonos-agrawal2022"), "rpucuda")
 
 
-def test_the_circuit_has_a_switch_of_its_own():
+def test_the_circuit_can_be_switched_off():
     assert with_circuit(wire_resistance="1 Ohm").without("circuit").circuit is None

@@ -1,22 +1,25 @@
+"""Deployment: placements, effects, drift times, shared chips, reports."""
+
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
 from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.forward_hooks import computed_digitally
 from analog_grasp.crossbar.linear import CrossbarLinear
-from analog_grasp.crossbar.sensitivity import layer_sensitivity
 
 CARDS = DeviceCard.names()
 PCM, RRAM = "pcm-nandakumar2019", "rram-wan2022"
 
 
 def adapted(model, config=GraspConfig, seed=5):
-    """The model under an adapter whose numbers are away from the identity."""
+    """Return the model with an adapter whose parameters are not at the identity."""
     wrapped = get_peft_model(model, config(task_type="SEQ_CLS", groups=5)).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in wrapped.named_parameters():
@@ -31,7 +34,7 @@ def logits(model, batch):
 
 
 def on(model, device=PCM, seed=0, **settings):
-    return deploy(model, DeviceCard.load(device), **settings).program(seed)
+    return deploy(model, device, **settings).program(seed)
 
 
 @pytest.mark.parametrize("tile", ["torch", "rpucuda"])
@@ -95,7 +98,7 @@ def test_the_same_seed_gives_the_same_bits_in_any_order(bert, batch, device):
     assert not torch.equal(logits(elsewhere.drift_to("1h").model, batch), early)
 
 
-def test_the_callers_random_state_is_left_alone(bert, batch):
+def test_the_callers_random_state_does_not_change(bert, batch):
     torch.manual_seed(1)
     expected = torch.randn(3)
     torch.manual_seed(1)
@@ -103,7 +106,7 @@ def test_the_callers_random_state_is_left_alone(bert, batch):
     assert torch.equal(torch.randn(3), expected)
 
 
-def test_the_random_state_comes_back_when_a_pass_fails(bert, batch):
+def test_the_random_state_is_restored_after_a_pass_that_fails(bert, batch):
     deployed = on(bert)
     torch.manual_seed(1)
     expected = torch.randn(3)
@@ -123,7 +126,7 @@ def test_the_random_state_comes_back_when_a_pass_fails(bert, batch):
         (RRAM, "1d", "drift"),
     ],
 )
-def test_each_effect_has_a_switch_of_its_own(bert, batch, device, time, switch):
+def test_each_effect_can_be_switched_off(bert, batch, device, time, switch):
     every = ("programming_noise", "drift", "read_noise", "converters")
     off = dict.fromkeys(every, False)
     silent = logits(on(bert, device, **off).drift_to(time).model, batch)
@@ -132,7 +135,7 @@ def test_each_effect_has_a_switch_of_its_own(bert, batch, device, time, switch):
     assert not torch.allclose(alone, silent, atol=1e-6)
 
 
-def test_global_drift_compensation_brings_the_outputs_back(bert):
+def test_global_drift_compensation_restores_the_outputs(bert):
     quiet = {"programming_noise": False, "read_noise": False, "converters": False}
     layer, x = "bert.encoder.layer.0.intermediate.dense", torch.randn(64, 32)
     digital = bert.get_submodule(layer)
@@ -158,13 +161,13 @@ def test_an_attached_adapter_computes_on_the_same_chip(bert, batch):
     assert torch.equal(logits(attached, batch), logits(alone.model, batch))
 
 
-def test_a_model_with_other_frozen_weights_does_not_share_a_chip(bert, make_model):
+def test_a_model_with_other_frozen_weights_cannot_share_a_chip(bert, make_model):
     shared = on(adapted(bert))
-    with pytest.raises(ValueError, match="holds other frozen weights"):
+    with pytest.raises(ValueError, match="has other frozen weights"):
         shared.attach(adapted(make_model("bert", seed=1)))
 
 
-def test_automatic_mixed_precision_leaves_tiles_as_they_are():
+def test_automatic_mixed_precision_does_not_change_tiles():
     layer = CrossbarLinear(torch.nn.Linear(40, 30), DeviceCard.load(PCM), "layer")
     layer.program(0)
     x = torch.randn(7, 40)
@@ -219,23 +222,53 @@ def test_column_scaling_maps_each_columns_largest_weight_to_one(bert):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"placement": "analog"}, "placement is 'analog'.*digital, folded, programmed"),
-        ({"tile": "cuda"}, "tile is 'cuda'.*torch, rpucuda"),
-        ({"drift_compensation": "local"}, "drift_compensation is 'local'.*global, per-column"),
-        ({"placement": "programmed", "error": "none"}, "error is 'none'.*device or learned"),
+        ({"placement": "analog"}, "placement 'analog'.*digital, folded, programmed"),
+        ({"tile": "cuda"}, "tile 'cuda'.*torch, rpucuda"),
+        ({"drift_compensation": "local"}, "drift_compensation 'local'.*global, per-column"),
+        (
+            {"placement": "programmed", "programming_error": "none"},
+            "programming_error 'none'.*device, learned",
+        ),
     ],
 )
-def test_unknown_choices_are_refused(bert, settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        deploy(adapted(bert), DeviceCard.load("ideal"), **settings)
+def test_an_unknown_choice_is_an_error(bert, settings, sentence):
+    with pytest.raises(ValueError, match=f"Unknown {sentence}"):
+        deploy(adapted(bert), "ideal", **settings)
 
 
-def test_drift_before_programming_is_refused(bert):
+def test_a_device_is_a_name_a_path_or_a_card(bert, batch, tmp_path):
+    source = (Path(__file__).parents[2] / "device_models" / f"{PCM}.toml").read_text()
+    (tmp_path / "mine.toml").write_text(source)
+    by_name, by_path, by_card = (
+        logits(deploy(bert, device).program(1).model, batch)
+        for device in (PCM, tmp_path / "mine.toml", DeviceCard.load(PCM))
+    )
+    assert torch.equal(by_name, by_card)
+    assert torch.equal(by_name, by_path)
+
+
+@pytest.mark.parametrize("tile", ["torch", "rpucuda"])
+def test_weights_are_those_that_the_outputs_show(bert, tile):
+    name = "bert.encoder.layer.0.intermediate.dense"
+    quiet = {"read_noise": False, "converters": False, "tile": tile}
+    deployed = on(bert, **quiet).drift_to("1d")
+    weights = deployed.weights()
+    assert weights.keys() == deployed.layers.keys()
+    layer = deployed.layers[name]
+    with torch.no_grad():
+        shown = (layer(torch.eye(32)) - layer(torch.zeros(1, 32))).T
+    torch.testing.assert_close(weights[name], shown, rtol=1e-4, atol=1e-5)
+    frozen = bert.get_submodule(name).weight
+    assert not torch.allclose(weights[name], frozen, rtol=1e-2)
+    assert torch.corrcoef(torch.stack([weights[name], frozen]).flatten(1))[0, 1] > 0.9
+
+
+def test_drift_before_programming_is_an_error(bert):
     with pytest.raises(RuntimeError, match="call program"):
-        deploy(bert, DeviceCard.load("ideal")).drift_to("1d")
+        deploy(bert, "ideal").drift_to("1d")
 
 
-def test_a_time_that_is_none_is_refused(bert):
+def test_an_unreadable_time_is_an_error(bert):
     with pytest.raises(ValueError, match="fortnight"):
         on(bert).drift_to("1 fortnight")
 
@@ -256,7 +289,7 @@ def test_calibrated_ranges_are_those_of_the_data(bert, batch):
     assert median == pytest.approx(expected)
 
 
-def test_calibrated_ranges_are_the_models_own(bert, batch):
+def test_each_model_has_its_own_calibrated_ranges(bert, batch):
     first, second = adapted(copy.deepcopy(bert), seed=1), adapted(copy.deepcopy(bert), seed=2)
     shared = on(first)
     attached = shared.attach(second)
@@ -269,7 +302,7 @@ def test_calibrated_ranges_are_the_models_own(bert, batch):
 
 
 @pytest.mark.parametrize("percentile", [0, 101, float("nan")])
-def test_a_percentile_out_of_range_is_refused(bert, percentile):
+def test_a_percentile_out_of_range_is_an_error(bert, percentile):
     with pytest.raises(ValueError, match="percentile of the inputs"):
         on(bert).calibrate(lambda model: None, percentile=percentile)
 
@@ -281,18 +314,18 @@ def test_sensitivity_takes_one_layer_at_a_time(bert, batch):
     def error(model):
         return float((logits(model, batch) - digital).square().mean())
 
-    alone = layer_sensitivity(deployed, error)
-    spared = layer_sensitivity(deployed, error, alone="digital")
+    alone = deployed.layer_sensitivity(error)
+    spared = deployed.layer_sensitivity(error, alone="digital")
     assert set(alone) == set(spared) == set(deployed.layers)
     assert all(value > 0 for value in alone.values())
     assert any(value != float((analog - digital).square().mean()) for value in spared.values())
-    with pytest.raises(ValueError, match="alone is 'both'"):
-        layer_sensitivity(deployed, error, alone="both")
+    with pytest.raises(ValueError, match="Unknown alone 'both'.*analog, digital"):
+        deployed.layer_sensitivity(error, alone="both")
 
 
 @pytest.mark.parametrize("compensation", ["global", "per-column", "exact"])
 @pytest.mark.parametrize("tile", ["torch", "rpucuda"])
-def test_every_compensation_scales_by_its_read_out(bert, compensation, tile):
+def test_every_compensation_scales_by_its_readout(bert, compensation, tile):
     quiet = {"read_noise": False, "converters": False}
     name = "bert.encoder.layer.0.intermediate.dense"
 
@@ -316,7 +349,7 @@ def test_the_compiled_tile_reports_and_computes_digitally_too(bert, batch):
     ours, theirs = (on(bert, PCM, tile=tile).drift_to("1d") for tile in ("torch", "rpucuda"))
     for a, b in zip(ours.report(), theirs.report(), strict=True):
         assert (a.name, a.tiles, a.cells, a.use) == (b.name, b.tiles, b.cells, b.use)
-        # The same chip; what differs is the noise of the read-out for drift compensation.
+        # The same chip; the noise of the read-out for drift compensation differs.
         assert a.weight_error == pytest.approx(b.weight_error, rel=0.05)
     with computed_digitally(theirs.layers.values()):
         torch.testing.assert_close(logits(theirs.model, batch), logits(bert, batch))
@@ -327,3 +360,28 @@ def test_the_compiled_tile_takes_no_calibrated_ranges(bert, batch):
     deployed.calibrate(lambda model: model(**batch))
     with pytest.raises(ValueError, match="takes no calibrated input ranges"):
         logits(deployed.model, batch)
+
+
+def test_a_layer_in_two_places_is_mapped_once():
+    shared = nn.Linear(4, 4)
+    deployed = deploy(nn.Sequential(shared, nn.ReLU(), shared), "ideal")
+    assert list(deployed.layers) == ["0"]
+    assert deployed.model[0] is deployed.model[2] is deployed.layers["0"]
+
+
+def test_layers_with_tied_weights_share_their_tiles():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight, model[1].bias = model[0].weight, model[0].bias
+    # Another bias is another layer.
+    model[2].weight = model[0].weight
+    deployed = deploy(model, "ideal")
+    assert list(deployed.layers) == ["0", "2"]
+    assert deployed.model[0] is deployed.model[1]
+    assert deployed.model[2] is deployed.layers["2"]
+    assert torch.equal(deployed.layers["0"].frozen, deployed.layers["2"].frozen)
+
+
+def test_only_the_selected_layers_are_replaced():
+    deployed = deploy(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "ideal", layers=["1"])
+    assert list(deployed.layers) == ["1"]
+    assert isinstance(deployed.model[0], nn.Linear)

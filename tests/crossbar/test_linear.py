@@ -1,4 +1,4 @@
-"""The layer on our tiles, with aihwkit's own tiles as the judge."""
+"""The layer on our tiles, checked against aihwkit's own tiles."""
 
 import copy
 import itertools
@@ -69,7 +69,7 @@ def test_equals_aihwkits_tiles_without_noise(shape, dac, adc, config):
 @pytest.mark.parametrize("scaling", ["abs_max", "none"])
 @pytest.mark.parametrize("bound", ["none", "iterative"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_equals_it_under_every_management(scaling, bound, bias):
+def test_equals_aihwkits_tiles_under_every_management(scaling, bound, bias):
     device = card(input_scaling=scaling, bound_management=bound, output_range=30.0)
     torch.testing.assert_close(*both(dense(bias=bias), device, inputs(384)))
 
@@ -77,13 +77,13 @@ def test_equals_it_under_every_management(scaling, bound, bias):
 @pytest.mark.parametrize("config", [TorchInferenceRPUConfig, InferenceRPUConfig])
 @pytest.mark.parametrize("bound", ["none", "iterative"])
 @pytest.mark.parametrize("columns", [100, 300])
-def test_equals_it_vector_by_vector_where_outputs_are_clipped(bound, columns, config):
+def test_equals_aihwkits_tiles_vector_by_vector_where_outputs_are_clipped(bound, columns, config):
     device, layer = card(output_range=0.5, bound_management=bound), dense((384, columns))
     x = inputs(384).view(-1, 384)
     with torch.inference_mode():
         ours = CrossbarLinear(layer, device, "layer")(x)
-        judge = theirs(layer, device, config)
-        expected = torch.cat([judge(row[None]) for row in x])
+        peer = theirs(layer, device, config)
+        expected = torch.cat([peer(row[None]) for row in x])
     # As above, but for roundings.
     differing = (ours - expected).abs() > 1e-5 * expected.abs().max()
     assert differing.float().mean() < 1e-3
@@ -95,8 +95,8 @@ def test_equals_it_vector_by_vector_where_outputs_are_clipped(bound, columns, co
 def test_the_fused_kernels_compute_what_torch_does(layer, short_term, output_range):
     crossbar = CrossbarLinear(layer, card(output_noise=0.04, output_range=output_range), "layer")
     for split in crossbar.splits:
-        spread = torch.rand_like(split.weight) * 1e-3
-        split.variance = spread if short_term == "matrix" else short_term
+        variance = torch.rand_like(split.weight) * 1e-3
+        split.variance = variance if short_term == "matrix" else short_term
     x = inputs(384)
     with torch.inference_mode():
         torch.manual_seed(3)
@@ -158,10 +158,10 @@ def test_a_copy_has_its_own_weights():
 def test_the_weight_is_referred_to_and_not_copied():
     linear = dense()
     layer = CrossbarLinear(linear, card(), "layer")
-    assert layer._frozen.data_ptr() == linear.weight.data_ptr()
+    assert layer.frozen.data_ptr() == linear.weight.data_ptr()
 
 
-def test_a_frozen_weight_that_was_changed_is_refused():
+def test_a_frozen_weight_that_was_changed_is_an_error():
     linear = dense()
     layer = CrossbarLinear(linear, card(), "layer")
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_constant_short_term_noise_has_the_compiled_tiles_distribution():
         assert stats.ks_2samp(a[:, column], b[:, column]).pvalue > 1e-4
 
 
-def test_short_term_noise_is_that_of_weights_drawn_anew_for_each_vector():
+def test_short_term_noise_is_that_of_weights_drawn_for_each_vector():
     device, linear = card(adc_bits=None, dac_bits=None), dense((64, 8), bias=False)
     layer = CrossbarLinear(linear, device, "layer")
     split = layer.splits[0]

@@ -1,4 +1,4 @@
-"""What a deployment keeps, and in which precision."""
+"""The memory of a deployment, and its precision."""
 
 import copy
 
@@ -11,7 +11,7 @@ from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.kernels import matmul as products
 
 CARD = DeviceCard.load("pcm-hermes-2")
-# Its noise from read to read differs by conductance, so that a layer keeps it by weight.
+# Its noise from read to read differs by conductance, so that a layer stores it by weight.
 SONOS = DeviceCard.load("sonos-agrawal2022")
 
 
@@ -45,7 +45,7 @@ def test_programming_and_drift_write_where_the_weights_are(card):
 @pytest.mark.parametrize("card", [CARD, SONOS], ids=lambda card: card.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_what_is_kept_is_what_is_read_rounded(card, dtype):
+def test_stored_weights_are_the_float32_weights_rounded(card, dtype):
     single, half = layer(card), layer(card, dtype)
     for crossbar in (single, half):
         crossbar.program(3)
@@ -73,7 +73,7 @@ IN_BYTES = pytest.mark.skipif(
 
 @torch.inference_mode()
 def read(crossbar, x, way, monkeypatch):
-    """Under the same noise, by a processor that multiplies in one way."""
+    """Read under the same noise, on a processor that multiplies in one way."""
     monkeypatch.setattr(products, "multiplies_in_bfloat16", lambda: way == "bfloat16")
     monkeypatch.setattr(products, "multiplies_in_bytes", lambda: way == "bytes")
     for split in crossbar.splits:
@@ -83,7 +83,7 @@ def read(crossbar, x, way, monkeypatch):
 
 
 def of_signs(columns, rows, dac_bits):
-    """A layer of weights of -1, 0 and 1, without noise and without an end to its outputs."""
+    """Return a layer of weights of -1, 0 and 1, without noise and without an output bound."""
     linear = nn.Linear(rows, columns, bias=False)
     with torch.no_grad():
         linear.weight.copy_(torch.randint(-1, 2, linear.weight.shape))
@@ -95,7 +95,7 @@ def of_signs(columns, rows, dac_bits):
     return CrossbarLinear(linear, ideal, "layer", dtype=torch.bfloat16)
 
 
-def test_codes_and_weights_that_bfloat16_holds_are_multiplied_exactly(monkeypatch):
+def test_products_exact_in_bfloat16_are_exact(monkeypatch):
     crossbar, x = of_signs(20, 32, dac_bits=4), torch.randn(50, 32)
     native, single = (read(crossbar, x, way, monkeypatch) for way in ("bfloat16", "float32"))
     # Sums of 32 codes of at most 7 steps are whole numbers below 256.
@@ -104,7 +104,7 @@ def test_codes_and_weights_that_bfloat16_holds_are_multiplied_exactly(monkeypatc
 
 @IN_BYTES
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_codes_and_weights_that_bytes_hold_are_multiplied_exactly(bits, monkeypatch):
+def test_products_exact_in_bytes_are_exact(bits, monkeypatch):
     crossbar = of_signs(33, 700, bits)
     extremes = torch.tensor([-1.0, 1.0])[torch.randint(2, (9, 700))]
     x = torch.cat([torch.randn(50, 700), extremes, torch.ones(1, 700), torch.zeros(1, 700)])
@@ -161,7 +161,7 @@ def test_products_in_bytes_follow_the_weights(monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["bfloat16", pytest.param("bytes", marks=IN_BYTES)])
-def test_codes_that_are_finer_are_multiplied_in_float32(way, monkeypatch):
+def test_finer_codes_are_multiplied_in_float32(way, monkeypatch):
     finest = {"bfloat16": 9, "bytes": 8}[way]
     for bits, equal in ((finest, False), (finest + 1, True), (0, True)):
         half = layer(CARD.with_(dac_bits=bits), torch.bfloat16)
@@ -170,7 +170,7 @@ def test_codes_that_are_finer_are_multiplied_in_float32(way, monkeypatch):
         assert torch.equal(native, single) == equal
 
 
-def test_a_torch_that_multiplies_no_bytes_is_found_out(monkeypatch):
+def test_a_torch_that_multiplies_no_bytes_is_detected(monkeypatch):
     def without(*_):
         raise AttributeError("'_OpNamespace' 'quantized' object has no attribute")
 
@@ -188,7 +188,7 @@ def test_a_torch_that_multiplies_no_bytes_is_found_out(monkeypatch):
         ),
     ],
 )
-def test_a_type_that_is_not_stored_is_refused(bert, settings, sentence):
+def test_a_type_that_is_not_stored_is_an_error(bert, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         deploy(bert, CARD, **settings)
 
@@ -212,12 +212,12 @@ def test_a_first_read_in_inference_mode_leaves_gradients_possible():
     assert x.grad.isfinite().all()
 
 
-def test_what_nobody_trains_is_referred_to(bert, batch):
+def test_frozen_parameters_are_referred_to(bert, batch):
     chip = deploy(bert, CARD).program(0)
     theirs = dict(bert.named_parameters())
-    kept = dict(chip.model.named_parameters())
-    assert kept
-    assert all(kept[name].data_ptr() == theirs[name].data_ptr() for name in kept)
+    deployed = dict(chip.model.named_parameters())
+    assert deployed
+    assert all(deployed[name].data_ptr() == theirs[name].data_ptr() for name in deployed)
     assert all(parameter.requires_grad for parameter in theirs.values())
     logits(chip.model, batch)
     with torch.no_grad():

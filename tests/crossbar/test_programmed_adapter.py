@@ -1,20 +1,17 @@
-"""Placement "programmed": what the devices of an adapter hold and how it is read."""
+"""Placement "programmed": the devices of an adapter, and how they are read."""
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from scipy import stats
 from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
-from analog_grasp.crossbar.programmed_adapter import StoredModulation, StoredVector
+from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, ProgrammedVector
+from analog_grasp.devices.profile import profile as device_profile
 
 CARDS = DeviceCard.names()
-
-
-def stored(model) -> list[StoredModulation]:
-    return [m for m in model.modules() if isinstance(m, StoredModulation)]
 
 
 def adapted(model, config=StochGraspConfig, **settings):
@@ -37,7 +34,7 @@ def logits(model, batch):
 
 @pytest.mark.parametrize("config", [GraspConfig, StochGraspConfig])
 @pytest.mark.parametrize("sampling", ["feature", "group"])
-def test_an_ideal_chip_holds_the_adapter_exactly(model, batch, config, sampling):
+def test_an_ideal_chip_stores_the_adapter_exactly(model, batch, config, sampling):
     more = {"sampling": sampling} if config is StochGraspConfig else {}
     digital = adapted(model, config, **more)
     deployed = programmed(digital, "ideal").drift_to("1y")
@@ -49,30 +46,30 @@ def test_an_ideal_chip_holds_the_adapter_exactly(model, batch, config, sampling)
 @pytest.mark.filterwarnings("ignore:device card:UserWarning")
 @pytest.mark.parametrize("error", ["device", "learned"])
 @pytest.mark.parametrize("device", CARDS)
-def test_every_card_holds_an_adapter(bert, batch, device, error):
-    deployed = programmed(adapted(bert), device, error=error)
+def test_every_card_stores_an_adapter(bert, batch, device, error):
+    deployed = programmed(adapted(bert), device, programming_error=error)
     for time in ("0s", "1d", "1y"):
         assert logits(deployed.drift_to(time).model, batch).isfinite().all()
 
 
-def test_an_error_of_the_device_is_that_of_its_profile():
+def test_the_devices_error_is_that_of_its_profile():
     card = DeviceCard.load("pcm-nandakumar2019")
-    vector = StoredVector(torch.full((40_000,), 0.5))
+    vector = ProgrammedVector(torch.full((40_000,), 0.5))
     vector.target[0] = 1.0
     vector.__post_init__()
     vector.program(card, seed=1, chip=1, compensated=False)
     vector.drift_to(86400.0)
-    profile = card.profile("1d")
+    profile = device_profile(card, "1d")
     expected = torch.tensor([0.5])
     assert vector.value[1:].std() == pytest.approx(float(profile.std_at(expected)), rel=0.03)
     assert vector.value[1:].mean() == pytest.approx(float(profile.mean_at(expected)), rel=0.01)
 
 
-def test_compensation_brings_the_mean_of_drifted_numbers_back():
+def test_compensation_restores_the_mean_of_drifted_parameters():
     card = DeviceCard.load("pcm-nandakumar2019")
     means = {}
     for compensated in (True, False):
-        vector = StoredVector(torch.full((10_000,), 1.0))
+        vector = ProgrammedVector(torch.full((10_000,), 1.0))
         vector.program(card, seed=1, chip=1, compensated=compensated)
         vector.drift_to(3e7)
         means[compensated] = float(vector.value.mean())
@@ -86,13 +83,13 @@ def test_a_learned_error_is_the_learned_gaussian():
     grasp = StochGraspLinear(layer, "default", config)
     with torch.no_grad():
         grasp.stochgrasp_scale["default"].copy_(torch.tensor([0.5, 1.0, 2.0]))
-    module = StoredModulation(grasp, "layer", "learned")
+    module = ProgrammedModulation(grasp, "layer", "learned")
     module.program(DeviceCard.load("ideal"), 0, compensated=False)
     module.drift_to(0.0)
-    scale = module.stored[0].value
+    scale = module.vectors[0].value
     for group, mean in enumerate((0.5, 1.0, 2.0)):
         part = scale[group * 10_000 : (group + 1) * 10_000]
-        # Spreads are relative to the layer's largest scale.
+        # Standard deviations are relative to the layer's largest scale.
         assert stats.kstest((part - mean) / 0.06, "norm").pvalue > 1e-3
 
 
@@ -101,30 +98,30 @@ def test_features_of_a_group_share_a_device_only_when_sampled_by_group():
         grasp = StochGraspLinear(
             nn.Linear(12, 2), "default", StochGraspConfig(groups=2, sampling=sampling)
         )
-        module = StoredModulation(grasp, "layer", "device")
+        module = ProgrammedModulation(grasp, "layer", "device")
         module.program(DeviceCard.load("gaussian"), 0, compensated=False)
         module.drift_to(0.0)
-        used = module.stored[0].value[module._device_of]
+        used = module.vectors[0].value[module._device_of]
         assert used.unique().numel() == different
 
 
-def test_shifts_that_are_all_zero_stay_zero():
-    module = StoredModulation(
+def test_zero_shifts_stay_zero():
+    module = ProgrammedModulation(
         GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2)), "layer", "device"
     )
     module.program(DeviceCard.load("pcm-hermes-2"), 0, compensated=True)
     module.drift_to(1e6)
-    assert (module.stored[1].value == 0).all()
-    assert (module.stored[0].value != 1).any()
+    assert (module.vectors[1].value == 0).all()
+    assert (module.vectors[0].value != 1).any()
 
 
-def test_a_number_is_read_anew_at_every_read():
-    module = StoredModulation(
+def test_read_noise_is_drawn_at_every_read():
+    module = ProgrammedModulation(
         GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2)), "layer", "device"
     )
     module.program(DeviceCard.load("ideal"), 0, compensated=False)
     module.drift_to(0.0)
-    module.stored[0].variance = torch.full((6,), 0.01)
+    module.vectors[0].variance = torch.full((6,), 0.01)
     x = torch.ones(50_000, 6)
     module.base_layer = nn.Identity()
     torch.manual_seed(0)
@@ -142,7 +139,7 @@ def test_the_same_seed_gives_the_same_bits(bert, batch):
     assert not torch.equal(logits(again.program(1).drift_to("1d").model, batch), early)
 
 
-def test_an_attached_adapter_has_devices_of_its_own_on_the_same_chip(bert, batch, make_model):
+def test_an_attached_adapter_has_its_own_devices_on_the_same_chip(bert, batch, make_model):
     first, second = adapted(bert), adapted(make_model("bert"), GraspConfig)
     chip = programmed(first, "pcm-hermes-2").drift_to("1d")
     attached = chip.attach(second)
@@ -167,28 +164,36 @@ def test_lora_goes_onto_tiles_of_its_own(bert, batch):
 @pytest.mark.parametrize(
     ("config", "settings", "sentence"),
     [
-        (GraspConfig, {"error": "learned"}, "only a StochGRASP adapter has learned spreads"),
-        (LoraConfig, {"error": "learned"}, "LoRA has learned no spreads"),
+        (GraspConfig, {"programming_error": "learned"}, "only a StochGRASP adapter has learned"),
+        (LoraConfig, {"programming_error": "learned"}, "LoRA has no learned standard deviations"),
         (None, {}, "has no GRASP, StochGRASP or LoRA adapter"),
+        (AdaLoraConfig, {}, "a SVDLinear, not LoRA on a linear layer: use placement='digital'"),
     ],
 )
-def test_what_devices_cannot_hold_is_refused(bert, config, settings, sentence):
-    model = bert
+def test_an_adapter_that_devices_cannot_store_is_an_error(bert, config, settings, sentence):
+    model, more = bert, {"total_step": 10} if config is AdaLoraConfig else {}
     if config is not None:
-        model = get_peft_model(bert, config(task_type="SEQ_CLS", target_modules=["query"]))
+        model = get_peft_model(bert, config(task_type="SEQ_CLS", target_modules=["query"], **more))
     with pytest.raises(ValueError, match=sentence):
         programmed(model, "ideal", **settings)
 
 
-def test_numbers_sampled_by_weight_have_no_devices(bert):
+def test_lora_on_embeddings_is_an_error(bert):
+    targets = ["word_embeddings", "query"]
+    model = get_peft_model(bert, LoraConfig(task_type="SEQ_CLS", target_modules=targets))
+    with pytest.raises(ValueError, match=r"word_embeddings is a Embedding, not LoRA on a linear"):
+        programmed(model, "ideal")
+
+
+def test_parameters_sampled_by_weight_have_no_devices(bert):
     model = get_peft_model(bert, StochGraspConfig(task_type="SEQ_CLS", groups=2, sampling="weight"))
     with pytest.raises(ValueError, match=r"sampled by weight.*placement='folded'"):
         programmed(model, "ideal")
 
 
-def test_two_active_adapters_are_refused():
+def test_two_active_adapters_are_an_error():
     layer = GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2))
     layer.update_layer("second", GraspConfig(groups=2))
     layer.set_adapter(["default", "second"])
     with pytest.raises(ValueError, match="2 adapters are active"):
-        StoredModulation(layer, "layer", "device")
+        ProgrammedModulation(layer, "layer", "device")

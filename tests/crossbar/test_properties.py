@@ -1,4 +1,4 @@
-"""What holds for every card, shape, time and setting."""
+"""Properties of every card, shape, time and setting."""
 
 import warnings
 
@@ -59,7 +59,7 @@ def read(layer: CrossbarLinear) -> torch.Tensor:
 
 @given(CARDS, SIZES, TIMES, COMPENSATIONS, CONVERTERS, SEEDS)
 @settings(max_examples=80, deadline=None)
-def test_outputs_are_finite_and_the_seeds_own(name, shape, time, compensation, changes, seed):
+def test_outputs_are_finite_and_determined_by_the_seed(name, shape, time, compensation, changes, seed):
     card = DeviceCard.load(name).with_(**changes)
     layer = on_chip(shape, card, compensation, seed, time)
     outputs = read(layer)
@@ -94,7 +94,7 @@ def test_another_seed_is_another_chip(shape, name, seed):
 
 @given(CARDS, TIMES, st.integers(1, 3))
 @settings(max_examples=30, deadline=None)
-def test_rows_are_read_alike_in_any_company(name, time, rows):
+def test_a_row_is_read_alike_in_any_batch(name, time, rows):
     """Without noise from read to read, a vector's output does not depend on the batch."""
     card = DeviceCard.load(name).with_(output_noise=0.0)
     card = card.model_copy(update={"short_term": None})

@@ -58,7 +58,7 @@ def test_the_weights_stay_in_their_file(bert, tmp_path):
         assert any(first <= parameter.data_ptr() < last for first, last in mapped)
 
 
-def test_what_is_tied_stays_tied(tmp_path):
+def test_tied_tensors_stay_tied(tmp_path):
     config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, bos_token_id=1,
                         eos_token_id=2)  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
@@ -77,7 +77,7 @@ def test_a_body_takes_its_weights_from_a_file_with_a_head(bert, tmp_path):
                        bert.bert.embeddings.word_embeddings.weight)  # fmt: skip
 
 
-def test_shards_and_other_types_are_taken(bert, batch, tmp_path):
+def test_shards_and_other_types_are_read(bert, batch, tmp_path):
     bert.bfloat16().save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     empty = empty_like(bert).float()
@@ -97,7 +97,7 @@ def test_an_adapter_is_put_on_afterwards(bert, batch, tmp_path):
     assert torch.equal(outputs(whole, batch), outputs(other, batch))
 
 
-def test_what_is_missing_is_named(bert, tmp_path):
+def test_a_missing_tensor_is_named(bert, tmp_path):
     with pytest.raises(ValueError, match=r"tensor bert\..* is on the meta device.*give weights"):
         deploy(empty_like(bert), CARD)
     bert.save_pretrained(tmp_path)
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(bert, tmp_path):
         deploy(empty_like(bert), CARD, weights=tmp_path)
 
 
-def test_files_that_do_not_fit_are_refused(bert, tmp_path):
+def test_files_that_do_not_fit_are_an_error(bert, tmp_path):
     with pytest.raises(FileNotFoundError, match="give a safetensors file, or a folder"):
         deploy(empty_like(bert), CARD, weights=tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no weights at all")

@@ -1,0 +1,167 @@
+"""Digital models as files: the state of a model, whether deployed or not, and its structure."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from peft import PeftModel, get_peft_model
+from peft.config import PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from analog_grasp.crossbar.chip_layer import chip_layer
+from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
+from analog_grasp.crossbar.tile_weight import FusedTiles, TileWeight
+
+
+def write_model(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Write the digital state of a model, and return the description of its structure.
+
+    Args:
+        model: Bare or wrapped by peft, deployed or not.
+        path: The safetensors file.
+    """
+    save_file({name: t.contiguous().clone() for name, t in digital_state(model).items()}, path)
+    return describe(model)
+
+
+def read_model(description: Mapping[str, Any], path: Path, model: nn.Module | None) -> nn.Module:
+    """Return the digital model that `write_model` wrote.
+
+    Args:
+        description: The description of its structure.
+        path: The safetensors file.
+        model: A model of the same structure, for a model that is not one of transformers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or the structure is another or unknown.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"The file {path} does not exist.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"The file {path} is damaged ({error}): save it again.") from None
+    return restore(description, state, model)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Return the structure of a model, in values that JSON holds.
+
+    Returns:
+        ``class`` and ``config`` of a transformers model, else ``class`` alone; ``adapter``, the
+        configuration of its active PEFT adapter, or None.
+    """
+    adapter = None
+    inner = model
+    if isinstance(model, PeftModel):
+        adapter = {
+            name: sorted(value) if isinstance(value, set) else value
+            for name, value in model.active_peft_config.to_dict().items()
+        }
+        inner = model.get_base_model()
+    description: dict[str, Any] = {"class": type(inner).__name__, "adapter": adapter}
+    if isinstance(inner, transformers.PreTrainedModel):
+        description["config_class"] = type(inner.config).__name__
+        description["config"] = inner.config.to_dict()
+    return description
+
+
+def restore(
+    description: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.Module | None = None
+) -> nn.Module:
+    """Return the model of a structure and a state, in evaluation mode.
+
+    Args:
+        description: From `describe`.
+        state: From `digital_state`.
+        model: A model of the structure, for one that transformers does not make; it is copied.
+
+    Raises:
+        ValueError: The class is unknown, or the state does not fit the structure.
+    """
+    if model is None:
+        model = _made(description)
+    else:
+        model = copy.deepcopy(model)
+    for name, tensor in state.items():
+        path, _, attribute = name.rpartition(".")
+        # Folding an adapter with shifts adds biases to layers that have none.
+        owner = _submodule(model, path)
+        if attribute == "bias" and owner is not None and getattr(owner, "bias", 0) is None:
+            owner.bias = nn.Parameter(torch.empty_like(tensor), requires_grad=False)
+    try:
+        model.load_state_dict(dict(state), assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"The saved state does not fit a {description['class']} ({reason}): give the model "
+            "that was saved."
+        ) from None
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(inner, transformers.PreTrainedModel):
+        inner.tie_weights()
+    return model.eval()
+
+
+def digital_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict that the digital model of a deployed model has.
+
+    Layers on tiles appear with their frozen weights, programmed adapters with their targets. A
+    model that is not deployed gives its own state dict.
+
+    Example:
+        >>> from analog_grasp import deploy
+        >>> linear = nn.Sequential(nn.Linear(3, 2))
+        >>> state = digital_state(deploy(linear, "pcm-hermes-2").program(seed=0).model)
+        >>> torch.equal(state["0.weight"], linear[0].weight)
+        True
+    """
+    state: dict[str, Tensor] = {k: t.detach().cpu() for k, t in model.state_dict().items()}
+    on_tiles: list[str] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        if any(path.startswith(prefix) for prefix in on_tiles):
+            continue
+        if isinstance(module, FusedTiles):
+            on_tiles.append(path + ".")
+            state[path] = module.frozen.cpu()
+        elif hasattr(module, "weight_error"):
+            layer = chip_layer(module)
+            on_tiles.append(path + ".")
+            state = {k: t for k, t in state.items() if not k.startswith(path + ".")}
+            transposed = cast(TileWeight, module.weight).transposed
+            state[f"{path}.weight"] = (layer.frozen.T if transposed else layer.frozen).cpu()
+            if layer.bias is not None:
+                state[f"{path}.bias"] = layer.bias.cpu()
+        elif isinstance(module, ProgrammedModulation):
+            state |= {f"{path}.{k}": t.cpu() for k, t in module.digital_state().items()}
+    return state
+
+
+def _made(description: Mapping[str, Any]) -> nn.Module:
+    """Return a model of a structure, with random values."""
+    made = getattr(transformers, description["class"], None)
+    config_class = getattr(transformers, description.get("config_class", ""), None)
+    if made is None or config_class is None:
+        raise ValueError(
+            f"The model is a {description['class']}, which transformers does not provide: give a "
+            "digital model of the same structure (argument model)."
+        )
+    with torch.random.fork_rng():
+        model: Any = made(config_class.from_dict(dict(description["config"])))
+        if description["adapter"] is not None:
+            config = PeftConfig.from_peft_type(**description["adapter"])
+            model = get_peft_model(model, config)
+    return cast(nn.Module, model)
+
+
+def _submodule(model: nn.Module, path: str) -> Any:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

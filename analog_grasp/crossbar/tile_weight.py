@@ -1,0 +1,364 @@
+"""Weights on tiles, for code that takes ``layer.weight`` instead of calling the layer.
+
+Products with such a weight are computed on the tiles. Every other use raises an error, because a
+chip returns products and never its weights.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, matches
+
+_ATTENTION = inspect.signature(functional.multi_head_attention_forward)
+
+
+class OnTiles:
+    """Base class of objects that stand for weights in functions of torch.
+
+    ``torch.nn.functional.linear``, matrix products and ``multi_head_attention_forward`` are
+    computed on the tiles; the fused inference kernels of torch, which read weights from memory,
+    are not chosen for such objects.
+    """
+
+    name: str
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        product = _PRODUCTS.get(function)
+        result = NotImplemented if product is None else product(*args, **(kwargs or {}))
+        if result is NotImplemented:
+            weight = next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, OnTiles))
+            raise RuntimeError(_sentence(weight.name, f"torch's {_name(function)}"))
+        return result
+
+
+class TileWeight(OnTiles):
+    """The weight of one layer on tiles.
+
+    Args:
+        layer: The layer, `CrossbarLinear` or `AihwkitLinear`.
+        transposed: Represent ``(D, D_out)``, as ``Conv1D`` stores its weight, in place of
+            ``(D_out, D)``.
+
+    Attributes:
+        transposed: The weight represents ``(D, D_out)``.
+        shape: The shape of the frozen weight.
+        dtype: The type of the frozen weight.
+        device: Where the frozen weight is.
+
+    Raises:
+        RuntimeError: A function other than a product is called with the weight.
+        AttributeError: An attribute of a tensor is read that needs the values of the weight.
+
+    Example:
+        >>> from analog_grasp.crossbar.linear import CrossbarLinear
+        >>> from analog_grasp.devices.card import DeviceCard
+        >>> layer = CrossbarLinear(nn.Linear(3, 2), DeviceCard.load("ideal"), "dense")
+        >>> functional.linear(torch.ones(5, 3), layer.weight, layer.bias).shape
+        torch.Size([5, 2])
+        >>> layer.weight.sum()
+        Traceback (most recent call last):
+        ...
+        AttributeError: The weight of the layer dense is on crossbar tiles, which return products \
+only, but 'sum' of the weight was used: keep the layer digital (argument layers), fold the adapter \
+(placement='folded'), or read deployment.weights().
+    """
+
+    requires_grad = False
+    grad = None
+    is_meta = False
+
+    def __init__(self, layer: nn.Module, transposed: bool = False) -> None:
+        self._layer, self.transposed = layer, transposed
+        self.name: str = cast(Any, layer).name
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(D_out, D)``, or ``(D, D_out)`` where transposed."""
+        shape = self._frozen.shape
+        return torch.Size(reversed(shape)) if self.transposed else shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the frozen weight."""
+        return self._frozen.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the frozen weight is."""
+        return self._frozen.device
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    @property
+    def T(self) -> "TileWeight":  # noqa: N802 - as torch names it
+        """The transposed weight."""
+        return TileWeight(self._layer, not self.transposed)
+
+    @property
+    def mT(self) -> "TileWeight":  # noqa: N802 - as torch names it
+        """The transposed weight."""
+        return self.T
+
+    def t(self) -> "TileWeight":
+        """Return the transposed weight."""
+        return self.T
+
+    def dim(self) -> int:
+        """Return 2."""
+        return 2
+
+    def size(self, axis: int | None = None) -> Any:
+        """Return the shape, or the length of one axis."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def numel(self) -> int:
+        """Return the number of weights."""
+        return self.shape.numel()
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        return torch.matmul(cast(Tensor, self), x)
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        return torch.matmul(x, cast(Tensor, self))
+
+    def product(self, x: Tensor, transposed: bool) -> Any:
+        """Return ``x W^T`` from the tiles, without the bias.
+
+        Args:
+            x: Inputs, ``(..., D)``.
+            transposed: The caller multiplies by ``(D, D_out)`` from the right.
+        """
+        if transposed != self.transposed:
+            return NotImplemented
+        return self._layer(x, add_bias=False)
+
+    @property
+    def _frozen(self) -> Tensor:
+        return cast(Any, self._layer).frozen
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_layer":
+            raise AttributeError(name)
+        raise AttributeError(_sentence(self.name, repr(name)))
+
+
+class FusedTiles(nn.ModuleList, OnTiles):
+    """The tile sets of one fused parameter: a set per expert, or per projection of attention.
+
+    Takes the place of the parameter in its module. ``fused[i]`` is the `TileWeight` of set i.
+
+    Args:
+        name: The name of the parameter in the base model.
+        layers: The layers on tiles, in their order in the parameter.
+        parameter: The frozen parameter: ``(E, ., .)`` of E experts, or ``(3 D_out, D)``.
+        transposed: Each expert is stored as ``(D, D_out)``.
+    """
+
+    def __init__(
+        self, name: str, layers: Sequence[nn.Module], parameter: Tensor, transposed: bool
+    ) -> None:
+        super().__init__(layers)
+        self.name = name
+        # In a tuple, so that it is no parameter of the deployed model.
+        self._parameter = (parameter.detach(),)
+        self.transposed = transposed
+
+    @property
+    def frozen(self) -> Tensor:
+        """The frozen parameter."""
+        return self._parameter[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the frozen parameter."""
+        return self.frozen.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the frozen parameter."""
+        return self.frozen.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the frozen parameter is."""
+        return self.frozen.device
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) or (isinstance(index, Tensor) and index.numel() != 1):
+            raise RuntimeError(_sentence(self.name, "a selection of several experts"))
+        layer = self._modules[str(int(index) % len(self))]
+        return TileWeight(cast(nn.Module, layer), self.transposed)
+
+    def batched(self, x: Tensor) -> Tensor:
+        """Return the products of the experts, ``(E, N, D_out)``, with inputs ``(E, N, D)``."""
+        return torch.stack([self[i].product(part, self.transposed) for i, part in enumerate(x)])
+
+
+def fused_weights(
+    model: nn.Module, pattern: LayerPattern
+) -> Iterator[tuple[nn.Module, str, str, Tensor, bool]]:
+    """Yield the fused parameters of a model that can go onto tiles.
+
+    These are the experts of transformers' mixture-of-experts layers, ``(E, D_out, D)`` or
+    ``(E, D, D_out)``, and the input projections of ``nn.MultiheadAttention``, ``(3 D_out, D)``.
+
+    Args:
+        model: The model.
+        pattern: Which, as in `frozen_layers`, by the name of the parameter.
+
+    Yields:
+        The module, the attribute, the name in the base model, the parameter, and whether each
+        expert is stored as ``(D, D_out)``.
+    """
+    for path, module in model.named_modules():
+        for attribute, transposed in _fused_attributes(module):
+            name = f"{base_name(path)}.{attribute}".removeprefix(".")
+            if matches(name, pattern):
+                yield module, attribute, name, getattr(module, attribute), transposed
+
+
+def split_fused(name: str, parameter: Tensor, transposed: bool) -> dict[str, FrozenLayer]:
+    """Return the linear layers, without bias, of which a fused parameter consists, by name.
+
+    Example:
+        >>> layers = split_fused("experts.up_proj", torch.zeros(4, 6, 3), transposed=False)
+        >>> list(layers)[-1], layers["experts.up_proj.3"].in_features
+        ('experts.up_proj.3', 3)
+    """
+    if parameter.dim() == 2:
+        parts = dict(zip("qkv", parameter.detach().chunk(3), strict=True))
+    else:
+        views = parameter.detach().unbind()
+        parts = {str(i): view.T if transposed else view for i, view in enumerate(views)}
+    layers: dict[str, FrozenLayer] = {}
+    for part, weight in parts.items():
+        with torch.device("meta"):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        layers[f"{name}.{part}"] = linear
+    return layers
+
+
+def put_fused(module: nn.Module, attribute: str, fused: FusedTiles) -> None:
+    """Put tile sets into a module in place of a fused parameter."""
+    setattr(module, attribute, fused)
+    if hasattr(module, "config"):
+        # transformers' other implementations multiply by the parameter as a whole.
+        module.config = _with_eager_experts(module.config)
+
+
+def _with_eager_experts(config: Any) -> Any:
+    own = type(config).from_dict(config.to_dict())
+    own._experts_implementation = "eager"
+    return own
+
+
+def _fused_attributes(module: nn.Module) -> list[tuple[str, bool]]:
+    if isinstance(module, nn.MultiheadAttention):
+        return [] if module.in_proj_weight is None else [("in_proj_weight", False)]
+    experts = {
+        name: parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in ("gate_up_proj", "up_proj", "down_proj") and parameter.dim() == 3
+    }
+    if len(experts) != 2:
+        return []
+    up, down = (experts[n] for n in sorted(experts, reverse=True, key=lambda n: "up" in n))
+    # (E, width or 2 width, D) and (E, D, width), unless the experts are transposed.
+    stored = up.shape[2] == down.shape[1] and up.shape[1] in (down.shape[2], 2 * down.shape[2])
+    transposed = bool(getattr(module, "is_transposed", not stored))
+    return [(name, transposed) for name in experts]
+
+
+def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
+    if not isinstance(weight, TileWeight):
+        return NotImplemented
+    y = weight.product(x, transposed=False)
+    return y if bias is None or y is NotImplemented else y + bias.to(y.dtype)
+
+
+def _matmul(a: Any, b: Any) -> Any:
+    if isinstance(b, TileWeight):
+        return b.product(a, transposed=True)
+    if not isinstance(a, TileWeight):
+        return NotImplemented
+    if b.dim() == 1:
+        return a.product(b, transposed=False)
+    y = a.product(b.mT, transposed=False)
+    return y if y is NotImplemented else y.mT
+
+
+def _addmm(bias: Tensor, x: Tensor, weight: Any) -> Any:
+    y = _matmul(x, weight)
+    return y if y is NotImplemented else y + bias.to(y.dtype)
+
+
+def _bmm(x: Any, weight: Any) -> Any:
+    if not isinstance(weight, FusedTiles) or not weight.transposed:
+        return NotImplemented
+    return weight.batched(x)
+
+
+def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """``multi_head_attention_forward``, its four projections wherever their weights are."""
+    call = _ATTENTION.bind(*args, **kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    if given["use_separate_proj_weight"]:
+        weights = [given[f"{which}_proj_weight"] for which in "qkv"]
+    else:
+        fused = given["in_proj_weight"]
+        weights = list(fused.chunk(3)) if isinstance(fused, Tensor) else [fused[i] for i in "012"]
+    bias = given["in_proj_bias"]
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    for name, weight, part in zip(("query", "key", "value"), weights, biases, strict=True):
+        given[name] = functional.linear(given[name], weight, part)
+    # What is left is the attention itself: the projections that torch applies are the identity.
+    size = given["embed_dim_to_check"]
+    identity = torch.eye(size, dtype=given["query"].dtype, device=given["query"].device)
+    projection, bias = given["out_proj_weight"], given["out_proj_bias"]
+    given |= {"in_proj_weight": identity.repeat(3, 1), "in_proj_bias": None}
+    given |= {"out_proj_weight": identity, "out_proj_bias": None, "use_separate_proj_weight": False}
+    attended, weights_of_attention = functional.multi_head_attention_forward(**given)
+    return functional.linear(attended, projection, bias), weights_of_attention
+
+
+_PRODUCTS: dict[Callable[..., Any], Callable[..., Any]] = {
+    functional.linear: _linear,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    torch.addmm: _addmm,
+    torch.bmm: _bmm,
+    Tensor.matmul: _matmul,
+    Tensor.mm: _matmul,
+    Tensor.__matmul__: _matmul,
+    Tensor.bmm: _bmm,
+    functional.multi_head_attention_forward: _attention,
+}
+
+
+def _sentence(name: str, use: str) -> str:
+    return (
+        f"The weight of the layer {name} is on crossbar tiles, which return products only, but "
+        f"{use} of the weight was used: keep the layer digital (argument layers), fold the "
+        "adapter (placement='folded'), or read deployment.weights()."
+    )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", str(function))

@@ -1,0 +1,162 @@
+"""A deployed model as a torch module: copied, pickled, compiled, converted, saved and loaded."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from analog_grasp import Deployment, GraspConfig, StochGraspConfig, deploy
+
+PCM = "pcm-hermes-2"
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model(**batch).logits
+
+
+def adapted(model, config=GraspConfig, **settings):
+    torch.manual_seed(3)
+    wrapped = get_peft_model(model, config(task_type="SEQ_CLS", **settings)).eval()
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    return wrapped
+
+
+def aged(model, **settings):
+    return deploy(model, PCM, **settings).program(4).drift_to("1d")
+
+
+def restored(deployment):
+    """The first pass of a chip at a time again."""
+    return deployment.drift_to(deployment.time_s)
+
+
+def pickled(value):
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 - our own
+
+
+def torch_saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, torch_saved])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [None, GraspConfig])
+def test_a_copy_is_the_same_chip_and_a_chip_of_its_own(bert, batch, copied, dtype, config):
+    model = bert if config is None else adapted(bert, config, groups=4)
+    original = aged(model, dtype=dtype)
+    expected = logits(original.model, batch)
+    other = copied(restored(original))
+    assert torch.equal(logits(other.model, batch), expected)
+    other.program(5)
+    assert not torch.equal(logits(other.model, batch), expected)
+    assert torch.equal(logits(restored(original).model, batch), expected)
+    # The copy does not share the caller's memory.
+    with torch.no_grad():
+        bert.get_input_embeddings().weight.add_(1)
+    assert torch.equal(logits(other.drift_to(0.0).program(4).drift_to("1d").model, batch), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_copied_model_computes_as_the_chip_did(bert, batch, copied):
+    original = aged(bert)
+    model = copied(original.model)
+    assert torch.equal(logits(model, batch), logits(original.model, batch))
+
+
+@pytest.mark.parametrize("placement", ["digital", "folded", "programmed"])
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (StochGraspConfig, {"groups": 4}),
+        (GraspConfig, {"groups": 3, "target_modules": ["query"]}),
+        (LoraConfig, {"target_modules": ["query", "value"]}),
+    ],
+)
+def test_a_saved_deployment_loads_with_the_same_bits(
+    model, batch, tmp_path, placement, config, settings
+):
+    if model.config.model_type == "gpt2":
+        settings = settings | {"target_modules": ["c_attn"]}
+        settings |= {"fan_in_fan_out": True} if config is LoraConfig else {}
+    digital = adapted(model, config, **settings)
+    original = aged(digital, placement=placement, drift_compensation="per-column")
+    original.calibrate(lambda each: each(**batch), percentile=99)
+    expected = logits(restored(original).model, batch)
+    original.save(tmp_path / "chip")
+    loaded = Deployment.load(tmp_path / "chip")
+    assert (loaded.seed, loaded.time_s, loaded.card) == (4, 86_400.0, original.card)
+    assert torch.equal(logits(loaded.model, batch), expected)
+    loaded.program(7).drift_to("1h")
+    assert torch.equal(
+        logits(loaded.model, batch), logits(original.program(7).drift_to("1h").model, batch)
+    )
+
+
+def test_the_deployment_of_ones_own_model_loads_into_its_structure(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(2, 3, 8)
+    original = aged(model)
+    with torch.no_grad():
+        expected = original.model(x)
+    original.save(tmp_path)
+    with pytest.raises(ValueError, match="TransformerEncoderLayer, which transformers does not"):
+        Deployment.load(tmp_path)
+    with torch.no_grad():
+        loaded = Deployment.load(tmp_path, nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+        assert torch.equal(loaded.model(x), expected)
+
+
+def test_a_folder_without_a_deployment_is_an_error(bert, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no deployment: give one that"):
+        Deployment.load(tmp_path)
+    aged(bert).save(tmp_path)
+    (tmp_path / "deployment.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"deployment\.json is damaged.*save the deployment again"):
+        Deployment.load(tmp_path)
+
+
+def test_a_compiled_model_computes_as_the_chip_does(bert, batch):
+    original = aged(bert)
+    expected = logits(original.model, batch)
+    compiled = torch.compile(restored(original).model, backend="eager")
+    torch.testing.assert_close(logits(compiled, batch), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_converted_model_keeps_the_precision_of_its_tiles(bert, batch, dtype):
+    original = aged(bert)
+    expected, weights = logits(original.model, batch), original.weights()
+    half = logits(restored(original).model.to(dtype), batch)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.05)
+    for name, weight in original.weights().items():
+        assert torch.equal(weight, weights[name])
+    assert logits(original.drift_to("1y").model, batch).isfinite().all()
+
+
+def test_a_deployment_made_in_inference_mode_works_outside(bert, batch):
+    expected = logits(aged(bert).model, batch)
+    with torch.inference_mode():
+        inside = aged(bert)
+        assert torch.equal(logits(inside.model, batch), expected)
+    assert torch.equal(logits(restored(inside).model, batch), expected)
+    embedded = bert.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    inside.model(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad.isfinite().all()
+
+
+def test_a_model_made_in_inference_mode_can_be_deployed(make_model, batch):
+    with torch.inference_mode():
+        model = make_model("bert")
+    expected = logits(aged(make_model("bert")).model, batch)
+    assert torch.equal(logits(aged(model).model, batch), expected)
