@@ -1,17 +1,23 @@
+"""Grouping, modulation, merging and sampling of one layer."""
+
+import copy
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear, group_index
 
 D, OUT, K = 10, 6, 4
 
 
-def linear() -> nn.Linear:
+def linear(**settings) -> nn.Linear:
     torch.manual_seed(0)
-    return nn.Linear(D, OUT)
+    return nn.Linear(D, OUT, **settings)
 
 
 def conv1d() -> Conv1D:
@@ -22,12 +28,30 @@ def conv1d() -> Conv1D:
     return layer
 
 
-def by_hand(layer, x, base):
-    """METHOD's formula, spelled out feature by feature."""
+def explicit(layer, x, base):
+    """Return the output by the formula of the paper, feature by feature."""
     scale, shift = layer.means("default")
     group = [i * K // D for i in range(D)]
     modulated = torch.stack([scale[g] * x[..., i] + shift[g] for i, g in enumerate(group)], -1)
     return base(modulated)
+
+
+def adapted(base, **settings) -> GraspLinear:
+    layer = GraspLinear(base, "default", GraspConfig(groups=K, **settings))
+    return randomised(layer, "default")
+
+
+def stochastic(base, **settings) -> StochGraspLinear:
+    layer = StochGraspLinear(base, "default", StochGraspConfig(groups=K, **settings))
+    return randomised(layer, "default")
+
+
+def randomised(layer, name):
+    scale, shift = (getattr(layer, kind) for kind in layer.adapter_layer_names[:2])
+    nn.init.normal_(scale[name], 1, 0.3)
+    if name in shift:
+        nn.init.normal_(shift[name], 0, 0.3)
+    return layer
 
 
 @pytest.fixture(params=[linear, conv1d], ids=["Linear", "Conv1D"])
@@ -35,93 +59,168 @@ def base(request):
     return request.param()
 
 
-def adapted(base, **settings) -> GraspLinear:
-    layer = GraspLinear(base, "default", GraspConfig(groups=K, **settings))
-    nn.init.normal_(layer.grasp_scale["default"], 1, 0.3)
-    nn.init.normal_(layer.grasp_shift["default"], 0, 0.3)
-    return layer
+@given(st.integers(1, 200).flatmap(lambda d: st.tuples(st.just(d), st.integers(1, d))))
+@pytest.mark.parametrize("grouping", ["contiguous", "strided"])
+def test_every_group_is_used_and_sizes_differ_by_at_most_one(grouping, sizes):
+    features, groups = sizes
+    index = group_index(features, groups, grouping)
+    counts = torch.bincount(index, minlength=groups)
+    assert index.shape == (features,)
+    assert len(counts) == groups
+    assert counts.min() >= 1
+    assert counts.max() - counts.min() <= 1
+    assert grouping == "strided" or (index.diff() >= 0).all()
 
 
-def stochastic(base, **settings) -> StochGraspLinear:
-    layer = StochGraspLinear(base, "default", StochGraspConfig(groups=K, **settings))
-    nn.init.normal_(layer.stochgrasp_scale["default"], 1, 0.3)
-    nn.init.normal_(layer.stochgrasp_shift["default"], 0, 0.3)
-    return layer
+@pytest.mark.parametrize("groups", [0, 9])
+def test_groups_are_limited_by_the_features(groups):
+    with pytest.raises(ValueError, match=f"groups is {groups}; .* 8 input .* from 1 to 8"):
+        group_index(8, groups)
 
 
-def test_starts_as_the_frozen_layer(base):
+def test_an_unknown_grouping_raises():
+    with pytest.raises(ValueError, match=r"'random'.*contiguous, strided"):
+        group_index(8, 2, "random")
+
+
+def test_a_new_adapter_is_the_identity(base):
     x = torch.randn(3, 5, D)
     assert torch.equal(GraspLinear(base, "default", GraspConfig(groups=K))(x), base(x))
 
 
-def test_modulates_by_the_formula_when_k_does_not_divide_d(base):
+def test_modulation_follows_the_formula_where_k_does_not_divide_d(base):
     x = torch.randn(3, 5, D)
     layer = adapted(base)
-    torch.testing.assert_close(layer(x), by_hand(layer, x, base))
+    torch.testing.assert_close(layer(x), explicit(layer, x, base))
 
 
 def test_strided_groups_share_every_kth_feature(base):
-    layer = adapted(base, grouping="strided")
-    scale, _ = layer.modulation(["default"])
+    scale, _ = adapted(base, grouping="strided").modulation(["default"])
     assert torch.equal(scale[:K], scale[K : 2 * K])
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_merge_computes_the_same_and_unmerge_restores_every_bit(bias):
-    base = nn.Linear(D, OUT, bias=bias)
-    before = {k: v.clone() for k, v in base.state_dict().items()}
+def test_without_shifts_only_scales_are_learned(base):
+    layer = adapted(base, learn_shift=False)
+    assert [n for n, _ in layer.named_parameters() if "grasp" in n] == ["grasp_scale.default"]
+    x = torch.randn(3, D)
+    scale, shift = layer.modulation(["default"])
+    assert not shift.any()
+    torch.testing.assert_close(layer(x), base(scale * x))
+
+
+@pytest.mark.parametrize("make", [linear, conv1d, lambda: linear(bias=False)])
+def test_merging_keeps_the_outputs_and_unmerging_restores_every_bit(make):
+    base = make()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
     layer, x = adapted(base), torch.randn(3, D)
     expected = layer(x)
-    layer.merge()
+    layer.merge(safe_merge=True)
     torch.testing.assert_close(base(x), expected)
     torch.testing.assert_close(layer(x), expected)
     layer.unmerge()
     after = base.state_dict()
     assert after.keys() == before.keys()
-    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_merge_works_on_conv1d():
-    base = conv1d()
-    layer, x = adapted(base), torch.randn(3, D)
-    expected = layer(x)
-    layer.merge(safe_merge=True)
-    torch.testing.assert_close(base(x), expected)
-
-
-def test_a_scale_of_zero_unmerges():
-    base = linear()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-30, 3e4])
+def test_unmerging_restores_every_bit_whatever_the_scale(dtype, scale):
+    base = linear().to(dtype)
     before = base.weight.clone()
     layer = adapted(base)
-    layer.grasp_scale["default"].data.zero_()
+    layer.grasp_scale["default"].data[:2] = scale
     layer.merge()
     layer.unmerge()
     assert torch.equal(base.weight, before)
 
 
-def test_safe_merge_refuses_what_is_not_finite():
+def test_a_merge_holds_no_second_copy_of_the_weight():
+    layer = adapted(nn.Linear(256, 256))
+    layer.merge()
+    held = [value for value in vars(layer._frozen).values() if isinstance(value, torch.Tensor)]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert size < 0.3 * 4 * 256 * 256
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_merged_layer_can_change_its_type_before_it_is_unmerged(dtype):
+    layer, x = adapted(linear()), torch.randn(3, D)
+    frozen, expected = copy.deepcopy(layer.base_layer), layer(x)
+    layer.merge()
+    layer.to(dtype)
+    layer.unmerge()
+    exact = dtype == torch.float64
+    tolerance = {"atol": 0.0, "rtol": 0.0} if exact else {"atol": 0.0, "rtol": 0.01}
+    torch.testing.assert_close(layer.base_layer.weight, frozen.weight.to(dtype), **tolerance)
+    assert torch.equal(layer.base_layer.bias, frozen.bias.to(dtype))
+    torch.testing.assert_close(layer(x.to(dtype)).float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_a_merge_that_is_not_finite_raises_and_changes_nothing():
     layer = adapted(linear())
-    layer.grasp_scale["default"].data[0] = float("nan")
-    with pytest.raises(ValueError, match="folded weight is not finite"):
-        layer.merge(safe_merge=True)
+    layer.update_layer("broken", GraspConfig(groups=K))
+    layer.grasp_scale["broken"].data[0] = float("nan")
+    layer.merge()
+    merged = layer.base_layer.weight.clone()
+    with pytest.raises(ValueError, match="folded weight or bias is not finite"):
+        layer.merge(safe_merge=True, adapter_names=["broken"])
+    assert layer.merged_adapters == ["default"]
+    assert torch.equal(layer.base_layer.weight, merged)
 
 
-def test_two_active_adapters_follow_each_other_and_merge_as_one():
+@pytest.mark.parametrize("steps", [[["default", "second"]], [["default"], ["second"]]])
+def test_adapters_apply_in_order_and_merge_so_in_one_step_or_two(steps):
     base = linear()
     layer, x = adapted(base), torch.randn(3, D)
     layer.update_layer("second", GraspConfig(groups=2))
-    nn.init.normal_(layer.grasp_scale["second"], 1, 0.3)
-    nn.init.normal_(layer.grasp_shift["second"], 0, 0.3)
+    randomised(layer, "second")
     (s1, b1), (s2, b2) = layer.modulation(["default"]), layer.modulation(["second"])
     layer.set_adapter(["default", "second"])
     expected = base(s2 * (s1 * x + b1) + b2)
     torch.testing.assert_close(layer(x), expected)
-    layer.merge()
+    for names in steps:
+        layer.merge(adapter_names=names)
     torch.testing.assert_close(base(x), expected)
 
 
-def test_a_layer_that_is_not_linear_is_refused():
+def test_disabled_adapters_are_merged_again_when_enabled():
+    layer, x = adapted(linear()), torch.randn(3, D)
+    frozen, expected = layer.base_layer(x), layer(x)
+    layer.merge()
+    layer.enable_adapters(False)
+    torch.testing.assert_close(layer(x), frozen)
+    layer.enable_adapters(True)
+    assert layer.merged_adapters == ["default"]
+    torch.testing.assert_close(layer(x), expected)
+
+
+class Quantised(nn.Linear):
+    """A linear layer with an 8-bit weight and a scale, as in quantised models."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__(dense.in_features, dense.out_features)
+        self.step = dense.weight.detach().abs().max() / 127
+        codes = (dense.weight.detach() / self.step).round().to(torch.int8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+
+    def forward(self, x):
+        return x @ (self.weight * self.step).T + self.bias
+
+
+@pytest.mark.parametrize("method", ["merge", "weight", "token"])
+def test_quantised_weights_are_neither_merged_nor_sampled(method):
+    layer = stochastic(Quantised(linear()), sampling="feature" if method == "merge" else method)
+    x = torch.randn(3, D)
+    torch.testing.assert_close(layer.eval()(x), explicit(layer, x, layer.base_layer))
+    codes = layer.base_layer.weight.clone()
+    with pytest.raises(ValueError, match=r"dequantised?"):
+        layer.merge(safe_merge=True) if method == "merge" else layer.train()(x)
+    assert torch.equal(layer.base_layer.weight, codes)
+
+
+def test_another_kind_of_layer_raises():
     with pytest.raises(ValueError, match=r"Embedding cannot be modulated.*nn.Linear"):
         GraspLinear(nn.Embedding(3, 4), "default", GraspConfig(groups=2))
 
@@ -133,17 +232,40 @@ def test_half_precision_input_keeps_its_type():
     assert layer(torch.randn(2, D, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("sampling", ["feature", "group", "weight"])
-def test_evaluation_uses_the_means_unless_told_otherwise(base, sampling):
+class Scaled(nn.Linear):
+    def forward(self, x, factor, *, offset=0.0):
+        return factor * super().forward(x) + offset
+
+
+@pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
+def test_arguments_reach_the_base_layer(sampling):
+    layer = stochastic(Scaled(D, OUT), sampling=sampling, init_sigma=1e-9).train()
+    x = torch.randn(2, 3, D)
+    expected = explicit(layer, x, lambda z: layer.base_layer(z, 2.0, offset=1.0))
+    torch.testing.assert_close(layer(x, 2.0, offset=1.0), expected)
+    torch.testing.assert_close(layer.eval()(x, 2.0, offset=1.0), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_new_layer_is_in_the_mode_of_the_layer_it_wraps(training):
+    base = linear().train(training)
+    x = torch.randn(2, D)
+    layer = stochastic(base, init_sigma=0.5)
+    assert layer.training == training
+    assert torch.equal(layer(x), layer(x)) != training
+
+
+@pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
+def test_evaluation_uses_the_means_by_default(base, sampling):
     layer = stochastic(base, sampling=sampling).eval()
     x = torch.randn(3, 5, D)
     expected = layer(x)
-    torch.testing.assert_close(expected, by_hand(layer, x, base))
+    torch.testing.assert_close(expected, explicit(layer, x, base))
     layer.sample_in_eval = True
     assert not torch.allclose(layer(x), expected)
 
 
-@pytest.mark.parametrize("sampling", ["feature", "group", "weight"])
+@pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
 def test_sampled_outputs_have_the_exact_mean_and_variance(base, sampling):
     torch.manual_seed(3)
     layer = stochastic(base, sampling=sampling, init_sigma=0.3).train()
@@ -151,7 +273,7 @@ def test_sampled_outputs_have_the_exact_mean_and_variance(base, sampling):
     x = torch.randn(D).expand(draws, 1, D)
     with torch.no_grad():
         y = layer(x)[:, 0]
-        mean = by_hand(layer, x[0, 0], base)
+        mean = explicit(layer, x[0, 0], base)
         weight = base.weight if isinstance(base, nn.Linear) else base.weight.T
         sigma_scale, sigma_shift = layer.sigmas("default")
         group = layer.group_of["default"]
@@ -168,23 +290,49 @@ def test_sampled_outputs_have_the_exact_mean_and_variance(base, sampling):
     torch.testing.assert_close(y.var(0), variance, rtol=0.04, atol=0)
 
 
-def test_every_example_draws_its_own_sample_and_its_tokens_share_it():
-    layer = stochastic(linear(), sampling="feature").train()
-    x = torch.randn(1, 1, D).expand(2, 3, D)
+@pytest.mark.parametrize(
+    ("sampling", "shared"), [("feature", 1), ("group", 1), ("weight", 1), ("token", 0)]
+)
+def test_equal_tokens_of_an_example_share_their_errors_but_examples_do_not(sampling, shared):
+    torch.manual_seed(4)
+    layer = stochastic(linear(), sampling=sampling, init_sigma=0.3).train()
+    x = torch.randn(D).expand(600, 2, D)
     with torch.no_grad():
-        y = layer(x)
-    torch.testing.assert_close(y[0, 0], y[0, 2])
-    assert not torch.allclose(y[0, 0], y[1, 0])
+        error = layer(x) - explicit(layer, x, layer.base_layer)
+    for output in range(OUT):
+        tokens = torch.corrcoef(error[:, :, output].T)[0, 1]
+        examples = torch.corrcoef(torch.stack([error[:-1, 0, output], error[1:, 0, output]]))[0, 1]
+        assert tokens == pytest.approx(shared, abs=0.2)
+        assert abs(examples) < 0.2
 
 
-def test_spread_is_relative_to_the_largest_of_its_kind():
+def test_the_covariance_of_different_tokens_is_that_of_one_weight_matrix():
+    torch.manual_seed(5)
+    layer = stochastic(conv1d(), sampling="weight", init_sigma=0.3).train()
+    x = torch.randn(2, D)
+    draws = 20_000
+    with torch.no_grad():
+        y = layer(x.expand(draws, 2, D))
+        error = y - y.mean(0)
+        sigma_scale, sigma_shift = (
+            sigma[layer.group_of["default"]] for sigma in layer.sigmas("default")
+        )
+        weight = layer.base_layer.weight.T
+        products = x[0] * x[1] * sigma_scale.square() + sigma_shift.square()
+        expected = weight.square() @ products
+        measured = (error[:, 0] * error[:, 1]).mean(0)
+    scale = (error.square().mean((0, 1)) / draws**0.5).max()
+    torch.testing.assert_close(measured, expected, atol=6 * float(scale), rtol=0)
+
+
+def test_standard_deviations_are_relative_to_the_largest_of_their_kind():
     layer = stochastic(linear(), init_sigma=0.1)
     for sigma, mean in zip(layer.sigmas("default"), layer.means("default"), strict=True):
         torch.testing.assert_close(sigma, torch.full((K,), 0.1) * mean.abs().max())
 
 
-@pytest.mark.parametrize("sampling", ["feature", "group", "weight"])
-def test_gradients_reach_means_and_spreads(sampling):
+@pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
+def test_gradients_reach_means_and_standard_deviations(sampling):
     layer = stochastic(linear(), sampling=sampling).train()
     layer(torch.randn(3, 5, D)).square().sum().backward()
     for name in layer.adapter_layer_names:
@@ -194,8 +342,23 @@ def test_gradients_reach_means_and_spreads(sampling):
         assert gradient.abs().sum() > 0
 
 
-def test_sampling_by_weight_needs_a_digital_weight():
-    layer = stochastic(linear(), sampling="weight").train()
+def test_the_gradient_of_weight_samples_is_that_of_the_sampled_output():
+    layer = stochastic(linear(), sampling="weight").double().train()
+
+    def output(x, log_sigma):
+        torch.manual_seed(7)
+        layer.stochgrasp_scale_log_sigma["default"] = nn.Parameter(torch.empty(K))
+        layer.stochgrasp_scale_log_sigma._parameters["default"] = log_sigma
+        return layer(x)
+
+    x = torch.randn(2, 3, D, dtype=torch.float64, requires_grad=True)
+    log_sigma = torch.randn(K, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(output, (x, log_sigma))
+
+
+@pytest.mark.parametrize("sampling", ["weight", "token"])
+def test_sampling_by_cross_points_requires_a_digital_weight(sampling):
+    layer = stochastic(linear(), sampling=sampling).train()
     layer.base_layer = nn.Identity()
-    with pytest.raises(ValueError, match="deployed"):
+    with pytest.raises(ValueError, match="Identity has no digital weight"):
         layer(torch.randn(3, D))
