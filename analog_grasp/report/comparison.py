@@ -286,7 +286,8 @@ def _drift_series(
     switches: Switches,
 ) -> dict[str, Series]:
     """Return tokens and labels by the ids of `draw_drift`."""
-    series = _score_series(dict(enumerate(table.scores)), measured, switches)
+    times = [format_time(seconds) for seconds in table.times]
+    series = _score_series(dict(enumerate(table.scores)), measured, switches, times)
     scores = digital_scores(table, adapters)
     for index, adapter in enumerate(dict.fromkeys(variant.adapter for variant in measured)):
         if adapter in scores:
@@ -301,17 +302,16 @@ def _score_series(
     rows: Mapping[int, ScoreRow],
     measured: Sequence[Variant],
     switches: Switches,
-    levels: Sequence[float] | None = None,
+    conditions: Sequence[str],
 ) -> dict[str, Series]:
-    """Return tokens and labels of scores: at drift times, or at noise levels where given."""
+    """Return tokens and labels of scores and their intervals, by the ids of `draw_line`."""
     series = {}
     for index, row in rows.items():
         tokens = switches.variant(measured[index])
         labels = [
-            f"{row.label}, {format_time(cell.time_s) if levels is None else f'{levels[place]:g}'}:"
-            f" {interval_text(cell, cell.metric)}{_percent(cell.metric)},"
+            f"{row.label}, {condition}: {interval_text(cell, cell.metric)}{_percent(cell.metric)},"
             f" {cell.n} chip{'' if cell.n == 1 else 's'}"
-            for place, cell in enumerate(row.summaries)
+            for condition, cell in zip(conditions, row.summaries, strict=True)
             if cell
         ]
         series[f"series{index}"] = Series(tokens, labels)
@@ -334,6 +334,7 @@ def _noise_charts(
     for known in noise_tables(tables):
         levels, same = list(known), list(known.values())
         metric, limits = same[0].metric, score_limits(same)
+        conditions = [f"{100 * level:.3g} % noise" for level in levels]
         for placement in dict.fromkeys(variant.placement for variant in measured):
             rows = noise_rows(same, measured, placement)
             draw = partial(
@@ -342,7 +343,7 @@ def _noise_charts(
             )  # fmt: skip
             name = f"{same[0].task}, noise on the {noise_target(placement, weights)}"
             description = f"{metric_title(metric)} against the standard deviation of the noise."
-            series = _score_series(rows, measured, switches, levels)
+            series = _score_series(rows, measured, switches, conditions)
             svg = page_svg(draw, f"noise{len(charts)}-", series)
             charts.append(Chart(name, description, svg, switches.placement(placement)))
     return charts

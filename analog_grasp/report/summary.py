@@ -109,15 +109,12 @@ def findings(
 
 
 def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
-    """Return for every variant except the first its significant differences and the extremes."""
-    sentences, subject = [], f"{tables[0].task}, {tables[0].metric}"
+    """Return an overview of several variants, then the differences of each from the first."""
+    sentences, overview = [], []
+    subject, conditions = f"{tables[0].task}, {tables[0].metric}", 0
     for index, row in enumerate(tables[0].differences):
-        cells = [
-            cell
-            for table in tables
-            for cell in table.differences[index].differences
-            if cell and cell.n
-        ]
+        all_cells = (table.differences[index].differences for table in tables)
+        cells = [cell for row_cells in all_cells for cell in row_cells if cell and cell.n]
         counts = Counter(cell.verdict for cell in cells)
         tested = len(cells) - counts["open"]
         if tested:
@@ -127,6 +124,10 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
                 f" significantly different in {counts['not significant']}{_corrected(cells)}"
                 f" ({subject})."
             )
+            conditions = max(conditions, tested)
+            overview.append(
+                f"{row.adapter} is better in {counts['better']} and worse in {counts['worse']}"
+            )
         if counts["open"]:
             sentences.append(
                 f"{row.adapter} and {row.baseline} share a single chip instance in"
@@ -134,6 +135,13 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
             )
         if len(cells) > 1:
             sentences.append(_extremes(row.adapter, row.baseline, cells))
+    if len(overview) > 1:
+        baseline = tables[0].differences[0].baseline
+        sentences.insert(
+            0,
+            f"Compared with {baseline} in {_conditions(conditions)} (device and time):"
+            f" {'; '.join(overview)} ({subject}).",
+        )
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""A small comparison, made up: two adapters, two devices, three times, four chip instances."""
+"""A small comparison with made-up scores: two adapters, two devices, three times, four chips."""
 
 import random
 from itertools import product
@@ -46,5 +46,5 @@ def layers():
 
 @pytest.fixture
 def make():
-    """Measurements and records of the adapters named."""
+    """Returns measurements and records of the adapters named."""
     return lambda **columns: (made_up(**columns), records_of(columns.get("adapters", ("grasp",))))

@@ -1,103 +1,170 @@
-"""The figure is made for any comparison, and the same one twice gives the same bytes."""
+"""Figures of a comparison: panels, axes and lines, and the bytes of their files."""
 
 from dataclasses import replace
 
 import pytest
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
-from analog_grasp.report import figures
-from analog_grasp.report.curves import PALETTE
-from analog_grasp.report.figures import accuracy_vs_drift
+from analog_grasp.report import figures, plotting
+from analog_grasp.report.figures import accuracy_vs_drift, accuracy_vs_noise, noise_level
+from analog_grasp.report.plotting import PALETTE
+from analog_grasp.study.records import Measurement
+
+NOISE_LEVELS = ("gaussian:0.02", "gaussian:0.05")
 
 
 @pytest.fixture
 def axes(monkeypatch):
-    """The panels of the figure last drawn, which is not made into an image: that takes long."""
-    made = []
-    draw = figures._draw
+    """Draws a figure without rendering it, which takes long, and returns its panels."""
+    drawn = []
 
-    def remember(*arguments):
-        made[:] = [draw(*arguments)]
-        return made[0]
+    def keep(draw, path_stem):
+        with plotting.figure_style():
+            drawn[:] = [draw()]
+        return []
 
-    monkeypatch.setattr(figures, "_draw", remember)
-    monkeypatch.setattr(Figure, "savefig", lambda *arguments, **settings: None)
-    return lambda: made[0].axes
+    monkeypatch.setattr(figures, "write_figure", keep)
+
+    def draw(function, *arguments, **settings):
+        function(*arguments, "unused", **settings)
+        return drawn[0].axes
+
+    return draw
 
 
-def test_files_are_made_and_the_same_twice(tmp_path, measurements, records):
-    first = accuracy_vs_drift(measurements, tmp_path / "a", adapters=records)
-    second = accuracy_vs_drift(measurements, tmp_path / "b", adapters=records)
-    assert [path.name for path in first] == ["a.png", "a.svg", "a.pdf"]
+def noisy(devices, placement="digital", adapters=("grasp", "stochgrasp")):
+    return [
+        Measurement("reviews", "accuracy", adapter, placement, device, 0.0, repeat, repeat,
+                    0.9 - (noise_level(device) or 0.0) - 0.01 * repeat)
+        for device in devices for adapter in adapters for repeat in range(3)
+    ]  # fmt: skip
+
+
+def test_files_have_the_same_bytes_twice(tmp_path, measurements, records):
+    first = accuracy_vs_drift(measurements, tmp_path / "a.b", adapters=records)
+    second = accuracy_vs_drift(measurements, tmp_path / "c", adapters=records)
+    assert [path.name for path in first] == ["a.b.png", "a.b.svg", "a.b.pdf"]
     starts = (b"\x89PNG", b"<?xml", b"%PDF")
     for one, other, start in zip(first, second, starts, strict=True):
         assert one.read_bytes().startswith(start)
         assert one.read_bytes() == other.read_bytes()
+    # Every series can be found by its id, in the file for paper too.
+    svg = first[1].read_text()
+    assert [f'id="panel{panel}-series1"' in svg for panel in (1, 2, 3)] == [True, True, False]
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_one_panel_a_device(tmp_path, axes, make, count):
+def test_one_panel_per_device_with_one_scale(axes, make, count):
     names = [f"device-{index}" for index in range(count)]
-    accuracy_vs_drift(make(devices=names)[0], tmp_path / "a")
-    assert [panel.get_title("left") for panel in axes()] == names
-    assert len({panel.get_ylim() for panel in axes()}) == 1
+    panels = axes(accuracy_vs_drift, make(devices=names)[0])
+    assert [panel.get_title("left") for panel in panels] == names
+    (limits,) = {panel.get_ylim() for panel in panels}
+    lows = [min(bottom.vertices[:, 1]) for panel in panels for bottom in bands(panel)]
+    assert limits[0] < min(lows)
 
 
-def test_zero_seconds_has_a_place_left_of_the_first_time(tmp_path, axes, measurements):
-    accuracy_vs_drift(measurements, tmp_path / "a")
-    panel = axes()[-1]
-    labels = [label.get_text() for label in panel.get_xticklabels()]
-    assert labels == ["0s", "20s", "1d"]
-    ticks = panel.get_xticks()
-    assert list(ticks) == sorted(ticks)
+def bands(panel):
+    return [collection.get_paths()[0] for collection in panel.collections]
+
+
+def test_zero_seconds_is_left_of_the_first_time(axes, measurements):
+    panel = axes(accuracy_vs_drift, measurements)[-1]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0s", "20s", "1d"]
+    ticks = list(panel.get_xticks())
+    assert ticks == sorted(ticks)
     assert panel.get_xlim()[0] < ticks[0]
 
 
-def test_labels_that_would_touch_stand_on_two_lines(tmp_path, axes, make):
+def test_labels_that_would_overlap_are_on_two_lines(axes, make):
     day = 86400.0
     times = [0.0, 20.0, 3600.0, day, 7 * day, 30 * day, 365 * day, 3650 * day]
-    accuracy_vs_drift(make(devices=["pcm"], times=times)[0], tmp_path / "a")
-    labels = [label.get_text() for label in axes()[0].get_xticklabels()]
+    panel, *_ = axes(accuracy_vs_drift, make(devices=["pcm"], times=times)[0])
+    labels = [label.get_text() for label in panel.get_xticklabels()]
     assert labels == ["0s", "20s", "1h", "1d", "7d", "\n30d", "1y", "10y"]
 
 
 @pytest.mark.parametrize("time", [0.0, 3600.0])
-def test_a_single_time_shows_the_adapters_side_by_side(tmp_path, axes, make, time):
-    accuracy_vs_drift(make(times=[time])[0], tmp_path / "a")
-    places = [float(bars[0].get_xdata()[0]) for bars in axes()[0].containers]
+def test_a_single_time_shows_the_adapters_side_by_side(axes, make, time):
+    panel, *_ = axes(accuracy_vs_drift, make(times=[time])[0])
+    places = [float(bars[0].get_xdata()[0]) for bars in panel.containers]
     assert len(set(places)) == 2
 
 
-def test_references_are_drawn(tmp_path, axes, measurements, records):
-    plain = accuracy_vs_drift(measurements, tmp_path / "a") and len(axes()[0].lines)
-    chance = {("reviews", "accuracy"): 0.5}
-    accuracy_vs_drift(measurements, tmp_path / "a", adapters=records, chance=chance)
-    lines = axes()[0].lines
-    assert len(lines) == plain + 3
-    heights = [line.get_ydata()[0] for line in lines]
-    assert heights.count(86.75) == 2
-    assert 50.0 in heights
+def test_digital_scores_are_dashed_lines(axes, measurements, records):
+    without = len(axes(accuracy_vs_drift, measurements)[0].lines)
+    lines = axes(accuracy_vs_drift, measurements, adapters=records)[0].lines
+    assert len(lines) == without + 2
+    assert [line.get_ydata()[0] for line in lines].count(86.75) == 2
 
 
-def test_several_metrics_and_tasks_have_panels_of_their_own(tmp_path, axes, measurements):
+def test_each_metric_and_task_has_its_own_panels(axes, measurements):
     other = [replace(cell, task="glue/mrpc", metric="nist") for cell in measurements]
-    accuracy_vs_drift(measurements + other, tmp_path / "a")
-    titles = [panel.get_title("left") for panel in axes()]
+    panels = axes(accuracy_vs_drift, measurements + other)
+    titles = [panel.get_title("left") for panel in panels]
     assert titles == ["pcm, reviews", "rram, reviews", "pcm, glue/mrpc", "rram, glue/mrpc"]
-    assert [panel.get_ylabel() for panel in axes()] == ["accuracy (%)", "", "nist", ""]
+    assert [panel.get_ylabel() for panel in panels] == ["accuracy (%)", "", "nist", ""]
 
 
-def test_missing_cells_are_left_out(tmp_path, axes, measurements):
+def test_missing_scores_are_skipped(axes, measurements):
     cells = [c for c in measurements if c.adapter == "grasp" or c.time_s == 20]
-    accuracy_vs_drift(cells, tmp_path / "a")
-    lines = {line.get_color(): line for line in axes()[0].lines if line.get_marker() == "o"}
+    panel, *_ = axes(accuracy_vs_drift, cells)
+    lines = {line.get_color(): line for line in panel.lines if line.get_marker() == "o"}
     assert [len(lines[colour].get_xdata()) for colour in PALETTE[:2]] == [3, 1]
 
 
-def test_names_are_no_formulas(tmp_path, make):
-    assert accuracy_vs_drift(make(adapters=["$\\nothing"], devices=["a$b"])[0], tmp_path / "a")
+def test_a_dollar_sign_in_a_name_starts_no_formula(tmp_path, make):
+    cells, _ = make(adapters=["$\\nothing"], devices=["a$b"])
+    assert len(accuracy_vs_drift(cells, tmp_path / "a")) == 3
 
 
-def test_no_measurement_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no measurement to draw"):
+def test_no_measurement_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="must not be empty"):
         accuracy_vs_drift([], tmp_path / "a")
+
+
+def test_noise_levels_are_in_ascending_order(axes, records):
+    mixed = noisy(["gaussian:0.2", "pcm-hermes-2", "gaussian:0.02", "gaussian"])
+    (panel,) = axes(accuracy_vs_noise, mixed, adapters=records)
+    line = panel.lines[0]
+    assert list(line.get_xdata()) == pytest.approx([2, 5, 20])
+    assert list(line.get_ydata()) == pytest.approx([87, 84, 69])
+    assert panel.get_title("left") == "noise on the frozen weights"
+    (legend,) = panel.figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["grasp", "stochgrasp", "digital model"]
+    assert [line.get_ydata()[0] for line in panel.lines[2:]] == [86.75, 86.75]
+
+
+def test_each_placement_has_its_own_noise_panel(axes):
+    cells = noisy(NOISE_LEVELS) + noisy(NOISE_LEVELS, "programmed")
+    panels = axes(accuracy_vs_noise, cells)
+    assert [panel.get_title("left") for panel in panels] == [
+        "noise on the frozen weights",
+        "noise on the frozen weights and adapter",
+    ]
+    colours = [[line.get_color() for line in panel.lines] for panel in panels]
+    assert colours[0] == colours[1]
+    (panel,) = axes(accuracy_vs_noise, noisy(NOISE_LEVELS, "programmed"), weights="digital")
+    assert panel.get_title("left") == "noise on the adapter"
+
+
+def test_a_partial_run_has_a_noise_figure(axes):
+    cells = [c for c in noisy(NOISE_LEVELS) if c.device[-1] == "2" or c.adapter == "grasp"]
+    (panel,) = axes(accuracy_vs_noise, cells)
+    assert [len(line.get_xdata()) for line in panel.lines] == [2, 1]
+
+
+def test_a_noise_figure_needs_two_levels(tmp_path):
+    one_level = noisy(["gaussian", "gaussian:0.05", "ideal"])
+    assert accuracy_vs_noise(one_level, tmp_path / "x") == []
+    assert not list(tmp_path.iterdir())
+    paths = accuracy_vs_noise(noisy(NOISE_LEVELS), tmp_path / "x")
+    assert [path.name for path in paths] == ["x.png", "x.svg", "x.pdf"]
+
+
+def test_the_users_own_style_has_no_influence():
+    plain = plotting.svg_text(Figure)
+    with rc_context({"figure.figsize": (1, 1), "svg.hashsalt": "mine"}):
+        assert plotting.svg_text(Figure) == plain
+        assert rcParams["svg.hashsalt"] == "mine"

@@ -1,4 +1,4 @@
-"""What adapters have learned, from folders made up for it."""
+"""Inspection of learned parameters, from made-up adapter folders."""
 
 import csv
 import json
@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 from analog_grasp.report.inspection import (
     ALL_LAYERS,
-    inspected,
-    sentences,
-    tables,
+    inspect_adapters,
+    inspection_findings,
+    inspection_tables,
     write_inspection,
 )
 
@@ -19,34 +19,34 @@ ONE = np.linspace(0.9, 1.1, 16, dtype=np.float32)
 TWO = np.concatenate([ONE - 3, ONE + 3])[::2].copy()
 
 
-def save(folder, numbers, kind="GRASP", groups=16):
-    """An adapter of the numbers given, by the ends of their names."""
+def save(folder, values, kind="GRASP", groups=16):
+    """Saves an adapter with these values by the ends of their names."""
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "groups": groups}))
-    tensors = {f"base_model.model.{name}": values for name, values in numbers.items()}
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in values.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
 
 @pytest.fixture
 def grasp(tmp_path):
-    numbers = {
+    values = {
         f"bert.layer.{i}.query.grasp_{kind}": TWO if (i, kind) == (10, "scale") else ONE
         for i in (10, 2)
         for kind in ("scale", "shift")
     }
-    return save(tmp_path / "grasp", numbers | {"classifier.weight": np.ones((2, 2), np.float32)})
+    return save(tmp_path / "grasp", values | {"classifier.weight": np.ones((2, 2), np.float32)})
 
 
 @pytest.fixture
 def stochgrasp(tmp_path):
     ends = ("scale", "shift", "scale_log_sigma", "shift_log_sigma")
-    numbers = {f"bert.layer.2.query.stochgrasp_{end}": np.log(ONE) for end in ends}
-    return save(tmp_path / "stochgrasp", numbers, "STOCHGRASP")
+    values = {f"bert.layer.2.query.stochgrasp_{end}": np.log(ONE) for end in ends}
+    return save(tmp_path / "stochgrasp", values, "STOCHGRASP")
 
 
-def test_each_layer_is_told_by_its_modes(grasp):
-    found = inspected([grasp])
+def test_modes_of_each_layer_are_tested(grasp):
+    found = inspect_adapters([grasp])
     assert [(m.parameter, m.layer, m.modes) for m in found] == [
         ("scale", "bert.layer.2.query", "one"),
         ("scale", "bert.layer.10.query", "several"),
@@ -56,41 +56,44 @@ def test_each_layer_is_told_by_its_modes(grasp):
         ("shift", ALL_LAYERS, "one"),
     ]
     assert found[1].p_holm == 2 * found[1].p
-    assert sentences(found)[0].startswith(
+    assert inspection_findings(found)[0].startswith(
         "grasp, K = 16: the scale has several modes in 1 of 2 layers, and several over all"
     )
 
 
-def test_sigmas_are_shown_as_they_are_and_not_as_logarithms(stochgrasp):
-    found = {m.parameter: m for m in inspected([stochgrasp]) if m.layer == ALL_LAYERS}
+def test_sigmas_are_not_logarithms(stochgrasp):
+    found = {m.parameter: m for m in inspect_adapters([stochgrasp]) if m.layer == ALL_LAYERS}
     assert list(found) == ["scale", "shift", "sigma of the scale", "sigma of the shift"]
     assert found["sigma of the scale"].values == pytest.approx(ONE, rel=1e-6)
     assert found["scale"].values == pytest.approx(np.log(ONE), rel=1e-6)
 
 
-def test_adapters_stand_side_by_side(grasp, stochgrasp):
-    shown = tables(inspected([grasp, stochgrasp]))
+def test_adapters_are_columns(grasp, stochgrasp):
+    shown = inspection_tables(inspect_adapters([grasp, stochgrasp]))
     assert [table.title for table in shown][2:] == ["sigma of the scale", "sigma of the shift"]
     assert shown[0].columns == ("layer", "grasp, K = 16", "stochgrasp, K = 16")
-    cells = {row.label: [cell.text for cell in row.cells] for row in shown[0].rows}
+    cells = {row.label: [entry.text for entry in row.entries] for row in shown[0].rows}
     assert list(cells)[-1] == ALL_LAYERS
     assert cells["bert.layer.10.query"][0].endswith("†")
     assert cells["bert.layer.10.query"][1] == "-"
 
 
-def test_adapters_of_one_name_are_told_apart(tmp_path):
-    numbers = {"a.grasp_scale": ONE, "a.grasp_shift": ONE}
-    first, second = (save(tmp_path / run / "grasp", numbers) for run in ("one", "two"))
-    names = {m.adapter for m in inspected([first, second])}
+def test_folders_of_one_name_are_labelled_by_path(tmp_path):
+    values = {"a.grasp_scale": ONE, "a.grasp_shift": ONE}
+    first, second = (save(tmp_path / run / "grasp", values) for run in ("one", "two"))
+    names = {m.adapter for m in inspect_adapters([first, second])}
     assert names == {f"{first}, K = 16", f"{second}, K = 16"}
-    third = save(tmp_path / "three" / "grasp", numbers, groups=4)
-    assert {m.adapter for m in inspected([first, third])} == {"grasp, K = 16", "grasp, K = 4"}
-    with pytest.raises(ValueError, match="named more than once"):
-        inspected([first, first])
+    third = save(tmp_path / "three" / "grasp", values, groups=4)
+    assert {m.adapter for m in inspect_adapters([first, third])} == {
+        "grasp, K = 16",
+        "grasp, K = 4",
+    }
+    with pytest.raises(ValueError, match="given more than once"):
+        inspect_adapters([first, first])
 
 
-def test_files_hold_what_is_shown(grasp, stochgrasp, tmp_path):
-    found = inspected([grasp, stochgrasp])
+def test_files_have_the_tables_and_the_same_bytes_twice(grasp, stochgrasp, tmp_path):
+    found = inspect_adapters([grasp, stochgrasp])
     paths = write_inspection(found, tmp_path / "out")
     assert [path.name for path in paths] == [
         f"inspection.{end}" for end in ("csv", "md", "png", "svg", "pdf")
@@ -107,20 +110,22 @@ def test_files_hold_what_is_shown(grasp, stochgrasp, tmp_path):
     assert [path.read_bytes() for path in write_inspection(found, tmp_path / "out")] == before
 
 
-def test_what_cannot_be_shown_is_refused_in_a_sentence(grasp, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no adapter: it should hold adapter_config"):
-        inspected([tmp_path / "nowhere"])
-    with pytest.raises(ValueError, match=r"kind LORA, .*: give a GRASP or StochGRASP adapter\."):
-        inspected([save(tmp_path / "lora", {}, "LORA")])
+def test_invalid_adapters_are_errors_of_one_sentence(grasp, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter: expected adapter_config"):
+        inspect_adapters([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match=r"type LORA, .*: use a GRASP or StochGRASP adapter\."):
+        inspect_adapters([save(tmp_path / "lora", {}, "LORA")])
     bare = save(tmp_path / "bare", {"classifier.weight": ONE})
     with pytest.raises(ValueError, match=r"holds no scales: train the adapter again\."):
-        inspected([bare])
+        inspect_adapters([bare])
     (grasp / "adapter_model.safetensors").write_bytes(b"\x10\0\0\0")
     with pytest.raises(ValueError, match=r"is damaged .*: train the adapter again\."):
-        inspected([grasp])
+        inspect_adapters([grasp])
     (grasp / "adapter_config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"not one that peft wrote .*: train the adapter again\."):
-        inspected([grasp])
+    with pytest.raises(
+        ValueError, match=r"not a valid adapter configuration .* again\."
+    ):
+        inspect_adapters([grasp])
     wrong = save(tmp_path / "wrong", {"a.grasp_scale": np.array([1.0, np.nan], np.float32)})
     with pytest.raises(ValueError, match=r"a\.grasp_scale that are not finite"):
-        inspected([wrong])
+        inspect_adapters([wrong])

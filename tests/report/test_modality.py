@@ -1,4 +1,4 @@
-"""The dip against its definition, and what its test finds."""
+"""The dip against its definition, and the dip test."""
 
 from itertools import pairwise
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 
-from analog_grasp.report.modality import FEWEST, dip, dip_p_value, holm
+from analog_grasp.report.modality import MIN_VALUES, dip, dip_p_value
 
 
 def nearest_with_one_mode(x: np.ndarray) -> float:
-    """The dip by its definition: for every place of the mode, a linear programme."""
+    """Returns the dip by its definition: for every place of the mode, a linear programme."""
     n = len(x)
     best = 1.0
     for mode in range(n):
@@ -74,11 +74,11 @@ def test_dip_does_not_depend_on_direction_or_unit(x):
 
 
 def test_few_or_equal_values_have_one_mode():
-    assert dip_p_value(np.arange(FEWEST - 1.0)) == 1.0
+    assert dip_p_value(np.arange(MIN_VALUES - 1.0)) == 1.0
     assert dip_p_value(np.ones(16)) == 1.0
 
 
-def test_p_values_of_one_mode_are_as_frequent_as_they_say():
+def test_p_values_of_a_uniform_sample_are_uniform():
     draw = np.random.default_rng(0)
     p = np.array([dip_p_value(draw.random(16)) for _ in range(400)])
     assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.03)
@@ -89,7 +89,3 @@ def test_two_modes_are_found():
     two = np.concatenate([np.linspace(-1.1, -0.9, 8), np.linspace(0.9, 1.1, 8)])
     assert dip_p_value(two) < 0.001
     assert dip_p_value(np.repeat(two, 20)) < 0.001
-
-
-def test_holm_keeps_the_order():
-    assert holm(np.array([0.01, 0.02, 0.9, 0.5])).tolist() == pytest.approx([0.04, 0.06, 1.0, 1.0])

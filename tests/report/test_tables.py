@@ -1,4 +1,4 @@
-"""The tables say what was measured, and say where nothing was."""
+"""Tables of a comparison: their values, marks and rendering."""
 
 from dataclasses import replace
 
@@ -14,17 +14,22 @@ from analog_grasp.report.tables import (
     markdown_table,
     rich_table,
     score_text,
+    settings_text,
 )
 
 
-def drawn(table):
+def rendered(table):
     console = Console(width=150)
     with console.capture() as capture:
         console.print(rich_table(table))
     return capture.get()
 
 
-def test_one_table_a_device_with_times_as_columns(measurements, records):
+def first_text(measurements):
+    return device_text(comparison_tables(measurements)[0])
+
+
+def test_one_table_per_device_with_times_as_columns(measurements, records):
     tables = comparison_tables(measurements, records)
     assert [table.device for table in tables] == ["pcm", "rram"]
     text = device_text(tables[0])
@@ -40,28 +45,28 @@ def test_scores_are_per_cent_with_the_interval(measurements):
         for cell in measurements
         if cell.adapter == "grasp"
     ]
-    assert device_text(comparison_tables(cells)[0]).rows[0].cells[0].text == "75.0 ±1.8"
+    assert first_text(cells).rows[0].entries[0].text == "75.0 ±1.8"
 
 
 @pytest.mark.parametrize(
     ("shift", "text", "verdict"),
     [
-        (0.02, "+2.0 ±0.0 ▲*", "ahead"),
-        (-0.02, "-2.0 ±0.0 ▼*", "behind"),
-        (0.0, "+0.0 ±0.0", "level"),
+        (0.02, "+2.0 ±0.0 ▲*", "better"),
+        (-0.02, "-2.0 ±0.0 ▼*", "worse"),
+        (0.0, "+0.0 ±0.0", "not significant"),
     ],
 )
-def test_a_difference_whose_interval_excludes_zero_is_marked(measurements, shift, text, verdict):
+def test_a_significant_difference_is_marked(measurements, shift, text, verdict):
     cells = [
         replace(cell, value=0.5 + cell.repeat / 16 + shift * (cell.adapter == "stochgrasp"))
         for cell in measurements
     ]
-    difference = device_text(comparison_tables(cells)[0]).rows[2].cells[0]
+    difference = first_text(cells).rows[2].entries[0]
     assert (difference.text, difference.verdict) == (text, verdict)
 
 
-def test_a_difference_that_does_not_outlast_the_correction_has_no_star(measurements):
-    # p = 0.049 by itself, six times that among the six differences, of which five are nothing.
+def test_a_difference_that_is_not_significant_after_correction_has_no_star(measurements):
+    # p = 0.049 alone, six times that among six differences, of which five are zero.
     gains = (0.008, 0.02, 0.012, 0.004)
 
     def value(cell):
@@ -71,23 +76,21 @@ def test_a_difference_that_does_not_outlast_the_correction_has_no_star(measureme
 
     cells = [replace(cell, value=value(cell)) for cell in measurements]
     alone = [cell for cell in cells if (cell.device, cell.time_s) == ("pcm", 0.0)]
-    for those, mark in ((cells, " ▲"), (alone, " ▲*")):
-        text = device_text(comparison_tables(those)[0]).rows[2].cells[0].text
-        assert text.endswith(mark)
+    for family, mark in ((cells, " ▲"), (alone, " ▲*")):
+        assert first_text(family).rows[2].entries[0].text.endswith(mark)
 
 
-def test_a_cell_without_measurements_shows_a_dash(measurements):
+def test_a_missing_score_is_a_dash(measurements):
     cells = [c for c in measurements if not (c.adapter == "stochgrasp" and c.time_s == 20)]
-    rows = device_text(comparison_tables(cells)[0]).rows
-    assert rows[0].cells[1].text != MISSING
-    assert rows[1].cells[1].text == rows[2].cells[1].text == MISSING
+    texts = [row.entries[1].text for row in first_text(cells).rows]
+    assert texts[0] != MISSING
+    assert texts[1:] == [MISSING, MISSING]
 
 
 def test_a_single_chip_instance_has_no_interval(measurements):
-    cells = [cell for cell in measurements if cell.repeat == 0]
-    rows = device_text(comparison_tables(cells)[0]).rows
-    assert "±" not in rows[0].cells[0].text + rows[2].cells[0].text
-    assert rows[2].cells[0].verdict == "open"
+    rows = first_text([cell for cell in measurements if cell.repeat == 0]).rows
+    assert "±" not in rows[0].entries[0].text + rows[2].entries[0].text
+    assert rows[2].entries[0].verdict == "open"
 
 
 def test_records_give_the_order_and_the_baseline(measurements, records):
@@ -96,41 +99,47 @@ def test_records_give_the_order_and_the_baseline(measurements, records):
     assert table.differences[0].baseline == "stochgrasp"
 
 
-def test_placements_are_named_where_there_are_several(measurements):
+def test_several_placements_are_part_of_the_label(measurements):
     folded = [replace(cell, placement="folded") for cell in measurements]
     labels = [row.label for row in comparison_tables(measurements + folded)[0].scores]
     assert labels[0] == "grasp (digital)"
     assert len(set(labels)) == 4
 
 
-def test_numbers_as_they_are_shown():
+def test_numbers_are_rounded():
     assert score_text(0.8125, "matthews_correlation") == "81.2"
     assert score_text(8.60942, "nist") == "8.609"
     assert score_text(-0.0001, "accuracy") == "0.0"
     assert interval_text(None, "accuracy") == MISSING
 
 
-def test_adapters_are_listed_with_sizes_and_digital_scores(records):
+def test_adapters_are_listed_with_parameters_and_digital_scores(records):
     other = replace(records[1], digital={"f1": 0.5}, trainable_parameters=1_234_567)
     table = adapter_text([records[0], other])
     assert "digital accuracy (%)" in table.columns
     assert "digital f1 (%)" in table.columns
-    shown = [[cell.text for cell in row.cells] for row in table.rows]
-    assert shown[0] == ["reviews", "1,152", "770", "86.8", MISSING, "12 s"]
-    assert shown[1][1:] == ["1,234,567", "770", MISSING, "50.0", "12 s"]
+    texts = [[entry.text for entry in row.entries] for row in table.rows]
+    assert texts[0] == ["reviews", "1,152", "770", "86.8", MISSING, "12 s"]
+    assert texts[1][1:] == ["1,234,567", "770", MISSING, "50.0", "12 s"]
 
 
-def test_terminal_shows_every_cell_and_takes_names_as_they_are(measurements):
+def test_nested_settings_are_joined_with_a_dot():
+    table = settings_text({"seed": 1, "training": {"epochs": 3}, "times": ["0s", "1d"]})
+    texts = [(row.label, row.entries[0].text) for row in table.rows]
+    assert texts == [("seed", "1"), ("training.epochs", "3"), ("times", "0s, 1d")]
+
+
+def test_the_terminal_shows_every_entry_and_no_markup_of_names(measurements):
     cells = [replace(cell, adapter=f"[red]{cell.adapter}[/]") for cell in measurements]
-    text = device_text(comparison_tables(cells)[0])
-    shown = drawn(text)
+    text = first_text(cells)
+    shown = rendered(text)
     assert "[red]grasp[/]" in shown
-    assert all(cell.text in shown for row in text.rows for cell in row.cells)
+    assert all(entry.text in shown for row in text.rows for entry in row.entries)
 
 
-def test_markdown_takes_names_as_they_are(measurements):
+def test_markdown_escapes_names(measurements):
     cells = [replace(cell, adapter=f"a|b\n<i>{cell.adapter}") for cell in measurements]
-    lines = markdown_table(device_text(comparison_tables(cells)[0])).splitlines()
+    lines = markdown_table(first_text(cells)).splitlines()
     assert lines[2:4] == ["| accuracy (%) | 0s | 20s | 1d |", "| :-- | --: | --: | --: |"]
     assert lines[4].startswith(r"| a\|b \<i\>grasp | 7")
     assert len(lines) == 7
