@@ -1,128 +1,86 @@
-"""The commands as they are asked for: options, defaults and help.
+"""The commands with their options and help.
 
-Each hands on to the module that does its work, which is imported then: torch and peft take
-seconds, for which neither the help nor a misspelt option should wait.
+A command checks its request, then imports the module that does its work: torch and peft take
+seconds to import, which neither a help text nor a wrong request should cost.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from analog_grasp.cli import options
-from analog_grasp.cli.console import loading
-from analog_grasp.cli.options import CHIPS, DATA, HARDWARE, RUN, TRAINING, takes
-from analog_grasp.tuning.search_space import RANGES, TRIALS
+from analog_grasp.cli.console import Debug, RequestError, loading, request
+from analog_grasp.cli.options import Config, Out, Quiet, Verbose, given, takes
+from analog_grasp.study import checks
+from analog_grasp.study.config import check_effects, resolve
+from analog_grasp.study.provenance import read_run
+from analog_grasp.study.sections import split_names
+from analog_grasp.tuning.search_space import RANGES, TRIALS, search_space
 
-_TUNING = "Tuning"
+_OTHER = "the one that the adapter names"
+_PLAN = ("until_ci", "repeats_limit", "engine", "workers", "ray_address")
 _SEARCHED = ", ".join(f"{name} ({r.low:g} to {r.high:g})" for name, r in RANGES.items())
+_TUNING = "Tuning"
 
-Trials = Annotated[
-    int,
-    typer.Option(
-        min=1, help="Settings to try in total, by all processes.", rich_help_panel=_TUNING
-    ),
-]
-Search = Annotated[
-    str,
-    typer.Option(
-        help=f"What is varied: {_SEARCHED}. The settings as given are tried first, then those "
-        "with noise_weight 0.",
-        rich_help_panel=_TUNING,
-    ),
-]
-Ranges = Annotated[
-    str | None,
-    typer.Option(
-        help="Other ranges, such as noise_weight=0.01:10,groups=4:32.",
-        show_default="as above",
-        rich_help_panel=_TUNING,
-    ),
-]
-Multi = Annotated[
-    bool,
-    typer.Option(
-        "--multi",
-        help="Look for the front of digital score against score after drift; nothing is given up "
-        "early then.",
-        rich_help_panel=_TUNING,
-    ),
-]
-HeldOut = Annotated[
-    int | None,
-    typer.Option(
-        help="Rows of the training split to tune on.",
-        show_default="a fifth, 1,000 at most",
-        rich_help_panel=_TUNING,
-    ),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        help="URL of a database that machines share, such as postgresql://user@host/name; the "
-        "study is called as the last part of --out.",
-        show_default="study.sqlite in the folder",
-        rich_help_panel=_TUNING,
-    ),
-]
-Adapter = Annotated[
-    str, typer.Option(help="What is tuned; see `analog-grasp adapters`.", rich_help_panel=_TUNING)
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="ADAPTER_FOLDER...", help="Folders of saved adapters.")
 ]
 
 
-@takes(DATA, CHIPS, RUN, HARDWARE, TRAINING)
+@takes("model", "task", "hardware", "training", "run")
 def compare(
     context: typer.Context,
-    model: options.Model = None,
-    adapters: options.Adapters = None,
-    out: options.Out = Path("runs/compare"),
-    config: options.Config = None,
-    debug: options.Debug = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    out: Out = Path("runs/compare"),
+    config: Config = None,
+    debug: Debug = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare adapters over devices and drift times, from training to report.
 
-    Trains each adapter, measures it on simulated chips and writes tables, figures and a page.
-    An interrupted run goes on where it stopped when the same command is given again.
+    Trains each adapter, measures it on simulated chips and writes tables, figures and a page. The
+    same command resumes an interrupted run.
     """
-    with loading("compare"):
-        from analog_grasp.cli.study import carry_out
-
-    carry_out(options.given(context), out, config, quiet=quiet, verbose=verbose)
+    _study(given(context), out, config, quiet, verbose)
 
 
-@takes(DATA, CHIPS, RUN, HARDWARE)
+@takes("model", "task", "hardware", "run", without=("adapters",), model=_OTHER)
 def drift(
     context: typer.Context,
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="ADAPTER_FOLDER...", help="Folders of saved adapters."),
-    ],
-    model: options.AdapterModel = None,
-    out: options.Out = Path("runs/drift"),
-    config: options.Config = None,
-    debug: options.Debug = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    folders: Folders,
+    out: Out = Path("runs/drift"),
+    config: Config = None,
+    debug: Debug = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Measure saved adapters over devices and drift times; nothing is trained.
+    """Measure saved adapters over devices and drift times, without training.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    The same command resumes an interrupted run.
     """
-    with loading("drift"):
-        from analog_grasp.cli.study import carry_out
-
-    settings = options.given(context)
-    carry_out(settings, out, config, saved=folders, quiet=quiet, verbose=verbose)
+    # Absolute, so that none is taken for the adapter of that name.
+    adapters = tuple(str(folder.resolve()) for folder in folders)
+    _study(given(context) | {"adapters": adapters}, out, config, quiet, verbose)
 
 
-@takes(DATA, TRAINING)
+def _study(
+    settings: dict[str, Any], out: Path, file: Path | None, quiet: bool, verbose: bool
+) -> None:
+    with request():
+        if quiet and verbose:
+            raise RequestError("--quiet and --verbose exclude each other: give one of them.")
+        config = resolve(settings, file)
+        checks.check_study(config)
+    with loading("compare"):
+        from analog_grasp.cli.runs import run_study
+
+    run_study(config, out, quiet=quiet, verbose=verbose)
+
+
+@takes("model", "task", "training", without=("adapters",), also=("seed",))
 def train(
     context: typer.Context,
     adapter: Annotated[str, typer.Option(help="Its name; see `analog-grasp adapters`.")],
-    model: options.Model = None,
-    seed: options.TrainingSeed = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The adapter's folder, a new one.", show_default="runs/train/ADAPTER"),
@@ -131,112 +89,169 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Steps from one checkpoint, and one evaluation on a chip, to the next.",
+            help="Steps between two checkpoints, and between two evaluations on a chip.",
             show_default="an epoch",
         ),
     ] = None,
-    config: options.Config = None,
-    debug: options.Debug = False,
+    config: Config = None,
+    debug: Debug = False,
 ) -> None:
     """Train one adapter into a folder that PEFT, deploy and drift can load.
 
-    A training that was interrupted goes on from its last checkpoint when the same command is given
-    again. Under `torchrun -m analog_grasp.cli` or `accelerate launch -m analog_grasp.cli` several
-    processes train together.
+    The same command resumes an interrupted training from its last checkpoint. Under `torchrun -m
+    analog_grasp.cli` or `accelerate launch -m analog_grasp.cli` several processes train together.
     """
+    folder = out or Path("runs/train") / adapter
+    with request():
+        checks.check_kind(adapter)
+        settings = resolve(given(context) | {"adapters": (adapter,)}, config)
+        checks.check_task(settings.task)
+        checks.check_model(settings.model.name)
+        checks.check_training(settings.training)
+        checks.check_empty(folder)
     with loading("train"):
-        from analog_grasp.cli.single import train_one
+        from analog_grasp.cli.runs import train_one
 
-    train_one(options.given(context), adapter, out, save_steps, config)
+    train_one(settings, adapter, folder, save_steps)
 
 
-@takes(DATA, CHIPS, HARDWARE, TRAINING)
+@takes("model", "task", "hardware", "training", "run", without=("adapters", *_PLAN))
 def tune(
     context: typer.Context,
-    model: options.Model = None,
-    out: options.Out = Path("runs/tune"),
-    config: options.Config = None,
-    debug: options.Debug = False,
-    adapter: Adapter = "stochgrasp",
-    trials: Trials = TRIALS,
-    search: Search = "noise_weight",
-    ranges: Ranges = None,
-    multi: Multi = False,
-    held_out: HeldOut = None,
-    storage: Storage = None,
+    out: Out = Path("runs/tune"),
+    config: Config = None,
+    debug: Debug = False,
+    adapter: Annotated[
+        str,
+        typer.Option(help="The adapter; see `analog-grasp adapters`.", rich_help_panel=_TUNING),
+    ] = "stochgrasp",
+    trials: Annotated[
+        int,
+        typer.Option(min=1, help="Number of trials, over all processes.", rich_help_panel=_TUNING),
+    ] = TRIALS,
+    search: Annotated[
+        str,
+        typer.Option(
+            help=f"The settings to search: {_SEARCHED}. The given settings are tried first, then "
+            "the same with noise_weight 0.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = "noise_weight",
+    ranges: Annotated[
+        str | None,
+        typer.Option(
+            help="Other ranges, such as noise_weight=0.01:10,groups=4:32.",
+            show_default="as above",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
+    multi: Annotated[
+        bool,
+        typer.Option(
+            "--multi",
+            help="Search the Pareto front of digital score and score after drift; no trial is "
+            "pruned then.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = False,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of the training split to tune on.",
+            show_default="a fifth, 1,000 at most",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of a database that machines share, such as postgresql://user@host/name; the "
+            "study is named after the last part of --out.",
+            show_default="study.sqlite in the folder",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
 ) -> None:
-    """Find the noise-aware loss weight that keeps the score on ageing chips.
+    """Find the noise-aware loss weight with the best score after drift.
 
     Every trial is trained on a part of the training data and measured on the rest; the best is
     then measured on the validation data, which no trial has seen, and written to best.toml for
-    train and compare. An interrupted tuning goes on when the same command is given again, and
-    several processes that are given it share the work.
+    train and compare. The same command resumes an interrupted tuning, and several processes that
+    run it share the work.
     """
+    with request():
+        settings = given(context)
+        checks.check_kind(adapter)
+        resolved = resolve(settings, config)
+        stated = [name for name, value in settings.items() if value is not None]
+        check_effects(resolved, [adapter], stated)
+        checks.check_study(resolved.replace(adapters=(adapter,)))
+        searched = split_names(search)
+        found = parse_ranges(ranges or "")
+        search_space(searched, found)
     with loading("tune"):
-        from analog_grasp.cli.tune import tune_adapter
+        from analog_grasp.cli.runs import tune_adapter
 
     tune_adapter(
-        options.given(context),
+        resolved,
         out,
-        config,
         trials,
         adapter=adapter,
-        search=search,
-        ranges=ranges,
+        search=searched,
+        ranges=found,
         multi=multi,
         held_out=held_out,
         storage=storage,
     )
 
 
-@takes(DATA, HARDWARE)
+@takes("model", "task", "hardware", without=("adapters", "devices"), also=("seed",), model=_OTHER)
 def deploy(
     context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(metavar="ADAPTER_FOLDER", help="The folder of a saved adapter.")
     ],
     device: Annotated[
-        str, typer.Option(help="Its name (see `analog-grasp devices`), or a TOML file of your own.")
+        str, typer.Option(help="The device: a name (see `analog-grasp devices`) or a TOML file.")
     ] = "pcm-hermes-2",
     time: Annotated[str, typer.Option(help="The drift time since programming.")] = "1d",
-    seed: Annotated[int, typer.Option(help="The chip instance.")] = 0,
-    placement: options.Placement = None,
-    error: options.Error = None,
-    model: options.AdapterModel = None,
     sensitivity: Annotated[
-        str | None,
+        Literal["analog", "digital"] | None,
         typer.Option(
-            help="Also the score with each layer alone on the chip (analog), or each layer alone "
-            "taken off it (digital): one more measurement a layer.",
+            help="Also score each layer alone on the chip (analog), or each layer alone off the "
+            "chip (digital); one more evaluation per layer.",
             show_default="off",
         ),
     ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
-            help="Also write the targets of every device to this file, chip.safetensors, for a "
-            "real crossbar.",
+            help="Also write the programming targets of each device to this file, for a real "
+            "crossbar.",
+            metavar="FILE.safetensors",
             show_default="off",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder of deployment.json.")] = Path("runs/deploy"),
-    debug: options.Debug = False,
+    debug: Debug = False,
 ) -> None:
-    """Deploy one saved adapter on one device: its score, the tiles and the error of the weights."""
+    """Deploy one saved adapter on one device: its score, the tiles and the weight error."""
+    with request():
+        settings = resolve(given(context) | {"devices": (device,), "times": (time,)})
+        checks.check_saved(folder)
+        checks.check_task(settings.task)
+        checks.check_model(settings.model.name)
+        checks.check_devices(settings.hardware)
+        if export is not None:
+            checks.check_export(export)
     with loading("deploy"):
         from analog_grasp.cli.deploy import deploy_on
 
-    asked = options.given(context) | {"devices": (device,), "times": (time,), "seed": seed}
-    deploy_on(folder, asked, sensitivity=sensitivity, export=export, out=out)
+    deploy_on(folder, settings, sensitivity=sensitivity, export=export, out=out)
 
 
 def inspect(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="ADAPTER_FOLDER...", help="Folders of saved GRASP or StochGRASP adapters."
-        ),
-    ],
+    folders: Folders,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -244,53 +259,56 @@ def inspect(
             show_default="off",
         ),
     ] = None,
-    debug: options.Debug = False,
+    debug: Debug = False,
 ) -> None:
-    """Show the scales, shifts and sigmas that adapters have learned, and if they have one mode.
+    """Show the distribution of the scales, shifts and sigmas that adapters have learned.
 
-    Several adapters, such as those of several K, stand side by side. A dip test says for every
-    layer whether its numbers lie around one mode or several.
+    Several adapters, such as those of several K, are shown side by side. A dip test says for each
+    layer whether the distribution has one mode or several.
     """
+    with request():
+        for folder in folders:
+            checks.check_saved(folder)
     with loading("inspect"):
-        from analog_grasp.cli.inspect import show_learned
+        from analog_grasp.cli.deploy import show_learned
 
     show_learned(folders, out)
-
-
-def devices(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[NAME]",
-            help="The card to show: its name, or a TOML file. All are listed if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    debug: options.Debug = False,
-) -> None:
-    """List the device cards, or show one with its source and its noise figures."""
-    with loading("devices"):
-        from analog_grasp.cli.catalogue import show_devices
-
-    show_devices(name)
-
-
-def adapters(debug: options.Debug = False) -> None:
-    """List the adapters that can be trained and compared."""
-    with loading("adapters"):
-        from analog_grasp.cli.catalogue import show_adapters
-
-    show_adapters()
 
 
 def report(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="The folder of a finished or interrupted run.")
     ],
-    debug: options.Debug = False,
+    debug: Debug = False,
 ) -> None:
-    """Write tables, figures and page again from what a run has measured."""
+    """Write the tables, figures and page of a run again."""
+    with request():
+        read_run(directory)
     with loading("report"):
-        from analog_grasp.cli.study import report_again
+        from analog_grasp.cli.runs import report_again
 
     report_again(directory)
+
+
+def parse_ranges(text: str) -> dict[str, tuple[float, float]]:
+    """Read ranges of a search, such as ``noise_weight=0.01:10,groups=4:32``.
+
+    Raises:
+        ValueError: The text has another form.
+
+    Example:
+        >>> parse_ranges("groups=4:32")
+        {'groups': (4.0, 32.0)}
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for part in split_names(text):
+        name, _, ends = part.partition("=")
+        try:
+            low, high = map(float, ends.split(":"))
+        except ValueError:
+            raise ValueError(
+                f"The range '{part}' is invalid: give a setting with its lowest and highest value, "
+                "as in noise_weight=0.01:10."
+            ) from None
+        found[name.strip()] = (low, high)
+    return found

@@ -1,47 +1,108 @@
-"""What a user sees: results on stdout; progress, notes and errors on stderr."""
+"""Output of the commands: results on stdout; progress, notes and errors on stderr."""
 
-import inspect
+import errno
 import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+import time
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+import typer
+
+from analog_grasp.study.progress import Advance, own_warnings
 
 if TYPE_CHECKING:
-    # Not to be waited for where nothing runs.
-    from analog_grasp.study.progress import Advance
+    from rich.table import Table
 
-# In a pipe there is no screen to fit into, and a broken table helps nobody.
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+"""The option that every command has."""
+
+# Width of tables that are written to a pipe or a file.
 _PIPE_WIDTH = 200
-# One measurement of a large model takes minutes; the speed is a mean over this time, in seconds.
+# The time left follows the mean speed over this period, in seconds, as one measurement of a large
+# model takes minutes.
 _SPEED_PERIOD = 1800.0
+# Lines of a stage where there is no terminal.
+_PARTS = 10
 
 
-def show(thing: str | Table) -> None:
-    """Print a sentence or a table; sentences are left unbroken, for whoever reads a pipe."""
+class RequestError(Exception):
+    """A request that cannot be fulfilled; the message is the sentence for the user."""
+
+
+@contextmanager
+def request() -> Iterator[None]:
+    """Turn each ValueError and OSError raised within into a RequestError, but for a full disk."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if _disk_is_full(error):
+            raise
+        # Other packages raise ValueError for values that a setting of ours supplied.
+        text = str(error) if isinstance(error, ValueError) else sentence(error)
+        raise RequestError(text) from error
+
+
+def sentence(error: Exception) -> str:
+    """Return an error as one sentence."""
+    if _disk_is_full(error):
+        file = getattr(error, "filename", None)
+        named = f" and {file} cannot be written" if file else ""
+        return (
+            f"The disk is full{named}: what was written before is kept; repeat the command once "
+            "there is room."
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            f"The path {error.filename} cannot be used ({error.strerror}): give one that is "
+            "readable, and writable where it is the output."
+        )
+    if isinstance(error, RequestError) or _is_ours(error):
+        return str(error)
+    reason = f": {error}" if str(error) else ""
+    return (
+        f"Unexpected {type(error).__name__}{reason.rstrip('.')}; repeat the command with --debug "
+        "to see where it comes from."
+    )
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Return whether a full disk caused an error, however many packages it has passed through."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether this package raised an error, and so wrote its message for the user."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised_in = frames[-1].f_globals.get("__name__", "") if frames else ""
+    return isinstance(error, ValueError | OSError | RuntimeError) and raised_in.startswith(
+        "analog_grasp."
+    )
+
+
+def show(thing: "str | Table") -> None:
+    """Print a sentence, without line breaks of our own, or a table."""
+    from rich.console import Console
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
 
 
-def tell(kind: str, text: str) -> None:
-    """Print one line beside the results: an error, a note or an interruption.
+def print_line(kind: str, text: str) -> None:
+    """Print one line on stderr: an error, a note or an interruption.
 
-    What a terminal would obey, in a name of unknown origin, is shown as it is written in Python.
+    Control characters, which may be part of a foreign name, are escaped.
     """
     line = " ".join(text.split())
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
@@ -49,9 +110,9 @@ def tell(kind: str, text: str) -> None:
 
 
 class Stages:
-    """Shows the stages of a run, the latest figure and the time left; in a pipe, a line a stage.
+    """Progress of a run by stages: bars in a terminal, else a line per tenth of each stage.
 
-    A `Progress` of `analog_grasp.study`, to be used within a `with`.
+    It is a `Progress` of `analog_grasp.study.progress`, and a context manager.
 
     Args:
         quiet: Show nothing.
@@ -59,6 +120,15 @@ class Stages:
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._verbose = verbose
         self._bars = Progress(
@@ -85,16 +155,24 @@ class Stages:
     ) -> None:
         self._bars.stop()
 
-    def __call__(self, description: str, total: int) -> "Advance":
-        """Begin a stage of so many steps; the result is called after each."""
-        if not self._console.is_interactive:
-            self._line(description)
+    def __call__(self, description: str, total: int) -> Advance:
+        """Begin a stage of a number of steps; the result is called after each."""
         bar = self._bars.add_task(description, total=total, latest="")
+        bars, lines = self._console.is_interactive, not self._console.is_interactive
+        done, start = 0, time.monotonic()
+        if lines:
+            self._line(description)
 
         def advance(latest: str = "") -> None:
-            self._bars.update(bar, advance=1, latest=latest)
+            nonlocal done
+            done += 1
+            if bars:
+                self._bars.update(bar, advance=1, latest=latest)
             if self._verbose and latest:
                 self._line(latest)
+            elif lines and done * _PARTS // total > (done - 1) * _PARTS // total:
+                left = timedelta(seconds=round((time.monotonic() - start) / done * (total - done)))
+                self._line(f"{description}: {done} of {total}, {left} left")
 
         return advance
 
@@ -103,13 +181,13 @@ class Stages:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without the chatter of the packages below; warnings of our own become notes, each once."""
+def without_chatter() -> Iterator[None]:
+    """Silence the packages below; warnings of our own become notes, each once."""
     _show_progress_bars(False)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with noting(partial(tell, "note")):
+        with own_warnings(partial(print_line, "note")):
             yield
     finally:
         logging.disable(disabled)
@@ -118,7 +196,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def loading(command: str) -> Iterator[None]:
-    """What is imported for a command, without its chatter, and told of where it fails.
+    """Import the modules of a command within this context.
 
     Raises:
         RuntimeError: Something cannot be imported.
@@ -127,47 +205,16 @@ def loading(command: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RuntimeError(
-            f"The command {command} cannot be loaded ({error}): `analog-grasp doctor` tells what "
-            "is wrong with this installation."
+            f"The command {command} cannot be loaded ({error}): run `analog-grasp doctor` to check "
+            "this installation."
         ) from error
     _show_progress_bars(False)
 
 
-@contextmanager
-def noting(note: Callable[[str], None]) -> Iterator[None]:
-    """Hand on warnings of our own, each once, and drop those of other packages."""
-    told: set[str] = set()
-
-    def hear(message: Warning | str, *_: Any, **__: Any) -> None:
-        text = str(message)
-        if text not in told and _comes_from_us():
-            told.add(text)
-            note(text)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = hear
-        yield
-
-
 def _show_progress_bars(on: bool) -> None:
-    """Switch the bars of the packages that are loaded, and load none for it."""
+    """Switch the progress bars of the packages that are loaded, without loading any."""
     if transformers := sys.modules.get("transformers"):
         bars = transformers.utils.logging
         (bars.enable_progress_bar if on else bars.disable_progress_bar)()
     if datasets := sys.modules.get("datasets"):
         (datasets.enable_progress_bars if on else datasets.disable_progress_bars)()
-
-
-def _comes_from_us() -> bool:
-    """Whether the warning being shown was raised in this package.
-
-    The stack tells: the file that a warning carries is that of whoever it is meant for.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module not in (__name__, "warnings", "_py_warnings"):
-            return module.startswith("analog_grasp.")
-        frame = frame.f_back
-    return False

@@ -1,77 +1,54 @@
-"""One chip: a saved adapter deployed, reported, and written to a file."""
+"""The commands deploy and inspect: one saved adapter on a chip, and learned parameters, shown."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftModel
 from rich.table import Table
 
-from analog_grasp import deploy as deploy_model
-from analog_grasp.adapters.folding import fold
+from analog_grasp.adapters.frozen import fold
 from analog_grasp.adapters.registry import check_placement, kind_of
-from analog_grasp.cli.console import show
-from analog_grasp.cli.errors import asking
-from analog_grasp.crossbar.deployment import Deployment, LayerReport
+from analog_grasp.cli.console import request, show
+from analog_grasp.crossbar.deployment import Deployment, deploy
 from analog_grasp.crossbar.export import export_chip
-from analog_grasp.crossbar.sensitivity import layer_sensitivity
-from analog_grasp.devices.card import DeviceCard
-from analog_grasp.report.tables import metric_title, score_text, scores_line
-from analog_grasp.study.adapters import load_adapter
-from analog_grasp.study.config import StudyConfig, resolve
+from analog_grasp.crossbar.report import LayerReport
+from analog_grasp.report.inspection import (
+    LEGEND,
+    inspect_adapters,
+    inspection_findings,
+    inspection_tables,
+    write_inspection,
+)
+from analog_grasp.report.tables import metric_title, rich_table, score_text, scores_line
+from analog_grasp.study.config import StudyConfig
+from analog_grasp.study.trained_adapters import load_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time, parse_time
 
-
-def deploy_on(
-    folder: Path,
-    asked: Mapping[str, Any],
-    *,
-    sensitivity: str | None,
-    export: Path | None,
-    out: Path,
-) -> None:
-    """Deploy the adapter of a folder on the device and at the time that are asked for."""
-    with asking():
-        settings = resolve(asked)
-        seconds = parse_time(*asked["times"])
-        card, data = settings.hardware.card(settings.hardware.devices[0]), settings.task.load()
-        adapted = load_adapter(folder, settings.model.name, data, settings.model.trust_remote_code)
-        check_placement(kind_of(adapted.active_peft_config) or "grasp", settings.hardware.placement)
-        _check_choice(sensitivity)
-        deployment = deploy_model(adapted, card, **settings.hardware.deploy_arguments())
-        out.mkdir(parents=True, exist_ok=True)
-    outcome = _measured(adapted, deployment, settings, data, seconds, sensitivity)
-    for line in _told(outcome, card):
-        show(line)
-    target = out / "deployment.json"
-    content = json.dumps({"adapter": str(folder), **asdict(outcome)}, indent=1)
-    write_atomically(target, content.encode())
-    show(f"wrote {target}")
-    if export is not None:
-        plain = fold(adapted) if settings.hardware.placement == "folded" else adapted
-        export_chip(plain, card, export)
-        show(f"wrote {export}")
+Alone = Literal["analog", "digital"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What deployment.json holds.
+    """The content of deployment.json.
 
     Attributes:
         device: The card's name.
-        placement: Where the adapter lives.
+        placement: Placement of the adapter.
         seed: The chip instance.
-        time_s: Seconds since programming.
-        settings: What was changed about the hardware.
+        time_s: Time since programming, s.
+        settings: Changes of the hardware, by the names of the settings.
         digital: The scores of the digital model, by metric.
-        scores: Those on the chip.
+        scores: The scores on the chip, by metric.
         tile: Rows and columns of a tile, in weights.
-        layers: Of each layer its tiles, cells, use, and weight error once programmed and now.
-        sensitivity: The score by layer; None where it was not asked for.
+        share_on_tiles: Share of the model's weights that is on tiles.
+        digital_modules: Modules whose weights are not on tiles: name, class, number of weights.
+        layers: For each layer on tiles its tiles, weights, use, and weight error at 0 s and now.
+        sensitivity: The score by layer; None unless requested.
     """
 
     device: str
@@ -82,43 +59,113 @@ class Outcome:
     digital: dict[str, float]
     scores: dict[str, float]
     tile: tuple[int, int]
+    share_on_tiles: float
+    digital_modules: list[dict[str, Any]]
     layers: list[dict[str, Any]]
     sensitivity: dict[str, Any] | None
 
 
-def _measured(
+def deploy_on(
+    folder: Path,
+    config: StudyConfig,
+    *,
+    sensitivity: Alone | None,
+    export: Path | None,
+    out: Path,
+) -> None:
+    """Deploy a saved adapter on the first device and at the first time of the settings.
+
+    Args:
+        folder: The adapter's folder.
+        config: The settings.
+        sensitivity: Also score each layer alone on the chip, or alone off the chip.
+        export: A file for the programming targets of each device.
+        out: The folder of deployment.json.
+    """
+    with request():
+        card, task = config.hardware.card(config.hardware.devices[0]), config.task.load()
+        adapted = load_adapter(folder, config.model.name, task, config.model.trust_remote_code)
+        placement = config.hardware.placement
+        check_placement(kind_of(adapted) or "grasp", placement)
+        deployment = deploy(adapted, card, **config.hardware.deploy_arguments())
+        out.mkdir(parents=True, exist_ok=True)
+    outcome, report = _measure(adapted, deployment, config, task, sensitivity)
+    at = format_time(outcome.time_s)
+    show(scores_line("digital", outcome.digital))
+    show(scores_line(f"on {card.name} at {at}, chip {outcome.seed}", outcome.scores))
+    tiles, cells = (sum(layer[key] for layer in outcome.layers) for key in ("tiles", "cells"))
+    use = cells / max(tiles * card.tile.rows * card.tile.columns, 1)
+    show(
+        f"tiles: {tiles} of {card.tile.rows} x {card.tile.columns} weights, {use:.1%} in use; "
+        f"{cells:,} weights"
+    )
+    show(report)
+    show(_layer_table(outcome.layers, at))
+    if outcome.sensitivity is not None:
+        show(_sensitivity_table(outcome.sensitivity))
+    target = out / "deployment.json"
+    content = json.dumps({"adapter": str(folder), **asdict(outcome)}, indent=1)
+    write_atomically(target, content.encode())
+    show(f"wrote {target}")
+    if export is not None:
+        export_chip(fold(adapted) if placement == "folded" else adapted, card, export)
+        show(f"wrote {export}")
+
+
+def show_learned(folders: Sequence[Path], out: Path | None) -> None:
+    """Show the parameters that adapters have learned; write them too, if a folder is given."""
+    with request():
+        found = inspect_adapters(folders)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+    for table in inspection_tables(found):
+        show(rich_table(table))
+    show(LEGEND)
+    for text in inspection_findings(found):
+        show(f"- {text}")
+    if out is not None:
+        for file in write_inspection(found, out):
+            show(f"wrote {file}")
+
+
+def _measure(
     adapted: PeftModel,
     deployment: Deployment,
-    settings: StudyConfig,
+    config: StudyConfig,
     task: Task,
-    seconds: float,
-    sensitivity: str | None,
-) -> Outcome:
-    settings.hardware.calibrate_inputs(deployment, task)
-    programmed = deployment.program(settings.run.seed).report()
-    now = deployment.drift_to(seconds).report()
+    sensitivity: Alone | None,
+) -> tuple[Outcome, str]:
+    """Return the outcome of a deployment, and a sentence on what is on tiles."""
+    config.hardware.calibrate_inputs(deployment, task)
+    programmed = deployment.program(config.run.seed).report()
+    seconds = parse_time(config.run.times[0])
+    deployment.drift_to(seconds)
     scores = task.scores(deployment.model)
+    # After the evaluation, so that layers on tiles that it has not used are known.
+    now = deployment.report()
     by_layer = None
     if sensitivity is not None:
-        alone: Any = sensitivity
         by_layer = {
             "alone": sensitivity,
             "metric": task.metrics[0],
-            "scores": layer_sensitivity(deployment, task.evaluate, alone),
+            "scores": deployment.layer_sensitivity(task.evaluate, sensitivity),
         }
     card = deployment.card
-    return Outcome(
+    outcome = Outcome(
         device=card.name,
-        placement=settings.hardware.placement,
-        seed=settings.run.seed,
+        placement=config.hardware.placement,
+        seed=config.run.seed,
         time_s=seconds,
-        settings=settings.hardware.changes(),
+        settings=config.hardware.changes(),
         digital=task.scores(adapted),
         scores=scores,
         tile=(card.tile.rows, card.tile.columns),
+        share_on_tiles=now.share_on_tiles,
+        digital_modules=[asdict(module) for module in now.digital],
         layers=[_layer(*pair) for pair in zip(programmed, now, strict=True)],
         sensitivity=by_layer,
     )
+    return outcome, str(now)
 
 
 def _layer(programmed: LayerReport, now: LayerReport) -> dict[str, Any]:
@@ -130,23 +177,6 @@ def _layer(programmed: LayerReport, now: LayerReport) -> dict[str, Any]:
         "programmed_error": programmed.weight_error,
         "weight_error": now.weight_error,
     }
-
-
-def _told(outcome: Outcome, card: DeviceCard) -> list[str | Table]:
-    layers = outcome.layers
-    tiles, cells = (sum(layer[of] for layer in layers) for of in ("tiles", "cells"))
-    use = cells / (tiles * card.tile.rows * card.tile.columns)
-    at = format_time(outcome.time_s)
-    told: list[str | Table] = [
-        scores_line("digital", outcome.digital),
-        scores_line(f"on {outcome.device} at {at}, chip {outcome.seed}", outcome.scores),
-        f"tiles: {tiles} of {card.tile.rows} x {card.tile.columns} weights, {use:.1%} in use; "
-        f"{cells:,} weights",
-        _layer_table(layers, at),
-    ]
-    if outcome.sensitivity is not None:
-        told.append(_sensitivity_table(outcome.sensitivity))
-    return told
 
 
 def _layer_table(layers: Sequence[Mapping[str, Any]], at: str) -> Table:
@@ -170,9 +200,9 @@ def _layer_table(layers: Sequence[Mapping[str, Any]], at: str) -> Table:
 
 
 def _sensitivity_table(sensitivity: Mapping[str, Any]) -> Table:
-    """The layers in the order of what they cost."""
+    """Return the layers in the order of the score that each one costs."""
     analog = sensitivity["alone"] == "analog"
-    title = "Each layer alone on the chip" if analog else "Each layer alone taken off the chip"
+    title = "Each layer alone on the chip" if analog else "Each layer alone off the chip"
     metric = sensitivity["metric"]
     table = Table(title=title, title_justify="left")
     table.add_column("layer")
@@ -181,8 +211,3 @@ def _sensitivity_table(sensitivity: Mapping[str, Any]) -> Table:
     for name, score in sorted(scores, key=lambda pair: pair[1], reverse=not analog):
         table.add_row(name, score_text(score, metric))
     return table
-
-
-def _check_choice(sensitivity: str | None) -> None:
-    if sensitivity not in (None, "analog", "digital"):
-        raise ValueError(f"--sensitivity is {sensitivity!r}: it should be analog or digital.")

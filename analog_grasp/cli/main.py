@@ -1,24 +1,26 @@
-"""The commands put together, and how each of them ends: its exit status and its last words."""
+"""Entry point of the command line: the list of commands, exit statuses and error messages."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any
+
+# pydantic would look for plugins in every installed distribution, which takes longer than all else.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 from typer.core import TyperGroup
 
-from analog_grasp.cli.console import loading, quiet, tell
-from analog_grasp.cli.errors import RequestError, sentence
+from analog_grasp.cli.console import RequestError, loading, print_line, sentence, without_chatter
 
 _DONE, _FAILED, _WRONG_REQUEST = 0, 1, 2
-# What typer returns for a command that Ctrl-C ended.
+# The exit status of typer for a command that Ctrl-C ended.
 _INTERRUPTED = 130
 
-# The module of each command and its line in the list, which is the first of its docstring. They
-# stand here so that the list, and doctor, do without whatever an installation lacks.
+# The module of each command, and the line that lists it: the first of its docstring. The lines are
+# repeated here so that the list, and doctor, need nothing that an installation may lack.
 COMMANDS = {
     "compare": (
         "commands",
@@ -27,45 +29,38 @@ COMMANDS = {
     "train": ("commands", "Train one adapter into a folder that PEFT, deploy and drift can load."),
     "deploy": (
         "commands",
-        "Deploy one saved adapter on one device: its score, the tiles and the error of the "
-        "weights.",
+        "Deploy one saved adapter on one device: its score, the tiles and the weight error.",
     ),
-    "drift": (
-        "commands",
-        "Measure saved adapters over devices and drift times; nothing is trained.",
-    ),
+    "drift": ("commands", "Measure saved adapters over devices and drift times, without training."),
     "inspect": (
         "commands",
-        "Show the scales, shifts and sigmas that adapters have learned, and if they have one mode.",
+        "Show the distribution of the scales, shifts and sigmas that adapters have learned.",
     ),
-    "tune": ("commands", "Find the noise-aware loss weight that keeps the score on ageing chips."),
-    "devices": (
-        "commands",
-        "List the device cards, or show one with its source and its noise figures.",
-    ),
-    "adapters": ("commands", "List the adapters that can be trained and compared."),
-    "report": ("commands", "Write tables, figures and page again from what a run has measured."),
-    "doctor": ("doctor", "Say whether this installation works, and how to mend what does not."),
+    "tune": ("commands", "Find the noise-aware loss weight with the best score after drift."),
+    "devices": ("catalogue", "List the device cards, or show one with its source and its noise."),
+    "adapters": ("catalogue", "List the adapters that can be trained and compared."),
+    "report": ("commands", "Write the tables, figures and page of a run again."),
+    "doctor": ("doctor", "Check this installation, and show how to fix what does not work."),
 }
 
 
 class _Commands(TyperGroup):
-    """The commands of the list, each imported when it is asked for."""
+    """The list of commands; the module of a command is imported when the command is used."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None:
             return name, listed, rest
-        command = _imported(name)
-        ctx.with_resource(quiet())
+        command = load_command(name)
+        ctx.with_resource(without_chatter())
         return name, command, rest
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _imported(name: str) -> Any:
-    """The command itself, from its module."""
+def load_command(name: str) -> Any:
+    """Import a command and return it as a click command."""
     with loading(name):
         module = import_module(f"analog_grasp.cli.{COMMANDS[name][0]}")
     alone = typer.Typer(add_completion=False)
@@ -74,7 +69,7 @@ def _imported(name: str) -> Any:
 
 
 def _listed() -> None:
-    """Stands for a command in the list."""
+    """Placeholder of a command in the list."""
 
 
 for _name, (_, _line) in COMMANDS.items():
@@ -85,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: Those of the process where None.
+        arguments: The arguments of the process where None.
 
     Returns:
         The exit status: 0 done, 1 the run failed, 2 the request is wrong.
@@ -94,16 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(arguments, prog_name="analog-grasp", standalone_mode=False)
     except typer.TyperException as error:
-        tell("error", _usage(error))
+        print_line("error", _usage(error))
         return _WRONG_REQUEST
     except Exception as error:
-        # Looked up here and not in the command: what fails may be the reading of its options.
+        # Read from the arguments: the error may come from parsing the options.
         if "--debug" in arguments:
             traceback.print_exception(error)
-        tell("error", sentence(error))
+        print_line("error", sentence(error))
         return _WRONG_REQUEST if isinstance(error, RequestError) else _FAILED
     if status == _INTERRUPTED:
-        tell("Interrupted", "the command did not finish.")
+        print_line("Interrupted", "the command did not finish.")
         return _FAILED
     return status or _DONE
 
@@ -117,9 +112,12 @@ def _top(
 ) -> None:
     """Adapt frozen transformers for analog in-memory computing.
 
-    GRASP and StochGRASP adapters: trained, deployed on simulated PCM and RRAM crossbars, compared.
+    Trains GRASP and StochGRASP adapters, deploys them on simulated PCM and RRAM crossbars, and
+    compares them.
     """
     if show_version:
+        from importlib.metadata import version
+
         print(f"analog-grasp {version('analog-grasp')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
@@ -127,9 +125,9 @@ def _top(
 
 
 def _usage(error: typer.TyperException) -> str:
-    """What is wrong with the words of a command, and where the right ones stand."""
+    """Return what is wrong with the arguments of a command, and where its help is."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "analog-grasp"
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")
     stop = "" if message.endswith((".", "?")) else "."
     return f"{message}{stop} See {command} --help."

@@ -33,7 +33,7 @@ class StudyConfig(Section):
     """The settings of a study, by section; `resolve` makes one from flat names.
 
     Raises:
-        ValueError: A value is out of its range, or has no effect beside the others.
+        ValueError: A value is out of its range, or has no effect with the others.
 
     Example:
         >>> resolve({"times": ["3600"]}).run.times
@@ -77,19 +77,30 @@ class StudyConfig(Section):
         return _configured({name: self.value(name) for name in self.given()} | changes)
 
     @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> Self:
-        check_effects(self, self.model.adapters)
+    def _needed_settings_are_there(self) -> Self:
+        for name, setting in SETTINGS.items():
+            needs = setting.note.needs
+            if needs is None or not self.is_changed(name) or needs[1](self.value(needs[0])):
+                continue
+            raise ValueError(
+                f"The setting {name} is {self.value(name)!r}, which has no effect without "
+                f"{needs[2]}: give that too, or omit {name}."
+            )
         return self
+
+    def is_changed(self, name: str) -> bool:
+        """Return whether a setting differs from its default."""
+        return self.value(name) != SETTINGS[name].info.get_default(call_default_factory=True)
 
 
 class Setting(NamedTuple):
-    """Where a setting is defined.
+    """Definition of a setting.
 
     Attributes:
         section: The section's name in `StudyConfig`.
         attribute: The field's name within the section.
         info: The field: type, default, description.
-        note: What the description does not say.
+        note: Further facts; see `Note`.
     """
 
     section: str
@@ -117,28 +128,29 @@ CHANGEABLE = frozenset(name for name, setting in SETTINGS.items() if setting.not
 """Settings that may change when a run is resumed."""
 
 
-def check_effects(config: StudyConfig, adapters: Iterable[str]) -> None:
-    """Raise ValueError if a setting has no effect beside the others.
+def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[str]) -> None:
+    """Raise ValueError if a setting has no effect on any of the adapters.
 
     Args:
         config: The settings; those at their defaults are not checked.
         adapters: The adapters that are trained or measured: names, or folders of saved ones.
+        names: The settings to check.
     """
-    kinds = set(adapters)
-    for name, setting in SETTINGS.items():
-        value = config.value(name)
-        if value == setting.info.get_default(call_default_factory=True):
+    kinds = list(adapters)
+    saved = [adapter for adapter in kinds if is_folder(adapter)]
+    for name in SETTINGS:
+        note = SETTINGS[name].note
+        if name not in set(names) or not config.is_changed(name):
             continue
-        note = setting.note
-        if note.needs is not None and not note.needs[1](config.value(note.needs[0])):
+        if len(saved) == len(kinds) and SETTINGS[name].section == "training":
             raise ValueError(
-                f"The setting {name} is {value!r}, which has no effect without {note.needs[2]}: "
-                f"give that too, or omit {name}."
+                f"The setting {name} is {config.value(name)!r}, which has no effect on saved "
+                f"adapters, as these are trained already: omit {name}."
             )
-        if note.adapters and not kinds & set(note.adapters) and not any(map(is_folder, kinds)):
+        if note.adapters and not saved and not set(kinds) & set(note.adapters):
             raise ValueError(
-                f"The setting {name} is {value!r}, which has no effect on "
-                f"{' or '.join(sorted(kinds))}: it applies to {' and '.join(note.adapters)}."
+                f"The setting {name} is {config.value(name)!r}, which has no effect on "
+                f"{' or '.join(kinds)}: it applies to {' and '.join(note.adapters)}."
             )
 
 
@@ -149,6 +161,9 @@ def is_folder(adapter: str) -> bool:
 
 def resolve(given: Mapping[str, Any], config: Path | None = None) -> StudyConfig:
     """Return the settings of a config file, overruled by those given.
+
+    A config file may serve several commands and adapters; a setting that is given must have an
+    effect on at least one of the adapters.
 
     Args:
         given: Settings by flat name; those that are None count as not given.
@@ -165,7 +180,10 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> StudyConfig
         5
     """
     values = _from_file(config) if config else {}
-    return _configured(values | {n: value for n, value in given.items() if value is not None})
+    stated = {name: value for name, value in given.items() if value is not None}
+    resolved = _configured(values | stated)
+    check_effects(resolved, resolved.model.adapters, stated)
+    return resolved
 
 
 def flat(config: StudyConfig, exclude: Iterable[str] = ()) -> dict[str, Any]:

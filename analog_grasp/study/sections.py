@@ -5,12 +5,12 @@ from these models by `analog_grasp.study.config`. torch and the device cards are
 are used, so that `--help` needs neither.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from analog_grasp.utils.time import format_time, parse_time
 from analog_grasp.utils.types import (
@@ -29,20 +29,24 @@ if TYPE_CHECKING:
 
 # Training rows on which input ranges are calibrated.
 _CALIBRATION_ROWS = 128
-# Settings of a task's data, and of its text generation.
+# Settings that change a card, a task's data, and its text generation.
+_CARD_VALUES = (
+    *("dac_bits", "adc_bits", "output_noise", "tile_size", "g_max"),
+    *("die_to_die", "stuck_off", "stuck_on"),
+)
 _DATA = ("max_length", "text_column", "label_column")
 _GENERATION = ("beams", "length_penalty", "no_repeat_ngram")
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a field's description does not say.
+    """Further facts about a field, for help texts and checks.
 
     Attributes:
         default: The text shown for a default of None.
         adapters: The adapters on which the setting has an effect; all where empty.
-        needs: Another setting, a test of its value, and the phrase for a value that passes: without
-            it the setting has no effect.
+        needs: Another setting, a test of its value, and the phrase for an accepted value:
+            without it the setting has no effect.
         changeable: May change when a run is resumed, as no measured value depends on it.
     """
 
@@ -62,17 +66,12 @@ def split_names(text: str) -> tuple[str, ...]:
     parts, names = text.split(","), []
     while parts:
         ends = range(len(parts), 1, -1)
-        end = next((end for end in ends if _is_file(",".join(parts[:end]).strip())), 1)
+        # Unlike that of Path, it is False for what can be no path.
+        exists = os.path.exists
+        end = next((end for end in ends if exists(",".join(parts[:end]).strip())), 1)
         names.append(",".join(parts[:end]).strip())
         parts = parts[end:]
     return tuple(name for name in names if name)
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _number_or_text(value: Any) -> Any:
@@ -87,7 +86,18 @@ def _names(value: Any) -> Any:
     return split_names(value) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1, max_length=1000)]
+def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]} is listed more than once")
+    return values
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_names),
+    AfterValidator(_unique),
+    Field(min_length=1, max_length=1000),
+]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bits = Annotated[int, Field(ge=0, le=16)]
@@ -111,54 +121,53 @@ class ModelSettings(Section):
     """The pre-trained model and the adapters on it."""
 
     name: Annotated[str | None, Note(DEFAULT_MODEL)] = Field(
-        None, alias="model", description="The pre-trained model: a folder, or an id on the Hub."
+        default=None,
+        alias="model",
+        description="The pre-trained model: a folder, or an id on the Hub.",
     )
     adapters: Names = Field(
-        ("grasp", "stochgrasp"),
+        default=("grasp", "stochgrasp"),
         description="The adapters to compare, the first being the baseline: names (see "
         "`analog-grasp adapters`) or folders of saved ones.",
     )
     trust_remote_code: bool = Field(
-        False,
+        default=False,
         exclude=True,
         description="Allow Python code that comes with the model to run; not accepted in files.",
     )
-
-    @field_validator("adapters")
-    @classmethod
-    def _adapters_once(cls, adapters: tuple[str, ...]) -> tuple[str, ...]:
-        return _each_once("adapters", adapters)
 
 
 class TaskSettings(Section):
     """The task: its data, and how text is generated."""
 
     name: str = Field(
-        "reviews", alias="task", description="The task: reviews, glue/sst2, e2e and others."
+        default="reviews",
+        alias="task",
+        description="The task: reviews, glue/sst2, e2e, csv and others.",
     )
     data_dir: Annotated[str | None, Note("the Hub, or built in")] = Field(
-        None,
+        default=None,
         description="A folder with the task's files in their official layout, such as "
         "SST-2/train.tsv.",
     )
     text_column: Annotated[str | None, Note("text")] = Field(
-        None,
+        default=None,
         description="Task csv: the column with the text, or two columns, separated by a comma, "
         "for pairs of texts.",
     )
     label_column: Annotated[str | None, Note("label")] = Field(
-        None,
+        default=None,
         description="Task csv: the column with the label: a class name, a number, or (JSON lines) "
         "a list of class names.",
     )
     max_length: Annotated[int | None, Note("the task's: 128, or 256 for text generation")] = Field(
-        None,
+        default=None,
         ge=2,
         le=1_000_000,
         description="Tokens at which a text is cut; never more than the model has positions.",
     )
     beams: Annotated[int | None, Note("the task's; e2e: 10")] = Field(
-        None,
+        default=None,
         ge=1,
         le=1000,
         description="Text generation: width of the beam search; 1 for greedy search.",
@@ -169,12 +178,12 @@ class TaskSettings(Section):
             "the task's; e2e: 0.9", needs=("beams", lambda beams: beams != 1, "two beams or more")
         ),
     ] = Field(
-        None,
+        default=None,
         description="Text generation: the power of a text's length that divides its "
         "log-likelihood.",
     )
     no_repeat_ngram: Annotated[int | None, Note("the task's; e2e: 4")] = Field(
-        None,
+        default=None,
         ge=0,
         description="Text generation: n-grams of this many tokens occur only once; 0 for no limit.",
     )
@@ -206,7 +215,7 @@ class TaskSettings(Section):
 
 
 class HardwareSettings(Section):
-    """The devices, and what is changed about their cards; None keeps the card's value.
+    """The devices, and what is changed about their cards.
 
     Example:
         >>> HardwareSettings(adc_bits=6).card("pcm-hermes-2").converters.adc_bits
@@ -214,71 +223,71 @@ class HardwareSettings(Section):
     """
 
     devices: Names = Field(
-        ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone"),
+        default=("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone"),
         description="The devices: names (see `analog-grasp devices`) or your own TOML files.",
     )
     placement: Placement = Field(
-        "digital",
-        description="Placement of the adapter: digital (exact, beside the chip), folded "
+        default="digital",
+        description="Placement of the adapter: digital (exact, next to the chip), folded "
         "(programmed with the weights) or programmed (on analog devices of its own).",
     )
     weights: Annotated[Literal["analog", "digital"], _PROGRAMMED] = Field(
-        "analog",
+        default="analog",
         description="The frozen weights: analog (on tiles) or digital (exact), to study the noise "
         "of a programmed adapter alone.",
     )
     programming_error: Annotated[ProgrammingError, _PROGRAMMED] = Field(
-        "device",
+        default="device",
         description="The programming error of a programmed adapter: device (the card's) or "
         "learned (the standard deviations that StochGRASP has learned).",
     )
     dac_bits: Annotated[Bits | None, _CARD] = Field(
-        None, description="DAC resolution in bits; 0 for exact inputs."
+        default=None, description="DAC resolution in bits; 0 for exact inputs."
     )
     adc_bits: Annotated[Bits | None, _CARD] = Field(
-        None, description="ADC resolution in bits; 0 for exact outputs."
+        default=None, description="ADC resolution in bits; 0 for exact outputs."
     )
     output_noise: Annotated[float | None, _CARD] = Field(
-        None,
+        default=None,
         ge=0,
         description="Standard deviation of the output noise of a bit line, in units of full input "
         "times largest weight.",
     )
     tile_size: Annotated[int | None, _CARD] = Field(
-        None, ge=1, description="Rows and columns of a tile, in weights."
+        default=None, ge=1, description="Rows and columns of a tile, in weights."
     )
     g_max: Annotated[float | None, _CARD] = Field(
-        None, gt=0, description="Largest conductance, µS."
+        default=None, gt=0, description="Largest conductance, µS."
     )
     die_to_die: Annotated[Share | None, _CARD] = Field(
-        None,
+        default=None,
         description="Relative die-to-die spread of the card's means and standard deviations.",
     )
     stuck_off: Annotated[Share | None, _CARD] = Field(
-        None, description="Share of devices stuck at the smallest conductance."
+        default=None, description="Share of devices stuck at the smallest conductance."
     )
     stuck_on: Annotated[Share | None, _CARD] = Field(
-        None, description="Share of devices stuck at the largest conductance."
+        default=None, description="Share of devices stuck at the largest conductance."
     )
     drift_compensation: DriftCompensation = Field(
-        "global",
+        default="global",
         description="Drift compensation of the tiles: global, per-column, exact or none.",
     )
     calibrate: Annotated[float | None, Note("off")] = Field(
-        None,
+        default=None,
         gt=0,
         le=100,
         description="Fix the input range of each layer at this percentile of its inputs on "
         "training rows; 100 is the largest input.",
     )
     precision: Literal["exact", "fast"] = Field(
-        "exact",
+        default="exact",
         description="Arithmetic of the tiles: exact (float32, as aihwkit) or fast (bfloat16 or "
         "int8, whichever the processor multiplies faster; see docs/fidelity.md).",
     )
-    programming_noise: bool = Field(True, description="Simulate programming noise.")
-    drift: bool = Field(True, description="Simulate conductance drift.")
-    read_noise: bool = Field(True, description="Simulate read noise.")
+    programming_noise: bool = Field(default=True, description="Simulate programming noise.")
+    drift: bool = Field(default=True, description="Simulate conductance drift.")
+    read_noise: bool = Field(default=True, description="Simulate read noise.")
 
     def card(self, device: str) -> "DeviceCard":
         """Return the card of a device, changed as the settings say.
@@ -288,9 +297,7 @@ class HardwareSettings(Section):
         """
         from analog_grasp.devices.card import DeviceCard
 
-        names = ("dac_bits", "adc_bits", "output_noise", "tile_size", "g_max")
-        faults = ("die_to_die", "stuck_off", "stuck_on")
-        values = {name: getattr(self, name) for name in (*names, *faults)}
+        values = {name: getattr(self, name) for name in _CARD_VALUES}
         changes = {name: value for name, value in values.items() if value is not None}
         card = DeviceCard.load(device)
         return card.with_(**changes) if changes else card
@@ -312,16 +319,14 @@ class HardwareSettings(Section):
         return named
 
     def deploy_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `analog_grasp.deploy` beside the model and the card."""
+        """Return the arguments of `analog_grasp.deploy` except the model and the card."""
         import torch
 
-        names = (
-            *("placement", "programming_error", "programming_noise", "drift", "read_noise"),
-            "drift_compensation",
-        )
+        names = ("placement", "programming_error", "drift_compensation")
+        effects = ("programming_noise", "drift", "read_noise")
         dtype = torch.float32 if self.precision == "exact" else torch.bfloat16
         layers = {"layers": ()} if self.weights == "digital" else {}
-        return {name: getattr(self, name) for name in names} | layers | {"dtype": dtype}
+        return {name: getattr(self, name) for name in names + effects} | layers | {"dtype": dtype}
 
     def changes(self) -> dict[str, Any]:
         """Return the settings, by name, that differ from a plain deployment on the cards."""
@@ -336,59 +341,57 @@ class HardwareSettings(Section):
             few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
             deployment.calibrate(lambda each: few.scores(each, "train"), self.calibrate, model)
 
-    @field_validator("devices")
-    @classmethod
-    def _devices_once(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
-        return _each_once("devices", devices)
-
 
 class TrainingSettings(Section):
     """The training of the adapters; without effect on saved ones."""
 
     groups: Annotated[int, _GRASP] = Field(
-        16, ge=1, description="K, the number of scale-and-shift pairs per layer."
+        default=16, ge=1, description="K, the number of scale-and-shift pairs per layer."
     )
     target_modules: Annotated[str | tuple[str, ...], _GRASP] = Field(
-        "all-linear",
+        default="all-linear",
         description="The linear layers to adapt: endings of their names, or all-linear.",
     )
     noise_weight: Annotated[float, _STOCHGRASP] = Field(
-        1.0, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
+        default=1.0, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
     )
     noise_target: Annotated[NumberOrDevice, _STOCHGRASP] = Field(
-        0.1,
+        default=0.1,
         description="The relative standard deviation to learn: a number, or that of a device at a "
         "time, such as pcm-hermes-2@1d.",
     )
     sampling: Annotated[Sampling, _STOCHGRASP] = Field(
-        "feature",
-        description="The unit that draws one sample in training: feature, group or weight.",
+        default="feature",
+        description="The unit that draws its own sample in training.",
     )
     injection: Annotated[float, Field(ge=0)] | str = Field(
-        0.04,
+        default=0.04,
         description="Standard deviation of the noise on the frozen weights in training, in units "
         "of the column maximum; or that of a device at a time, such as pcm-hermes-2@1d.",
     )
     converters: Annotated[str | None, Note("exact")] = Field(
-        None, description="A device whose DACs, ADCs and output noise are simulated in training."
+        default=None,
+        description="A device whose DACs, ADCs and output noise are simulated in training.",
     )
     evaluate_on: Annotated[str | None, Note("the last epoch's")] = Field(
-        None,
+        default=None,
         description="A device at a time, such as pcm-hermes-2@1d, on which the best epoch is "
         "selected, with rows held out from the training rows.",
     )
-    epochs: float = Field(3.0, gt=0, le=10_000, description="Number of epochs.")
+    epochs: float = Field(default=3.0, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
-        None, gt=0, description="The peak learning rate."
+        default=None, gt=0, description="The peak learning rate."
     )
     shift_lr_ratio: Annotated[float, _GRASP] = Field(
-        SHIFT_LR_RATIO,
+        default=SHIFT_LR_RATIO,
         gt=0,
         description="Learning rate of the shifts, in units of the learning rate.",
     )
-    batch_size: int = Field(32, ge=1, description="Batch size.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
-    bf16: bool = Field(False, description="Train in mixed precision.")
+    batch_size: int = Field(default=32, ge=1, description="Batch size.")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Batches per optimizer step."
+    )
+    bf16: bool = Field(default=False, description="Train in mixed precision.")
 
     @field_validator("injection", mode="before")
     @classmethod
@@ -397,14 +400,14 @@ class TrainingSettings(Section):
 
 
 class RunSettings(Section):
-    """What is measured, how often, and where the work is done."""
+    """Drift times and chip instances to measure, and the processes that do the work."""
 
     times: Names = Field(
-        ("0s", "1h", "1d", "30d", "1y"), description="Drift times since programming."
+        default=("0s", "1h", "1d", "30d", "1y"), description="Drift times since programming."
     )
-    repeats: Count = Field(3, description="Chip instances per device.")
+    repeats: Count = Field(default=3, description="Chip instances per device.")
     until_ci: Annotated[float | None, Note("as many as --repeats", changeable=True)] = Field(
-        None,
+        default=None,
         gt=0,
         description="Add chip instances until the half width of every 95 % confidence interval is "
         "at most this many points (per cent, for a score that is a fraction).",
@@ -412,21 +415,22 @@ class RunSettings(Section):
     repeats_limit: Annotated[
         Count,
         Note(needs=("until_ci", lambda points: points is not None, "until_ci"), changeable=True),
-    ] = Field(100, description="Chip instances per device at most, with --until-ci.")
+    ] = Field(default=100, description="Chip instances per device at most, with --until-ci.")
     seed: int = Field(
-        0,
+        default=0,
         ge=0,
         lt=2**32,
         description="Seed of the training and of the first chip instance; the others count up.",
     )
     engine: Annotated[Literal["local", "ray"], Note(changeable=True)] = Field(
-        "local", description="Where the work is done: local (this machine) or ray (a Ray cluster)."
+        default="local",
+        description="Where the work is done: local (this machine) or ray (a Ray cluster).",
     )
     workers: Annotated[
         Count,
         Note("one per core, at most 4, for large grids without a GPU; else 1", changeable=True),
     ] = Field(
-        1,
+        default=1,
         description="Processes on this machine, which share its cores; each has its own copy of "
         "the model.",
     )
@@ -437,16 +441,9 @@ class RunSettings(Section):
             needs=("engine", lambda engine: engine == "ray", "the engine ray"),
             changeable=True,
         ),
-    ] = Field(None, description="Address of a running Ray cluster.")
+    ] = Field(default=None, description="Address of a running Ray cluster.")
 
     @field_validator("times")
     @classmethod
     def _canonical_times(cls, times: tuple[str, ...]) -> tuple[str, ...]:
-        return _each_once("times", tuple(format_time(parse_time(time)) for time in times))
-
-
-def _each_once(name: str, values: tuple[str, ...]) -> tuple[str, ...]:
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} is listed in {name} more than once.")
-    return values
+        return _unique(tuple(format_time(parse_time(time)) for time in times))

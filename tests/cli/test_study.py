@@ -10,7 +10,7 @@ import sqlite3
 import pytest
 import torch
 
-from analog_grasp.cli.study import _with_workers
+from analog_grasp.cli.runs import _with_workers
 from analog_grasp.devices import noise_model as noise
 from analog_grasp.study.config import resolve
 from analog_grasp.study.runner import prepare
@@ -74,7 +74,7 @@ def test_interrupted_run_goes_on_to_the_same_results(
     # Two of the scores are those of the digital models.
     assert ended.err.splitlines()[-1] == (
         f"Interrupted: {max(scored - 2, 0)} of 8 cells are measured and kept in {out}; "
-        "the same command goes on."
+        "the same command resumes the run."
     )
     monkeypatch.undo()
     assert ag(*small_run, "--out", out).status == 0

@@ -95,7 +95,8 @@ def test_an_interrupted_tuning_says_what_is_kept(ag, small_study, tmp_path, monk
         ended = ag(*small_study, "--out", out)
     assert ended.status == 1
     assert ended.err.splitlines()[-1] == (
-        f"Interrupted: 1 of 2 trials are finished and kept in {out}; the same command goes on."
+        f"Interrupted: 1 of 2 trials are finished and kept in {out}; the same command resumes the "
+        "tuning."
     )
     assert ag(*small_study, "--out", out).status == 0
     assert [row["noise_weight"] for row in rows(out)] == ["1.0", "0.0"]

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from analog_grasp.cli import main
-from analog_grasp.cli.main import COMMANDS, _imported, app
+from analog_grasp.cli.main import COMMANDS, app, load_command
 from analog_grasp.devices.card import DeviceCard, _folder
-from analog_grasp.study.adapters import load_adapter, new_adapter, save_adapter
+from analog_grasp.devices.profile import profile as device_profile
 from analog_grasp.study.config import SETTINGS, StudyConfig, flat, resolve
+from analog_grasp.study.trained_adapters import load_adapter, new_adapter, save_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.reviews import reviews as generate_reviews
 from analog_grasp.utils.errors import CardError
@@ -123,7 +124,7 @@ def check_card(path: Path) -> None:
         is_sentence(error)
         return
     for time in (0.0, 86_400.0, 1e12):
-        profile = card.profile(time)
+        profile = device_profile(card, time)
         for numbers in (profile.mean_at(np.linspace(-1, 1, 9)), profile.std_at(np.ones(3))):
             assert np.isfinite(numbers).all()
 
@@ -230,7 +231,7 @@ WORDS = [
 def command_lines(data, folder, saved, bert_folder) -> None:
     (folder / "file").touch()
     name = data.draw(st.sampled_from(TRIED))
-    known = [o for p in _imported(name).params for o in p.opts if o[:2] == "--"]
+    known = [o for p in load_command(name).params for o in p.opts if o[:2] == "--"]
     options = sorted({"--nothing", *known} - GIVEN)
     asked = [name]
     if "--model" in known:

@@ -12,7 +12,7 @@ from analog_grasp.study.config import (
     flat,
     resolve,
 )
-from analog_grasp.study.folder import claim
+from analog_grasp.study.provenance import open_run
 from analog_grasp.study.sections import split_names
 
 
@@ -97,7 +97,7 @@ def test_run_toml_reproduces_the_settings(tmp_path):
             "trust_remote_code": True,
         }
     )
-    claim(tmp_path / "run", config)
+    open_run(tmp_path / "run", config)
     found = resolve({}, tmp_path / "run" / "run.toml")
     assert found == config.replace(trust_remote_code=False)
     assert resolve({}, tmp_path / "run" / "run.toml") == resolve(flat(config))
@@ -133,10 +133,10 @@ def test_names_are_split_at_commas_outside_of_paths(tmp_path, text, names):
         ({"repeat": 3}, r"Unknown setting 'repeat'\. Did you mean 'repeats'\? Available: model,"),
         ({"times": ["1 fortnight"]}, r'times.*"1 fortnight" has the unknown unit "fortnight"'),
         ({"times": ["-1s"]}, r'times.*"-1s" is negative'),
-        ({"times": ["1h", "3600s"]}, "1h is listed in times more than once"),
+        ({"times": ["1h", "3600s"]}, "times is .*: 1h is listed more than once"),
         ({"times": []}, "times is .*at least 1 item"),
-        ({"devices": ["ideal", "ideal"]}, "ideal is listed in devices more than once"),
-        ({"adapters": ["grasp", "grasp"]}, "grasp is listed in adapters more than once"),
+        ({"devices": ["ideal", "ideal"]}, "devices is .*: ideal is listed more than once"),
+        ({"adapters": ["grasp", "grasp"]}, "adapters is .*: grasp is listed more than once"),
         ({"placement": "analog"}, "placement is 'analog'.*'digital', 'folded' or 'programmed'"),
         ({"workers": 0}, "workers is 0.*greater than or equal to 1"),
         ({"until_ci": 0}, "until_ci is 0.*greater than 0"),
@@ -169,7 +169,7 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
             {"groups": 4, "adapters": ["lora"]},
             "groups is 4.*no effect on lora: it applies to grasp",
         ),
-        ({"target_modules": ["query"], "adapters": ["lora", "ia3"]}, "no effect on ia3 or lora"),
+        ({"target_modules": ["query"], "adapters": ["lora", "ia3"]}, "no effect on lora or ia3"),
         ({"noise_weight": 2.0, "adapters": ["grasp"]}, "noise_weight.*applies to stochgrasp"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 from peft import PeftConfig
 
-from analog_grasp.cli import single
+from analog_grasp.cli import runs
 from analog_grasp.training import AdapterTrainer
 
 
@@ -35,7 +35,7 @@ def test_training_that_fails_leaves_no_half_of_a_folder(ag, tiny, tmp_path, monk
         folder.mkdir()
         raise OSError(28, "No space left on device", str(folder))
 
-    monkeypatch.setattr(single, "save_adapter", full)
+    monkeypatch.setattr(runs, "save_adapter", full)
     out = tmp_path / "mine"
     ended = ag("train", "--adapter", "head", *tiny, "--epochs", "1", "--out", out)
     assert ended.status == 1
@@ -53,7 +53,7 @@ def test_interrupted_training_says_so(ag, tiny, tmp_path, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(single, "train_adapter", stopped)
+    monkeypatch.setattr(runs, "train_adapter", stopped)
     ended = ag("train", "--adapter", "head", *tiny, "--out", tmp_path / "mine")
     assert ended.status == 1
     assert ended.err == "Interrupted: the command did not finish.\n"
@@ -100,11 +100,11 @@ def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("injection", "pcm-hermes-2", "injection is 'pcm-hermes-2': name a device and a time"),
+        ("injection", "pcm-hermes-2", "injection is 'pcm-hermes-2': "),
         ("injection", "-1", "injection is"),
         ("evaluate-on", "pcm-hermes-2@soon", "soon"),
         ("evaluate-on", "hermes@1d", "hermes"),
-        ("converters", "ideal", "converters is 'ideal', but that device states none"),
+        ("converters", "ideal", "converters is 'ideal', a device whose card states no converters"),
     ],
 )
 def test_devices_of_training_are_checked_before_it(

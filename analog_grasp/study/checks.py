@@ -1,0 +1,134 @@
+"""Checks of a request that need neither torch nor the task's data nor the model's weights.
+
+They run before anything that takes seconds to import, so that a wrong name is reported at once.
+"""
+
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from analog_grasp.devices.card import DeviceAtTime, DeviceCard
+from analog_grasp.study.config import StudyConfig, is_folder
+from analog_grasp.study.sections import (
+    HardwareSettings,
+    RunSettings,
+    TaskSettings,
+    TrainingSettings,
+)
+from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.types import TASK_NAMES, Placement
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of a saved adapter, as PEFT writes them."""
+
+
+def check_study(config: StudyConfig) -> None:
+    """Raise an error if a study names anything that does not exist.
+
+    Raises:
+        ValueError: A task, device, adapter or engine is unknown, or a setting does not fit.
+        FileNotFoundError: A folder or file is missing.
+    """
+    check_engine(config.run)
+    check_task(config.task)
+    check_model(config.model.name)
+    check_devices(config.hardware)
+    check_adapters(config.model.adapters, config.hardware)
+    check_training(config.training)
+
+
+def check_training(training: TrainingSettings) -> None:
+    """Raise ValueError if a device or time of the training is unknown."""
+    for name in ("noise_target", "injection", "evaluate_on"):
+        if isinstance(where := getattr(training, name), str):
+            try:
+                DeviceAtTime.parse(where)
+            except ValueError as error:
+                raise ValueError(f"The setting {name} is {where!r}: {error}") from None
+    if training.converters is not None and DeviceCard.load(training.converters).converters is None:
+        raise ValueError(
+            f"The setting converters is {training.converters!r}, a device whose card states no "
+            "converters: choose one that does, or omit the setting for exact arithmetic."
+        )
+
+
+def check_devices(hardware: HardwareSettings) -> None:
+    """Raise ValueError if a device is unknown, or a changed value does not fit its card."""
+    hardware.cards()
+
+
+def check_task(task: TaskSettings) -> None:
+    """Raise an error if the task is unknown or the folder of its data is missing."""
+    registry = sys.modules.get("analog_grasp.tasks.registry")
+    known = registry.task_names() if registry else TASK_NAMES
+    if task.name not in known:
+        raise ValueError(unknown_name("task", task.name, known))
+    if task.data_dir is not None and not Path(task.data_dir).is_dir():
+        raise FileNotFoundError(
+            f"The data folder {task.data_dir} does not exist: give the folder with the files of "
+            f"the task {task.name}."
+        )
+
+
+def check_model(name: str | None) -> None:
+    """Raise FileNotFoundError if the model can only be a folder, and is missing."""
+    # An id on the Hub has one slash at most, and no leading dot or slash.
+    local = name is not None and (name.count("/") > 1 or name.startswith((".", "/", "~")))
+    if name is not None and local and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"The model folder {name} does not exist: give a folder that save_pretrained of "
+            "transformers wrote, or an id on the Hub."
+        )
+
+
+def check_adapters(adapters: Iterable[str], hardware: HardwareSettings) -> None:
+    """Raise an error if an adapter is unknown, missing, or cannot have the placement."""
+    for adapter in adapters:
+        if is_folder(adapter):
+            check_saved(Path(adapter))
+        else:
+            check_kind(adapter, hardware.placement)
+
+
+def check_kind(adapter: str, placement: Placement = "folded") -> None:
+    """Raise ValueError if an adapter is unknown, or cannot have the placement."""
+    from analog_grasp.adapters.registry import check_placement
+
+    check_placement(adapter, placement)
+
+
+def check_saved(folder: Path) -> None:
+    """Raise FileNotFoundError if a folder holds no saved adapter."""
+    # Full fine-tuning is saved as a model.
+    if not any((folder / name).is_file() for name in (ADAPTER_FILES[0], "config.json")):
+        raise FileNotFoundError(
+            f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
+            "which save_pretrained writes."
+        )
+
+
+def check_engine(run: RunSettings) -> None:
+    """Raise ValueError if the engine needs a package that is not installed."""
+    if run.engine == "ray" and find_spec("ray") is None:
+        raise ValueError(
+            "The engine ray needs the package ray, which is not installed: run pip install "
+            "'analog-grasp[ray]', or use the engine local."
+        )
+
+
+def check_empty(folder: Path) -> None:
+    """Raise ValueError unless a folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"The output {folder} is not empty: name a new folder for the adapter.")
+
+
+def check_export(path: Path) -> None:
+    """Raise an error if a file cannot be written, as its folder is missing or it is a folder."""
+    if path.is_dir():
+        raise ValueError(f"The export {path} is a folder: name a file, such as chip.safetensors.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"The folder {path.parent} of the export {path} does not exist: create it, or name a "
+            "file in another folder."
+        )
