@@ -2,9 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,8 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import fold
-from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, frozen_layers
+from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, fold, frozen_layers
 from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar.chip_layer import ChipLayer, TileBackend, TileSettings, chip_layer
 from analog_grasp.crossbar.forward_hooks import (
@@ -24,7 +22,7 @@ from analog_grasp.crossbar.forward_hooks import (
 )
 from analog_grasp.crossbar.programmed_adapter import ProgrammedAdapter
 from analog_grasp.crossbar.report import DeploymentReport, LayerReport, digital_modules
-from analog_grasp.crossbar.saving import read_model, write_model
+from analog_grasp.crossbar.saving import card_as_data, card_from_data, read_model, write_model
 from analog_grasp.crossbar.streaming import check_whole, stream_weights
 from analog_grasp.crossbar.tile_weight import FusedTiles, fused_weights, put_fused, split_fused
 from analog_grasp.devices.card import Device, DeviceCard, Effect
@@ -97,6 +95,11 @@ class Deployment:
         return self._chip.time_s
 
     @property
+    def placement(self) -> Placement:
+        """Where the adapter is."""
+        return self._placement
+
+    @property
     def layers(self) -> dict[str, nn.Module]:
         """The layers on tiles, by their names in the base model."""
         return dict(self._layers)
@@ -155,6 +158,21 @@ class Deployment:
         other, shared = _copied(model, self._pattern)
         self._put_on_tiles(other)
         return self._finish(other, shared)
+
+    def copy_model(self, model: nn.Module, own: Collection[str]) -> nn.Module:
+        """Return a copy of a model on this chip, with some parameters of its own.
+
+        Args:
+            model: ``self.model``, or a model from `attach`.
+            own: The names of the parameters to copy; all others are shared with `model`.
+        """
+        shared: dict[int, object] = {
+            id(parameter): parameter
+            for name, parameter in model.named_parameters()
+            if name not in own
+        }
+        shared |= {id(part): part for part in (*self._layers.values(), self._chip)}
+        return copy.deepcopy(model, shared)
 
     def calibrate(
         self,
@@ -265,7 +283,7 @@ class Deployment:
         content = {
             "format": _FORMAT,
             "model": model,
-            "card": self.card.model_dump(mode="json", exclude_none=True),
+            "card": card_as_data(self.card),
             "placement": self._placement,
             "programming_error": self._programming_error,
             "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
@@ -296,7 +314,7 @@ class Deployment:
             content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}")
-            card = DeviceCard.model_validate(content["card"])
+            card = card_from_data(content["card"])
             dtype: Any = getattr(torch, content["dtype"])
         except FileNotFoundError:
             raise FileNotFoundError(

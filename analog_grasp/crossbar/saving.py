@@ -1,6 +1,7 @@
 """Digital models as files: the state of a model, whether deployed or not, and its structure."""
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,33 @@ from torch import Tensor, nn
 from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.crossbar.tile_weight import FusedTiles, TileWeight
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.schema import TabulatedDrift
+
+
+def card_as_data(card: DeviceCard) -> dict[str, Any]:
+    """Return a card in values that JSON holds; `card_from_data` gives the same card again."""
+    stated = card.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(card.drift, TabulatedDrift):
+        # The table states it.
+        stated.pop("programming", None)
+    absent = [name for name in type(card).model_fields if getattr(card, name) is None]
+    return {"stated": stated, "absent": absent}
+
+
+def card_from_data(data: Mapping[str, Any]) -> DeviceCard:
+    """Return the card of `card_as_data`.
+
+    Raises:
+        ValueError: The data are not those of a card.
+
+    Example:
+        >>> card = DeviceCard.load("rram-wan2022").without("programming", "read")
+        >>> card_from_data(card_as_data(card)) == card
+        True
+    """
+    card = DeviceCard.model_validate_json(json.dumps(data["stated"]))
+    return card.model_copy(update=dict.fromkeys(data["absent"]))
 
 
 def write_model(model: nn.Module, path: Path) -> dict[str, Any]:

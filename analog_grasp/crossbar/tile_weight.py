@@ -256,6 +256,7 @@ def split_fused(name: str, parameter: Tensor, transposed: bool) -> dict[str, Fro
 
 def put_fused(module: nn.Module, attribute: str, fused: FusedTiles) -> None:
     """Put tile sets into a module in place of a fused parameter."""
+    del module._parameters[attribute]
     setattr(module, attribute, fused)
     if hasattr(module, "config"):
         # transformers' other implementations multiply by the parameter as a whole.

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralConfig, MixtralModel
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
-from analog_grasp.adapters.folding import fold
+from analog_grasp.adapters.frozen import fold
 from analog_grasp.crossbar.export import export_chip, read_chip
 
 CARDS = DeviceCard.names()

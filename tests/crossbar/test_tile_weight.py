@@ -99,6 +99,8 @@ def test_a_module_that_takes_the_weight_computes_on_the_tiles(batch):
     tiny = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50, state_size=4)
     torch.manual_seed(0)
     model = MambaModel(tiny).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.5)
     ids = batch["input_ids"]
     expected = output(model, ids)
     ideal = deploy(model, "ideal").program(0)
@@ -210,17 +212,20 @@ def test_adapters_share_the_experts_of_a_chip(batch):
 
 def test_the_report_names_the_weights_that_stay_digital():
     torch.manual_seed(0)
-    model = nn.ModuleDict(
-        {
-            "conv": nn.Conv1d(2, 3, 5),
-            "lstm": nn.LSTM(4, 3),
-            "embedding": nn.Embedding(7, 4),
-            "dense": nn.Linear(10, 6),
-            "unused": nn.Linear(5, 4),
-            "norm": nn.LayerNorm(4),
-        }
-    )
-    model.forward = lambda x: model.dense(x)
+    parts = {
+        "conv": nn.Conv1d(2, 3, 5),
+        "lstm": nn.LSTM(4, 3),
+        "embedding": nn.Embedding(7, 4),
+        "dense": nn.Linear(10, 6),
+        "unused": nn.Linear(5, 4),
+        "norm": nn.LayerNorm(4),
+    }
+
+    class Model(nn.ModuleDict):
+        def forward(self, x):
+            return self["dense"](x)
+
+    model = Model(parts)
     deployed = deploy(model, "ideal").program(0)
     assert not deployed.report().unread
     output(deployed.model, torch.ones(1, 10))
