@@ -1,10 +1,10 @@
-"""How does the cost of analog forward passes grow with what is asked?
+"""Scaling of the time and memory of analog forward passes.
 
-Along each of five axes, the others held: the cells of a study, the width of the model, the length
-of the sequence, the side of a tile and the threads. Models have random weights, and are read
-through the converters and the noise of pcm-hermes-2. For each axis the exponent of seconds is
-fitted by least squares in log-log, with its standard error; beside it stands the peak memory,
-beyond the loaded modules, of a process that does the same once.
+One of five quantities is varied at a time: measurements, width of the model, length of the
+sequence, side of a tile, threads. Models have random weights and the converters and noise of
+pcm-hermes-2. The exponent of the time is fitted by least squares in log-log, with its standard
+error; the peak memory is that of a process that does the same once, in excess of the loaded
+modules.
 
     python benchmarks/scaling.py --figure docs/images/performance-scaling.png
 
@@ -26,27 +26,27 @@ from scipy.stats import linregress
 from transformers import BertConfig, BertModel
 
 from analog_grasp import DeviceCard, deploy
-from analog_grasp.report.drawing import STYLE
+from analog_grasp.report.plotting import STYLE
 
 LAYERS, HEADS, BATCH = 2, 4, 16
 LABELS = {
-    "cells": "cells",
+    "cells": "measurements",
     "width": "weights on tiles",
-    "length": "tokens a sequence",
+    "length": "tokens per sequence",
     "tile": "side of a tile",
     "threads": "threads",
 }
 
 
 class Work(NamedTuple):
-    """What is computed: for each cell, drift to a time of its own and a forward pass.
+    """The computation: per measurement, drift to another time and one forward pass.
 
     Attributes:
-        cells: 0 for a forward pass alone.
-        width: Of the model, whose weights grow as its square.
-        length: Tokens a sequence.
+        cells: Number of measurements; 0 for one forward pass.
+        width: Width of the model; the weights are proportional to its square.
+        length: Tokens per sequence.
         tile: Rows and columns of a tile.
-        threads: Torch's, which the kernels follow.
+        threads: Threads of torch and of the kernels.
     """
 
     cells: int = 0
@@ -57,13 +57,13 @@ class Work(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What was measured along an axis.
+    """The measurements along an axis.
 
     Attributes:
-        name: The field of `Work` that grows.
-        sizes: What it is plotted against, ``(n,)``.
+        name: The field of `Work` that is varied.
+        sizes: Values on the x axis, ``(n,)``.
         seconds: Of each call, ``(n, repeats)``.
-        memory: Peak beyond the loaded modules, MiB, ``(n,)``.
+        memory: Peak in excess of the loaded modules, MiB, ``(n,)``.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Axis(NamedTuple):
         return np.median(self.seconds, axis=1)
 
     def fit(self) -> tuple[float, float, float]:
-        """Exponent, its standard error, and the seconds at size 1, of all calls in log-log."""
+        """Return exponent, its standard error and the seconds at size 1, fitted in log-log."""
         sizes = np.repeat(self.sizes, self.seconds.shape[1])
         line = linregress(np.log(sizes), np.log(self.seconds.ravel()))
         return line.slope, line.stderr, float(np.exp(line.intercept))
@@ -85,7 +85,7 @@ class Axis(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--figure", type=Path, help="where to draw the curves, as PNG")
+    parser.add_argument("--figure", type=Path, help="PNG file for the figure")
     parser.add_argument("--quick", action="store_true", help="a small model, two calls of each")
     asked = parser.parse_args()
     start = Work(threads=torch.get_num_threads())
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def axes(start: Work) -> dict[str, list[int]]:
-    """The values along each axis, each twice the one before."""
+    """Return the values along each axis, each twice the previous one."""
     cores = len(os.sched_getaffinity(0))
     return {
         "cells": [1, 2, 4, 8],
@@ -123,7 +123,7 @@ def measured(start: Work, name: str, sizes: list[int], repeats: int) -> Axis:
 
 
 def prepared(work: Work) -> Callable[[], None]:
-    """A model on a programmed chip; a call computes the work."""
+    """Return a function that does the work on a model on a programmed chip."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=100,
@@ -152,7 +152,7 @@ def once(work: Work) -> None:
 
 
 def table(found: Sequence[Axis]) -> str:
-    """A row an axis: from its smallest to its largest, and the exponent between them."""
+    """Return one row per axis: smallest and largest values, and the exponent."""
     rows = []
     for axis in found:
         exponent, error, _ = axis.fit()
@@ -160,11 +160,11 @@ def table(found: Sequence[Axis]) -> str:
         ends = (f"{pair[0]:.4g} to {pair[-1]:.4g}" for pair in pairs)
         rows.append((LABELS[axis.name], *ends, f"{exponent:.2f} ± {error:.2f}"))
     header = ("", "from, to", "seconds", "peak memory, MiB", "exponent of seconds")
-    return f"**Cost of analog forward passes**\n\n{markdown(header, rows)}"
+    return f"**Scaling of analog forward passes**\n\n{markdown(header, rows)}"
 
 
 def draw(found: Sequence[Axis], path: Path) -> None:
-    """Seconds with their fit above, peak memory below, a column an axis."""
+    """Draw the seconds with their fit and the peak memory, one column per axis."""
     with plt.rc_context(fname=STYLE):
         figure, panels = plt.subplots(
             2, len(found), figsize=(2.8 * len(found), 5), sharex="col", layout="constrained"

@@ -52,8 +52,7 @@ def test_wheel_contains_code_and_data_only(wheel):
     cards = {f"analog_grasp/device_models/{p.name}" for p in ROOT.glob("device_models/*.toml")}
     code = {str(p.relative_to(ROOT)) for p in ROOT.glob("analog_grasp/**/*.py")}
     data = {
-        "analog_grasp/report/page.css",
-        "analog_grasp/report/page.js",
+        "analog_grasp/report/page.html.j2",
         "analog_grasp/report/analog_grasp.mplstyle",
         "analog_grasp/py.typed",
     }
@@ -65,7 +64,7 @@ def test_wheel_contains_code_and_data_only(wheel):
 
 def test_installed_package_lists_its_devices(run, installed):
     script = (
-        "import sys, analog_grasp, analog_grasp.report.page, analog_grasp.report.figures; "
+        "import sys, analog_grasp, analog_grasp.report.comparison, analog_grasp.report.tuning; "
         "from analog_grasp.cli import main; "
         "print(analog_grasp.__file__); sys.argv = ['analog-grasp', 'devices']; main()"
     )
