@@ -125,9 +125,24 @@ class StochGraspConfig(GraspConfig):
     largest conductance.
 
     Args:
-        groups, grouping, target_modules, exclude_modules, modules_to_save, layers_to_transform:
-            As in [`GraspConfig`][analog_grasp.adapters.config.GraspConfig]; so are
-            `layers_pattern`, `learn_shift` and `in_features`.
+        groups (`int`):
+            K, the number of scale-and-shift pairs that the input features of a layer share.
+        grouping (`"contiguous"` or `"strided"`):
+            How the features are divided into groups.
+        target_modules (`list[str]` or `str`):
+            The layers to modulate: names or their endings, a regular expression, or `"all-linear"`.
+        exclude_modules (`list[str]` or `str`, *optional*):
+            The layers not to modulate.
+        modules_to_save (`list[str]`, *optional*):
+            Further modules to train and save with the adapter and the task head.
+        layers_to_transform (`int` or `list[int]`, *optional*):
+            The indices of the transformer layers to modulate; all where None.
+        layers_pattern (`str` or `list[str]`, *optional*):
+            The name of the list of transformer layers in the model.
+        learn_shift (`bool`):
+            Whether shifts are learned beside the scales.
+        in_features (`dict[str, int]`, *optional*):
+            Written when the adapter is saved: the number of input features of each layer.
         sampling (`"feature"`, `"group"`, `"weight"` or `"token"`):
             What draws a sample of its own in training, for every example of a batch: each input
             feature, each group, or each cross-point of the folded weight matrix. With `"token"`

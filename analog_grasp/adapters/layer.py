@@ -182,10 +182,10 @@ class GraspLinear(AdapterLayer):
         folded = folded.to(weight.dtype)
         self._frozen = _FrozenState.of(weight, folded, along_inputs, bias)
         base.weight.data = folded
-        if bias is None:
-            base.bias = nn.Parameter(folded_bias.to(weight.dtype), requires_grad=False)
-        else:
+        if bias is not None:
             base.bias.data = folded_bias.to(weight.dtype)
+        elif any(name in getattr(self, self.adapter_layer_names[1]) for name in names):
+            base.bias = nn.Parameter(folded_bias.to(weight.dtype), requires_grad=False)
 
     def _unfold(self) -> None:
         assert self._frozen is not None

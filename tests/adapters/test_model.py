@@ -1,19 +1,26 @@
-"""GRASP and StochGRASP as PEFT methods, on real architectures."""
+"""GRASP and StochGRASP on whole transformers models."""
 
 import subprocess
 import sys
+import warnings
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+import transformers as hf
+from peft import PeftConfig, PeftModel, get_peft_model
 
+from analog_grasp.adapters import base as registration
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.devices.card import DeviceCard
 
 K = 5
-LAYERS = {"bert": 13, "roberta": 12, "gpt2": 8}  # all linear layers but the head
+LAYERS = {"bert": 13, "roberta": 12, "gpt2": 8}  # all linear layers but those of the head
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
+TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 20,
+        "num_attention_heads": 2}  # fmt: skip
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -26,22 +33,20 @@ def logits(model, batch):
         return model.eval()(**batch).logits
 
 
-def test_trainable_numbers_are_two_or_four_k_a_layer(model, config):
+def test_trainable_parameters_are_two_or_four_k_per_layer(model, config):
     layers = LAYERS[model.config.model_type]
     adapted = get_peft_model(model, config)
     trainable = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
     of_adapter = sum(p.numel() for n, p in trainable.items() if "grasp_" in n)
-    each = 4 * K if isinstance(config, StochGraspConfig) else 2 * K
-    assert of_adapter == each * layers
+    assert of_adapter == (4 if isinstance(config, StochGraspConfig) else 2) * K * layers
     others = [n for n in trainable if "grasp_" not in n]
     assert others
     assert all("modules_to_save" in n for n in others)
 
 
-def test_saves_and_loads_in_a_fresh_process(bert, config, batch, shaken, tmp_path):
+def test_saves_and_loads_in_a_fresh_process(bert, config, batch, perturb, tmp_path):
     bert.save_pretrained(tmp_path / "base")
-    adapted = get_peft_model(bert, config)
-    shaken(adapted)
+    adapted = perturb(get_peft_model(bert, config))
     adapted.save_pretrained(tmp_path / "adapter")
     assert {p.name for p in (tmp_path / "adapter").iterdir()} >= {
         "adapter_config.json",
@@ -63,32 +68,8 @@ torch.save(logits, root + "/logits.pt")
     torch.testing.assert_close(loaded, logits(adapted, batch))
 
 
-def test_several_adapters_on_one_model(model, config, batch, shaken):
-    adapted = get_peft_model(model, config)
-    first = logits(adapted, batch)
-    adapted.add_adapter("second", CONFIGS[config.peft_type.lower()](task_type="SEQ_CLS", groups=2))
-    adapted.set_adapter("second")
-    shaken(adapted)
-    assert not torch.allclose(logits(adapted, batch), first)
-    assert {n.split(".")[-1] for n, p in adapted.named_parameters() if p.requires_grad} <= {
-        "second",
-        "weight",
-        "bias",
-    }
-
-
-def test_disabled_adapter_gives_the_frozen_model(model, config, batch, shaken):
-    frozen = logits(model, batch)
-    adapted = get_peft_model(model, config)
-    shaken(adapted)
-    assert not torch.allclose(logits(adapted, batch), frozen)
-    with adapted.disable_adapter():
-        torch.testing.assert_close(logits(adapted, batch), frozen)
-
-
-def test_merge_and_unmerge_on_the_whole_model(model, config, batch, shaken):
-    adapted = get_peft_model(model, config)
-    shaken(adapted)
+def test_merge_and_unmerge_on_the_whole_model(model, config, batch, perturb):
+    adapted = perturb(get_peft_model(model, config))
     before = {n: p.clone() for n, p in adapted.named_parameters() if "base_layer" in n}
     expected = logits(adapted, batch)
     adapted.merge_adapter()
@@ -97,26 +78,89 @@ def test_merge_and_unmerge_on_the_whole_model(model, config, batch, shaken):
     assert all(torch.equal(p, before[n]) for n, p in adapted.named_parameters() if n in before)
 
 
-def test_merge_and_unload_leaves_a_plain_model(model, config, batch, shaken):
-    adapted = get_peft_model(model, config)
-    shaken(adapted)
+def test_merge_and_unload_returns_a_plain_model(model, config, batch, perturb):
+    adapted = perturb(get_peft_model(model, config))
     expected = logits(adapted, batch)
     plain = adapted.merge_and_unload()
     assert not any(isinstance(m, GraspLinear) for m in plain.modules())
     torch.testing.assert_close(logits(plain, batch), expected, atol=1e-5, rtol=1e-4)
 
 
+# Architectures without biases: with a setting for all of them, for some of them, for none.
+NO_BIASES = {
+    "llama": (hf.LlamaForSequenceClassification, hf.LlamaConfig(**TINY, pad_token_id=0)),
+    "qwen2": (hf.Qwen2ForSequenceClassification, hf.Qwen2Config(**TINY, num_key_value_heads=2,
+                                                                pad_token_id=0)),
+    "t5": (hf.T5ForSequenceClassification, hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1,
+                                                       num_heads=2, vocab_size=20,
+                                                       decoder_start_token_id=0)),
+}  # fmt: skip
+
+
+def save_and_reload(plain, folder, batch):
+    plain.save_pretrained(folder)
+    return logits(type(plain).from_pretrained(folder), batch)
+
+
 @pytest.mark.parametrize(
-    ("target", "count"), [(["query", "value"], 4), (r".*layer\.1\..*dense", 3), ("all-linear", 13)]
+    ("name", "targets", "kept"),
+    [
+        ("llama", ["q_proj", "o_proj"], True),
+        ("llama", ["up_proj", "down_proj"], True),
+        ("llama", "all-linear", True),
+        ("qwen2", ["q_proj"], True),
+        ("qwen2", ["o_proj"], False),
+        ("t5", ["q", "wo"], False),
+    ],
 )
-def test_target_modules_as_peft_has_them(bert, target, count):
-    adapted = get_peft_model(
-        bert, GraspConfig(groups=2, target_modules=target, task_type="SEQ_CLS")
-    )
+def test_merged_shifts_survive_saving_or_are_warned_of(name, targets, kept, perturb, tmp_path):
+    made, settings = NO_BIASES[name]
+    torch.manual_seed(0)
+    adapted = get_peft_model(made(settings), GraspConfig(groups=4, target_modules=targets))
+    batch = {"input_ids": torch.tensor([[3, 4, 5, 1]])}
+    expected = logits(perturb(adapted), batch)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plain = adapted.merge_and_unload()
+    lost = [str(w.message) for w in caught if "learn_shift=False" in str(w.message)]
+    torch.testing.assert_close(logits(plain, batch), expected, atol=1e-5, rtol=1e-4)
+    assert bool(lost) != kept
+    if kept:
+        reloaded = save_and_reload(plain, tmp_path, batch)
+        torch.testing.assert_close(reloaded, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_scales_alone_merge_into_layers_without_biases(perturb, tmp_path):
+    made, settings = NO_BIASES["t5"]
+    torch.manual_seed(0)
+    config = GraspConfig(groups=4, target_modules=["q", "wo"], learn_shift=False)
+    adapted = perturb(get_peft_model(made(settings), config))
+    batch = {"input_ids": torch.tensor([[3, 4, 5, 1]])}
+    expected = logits(adapted, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = adapted.merge_and_unload()
+    reloaded = save_and_reload(plain, tmp_path, batch)
+    torch.testing.assert_close(reloaded, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({"target_modules": ["query", "value"]}, 4),
+        ({"target_modules": r".*layer\.1\..*dense"}, 3),
+        ({"target_modules": "all-linear"}, 13),
+        ({"target_modules": "all-linear", "exclude_modules": ["query"]}, 11),
+        ({"target_modules": ["query", "value"], "layers_to_transform": 1}, 2),
+        ({"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": "layer"}, 1),
+    ],
+)
+def test_layers_are_chosen_as_in_peft(bert, settings, count):
+    adapted = get_peft_model(bert, GraspConfig(groups=2, task_type="SEQ_CLS", **settings))
     assert len(list(adapted.base_model.modulated_layers())) == count
 
 
-def test_sampling_in_evaluation_is_asked_for(bert, batch):
+def test_sampling_in_evaluation_is_enabled_by_a_context(bert, batch):
     adapted = get_peft_model(bert, StochGraspConfig(task_type="SEQ_CLS", groups=K))
     means = logits(adapted, batch)
     with adapted.base_model.sampling():
@@ -124,24 +168,62 @@ def test_sampling_in_evaluation_is_asked_for(bert, batch):
     torch.testing.assert_close(logits(adapted, batch), means)
 
 
-def test_groups_above_the_features_are_refused(bert):
-    with pytest.raises(ValueError, match=r"groups is 33.*32 input features"):
+def test_a_model_in_evaluation_mode_stays_in_it(bert, batch):
+    adapted = get_peft_model(bert.eval(), StochGraspConfig(task_type="SEQ_CLS", groups=K))
+    with torch.no_grad():
+        assert torch.equal(adapted(**batch).logits, adapted(**batch).logits)
+
+
+def test_groups_above_the_features_raise_and_leave_the_model_as_it_was(bert):
+    modules = [name for name, _ in bert.named_modules()]
+    with pytest.raises(ValueError, match=r"groups is 33; .* 32 input features"):
         get_peft_model(bert, GraspConfig(groups=33))
+    assert [name for name, _ in bert.named_modules()] == modules
 
 
-def test_an_adapter_of_another_model_is_refused(bert, make_model, tmp_path):
+CHANGES = {
+    "num_hidden_layers": (1, "6 layers that this model lacks, such as bert.encoder.layer.1"),
+    "intermediate_size": (64, "has 70 features, and here 64"),
+}
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_an_adapter_of_another_model_raises_and_leaves_nothing(bert, setting, tmp_path):
     get_peft_model(bert, GraspConfig(groups=2)).save_pretrained(tmp_path)
-    bert.config.num_hidden_layers = 1
-    smaller = type(bert)(bert.config)
-    with pytest.raises(ValueError, match=r"made for another model.*6 layers that this one has not"):
-        PeftModel.from_pretrained(smaller, tmp_path)
+    value, message = CHANGES[setting]
+    setattr(bert.config, setting, value)
+    other = type(bert)(bert.config)
+    with pytest.raises(ValueError, match=f"made for another model: it.*{message}"):
+        PeftModel.from_pretrained(other, tmp_path)
+    assert not any("grasp" in name for name, _ in other.named_parameters())
+    adapted = get_peft_model(type(bert)(bert.config), GraspConfig(groups=3))
+    with pytest.raises(ValueError, match="made for another model"):
+        adapted.load_adapter(tmp_path, "other")
+    assert list(adapted.peft_config) == ["default"]
+    assert not any(name.endswith(".other") for name in adapted.state_dict())
 
 
-def test_an_adapter_for_other_widths_is_refused(bert, tmp_path):
-    get_peft_model(bert, GraspConfig(groups=2)).save_pretrained(tmp_path)
-    bert.config.intermediate_size = 64
-    with pytest.raises(ValueError, match=r"made for another model.*takes 70 features.*takes 64"):
-        PeftModel.from_pretrained(type(bert)(bert.config), tmp_path)
+def test_the_caller_keeps_an_unchanged_configuration_for_a_second_model(bert, make_model):
+    config = GraspConfig(task_type="SEQ_CLS", groups=2, target_modules=["dense"])
+    get_peft_model(bert, config)
+    assert config.in_features is None
+    other = make_model("roberta")
+    adapted = get_peft_model(other, config)
+    count = sum(name.endswith("dense") for name, _ in other.roberta.named_modules())
+    assert len(list(adapted.base_model.modulated_layers())) == count
+
+
+def test_the_heads_are_listed_once(make_model, tmp_path):
+    adapted = get_peft_model(make_model("roberta"), GraspConfig(task_type="SEQ_CLS", groups=2))
+    adapted.add_adapter("second", GraspConfig(task_type="SEQ_CLS", groups=2))
+    adapted.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_model("roberta"), tmp_path)
+    for saved in (tmp_path, tmp_path / "second"):
+        assert sorted(PeftConfig.from_pretrained(str(saved)).modules_to_save) == [
+            "classifier",
+            "score",
+        ]
+    assert sorted(loaded.active_peft_config.modules_to_save) == ["classifier", "score"]
 
 
 @pytest.mark.parametrize(
@@ -149,24 +231,40 @@ def test_an_adapter_for_other_widths_is_refused(bert, tmp_path):
     [
         ({"groups": 0}, "groups is 0"),
         ({"grouping": "random"}, "contiguous, strided"),
-        ({"sampling": "layer"}, "feature, group, weight"),
+        ({"sampling": "layer"}, "feature, group, weight, token"),
         ({"noise_loss": "l1"}, "l2, kl"),
         ({"init_sigma": 0.0}, "init_sigma is 0.0"),
         ({"noise_weight": -1.0}, "noise_weight is -1.0"),
         ({"noise_target": 0.0}, "noise_target is 0.0"),
+        ({"layers_to_transform": 1}, "target_modules to be a list of names"),
+        ({"layers_pattern": "h", "target_modules": ["q"]}, "requires layers_to_transform"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, sentence):
+def test_settings_out_of_range_raise(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         StochGraspConfig(**settings)
 
 
-def test_a_peft_that_refuses_is_named(monkeypatch):
-    def refuse(**_):
+def test_a_noise_target_given_as_a_card_is_saved_by_its_name(tmp_path):
+    card = DeviceCard.load("pcm-hermes-2")
+    StochGraspConfig(noise_target=card.at("1d")).save_pretrained(str(tmp_path))
+    assert PeftConfig.from_pretrained(str(tmp_path)).noise_target == "pcm-hermes-2@1d"
+
+
+@pytest.mark.parametrize("config", [GraspConfig, StochGraspConfig])
+def test_help_lists_every_setting(config):
+    own = {field.name for field in fields(config)} - {field.name for field in fields(PeftConfig)}
+    assert len(own) >= 9
+    for name in own:
+        assert f"\n        {name} (`" in config.__doc__, name
+
+
+def test_a_peft_that_does_not_accept_a_method_is_named(monkeypatch):
+    def reject(**_):
         raise KeyError("There is already PEFT method called 'grasp'")
 
-    monkeypatch.setattr(registration, "register_peft_method", refuse)
+    monkeypatch.setattr(registration, "register_peft_method", reject)
     monkeypatch.setattr(registration, "PeftType", SimpleNamespace(__members__={}))
     monkeypatch.setattr(registration, "extend_enum", lambda *_: None)
-    with pytest.raises(ImportError, match="refuses grasp as a method"):
-        registration.register()
+    with pytest.raises(ImportError, match="does not accept grasp as a method"):
+        registration.register("grasp", GraspConfig, object)
