@@ -23,9 +23,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def glue_dir():
-    """The official GLUE files, which are not ours to hand on."""
-    beside = Path(__file__).parents[3] / "shared" / "glue"
-    folder = Path(os.environ.get("ANALOG_GRASP_GLUE", beside))
+    """Folder of the official GLUE files, which this project does not distribute."""
+    default = Path(__file__).parents[3] / "shared" / "glue"
+    folder = Path(os.environ.get("ANALOG_GRASP_GLUE", default))
     if not folder.is_dir():
         pytest.skip(f"no GLUE files in {folder}; set ANALOG_GRASP_GLUE to their folder")
     return folder
@@ -38,7 +38,7 @@ def small_reviews() -> SentenceTask:
 
 @pytest.fixture(scope="session")
 def word_tokenizer(small_reviews):
-    """Makes tokenizers of whole words that know the reviews' own, with given special tokens."""
+    """Function that makes tokenizers of the words of the reviews with given special tokens."""
     texts = small_reviews.train["text"][:]
     words = sorted({word for text in texts for word in text.rstrip(".").split()})
 
@@ -54,7 +54,7 @@ def word_tokenizer(small_reviews):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, word_tokenizer) -> Path:
-    """A tiny BERT of random weights, with its tokenizer, as save_pretrained leaves it."""
+    """Folder of a tiny BERT with random weights and its tokenizer, written by save_pretrained."""
     folder = tmp_path_factory.mktemp("tiny-bert")
     tokenizer = word_tokenizer(pad_token="[PAD]")
     config = BertConfig(
@@ -84,9 +84,9 @@ MEANINGS = {
 
 @pytest.fixture(scope="session")
 def e2e_dir():
-    """The official E2E files, which are not ours to hand on."""
-    beside = Path(__file__).parents[3] / "shared" / "e2e"
-    folder = Path(os.environ.get("ANALOG_GRASP_E2E", beside))
+    """Folder of the official E2E files, which this project does not distribute."""
+    default = Path(__file__).parents[3] / "shared" / "e2e"
+    folder = Path(os.environ.get("ANALOG_GRASP_E2E", default))
     if not folder.is_dir():
         pytest.skip(f"no E2E files in {folder}; set ANALOG_GRASP_E2E to their folder")
     return folder
@@ -94,7 +94,7 @@ def e2e_dir():
 
 @pytest.fixture(scope="session")
 def e2e_references(e2e_dir):
-    """Gives the references of an official E2E file, grouped by meaning representation."""
+    """Function that returns the references of an official E2E file by meaning representation."""
 
     def read(file: str) -> list[list[str]]:
         groups: dict[str, list[str]] = {}
@@ -108,7 +108,7 @@ def e2e_references(e2e_dir):
 
 @pytest.fixture(scope="session")
 def restaurants() -> GenerationTask:
-    """Six prompts with one to three references."""
+    """Task of six prompts with one to three references."""
     rows = Dataset.from_dict(
         {"text": [linearised(meaning) for meaning in MEANINGS], "references": [*MEANINGS.values()]}
     )
@@ -117,7 +117,7 @@ def restaurants() -> GenerationTask:
 
 @pytest.fixture(scope="session")
 def writer_folder(tmp_path_factory) -> Path:
-    """A tiny GPT-2 of random weights, with a tokenizer of bytes, as save_pretrained leaves it."""
+    """Folder of a tiny GPT-2 with random weights and a byte tokenizer, from save_pretrained."""
     folder = tmp_path_factory.mktemp("tiny-gpt2")
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -142,7 +142,7 @@ def writer_folder(tmp_path_factory) -> Path:
         n_positions=128,
         bos_token_id=end,
         eos_token_id=end,
-        # Under the usual small weights hardly anything of a prompt would reach the output.
+        # With the usual small weights the output would hardly depend on the prompt.
         initializer_range=0.2,
     )
     torch.manual_seed(0)

@@ -5,8 +5,11 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from analog_grasp.tasks import SentenceTask, load_base_model, tokenizer_for
+from analog_grasp import GraspConfig, train
+from analog_grasp.tasks import SentenceTask, load_base_model, load_task, tokenizer_for
+from analog_grasp.tasks.base import position_limit
 
 ROWS = Dataset.from_dict({"text": ["Awful.", "Superb.", "Bad."], "label": [0, 1, 0]})
 NAMES = ("negative", "positive")
@@ -18,7 +21,7 @@ def model(tiny_folder, small_reviews):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_logits_come_in_the_order_of_the_rows(model, small_reviews, batch_size):
+def test_logits_are_in_the_order_of_the_rows(model, small_reviews, batch_size):
     tokenizer = tokenizer_for(model)
     logits = small_reviews.predict(model, batch_size=batch_size)
     assert logits.shape == (50, 2)
@@ -30,7 +33,7 @@ def test_logits_come_in_the_order_of_the_rows(model, small_reviews, batch_size):
         np.testing.assert_allclose(logits[index], expected, atol=1e-5)
 
 
-def test_the_model_is_given_back_as_it_was(model, small_reviews):
+def test_predict_restores_the_mode_of_each_module(model, small_reviews):
     model.train()
     model.bert.embeddings.eval()
     first = small_reviews.predict(model)
@@ -41,7 +44,7 @@ def test_the_model_is_given_back_as_it_was(model, small_reviews):
     np.testing.assert_array_equal(first, small_reviews.predict(model))
 
 
-def test_the_mode_comes_back_after_a_failure(model, small_reviews):
+def test_predict_restores_the_mode_after_a_failure(model, small_reviews):
     model.train()
     model.classifier.forward = None
     with pytest.raises(TypeError):
@@ -49,7 +52,7 @@ def test_the_mode_comes_back_after_a_failure(model, small_reviews):
     assert model.training
 
 
-def test_a_peft_model_is_measured_like_its_base(model, small_reviews):
+def test_an_untrained_adapter_does_not_change_the_logits(model, small_reviews):
     base = small_reviews.predict(model)
     adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"))
     np.testing.assert_allclose(small_reviews.predict(adapted), base, atol=1e-6)
@@ -81,7 +84,7 @@ def test_pairs_and_regression(tiny_folder):
     assert encoded["labels"][:] == [0.5, 5.0, 2.25]
 
 
-def test_encoding_is_done_once_and_truncates(model, small_reviews):
+def test_encoding_is_cached_and_truncates(model, small_reviews):
     tokenizer = tokenizer_for(model)
     encoded = small_reviews.encode("train", tokenizer)
     assert small_reviews.encode("train", tokenizer) is encoded
@@ -91,25 +94,25 @@ def test_encoding_is_done_once_and_truncates(model, small_reviews):
     assert not encoded.cache_files
 
 
-def test_nan_is_no_score(model, small_reviews):
+def test_nan_raises(model, small_reviews):
     with torch.no_grad():
         model.classifier.bias[0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite logits for 50 of 50"):
         small_reviews.evaluate(model)
 
 
-def test_a_head_of_another_width_is_refused(model):
+def test_a_wrong_number_of_outputs_raises(model):
     three = SentenceTask("three", ROWS, ROWS, ("bad", "good", "neither"))
-    with pytest.raises(ValueError, match=r"gives 2 outputs and the task 'three' asks for 3"):
+    with pytest.raises(ValueError, match=r"has 2 outputs and the task 'three' requires 3"):
         three.evaluate(model)
 
 
-def test_a_model_of_unknown_origin_is_refused(small_reviews):
-    with pytest.raises(ValueError, match=r"Linear does not tell .* pass tokenizer="):
+def test_a_model_of_unknown_origin_raises(small_reviews):
+    with pytest.raises(ValueError, match=r"Linear does not name .* pass tokenizer="):
         small_reviews.evaluate(torch.nn.Linear(2, 2))
 
 
-def test_subset_is_seeded_and_keeps_rows_whole(small_reviews):
+def test_a_subset_is_seeded_and_keeps_rows_whole(small_reviews):
     part = small_reviews.subset(train=20, seed=3)
     assert part.train.to_dict() == small_reviews.subset(train=20, seed=3).train.to_dict()
     assert part.train.to_dict() != small_reviews.subset(train=20, seed=4).train.to_dict()
@@ -120,8 +123,8 @@ def test_subset_is_seeded_and_keeps_rows_whole(small_reviews):
 
 
 @pytest.mark.parametrize("count", [0, 51])
-def test_subset_beyond_the_rows_is_refused(small_reviews, count):
-    with pytest.raises(ValueError, match="should be from 1 to 50"):
+def test_a_subset_beyond_the_rows_raises(small_reviews, count):
+    with pytest.raises(ValueError, match="it should be from 1 to 50"):
         small_reviews.subset(validation=count)
 
 
@@ -130,27 +133,30 @@ def test_subset_beyond_the_rows_is_refused(small_reviews, count):
     [
         ({"train": ROWS.remove_columns("label")}, "train rows .* lack label"),
         ({"validation": ROWS.select([])}, "no validation rows"),
-        ({"label_names": ("negative",)}, "Row 1 of the train rows .* label 1.* 0 to 0"),
-        ({"train": ROWS.remove_columns("label").add_column("label", [0.0, 1.0, 0.0])}, "integer 0"),
-        ({"train": ROWS.remove_columns("label").add_column("label", ["a", "b", "c"])}, "label a"),
+        ({"label_names": ("negative",)}, "Row 1 of the train rows .* label 1, .* 0 to 0"),
+        (
+            {"train": ROWS.remove_columns("label").add_column("label", [0.0, 1.0, 0.0])},
+            "Row 0 .* label 0.0, .* integer from 0",
+        ),
+        ({"train": ROWS.remove_columns("label").add_column("label", ["a", "b", "c"])}, "label 'a'"),
         ({"label_names": ()}, "is a regression"),
-        ({"metrics": ("bleu",)}, "one or more of accuracy, f1, matthews"),
+        ({"metrics": ("bleu",)}, "one or more of accuracy, f1, macro_f1, matthews"),
         ({"metrics": ()}, "one or more of"),
         ({"metrics": ("f1",), "label_names": ("a", "b", "c")}, "has 3 labels and the metric f1"),
     ],
 )
-def test_unusable_tasks_are_refused(arguments, message):
-    usable = {"name": "mine", "train": ROWS, "validation": ROWS, "label_names": NAMES}
+def test_invalid_tasks_raise(arguments, message):
+    valid = {"name": "mine", "train": ROWS, "validation": ROWS, "label_names": NAMES}
     with pytest.raises(ValueError, match=message):
-        SentenceTask(**(usable | arguments))
+        SentenceTask(**(valid | arguments))
 
 
-def test_an_unknown_split_is_refused(model, small_reviews):
-    with pytest.raises(ValueError, match="'train' or 'validation', not 'test'"):
+def test_an_unknown_split_raises(model, small_reviews):
+    with pytest.raises(ValueError, match="split is 'test'; it should be 'train' or"):
         small_reviews.predict(model, "test")
 
 
-def test_whole_numbers_are_regression_labels_too(tiny_folder):
+def test_integers_are_valid_regression_labels(tiny_folder):
     rows = ROWS.remove_columns("label").add_column("label", [1, 5, 2])
     task = SentenceTask("mine", rows, rows, metrics=("spearman",))
     model = load_base_model(task, str(tiny_folder))
@@ -158,6 +164,221 @@ def test_whole_numbers_are_regression_labels_too(tiny_folder):
     assert model(input_ids=encoded[:1]["input_ids"], labels=encoded[:1]["labels"]).loss >= 0
 
 
-def test_a_task_survives_the_way_to_another_process(model, small_reviews):
+def test_a_copied_task_predicts_the_same(model, small_reviews):
     expected = small_reviews.predict(model)
     np.testing.assert_array_equal(copy.deepcopy(small_reviews).predict(model), expected)
+
+
+def rows_with(labels, texts=None):
+    texts = ["Awful."] * len(labels) if texts is None else texts
+    return Dataset.from_dict({"text": texts, "label": labels})
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 1, 0, 1, 0, None], NAMES, "Row 5 .* label None, .* an integer from 0 to 1"),
+        (["0", "1", "0", "1", "0", "bad"], NAMES, "Row 5 .* label 'bad'"),
+        ([0.0, 1.0, 0.0, 1.0, 0.0, float("nan")], NAMES, "Row 5 .* label nan"),
+        ([0, 1, 0, 1, 0, 2], NAMES, "Row 5 .* label 2"),
+        ([0.5, 1.0, None], (), "Row 2 .* label None, .* a finite number"),
+        (["0.5", "1.5", "x"], (), "Row 2 .* label 'x'"),
+        (["0", "1"], NAMES, "Row 0 .* label '0'"),
+        ([True, False], NAMES, "Row 0 .* label True"),
+    ],
+)
+def test_an_invalid_label_is_reported_with_its_row(labels, names, message):
+    metrics = ("accuracy",) if names else ("pearson",)
+    with pytest.raises(ValueError, match=message):
+        SentenceTask("mine", rows_with(labels), ROWS, names, metrics)
+
+
+def test_a_missing_text_is_reported_with_its_row(tmp_path):
+    path = tmp_path / "rows.csv"
+    for cell in ("NA", "null", ""):
+        path.write_text(f"text,label\nGood.,1\nBad.,0\n{cell},1\n")
+        rows = Dataset.from_csv(str(path), cache_dir=str(tmp_path / f"cache{cell}"))
+        with pytest.raises(ValueError, match=r"Row 2 of the train rows .* text None.*NA or blank"):
+            SentenceTask("mine", rows, ROWS, NAMES)
+
+
+def test_max_length_cuts_texts_and_is_kept_by_subsets(model, small_reviews):
+    task = SentenceTask(
+        "short", small_reviews.train, small_reviews.validation, NAMES, max_length=4
+    ).subset(train=10, seed=1)
+    assert task.max_length == 4
+    assert max(map(len, task.encode("train", tokenizer_for(model))["input_ids"])) == 4
+    assert (task.predict(model) != small_reviews.predict(model)).any()
+
+
+def test_texts_are_cut_to_the_positions_of_the_model(tiny_folder, small_reviews):
+    long = rows_with([0, 1], ["the plot was good and " * 30, "Bad."])
+    task = SentenceTask("long", long, long, NAMES)
+    model = load_base_model(task, str(tiny_folder))
+    assert task.length_for(model) == model.config.max_position_embeddings == 64
+    assert np.isfinite(task.predict(model)).all()
+    config = GraspConfig(task_type="SEQ_CLS", groups=2)
+    train(get_peft_model(model, config), task, epochs=1)
+    tokenizer = tokenizer_for(model)
+    # The positions of RoBERTa start behind its padding index.
+    roberta = RobertaForSequenceClassification(
+        RobertaConfig(
+            vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+            intermediate_size=8, max_position_embeddings=34, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    assert position_limit(roberta) == 33 - tokenizer.pad_token_id
+    assert np.isfinite(task.predict(roberta, tokenizer=tokenizer)).all()
+
+
+def test_added_tokens_are_used_by_evaluation_and_training(model, small_reviews):
+    tokenizer = copy.deepcopy(tokenizer_for(model))
+    tokenizer.add_tokens(["marvellously"])
+    new = len(tokenizer) - 1
+    rows = rows_with([0, 1], ["Bad.", "marvellously good"])
+    task = SentenceTask("mine", rows, rows, NAMES, tokenizer=tokenizer).subset(train=2)
+    assert new in task.encode("train", task.tokenizer_of(model))["input_ids"][1]
+    with pytest.raises(ValueError, match=rf"id {new} \('marvellously'\).* 0 to {new - 1}"):
+        task.predict(model)
+    config = GraspConfig(task_type="SEQ_CLS", groups=2)
+    with pytest.raises(ValueError, match="resize_token_embeddings"):
+        train(get_peft_model(model, config), task)
+
+
+@pytest.mark.parametrize("given", ["task", "train"])
+def test_training_uses_the_given_tokenizer(tiny_folder, small_reviews, given, monkeypatch):
+    tokenizer = copy.deepcopy(tokenizer_for(load_base_model(small_reviews, str(tiny_folder))))
+    tokenizer.add_tokens(["marvellously"])
+    rows = rows_with([0, 1], ["Bad.", "marvellously good"])
+    task = SentenceTask("mine", rows, rows, NAMES, tokenizer=tokenizer if given == "task" else None)
+    model = load_base_model(task, str(tiny_folder))
+    model.resize_token_embeddings(len(tokenizer))
+    seen = []
+    embed = model.get_input_embeddings()
+    embed.register_forward_pre_hook(
+        lambda _, arguments: seen.extend(arguments[0].flatten().tolist())
+    )
+    adapted = get_peft_model(model, GraspConfig(task_type="SEQ_CLS", groups=2))
+    train(adapted, task, epochs=1, **({"tokenizer": tokenizer} if given == "train" else {}))
+    assert len(tokenizer) - 1 in seen
+
+
+def test_a_padding_token_beyond_the_embeddings_is_named(model, small_reviews):
+    tokenizer = copy.deepcopy(tokenizer_for(model))
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    with pytest.raises(
+        ValueError, match=r"padding token '<pad>' has the id .*\.resize_token_embeddings"
+    ):
+        small_reviews.predict(model, tokenizer=tokenizer)
+
+
+@pytest.fixture
+def reversed_folder(tiny_folder, tmp_path, small_reviews):
+    """Folder of a classifier of reviews whose class 0 is "Positive"."""
+    model = load_base_model(small_reviews, str(tiny_folder))
+    model.config.id2label = {0: "Positive", 1: "NEGATIVE"}
+    model.config.label2id = {"Positive": 0, "NEGATIVE": 1}
+    model.save_pretrained(tmp_path / "reversed")
+    tokenizer_for(model).save_pretrained(tmp_path / "reversed")
+    return str(tmp_path / "reversed")
+
+
+def test_the_label_order_of_a_fine_tuned_model_is_kept(reversed_folder, small_reviews):
+    model = load_base_model(small_reviews, reversed_folder)
+    assert model.config.id2label == {0: "Positive", 1: "NEGATIVE"}
+    own = small_reviews.tokenizer_of(model)(small_reviews.validation["text"][:5], padding=True)
+    with torch.no_grad():
+        logits = model.eval()(**{k: torch.tensor(v) for k, v in own.items()}).logits.numpy()
+    # Columns in the order of the task: negative, positive.
+    np.testing.assert_allclose(small_reviews.predict(model)[:5], logits[:, ::-1], atol=1e-5)
+    # The labels of a model that is right everywhere, in its own order.
+    right = 1 - small_reviews.labels("train")
+    assert small_reviews.training_rows(model, tokenizer_for(model))["labels"][:] == right.tolist()
+    biased = 100.0 * torch.eye(2)
+
+    def perfect(split):
+        model.classifier.weight.data.zero_()
+        labels = small_reviews.labels(split)
+        texts = small_reviews.rows(split)["text"][:]
+        answers = {
+            tuple(tokenizer_for(model)(t)["input_ids"]): 1 - n
+            for t, n in zip(texts, labels, strict=True)
+        }
+        pad = tokenizer_for(model).pad_token_id
+
+        def head(_, arguments, options, output):
+            rows = options["input_ids"].tolist()
+            ids = [tuple(token for token in row if token != pad) for row in rows]
+            output.logits = torch.stack([biased[answers[each]] for each in ids])
+            return output
+
+        return model.register_forward_hook(head, with_kwargs=True)
+
+    hook = perfect("validation")
+    assert small_reviews.evaluate(model) == 1.0
+    hook.remove()
+
+
+def test_training_follows_the_label_order_of_the_model(reversed_folder):
+    rows = rows_with([0, 1] * 8, ["plot of the film", "food of the inn"] * 8)
+    task = SentenceTask("plots", rows, rows, NAMES)
+    model = load_base_model(task, reversed_folder)
+    adapted = get_peft_model(model, GraspConfig(task_type="SEQ_CLS", groups=8))
+    train(adapted, task, epochs=30, batch_size=8, learning_rate=0.03)
+    assert task.evaluate(adapted) == 1.0
+    good = tokenizer_for(model)("food of the inn", return_tensors="pt")
+    with torch.no_grad():
+        assert adapted.config.id2label[adapted(**good).logits.argmax().item()] == "Positive"
+
+
+def test_several_labels_per_text(tiny_folder):
+    texts = ["good plot", "bad food", "good food", "the screen"] * 4
+    labels = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]] * 4
+    task = SentenceTask(
+        "topics", rows_with(labels, texts), rows_with(labels, texts), ("good", "food", "plot"),
+        ("f1", "macro_f1", "accuracy"), multi_label=True,
+    )  # fmt: skip
+    model = load_base_model(task, str(tiny_folder))
+    assert model.config.problem_type == "multi_label_classification"
+    assert task.labels().shape == (16, 3)
+    adapted = get_peft_model(model, GraspConfig(task_type="SEQ_CLS", groups=8))
+    train(adapted, task, epochs=30, batch_size=8, learning_rate=0.05)
+    predicted = task.predict(adapted) > 0
+    scores = task.scores(adapted)
+    assert scores["accuracy"] == pytest.approx((predicted == task.labels()).all(axis=1).mean())
+    right = (predicted & (task.labels() > 0)).sum()
+    assert scores["f1"] == pytest.approx(2 * right / (predicted.sum() + task.labels().sum()))
+    assert scores["f1"] > 0.7
+    with pytest.raises(ValueError, match=r"Row 1 .* \[0, 2, 0\], .* a list of 3 entries 0 or 1"):
+        SentenceTask(
+            "topics", rows_with([[0, 1, 0], [0, 2, 0]]), rows_with(labels), ("a", "b", "c"),
+            multi_label=True,
+        )  # fmt: skip
+
+
+def positives(logits, labels):
+    return float((logits.argmax(axis=1) == 1).sum())
+
+
+def test_a_function_is_a_metric(model, small_reviews):
+    task = SentenceTask(
+        "mine", small_reviews.train, small_reviews.validation, NAMES, (positives, "accuracy")
+    ).subset(validation=20)
+    assert task.metrics == ("positives", "accuracy")
+    assert task.evaluate(model) == (task.predict(model).argmax(axis=1) == 1).sum()
+    assert task.identity() == copy.deepcopy(task).identity()
+    with pytest.raises(ValueError, match="use a function defined with def"):
+        SentenceTask("mine", ROWS, ROWS, NAMES, (lambda logits, labels: 0.0,))
+    rows = ROWS.map(lambda row, i: {"part": ["", "odd", "odd"][i]}, with_indices=True)
+    parts = SentenceTask("mine", rows, rows, NAMES, (positives, "accuracy_odd"))
+    assert set(parts.scores(model)) == {"positives", "accuracy_odd"}
+
+
+def test_mean_squared_error_is_lower_for_better_models(tiny_folder):
+    rows = rows_with([0.0, 2.0, 4.0], ["bad", "fair", "good"])
+    task = SentenceTask("stars", rows, rows, (), ("mse", "pearson"))
+    model = load_base_model(task, str(tiny_folder))
+    expected = ((task.predict(model)[:, 0] - task.labels()) ** 2).mean()
+    assert task.evaluate(model) == pytest.approx(expected)
+    assert not task.greater_is_better
+    assert load_task("reviews").greater_is_better

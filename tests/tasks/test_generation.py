@@ -25,7 +25,7 @@ def adapted(model, config=GraspConfig):
     return get_peft_model(model, config(task_type="CAUSAL_LM", groups=4))
 
 
-def test_an_example_for_each_reference_with_the_loss_on_the_reference_alone(model, restaurants):
+def test_each_reference_is_an_example_with_the_loss_on_the_reference_only(model, restaurants):
     tokenizer = tokenizer_for(model)
     encoded = restaurants.encode("train", tokenizer)
     references = [text for texts in restaurants.references("train") for text in texts]
@@ -44,7 +44,34 @@ def test_long_examples_are_cut(model, restaurants):
     assert {len(ids) for column in ("input_ids", "labels") for ids in encoded[column]} == {5}
 
 
-def test_the_loss_passes_over_prompt_and_padding(model, restaurants):
+def test_prompts_and_examples_are_cut_to_the_positions_of_the_model(model, restaurants):
+    long = Dataset.from_dict(
+        {"text": ["name : Zizzi | " * 60, "name : Zizzi"], "references": [["Zizzi."], ["Zizzi."]]}
+    )
+    task = replace(restaurants, train=long, validation=long, max_new_tokens=20)
+    tokenizer = tokenizer_for(model)
+    assert len(tokenizer(long["text"][0])["input_ids"]) > 128
+    assert max(map(len, task.training_rows(model, tokenizer)["input_ids"])) == 128
+    texts = task.predict(model)
+    assert len(texts) == 2
+    assert texts[1] == replace(task, validation=long.select([1])).predict(model)[0]
+    # With more new tokens than positions, the text is shorter.
+    assert len(replace(task, max_new_tokens=500, beams=1).predict(model)) == 2
+
+
+def words(outputs, references):
+    return sum(len(text.split()) for text in outputs) / len(references)
+
+
+def test_a_function_is_a_metric(model, restaurants):
+    task = replace(restaurants, metrics=(words, "nist")).subset(validation=3)
+    texts = task.predict(model)
+    scores = task.scores(model)
+    assert list(scores) == ["words", "nist"]
+    assert scores["words"] == sum(len(text.split()) for text in texts) / 3
+
+
+def test_the_loss_ignores_prompt_and_padding(model, restaurants):
     tokenizer = tokenizer_for(model)
     encoded = restaurants.encode("train", tokenizer)
     batch = restaurants.collator(tokenizer)([dict(encoded[i]) for i in (0, 8)])
@@ -59,11 +86,11 @@ def test_the_loss_passes_over_prompt_and_padding(model, restaurants):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_texts_come_in_the_order_of_the_rows(model, restaurants, beams):
+def test_texts_are_in_the_order_of_the_rows(model, restaurants, beams):
     task = replace(restaurants, beams=beams)
     texts = task.predict(model, batch_size=2)
     assert len(texts) == 6
-    # A prompt by itself, without padding, and by transformers' plain search.
+    # Each prompt alone, without padding, with transformers' own search.
     tokenizer = tokenizer_for(model)
     plain = replace(task, no_repeat_ngram=0)
     for row, text in zip(task.validation, plain.predict(model), strict=True):
@@ -76,9 +103,9 @@ def test_texts_come_in_the_order_of_the_rows(model, restaurants, beams):
         assert text == " ".join(expected.split())
 
 
-def test_no_ngram_twice_in_a_text_but_names_of_the_prompt(model, restaurants):
+def test_no_repeated_ngram_in_a_text_except_those_of_the_prompt(model, restaurants):
     tokenizer = tokenizer_for(model)
-    # A model that says its prompt again and again.
+    # A model that repeats a word of its prompt.
     task = replace(restaurants, beams=1, no_repeat_ngram=2, max_new_tokens=8)
     model.lm_head = Repeats(tokenizer)
     ids = [tokenizer(f" {text}")["input_ids"] for text in task.predict(model)]
@@ -90,7 +117,7 @@ def test_no_ngram_twice_in_a_text_but_names_of_the_prompt(model, restaurants):
 
 
 class Repeats(nn.Module):
-    """A head that likes one word best, whatever it reads."""
+    """A head that prefers one word for any input."""
 
     def __init__(self, tokenizer):
         super().__init__()
@@ -102,21 +129,21 @@ class Repeats(nn.Module):
         return self.scores.expand(*hidden.shape[:-1], -1)
 
 
-def test_scores_are_those_of_what_is_written(model, restaurants):
+def test_scores_are_those_of_the_generated_texts(model, restaurants):
     scores = restaurants.scores(model)
     assert list(scores) == ["bleu", "nist"]
     assert restaurants.evaluate(model) == scores["bleu"]
     assert all(math.isfinite(value) and value >= 0 for value in scores.values())
 
 
-def test_perfect_texts_have_full_marks(restaurants):
+def test_perfect_texts_have_bleu_one(restaurants):
     firsts = iter([texts[0] for texts in restaurants.references()])
     task = copy.copy(restaurants)
     task.predict = lambda *_: list(firsts)
     assert task.scores(nn.Identity())["bleu"] == pytest.approx(1.0)
 
 
-def test_the_model_is_given_back_as_it_was(model, restaurants):
+def test_predict_restores_the_mode_of_the_model(model, restaurants):
     model.train()
     first = restaurants.predict(model)
     assert model.training
@@ -124,19 +151,19 @@ def test_the_model_is_given_back_as_it_was(model, restaurants):
     assert restaurants.predict(model) == first
 
 
-def test_nan_is_no_score(model, restaurants):
+def test_nan_raises(model, restaurants):
     with torch.no_grad():
         model.transformer.ln_f.bias[0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite logits"):
         restaurants.evaluate(model)
 
 
-def test_a_model_that_cannot_write_is_refused(restaurants):
-    with pytest.raises(ValueError, match="Linear writes no text"):
+def test_a_model_that_cannot_generate_raises(restaurants):
+    with pytest.raises(ValueError, match="Linear cannot generate text"):
         restaurants.evaluate(nn.Linear(2, 2))
 
 
-def test_a_tokenizer_without_an_end_is_refused(model, restaurants):
+def test_a_tokenizer_without_an_end_raises(model, restaurants):
     tokenizer = copy.deepcopy(tokenizer_for(model))
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="has no end-of-text token"):
@@ -161,13 +188,13 @@ def test_a_subset_keeps_the_references_of_a_prompt_together(restaurants):
         ({"train": Dataset.from_dict({"text": ["a"], "references": [[]]})}, "Row 0 .* reference"),
     ],
 )
-def test_unusable_tasks_are_refused(arguments, message):
+def test_invalid_tasks_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         GenerationTask(**({"name": "mine", "train": ROWS, "validation": ROWS} | arguments))
 
 
 @pytest.mark.parametrize("config", [GraspConfig, StochGraspConfig])
-def test_an_adapter_learns_to_write(model, restaurants, config):
+def test_an_adapter_reduces_the_loss(model, restaurants, config):
     adapter = adapted(model, config)
     frozen = {n: p.clone() for n, p in adapter.named_parameters() if not p.requires_grad}
 
@@ -184,7 +211,7 @@ def test_an_adapter_learns_to_write(model, restaurants, config):
     assert all(torch.equal(p, frozen[n]) for n, p in adapter.named_parameters() if n in frozen)
 
 
-def test_on_an_ideal_chip_the_texts_are_the_digital_ones(model, restaurants):
+def test_texts_on_an_ideal_chip_are_the_digital_ones(model, restaurants):
     adapter = adapted(model)
     train(adapter, restaurants, epochs=4, batch_size=4, learning_rate=0.05)
     expected = restaurants.predict(adapter)
@@ -193,8 +220,8 @@ def test_on_an_ideal_chip_the_texts_are_the_digital_ones(model, restaurants):
         assert restaurants.predict(deployment.model) == expected
 
 
-def test_the_cache_of_keys_and_values_changes_nothing_on_a_chip(model, restaurants):
-    # Programmed and drifted weights without what is drawn anew at each read.
+def test_the_key_value_cache_does_not_change_the_texts_on_a_chip(model, restaurants):
+    # Programmed and drifted weights, without the noise that each read draws.
     card = DeviceCard.load("pcm-hermes-2")
     deployment = deploy(adapted(model), card, converters=False).program(seed=0).drift_to("1d")
     with_cache = restaurants.predict(deployment.model)
@@ -202,7 +229,7 @@ def test_the_cache_of_keys_and_values_changes_nothing_on_a_chip(model, restauran
     assert restaurants.predict(deployment.model) == with_cache
 
 
-def test_a_chip_writes_the_same_again_and_lets_the_random_state_be(model, restaurants):
+def test_a_chip_repeats_its_texts_without_changing_the_random_state(model, restaurants):
     deployment = deploy(adapted(model), DeviceCard.load("pcm-hermes-2"))
 
     def written(time, draws):

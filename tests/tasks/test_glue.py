@@ -16,18 +16,18 @@ OFFICIAL = [
 
 
 @pytest.mark.parametrize(("name", "train", "validation", "metrics"), OFFICIAL)
-def test_official_files_have_the_official_sizes(glue_dir, name, train, validation, metrics):
+def test_sizes_of_the_official_files(glue_dir, name, train, validation, metrics):
     task = load_task(f"glue/{name}", data_dir=glue_dir)
     assert task.name == f"glue/{name}"
     lines = (glue_dir / GLUE[name].folder / "train.tsv").read_text("utf-8").rstrip("\n").split("\n")
     assert len(task.train) == len(lines) - (name != "cola")
-    # Copies of MRPC's training file that lack one row of the official 3668 go about.
+    # Some copies of MRPC's training file lack one of the official 3668 rows.
     assert len(task.train) in ((3667, 3668) if name == "mrpc" else (train,))
     assert len(task.validation) == validation
     assert task.metrics == metrics
 
 
-def test_cola_has_no_header_to_lose(glue_dir):
+def test_cola_has_no_header(glue_dir):
     task = load_task("glue/cola", glue_dir)
     assert task.train[0] == {
         "text": "Our friends won't buy this analysis, let alone the next one we propose.",
@@ -41,7 +41,7 @@ def test_sst2_first_example(glue_dir):
     assert first == {"text": "it 's a charming and often affecting journey . ", "label": 1}
 
 
-def test_mrpc_keeps_lone_quotation_marks_and_loses_the_byte_order_mark(glue_dir):
+def test_mrpc_keeps_single_quotation_marks_and_drops_the_byte_order_mark(glue_dir):
     first = load_task("glue/mrpc", glue_dir).validation[0]
     assert first["label"] == 1
     assert first["text_pair"].startswith('" The foodservice pie business')
@@ -85,7 +85,7 @@ def test_qqp(tmp_path):
     assert task.train[0] == {"text": "Why?", "text_pair": "Why so?", "label": 1}
 
 
-def test_torn_rows_of_qqp_are_left_out_and_told(tmp_path):
+def test_broken_rows_of_qqp_are_skipped_with_a_warning(tmp_path):
     header = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
     whole = ("0", "1", "2", "Why?", "Why so?", "1")
     rows = lines(header, whole, ("1", "3", "4", "Who"), ("is it?", "A", "0"), whole)
@@ -95,7 +95,7 @@ def test_torn_rows_of_qqp_are_left_out_and_told(tmp_path):
     assert (len(task.train), len(task.validation)) == (2, 1)
     (folder / "QQP" / "dev.tsv").write_text(lines(header, (*whole, "more")))
     with (
-        pytest.warns(UserWarning, match="torn"),
+        pytest.warns(UserWarning, match="line break inside"),
         pytest.raises(ValueError, match=r"Line 2 of .* 7 columns"),
     ):
         load_task("glue/qqp", folder)
@@ -121,7 +121,7 @@ MNLI_HEADER = ("index", "promptID", "pairID", "genre", *PARSES, "sentence1", "se
 
 
 def mnli(extra, *rows):
-    """An official file: training has one annotator's label, development five."""
+    """Return an official file: training has the label of one annotator, development of five."""
     before = [("0", "1", "1e", "fiction", "(", ")", "(", ")", *pair) for *pair, _ in rows]
     return lines(
         (*MNLI_HEADER, *extra, "gold_label"),
@@ -141,7 +141,7 @@ def mnli_dir(tmp_path):
     return write(tmp_path, "mnli", train, matched, mismatched)
 
 
-def test_mnli_is_measured_both_ways(mnli_dir):
+def test_mnli_is_measured_on_both_development_sets(mnli_dir):
     task = load_task("glue/mnli", mnli_dir)
     assert task.metrics == ("accuracy", "accuracy_mm")
     assert task.num_labels == 3
@@ -159,7 +159,7 @@ def test_mnli_is_measured_both_ways(mnli_dir):
     assert task.evaluate(None) == 0.5
 
 
-def test_a_missing_half_of_mnli_is_named(mnli_dir):
+def test_a_missing_development_set_of_mnli_is_named(mnli_dir):
     (mnli_dir / "MNLI" / "dev_mismatched.tsv").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"no dev_mismatched\.tsv in .*dev_matched\.tsv and"
@@ -167,7 +167,7 @@ def test_a_missing_half_of_mnli_is_named(mnli_dir):
         load_task("glue/mnli", mnli_dir)
 
 
-def test_both_halves_of_mnli_come_from_the_hub(monkeypatch):
+def test_both_development_sets_of_mnli_from_the_hub(monkeypatch):
     rows = {"premise": ["a"], "hypothesis": ["b"], "label": [2], "idx": [0]}
     names = ("train", "validation_matched", "validation_mismatched")
     splits = {name: Dataset.from_dict(rows) for name in names}
@@ -184,7 +184,27 @@ def test_quotation_marks_are_text(tmp_path):
     assert task.train["text"][:] == ['"so" good', '" half a quote']
 
 
-def test_missing_files_are_named_with_place_and_header(tmp_path):
+def test_mrpc_from_the_files_of_the_corpus(tmp_path):
+    header = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
+    for name, count in (("train", 3), ("test", 2)):
+        rows = [(str(i % 2), "1", "2", f'{name} "{i}', "b") for i in range(count)]
+        (tmp_path / "MRPC").mkdir(exist_ok=True)
+        path = tmp_path / "MRPC" / f"msr_paraphrase_{name}.txt"
+        path.write_text(lines(header, *rows), encoding="utf-8-sig")
+    task = load_task("glue/mrpc", tmp_path)
+    assert task.validation.to_list() == [
+        {"text": f'test "{i}', "text_pair": "b", "label": i} for i in range(2)
+    ]
+    assert len(task.train) == 3
+    # GLUE's own files come first.
+    write(tmp_path / "both", "mrpc", lines(header, rows[0]), lines(header, rows[0]))
+    path.rename(tmp_path / "both" / "MRPC" / path.name)
+    assert len(load_task("glue/mrpc", tmp_path / "both").validation) == 1
+    with pytest.raises(FileNotFoundError, match=r"\(or msr_paraphrase_train\.txt and msr"):
+        load_task("glue/mrpc", tmp_path)
+
+
+def test_missing_files_are_named_with_folder_and_header(tmp_path):
     (tmp_path / "SST-2").mkdir()
     (tmp_path / "SST-2" / "train.tsv").write_text(SST2_ROWS)
     with pytest.raises(FileNotFoundError) as caught:
@@ -207,7 +227,7 @@ def test_missing_folder_names_both_files_and_cola_has_no_header(tmp_path):
     [
         ("sst2", "good film\t1\n", r"first line of .*dev\.tsv is 'good film 1'; it should name"),
         ("sst2", "", r"first line of .*dev\.tsv is ''"),
-        ("sst2", "sentence\tlabel\n", r"dev\.tsv holds no rows"),
+        ("sst2", "sentence\tlabel\n", r"dev\.tsv has no rows"),
         ("sst2", SST2_ROWS + "a\tb\t1\n", r"Line 4 of .*dev\.tsv has 3 columns .* have 2"),
         ("sst2", SST2_ROWS + "film\t2\n", r"Line 4 of .*dev\.tsv has the label '2'.*0 or 1"),
         ("cola", "gj04\t1\tA sentence.\n", r"Line 1 of .*dev\.tsv has 3 columns .* have 4"),
@@ -217,7 +237,7 @@ def test_missing_folder_names_both_files_and_cola_has_no_header(tmp_path):
         ("stsb", "sentence1\tsentence2\tscore\na\tb\thigh\n", "a number from 0 to 5"),
     ],
 )
-def test_malformed_files_are_refused_by_file_and_line(tmp_path, name, dev, message):
+def test_errors_name_the_file_and_the_line(tmp_path, name, dev, message):
     good = {
         "sst2": SST2_ROWS,
         "cola": "gj04\t1\t\tA sentence.\n",
@@ -228,14 +248,14 @@ def test_malformed_files_are_refused_by_file_and_line(tmp_path, name, dev, messa
         load_task(f"glue/{name}", write(tmp_path, name, good, dev))
 
 
-def test_other_encodings_are_refused(tmp_path):
+def test_other_encodings_raise(tmp_path):
     folder = write(tmp_path, "sst2", SST2_ROWS, SST2_ROWS)
     (folder / "SST-2" / "dev.tsv").write_bytes(SST2_ROWS.encode("utf-16"))
     with pytest.raises(ValueError, match=r"dev\.tsv is not UTF-8"):
         load_task("glue/sst2", folder)
 
 
-def test_the_hub_is_asked_without_a_folder(monkeypatch):
+def test_without_a_folder_the_hub_is_used(monkeypatch):
     rows = Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "label": [2.5], "idx": [0]})
     asked = []
 

@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from analog_grasp.tasks.metrics import accuracy, f1, matthews, pearson, score, spearman
+from analog_grasp.tasks.metrics import (
+    accuracy,
+    f1,
+    macro_f1,
+    matthews,
+    mse,
+    pearson,
+    score,
+    spearman,
+)
 
 
 def logits_of(predicted):
@@ -16,11 +25,32 @@ LABELS = np.array([1, 1, 0, 1, 0])
 PREDICTED = logits_of([1, 1, 1, 0, 0])
 
 
-def test_classification_by_hand():
+def test_classification_metrics_by_hand():
     assert accuracy(PREDICTED, LABELS) == pytest.approx(3 / 5)
     assert f1(PREDICTED, LABELS) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     # (TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)) = (2 - 1) / sqrt(3 * 3 * 2 * 2)
     assert matthews(PREDICTED, LABELS) == pytest.approx(1 / 6)
+
+
+def test_macro_f1_by_hand():
+    # F1 of class 0: 1 true positive, 1 false positive, 1 false negative; of class 1 as above.
+    assert macro_f1(PREDICTED, LABELS) == pytest.approx((2 / 4 + 4 / 6) / 2)
+    # A third class that is neither present nor predicted counts 0.
+    wider = np.column_stack([PREDICTED, np.full(5, -1.0)])
+    assert macro_f1(wider, LABELS) == pytest.approx((2 / 4 + 4 / 6) / 3)
+
+
+def test_metrics_of_several_labels_by_hand():
+    logits = np.array([[1.0, -1.0, 2.0], [-1.0, 0.5, -2.0]])
+    labels = np.array([[1, 0, 0], [0, 1, 0]])
+    # Two true positives, one false positive; per label F1 1, 1 and 0; one set of two is right.
+    assert f1(logits, labels) == pytest.approx(2 * 2 / (2 * 2 + 1))
+    assert macro_f1(logits, labels) == pytest.approx(2 / 3)
+    assert accuracy(logits, labels) == 0.5
+
+
+def test_mean_squared_error_by_hand():
+    assert mse(np.array([[1.0], [2.0], [0.0]]), np.array([1.0, 4.0, 3.0])) == pytest.approx(13 / 3)
 
 
 def test_correlations_by_hand():
@@ -31,7 +61,7 @@ def test_correlations_by_hand():
     assert spearman(logits, labels) == pytest.approx(0.8)
 
 
-def test_one_predicted_label_is_worth_nothing():
+def test_a_constant_prediction_scores_zero():
     constant = logits_of([0] * 5)
     assert matthews(constant, LABELS) == 0
     assert f1(constant, LABELS) == 0
@@ -46,7 +76,7 @@ def test_correlation_with_a_constant_is_zero(metric):
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_failed_measurement_is_not_scored(broken):
+def test_infinite_logits_raise(broken):
     with pytest.raises(ValueError, match="NaN or infinite logits for 1 of 2 examples"):
         score(["accuracy"], np.array([[0.0, broken], [0.0, 1.0]]), np.array([1, 1]))
 
@@ -55,7 +85,7 @@ def test_a_failed_measurement_is_not_scored(broken):
     hnp.arrays(np.float32, (20, 2), elements=st.floats(-5, 5, width=32)),
     hnp.arrays(np.int64, 20, elements=st.integers(0, 1)),
 )
-def test_metrics_stay_in_their_range(logits, labels):
+def test_metrics_are_within_their_range(logits, labels):
     found = score(["accuracy", "f1", "matthews"], logits, labels)
     assert 0 <= found["accuracy"] <= 1
     assert 0 <= found["f1"] <= 1
@@ -63,7 +93,7 @@ def test_metrics_stay_in_their_range(logits, labels):
 
 
 @given(hnp.arrays(np.float64, 12, elements=st.integers(-9, 9)), st.integers(1, 5))
-def test_a_rising_prediction_ranks_perfectly(labels, factor):
+def test_a_monotone_prediction_has_correlation_one(labels, factor):
     found = score(["pearson", "spearman"], factor * labels[:, None] + 1, labels)
     expected = 0 if np.ptp(labels) == 0 else 1
     assert found == pytest.approx({"pearson": expected, "spearman": expected})

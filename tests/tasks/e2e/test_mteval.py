@@ -19,7 +19,7 @@ def test_bleu_by_hand():
     assert bleu([output], [[reference]]) == pytest.approx(precision * math.exp(1 - 9 / 8))
 
 
-def test_the_brevity_penalty_takes_the_closest_reference_and_the_shorter_of_two():
+def test_the_brevity_penalty_uses_the_closest_reference_and_the_shorter_of_two():
     # Five words against references of four and of six: four, and no penalty.
     four, six = "Zizzi is a pub", "Zizzi is a pub by water"
     assert bleu(["Zizzi is a pub there"], [[six, four]]) == pytest.approx(
@@ -27,7 +27,7 @@ def test_the_brevity_penalty_takes_the_closest_reference_and_the_shorter_of_two(
     )
 
 
-def test_no_match_counts_as_halves_and_quarters():
+def test_lengths_without_a_match_count_a_half_and_a_quarter():
     # Four words match, no n-gram does.
     assert bleu(["d c b a"], [["a b c d"]]) == pytest.approx(
         (1 * 1 / 2 / 3 * 1 / 4 / 2 * 1 / 8 / 1) ** 0.25
@@ -37,20 +37,49 @@ def test_no_match_counts_as_halves_and_quarters():
 def test_nist_by_hand():
     # References: "a b" and "a c a b", six words. "a": log2(6/3); "b": log2(6/2); "a b": log2(3/2).
     outputs, references = ["a b"], [["a b", "a c a b"]]
-    gained = (math.log2(6 / 3) + math.log2(6 / 2)) / 2 + math.log2(3 / 2) / 1
+    information = (math.log2(6 / 3) + math.log2(6 / 2)) / 2 + math.log2(3 / 2) / 1
     # Two words against 6 / 2.
-    ratio = 2 / 3
-    penalty = math.exp(-math.log(2) / math.log(1.5) ** 2 * math.log(ratio) ** 2)
+    penalty = math.exp(-math.log(2) / math.log(1.5) ** 2 * math.log(2 / 3) ** 2)
     assert penalty == pytest.approx(0.5)
-    assert nist(outputs, references) == pytest.approx(penalty * gained)
+    assert nist(outputs, references) == pytest.approx(penalty * information)
 
 
-def test_missing_references_count_as_empty_ones_in_the_length():
-    # Seven words in three references: with two a segment these are 3.5 words each.
+def test_the_length_penalty_of_nist_uses_the_mean_of_the_non_empty_references():
+    # Seven words in three references, so 7/3 per output, and 3 words in two outputs.
     outputs, references = ["a b", "c"], [["a b", "a b"], ["c d e"]]
-    gained = (2 * math.log2(7 / 2) + math.log2(7 / 1)) / 3 + math.log2(2 / 2)
-    penalty = math.exp(-math.log(2) / math.log(1.5) ** 2 * math.log(3 / 3.5) ** 2)
-    assert nist(outputs, references) == pytest.approx(penalty * gained)
+    information = (2 * math.log2(7 / 2) + math.log2(7 / 1)) / 3 + math.log2(2 / 2)
+    penalty = math.exp(-math.log(2) / math.log(1.5) ** 2 * math.log(3 / (2 * 7 / 3)) ** 2)
+    assert nist(outputs, references) == pytest.approx(penalty * information)
+    assert nist(outputs, references) == pytest.approx(0.9399, abs=5e-5)
+    assert nist(outputs, [[*references[0], ""], [*references[1], ""]]) == nist(outputs, references)
+
+
+# Outputs, references, and BLEU and NIST of the functions of mteval-v13a,
+# in the version of the challenge, run with perl. The length penalties of NIST are below 1.
+ODD_CASES = [
+    (["a b", "c"], [["a b", "a b"], ["c d e"]], (0.5134171190, 0.9399412367)),
+    # No word matches: 1/2, 1/4, 1/8 and 1/16 of a match.
+    (["w x y z"], [["a b c d", "a b c"]], (0.0798678880, 0.0)),
+    (["w x y z v", "u t s"], [["a b c d e f"], ["a b c"]], (0.0352415819, 0.0)),
+    # No output has four words: a precision of 1.
+    (["a pub"], [["a cheap pub by the river"]], (0.1138029545, 0.0159388562)),
+    (["Zizzi is cheap"], [["Zizzi is cheap .", "It is Zizzi"]], (1.0, 2.8412821918)),
+    (
+        ["a pub", "Zizzi"],
+        [["a pub by water", "the pub"], ["Zizzi is cheap by the river"]],
+        (0.1888756028, 0.0563083419),
+    ),
+    (["w x"], [["a b c d e f"]], (0.0676676416, 0.0)),
+    ([""], [["a b"]], (0.0, 0.0)),
+    (["a b 0 c"], [["0 c a b", "0 a"]], (0.4518010018, 3.2799500010)),
+]
+
+
+@pytest.mark.parametrize(("outputs", "references", "expected"), ODD_CASES)
+def test_short_and_unmatched_outputs_score_as_under_mteval(outputs, references, expected):
+    assert (bleu(outputs, references), nist(outputs, references)) == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 def test_tokens_are_those_of_mteval():
@@ -62,14 +91,13 @@ def test_tokens_are_those_of_mteval():
 
 
 @given(st.lists(st.tuples(TEXTS, st.lists(TEXTS.filter(bool), min_size=1, max_size=4)), min_size=1))
-def test_scores_are_finite_whatever_is_written(pairs):
+def test_scores_are_finite_for_any_text(pairs):
     outputs, references = zip(*pairs, strict=True)
     assert 0 <= bleu(outputs, references) <= 1 + 1e-9
     assert 0 <= nist(outputs, references) < math.inf
 
 
-# What the functions of mteval-v13a gave under perl, in the version that the challenge ran, for one
-# reference of every meaning representation against its others.
+# The same for one reference of each meaning representation against its others.
 MEASURED = {
     ("devset.csv", 0): (0.5995345944, 8.5789059058),
     ("devset.csv", -1): (0.6004654895, 8.6338503749),
@@ -78,17 +106,38 @@ MEASURED = {
 }
 
 
+def one_against_the_others(groups, position):
+    """Return one reference of each meaning representation, and the others."""
+    groups = [texts for texts in groups if len(texts) > 1]
+    return (
+        [texts[position] for texts in groups],
+        [texts[1:] if position == 0 else texts[:-1] for texts in groups],
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "position"),
     [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] == 0)) for case in MEASURED],
 )
-def test_people_against_people_score_as_under_mteval(e2e_references, file, position):
-    groups = [texts for texts in e2e_references(file) if len(texts) > 1]
-    outputs = [texts[position] for texts in groups]
-    others = [texts[1:] if position == 0 else texts[:-1] for texts in groups]
-    expected_bleu, expected_nist = MEASURED[file, position]
-    assert bleu(outputs, others) == pytest.approx(expected_bleu, abs=1e-9)
-    assert nist(outputs, others) == pytest.approx(expected_nist, abs=1e-9)
+def test_human_references_score_as_under_mteval(e2e_references, file, position):
+    outputs, others = one_against_the_others(e2e_references(file), position)
+    found = bleu(outputs, others), nist(outputs, others)
+    assert found == pytest.approx(MEASURED[file, position], abs=1e-9)
+
+
+# The same outputs without every eighth, ninth and tenth word, so shorter than the references.
+SHORTENED = {
+    ("devset.csv", 0): (0.4528899308, 6.4603965334),
+    ("testset_w_refs.csv", -1): (0.4310664556, 5.8325569027),
+}
+
+
+@pytest.mark.parametrize(("file", "position"), SHORTENED)
+def test_shortened_outputs_score_as_under_mteval(e2e_references, file, position):
+    outputs, others = one_against_the_others(e2e_references(file), position)
+    short = [" ".join(w for i, w in enumerate(text.split()) if i % 10 < 7) for text in outputs]
+    found = bleu(short, others), nist(short, others)
+    assert found == pytest.approx(SHORTENED[file, position], abs=1e-9)
 
 
 @pytest.mark.parametrize(
