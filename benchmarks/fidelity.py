@@ -28,6 +28,7 @@ from torch import nn
 from analog_grasp import DeviceCard
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.devices.profile import profile as device_profile
 from analog_grasp.kernels import matmul as products
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import format_time
@@ -305,7 +306,7 @@ def draw(name: str, path: Path) -> None:
     left.legend(fontsize=7)
     times = np.geomspace(1, 365 * DAY, 25)
     for weight, colour in ((0.5, "C0"), (1.0, "C1")):
-        profiles = [card.profile(time) for time in times]
+        profiles = [device_profile(card, time) for time in times]
         mean, std = (np.array([f(p)(np.array([weight]))[0] for p in profiles])
                      for f in (lambda p: p.mean_at, lambda p: p.std_at))  # fmt: skip
         right.plot(times, mean, colour, label=f"analog-grasp, weight {weight}")

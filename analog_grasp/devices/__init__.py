@@ -1,1 +1,1 @@
-"""Memory devices: cards, the noise model of a card, and target noise profiles."""
+"""Memory devices: cards, their noise model, and target noise profiles."""

@@ -1,69 +1,95 @@
-"""Device cards: one published memory device as data, read from a TOML file and checked."""
+"""Device cards: one memory device as data, read from a TOML file, checked, and varied."""
 
-import difflib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, Unpack, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack, get_args
 
-import torch
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from analog_grasp.devices.curve import Curve, Piece, Section, SpreadCurve
+from analog_grasp.devices.curve import Curve, StdCurve
+from analog_grasp.devices.fields import Section, Text
 from analog_grasp.devices.schema import (
     Circuit,
     ConductanceRange,
     Converters,
     DieToDie,
     Drift,
-    LogarithmicRead,
     PowerLawDrift,
     Read,
     RelativeRead,
-    RelaxationDrift,
     Source,
     Stuck,
     TabulatedDrift,
-    TabulatedSpread,
-    Text,
     TileSize,
 )
-from analog_grasp.devices.variants import Changes, changed_sections, die_sections
-from analog_grasp.utils.errors import CardError, sentence, shown
+from analog_grasp.utils.errors import (
+    CardError,
+    describe_problem,
+    first_problem,
+    key_in,
+    shown,
+    unknown_name,
+)
 from analog_grasp.utils.io import read_toml
 from analog_grasp.utils.time import format_time, parse_time
 
-if TYPE_CHECKING:
-    from analog_grasp.devices.profile import Profile
-
 Effect = Literal["programming", "drift", "read", "converters", "circuit"]
 
-_LEVEL_CARD = "gaussian"
+_NOISE_LEVEL_CARD = "gaussian"
+# Of a card without converters that gets some: aihwkit's range and scaling, as in the shipped cards.
+_CONVERTERS = Converters(output_range=12.0, input_scaling="abs_max", bound_management="iterative")
+
+
+class Changes(TypedDict, total=False):
+    """The changes that `DeviceCard.with_` accepts; everything else stays as it is.
+
+    A card without converters gets, with the first of them, the range and scaling of the shipped
+    cards. Standard deviations stated for a reference g_max scale with `g_max`.
+    """
+
+    dac_bits: int
+    """Resolution of the inputs; 0 for an exact DAC."""
+    adc_bits: int
+    """Resolution of the outputs; 0 for an exact ADC."""
+    output_noise: float
+    """Standard deviation of the output noise; see `Converters`."""
+    tile_size: int | tuple[int, int]
+    """Weights per side of a tile, or rows and columns."""
+    g_max: float | str
+    """The largest conductance: µS, or text such as "30 uS"."""
+    die_to_die: float
+    """Relative standard deviation, from chip to chip, of both factors of `DieToDie`."""
+    stuck_off: float
+    """Fraction of the devices stuck at g_min."""
+    stuck_on: float
+    """Fraction of the devices stuck at g_max."""
 
 
 class DeviceCard(Section):
-    """What is known of one device: conductance range, programming spread, drift, noise, source.
+    """One memory device: conductance range, programming noise, drift, read noise, source.
 
-    A card is a TOML file; the shipped ones lie in `device_models/`. A section that is absent
-    means that the card does not have that effect. Conductances are in µS, times in seconds.
+    A card is a TOML file; the shipped ones are in `device_models/`. The card does not have the
+    effect of a section that is absent. Conductances are in µS, times in seconds.
 
     Attributes:
-        name: the card's name.
+        name: The card's name.
         technology: "PCM", "RRAM", "SONOS", or "none" for a card of no real device.
-        title: one line on the device.
-        source: where the numbers come from.
-        valid_range: for which conductances and times the numbers hold.
-        not_modelled: what the device does and the card leaves out.
-        conductance: the range, and the mapping of weights to conductances.
-        drift: change with time, or None.
-        programming: spread of the conductance reached, µS, or None.
-        read: accumulated read noise, or None.
-        short_term: noise drawn anew at every read: the standard deviation, µS, of one device's
+        title: One line about the device.
+        source: Source of the data.
+        valid_range: Conductances and times for which the data hold.
+        not_modelled: Effects of the device that the card does not have.
+        conductance: The range, and the mapping of weights to conductances.
+        drift: Change with time, or None.
+        programming: Standard deviation of the programmed conductance, µS, or None.
+        read: Accumulated read noise, or None.
+        short_term: Noise drawn at every read: the standard deviation, µS, of one device's
             conductance from read to read, as a function of its present conductance; or None.
-        die_to_die: what differs from chip to chip, or None.
-        stuck: fractions of devices that cannot be programmed, or None.
+        die_to_die: Variation from chip to chip, or None.
+        stuck: Fractions of devices that cannot be programmed, or None.
         converters: DAC, ADC and output noise; None for exact arithmetic.
-        circuit: wire resistance and nonlinear read-out, or None.
-        tile: the size of one crossbar tile, in weights.
+        circuit: Wire resistance and nonlinear read-out, or None.
+        tile: The size of one crossbar tile, in weights.
 
     Example:
         >>> card = DeviceCard.load("pcm-nandakumar2019")
@@ -80,11 +106,11 @@ class DeviceCard(Section):
     valid_range: Text
     not_modelled: Text
     conductance: ConductanceRange
-    # Before `programming`, so that an error in a table's first row is told where it was written.
+    # Before `programming`, so that an error in a table's first row is reported with its own key.
     drift: Drift | None = None
-    programming: SpreadCurve | None = None
+    programming: StdCurve | None = None
     read: Read | None = None
-    short_term: SpreadCurve | None = None
+    short_term: StdCurve | None = None
     die_to_die: DieToDie | None = None
     stuck: Stuck | None = None
     converters: Converters | None = None
@@ -92,7 +118,7 @@ class DeviceCard(Section):
     tile: TileSize
 
     @classmethod
-    def load(cls, device: "str | Path | DeviceCard") -> "DeviceCard":
+    def load(cls, device: "Device") -> "DeviceCard":
         """Return a card by name or path; a card is returned as it is.
 
         Text that ends in ".toml" or contains a path separator is a path. The card `gaussian` takes
@@ -115,11 +141,21 @@ class DeviceCard(Section):
             return cls._from_data(_read(Path(device)), text)
         name, colon, level = text.partition(":")
         if name not in cls.names():
-            raise CardError(_unknown(name, cls.names()))
+            raise CardError(unknown_name("device", text, cls.names()))
         data = _read(_folder() / f"{name}.toml")
         if colon:
-            data = _at_level(data, name, level)
+            data = _at_noise_level(data, name, level)
         return cls._from_data(data, text)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the shipped cards, sorted.
+
+        Example:
+            >>> "ideal" in DeviceCard.names()
+            True
+        """
+        return sorted(path.stem for path in _folder().glob("*.toml"))
 
     def at(self, time: float | str) -> "DeviceAtTime":
         """Return this device at a drift time, as `noise_target` and `injection` take it.
@@ -136,25 +172,15 @@ class DeviceCard(Section):
         """
         return DeviceAtTime(self, parse_time(time))
 
-    @classmethod
-    def names(cls) -> list[str]:
-        """The names of the shipped cards, sorted.
-
-        Example:
-            >>> "ideal" in DeviceCard.names()
-            True
-        """
-        return sorted(path.stem for path in _folder().glob("*.toml"))
-
     def without(self, *effects: Effect) -> Self:
-        """A copy with effects switched off, so that the others can be studied alone.
+        """Return a copy without some effects, so that others can be studied alone.
 
         Args:
-            effects: any of "programming", "drift", "read", "converters", "circuit"; "read" is both
+            effects: Any of "programming", "drift", "read", "converters", "circuit"; "read" is both
                 the accumulated and the short-term read noise.
 
         Raises:
-            ValueError: if an effect is unknown.
+            ValueError: An effect is unknown.
 
         Example:
             >>> DeviceCard.load("pcm-hermes-2").without("read", "converters").read is None
@@ -162,106 +188,105 @@ class DeviceCard(Section):
         """
         for effect in effects:
             if effect not in get_args(Effect):
-                known = ", ".join(get_args(Effect))
-                raise ValueError(f'effect "{effect}" is unknown: use any of {known}.')
+                raise ValueError(unknown_name("effect", effect, get_args(Effect)))
         off = {*effects, "short_term"} if "read" in effects else effects
         return self.model_copy(update=dict.fromkeys(off))
 
     def with_(self, **changes: Unpack[Changes]) -> Self:
-        """A copy with other converters, tile, conductance range or faults; see `Changes`.
+        """Return a copy with other converters, tile, conductance range or faults; see `Changes`.
 
         Raises:
-            CardError: if the changed card is not valid.
+            CardError: The changed card is not valid.
+            TypeError: A change is unknown.
 
         Example:
             >>> card = DeviceCard.load("pcm-hermes-2").with_(adc_bits=6, stuck_off=0.001)
             >>> card.converters.adc_bits, card.converters.dac_bits, card.stuck.off
             (6, 8, 0.001)
         """
-        return self._from_data({**dict(self), **changed_sections(self, changes)}, self.name)
+        stated = {name: getattr(self, name) for name in self.model_fields_set}
+        return self._from_data({**stated, **_changed_sections(self, changes)}, self.name)
 
-    def die(self, chip: int) -> Self:
-        """The card of one chip instance, whose means and spreads are those of its die.
+    def scaled(self, means: float, stds: float) -> Self:
+        """Return the card of one die: means of change and standard deviations multiplied.
 
         Args:
-            chip: names the chip instance.
+            means: Factor of drift exponents, relaxation and shifts.
+            stds: Factor of the standard deviations of programming, drift and read noise.
 
         Example:
-            >>> card = DeviceCard.load("gaussian").with_(die_to_die=0.1)
-            >>> card.die(1).programming == card.die(2).programming
-            False
+            >>> card = DeviceCard.load("gaussian").scaled(1.0, 2.0)
+            >>> card.programming.pieces[0].coefficients
+            (2.5,)
         """
-        return self if self.die_to_die is None else self.model_copy(update=die_sections(self, chip))
-
-    def profile(self, time: float | str) -> "Profile":
-        """The target noise profile at a drift time; see `analog_grasp.devices.profile.profile`.
-
-        Args:
-            time: time since programming: seconds, or text such as "1d".
-        """
-        # Imported here because a profile is made with the noise model, which is made from a card.
-        from analog_grasp.devices.profile import profile
-
-        return profile(self, time)
+        return self.model_copy(
+            update={
+                "die_to_die": None,
+                "programming": self.programming and self.programming.scaled(stds),
+                "short_term": self.short_term and self.short_term.scaled(stds),
+                "drift": self.drift and self.drift.scaled(means, stds),
+                "read": self.read and self.read.scaled(stds),
+            }
+        )
 
     @classmethod
-    def _from_data(cls, data: dict[str, Any], shown: str) -> Self:
+    def _from_data(cls, data: dict[str, Any], label: str) -> Self:
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            problem = sentence(error, data, _known_keys())
-        raise CardError(f'device card "{shown}": {problem}.')
+            problem = first_problem(error)
+            sentence = describe_problem(problem, key_in(data, problem), _known_keys())
+        raise CardError(f'device card "{label}": {sentence}.')
 
     @model_validator(mode="before")
     @classmethod
     def _programmed_state(cls, data: Any) -> Any:
-        """Take the programming spread of a tabulated card from the first row of its table."""
+        """Take the programming noise of a tabulated card from the first row of its table."""
         drift = data.get("drift") if isinstance(data, dict) else None
         table = drift.get("table") if isinstance(drift, dict) else None
         if not isinstance(table, list) or not table or not isinstance(table[0], dict):
             return data
         if "programming" in data:
             raise ValueError(
-                "programming is stated twice: leave it out, since drift.table begins with it"
+                "programming is stated twice: remove it, since drift.table begins with it"
             )
         first = {k: value for k, value in table[0].items() if k not in ("time", "shift")}
         return {**data, "programming": first}
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.technology != "none" and self.source.doi is None:
-            raise ValueError("source.doi is missing: a card of a real device has to state it")
+    def _check_stds(self) -> Self:
         g_min, g_max = self.conductance.g_min, self.conductance.g_max
-        g = torch.linspace(g_min, g_max, 2001, dtype=torch.float64)
-        for key, curve in self._spreads():
-            # The unclamped curve, which a SpreadCurve's own `at` hides.
-            spread = Curve.at(curve, g, g_max)
-            lowest = int(spread.argmin())
-            if spread[lowest] < 0:
+        g = np.linspace(g_min, g_max, 2001)
+        for key, curve in self._std_curves():
+            # Not `StdCurve.at`, which clips at 0.
+            std = Curve.at(curve, g, g_max)
+            lowest = int(std.argmin())
+            if std[lowest] < 0:
                 raise ValueError(
-                    f"{key} gives a negative spread at {float(g[lowest]):g} uS: correct its "
-                    "coefficients or give it min = 0"
+                    f"{key} gives a negative standard deviation at {float(g[lowest]):g} uS: "
+                    "correct its coefficients or give it min = 0"
                 )
-            if spread.max() > 10 * g_max:
+            if std.max() > 10 * g_max:
                 raise ValueError(
-                    f"{key} gives a spread above ten times g_max: correct its coefficients"
+                    f"{key} gives a standard deviation above ten times g_max: correct its "
+                    "coefficients"
                 )
         return self
 
-    def _spreads(self) -> list[tuple[str, Curve]]:
-        """Every curve that is a standard deviation, with its key."""
-        spreads: list[tuple[str, Curve]] = []
+    def _std_curves(self) -> list[tuple[str, Curve]]:
+        """Return every curve that is a standard deviation, with its key."""
+        curves: list[tuple[str, Curve]] = []
         if isinstance(self.drift, TabulatedDrift):
-            spreads += [(f"drift.table[{i}]", row) for i, row in enumerate(self.drift.table)]
+            curves += [(f"drift.table[{i}]", row) for i, row in enumerate(self.drift.table)]
         elif self.programming is not None:
-            spreads.append(("programming", self.programming))
+            curves.append(("programming", self.programming))
         if isinstance(self.drift, PowerLawDrift):
-            spreads.append(("drift.nu_std", self.drift.nu_std))
+            curves.append(("drift.nu_std", self.drift.nu_std))
         if isinstance(self.read, RelativeRead):
-            spreads.append(("read.q", self.read.q))
+            curves.append(("read.q", self.read.q))
         if self.short_term is not None:
-            spreads.append(("short_term", self.short_term))
-        return spreads
+            curves.append(("short_term", self.short_term))
+        return curves
 
 
 type Device = str | Path | DeviceCard
@@ -283,11 +308,11 @@ class DeviceAtTime(NamedTuple):
 
     @classmethod
     def parse(cls, device: "str | DeviceAtTime") -> "DeviceAtTime":
-        """Read ``"NAME@TIME"`` or ``"PATH@TIME"``; a device at a time is returned as it is.
+        """Return the device of ``"NAME@TIME"`` or ``"PATH@TIME"``; one at a time as it is.
 
         Raises:
             CardError: The card is unknown, or its file is missing, unreadable or invalid.
-            ValueError: There is no time, or it is unreadable, negative or not finite.
+            ValueError: The time is absent, unreadable, negative or not finite.
         """
         if isinstance(device, DeviceAtTime):
             return device
@@ -304,32 +329,25 @@ class DeviceAtTime(NamedTuple):
 
 
 def _folder() -> Path:
-    """The folder of the shipped cards: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder of the shipped cards: in a wheel's package, or in a clone's root."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "device_models"
     return inside if inside.is_dir() else package.parent / "device_models"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The data of a card's file."""
     try:
         return read_toml(path, f'device card "{path}"')
     except (OSError, ValueError) as error:
         raise CardError(str(error)) from None
 
 
-def _unknown(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name[:80], names, n=1)
-    hint = f'did you mean "{close[0]}"? The' if close else "the"
-    return f'device card "{name[:80]}" does not exist: {hint} shipped cards are {", ".join(names)}.'
-
-
-def _at_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any]:
-    """The data of the Gaussian card at another noise level."""
-    if name != _LEVEL_CARD:
+def _at_noise_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any]:
+    """Return the data of the Gaussian card at another noise level."""
+    if name != _NOISE_LEVEL_CARD:
         raise CardError(
-            f'device card "{name}" takes no noise level: only {_LEVEL_CARD} does, '
-            f'as in "{_LEVEL_CARD}:0.05".'
+            f'device card "{name}" takes no noise level: only {_NOISE_LEVEL_CARD} does, '
+            f'as in "{_NOISE_LEVEL_CARD}:0.05".'
         )
     try:
         level = float(text)
@@ -338,30 +356,48 @@ def _at_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any]:
     if not 0 <= level <= 1:
         raise CardError(
             f'device card "{name}:{text[:40]}" has no valid noise level: '
-            f'write a number between 0 and 1, as in "{_LEVEL_CARD}@0.05".'
+            f'write a number between 0 and 1, as in "{_NOISE_LEVEL_CARD}:0.05".'
         )
     g_max = ConductanceRange.model_validate(data["conductance"]).g_max
     programming = {**data["programming"], "coefficients": [level * g_max]}
     return {**data, "name": f"{name}:{level:g}", "programming": programming}
 
 
+def _changed_sections(card: DeviceCard, changes: Changes) -> dict[str, Any]:
+    """Return the sections of `card` that `changes` affect, as data not yet validated."""
+    unknown = sorted(set(changes) - set(Changes.__annotations__))
+    if unknown:
+        raise TypeError(unknown_name("change", unknown[0], Changes.__annotations__))
+    sections: dict[str, Any] = {}
+    values: dict[str, Any] = dict(changes)
+    converters = {key: values[key] for key in Converters.model_fields if key in values}
+    for bits in ("dac_bits", "adc_bits"):
+        if converters.get(bits) == 0:
+            converters[bits] = None
+    if converters:
+        sections["converters"] = {**(card.converters or _CONVERTERS).model_dump(), **converters}
+    if "tile_size" in changes:
+        size = changes["tile_size"]
+        rows, columns = size if isinstance(size, tuple) else (size, size)
+        sections["tile"] = {"rows": rows, "columns": columns}
+    if "g_max" in changes:
+        g_max = changes["g_max"]
+        sections["conductance"] = {
+            "g_min": f"{card.conductance.g_min!r} uS",
+            "g_max": g_max if isinstance(g_max, str) else f"{g_max!r} uS",
+            "mapping": card.conductance.mapping,
+        }
+    if "die_to_die" in changes:
+        sections["die_to_die"] = dict.fromkeys(("mean", "std"), changes["die_to_die"])
+    stuck = {key: values[f"stuck_{key}"] for key in ("off", "on") if f"stuck_{key}" in values}
+    if stuck:
+        sections["stuck"] = {**(card.stuck.model_dump() if card.stuck else {}), **stuck}
+    return sections
+
+
 def _known_keys() -> set[str]:
-    """Every key that a card can have."""
-    models = (
-        DeviceCard,
-        Source,
-        ConductanceRange,
-        PowerLawDrift,
-        TabulatedDrift,
-        TabulatedSpread,
-        RelaxationDrift,
-        Piece,
-        RelativeRead,
-        LogarithmicRead,
-        DieToDie,
-        Stuck,
-        Converters,
-        Circuit,
-        TileSize,
-    )
+    """Return every key that a card can have."""
+    models: list[type[Section]] = [Section]
+    for model in models:
+        models += model.__subclasses__()
     return {key for model in models for key in model.model_fields}

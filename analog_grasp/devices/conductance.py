@@ -1,4 +1,4 @@
-"""Weights to conductances and back, as a card's mapping says."""
+"""Conversion of weights to conductances and back, by a card's mapping."""
 
 import math
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from analog_grasp.devices.schema import ConductanceRange
 
-# A tile of zeros has no largest weight; aihwkit's converters take this in its place.
+# For a tile of zeros, as in aihwkit's converters.
 _SMALLEST_RANGE = 1e-7
 
 
 class CardConductanceConverter(BaseConductanceConverter):
-    """Converts weights to conductances and back; see `ConductanceRange` for the mappings.
+    """Converter of weights to conductances and back; see `ConductanceRange` for the mappings.
 
     Args:
-        conductance: the card's section.
+        conductance: The card's section.
 
     Example:
         >>> import torch
@@ -33,14 +33,17 @@ class CardConductanceConverter(BaseConductanceConverter):
         self.mapping = conductance.mapping
 
     def convert_to_conductances(self, weights: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Convert weights of any shape.
+        """Return conductances, µS, one tensor per device of a cell, and the scale.
+
+        Args:
+            weights: Weights of any shape.
 
         Returns:
-            The conductances, µS, a tensor a device; and the scale, µS per unit of weight, with
-            the weight that maps to g_min.
+            The conductances; and the scale, µS per unit of weight, with the weight that maps to
+            g_min.
 
         Raises:
-            ValueError: if a weight is not finite.
+            ValueError: A weight is not finite.
         """
         scale, offset = self.scale_of(weights)
         params = {"scale": scale, "offset": offset}
@@ -53,14 +56,16 @@ class CardConductanceConverter(BaseConductanceConverter):
         return [g.clamp_(min=0.0).add_(self.g_min), minus], params
 
     def scale_of(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The scale, µS per unit of weight, and the weight that maps to g_min.
+        """Return the scale, µS per unit of weight, and the weight that maps to g_min.
 
         Raises:
-            ValueError: if a weight is not finite.
+            ValueError: A weight is not finite.
         """
         low, high = torch.aminmax(weights)
         if not math.isfinite(float(high - low)):
-            raise ValueError("the weights hold NaN or infinity: only finite weights have devices.")
+            raise ValueError(
+                "the weights contain NaN or infinity: only finite weights can be programmed."
+            )
         span = self.g_max - self.g_min
         if self.mapping == "single":
             return span / (high - low).clamp(min=_SMALLEST_RANGE), low
@@ -70,7 +75,7 @@ class CardConductanceConverter(BaseConductanceConverter):
     def convert_back_to_weights(
         self, conductances: list[Tensor], params: dict[str, Tensor]
     ) -> Tensor:
-        """Convert conductances back, with the scale found by `convert_to_conductances`."""
+        """Return the weights of conductances, with the scale of `convert_to_conductances`."""
         if self.mapping == "pair":
             return (conductances[0] - conductances[1]).div_(params["scale"])
         g_zero = 0.0 if self.mapping == "signed" else self.g_min

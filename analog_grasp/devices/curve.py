@@ -1,29 +1,24 @@
-"""Curves: functions of a conductance, by pieces, as device cards state them."""
+"""Curves of device cards: functions of a conductance, in pieces, on NumPy arrays and tensors."""
 
-from typing import Annotated, Any, Literal, Self
+import itertools
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
 
-from analog_grasp.devices.units import Conductance
+from analog_grasp.devices.fields import Conductance, Number, Pair, Section
+from analog_grasp.kernels.parameters import LONGEST_SINGLE, MAX_COEFFICIENTS, SMALLEST
 
-# Logarithms and negative powers are taken of at least this, as aihwkit does (its _ZERO_CLIP).
-SMALLEST = 1e-7
-# A longer polynomial is evaluated in double precision, since its terms may cancel.
-LONGEST_SINGLE = 7
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
-
-
-class Section(BaseModel):
-    """Base of every part of a card: frozen, typed strictly, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+_MAX_POINTS = 10_000
 
 
 class Piece(Section):
-    """One piece of a curve: a form, its coefficients and its limits.
+    """One piece of a curve: a form, its coefficients or points, and its limits.
 
     With x the curve's variable, the forms are
 
@@ -31,18 +26,31 @@ class Piece(Section):
         logarithm    c0 + c1 ln x
         power        c0 x^c1
         saturation   c0 (1 - exp(-x / c1))
+        reciprocal   1 / (c0 + c1 x)
+        points       linear between measured points (x, y), constant outside them
 
     Attributes:
-        below: the piece holds for x below this; the last piece of a curve has none.
-        form: one of the four forms.
-        coefficients: c0, c1, ..., in ascending order.
-        min: the piece is clipped from below at this.
-        max: the piece is clipped from above at this.
+        below: The piece holds for x below this value; the last piece of a curve has none.
+        form: One of the six forms.
+        coefficients: c0, c1, ..., in ascending order; absent for "points".
+        points: The points [x, y] of the form "points", by ascending x; 2 to 10,000.
+        min: The piece is clipped from below at this value.
+        max: The piece is clipped from above at this value.
+
+    Example:
+        >>> measured = Piece(form="points", points=[[0.0, 1.0], [10.0, 2.0]])
+        >>> measured(np.array([2.5, 40.0])).tolist()
+        [1.25, 2.0]
     """
 
     below: Number | None = None
-    form: Literal["polynomial", "logarithm", "power", "saturation"]
-    coefficients: Annotated[tuple[Number, ...], Field(strict=False, min_length=1, max_length=16)]
+    form: Literal["polynomial", "logarithm", "power", "saturation", "reciprocal", "points"]
+    coefficients: Annotated[
+        tuple[Number, ...], Field(strict=False, min_length=1, max_length=MAX_COEFFICIENTS)
+    ] = ()
+    points: Annotated[
+        tuple[Pair, ...], Field(strict=False, min_length=2, max_length=_MAX_POINTS)
+    ] = ()
     min: Number | None = None
     max: Number | None = None
 
@@ -50,12 +58,28 @@ class Piece(Section):
     @classmethod
     def _count(cls, value: tuple[float, ...], info: Any) -> tuple[float, ...]:
         form = info.data.get("form")
-        if form in ("logarithm", "power", "saturation") and len(value) != 2:
+        if form == "points":
+            raise ValueError('does not belong to the form "points": give points = [[x, y], ...]')
+        if form not in (None, "polynomial") and len(value) != 2:
             raise ValueError(f"has {len(value)} numbers: a {form} has 2")
         if form == "saturation" and value[1] <= 0:
             raise ValueError(f"has the scale {value[1]:g}: it should be above 0")
         if form == "power" and abs(value[1]) > 4:
             raise ValueError(f"has the exponent {value[1]:g}: it should lie between -4 and 4")
+        if form == "reciprocal" and not (value[0] > 0 and value[1] >= 0):
+            raise ValueError(f"is {list(value)}: a reciprocal needs c0 above 0 and c1 at least 0")
+        return value
+
+    @field_validator("points")
+    @classmethod
+    def _ascending(
+        cls, value: tuple[tuple[float, float], ...], info: Any
+    ) -> tuple[tuple[float, float], ...]:
+        form = info.data.get("form")
+        if form not in (None, "points"):
+            raise ValueError(f'belongs to the form "points": a {form} has coefficients')
+        if any(before[0] >= after[0] for before, after in itertools.pairwise(value)):
+            raise ValueError("should have ascending values of x")
         return value
 
     @field_validator("max")
@@ -66,59 +90,86 @@ class Piece(Section):
             raise ValueError(f"is {value:g}, below min = {smallest:g}: it should be above")
         return value
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Evaluate the piece at `x`, of any shape; the result is a new tensor of that shape."""
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.coefficients and not self.points:
+            needed = "points" if self.form == "points" else "coefficients"
+            raise ValueError(f'has the form "{self.form}" but no {needed}: give them')
+        return self
+
+    def __call__[A: ("Tensor", NDArray[np.float64])](self, x: A) -> A:
+        """Return the values at `x`, of any shape."""
         y = self._formula(x)
-        if self.min is not None or self.max is not None:
-            y.clamp_(self.min, self.max)
-        return y
+        if self.min is None and self.max is None:
+            return y
+        return _namespace(x).clip(y, self.min, self.max)
 
     def scaled(self, factor: float) -> Self:
-        """The piece with its values multiplied by `factor`, which is not negative."""
+        """Return the piece with its values multiplied by `factor`, which is not negative."""
         c = self.coefficients
-        # The second number of the two other forms is an exponent or a scale of x.
-        count = len(c) if self.form in ("polynomial", "logarithm") else 1
+        if self.form in ("polynomial", "logarithm"):
+            c = tuple(factor * value for value in c)
+        elif self.form == "reciprocal":
+            # Not infinite for a factor of 0: infinity times x = 0 would be NaN.
+            c = tuple(value / max(factor, 1e-12) for value in c)
+        elif c:
+            # The second coefficient is an exponent or a scale of x.
+            c = (factor * c[0], c[1])
         return self.model_copy(
             update={
-                "coefficients": (*(factor * value for value in c[:count]), *c[count:]),
+                "coefficients": c,
+                "points": tuple((x, factor * y) for x, y in self.points),
                 "min": None if self.min is None else factor * self.min,
                 "max": None if self.max is None else factor * self.max,
             }
         )
 
-    def _formula(self, x: Tensor) -> Tensor:
-        c = self.coefficients
+    def _formula(self, x: Any) -> Any:
+        c, xp = self.coefficients, _namespace(x)
         if self.form == "logarithm":
-            return x.clamp(min=SMALLEST).log_().mul_(c[1]).add_(c[0])
+            return xp.log(xp.clip(x, SMALLEST, None)) * c[1] + c[0]
         if self.form == "power":
-            return x.clamp(min=SMALLEST).pow_(c[1]).mul_(c[0])
+            return xp.clip(x, SMALLEST, None) ** c[1] * c[0]
         if self.form == "saturation":
-            return x.div(-c[1]).expm1_().mul_(-c[0])
-        if len(c) > LONGEST_SINGLE and x.dtype != torch.float64:
+            return xp.expm1(x / -c[1]) * -c[0]
+        if self.form == "reciprocal":
+            return 1.0 / (x * c[1] + c[0])
+        if self.form == "points":
+            return self._interpolated(x)
+        if xp is not np and len(c) > LONGEST_SINGLE and x.dtype.itemsize < 8:
             return self._formula(x.double()).to(x.dtype)
-        y = torch.full_like(x, c[-1])
+        y = xp.full_like(x, c[-1])
         for coefficient in reversed(c[:-1]):
-            torch.addcmul(x.new_tensor(coefficient), y, x, out=y)
+            # addcmul rounds once per step, as the compiled kernel does.
+            y = y * x + coefficient if xp is np else x.new_tensor(coefficient).addcmul(y, x)
         return y
+
+    def _interpolated(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return np.interp(x, *np.array(self.points).T)
+        at, values = x.new_tensor(self.points, dtype=x.double().dtype).unbind(1)
+        wide = x.double().clamp(at[0], at[-1])
+        high = _namespace(x).searchsorted(at, wide, right=True).clamp(1, len(at) - 1)
+        fraction = (wide - at[high - 1]) / (at[high] - at[high - 1])
+        return (values[high - 1] + fraction * (values[high] - values[high - 1])).to(x.dtype)
 
 
 class Curve(Section):
     """A function of a conductance, in one piece or several.
 
     A card writes a curve of one piece without naming the piece: `variable`, `form`,
-    `coefficients` and, where needed, `min` and `max`. A curve of several has `pieces`, each but
-    the last with `below`.
+    `coefficients` or `points` and, if needed, `min` and `max`. A curve of several pieces has
+    `pieces`, of which all but the last have `below`.
 
     Attributes:
         variable: "u" for the conductance relative to the card's g_max, "g" for µS.
-        pieces: the pieces, by ascending `below`.
+        pieces: The pieces, by ascending `below`.
 
     Example:
-        >>> import torch
         >>> curve = Curve.model_validate(
         ...     {"variable": "u", "form": "polynomial", "coefficients": [1, 0, 2]})
-        >>> curve.at(torch.tensor([5.0]), g_max=10.0)
-        tensor([1.5000])
+        >>> curve.at(np.array([5.0]), g_max=10.0)
+        array([1.5])
     """
 
     variable: Literal["u", "g"]
@@ -127,7 +178,7 @@ class Curve(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_piece(cls, data: Any) -> Any:
-        """Wrap the keys of a curve written without pieces into its only piece."""
+        """Wrap the keys of a curve without pieces into its only piece."""
         if not isinstance(data, dict) or "pieces" in data:
             return data
         own = {key: value for key, value in data.items() if key in Piece.model_fields}
@@ -145,62 +196,67 @@ class Curve(Section):
         return pieces
 
     def scaled(self, factor: float) -> Self:
-        """The curve with its values multiplied by `factor`, which is not negative."""
+        """Return the curve with its values multiplied by `factor`, which is not negative."""
         return self.model_copy(
             update={"pieces": tuple(piece.scaled(factor) for piece in self.pieces)}
         )
 
-    def at(self, g: Tensor, g_max: float) -> Tensor:
-        """Evaluate the curve.
+    def at[A: ("Tensor", NDArray[np.float64])](self, g: A, g_max: float) -> A:
+        """Return the values of the curve.
 
         Args:
-            g: conductances, µS, of any shape; for "u" their magnitude counts.
-            g_max: the card's largest conductance, µS.
+            g: Conductances, µS, of any shape; for the variable "u" their magnitude counts.
+            g_max: The card's largest conductance, µS.
 
         Returns:
-            A new tensor of the shape of `g`.
+            A new array or tensor of the shape of `g`.
         """
-        x = g.abs().div_(g_max) if self.variable == "u" else g
+        x = abs(g) / g_max if self.variable == "u" else g
         y = self.pieces[-1](x)
-        for piece in reversed(self.pieces):
-            if piece.below is not None:
-                torch.where(x < piece.below, piece(x), y, out=y)
+        for piece in reversed(self.pieces[:-1]):
+            assert piece.below is not None
+            y = _namespace(x).where(x < piece.below, piece(x), y)
         return y
 
 
-class SpreadCurve(Curve):
+class StdCurve(Curve):
     """A curve whose value is a standard deviation of the conductance, µS.
 
     Attributes:
-        unit: always "uS"; stated so that a reader of the card need not guess.
-        reference_g_max: the g_max for which the coefficients were fitted, µS. The spread scales
-            with g_max / reference_g_max, as in aihwkit's `prog_coeff_g_max_reference`. Absent:
-            no scaling.
+        unit: Always "uS"; stated for readers of the card.
+        reference_g_max: The g_max for which the coefficients were fitted, µS. The standard
+            deviation scales with g_max / reference_g_max, as aihwkit's
+            `prog_coeff_g_max_reference`. Absent: no scaling.
     """
 
     unit: Literal["uS"]
     reference_g_max: Conductance | None = None
 
-    def at(self, g: Tensor, g_max: float) -> Tensor:
-        """Evaluate the spread, µS, at the conductances `g`, µS; never below 0."""
-        spread = super().at(g, g_max)
+    def at[A: ("Tensor", NDArray[np.float64])](self, g: A, g_max: float) -> A:
+        """Return the standard deviation, µS, at the conductances `g`, µS; at least 0."""
+        std = super().at(g, g_max)
         if self.reference_g_max is not None:
-            spread.mul_(g_max / self.reference_g_max)
-        return spread.clamp_(min=0.0)
+            std = std * (g_max / self.reference_g_max)
+        return _namespace(g).clip(std, 0.0, None)
 
     def constant(self, g_max: float) -> float | None:
-        """The spread, µS, where it is the same at every conductance; else None."""
+        """Return the standard deviation, µS, if it is the same at every conductance, else None."""
         first, *others = self.pieces
         if others or first.form != "polynomial" or len(first.coefficients) > 1:
             return None
-        return float(self.at(torch.zeros(1, dtype=torch.float64), g_max))
+        return float(self.at(np.zeros(1), g_max)[0])
 
 
 class ShiftCurve(Curve):
     """A curve whose value is a change of the mean conductance, µS.
 
     Attributes:
-        unit: always "uS".
+        unit: Always "uS".
     """
 
     unit: Literal["uS"]
+
+
+def _namespace(x: Any) -> Any:
+    """Return numpy or torch, whichever computes with `x`, without importing torch."""
+    return np if isinstance(x, np.ndarray) else sys.modules["torch"]

@@ -1,4 +1,4 @@
-"""One noise model for every device card, usable wherever aihwkit takes a noise model."""
+"""The noise model of a device card, with the interface of aihwkit's noise models."""
 
 import functools
 import warnings
@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.card_at_time import (
+    CurveSum,
+    device_parameters,
+    drift_growth,
+    read_factor,
+    relaxation,
+    state_curves,
+)
 from analog_grasp.devices.conductance import CardConductanceConverter
 from analog_grasp.devices.schema import (
     LogarithmicRead,
@@ -18,59 +26,50 @@ from analog_grasp.devices.schema import (
     RelaxationDrift,
     TabulatedDrift,
 )
-from analog_grasp.devices.snapshot import (
-    Weighted,
-    encode,
-    growth,
-    level,
-    read_strength,
-    relaxation,
-)
 from analog_grasp.kernels.noise import fits_kernel, read_tile
 from analog_grasp.kernels.parameters import TileParameters
 from analog_grasp.kernels.rng import normal, uniform
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import format_time, parse_time
 
-# Cards whose table a run has left behind, so that the user is told once a card.
+# Cards whose data end before a time that was used, so that each is reported once.
 _warned: set[str] = set()
-# The files between the user and a warning: this package and torch.
+# Files to skip when a warning is attributed to its caller: this package and torch.
 _BETWEEN = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
 
 
 class CardNoiseModel(BaseNoiseModel):
     """Programming noise, drift and read noise of the devices of one tile, from a card's data.
 
-    `read_weights` gives the weights as read at a time in one step. The methods whose names begin
-    with `apply_` give the same in the two steps of aihwkit's noise models.
-
-    The formulas are those of the card's sections; where a card restates an aihwkit model, the two
-    agree in distribution. Conductances are in µS and never negative (but for the generic mapping
-    "signed"), times in seconds since programming.
+    `read_weights` returns the weights as read at a time in one step. The methods whose names begin
+    with `apply_` return the same in the two steps of aihwkit's noise models. The formulas are those
+    of the card's sections; where a card restates an aihwkit model, both agree in distribution.
+    Conductances are in µS and at least 0 (except under the mapping "signed"), times in seconds
+    since programming.
 
     Every random number is a function of the seed, the purpose, the device of the cell (0 for g+, 1
-    for g-), for read noise the time, and the place in the tile; see `random.normal`. So the same
-    seed gives the same chip in whatever order the methods are called, on any number of threads
-    and on any processor; the global generator is untouched, and two tiles need two seeds; see
+    for g-), the time for read noise, and the position in the tile; see `kernels.rng.normal`. The
+    same seed therefore gives the same chip for any order of calls, on any number of threads and on
+    any processor; the global generator is not used. Each tile needs a seed of its own; see
     `derive_seed`.
 
-    A device keeps its own programming error, drift exponent and relaxation: the deviate of a
-    device is one draw for all times, so that its conductance follows one continuous path and
-    each single time has the published distribution (ours: published are only the latter).
-    Accumulated read noise is drawn apart for each time, as in aihwkit.
+    The programming error, drift exponent and relaxation of a device are drawn once for all times,
+    so that its conductance follows one continuous path; the published distributions are those at
+    single times, and the path is this project's choice. Accumulated read noise is drawn for each
+    time, as in aihwkit.
 
-    aihwkit's base class derives both conductances of a pair anew from the programmed weights
-    before drift, which takes the smaller of the two to g_min, and rescales by the largest noisy
-    weight. Here, as in aihwkit's own `BaseNoiseModel.apply_noise`, each device drifts from what it
-    was programmed to, and the scale is the one found at programming.
+    aihwkit's base class derives both conductances of a pair from the programmed weights before
+    drift, which sets the smaller of the two to g_min, and rescales by the largest noisy weight.
+    Here, as in aihwkit's `BaseNoiseModel.apply_noise`, each device drifts from its programmed
+    conductance, and the scale is that of programming.
 
     Args:
-        card: the device.
-        seed: names the tile's devices.
-        chip: names the chip instance, for what differs from die to die; None: the seed.
+        card: The device.
+        seed: Identifies the tile's devices.
+        chip: Identifies the chip instance, for variation from die to die; None: the seed.
 
     Attributes:
-        card: the device, as it is on the chip instance's die.
+        card: The device on the chip instance's die.
 
     Example:
         >>> import torch
@@ -86,7 +85,7 @@ class CardNoiseModel(BaseNoiseModel):
 
     def __init__(self, card: DeviceCard, seed: int = 0, chip: int | None = None) -> None:
         super().__init__(CardConductanceConverter(card.conductance))
-        self.card = card.die(seed if chip is None else chip)
+        self.card = card_on_die(card, seed if chip is None else chip)
         self.seed = seed
 
     @torch.no_grad()
@@ -98,29 +97,29 @@ class CardNoiseModel(BaseNoiseModel):
         out: Tensor | None = None,
         variance_out: Tensor | None = None,
     ) -> Tensor:
-        """Weights as read at a time after programming.
+        """Return weights as read at a time after programming.
 
-        Single precision on a CPU takes one fused pass that stores nothing; elsewhere the two
-        steps below, which agree with it to rounding. Nothing need be kept for another time: the
+        Single precision on a CPU uses the compiled kernel, which stores nothing; otherwise the two
+        steps below are used, which agree with it to rounding. No state is kept between times: the
         same devices are drawn again.
 
         Args:
-            targets: the target weights, of shape (rows, columns).
-            time: time since programming, s.
-            out: where the weights are written, of the shape, type and place of `targets`; may be
+            targets: The target weights, ``(rows, columns)``.
+            time: Time since programming, s.
+            out: Filled with the weights, of the shape, type and device of `targets`; may be
                 `targets` itself.
-            variance_out: where the variance of each weight from read to read is written, in
-                squared units of the weights: the card's short-term noise at the conductances
-                read. That no conductance is below 0 is left out of it.
+            variance_out: Filled with the variance of each weight from read to read, in squared
+                units of the weights: the card's short-term noise at the conductances read,
+                without the clipping of conductances at 0.
 
         Returns:
             The weights: `out`, or a new tensor.
 
         Raises:
-            ValueError: if a weight is not finite, or the time is negative or not finite.
+            ValueError: A weight is not finite, or the time is negative or not finite.
         """
         time = parse_time(time)
-        _tell_beyond(self.card, time)
+        _warn_beyond_data(self.card, time)
         out = torch.empty_like(targets) if out is None else out
         noiseless = self._is_exact()
         if noiseless and variance_out is None:
@@ -130,41 +129,41 @@ class CardNoiseModel(BaseNoiseModel):
             return self._read_in_steps(targets, time, out, variance_out)
         scale, offset = (np.float32(term) for term in self.g_converter.scale_of(targets))
         tile = TileParameters(scale, offset, self._keys(time))
-        read_tile(targets, encode(self.card, time), tile, out, variance_out)
+        read_tile(targets, device_parameters(self.card, time), tile, out, variance_out)
         return out
 
     def constant_short_term_variance(self, targets: Tensor) -> float | None:
-        """The variance of every weight from read to read, where it is one number for all.
+        """Return the variance of the weights from read to read, if it is the same for all.
 
         Args:
-            targets: the target weights, of any shape.
+            targets: The target weights, of any shape.
 
         Returns:
             The variance, in squared units of the weights: 0 for a card without short-term noise,
-            None where it depends on the conductance; see `read_weights`.
+            None if it depends on the conductance; see `read_weights`.
         """
         if self.card.short_term is None:
             return 0.0
-        spread = self.card.short_term.constant(self.card.conductance.g_max)
-        if spread is None:
+        std = self.card.short_term.constant(self.card.conductance.g_max)
+        if std is None:
             return None
         devices = 2 if self.card.conductance.mapping == "pair" else 1
         scale, _ = self.g_converter.scale_of(targets)
-        return devices * (spread / float(scale)) ** 2
+        return devices * (std / float(scale)) ** 2
 
     @torch.no_grad()
     def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Program weights.
+        """Return weights as programmed, before any read noise, and the state of their devices.
 
         Args:
-            weights: the target weights, of any shape.
+            weights: The target weights, of any shape.
 
         Returns:
-            The weights as programmed, before any read noise, and the state of the devices that
-            `apply_drift_noise` takes. A card without any noise returns the weights bit for bit.
+            The programmed weights, and the state that `apply_drift_noise` takes. A card without
+            noise returns the weights bit for bit.
 
         Raises:
-            ValueError: if a weight is not finite.
+            ValueError: A weight is not finite.
         """
         if self._is_exact():
             return weights.clone(), []
@@ -181,19 +180,19 @@ class CardNoiseModel(BaseNoiseModel):
     def apply_drift_noise(
         self, weights: Tensor, drift_noise_parameters: list[Tensor], t_inference: float
     ) -> Tensor:
-        """Weights as read at a time after programming.
+        """Return weights as read at a time after programming.
 
         Args:
-            weights: the programmed weights; their devices' state is in `drift_noise_parameters`.
-            drift_noise_parameters: the state from `apply_programming_noise`.
-            t_inference: time since programming, s; at 0 there is no drift, but read noise where
-                the card's devices have accumulated it by then.
+            weights: The programmed weights; their devices' state is in `drift_noise_parameters`.
+            drift_noise_parameters: The state from `apply_programming_noise`.
+            t_inference: Time since programming, s; at 0 there is no drift, but read noise that has
+                accumulated by the first reading.
 
         Returns:
             The weights, of the shape and type of `weights`.
 
         Raises:
-            ValueError: if the time is negative or not finite.
+            ValueError: The time is negative or not finite.
         """
         time = parse_time(t_inference)
         if not drift_noise_parameters:
@@ -203,39 +202,36 @@ class CardNoiseModel(BaseNoiseModel):
         return self.g_converter.convert_back_to_weights(read, params).to(weights.dtype)
 
     def apply_noise(self, weights: Tensor, t_inference: float) -> Tensor:
-        """Program weights and read them at a time: the two steps above in one."""
+        """Program weights and return them as read at a time: the two steps above in one."""
         programmed, state = self.apply_programming_noise(weights)
         return self.apply_drift_noise(programmed, state, t_inference)
 
     @torch.no_grad()
     def apply_programming_noise_to_conductance(self, g_target: Tensor, device: int = 0) -> Tensor:
-        """Program conductances: N(g_target, sigma(g_target)^2), clipped at 0.
+        """Return programmed conductances: N(g_target, sigma(g_target)^2), clipped at 0.
 
         Args:
-            g_target: target conductances, µS, of any shape.
-            device: which device of a cell.
-
-        Returns:
-            The conductances reached, µS.
+            g_target: Target conductances, µS, of any shape.
+            device: Index of the device in its cell.
         """
         if self.card.programming is None:
             return self._stuck(g_target.clone(), device)
         g = self._normal(g_target, "programming", device)
-        spread = self.card.programming.at(g_target, self.card.conductance.g_max)
-        return self._stuck(self._clipped(g.mul_(spread).add_(g_target)), device)
+        std = self.card.programming.at(g_target, self.card.conductance.g_max)
+        return self._stuck(self._clipped(g.mul_(std).add_(g_target)), device)
 
     @torch.no_grad()
     def generate_drift_coefficients(self, g_target: Tensor, device: int = 0) -> Tensor | None:
-        """Draw what makes a device drift its own way.
+        """Return the per-device random state of drift.
 
         Args:
-            g_target: target conductances, µS, of any shape.
-            device: which device of a cell.
+            g_target: Target conductances, µS, of any shape.
+            device: Index of the device in its cell.
 
         Returns:
-            For power-law drift the exponents nu, for relaxation the standard normal deviates,
-            both of the shape of `g_target`; for tabulated drift the targets and the deviates of
-            programming, stacked; None for a card without drift.
+            The exponents nu for power-law drift, the standard normal deviates for relaxation, both
+            of the shape of `g_target`; the targets and the deviates of programming, stacked, for
+            tabulated drift; None for a card without drift.
         """
         drift = self.card.drift
         if isinstance(drift, PowerLawDrift):
@@ -256,24 +252,21 @@ class CardNoiseModel(BaseNoiseModel):
         t_inference: float,
         device: int = 0,
     ) -> Tensor:
-        """Conductances as read at a time after programming.
+        """Return conductances, µS, as read at a time after programming.
 
         Args:
-            g_prog: programmed conductances, µS, of any shape.
-            drift_noise_param: what `generate_drift_coefficients` returned for their targets.
-            t_inference: time since programming, s.
-            device: which device of a cell.
-
-        Returns:
-            The conductances read, µS.
+            g_prog: Programmed conductances, µS, of any shape.
+            drift_noise_param: The result of `generate_drift_coefficients` for their targets.
+            t_inference: Time since programming, s.
+            device: Index of the device in its cell.
 
         Raises:
-            ValueError: if the time is negative or not finite.
+            ValueError: The time is negative or not finite.
         """
         time = parse_time(t_inference)
-        _tell_beyond(self.card, time)
+        _warn_beyond_data(self.card, time)
         g = self._drifted(g_prog, drift_noise_param, time)
-        # Noise of a tabulated state goes by that state, which the programmed one is only the first.
+        # Read noise of a tabulated card depends on the present state, not on the programmed one.
         base = g.clone() if isinstance(self.card.drift, TabulatedDrift) else g_prog
         g = self._clipped(self._read(g, base, time, device))
         if isinstance(self.card.drift, RelaxationDrift) and time > 0:
@@ -285,7 +278,7 @@ class CardNoiseModel(BaseNoiseModel):
         return card.programming is card.drift is card.read is card.stuck is None
 
     def _keys(self, time: float) -> NDArray[np.uint64]:
-        """The keys of all random numbers, of shape (4, 2): by purpose and device."""
+        """Return the keys of all random numbers by purpose and device, ``(4, 2)``."""
         keys = self._timeless_keys.copy()
         keys[2] = [self._key("read", device, time) for device in (0, 1)]
         return keys
@@ -311,14 +304,14 @@ class CardNoiseModel(BaseNoiseModel):
             params = {"scale": state[0], "offset": state[1]}
             weights = self.g_converter.convert_back_to_weights(conductances, params)
         if variance_out is not None:
-            spread = self.card.short_term
-            curves: Weighted = () if spread is None else ((1.0, spread),)
+            std = self.card.short_term
+            curves: CurveSum = () if std is None else ((1.0, std),)
             variance = torch.stack([self._sum(curves, g).square_() for g in conductances]).sum(0)
             variance_out.copy_(variance.div_(params["scale"].square()))
         return out.copy_(weights)
 
     def _conductances(self, state: list[Tensor], time: float) -> list[Tensor]:
-        """The conductances as read, a tensor a device, from what was kept at programming."""
+        """Return the conductances as read, one tensor per device of a cell."""
         devices = zip(state[2::2], state[3::2], strict=True)
         return [
             self.apply_drift_noise_to_conductance(g_prog, coefficients, time, device)
@@ -326,36 +319,35 @@ class CardNoiseModel(BaseNoiseModel):
         ]
 
     def _drifted(self, g_prog: Tensor, coefficients: Tensor | None, time: float) -> Tensor:
-        """A new tensor: `g_prog` after drift, before read noise."""
+        """Return `g_prog` after drift and before read noise, as a new tensor."""
         drift = self.card.drift
         if drift is None or coefficients is None or time == 0:
             return g_prog.clone()
         if isinstance(drift, PowerLawDrift):
-            return coefficients.mul(-growth(drift, time)).exp_().mul_(g_prog)
+            return coefficients.mul(-drift_growth(drift, time)).exp_().mul_(g_prog)
         if isinstance(drift, RelaxationDrift):
             mean, std = relaxation(drift, time)
             return coefficients.mul(std).add_(mean).add_(g_prog)
         if time <= drift.table[0].time:
             return g_prog.clone()
-        now = level(self.card, time)
+        state = state_curves(self.card, time)
         g_target, deviate = coefficients
-        mean = g_target + self._sum(now.shifts, g_target)
-        return self._clipped(self._sum(now.spreads, mean).mul_(deviate).add_(mean))
+        mean = g_target + self._sum(state.shifts, g_target)
+        return self._clipped(self._sum(state.stds, mean).mul_(deviate).add_(mean))
 
-    def _sum(self, curves: Weighted, g: Tensor) -> Tensor:
-        """A weighted sum of curves at conductances `g`."""
+    def _sum(self, curves: CurveSum, g: Tensor) -> Tensor:
+        """Return a weighted sum of curves at conductances `g`."""
         total = torch.zeros_like(g)
-        for part, curve in curves:
-            total.add_(curve.at(g, self.card.conductance.g_max), alpha=part)
+        for weight, curve in curves:
+            total.add_(curve.at(g, self.card.conductance.g_max), alpha=weight)
         return total
 
     def _read(self, g: Tensor, g_prog: Tensor, time: float, device: int) -> Tensor:
         """Add accumulated 1/f noise to `g` in place."""
-        read = self.card.read
-        strength = 0.0 if read is None else read_strength(read, time)
-        if read is None or strength == 0:
+        read, factor = self.card.read, read_factor(self.card.read, time)
+        if read is None or factor == 0:
             return g
-        noise = self._normal(g, "read", device, time).mul_(strength)
+        noise = self._normal(g, "read", device, time).mul_(factor)
         if isinstance(read, LogarithmicRead):
             return g.add_(noise.mul_(g.clamp(min=1.0).log10_()))
         q = read.q.at(g_prog, self.card.conductance.g_max).clamp_(min=0.0)
@@ -365,7 +357,7 @@ class CardNoiseModel(BaseNoiseModel):
         return g if self.card.conductance.mapping == "signed" else g.clamp_(min=0.0)
 
     def _stuck(self, g: Tensor, device: int) -> Tensor:
-        """Put the stuck devices where they are stuck, in place."""
+        """Set the stuck devices to g_min or g_max, in place."""
         stuck = self.card.stuck
         if stuck is None:
             return g
@@ -374,7 +366,7 @@ class CardNoiseModel(BaseNoiseModel):
         return g.masked_fill_(u >= 1.0 - stuck.on, self.card.conductance.g_max)
 
     def _normal(self, like: Tensor, purpose: str, device: int, *more: float) -> Tensor:
-        """Standard normal deviates, of the shape, type and place of `like`."""
+        """Return standard normal deviates of the shape, type and device of `like`."""
         key = self._key(purpose, device, *more)
         return normal(key, tuple(like.shape), device=like.device, dtype=like.dtype)
 
@@ -383,19 +375,43 @@ def _precise(weights: Tensor) -> Tensor:
     return weights.to(torch.promote_types(weights.dtype, torch.float32))
 
 
-def _tell_beyond(card: DeviceCard, time: float) -> None:
-    """Tell the user, once a card, that its table ends before the time asked for."""
-    if not isinstance(card.drift, TabulatedDrift) or card.name in _warned:
+def card_on_die(card: DeviceCard, chip: int) -> DeviceCard:
+    """Return the card of one chip instance, with the factors of its die applied.
+
+    Args:
+        card: The device.
+        chip: Identifies the chip instance.
+
+    Example:
+        >>> card = DeviceCard.load("gaussian").with_(die_to_die=0.1)
+        >>> card_on_die(card, 1).programming == card_on_die(card, 2).programming
+        False
+    """
+    variation = card.die_to_die
+    if variation is None:
+        return card
+    key = derive_seed(chip, "die-to-die")
+    first, second = normal(key, (2,), device="cpu", dtype=torch.float64).tolist()
+    return card.scaled(
+        means=max(1.0 + variation.mean * first, 0.0), stds=max(1.0 + variation.std * second, 0.0)
+    )
+
+
+def _warn_beyond_data(card: DeviceCard, time: float) -> None:
+    """Warn, once per card, of a time for which the card has no data."""
+    if card.name in _warned:
         return
-    last = card.drift.table[-1].time
-    if time <= last:
+    drift, at = card.drift, format_time(time)
+    if isinstance(drift, TabulatedDrift) and time > drift.table[-1].time:
+        last = format_time(drift.table[-1].time)
+        how = f"that of {last}" if drift.beyond == "hold" else "extrapolated in ln t"
+        message = f"is tabulated up to {last}: at {at} its standard deviation is {how}"
+    # A card whose drift was switched off states so; one without drift data does not.
+    elif time > 0 and card.technology != "none" and "drift" not in card.model_fields_set:
+        message = f"has no drift data: at {at} it is read as at 0s"
+    else:
         return
     _warned.add(card.name)
-    held = card.drift.beyond == "hold"
-    there = f"that of {format_time(last)}" if held else "extrapolated in ln t"
     warnings.warn(
-        f'device card "{card.name}" is tabulated up to {format_time(last)}: at '
-        f"{format_time(time)} its spread is {there}.",
-        skip_file_prefixes=_BETWEEN,
-        stacklevel=2,
+        f'device card "{card.name}" {message}.', skip_file_prefixes=_BETWEEN, stacklevel=2
     )

@@ -1,26 +1,32 @@
-"""The sections of a device card: what each part of the data says, and its checks."""
+"""Sections of a device card, each with its formula, its units and its checks."""
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from analog_grasp.devices.curve import Curve, Number, Section, ShiftCurve, SpreadCurve
-from analog_grasp.devices.units import Conductance, Resistance, Seconds
-
-Text = Annotated[str, Field(min_length=1, max_length=2000)]
-Bits = Annotated[int, Field(ge=2, le=16)]
-Count = Annotated[int, Field(ge=1, le=65_536)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Pair = Annotated[tuple[Number, Number], Field(strict=False)]
+from analog_grasp.devices.curve import Curve, ShiftCurve, StdCurve
+from analog_grasp.devices.fields import (
+    Bits,
+    Conductance,
+    Count,
+    Fraction,
+    Pair,
+    Resistance,
+    Seconds,
+    Section,
+    Text,
+)
+from analog_grasp.kernels.parameters import ReadSettings
 
 
 class Source(Section):
-    """Where the numbers come from.
+    """The source of a card's data.
 
     Attributes:
-        citation: the publication.
-        doi: its digital object identifier; left out only by cards of no real device.
-        location: the figure, table or file that the numbers were taken from.
+        citation: The publication, or such as "own measurement".
+        doi: The publication's digital object identifier, if it has one.
+        location: The figure, table or file with the data.
     """
 
     citation: Text
@@ -29,21 +35,21 @@ class Source(Section):
 
 
 class ConductanceRange(Section):
-    """The range of conductances, and how a weight w is held in it.
+    """The range of conductances, and the mapping of a weight w to it.
 
     With s = (g_max - g_min) / max|w| the mappings are
 
         pair     g+ = g_min + s max(w, 0), g- = g_min + s max(-w, 0); w is their difference
-        single   g = g_min + (w - min w) (g_max - g_min) / (max w - min w), one device a weight
-        signed   g = w g_max / max|w|, which no device can do: for generic cards only
+        single   g = g_min + (w - min w) (g_max - g_min) / (max w - min w), one device per weight
+        signed   g = w g_max / max|w|, which no real device can do: for generic cards only
 
     The first two are aihwkit's `SinglePairConductanceConverter` and
     `SingleDeviceConductanceConverter`.
 
     Attributes:
-        g_min: the smallest conductance, µS.
-        g_max: the largest conductance, µS.
-        mapping: one of the three mappings.
+        g_min: The smallest conductance, µS.
+        g_max: The largest conductance, µS.
+        mapping: One of the three mappings.
     """
 
     g_min: Conductance
@@ -69,13 +75,14 @@ class ConductanceRange(Section):
 class PowerLawDrift(Section):
     """Drift of phase-change memory: g(t) = g_prog ((t + t0) / t0)^-nu, nu = |N(mean, std^2)|.
 
-    The exponent nu belongs to a device; its distribution depends on the target conductance. The
-    time t counts from the first reading, t0 after programming (aihwkit's convention).
+    Each device has an exponent nu of its own, whose distribution depends on the target
+    conductance. The time t counts from the first reading, t0 after programming (aihwkit's
+    convention).
 
     Attributes:
-        t0: time of the first reading after programming, s.
-        nu_mean: mean of the exponent.
-        nu_std: its standard deviation among devices.
+        t0: Time of the first reading after programming, s.
+        nu_mean: Mean of the exponent.
+        nu_std: Standard deviation of the exponent among devices.
     """
 
     model: Literal["power-law"]
@@ -83,13 +90,18 @@ class PowerLawDrift(Section):
     nu_mean: Curve
     nu_std: Curve
 
+    def scaled(self, means: float, stds: float) -> Self:
+        """Return the section with mean and standard deviation of nu multiplied."""
+        curves = {"nu_mean": self.nu_mean.scaled(means), "nu_std": self.nu_std.scaled(stds)}
+        return self.model_copy(update=curves)
 
-class TabulatedSpread(SpreadCurve):
-    """The spread, µS, at one time.
+
+class DriftRow(StdCurve):
+    """Standard deviation, µS, and change of the mean at one time.
 
     Attributes:
-        time: time since programming, s.
-        shift: change of the mean since programming, a function of the target; absent: none.
+        time: Time since programming, s.
+        shift: Change of the mean since programming as a function of the target; absent: none.
     """
 
     time: Seconds
@@ -97,57 +109,75 @@ class TabulatedSpread(SpreadCurve):
 
 
 class TabulatedDrift(Section):
-    """Relaxation known at a few times: g(t) = g' + sigma(g', t) z, z = N(0, 1).
+    """Relaxation tabulated by time: g(t) = g' + sigma(g', t) z, z ~ N(0, 1).
 
-    Here g' = g_target + shift(g_target, t) is the mean. Between two times sigma and shift are
-    linear in ln t (ours); before the first they are those of the first. Beyond the last they are
-    held, or go on as between the last two rows, as the card says. A card with this section has no
-    section `programming`: the state at the first time is the programmed one, without a shift. A
-    device keeps its z for all times.
+    g' = g_target + shift(g_target, t) is the mean. Between two times sigma and shift are linear in
+    ln t (this project's choice); before the first time they have the values of the first row.
+    Beyond the last time they are constant or extrapolated linearly in ln t. A card with this
+    section has no section `programming`: the first row is the programmed state, without a shift.
+    A device keeps its z for all times.
 
     Attributes:
-        table: the spreads, by ascending time.
-        beyond: "hold" or "extrapolate", after the last time.
+        table: The rows, by ascending time.
+        beyond: "hold" or "extrapolate", for times beyond the last row.
     """
 
     model: Literal["tabulated"]
-    table: Annotated[tuple[TabulatedSpread, ...], Field(strict=False, min_length=1, max_length=64)]
+    table: Annotated[tuple[DriftRow, ...], Field(strict=False, min_length=1, max_length=64)]
     beyond: Literal["hold", "extrapolate"] = "hold"
 
     @field_validator("beyond")
     @classmethod
     def _two_rows(cls, beyond: str, info: Any) -> str:
         if beyond == "extrapolate" and len(info.data.get("table", ())) < 2:
-            raise ValueError('is "extrapolate", which takes a table of two rows or more: hold')
+            raise ValueError(
+                'is "extrapolate", which requires a table of two rows or more: use "hold"'
+            )
         return beyond
 
     @field_validator("table")
     @classmethod
-    def _ascending(cls, table: tuple[TabulatedSpread, ...]) -> tuple[TabulatedSpread, ...]:
+    def _ascending(cls, table: tuple[DriftRow, ...]) -> tuple[DriftRow, ...]:
         times = [row.time for row in table]
         if times != sorted(set(times)):
             raise ValueError("should be in the order of its times, each time once")
         if table[0].shift is not None:
-            raise ValueError("has a shift in its first row, the programmed state: leave it out")
+            raise ValueError("has a shift in its first row, the programmed state: remove it")
         return table
+
+    def scaled(self, means: float, stds: float) -> Self:
+        """Return the section with shifts and standard deviations multiplied."""
+        table = tuple(
+            row.scaled(stds).model_copy(update={"shift": row.shift and row.shift.scaled(means)})
+            for row in self.table
+        )
+        return self.model_copy(update={"table": table})
 
 
 class RelaxationDrift(Section):
-    """Relaxation linear in ln t: g(t) = g_prog + mean(t) + std(t) z, z = N(0, 1), for t > 0.
+    """Relaxation linear in ln t: g(t) = g_prog + mean(t) + std(t) z, z ~ N(0, 1), for t > 0.
 
-    With mean = [a, b], mean(t) = a + b ln(t / 1 s), and alike for std. What is read is clipped to
-    [g_min, g_max], as in aihwkit's `ReRamCMONoiseModel`.
+    With mean = [a, b], mean(t) = a + b ln(t / 1 s); std likewise. The conductance read is clipped
+    to [g_min, g_max], as in aihwkit's `ReRamCMONoiseModel`.
 
     Attributes:
-        unit: always "uS".
-        mean: the coefficients of the mean shift, µS.
-        std: the coefficients of the spread, µS; below 0 the spread counts as 0.
+        unit: Always "uS".
+        mean: Coefficients of the mean shift, µS.
+        std: Coefficients of the standard deviation, µS; negative values count as 0.
     """
 
     model: Literal["relaxation"]
     unit: Literal["uS"]
     mean: Pair
     std: Pair
+
+    def scaled(self, means: float, stds: float) -> Self:
+        """Return the section with mean and standard deviation of the relaxation multiplied."""
+        pairs = {
+            "mean": tuple(means * value for value in self.mean),
+            "std": tuple(stds * value for value in self.std),
+        }
+        return self.model_copy(update=pairs)
 
 
 Drift = Annotated[PowerLawDrift | TabulatedDrift | RelaxationDrift, Field(discriminator="model")]
@@ -159,9 +189,9 @@ class RelativeRead(Section):
     Q depends on the programmed conductance, g is the drifted one; Nandakumar et al. (2019).
 
     Attributes:
-        t0: age of the device at t = 0, s.
-        t_read: duration of a read, s.
-        q: the curve of Q.
+        t0: Age of the device at t = 0, s.
+        t_read: Duration of a read, s.
+        q: The curve of Q.
     """
 
     model: Literal["relative"]
@@ -169,17 +199,21 @@ class RelativeRead(Section):
     t_read: Seconds
     q: Curve
 
+    def scaled(self, stds: float) -> Self:
+        """Return the section with the noise multiplied."""
+        return self.model_copy(update={"q": self.q.scaled(stds)})
+
 
 class LogarithmicRead(Section):
     """Accumulated 1/f noise: sigma = k log10(g / 1 µS) sqrt(ln((t + t_read) / (2 t_read))), µS.
 
-    Taken as 0 where g is below 1 µS, and for t below t_read (ours: the formula has no value
-    there). The form is that of aihwkit's `ReRamCMONoiseModel`.
+    It is 0 for g below 1 µS and for t below t_read, where the formula has no value (this project's
+    choice). The form is that of aihwkit's `ReRamCMONoiseModel`.
 
     Attributes:
-        unit: always "uS".
-        k: the factor, µS.
-        t_read: duration of a read, s.
+        unit: Always "uS".
+        k: The factor, µS.
+        t_read: Duration of a read, s.
     """
 
     model: Literal["logarithmic"]
@@ -187,39 +221,43 @@ class LogarithmicRead(Section):
     k: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
     t_read: Seconds
 
+    def scaled(self, stds: float) -> Self:
+        """Return the section with the noise multiplied."""
+        return self.model_copy(update={"k": self.k * stds})
+
 
 Read = Annotated[RelativeRead | LogarithmicRead, Field(discriminator="model")]
 
 
 class DieToDie(Section):
-    """What differs from chip to chip, as relative standard deviations.
+    """Variation from chip to chip, as relative standard deviations.
 
-    A chip instance draws two factors, each N(1, spread^2) and not below 0: one multiplies the
-    card's means of change (drift exponent, relaxation, shift), the other all its spreads
-    (programming, drift, read noise). Within the chip the card's own spreads go on top.
+    A chip instance draws two factors, each N(1, std^2) and at least 0: one multiplies the card's
+    means of change (drift exponent, relaxation, shift), the other all its standard deviations
+    (programming, drift, read noise). The card's own device-to-device noise is added within a chip.
 
     Attributes:
-        mean: standard deviation of the factor of the means.
-        spread: standard deviation of the factor of the spreads.
+        mean: Standard deviation of the factor of the means.
+        std: Standard deviation of the factor of the standard deviations.
     """
 
     mean: Fraction = 0.0
-    spread: Fraction = 0.0
+    std: Fraction = 0.0
 
 
 class Stuck(Section):
-    """Devices that hold one conductance whatever is programmed and for all times.
+    """Devices with one fixed conductance, whatever is programmed and at all times.
 
     Attributes:
-        off: fraction of the devices stuck at g_min.
-        on: fraction of the devices stuck at g_max.
+        off: Fraction of the devices stuck at g_min.
+        on: Fraction of the devices stuck at g_max.
     """
 
     off: Fraction = 0.0
     on: Fraction = 0.0
 
     @model_validator(mode="after")
-    def _no_more_than_all(self) -> "Stuck":
+    def _at_most_all(self) -> Self:
         if self.off + self.on > 1:
             raise ValueError(
                 f"has off + on = {self.off + self.on:g}: together they should be at most 1"
@@ -228,18 +266,18 @@ class Stuck(Section):
 
 
 class Converters(Section):
-    """The converters around a tile. A part that is absent is exact.
+    """The converters around a tile; a converter that is absent is exact.
 
     Attributes:
-        dac_bits: resolution of the inputs.
-        adc_bits: resolution of the outputs.
-        output_noise: standard deviation of the output noise, in units of full-scale input times
+        dac_bits: Resolution of the inputs.
+        adc_bits: Resolution of the outputs.
+        output_noise: Standard deviation of the output noise, in units of full-scale input times
             largest weight (aihwkit's `out_noise`).
-        output_range: largest output, in the same units (aihwkit's `out_bound`).
-        input_scaling: "abs_max" scales every input vector to the full scale, "constant" is a
-            scale fixed beforehand, "none" is no scaling.
+        output_range: Largest output, in the same units (aihwkit's `out_bound`).
+        input_scaling: "abs_max" scales every input vector to the full scale, "constant" uses a
+            fixed scale, "none" does not scale.
         bound_management: "iterative" halves the inputs and reads again while an output is
-            clipped, "none" leaves it clipped.
+            clipped, "none" accepts clipped outputs.
     """
 
     dac_bits: Bits | None = None
@@ -250,35 +288,56 @@ class Converters(Section):
     bound_management: Literal["iterative", "none"] = "none"
 
     @model_validator(mode="after")
-    def _adc_needs_range(self) -> "Converters":
+    def _adc_needs_range(self) -> Self:
         if self.adc_bits is not None and self.output_range is None:
             raise ValueError("has adc_bits but no output_range: give the range that the bits span")
         return self
 
+    def read_settings(self) -> ReadSettings:
+        """Return the converters in units of full scale; a range of b bits has 2^b - 2 steps.
+
+        Example:
+            >>> round(1 / Converters(dac_bits=8).read_settings().dac_step)
+            127
+        """
+        bound = self.output_range or math.inf
+        return ReadSettings(
+            dac_step=_step(self.dac_bits, 1.0),
+            adc_step=_step(self.adc_bits, bound),
+            output_bound=bound,
+            output_noise=self.output_noise,
+            by_maximum=self.input_scaling == "abs_max",
+            iterative=self.bound_management == "iterative",
+        )
+
 
 class Circuit(Section):
-    """The electronics between cells and converters; simulated by aihwkit's own tiles alone.
+    """The electronics between devices and converters; simulated by aihwkit's own tiles only.
 
     Attributes:
-        wire_resistance: of the wire from one cell of a bit line to the next, Ohm, which makes the
-            cells far from the read-out count for less (I-R drop).
-        nonlinearity: n of the S-shaped curve y / (1 + n |y| / output_range) that a bit line's
-            current follows (aihwkit's `out_nonlinearity`).
-        nonlinearity_spread: standard deviation of n among the bit lines, relative to n.
+        wire_resistance: Resistance of the wire between neighbouring devices of a bit line, Ohm,
+            which attenuates devices far from the read-out (I-R drop).
+        nonlinearity: n of the S-shaped curve y / (1 + n |y| / output_range) of a bit line's
+            current (aihwkit's `out_nonlinearity`).
+        nonlinearity_std: Standard deviation of n among the bit lines, relative to n.
     """
 
     wire_resistance: Resistance | None = None
     nonlinearity: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
-    nonlinearity_spread: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
+    nonlinearity_std: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
 
 
 class TileSize(Section):
     """The size of one crossbar tile, in weights.
 
     Attributes:
-        rows: inputs.
-        columns: outputs.
+        rows: Number of inputs.
+        columns: Number of outputs.
     """
 
     rows: Count
     columns: Count
+
+
+def _step(bits: int | None, bound: float) -> float:
+    return 2.0 * bound / (2**bits - 2) if bits else 0.0

@@ -1,4 +1,4 @@
-"""What is wrong with a device card, in one sentence."""
+"""Sentences for errors: unknown names, invalid fields, and values shown at a bounded length."""
 
 import difflib
 import re
@@ -10,16 +10,16 @@ from pydantic_core import ErrorDetails
 
 
 class CardError(ValueError):
-    """A device card that cannot be found, read or believed; the message is one sentence."""
+    """A device card that is missing, unreadable or invalid; the message is one sentence."""
 
 
 def unknown_name(kind: str, value: object, known: Iterable[str]) -> str:
-    """Return the sentence for a name that is not among those known, with a suggestion.
+    """Return the sentence for an unknown name, with a suggestion.
 
     Args:
-        kind: What is named, such as ``"device"``.
+        kind: The kind of thing that is named, such as ``"device"``.
         value: The name as given.
-        known: The names that are accepted, in the order in which they are listed.
+        known: The accepted names, in the order in which they are listed.
 
     Example:
         >>> unknown_name("adapter", "gras", ["grasp", "lora"])
@@ -31,68 +31,73 @@ def unknown_name(kind: str, value: object, known: Iterable[str]) -> str:
     return f"Unknown {kind} {shown(value)}.{suggestion} Available: {', '.join(names)}."
 
 
-def sentence(error: ValidationError, data: dict[str, Any], known_keys: set[str]) -> str:
-    """The first thing wrong with a card, in one sentence that names the key.
+def first_problem(error: ValidationError) -> ErrorDetails:
+    """Return the problem of a pydantic error to report: an unknown key, or else the first one."""
+    problems = error.errors(include_url=False)
+    # A misspelt key is also a missing one; the misspelling is the cause.
+    return next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+
+
+def describe_problem(problem: ErrorDetails, key: str, known_keys: Iterable[str] = ()) -> str:
+    """Return a problem as a sentence about `key`, without its full stop.
 
     Args:
-        error: what pydantic raised.
-        data: the card as it stands in the file, so that the key is named as its author wrote it.
-        known_keys: every key that a card can have, for a suggestion in place of an unknown one.
+        problem: As `first_problem` returns it.
+        key: The key or setting, as its author knows it.
+        known_keys: The accepted keys, for a suggestion in place of an unknown one.
 
-    Returns:
-        A sentence without its full stop.
+    Example:
+        >>> from pydantic import BaseModel, Field
+        >>> class Tile(BaseModel):
+        ...     rows: int = Field(ge=1)
+        >>> try:
+        ...     Tile(rows=0)
+        ... except ValidationError as error:
+        ...     describe_problem(first_problem(error), "tile.rows")
+        'tile.rows is 0: it should be greater than or equal to 1'
     """
-    problems = error.errors(include_url=False)
-    # A misspelt key is also a missing one: the misspelling is the news.
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    key = _key(first, data)
-    kind = first["type"]
+    kind = problem["type"]
     if kind == "value_error":
-        return f"{key} {first['ctx']['error']}".strip()
+        return f"{key} {problem['ctx']['error']}".strip()
     if kind == "missing":
-        return f"{key} is missing: a card has to state it"
+        return f"{key} is missing: it is required"
     if kind == "extra_forbidden":
-        return f"{key} is not a known key{_suggestion(str(first['loc'][-1]), known_keys)}"
+        close = difflib.get_close_matches(str(problem["loc"][-1])[:60], sorted(known_keys), n=1)
+        hint = f' (did you mean "{close[0]}"?)' if close else ""
+        return f"{key} is not a known key{hint}"
     if kind == "union_tag_not_found":
-        return f"{key}.model is missing: a card has to state it"
+        return f"{key}.model is missing: it is required"
     if kind == "union_tag_invalid":
-        return f"{key}.model is unknown: it should be one of {first['ctx']['expected_tags']}"
-    wanted = first["msg"].replace("Input should", "it should").replace("String should", "it should")
-    return f"{key} is {shown(first['input'])}: {wanted}"
+        return f"{key}.model is unknown: it should be one of {problem['ctx']['expected_tags']}"
+    message = re.sub(r"^(Input|String) should", "it should", problem["msg"])
+    return f"{key} is {shown(problem['input'])}: {message}"
 
 
-def _key(error: ErrorDetails, data: Any) -> str:
-    """The dotted key, leaving out steps that only the models have: union tags, implied pieces."""
-    key = ""
-    here: Any = data
-    steps = error["loc"]
+def key_in(data: Any, problem: ErrorDetails) -> str:
+    """Return the dotted key of a problem as it is written in `data`.
+
+    Steps that exist in the models only, such as union tags and implied pieces, are skipped.
+
+    Args:
+        data: The data that was validated.
+        problem: As `first_problem` returns it.
+
+    Example:
+        >>> key_in({"a": [{"b": 1}]}, {"type": "int_type", "loc": ("a", 0, "tag", "b")})
+        'a[0].b'
+    """
+    key, steps = "", problem["loc"]
     for number, step in enumerate(steps):
-        if _has(here, step):
-            here = here[step]
-        elif not (number == len(steps) - 1 and error["type"] == "missing"):
+        if _has(data, step):
+            data = data[step]
+        elif not (number == len(steps) - 1 and problem["type"] == "missing"):
             continue
-        key += f"[{step}]" if isinstance(step, int) else f".{_part(step)}"
+        key += f"[{step}]" if isinstance(step, int) else f".{_quoted(step)}"
     return key.removeprefix(".")
 
 
-def _part(step: str) -> str:
-    """A part of a key as its author wrote it: in quotes where it is no plain word."""
-    return step[:60] if re.fullmatch(r"[\w-]+", step) else shown(step, 60)
-
-
-def _has(part: Any, step: int | str) -> bool:
-    if isinstance(part, list):
-        return isinstance(step, int) and step < len(part)
-    return isinstance(part, dict) and step in part
-
-
-def _suggestion(key: str, known_keys: set[str]) -> str:
-    close = difflib.get_close_matches(key[:60], sorted(known_keys), n=1)
-    return f': did you mean "{close[0]}"?' if close else ": leave it out"
-
-
 def shown(value: object, longest: int = 40) -> str:
-    """A value as an error shows it: no longer than a sentence bears.
+    """Return the repr of a value, cut to a bounded length.
 
     Example:
         >>> shown("x" * 50, 10)
@@ -101,6 +106,16 @@ def shown(value: object, longest: int = 40) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):
-        # A number of thousands of digits, or a list within a list within a list...
+        # An integer of thousands of digits, or deeply nested lists.
         return f"too large a {type(value).__name__} to be shown"
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def _quoted(step: str) -> str:
+    return step[:60] if re.fullmatch(r"[\w-]+", step) else shown(step, 60)
+
+
+def _has(part: Any, step: int | str) -> bool:
+    if isinstance(part, list | tuple):
+        return isinstance(step, int) and step < len(part)
+    return isinstance(part, dict) and step in part

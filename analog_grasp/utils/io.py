@@ -7,27 +7,27 @@ from pathlib import Path
 from typing import Any
 
 _LARGEST_FILE = 256 << 10
-# The time that a key of many parts takes to read grows with the square of their number.
+# The time to parse a dotted key grows with the square of its number of parts.
 _LONGEST_LINE = 4096
 _DEEPEST = 32
-# Times, which TOML has too, are nothing that a card or a setting could be.
+# No card or setting is a date or time.
 _SCALARS = (str, bool, int, float)
-# Those of Unicode's category Cc but tab and line feed: terminals obey them.
+# Unicode category Cc without tab and line feed: terminals interpret them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def read_toml(path: Path, subject: str) -> dict[str, Any]:
-    """The content of a TOML file, if it is one that a person may have written.
+    """Return the content of a TOML file from an untrusted source.
 
     Args:
         path: The file.
-        subject: What the file is, to begin the sentence with in an error.
+        subject: The subject of an error's sentence, such as "The config file run.toml".
 
     Raises:
-        FileNotFoundError: There is no such file.
-        OSError: It cannot be read.
-        ValueError: It is no valid TOML, or larger, deeper or wider than such a file should be: 256
-            KiB, 32 levels, lines of 4,096 bytes, integers of 64 bits, no control characters.
+        FileNotFoundError: The file does not exist.
+        OSError: The file cannot be read.
+        ValueError: The file is not valid TOML, or exceeds a limit: 256 KiB, 32 levels, lines of
+            4,096 bytes, integers of 64 bits, no dates, no control characters.
 
     Example:
         >>> import tempfile
@@ -51,7 +51,7 @@ def read_toml(path: Path, subject: str) -> dict[str, Any]:
         data = tomllib.loads(content.decode("utf-8"))
         _check(data)
     except (ValueError, RecursionError) as error:
-        # Python's own words on too deep a recursion would not tell what the file is like.
+        # Python's own message on recursion does not describe the file.
         deep = isinstance(error, RecursionError)
         reason = "it is nested too deeply" if deep else str(error)[:200].rstrip(".")
         raise ValueError(f"{subject} is not valid TOML: {reason}.") from None
@@ -59,7 +59,7 @@ def read_toml(path: Path, subject: str) -> dict[str, Any]:
 
 
 def _content(path: Path, subject: str) -> bytes:
-    """The first bytes of a file, one more than it may have."""
+    """Return the file's first bytes, at most one more than the limit."""
     try:
         if not path.is_file():
             raise FileNotFoundError(f"{subject} does not exist: give the path of a TOML file.")
@@ -72,7 +72,7 @@ def _content(path: Path, subject: str) -> bytes:
 
 
 def _check(part: Any, depth: int = 0) -> None:
-    """Refuse what no reader of the data reckons with."""
+    """Raise ValueError for values that no card or setting may have."""
     if depth > _DEEPEST:
         raise ValueError("it is nested too deeply")
     if isinstance(part, dict):
@@ -83,11 +83,11 @@ def _check(part: Any, depth: int = 0) -> None:
         for value in part:
             _check(value, depth + 1)
     elif not isinstance(part, _SCALARS):
-        raise ValueError(f"it holds a date or time, {part}, where a text or a number belongs")
+        raise ValueError(f"it contains the date or time {part}, where text or a number is accepted")
     elif isinstance(part, int) and not -(2**63) <= part < 2**63:
-        raise ValueError("it holds an integer of more than 64 bits")
+        raise ValueError("it contains an integer of more than 64 bits")
     elif isinstance(part, str) and _CONTROL.search(part):
-        raise ValueError("it holds a text with control characters")
+        raise ValueError("it contains text with control characters")
 
 
 def write_atomically(path: Path | str, content: bytes) -> None:

@@ -1,17 +1,17 @@
-"""Seeds: how one integer names one chip instance."""
+"""Seeds derived from one integer that identifies a chip instance."""
 
 import hashlib
 import operator
 
 
 def derive_seed(*parts: int | str | float) -> int:
-    """Mix `parts` into one seed of 63 bits, the same on every machine and in every process.
+    """Return a seed of 63 bits from `parts`, the same on every machine and in every process.
 
-    Parts are told apart by type and position, so `("tile", 12)` and `("tile1", 2)` differ, and so
-    do `1` and `1.0`. The mixing is BLAKE2b (RFC 7693).
+    Type and position of a part matter: `("tile", 12)` and `("tile1", 2)` differ, and so do `1` and
+    `1.0`. The hash is BLAKE2b (RFC 7693).
 
     Args:
-        parts: what names the stream, such as a chip's seed, a layer's name and a tile's index.
+        parts: The identity of a stream, such as a chip's seed, a layer's name and a tile's index.
 
     Returns:
         An integer in [0, 2**63).
@@ -28,7 +28,7 @@ def derive_seed(*parts: int | str | float) -> int:
 
 
 def _canonical(part: int | str | float) -> int | str | float:
-    # NumPy's and torch's scalars print differently from Python's own.
+    # The repr of NumPy and torch scalars differs from that of Python's own.
     if isinstance(part, str):
         return str(part)
     try:

@@ -1,9 +1,14 @@
-"""Times since programming, as users write them."""
+"""Times since programming as text, and their units."""
 
 import math
 import re
 
-_SECONDS = {
+UNIT_SECONDS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
     "s": 1,
     "min": 60,
     "h": 3600,
@@ -12,6 +17,7 @@ _SECONDS = {
     "mo": 30 * 86_400,
     "y": 365 * 86_400,
 }
+"""Seconds per unit of time; a month is 30 days, a year 365."""
 _WRITTEN = ("y", "d", "h", "min")
 _FORM = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\W\d_]*)\s*")
 _ACCEPTED = (
@@ -21,17 +27,14 @@ _ACCEPTED = (
 
 
 def parse_time(time: str | float) -> float:
-    """Read a time since programming.
+    """Return a time since programming in seconds.
 
     Args:
-        time: a number of seconds, or text: a number and one of the units s, min, h, d, w,
-            mo (30 days), y (365 days). Text without a unit is seconds.
-
-    Returns:
-        The time in seconds.
+        time: Seconds, or text: a number and one of the units of `UNIT_SECONDS`, such as s, min, h,
+            d, w, mo (30 days) or y (365 days). Text without a unit is in seconds.
 
     Raises:
-        ValueError: if the time cannot be read, is negative or is not finite.
+        ValueError: The time cannot be read, is negative or is not finite.
 
     Example:
         >>> parse_time("30d")
@@ -51,31 +54,31 @@ def parse_time(time: str | float) -> float:
 
 
 def format_time(seconds: float) -> str:
-    """Write a time since programming in the largest unit that gives a whole number.
+    """Return a time since programming as text in the largest unit that gives a whole number.
 
-    Units used are y (365 days), d, h, min and s. `parse_time` reads the same time back.
+    The units are y (365 days), d, h, min and s. `parse_time` returns the same time.
 
     Args:
-        seconds: the time, s; not negative.
+        seconds: The time, s; not negative.
 
     Returns:
         Text such as "0s", "1h", "30d" or "10y".
 
     Raises:
-        ValueError: if `seconds` is negative or not finite.
+        ValueError: `seconds` is negative or not finite.
 
     Example:
         >>> [format_time(t) for t in (0, 20, 3600, 2592000, 31536000)]
         ['0s', '20s', '1h', '30d', '1y']
     """
     seconds = parse_time(seconds)
-    # Beyond 2**53 s not every whole number is a float, so whole units would not read back exactly.
+    # From 2**53 s on not every integer is a float, and whole units would not be read back exactly.
     if not seconds.is_integer() or seconds >= 2**53:
         return f"{seconds!r}s"
     whole = int(seconds)
     for unit in _WRITTEN:
-        if whole and whole % _SECONDS[unit] == 0:
-            return f"{whole // _SECONDS[unit]}{unit}"
+        if whole and whole % UNIT_SECONDS[unit] == 0:
+            return f"{whole // UNIT_SECONDS[unit]}{unit}"
     return f"{whole}s"
 
 
@@ -84,9 +87,20 @@ def _read_text(text: str) -> float:
     if match is None:
         raise ValueError(f"time {_shown(text)} cannot be read: {_ACCEPTED}.")
     number, unit = match.groups()
-    if unit and unit not in _SECONDS:
+    if unit and unit not in UNIT_SECONDS:
         raise ValueError(f'time {_shown(text)} has the unknown unit "{unit[:20]}": {_ACCEPTED}.')
-    return float(number) * _SECONDS[unit or "s"]
+    return times_unit(float(number), UNIT_SECONDS[unit or "s"])
+
+
+def times_unit(number: float, factor: float) -> float:
+    """Return `number * factor`, rounded once, for a unit's factor that may be a power of ten.
+
+    Example:
+        >>> times_unit(512.0, 1e-9) == 512e-9
+        True
+    """
+    # Dividing by 1e9 rounds once; multiplying by 1e-9 rounds twice.
+    return number * factor if factor >= 1 else number / round(1 / factor)
 
 
 def _shown(time: str | float) -> str:

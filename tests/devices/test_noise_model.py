@@ -65,7 +65,7 @@ def test_time_beyond_the_table_is_said_once():
         m.apply_drift_noise(w, state, 30 * DAY)
         m.apply_drift_noise(w, state, 365 * DAY)
     assert [str(message.message) for message in told] == [
-        'device card "rram-wan2022" is tabulated up to 2d: at 30d its spread is that of 2d.'
+        'device card "rram-wan2022" is tabulated up to 2d: at 30d its standard deviation is that of 2d.'
     ]
 
 
@@ -238,7 +238,7 @@ def test_aihwkit_tiles_program_and_drift_with_it(config):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_refused(bad):
-    with pytest.raises(ValueError, match="the weights hold NaN or infinity"):
+    with pytest.raises(ValueError, match="the weights contain NaN or infinity"):
         model("pcm-hermes-2").apply_programming_noise(torch.tensor([1.0, bad]))
 
 
@@ -280,5 +280,5 @@ def test_a_table_goes_on_in_ln_t_where_the_card_says_so():
 
 def test_to_extrapolate_takes_two_rows():
     drift = DeviceCard.load("rram-wan2022").drift
-    with pytest.raises(ValueError, match="takes a table of two rows"):
+    with pytest.raises(ValueError, match="requires a table of two rows"):
         type(drift)(model="tabulated", table=drift.table[:1], beyond="extrapolate")

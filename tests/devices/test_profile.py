@@ -8,7 +8,7 @@ import torch
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
-from analog_grasp.devices.profile import Profile
+from analog_grasp.devices.profile import Profile, profile
 from analog_grasp.utils.time import parse_time
 
 
@@ -17,20 +17,20 @@ def card(name: str) -> DeviceCard:
 
 
 def test_ideal_reads_back_what_was_stored():
-    p = card("ideal").profile("1y")
+    p = profile(card("ideal"), "1y")
     assert np.array_equal(p.mean, p.values)
     assert not p.std.any()
 
 
 def test_gaussian_spread_is_its_level():
-    p = card("gaussian:0.2").profile(0)
+    p = profile(card("gaussian:0.2"), 0)
     assert p.std == pytest.approx(np.full(p.values.shape, 0.2), rel=0.03)
     assert p.mean == pytest.approx(p.values, abs=0.01)
 
 
 def test_a_pair_adds_the_noise_of_its_idle_device():
     # g- sits at 0, where the clipped normal has the variance s^2 (1/2 - 1/(2 pi)).
-    p = card("pcm-nandakumar2019").without("read").profile("0s")
+    p = profile(card("pcm-nandakumar2019").without("read"), "0s")
     at_half = 0.26348 + 1.9650 / 2 - 1.1731 / 4
     idle = 0.26348 * math.sqrt(0.5 - 0.5 / math.pi)
     expected = math.hypot(at_half, idle) / 25
@@ -39,7 +39,7 @@ def test_a_pair_adds_the_noise_of_its_idle_device():
 
 def test_the_mean_falls_with_power_law_drift():
     at = np.array([1.0])
-    start, year = (card("pcm-nandakumar2019").profile(t).mean_at(at)[0] for t in ("0s", "1y"))
+    start, year = (profile(card("pcm-nandakumar2019"), t).mean_at(at)[0] for t in ("0s", "1y"))
     assert start == pytest.approx(1.0, abs=0.01)
     # nu of the largest conductances is about 0.049.
     assert year == pytest.approx((parse_time("1y") / 20 + 1) ** -0.049, rel=0.02)
@@ -47,7 +47,7 @@ def test_the_mean_falls_with_power_law_drift():
 
 @pytest.mark.parametrize("name", DeviceCard.names())
 def test_every_card_has_a_profile_at_every_time(name):
-    p = card(name).profile("1h")
+    p = profile(card(name), "1h")
     assert isinstance(p, Profile)
     assert p.card == name
     assert p.time == 3600.0
@@ -57,9 +57,9 @@ def test_every_card_has_a_profile_at_every_time(name):
 
 
 def test_a_profile_is_stable_and_shared():
-    assert card("rram-milo2021").profile("1h") is card("rram-milo2021").profile(3600)
+    assert profile(card("rram-milo2021"), "1h") is profile(card("rram-milo2021"), 3600)
     with pytest.raises(ValueError, match="read-only"):
-        card("rram-milo2021").profile("1h").std[0] = 1.0
+        profile(card("rram-milo2021"), "1h").std[0] = 1.0
 
 
 @pytest.mark.parametrize("time", [0.0, 3600.0, 86_400.0])
@@ -72,7 +72,7 @@ def test_a_profile_is_what_a_brute_force_sample_reads(name, time):
     read = CardNoiseModel(card(name), seed=77).read_weights(weights, time, variance_out=variance)
     noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(1))
     std, mean = torch.std_mean(read + variance.sqrt() * noise, dim=0)
-    p = card(name).profile(time)
+    p = profile(card(name), time)
     at = np.array(stored)
     # Five standard errors of the profile's own sample of 16,384.
     assert p.mean_at(at) == pytest.approx(mean.numpy(), abs=0.045 * float(std.max()) + 1e-6)
@@ -80,17 +80,17 @@ def test_a_profile_is_what_a_brute_force_sample_reads(name, time):
 
 
 def test_a_profile_is_of_the_nominal_chip():
-    nominal = card("rram-milo2021").profile("1h")
+    nominal = profile(card("rram-milo2021"), "1h")
     assert np.array_equal(
-        card("rram-milo2021").with_(die_to_die=0.3).profile("1h").std, nominal.std
+        profile(card("rram-milo2021").with_(die_to_die=0.3), "1h").std, nominal.std
     )
-    stuck = card("rram-milo2021").with_(stuck_off=0.01).profile("1h")
+    stuck = profile(card("rram-milo2021").with_(stuck_off=0.01), "1h")
     assert (stuck.std_at(np.array([1.0])) > 1.2 * nominal.std_at(np.array([1.0]))).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tensors_and_arrays_interpolate_alike(dtype):
-    p = card("pcm-hermes-1").profile("1d")
+    p = profile(card("pcm-hermes-1"), "1d")
     v = np.linspace(-1.2, 1.2, 77).reshape(7, 11)
     tensor = torch.from_numpy(v).to(dtype).requires_grad_()
     for by_array, by_tensor in (

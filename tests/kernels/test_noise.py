@@ -164,7 +164,7 @@ def test_another_seed_is_another_chip(name):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_refused(bad):
-    with pytest.raises(ValueError, match="the weights hold NaN or infinity"):
+    with pytest.raises(ValueError, match="the weights contain NaN or infinity"):
         CardNoiseModel(DeviceCard.load("pcm-hermes-2")).read_weights(torch.tensor([[bad]]), 0.0)
 
 
@@ -177,8 +177,8 @@ def test_the_table_s_end_is_told_here_too(monkeypatch):
         model.read_weights(weights(3, 3), 60 * DAY)
     assert [(str(message.message), message.filename) for message in told] == [
         (
-            'device card "sonos-agrawal2022" is tabulated up to 5d: at 30d its spread is that '
-            "of 5d.",
+            'device card "sonos-agrawal2022" is tabulated up to 5d: at 30d its standard '
+            "deviation is that of 5d.",
             __file__,
         )
     ]

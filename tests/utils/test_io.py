@@ -34,7 +34,7 @@ def said(tmp_path):
         (b".".join([b"a"] * 34) + b" = 1", "nested too deeply"),
         (b"a = 0x1" + b"0" * 16, "integer of more than 64 bits"),
         (b"a = " + b"9" * 4000, "integer of more than 64 bits"),
-        (b"a = [1, {b = 07:32:00}]", "a date or time, 07:32:00"),
+        (b"a = [1, {b = 07:32:00}]", "the date or time 07:32:00"),
         (b'a = "\\u001b[31m"', "control characters"),
         (b'"\\u0000" = 1', "control characters"),
         (b"\xff", "not valid TOML: 'utf-8' codec"),
