@@ -1,4 +1,4 @@
-"""BitFit as a PEFT method: the bias learned beside the frozen one."""
+"""BitFit as a PEFT method."""
 
 import pytest
 import torch
@@ -32,52 +32,57 @@ def test_the_learned_bias_is_added(layer, x):
     torch.testing.assert_close(layer(x), layer.base_layer(x) + layer.bitfit_bias["default"])
 
 
-def test_its_gradient_is_that_of_the_bias(layer, x):
+def test_the_gradient_is_that_of_the_bias(layer, x):
     layer.base_layer.bias.requires_grad_(True)
     layer(x).square().sum().backward()
     torch.testing.assert_close(layer.bitfit_bias["default"].grad, layer.base_layer.bias.grad)
 
 
-def test_merged_and_unmerged_it_is_the_same(layer, x):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_merging_keeps_the_outputs_and_unmerging_restores_the_bias(layer, x, dtype):
     before, frozen = layer(x), layer.base_layer.bias.clone()
     layer.merge(safe_merge=True)
     torch.testing.assert_close(layer.base_layer(x), before)
     torch.testing.assert_close(layer(x), before)
+    layer.to(dtype)
     layer.unmerge()
-    assert torch.equal(layer.base_layer.bias, frozen)
-    torch.testing.assert_close(layer(x), before)
+    assert torch.equal(layer.base_layer.bias, frozen.to(dtype))
+    torch.testing.assert_close(layer(x.to(dtype)), before.to(dtype))
 
 
-def test_several_adapters_add_up(layer, x):
-    one = layer(x) - layer.base_layer(x)
+def test_several_adapters_add_up_and_mix_in_a_batch(layer, x):
+    frozen, one = layer.base_layer(x), layer(x)
     layer.update_layer("second", BitFitConfig())
     nn.init.constant_(layer.bitfit_bias["second"], 2.0)
+    mixed = layer(x, adapter_names=["default", "second", "__base__", "second", "default"])
+    expected = torch.stack([one[0], frozen[1] + 2, frozen[2], frozen[3] + 2, one[4]])
+    torch.testing.assert_close(mixed, expected)
     layer.set_adapter(["default", "second"])
-    torch.testing.assert_close(layer(x), layer.base_layer(x) + one + 2)
+    torch.testing.assert_close(layer(x), one + 2)
 
 
-def test_disabled_it_is_the_frozen_layer(layer, x):
+def test_a_disabled_adapter_leaves_the_frozen_layer(layer, x):
     layer.enable_adapters(False)
     assert torch.equal(layer(x), layer.base_layer(x))
 
 
 def test_a_bias_that_is_not_finite_is_not_merged(layer):
     layer.bitfit_bias["default"].data[0] = torch.nan
-    with pytest.raises(ValueError, match="a bias that it learned is not finite"):
+    with pytest.raises(ValueError, match="a bias is not finite"):
         layer.merge(safe_merge=True)
 
 
-def test_chosen_layers_alone(bert):
+def test_layers_can_be_chosen(bert):
     adapted = get_peft_model(bert, BitFitConfig(task_type="SEQ_CLS", target_modules=["query"]))
     assert sum("bitfit_" in name for name, _ in adapted.named_parameters()) == 2
 
 
-def test_a_layer_without_a_bias_is_refused(bert):
-    with pytest.raises(ValueError, match="A Embedding has no bias that BitFit could train"):
+def test_a_layer_without_a_bias_raises(bert):
+    with pytest.raises(ValueError, match="A Embedding has no bias to train with BitFit"):
         get_peft_model(bert, BitFitConfig(target_modules=["word_embeddings"]))
 
 
-def test_a_model_without_biases_is_refused():
+def test_a_model_without_biases_raises():
     tiny = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9,
                        num_attention_heads=2)  # fmt: skip
     with pytest.raises(ValueError, match="LlamaForCausalLM has no biases for BitFit to train"):

@@ -1,12 +1,16 @@
+"""Frozen layers, task heads and folding."""
+
 import pytest
+import torch
 import transformers as hf
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.bitfit import BitFitConfig
-from analog_grasp.adapters.frozen import base_name, frozen_layers, head_names, save_head
+from analog_grasp.adapters.config import GraspConfig
+from analog_grasp.adapters.frozen import base_name, fold, frozen_layers, head_names, save_head
+from analog_grasp.adapters.registry import ADAPTERS, adapt
 
 EXPECTED = {"bert": 13, "roberta": 12, "gpt2": 8}
 
@@ -25,7 +29,7 @@ def test_the_matrices_of_another_adapter_are_not_frozen_layers(bert):
     assert not any("lora" in path for path, _ in frozen_layers(adapted))
 
 
-def test_the_output_embedding_stays_out():
+def test_the_output_embedding_is_no_frozen_layer():
     tiny = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10, bos_token_id=1, eos_token_id=2)
     assert "lm_head" not in [path for path, _ in frozen_layers(GPT2LMHeadModel(tiny))]
 
@@ -37,7 +41,7 @@ def test_patterns_choose_layers(bert, pattern, count):
     assert len(list(frozen_layers(bert, pattern))) == count
 
 
-def test_a_pattern_without_a_match_is_refused(bert):
+def test_a_pattern_without_a_match_raises(bert):
     with pytest.raises(ValueError, match="'quary' matches no frozen linear layer"):
         list(frozen_layers(bert, "quary"))
 
@@ -58,10 +62,12 @@ _TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
         (lambda: hf.T5ForSequenceClassification(
             hf.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=10)),
          ["classification_head"]),
+        (lambda: hf.CLIPTextModelWithProjection(hf.CLIPTextConfig(**_TINY, projection_dim=4)), []),
+        (lambda: hf.BertForNextSentencePrediction(hf.BertConfig(**_TINY)), []),
         (lambda: nn.Sequential(nn.Linear(2, 2)), []),
     ],
 )  # fmt: skip
-def test_the_head_is_what_stands_behind_the_body(model, head):
+def test_the_head_is_what_follows_the_body(model, head):
     made = model()
     assert head_names(made) == head
     assert not [path for path, _ in frozen_layers(made) if path.partition(".")[0] in head]
@@ -75,3 +81,34 @@ def test_the_head_is_saved_with_any_adapter(config):
     save_head(asked, model)
     save_head(asked, model)
     assert asked.modules_to_save == ["pre_classifier", "classifier"]
+
+
+SETTINGS = {"groups": 4, "target_modules": "all-linear", "noise_weight": 1.0, "noise_target": 0.1,
+            "sampling": "feature"}  # fmt: skip
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "full"])
+def test_a_folded_model_computes_the_same(model, name, batch):
+    adapted = adapt(model, name, **SETTINGS)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in (p for p in adapted.parameters() if p.requires_grad):
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    expected, names = logits(adapted, batch), set(type(model)(model.config).state_dict())
+    folded = fold(adapted)
+    assert not isinstance(folded, PeftModel)
+    # A layer that had no bias may have one now: the folded shift.
+    assert set(folded.state_dict()) >= names
+    assert not any("base_layer" in n or "modules_to_save" in n for n in folded.state_dict())
+    torch.testing.assert_close(logits(folded, batch), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_that_is_not_finite_is_not_folded(bert):
+    adapted = adapt(bert, "bitfit")
+    next(p for n, p in adapted.named_parameters() if "bitfit_" in n).data[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        fold(adapted)
