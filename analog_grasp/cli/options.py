@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from analog_grasp.study.config import SETTINGS, Setting, StudyConfig
+from analog_grasp.study.config import SETTINGS, Setting, StudyConfig, plain_types
 from analog_grasp.study.sections import split_names
 
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -142,29 +142,23 @@ def _default(setting: Setting) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-def _alternatives(annotation: Any) -> Iterator[Any]:
-    """Yield the plain types that an annotation allows, without None."""
-    if get_origin(annotation) is Annotated:
-        yield from _alternatives(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _alternatives(part)
-    elif annotation is not NoneType:
-        yield annotation
+def _alternatives(setting: Setting) -> list[Any]:
+    """Return the types that a setting may have, without None."""
+    return [kind for kind in plain_types(setting.info.annotation) if kind is not NoneType]
 
 
 def _kind(setting: Setting) -> type:
     """Return the type by which the command line reads a setting; the configuration checks it."""
-    kinds = list(_alternatives(setting.info.annotation))
+    kinds = _alternatives(setting)
     return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float) else str
 
 
 def _holds_several(setting: Setting) -> bool:
-    return any(get_origin(kind) is tuple for kind in _alternatives(setting.info.annotation))
+    return any(get_origin(kind) is tuple for kind in _alternatives(setting))
 
 
 def _choices(setting: Setting) -> list[str]:
-    kinds = list(_alternatives(setting.info.annotation))
+    kinds = _alternatives(setting)
     return [
         str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
     ]
@@ -177,7 +171,7 @@ def _values(setting: Setting) -> str:
     names: Mapping[Any, str] = {
         bool: "on or off", int: "integer", float: "number", str: "text",
     }  # fmt: skip
-    kinds = (names.get(kind, "list of texts") for kind in _alternatives(setting.info.annotation))
+    kinds = (names.get(kind, "list of texts") for kind in _alternatives(setting))
     return " or ".join(kinds) + "".join(f", {bound}" for bound in _bounds(setting.info))
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.adapters.registry import ADAPTERS
-from analog_grasp.study.config import SETTINGS, WORK, flat, resolve
+from analog_grasp.study.config import SETTINGS, WORK, flat, resolve, takes_settings
 from analog_grasp.study.evaluator import LAYERS_FILE, read_layers
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import STORE_FILE, read_run
-from analog_grasp.study.records import COLUMNS, AdapterRecord, Measurement
+from analog_grasp.study.records import COLUMNS, AdapterRecord, LayerRecord, Measurement
 from analog_grasp.study.runner import prepare, run
 from analog_grasp.study.store import Store
 from analog_grasp.study.trained_adapters import adapter_names
@@ -27,12 +27,14 @@ class Results:
         directory: The run's folder.
         measurements: One for each cell and metric.
         adapters: The adapters, with their sizes and digital scores.
+        layers: Tiles and weight errors of the layers, on one chip per device.
         files: results.csv, results.parquet, summary.md, the figures and report.html.
     """
 
     directory: Path
     measurements: list[Measurement]
     adapters: list[AdapterRecord]
+    layers: list[LayerRecord]
     files: list[Path]
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -40,7 +42,7 @@ class Results:
 
         Example:
             >>> cell = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 0.0, 0, 7, 0.8)
-            >>> table = Results(Path("run"), [cell], [], []).to_pandas()
+            >>> table = Results(Path("run"), [cell], [], [], []).to_pandas()
             >>> float(table.groupby("device")["value"].mean()["pcm"])
             0.8
         """
@@ -49,6 +51,7 @@ class Results:
         return pandas.DataFrame(map(asdict, self.measurements), columns=list(COLUMNS))
 
 
+@takes_settings()
 def compare(
     out: str | Path = "runs/compare",
     *,
@@ -65,8 +68,8 @@ def compare(
         out: The run's folder; a new one, or that of the same run.
         config: A TOML file of settings; those given here take precedence.
         progress: Called for each stage and step.
-        settings: See `analog_grasp.study.config.StudyConfig`: ``model``, ``task``, ``adapters``,
-            ``devices``, ``times``, ``repeats``, ``placement``, ``groups``, ``seed`` and more.
+        settings: The settings of `analog_grasp.study.config.SETTINGS`, as in a config file; the
+            signature lists them.
 
     Returns:
         The measurements; results.csv, summary.md, the figures and report.html are in ``out``.
@@ -84,6 +87,7 @@ def compare(
     return report(out)
 
 
+@takes_settings(without=("adapters",))
 def drift_sweep(
     adapters: Sequence[str | Path], out: str | Path = "runs/drift", **settings: Any
 ) -> Results:
@@ -145,15 +149,16 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
     trained = any(record.train_seconds for record in adapters)
     training = (name for name, setting in SETTINGS.items() if setting.section == "training")
     hidden = {*WORK, *(() if trained else training)}
+    layers = read_layers(directory / LAYERS_FILE)
     files = write_report(
         out,
         question=_question(adapters, config.task.name),
         settings=flat(config, hidden) | records,
         measurements=measurements,
         adapters=adapters,
-        layers=read_layers(directory / LAYERS_FILE),
+        layers=layers,
     )
-    return Results(directory, measurements, adapters, files)
+    return Results(directory, measurements, adapters, layers, files)
 
 
 def _question(adapters: Sequence[AdapterRecord], task: str) -> str:

@@ -4,9 +4,11 @@ Every setting has a flat name, unique over the sections, which the command line,
 run.toml and `compare(**settings)` use.
 """
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -202,6 +204,54 @@ def flat(config: StudyConfig, exclude: Iterable[str] = ()) -> dict[str, Any]:
         part = getattr(config, section)
         values |= part.model_dump(mode="json", exclude_none=True, by_alias=True)
     return {name: value for name, value in values.items() if name not in set(exclude)}
+
+
+def plain_types(annotation: Any) -> list[Any]:
+    """Return the types that an annotation allows, without constraints.
+
+    Example:
+        >>> plain_types(SETTINGS["until_ci"].info.annotation)
+        [<class 'float'>, <class 'NoneType'>]
+    """
+    if get_origin(annotation) is Annotated:
+        return plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in plain_types(part)]
+    return [annotation]
+
+
+def takes_settings[**P, R](
+    *, without: tuple[str, ...] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Show each setting in the signature of a function that takes ``**settings``.
+
+    Args:
+        without: Settings that the function does not take.
+
+    Example:
+        >>> @takes_settings()
+        ... def run(out: str, **settings: object) -> None: ...
+        >>> inspect.signature(run).parameters["repeats"]
+        <Parameter "repeats: int = 3">
+    """
+
+    def with_signature(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        settings = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=setting.info.default,
+                annotation=Union[*plain_types(setting.info.annotation)],
+            )
+            for name, setting in SETTINGS.items()
+            if name not in without
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]  # what help() reads
+        return function
+
+    return with_signature
 
 
 def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -1,11 +1,13 @@
 """The settings of a study: defaults, files, ranges, and settings without effect."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 import tomli_w
 
+import analog_grasp as ag
 from analog_grasp.study.config import (
     SETTINGS,
     StudyConfig,
@@ -200,3 +202,11 @@ def test_a_file_that_is_no_toml_is_an_error(config, text):
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml does not exist"):
         resolve({}, tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(("name", "without"), [("compare", set()), ("drift_sweep", {"adapters"})])
+def test_the_signature_lists_every_setting(name, without):
+    parameters = inspect.signature(getattr(ag, name)).parameters
+    assert SETTINGS.keys() - parameters.keys() == without - parameters.keys()
+    assert (parameters["repeats"].annotation, parameters["repeats"].default) == (int, 3)
+    assert parameters["until_ci"].annotation == float | None
