@@ -1,4 +1,4 @@
-"""aihwkit as its users set it up, with the tile and the converters that a card states."""
+"""Configurations and models of aihwkit with the tile and the converters of a card."""
 
 import torch
 from aihwkit.nn.conversion import convert_to_analog
@@ -12,7 +12,7 @@ from analog_grasp.devices.card import DeviceCard
 
 
 def configured[C](config: C, card: DeviceCard) -> C:
-    """One of aihwkit's configurations, given the tile and the converters of a card.
+    """Set the tile and the converters of a card in a configuration of aihwkit.
 
     Weights are scaled by column, the bias stays digital, and drift is not compensated.
 
@@ -40,17 +40,17 @@ def configured[C](config: C, card: DeviceCard) -> C:
 
 
 def converted(model: nn.Module, config: object) -> nn.Module:
-    """A model whose frozen layers lie on aihwkit's tiles; task head and adapters stay digital."""
+    """Return a model with its frozen layers on aihwkit's tiles; head and adapters stay digital."""
     assert not any(isinstance(module, Conv1D) for module in model.modules())
     others = digital_layers(model)
     return convert_to_analog(model, config, exclude_modules=others, inplace=False)
 
 
 def with_linear_layers(model: nn.Module) -> nn.Module:
-    """A model with plain linear layers in place of its Conv1D, which aihwkit would pass by.
+    """Replace the Conv1D layers of a model, which aihwkit ignores, by linear layers.
 
     Args:
-        model: GPT-2, say; changed in place.
+        model: Such as GPT-2; changed in place.
     """
     for name, layer in list(frozen_layers(model)):
         if isinstance(layer, Conv1D):
@@ -64,7 +64,7 @@ def with_linear_layers(model: nn.Module) -> nn.Module:
 
 
 def digital_layers(model: nn.Module) -> list[str]:
-    """The linear layers that are not frozen ones of the model, by their paths."""
+    """Return the paths of the linear layers that are not frozen layers of the model."""
     frozen = {path for path, _ in frozen_layers(model)}
     return [
         path

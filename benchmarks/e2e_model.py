@@ -1,8 +1,8 @@
-"""A small GPT-2, trained from scratch on E2E text: what `e2e/dev` can adapt without the Hub.
+"""A small GPT-2 trained from scratch on E2E text, for `e2e/dev` without the Hub.
 
-It learns whole examples, prompt and reference alike, with the slots of each prompt in a random
-order: those of the test set, which `e2e/dev` leaves alone, and those that `e2e/dev` trains on. What
-`e2e/dev` measures it never sees. Prints the folder of the model, which is kept and found again.
+It is trained on whole examples (prompt and reference), with the slots of each prompt in random
+order: those of the test set, which `e2e/dev` does not use, and the training rows of `e2e/dev`. The
+rows that `e2e/dev` measures are excluded. Prints the folder of the model, which is cached.
 
     python benchmarks/e2e_model.py --data-dir path/to/e2e
 
@@ -51,13 +51,13 @@ def main() -> None:
 
 
 def model_folder(asked: argparse.Namespace) -> Path:
-    """The folder of the trained model; trained now if it was not before."""
+    """Return the folder of the trained model; train the model if it is not cached."""
     folder = asked.cache / f"e2e-gpt2-{_name(asked)}"
     if not folder.is_dir():
         rows = _rows(asked.data_dir)
         tokenizer = _tokenizer(rows, asked.vocabulary)
         model = _trained(rows, tokenizer, asked)
-        # Made whole beside its place, so that a training cut short leaves nothing to be found.
+        # Renamed at the end, so that an interrupted training leaves no incomplete model.
         part = folder.with_suffix(".part")
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
@@ -66,7 +66,7 @@ def model_folder(asked: argparse.Namespace) -> Path:
 
 
 def _name(asked: argparse.Namespace) -> str:
-    """A hash of what decides the model: the settings, the data and this script."""
+    """Return a hash of the settings, the data and this script."""
     digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=6)
     for file in LEARNED:
         digest.update((asked.data_dir / file).read_bytes())
@@ -76,7 +76,7 @@ def _name(asked: argparse.Namespace) -> str:
 
 
 def _rows(data_dir: Path) -> GenerationTask:
-    """Every reference as a row of its own, the slots of its prompt in an order of its own."""
+    """Return one row per reference, with the slots of its prompt in random order."""
     seen = load_task("e2e/dev", data_dir).train
     rows = concatenate_datasets([seen, official_file(data_dir / LEARNED[1])])
     order = random.Random(0)
@@ -148,7 +148,7 @@ def _trained(
 
 
 def _whole_examples(examples: list[dict], tokenizer: PreTrainedTokenizerFast) -> BatchEncoding:
-    """A batch with the loss on every token but the padding, which is an end-of-text token too."""
+    """Return a batch with the loss on all tokens except padding (also an end-of-text token)."""
     ids = [{"input_ids": row["input_ids"]} for row in examples]
     batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt")
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

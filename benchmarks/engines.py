@@ -1,8 +1,8 @@
-"""Does it matter which engine does the work: processes of this machine, or a Ray cluster on it?
+"""Time of the engines: processes of this machine compared with a Ray cluster on it.
 
-The same chip instances are measured with two workers by the engine local and by the engine ray.
-Cold: the first time in a process, the workers' start with it. Warm: local's workers are started
-anew, by a server that has loaded everything already; ray's are there, in a cluster that runs.
+The same chip instances are measured with two workers by the engines local and ray. Cold: the first
+study of a process, including the start of the workers. Warm: local starts its workers from a server
+that has loaded all modules; ray uses the workers of a running cluster.
 
     python benchmarks/engines.py
 
@@ -31,7 +31,7 @@ ENGINES = ("local", "ray")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="Hub id or folder; the built-in default without it")
+    parser.add_argument("--model", help="Hub id or folder; the built-in model by default")
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes for each engine")
     parser.add_argument("--quick", action="store_true", help="two chips, one repeat")
     asked = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def engine_seconds(settings: StudyConfig) -> tuple[float, float]:
-    """Seconds that an engine takes for the study the first time, and when it is warm."""
+    """Return the seconds of the first study with an engine, and of the next."""
     task = load_task(settings.task.name)
     models = {name: new_adapter(settings, task, name) for name in settings.model.adapters}
     cards = {device: DeviceCard.load(device) for device in settings.hardware.devices}
@@ -77,7 +77,7 @@ def engine_seconds(settings: StudyConfig) -> tuple[float, float]:
 
 
 def work(settings: StudyConfig) -> list[Job]:
-    """A job a chip instance: all its adapters and times."""
+    """Return one job per chip instance, with all adapters and times."""
     times = map(parse_time, settings.run.times)
     cells = frozenset(product(settings.model.adapters, times))
     return [

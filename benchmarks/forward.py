@@ -1,16 +1,16 @@
-"""What does an analog forward pass cost, against the digital one and against aihwkit's?
+"""Time of an analog forward pass, compared with the digital one and with aihwkit's.
 
-Every peer reads the same batches, in turn: the digital model, aihwkit's torch and compiled tiles,
-aihwkit-lightning where it is installed, and ours. Converters of 8 bits, output noise 0.04, inputs
-scaled by their maximum, iterative bound management, tiles of 512 x 512, columns scaled apart,
-digital bias. No programming noise and no drift: they cost nothing at a read. "Fast" is ours with
-weights in bfloat16, multiplied so where the processor can.
+The peers take turns on the same batches: the digital model, aihwkit's torch and compiled tiles,
+aihwkit-lightning if it is installed, and this package ("ours"). 8-bit converters, output noise
+0.04, inputs scaled by their maximum, iterative bound management, tiles of 512 x 512, column-wise
+scaling, digital bias. No programming noise and no drift, which take no time in a forward pass.
+"Fast" stores the weights in bfloat16 (`--precision fast`).
 
     python benchmarks/forward.py --data-dir path/to/glue     # MiniLM over SST-2's 872 sentences
     python benchmarks/forward.py --shapes                    # two layers of larger models
 
-"aihwkit-lightning" has no bound management, and its fixed input ranges are compared with ours
-fixed at the same number. Prints Markdown tables; a few minutes each on 2 cores.
+"aihwkit-lightning" has no bound management; fixed input ranges are the same for both packages.
+Prints Markdown tables; a few minutes each on 2 cores.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from analog_grasp.tasks.models import load_base_model
 
 BATCH = 64
 RANGE = 4.0
-"""The fixed input range; any number will do for the time that a pass takes."""
-# Two layers of each: what a pass costs grows with their number.
+"""The fixed input range; its value does not affect the time."""
+# Two layers of each: the time is proportional to their number.
 SHAPES: dict[str, Callable[[], nn.Module]] = {
     "RoBERTa-base": lambda: RobertaModel(RobertaConfig(num_hidden_layers=2, vocab_size=1000)),
     "RoBERTa-large": lambda: RobertaModel(
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def minilm(data_dir: Path | None) -> tuple[nn.Module, list[Batch]]:
-    """The built-in model without its head, and its validation sentences in batches by length."""
+    """Return the built-in model without its head, and validation batches sorted by length."""
     task = load_task("glue/sst2", data_dir) if data_dir else load_task("reviews")
     model = load_base_model(task)
     tokenizer = tokenizer_for(model)
@@ -96,7 +96,7 @@ def tokens(size: int, length: int) -> Batch:
 
 
 def table(title: str, model: nn.Module, batches: Sequence[Batch], repeats: int) -> str:
-    """The seconds of every peer over the batches, against those of the digital model."""
+    """Return the table of the seconds of every peer and their ratio to the digital model."""
 
     def reader(peer: nn.Module) -> Callable[[], None]:
         @torch.inference_mode()
@@ -112,7 +112,7 @@ def table(title: str, model: nn.Module, batches: Sequence[Batch], repeats: int) 
 
 
 def peers(model: nn.Module) -> dict[str, nn.Module]:
-    """The same model, digital and on every kind of tile."""
+    """Return the model, digital and on every kind of tile."""
     card = DeviceCard.load("ideal").with_(dac_bits=8, adc_bits=8, output_noise=0.04, tile_size=512)
     found = {
         "digital": model,

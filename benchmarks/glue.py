@@ -1,17 +1,17 @@
-"""Does GRASP reach LoRA's quality on real GLUE with a tenth of its numbers?
+"""Digital GLUE scores of every adapter, with the number of trained parameters.
 
-Trains every adapter, digital and without noise, on CoLA, SST-2, MRPC, RTE and STS-B with the
-built-in model, from three seeds, and prints a table: mean and spread of each task's score on its
-validation set, the mean over tasks, and how many numbers were trained.
+Trains every adapter without noise on CoLA, SST-2, MRPC, RTE and STS-B with the built-in model,
+from three seeds. Prints mean and standard deviation of each score on the validation set, the mean
+over tasks, and the number of trained parameters.
 
     python benchmarks/glue.py --data-dir path/to/glue
 
-Each task has the passes and the batch below for all of its adapters. Each adapter has its own
-learning rate, but for LoRA and BitFit on three tasks, where the whole of it makes features run away
-until the model says the same of every sentence. LoRA's share was tried on held-out rows of MRPC and
-CoLA and serves RTE and BitFit untried; passes are what two cores can do in some hours. Stopped, it
-goes on where it was when started again, and several that run with other adapters or tasks can share
-a folder.
+Each task has one number of epochs and one batch size for all adapters. Each adapter has its own
+learning rate, reduced for LoRA and BitFit on three tasks where the full one makes the features
+diverge and the model collapse to a constant prediction. The reduction was chosen with LoRA on
+held-out rows of MRPC and CoLA and used for RTE and BitFit without a trial. The numbers of epochs
+fit into some hours on two cores. An interrupted run resumes when started again, and processes with
+other adapters or tasks can share a folder.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from analog_grasp.utils.io import write_atomically
 
 
 class Training(NamedTuple):
-    """What a task's adapters have in common; the share is of the rates of `RUNS_AWAY`."""
+    """Training settings of a task; `share` is a factor on the learning rates of `REDUCED`."""
 
     epochs: float
     batch_size: int
@@ -49,7 +49,7 @@ TRAININGS = {
     "glue/rte": Training(0.75, 8, 1 / 6),
     "glue/stsb": Training(0.75, 16, 1.0),
 }
-RUNS_AWAY = ("lora", "bitfit")
+REDUCED = ("lora", "bitfit")
 ADAPTERS = ("head", "grasp", "stochgrasp", "ia3", "bitfit", "lora", "full")
 TITLES = {
     "head": "linear head",
@@ -58,12 +58,12 @@ TITLES = {
     "ia3": "(IA)³",
     "bitfit": "BitFit",
     "lora": "LoRA, r = 8",
-    "full": "all weights",
+    "full": "full fine-tuning",
 }
 SEEDS = (0, 1, 2)
 
 type Scores = Mapping[tuple[str, str], Sequence[float]]
-"""The scores of an adapter on a task, in per cent, one a seed."""
+"""The scores of an adapter on a task in per cent, one per seed."""
 
 
 def main() -> None:
@@ -87,15 +87,15 @@ def main() -> None:
                     write_atomically(path, json.dumps(found).encode())
                 found = json.loads(path.read_text())
                 scores[adapter, task].append(100 * found["score"])
-                sizes[adapter] = found["numbers"]
+                sizes[adapter] = found["parameters"]
                 Console(stderr=True).print(f"{task}, {adapter}, seed {seed}: {found}")
     print(table(scores, sizes, asked.adapters, asked.tasks))
 
 
 def measure(task: str, adapter: str, seed: int, data_dir: str, bf16: bool) -> dict[str, float]:
-    """Of one training: the digital score (the task's first metric) and the numbers it learned."""
+    """Train once; return the digital score (the task's first metric) and the parameters."""
     training = TRAININGS[task]
-    share = training.share if adapter in RUNS_AWAY else 1.0
+    share = training.share if adapter in REDUCED else 1.0
     settings = resolve(
         {
             "task": task,
@@ -111,13 +111,13 @@ def measure(task: str, adapter: str, seed: int, data_dir: str, bf16: bool) -> di
     data = _task(task, data_dir)
     model = new_adapter(settings, data, adapter)
     seconds = train_adapter(model, settings, data, adapter, silent)
-    numbers, _ = learned_parameters(model)
-    return {"score": data.evaluate(model), "numbers": numbers, "seconds": seconds}
+    parameters, _ = learned_parameters(model)
+    return {"score": data.evaluate(model), "parameters": parameters, "seconds": seconds}
 
 
 @cache
 def _task(name: str, data_dir: str) -> Task:
-    """A task, whose sentences are split into tokens once for all of its trainings."""
+    """Load a task; its tokenised sentences are shared by all trainings."""
     return load_task(name, data_dir)
 
 
@@ -127,15 +127,15 @@ def table(
     rows = []
     for adapter in adapters:
         runs = np.array([scores[adapter, task] for task in tasks])
-        cells = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in spreads(runs)]
-        ((mean, spread),) = spreads(runs.mean(0, keepdims=True))
-        rows.append((TITLES[adapter], f"{sizes[adapter]:,}", *cells, f"{mean:.1f} ± {spread:.1f}"))
-    header = ("", "numbers trained", *(task.removeprefix("glue/") for task in tasks), "mean")
+        cells = [f"{mean:.1f} ± {std:.1f}" for mean, std in mean_and_std(runs)]
+        ((mean, std),) = mean_and_std(runs.mean(0, keepdims=True))
+        rows.append((TITLES[adapter], f"{sizes[adapter]:,}", *cells, f"{mean:.1f} ± {std:.1f}"))
+    header = ("", "parameters", *(task.removeprefix("glue/") for task in tasks), "mean")
     return markdown(header, rows)
 
 
-def spreads(runs: np.ndarray) -> list[tuple[float, float]]:
-    """Mean and standard deviation of each row; the latter is 0 for a single run."""
+def mean_and_std(runs: np.ndarray) -> list[tuple[float, float]]:
+    """Return mean and standard deviation of each row; the latter is 0 for a single run."""
     one = runs.shape[1] == 1
     return [(row.mean(), 0.0 if one else row.std(ddof=1)) for row in runs]
 

@@ -1,14 +1,14 @@
-"""What memory does it take to put GPT-2 Medium's shape on a chip, beside aihwkit?
+"""Memory of deploying GPT-2 Medium's shape, compared with aihwkit.
 
-Random weights of the published configuration, 303 million of them on tiles. Each way runs in a
-process of its own, which builds the model or leaves it in its file, deploys it, programs it and
-lets it age by a day. What counts is the most resident memory at any time beyond the loaded modules;
-of that of a model in its file, the part in the file could be given up.
+Random weights of the published configuration, 303 million of them on tiles. Each variant runs in a
+separate process, which builds the model or streams it from its file, deploys it, programs it and
+ages it by one day. The result is the peak resident memory in excess of the loaded modules; pages of
+a model's file count, although the system can release them.
 
     python benchmarks/memory.py --repeats 1
     python benchmarks/memory.py --quick
 
-About a quarter of an hour a repeat on 2 cores, most of it aihwkit's, and 15 GB of memory.
+About a quarter of an hour per repeat on 2 cores, most of it aihwkit's, and 15 GB of memory.
 """
 
 import argparse
@@ -32,33 +32,35 @@ CARD = "pcm-nandakumar2019"
 TINY = {"n_embd": 256, "n_layer": 2, "n_head": 2, "vocab_size": 500, "n_positions": 64}
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 MIB = 2**20
-HEADER = ("", "peak, MiB", "× aihwkit", "beyond the model, MiB", "× aihwkit")
+HEADER = ("", "peak, MiB", "× aihwkit", "in excess of the model, MiB", "× aihwkit")
 REFERENCE = "aihwkit, torch tile"
 ALONE = "the digital model alone"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, and fewer ways")
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and fewer variants")
+    parser.add_argument("--repeats", type=int, default=3, help="processes per variant")
     asked = parser.parse_args()
     shape = TINY if asked.quick else GPT2_MEDIUM
     print(f"{machine()}\n")
     with tempfile.TemporaryDirectory() as folder:
         gpt2(shape).save_pretrained(folder)
         gc.collect()
-        ways = ways_of(shape, folder)
+        variants = variants_of(shape, folder)
         if asked.quick:
-            ways = {name: ways[name] for name in (ALONE, REFERENCE, "ours, bfloat16 from the file")}
-        peaks = {name: [] for name in ways}
+            variants = {
+                name: variants[name] for name in (ALONE, REFERENCE, "ours, bfloat16 from the file")
+            }
+        peaks = {name: [] for name in variants}
         for _ in range(1 if asked.quick else asked.repeats):
-            for name, (function, *arguments) in ways.items():
+            for name, (function, *arguments) in variants.items():
                 peaks[name].append(peak_memory(function, *arguments).added)
     print(table({name: sorted(added) for name, added in peaks.items()}))
 
 
-def ways_of(shape: dict[str, int], folder: str) -> dict[str, tuple[Callable[..., object], ...]]:
-    """What is measured: a function and its arguments."""
+def variants_of(shape: dict[str, int], folder: str) -> dict[str, tuple[Callable[..., object], ...]]:
+    """Return a function and its arguments by variant."""
     return {
         ALONE: (gpt2, shape),
         REFERENCE: (on_aihwkit, shape, TorchInferenceRPUConfig),
@@ -71,7 +73,7 @@ def ways_of(shape: dict[str, int], folder: str) -> dict[str, tuple[Callable[...,
 
 
 def gpt2(shape: dict[str, int]) -> GPT2LMHeadModel:
-    """The model from random weights, which nobody trains."""
+    """Return the model with random weights, without gradients."""
     return GPT2LMHeadModel(GPT2Config(**shape)).eval().requires_grad_(False)
 
 
@@ -91,16 +93,16 @@ def on_aihwkit(shape: dict[str, int], config: type) -> None:
 
 
 def table(peaks: dict[str, list[int]]) -> str:
-    """Peaks in all, median and range, and beyond the model; and both in multiples of aihwkit's."""
+    """Return the table of total peaks and of those in excess of the model, relative to aihwkit."""
     medians = {name: added[len(added) // 2] for name, added in peaks.items()}
     model, theirs = medians[ALONE], medians[REFERENCE]
     rows = []
     for name, added in peaks.items():
         least, middle, most = (round(n / MIB) for n in (added[0], medians[name], added[-1]))
-        in_all = f"{middle:,} ({least:,} to {most:,})"
+        total = f"{middle:,} ({least:,} to {most:,})"
         beyond = medians[name] - model
         parts = (f"{medians[name] / theirs:.3f}", f"{beyond / MIB:,.0f}")
-        rows.append((name, in_all, *parts, f"{beyond / (theirs - model):.3f}"))
+        rows.append((name, total, *parts, f"{beyond / (theirs - model):.3f}"))
     return markdown(HEADER, rows)
 
 

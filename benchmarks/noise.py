@@ -1,13 +1,13 @@
-"""Does StochGRASP keep its score better than GRASP under noise, and what changes that?
+"""Robustness of GRASP and of variants of StochGRASP under noise.
 
-Tunes StochGRASP's noise-aware loss weight on training data alone. Then trains GRASP, StochGRASP
-with that weight and StochGRASP in other ways, from several seeds, and measures them on the task's
-own validation data: at four levels of Gaussian noise, in the frozen weights and in the adapter's
-numbers apart, and on two PCM and two RRAM devices over time.
+Tunes StochGRASP's noise-aware loss weight on training data only. Then trains GRASP, StochGRASP with
+that weight and variants of StochGRASP from several seeds, and measures them on the validation data
+of the task: at four levels of Gaussian noise, in the frozen weights or in the adapter's parameters,
+and on two PCM and two RRAM devices over time.
 
     python benchmarks/noise.py --task glue/sst2 --data-dir path/to/glue --epochs 0.25
 
-Some hours on 2 cores; stopped, it goes on where it was when started again.
+Some hours on 2 cores; an interrupted run resumes when started again.
 """
 
 import argparse
@@ -36,13 +36,13 @@ LEVELS = ("gaussian:0.02", "gaussian:0.05", "gaussian:0.1", "gaussian:0.2")
 DEVICES = ("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone")
 TIMES = ("0s", "1d", "1y")
 WEIGHTS = {"devices": LEVELS, "times": ("0s",)}
-NUMBERS = {**WEIGHTS, "placement": "programmed", "weights": "digital"}
+PARAMETERS = {**WEIGHTS, "placement": "programmed", "weights": "digital"}
 
 TUNED_ON: dict[str, dict[str, Any]] = {
     "stochgrasp": {"devices": DEVICES, "times": ("1d", "1y")},
-    "tuned-for-its-own-noise": NUMBERS,
+    "tuned-for-its-own-noise": PARAMETERS,
 }
-"""Where the loss weights of variants are tuned; the others have the first one."""
+"""Hardware on which loss weights are tuned; other variants use the first one."""
 
 MARKS = {"better": "▲", "worse": "▼", "not significant": "·", "open": "?"}
 
@@ -53,19 +53,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stochgrasp": {},
     "tuned-for-its-own-noise": {},
     "untuned": {"noise_weight": 1.0},
-    "free-spread": {"noise_weight": 0.0},
+    "free-sigma": {"noise_weight": 0.0},
     "small-sigma": {"noise_target": 0.02},
-    "spread-of-a-device": {"noise_target": "pcm-hermes-2@1d"},
+    "sigma-of-a-device": {"noise_target": "pcm-hermes-2@1d"},
     "draw-per-group": {"sampling": "group"},
-    "draw-a-weight": {"sampling": "weight"},
+    "draw-per-weight": {"sampling": "weight"},
     "not-injected": {"injection": 0.0},
     "grasp-not-injected": {"injection": 0.0},
 }
-"""What is trained otherwise than the tuned StochGRASP, by name; a name with GRASP's is GRASP."""
+"""Settings of each variant that differ from the tuned StochGRASP; "grasp-..." is GRASP."""
 
 
-class Placed(NamedTuple):
-    """What noise is studied: where it comes from, and on all variants or the main two."""
+class NoiseStudy(NamedTuple):
+    """A study of one source of noise, with all variants or with the main two."""
 
     title: str
     settings: Mapping[str, Any]
@@ -73,9 +73,9 @@ class Placed(NamedTuple):
 
 
 STUDIES = {
-    "weights": Placed("Noise of the frozen weights", WEIGHTS, True),
-    "adapter": Placed("Noise of the adapter's own numbers", NUMBERS, True),
-    "devices": Placed("Devices over time", {"devices": DEVICES, "times": TIMES}, False),
+    "weights": NoiseStudy("Noise of the frozen weights", WEIGHTS, True),
+    "adapter": NoiseStudy("Noise of the adapter's own parameters", PARAMETERS, True),
+    "devices": NoiseStudy("Devices over time", {"devices": DEVICES, "times": TIMES}, False),
 }
 
 
@@ -83,16 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="reviews")
     parser.add_argument("--data-dir", type=Path, help="the folder with the task's files")
-    parser.add_argument("--model", help="a folder or Hub id; the built-in one unless named")
+    parser.add_argument("--model", help="a folder or Hub id; the built-in model by default")
     parser.add_argument("--out", type=Path, default=Path("runs/noise"))
-    parser.add_argument("--epochs", type=float, default=3.0, help="passes of each training")
-    parser.add_argument("--batch-size", type=int, default=32, help="examples a step")
-    parser.add_argument("--learning-rate", type=float, help="of all; the adapters' own otherwise")
+    parser.add_argument("--epochs", type=float, default=3.0, help="epochs of each training")
+    parser.add_argument("--batch-size", type=int, default=32, help="batch size")
+    parser.add_argument("--learning-rate", type=float, help="of all adapters; their own by default")
     parser.add_argument("--shift-lr-ratio", type=float, default=SHIFT_LR_RATIO, help="of GRASP's")
     parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact", help="of tiles")
     parser.add_argument("--trials", type=int, default=10, help="loss weights to try")
-    parser.add_argument("--repeats", type=int, default=5, help="chip instances a device")
+    parser.add_argument("--repeats", type=int, default=5, help="chip instances per device")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
@@ -134,13 +134,13 @@ def main() -> None:
 
 
 def tuned_weight(out: Path, settings: Mapping[str, Any], trials: int) -> float:
-    """The loss weight that is best on held-out training data, chips and all."""
+    """Return the best loss weight on chips and held-out training data."""
     tuned = tune_noise_weight(out, trials=trials, repeats=1, seed=0, **settings)
     return tuned.settings.training.noise_weight
 
 
 def trained(folder: Path, variant: str, task: Mapping[str, Any], noise_weight: float) -> None:
-    """Train a variant and save it in the folder, if that was not done before."""
+    """Train a variant and save it in the folder, unless it exists."""
     path = folder / "adapters" / variant
     if path.is_dir():
         return
@@ -149,7 +149,7 @@ def trained(folder: Path, variant: str, task: Mapping[str, Any], noise_weight: f
     data = settings.task.load()
     model = new_adapter(settings, data, kind)
     train_adapter(model, settings, data, variant, silent)
-    # Made whole beside its place, so that a training cut short leaves nothing to be found.
+    # Renamed at the end, so that an interrupted training leaves no incomplete adapter.
     part = path.with_name(f".{variant}.part")
     save_adapter(model, part)
     part.rename(path)
@@ -158,7 +158,7 @@ def trained(folder: Path, variant: str, task: Mapping[str, Any], noise_weight: f
 def sweep(
     folder: Path, study: str, variants: Sequence[str], task: Mapping[str, Any], repeats: int
 ) -> list[Measurement]:
-    """A study of one seed's adapters, all on the same chip instances."""
+    """Measure the adapters of one seed on the same chip instances."""
     placed = STUDIES[study]
     kept = variants if placed.all_variants else [v for v in variants if v in MAIN]
     saved = [folder / "adapters" / variant for variant in kept]
@@ -168,11 +168,11 @@ def sweep(
 
 
 def table(runs: Sequence[Sequence[Measurement]]) -> str:
-    """A row for each device and time: GRASP's score, and what each variant adds to it, in points.
+    """Return a row per device and time: GRASP's score and the variants' differences, in points.
 
-    Both are means over trainings; the interval is a t interval of the trainings' means, or of the
-    chip instances where there is one training. The marks tell of each training whether the interval
-    of its paired difference over chip instances excludes zero.
+    Both are means over trainings. The interval is a t interval over the means of the trainings, or
+    over chip instances for a single training. One mark per training shows if the interval of its
+    paired difference over chip instances excludes zero.
     """
     differences = [d for run in runs for d in against_baseline(run)]
     scores = {(*_cell(s), s.adapter): s for s in summarise([m for run in runs for m in run])}
@@ -189,13 +189,13 @@ def table(runs: Sequence[Sequence[Measurement]]) -> str:
 
 
 def against_baseline(run: Sequence[Measurement]) -> list[PairedDifference]:
-    """Of one training's cells: every variant's difference to the baseline."""
+    """Return the differences of every variant to the baseline, for one training."""
     others = dict.fromkeys(cell.adapter for cell in run if cell.adapter != BASELINE)
     return [d for other in others for d in paired_differences(run, BASELINE, other)]
 
 
 def difference_text(trainings: Sequence[PairedDifference]) -> str:
-    """Mean and interval of a variant's differences, and a mark for each training."""
+    """Return mean and interval of a variant's differences, and one mark per training."""
     if len(trainings) > 1:
         whole = estimate([difference.mean for difference in trainings])
         mean, low, high = whole.mean, whole.low, whole.high
@@ -211,7 +211,7 @@ def _cell(of: Any) -> tuple[str, float]:
 
 
 def _grouped(items: Iterable[Any], key: Any) -> list[tuple[Any, list[Any]]]:
-    """The items that share a key, in the order in which the keys come first."""
+    """Return the items by key, in the order of the first occurrence of the keys."""
     found: dict[Any, list[Any]] = {}
     for item in items:
         found.setdefault(key(item), []).append(item)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: peers timed side by side, their ratios, their memory, the machine."""
+"""Shared code of the benchmarks: interleaved timing, ratios, peak memory, the machine."""
 
 import multiprocessing
 import os
@@ -16,15 +16,15 @@ import numpy as np
 def interleaved(
     functions: Mapping[str, Callable[[], object]], repeats: int, warm: bool = True
 ) -> dict[str, list[float]]:
-    """The seconds that each function takes, called in turn with the others.
+    """Return the seconds of each call of several functions, called in turn.
 
-    A machine whose pace changes treats all of them alike that way, and the seconds at one position
-    belong together. Every second round goes backwards, so that none always follows another.
+    Changes of the machine's speed then affect all functions alike, and the calls at one position
+    form a pair. Every second round is in reverse order.
 
     Args:
-        functions: What is timed, by name.
-        repeats: Timed calls of each.
-        warm: Whether each is called once before, untimed: compilation, caches.
+        functions: The functions by name.
+        repeats: Timed calls per function.
+        warm: Call each function once before, untimed, for compilation and caches.
 
     Example:
         >>> seconds = interleaved({"ours": lambda: 1, "theirs": lambda: 2}, repeats=3)
@@ -43,14 +43,14 @@ def interleaved(
 
 
 def ratio_table(title: str, seconds: Mapping[str, Sequence[float]], reference: str) -> str:
-    """A Markdown table: median seconds, and their ratio to those of the reference.
+    """Return a Markdown table of median seconds and their ratio to the reference.
 
-    Spreads are the quartiles; those of a ratio are of the calls taken pair by pair.
+    With quartiles; those of a ratio are over pairs of calls.
 
     Args:
-        title: Stands above the table.
-        seconds: As `interleaved` gives them.
-        reference: The name whose seconds are 1.
+        title: Title of the table.
+        seconds: Result of `interleaved`.
+        reference: The name of the peer with ratio 1.
     """
     rows = []
     ones = np.asarray(seconds[reference])
@@ -66,7 +66,7 @@ def ratio_table(title: str, seconds: Mapping[str, Sequence[float]], reference: s
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """Return a Markdown table, the first column aligned left and the others right."""
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -80,8 +80,8 @@ class Memory(NamedTuple):
     """Resident memory of a process, bytes.
 
     Attributes:
-        before: With all modules loaded and nothing done.
-        peak: The most at any time.
+        before: With all modules loaded, before the work.
+        peak: The maximum.
     """
 
     before: int
@@ -89,19 +89,19 @@ class Memory(NamedTuple):
 
     @property
     def added(self) -> int:
-        """What the work took beyond the loaded modules."""
+        """Return the peak in excess of the loaded modules."""
         return self.peak - self.before
 
 
 def apart[T](function: Callable[..., T], *arguments: object) -> T:
-    """What a call returns, made in a fresh process of its own.
+    """Return the result of a call in a new process.
 
     Args:
-        function: At the top level of its module, which that process loads first.
-        arguments: Those of the call; they are pickled, hence small.
+        function: A function at the top level of its module, which the process imports first.
+        arguments: Arguments of the call, pickled.
 
     Raises:
-        RuntimeError: The call failed; its own message is on standard error.
+        RuntimeError: The call failed; its message is on standard error.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -117,7 +117,7 @@ def apart[T](function: Callable[..., T], *arguments: object) -> T:
 
 
 def peak_memory(function: Callable[..., object], *arguments: object) -> Memory:
-    """What a call takes at most, in a fresh process of its own; arguments as for `apart`."""
+    """Return the memory of a call in a new process; arguments as for `apart`."""
     return apart(_watched, function, arguments)
 
 
@@ -126,7 +126,7 @@ def _answer(pipe: Connection, function: Callable[..., object], arguments: tuple[
 
 
 def _watched(function: Callable[..., object], arguments: tuple[object, ...]) -> Memory:
-    # Not getrusage, whose maximum is inherited from the process that started this one.
+    # Not getrusage, whose maximum is inherited from the parent process.
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     function(*arguments)
@@ -139,8 +139,8 @@ def _status(field: str) -> int:
 
 
 def machine() -> str:
-    """One line: processor, cores, threads and the versions that matter."""
-    # Here, so that a process of its own loads nothing that its function does not ask for.
+    """Return one line with processor, cores, threads and versions."""
+    # Imported here, so that a new process loads only the modules of its function.
     import torch
 
     packages = ("torch", "transformers", "aihwkit", "numba")

@@ -1,10 +1,10 @@
-"""How long does it take to put a model on a chip and to let it age, beside aihwkit?
+"""Time of programming and drift of a whole model, compared with aihwkit.
 
-For every card that restates a noise model of aihwkit's: all frozen layers of MiniLM's and of
-RoBERTa-base's shape, from random weights, onto tiles of the card's size. Ours is `deploy`,
-`program` and `drift_to`; theirs is `convert_to_analog` to the torch tile, `program_analog_weights`
-and `drift_analog_weights`. Both with global drift compensation, to one day; and then, without
-programming again, to two.
+For every card that restates a noise model of aihwkit: all frozen layers of MiniLM's and of
+RoBERTa-base's shape with random weights, on tiles of the card's size. This package runs `deploy`,
+`program` and `drift_to`; aihwkit runs `convert_to_analog` to the torch tile,
+`program_analog_weights` and `drift_analog_weights`. Both use global drift compensation,
+first to one day and then, without programming, to two.
 
     python benchmarks/program_drift.py --shapes MiniLM
     python benchmarks/program_drift.py --quick
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def row(model: nn.Module, card: DeviceCard, repeats: int) -> list[str]:
-    """The seconds of both on one card."""
+    """Return the seconds of both on one card."""
     at_one_day = interleaved(
         {"aihwkit": lambda: aged_aihwkit(model, card), "ours": lambda: aged(model, card)}, repeats
     )
@@ -84,12 +84,12 @@ def row(model: nn.Module, card: DeviceCard, repeats: int) -> list[str]:
 
 
 def aged(model: nn.Module, card: DeviceCard) -> Deployment:
-    """Ours, a day after programming."""
+    """Return the deployment one day after programming."""
     return deploy(model, card).program(seed=0).drift_to(DAY)
 
 
 def aged_aihwkit(model: nn.Module, card: DeviceCard, config: type | None = None) -> nn.Module:
-    """The same with aihwkit, by default on its torch tile."""
+    """Return the same with aihwkit, by default on its torch tile."""
     settings = configured((config or TorchInferenceRPUConfig)(), card)
     settings.noise_model = MODELS[card.name]()
     settings.drift_compensation = GlobalDriftCompensation()
@@ -100,7 +100,7 @@ def aged_aihwkit(model: nn.Module, card: DeviceCard, config: type | None = None)
 
 
 def compared(aihwkit: Sequence[float], ours: Sequence[float]) -> Iterator[str]:
-    """Seconds of both and their ratio, call by call."""
+    """Yield the seconds of both and their ratio, pair by pair."""
     for calls in (aihwkit, ours, np.divide(aihwkit, ours)):
         low, median, high = np.quantile(calls, (0.25, 0.5, 0.75))
         yield f"{median:.3g} ({low:.3g} to {high:.3g})"

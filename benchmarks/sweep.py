@@ -1,19 +1,17 @@
-"""How long does a study take, and how much memory, beside a plain loop over aihwkit?
+"""Time and memory of a study, compared with a plain loop over aihwkit.
 
-The study is two adapters on four devices at seven drift times on five chip instances, on SST-2's
-development set. Ours is a real run from saved adapters, with its store. The loop is what a user of
-aihwkit would write: for every adapter and chip instance convert the model to torch tiles and
-program them, then for every time let them drift and evaluate. Both evaluate in batches of 64
-sentences of like length, on the card's tiles and converters; the loop is spared the noise from read
-to read of rram-wan2022.
+Two adapters on four devices at seven drift times on five chip instances, on SST-2's development
+set. "Ours" is a run of this package from saved adapters, with its store. The loop converts the
+model to torch tiles and programs them for every adapter and chip instance, then drifts and
+evaluates it for every time. Both evaluate in batches of 64 sentences of similar length, on the
+card's tiles and converters; the loop is without the short-term read noise of rram-wan2022.
 
     python benchmarks/sweep.py --data-dir path/to/glue
 
-Both are extrapolated from some of their cells: ours from all adapters on one chip instance of each
-device at three times, the loop from one conversion and one evaluation a device. `--adapters` and
-`--chips` make another study of it, and `--whole` measures every cell of ours; where the command
-`analog-grasp drift` has measured them all, `--took` gives its seconds. About four minutes on 2
-cores.
+Both are extrapolated: ours from all adapters on one chip instance of each device at three times,
+the loop from one conversion and one evaluation per device. `--adapters` and `--chips` change the
+study, `--whole` measures all of ours, and `--took` gives the seconds of a complete run of
+`analog-grasp drift`. About four minutes on 2 cores.
 """
 
 import argparse
@@ -41,7 +39,7 @@ from analog_grasp.tasks import load_task, tokenizer_for
 
 TIMES = ("0s", "20s", "1h", "1d", "7d", "30d", "1y")
 BATCH = 64
-# Which aihwkit knows for all of these devices.
+# A time at which aihwkit has data for all of these devices.
 LOOP_TIME = 86_400.0
 DEVICES: dict[str, Callable[[], object]] = {
     "pcm-nandakumar2019": PCMLikeNoiseModel,
@@ -52,33 +50,33 @@ DEVICES: dict[str, Callable[[], object]] = {
 
 
 class Ours(NamedTuple):
-    """Seconds of a run on one device: until it measures, and of all that it measures."""
+    """Seconds of a run on one device: until the first measurement, and of all measurements."""
 
     start: float
     cells: float
 
 
 class Loop(NamedTuple):
-    """Seconds of the loop: to put an adapted model on a chip, and to age and evaluate it."""
+    """Seconds of the loop: to program an adapted model, and to drift and evaluate it."""
 
     chip: float
     cell: float
 
     @property
     def per_cell(self) -> float:
-        """A chip serves all times of one adapter."""
+        """Return the seconds per measurement; a chip is used for all times of one adapter."""
         return self.chip / len(TIMES) + self.cell
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="the folder with SST-2/; the task reviews without it")
-    parser.add_argument("--model", help="Hub id or folder; the built-in default without it")
+    parser.add_argument("--data-dir", help="the folder with SST-2/; the task reviews by default")
+    parser.add_argument("--model", help="Hub id or folder; the built-in model by default")
     parser.add_argument("--adapters", nargs="+", choices=METHODS, default=["grasp", "stochgrasp"])
-    parser.add_argument("--chips", type=int, default=5, help="chip instances a device")
+    parser.add_argument("--chips", type=int, default=5, help="chip instances per device")
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact", help="of ours")
-    parser.add_argument("--took", type=float, help="seconds that ours took as a command")
-    parser.add_argument("--whole", action="store_true", help="every cell of ours")
+    parser.add_argument("--took", type=float, help="measured seconds of the command")
+    parser.add_argument("--whole", action="store_true", help="all measurements of this package")
     parser.add_argument("--quick", action="store_true", help="two devices, one time")
     asked = parser.parse_args()
     times = TIMES if asked.whole else TIMES[3:4] if asked.quick else TIMES[2:5]
@@ -103,7 +101,7 @@ def main() -> None:
 
 
 def saved(settings: StudyConfig, adapters: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """The folders of untrained adapters: what they have learned changes no time."""
+    """Return folders of untrained adapters; training does not affect the time."""
     task = load_task(settings.task.name, settings.task.data_dir)
     for name in adapters:
         save_adapter(new_adapter(settings, task, name), folder / name)
@@ -111,7 +109,7 @@ def saved(settings: StudyConfig, adapters: Sequence[str], folder: Path) -> tuple
 
 
 def times_table(settings: StudyConfig, chips: int) -> str:
-    """A row a device, and the whole study; ours and the loop take turns."""
+    """Return one row per device and one for the whole study; both peers take turns."""
     adapters = len(settings.model.adapters)
     measured = adapters * len(settings.run.times) * settings.run.repeats
     rows, ours, loops = [], [], []
@@ -123,23 +121,27 @@ def times_table(settings: StudyConfig, chips: int) -> str:
     whole = statistics.median(run.start for run in ours)
     whole += sum(run.cells for run in ours) / measured * each
     loop = sum(loop.per_cell for loop in loops) * each
-    rows.append((f"all {each * len(rows)} cells, with the start", *shown(whole, loop)))
+    rows.append((f"all {each * len(rows)} measurements and the start, total", *shown(whole, loop)))
     title = (
-        f"Seconds a cell and in all, {settings.task.name}, from {measured} of {each} cells a device"
+        f"Seconds per measurement and in total, {settings.task.name}, from {measured} of {each} "
+        "measurements per device"
     )
     return f"**{title}**\n\n{markdown(('', 'ours', 'loop over aihwkit', 'ratio'), rows)}"
 
 
 def loop_table(settings: StudyConfig, chips: int, took: float) -> str:
-    """The loop's seconds a cell on each device, and the whole study beside ours as it was run."""
+    """Return the loop's seconds per measurement by device, and both peers' for the study."""
     loops = {
         device: loop_seconds(settings, device).per_cell for device in settings.hardware.devices
     }
     each = len(settings.model.adapters) * len(TIMES) * chips
     rows = [(device, "", f"{seconds:.4g}", "") for device, seconds in loops.items()]
     whole = sum(loops.values()) * each
-    rows.append((f"all {each * len(rows)} cells, ours as a command", *shown(took, whole)))
-    title = f"Seconds a cell and in all, {settings.task.name}, the loop from one cell a device"
+    rows.append((f"all {each * len(rows)} measurements, ours as a command", *shown(took, whole)))
+    title = (
+        f"Seconds per measurement and in total, {settings.task.name}, the loop from one "
+        "measurement per device"
+    )
     return f"**{title}**\n\n{markdown(('', 'ours', 'loop over aihwkit', 'ratio'), rows)}"
 
 
@@ -148,15 +150,15 @@ def shown(ours: float, loop: float) -> tuple[str, str, str]:
 
 
 def memory_table(settings: StudyConfig) -> str:
-    """The most that a process takes, and that beyond its modules, which are the same for both."""
+    """Return the peak memory of both peers, total and in excess of the loaded modules."""
     device = settings.hardware.devices[0]
     one = on(settings, device).model_copy(update={"times": ("1d",), "repeats": 1})
     ours, loop = peak_memory(our_seconds, one), peak_memory(loop_seconds, one, device)
     rows = [
-        (told, *(f"{size / 2**20:.0f}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}")
-        for told, sizes in (
+        (label, *(f"{size / 2**20:.0f}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}")
+        for label, sizes in (
             ("peak", (ours.peak, loop.peak)),
-            ("beyond the loaded modules", (ours.added, loop.added)),
+            ("in excess of the loaded modules", (ours.added, loop.added)),
         )
     ]
     header = ("", "ours", "loop over aihwkit", "ratio")
@@ -168,7 +170,7 @@ def on(settings: StudyConfig, device: str) -> StudyConfig:
 
 
 def our_seconds(settings: StudyConfig) -> Ours:
-    """A run in a new folder, timed."""
+    """Return the seconds of a run in a new folder."""
     begun = []
 
     def begin(_description: str, _total: int) -> Callable[..., None]:
@@ -182,7 +184,7 @@ def our_seconds(settings: StudyConfig) -> Ours:
 
 
 def loop_seconds(settings: StudyConfig, device: str) -> Loop:
-    """The loop over aihwkit for one adapter, one chip and one time."""
+    """Return the seconds of the loop over aihwkit for one adapter, one chip and one time."""
     task = load_task(settings.task.name, settings.task.data_dir)
     model = load_adapter(Path(settings.model.adapters[0]), settings.model.name, task)
     tokenizer = tokenizer_for(model)
@@ -198,7 +200,7 @@ def loop_seconds(settings: StudyConfig, device: str) -> Loop:
 
 
 def on_tiles(model: nn.Module, device: str) -> nn.Module:
-    """A model on aihwkit's torch tiles, with the device's noise and drift compensation."""
+    """Return a model on aihwkit's torch tiles with the device's noise and compensation."""
     config = configured(TorchInferenceRPUConfig(), DeviceCard.load(device))
     config.noise_model = DEVICES[device]()
     config.drift_compensation = GlobalDriftCompensation()

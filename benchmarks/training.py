@@ -1,15 +1,15 @@
-"""A noise-injected training step: ours, the same in plain torch, and aihwkit's own.
+"""Time of a training step with injected noise, compared with plain torch and aihwkit.
 
     python benchmarks/training.py --data-dir path/to/glue
 
-MiniLM with GRASP (K = 16) on every linear layer learns SST-2 in batches of 32 sentences, fresh
-noise of 4 % of each column's largest weight on all frozen weights at every step. Where no folder is
-given the sentences are those of the built-in task. It takes about four minutes on 2 cores.
+MiniLM with GRASP (K = 16) on every linear layer, SST-2 at batch size 32, noise of 4 % of each
+column's largest weight drawn for all frozen weights in every step. Without a folder, the built-in
+task is used. About four minutes on 2 cores.
 
-Plain torch is what one writes without this project: the adapter in hooks, noise by `torch.randn`
-added to every weight before the step and taken off after it, sentences in random order. aihwkit
-has the layers on its torch tiles with the weight modifier ADD_NORMAL. Both are also shown with our
-order of the sentences, which tells what the order alone gives.
+Plain torch: the adapter in hooks, noise by `torch.randn` added to every weight before the step and
+subtracted afterwards, sentences in random order. aihwkit: the layers on its torch tiles with the
+weight modifier ADD_NORMAL. Both are also measured with batches of similar length, as this package
+forms them, to separate the effect of the order.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from aihwkit.simulator.parameters import (
     NoiseManagementType,
     WeightModifierType,
 )
-from analog_grasp.adapters.layer import group_index
 from peers import interleaved, machine, markdown
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.adapters.layer import group_index
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.tasks import Task, load_base_model, load_task, tokenizer_for
 from analog_grasp.training import ConverterLoop, WeightNoise
@@ -88,14 +88,14 @@ def run(step: Step, chosen: list[Batch]) -> None:
 
 
 def table(seconds: dict[str, list[float]], examples: int) -> str:
-    """Examples a second, and their ratio to those of plain torch."""
+    """Return the table of examples per second and their ratio to plain torch."""
     rows = []
     for name, calls in seconds.items():
         speed = examples / np.asarray(calls)
         ratio = np.asarray(seconds[PLAIN]) / np.asarray(calls)
         medians = f"{np.median(speed):.1f}", f"{np.median(ratio):.2f}"
         rows.append((name, medians[0], quartiles(speed), medians[1], quartiles(ratio)))
-    header = ("", "examples a second", "quartiles", f"× {PLAIN}", "quartiles by pairs")
+    header = ("", "examples per second", "quartiles", f"× {PLAIN}", "quartiles by pairs")
     return markdown(header, rows)
 
 
@@ -105,7 +105,7 @@ def quartiles(values: np.ndarray) -> str:
 
 
 def batches(task: Task, tokenizer: Any, count: int) -> tuple[list[Batch], list[Batch]]:
-    """As many batches in random order, and in that of training; spread over the whole order."""
+    """Return as many batches in random order as in the order of training, evenly spaced."""
     rows = task.encode("train", tokenizer)
     lengths = [len(ids) for ids in rows["input_ids"]]
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +122,7 @@ def batches(task: Task, tokenizer: Any, count: int) -> tuple[list[Batch], list[B
 
 
 def pretrained(task: Task, quick: bool) -> PreTrainedModel:
-    """MiniLM, or a tiny model that reads alike; its dropout does not act."""
+    """Return MiniLM, or a tiny model with its vocabulary; without dropout."""
     model = load_base_model(task)
     if quick:
         sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
@@ -136,7 +136,7 @@ def pretrained(task: Task, quick: bool) -> PreTrainedModel:
 
 
 def our_step(model: PreTrainedModel, converters: str | None = None) -> Step:
-    """What `analog_grasp.train` does at every step."""
+    """Return the training step of `analog_grasp.train`."""
     adapted = adapt(model, "grasp", groups=GROUPS, target_modules="all-linear").train()
     noise = WeightNoise(adapted, NOISE)
     converted = ConverterLoop(adapted, converters).applied if converters else nullcontext
@@ -152,18 +152,18 @@ def our_step(model: PreTrainedModel, converters: str | None = None) -> Step:
 
 
 def plain_step(model: PreTrainedModel) -> Step:
-    """The same, as one would write it without this project."""
+    """Return the same step in plain torch."""
     layers = [layer for _, layer in frozen_layers(model)]
     modulate_inputs(model, layers)
     weights = [layer.weight for layer in layers]
-    spreads = [NOISE * w.abs().amax(dim=1, keepdim=True) for w in weights]
+    stds = [NOISE * w.abs().amax(dim=1, keepdim=True) for w in weights]
     optimizer = optimizer_of(model)
 
     def step(batch: Batch) -> None:
         with torch.no_grad():
             kept = [w.clone() for w in weights]
-            for weight, spread in zip(weights, spreads, strict=True):
-                weight += spread * torch.randn(weight.shape)
+            for weight, std in zip(weights, stds, strict=True):
+                weight += std * torch.randn(weight.shape)
         model(**batch).loss.backward()
         with torch.no_grad():
             for weight, clean in zip(weights, kept, strict=True):
@@ -175,7 +175,7 @@ def plain_step(model: PreTrainedModel) -> Step:
 
 
 def aihwkit_step(model: PreTrainedModel, exact: bool) -> Step:
-    """The same on aihwkit's torch tiles, with its weight modifier and, if asked, its converters."""
+    """Return the same step on aihwkit's torch tiles, with its weight modifier and converters."""
     config = TorchInferenceRPUConfig()
     config.mapping.weight_scaling_omega = 1.0
     config.mapping.weight_scaling_columnwise = True
@@ -201,7 +201,7 @@ def aihwkit_step(model: PreTrainedModel, exact: bool) -> Step:
 
 
 def modulate_inputs(model: nn.Module, layers: list[nn.Module]) -> None:
-    """GRASP by hand: hooks scale and shift the inputs of frozen layers."""
+    """Add GRASP with hooks that scale and shift the inputs of frozen layers."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for i, layer in enumerate(layers):

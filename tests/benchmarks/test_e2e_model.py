@@ -1,4 +1,4 @@
-"""The script that trains a small GPT-2 for E2E, on a few rows."""
+"""Training of a small GPT-2 for E2E on a few rows."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ SMALL = ["--epochs", "1", "--width", "16", "--layers", "1", "--vocabulary", "300
 
 
 @pytest.mark.slow
-def test_a_model_is_trained_once_and_found_again(tmp_path):
+def test_model_is_trained_once_and_cached(tmp_path):
     rows = [f'"name[Inn {i}], area[riverside]","Inn {i} is by the river."' for i in range(10)]
     for file in ("devset.csv", "testset_w_refs.csv"):
         (tmp_path / file).write_text("\n".join(["mr,ref", *rows]), encoding="utf-8")

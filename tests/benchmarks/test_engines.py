@@ -1,4 +1,4 @@
-"""The benchmark of the engines, in small."""
+"""The benchmark of the engines on a small study."""
 
 import sys
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ pytestmark = [
 ]
 
 
-def test_both_engines_are_timed_cold_and_warm(bert_folder, monkeypatch, capsys):
+def test_engines_are_timed_cold_and_warm(bert_folder, monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import engines
 

@@ -1,4 +1,4 @@
-"""The scripts that measure deploying, on small models."""
+"""The benchmarks of deployment on small models."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
         ("program_drift.py", ["pcm-nandakumar2019", "pcm-hermes-1"]),
     ],
 )
-def test_every_way_has_a_row_of_the_table(script, rows):
+def test_every_variant_has_a_row(script, rows):
     command = [sys.executable, BENCHMARKS / script, "--quick"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     table = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]

@@ -1,4 +1,4 @@
-"""The benchmark of adapters under noise, in small."""
+"""The benchmark of adapters under noise on a small model."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ def noise(monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_tunes_trains_measures_and_goes_on(noise, bert_folder, tmp_path, monkeypatch, capsys):
+def test_tuning_training_measuring_and_resuming(noise, bert_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(noise, "TUNED_ON", {"stochgrasp": noise.WEIGHTS})
     asked = ["--model", str(bert_folder), "--out", str(tmp_path), "--epochs", "0.01"]
     few = ["--trials", "1", "--repeats", "2", "--seeds", "0", "1"]
@@ -34,7 +34,7 @@ def test_it_tunes_trains_measures_and_goes_on(noise, bert_folder, tmp_path, monk
     assert capsys.readouterr().out == printed
 
 
-def test_the_interval_is_of_trainings_where_there_are_several(noise):
+def test_interval_is_over_several_trainings(noise):
     def run(grasp, other):
         return [
             noise.Measurement("reviews", "accuracy", adapter, "digital", "pcm", 0.0, chip, 7, score)

@@ -1,4 +1,4 @@
-"""The parameter table: counts that can be checked by hand, in both forms."""
+"""The parameter table: counts checked by hand, printed and as a page."""
 
 import runpy
 import sys
@@ -49,7 +49,7 @@ def test_counts_in_gpt2_medium(script, adapter, expected):
 
 @pytest.fixture
 def few(script, monkeypatch):
-    """The script with one model and GRASP of K = 16 alone."""
+    """Return the script with one model and GRASP with K = 16 only."""
     for name in [*script["MODELS"]][1:]:
         monkeypatch.delitem(script["MODELS"], name)
     for name in [name for name in script["ADAPTERS"] if "GRASP, K = 16" not in name]:
@@ -57,7 +57,7 @@ def few(script, monkeypatch):
     return script
 
 
-def test_the_table_is_printed(few, monkeypatch, capsys):
+def test_table_is_printed(few, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["parameters.py"])
     few["main"]()
     printed = capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_the_table_is_printed(few, monkeypatch, capsys):
     assert "0.33" in printed
 
 
-def test_the_page_is_written(few, monkeypatch, tmp_path):
+def test_page_is_written(few, monkeypatch, tmp_path):
     page = tmp_path / "parameters.md"
     monkeypatch.setattr(sys, "argv", ["parameters.py", "--write", str(page)])
     few["main"]()
@@ -74,7 +74,7 @@ def test_the_page_is_written(few, monkeypatch, tmp_path):
     assert "| GRASP, K = 16, query and value | 768 | 0.33 |" in rows
 
 
-def test_the_page_of_the_documents_holds_the_counts():
+def test_document_contains_the_counts():
     page = (SCRIPT.parents[1] / "docs" / "parameters.md").read_text(encoding="utf-8")
     for adapter, number in EXPECTED.items():
         assert f"| {adapter} | {number:,} |" in page

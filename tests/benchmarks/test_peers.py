@@ -1,4 +1,4 @@
-"""What the benchmarks share."""
+"""The shared code of the benchmarks."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def peers(monkeypatch):
     return peers
 
 
-def test_functions_are_called_in_turn_and_back_again(peers):
+def test_functions_are_called_in_alternating_order(peers):
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     seconds = peers.interleaved(functions, repeats=3)
@@ -24,7 +24,7 @@ def test_functions_are_called_in_turn_and_back_again(peers):
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_ratios_are_of_medians_and_their_spread_of_pairs(peers):
+def test_ratios_of_medians_and_quartiles_of_pairs(peers):
     seconds = {"ours": [1.0, 2.0, 3.0], "theirs": [4.0, 8.0, 12.0]}
     table = peers.ratio_table("One question", seconds, "ours").splitlines()
     assert table[0] == "**One question**"
@@ -32,18 +32,18 @@ def test_ratios_are_of_medians_and_their_spread_of_pairs(peers):
     assert table[-1] == "| theirs | 8 | 6 to 10 | 4 | 4 to 4 |"
 
 
-def test_the_peak_is_of_the_call_alone(peers):
+def test_peak_memory_is_of_the_call_only(peers):
     few, many = (peers.peak_memory(np.ones, size << 17) for size in (20, 220))
     assert many.added - few.added == pytest.approx(200 << 20, rel=0.05)
 
 
-def test_a_call_that_fails_is_told(peers, capfd):
+def test_failed_call_raises(peers, capfd):
     with pytest.raises(RuntimeError, match="ones failed in its own process"):
         peers.apart(np.ones, "x")
     assert "TypeError" in capfd.readouterr().err
 
 
-def test_the_machine_is_named_with_its_versions(peers):
-    told = peers.machine()
-    assert "cores" in told
-    assert "aihwkit 1.2" in told
+def test_machine_and_versions(peers):
+    line = peers.machine()
+    assert "cores" in line
+    assert "aihwkit 1.2" in line

@@ -1,4 +1,4 @@
-"""The benchmark of scaling, in small."""
+"""The benchmark of scaling on a small model."""
 
 import sys
 from pathlib import Path
@@ -17,17 +17,17 @@ def scaling(monkeypatch):
     return scaling
 
 
-def test_a_power_law_is_found_again(scaling):
+def test_power_law_is_recovered(scaling):
     sizes = np.array([1, 2, 4, 8])
-    spread = np.array([0.9, 1.0, 1.1])
-    axis = scaling.Axis("cells", sizes, 0.5 * sizes[:, None] ** 1.5 * spread, sizes)
+    factors = np.array([0.9, 1.0, 1.1])
+    axis = scaling.Axis("cells", sizes, 0.5 * sizes[:, None] ** 1.5 * factors, sizes)
     exponent, error, first = axis.fit()
     assert exponent == pytest.approx(1.5)
     assert 0.01 < error < 0.1
     assert first == pytest.approx(0.5, rel=0.01)
 
 
-def test_the_table_is_printed_and_the_figure_drawn(scaling, tmp_path, monkeypatch, capsys):
+def test_table_and_figure(scaling, tmp_path, monkeypatch, capsys):
     # In this process: to load all modules into another takes longer than the rest.
     memory = sys.modules["peers"].Memory(0, 2**20)
     monkeypatch.setattr(scaling, "peak_memory", lambda work, *args: work(*args) or memory)
@@ -35,11 +35,11 @@ def test_the_table_is_printed_and_the_figure_drawn(scaling, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["scaling.py", "--quick", "--figure", str(figure)])
     scaling.main()
     printed = capsys.readouterr().out
-    for told in (
-        "| cells | 1 to 8 |",
-        "| tokens a sequence | 4 to 64 |",
+    for text in (
+        "| measurements | 1 to 8 |",
+        "| tokens per sequence | 4 to 64 |",
         "| 1 to 1 |",
         "| threads |",
     ):
-        assert told in printed
+        assert text in printed
     assert figure.read_bytes().startswith(b"\x89PNG")

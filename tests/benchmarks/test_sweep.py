@@ -1,4 +1,4 @@
-"""The benchmark of a whole study, in small."""
+"""The benchmark of a whole study on a small model."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ from torch import nn
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.adapters import load_adapter
 from analog_grasp.study.config import StudyConfig
+from analog_grasp.study.trained_adapters import load_adapter
 from analog_grasp.tasks import load_task
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -24,25 +24,25 @@ def sweep(monkeypatch):
     return sweep
 
 
-def test_the_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
+def test_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
     # In this process: to load all modules into another takes longer than the rest.
     memory = sys.modules["peers"].Memory(2**20, 3 * 2**20)
     monkeypatch.setattr(sweep, "peak_memory", lambda work, *args: work(*args) and memory)
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--quick", "--model", str(bert_folder)])
     sweep.main()
     printed = capsys.readouterr().out
-    assert "reviews, from 2 of 70 cells a device" in printed
+    assert "reviews, from 2 of 70 measurements per device" in printed
     assert "| pcm-hermes-2 |" in printed
-    assert "| all 140 cells, with the start |" in printed
-    assert "| beyond the loaded modules | 2 | 2 | 1.00 |" in printed
+    assert "| all 140 measurements and the start, total |" in printed
+    assert "| in excess of the loaded modules | 2 | 2 | 1.00 |" in printed
 
     took = ["--took", "30", "--adapters", "grasp", "--chips", "2"]
     monkeypatch.setattr(sys, "argv", [*sys.argv, *took])
     sweep.main()
-    assert "| all 28 cells, ours as a command | 30 |" in capsys.readouterr().out
+    assert "| all 28 measurements, ours as a command | 30 |" in capsys.readouterr().out
 
 
-def test_the_loop_has_our_tiles_and_no_others(sweep, bert_folder, tmp_path):
+def test_loop_has_the_same_tiles(sweep, bert_folder, tmp_path):
     settings = StudyConfig().replace(model=str(bert_folder))
     folder = Path(sweep.saved(settings, ["grasp"], tmp_path)[0])
     model = load_adapter(folder, settings.model.name, load_task("reviews"))

@@ -7,7 +7,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 
 
-def test_all_peers_run_and_are_held_against_plain_torch():
+def test_all_peers_run_and_are_compared_with_plain_torch():
     command = [sys.executable, SCRIPT, "--quick"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line[:2] == "| "]
