@@ -51,18 +51,18 @@ def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     )
     if counted.sys_len == 0:
         return 0.0
-    total, unmatched = 0.0, 0
+    percents, unmatched = [], 0
     for matches, count in zip(counted.counts, counted.totals, strict=True):
         if not count:
-            percent = 100.0
+            percents.append(100.0)
         elif not matches:
             unmatched += 1
-            percent = 100.0 / (2**unmatched * count)
+            percents.append(100.0 / (2**unmatched * count))
         else:
-            percent = 100.0 * matches / count
-        total += math.log(percent)
+            percents.append(100.0 * matches / count)
+    mean = math.exp(sum(map(math.log, percents)) / len(percents))
     penalty = math.exp(min(0.0, 1 - counted.ref_len / counted.sys_len))
-    return penalty * math.exp(total / len(counted.counts)) / 100
+    return penalty * mean / 100
 
 
 def nist(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
