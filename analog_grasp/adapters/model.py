@@ -161,8 +161,15 @@ class GraspModel(AdapterModel):
         """Check that saved weights fit the layers of the model; K does not depend on its widths."""
         assert isinstance(config, GraspConfig)
         widths, recorded = _in_features(model, adapter_name), config.in_features
-        saved = {_plain(key.rsplit(f".{cls.prefix}", 1)[0]) for key in state_dict
-                 if f".{cls.prefix}" in key}  # fmt: skip
+        names = {_plain(name): name for name, _ in _modulated_layers(model)}
+        remapped, saved = {}, set()
+        for key, value in state_dict.items():
+            layer, prefix, parameter = key.rpartition(f".{cls.prefix}")
+            if prefix:
+                saved.add(_plain(layer))
+                # Either of the two models may have been compiled.
+                layer = names.get(_plain(layer), layer)
+            remapped[layer + prefix + parameter] = value
         problem = None
         if recorded and (foreign := sorted(saved - widths.keys())):
             problem = f"it has {len(foreign)} layers that this model lacks, such as {foreign[0]}"
@@ -174,7 +181,7 @@ class GraspModel(AdapterModel):
             if recorded != widths:
                 _forget(model, adapter_name)
             raise ValueError(f"The adapter was made for another model: {problem}.")
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, remapped)
 
 
 class StochGraspModel(GraspModel):

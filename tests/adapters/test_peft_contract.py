@@ -1,0 +1,501 @@
+"""The contract of PEFT on small custom models, for both methods.
+
+Run this file against a new release of peft: it covers what PEFT's own generic tests ask of a
+method, on models without transformers, with every way to choose layers.
+"""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import transformers as hf
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from analog_grasp.adapters.base import AdapterLayer
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.layer import GraspLinear
+
+WIDTH = 12
+
+
+class Mlp(nn.Module):
+    """Two linear layers, the first of which has a bias only on request."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.lin0 = nn.Linear(WIDTH, 20, bias=bias)
+        self.act = nn.ReLU()
+        self.lin1 = nn.Linear(20, 4)
+
+    def forward(self, x):
+        return self.lin1(self.act(self.lin0(x)))
+
+
+class Conv1DMlp(nn.Module):
+    """The same with the transposed linear layer of GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1d = Conv1D(20, WIDTH)
+        self.lin1 = nn.Linear(20, 4)
+
+    def forward(self, x):
+        return self.lin1(self.conv1d(x).relu())
+
+
+class Deep(nn.Module):
+    """A list of blocks with the same names inside, as in a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(WIDTH, 16), "down": nn.Linear(16, WIDTH)})
+            for _ in range(3)
+        )
+        self.out = nn.Linear(WIDTH, 4)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer["down"](layer["up"](x).relu())
+        return self.out(x)
+
+
+class Shared(nn.Module):
+    """A layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin0 = nn.Linear(WIDTH, WIDTH)
+        self.lin1 = nn.Linear(WIDTH, 4)
+
+    def forward(self, x):
+        return self.lin1(self.lin0(self.lin0(x).relu()))
+
+
+CASES = [
+    pytest.param(Mlp, {"target_modules": ["lin0"]}, id="one layer"),
+    pytest.param(Mlp, {"target_modules": "lin0"}, id="regular expression"),
+    pytest.param(Mlp, {"target_modules": ["lin0", "lin1"]}, id="all layers"),
+    pytest.param(Mlp, {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}, id="saved module"),
+    pytest.param(Mlp, {"target_modules": ["lin1"], "learn_shift": False}, id="scales alone"),
+    pytest.param(Mlp, {"target_modules": ["lin0"], "grouping": "strided"}, id="strided"),
+    pytest.param(lambda: Mlp(bias=False), {"target_modules": ["lin0"]}, id="no bias"),
+    pytest.param(Conv1DMlp, {"target_modules": ["conv1d"]}, id="Conv1D"),
+    pytest.param(Deep, {"target_modules": ["up", "down"]}, id="blocks"),
+    pytest.param(
+        Deep,
+        {"target_modules": ["up"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        id="one block",
+    ),
+    pytest.param(Shared, {"target_modules": ["lin0"]}, id="layer called twice"),
+]
+pytestmark = pytest.mark.filterwarnings("ignore:.*merged model has.*biases:UserWarning")
+
+
+@pytest.fixture(params=[GraspConfig, StochGraspConfig], ids=["grasp", "stochgrasp"])
+def make_config(request):
+    return lambda **settings: request.param(groups=4, **settings)
+
+
+def build(make):
+    torch.manual_seed(0)
+    return make().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def move(model, seed=2):
+    """Move all trainable parameters away from their initial values."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def adapter_keys(model, name):
+    return [key for key in model.state_dict() if key.endswith(f".{name}")]
+
+
+@pytest.mark.parametrize(("make", "settings"), CASES)
+class TestModels:
+    @pytest.fixture
+    def adapted(self, make, settings, make_config):
+        return get_peft_model(build(make), make_config(**settings))
+
+    def test_a_new_adapter_changes_no_output(self, make, adapted, x):
+        close(adapted(x), build(make)(x), 0)
+
+    def test_only_the_adapter_and_saved_modules_train(self, adapted, x):
+        before = {name: p.clone() for name, p in adapted.named_parameters()}
+        adapted.train()
+        optimiser = torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), lr=0.5)
+        for _ in range(3):
+            optimiser.zero_grad()
+            adapted(x).square().sum().backward()
+            optimiser.step()
+        for name, parameter in adapted.named_parameters():
+            learned = "grasp_" in name or "modules_to_save" in name
+            assert parameter.requires_grad == learned, name
+            assert torch.equal(parameter, before[name]) != learned, name
+
+    def test_saves_and_loads(self, make, settings, adapted, x, tmp_path):
+        expected = move(adapted)(x)
+        adapted.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(build(make), tmp_path)
+        close(loaded(x), expected, 0)
+        saved = get_peft_model_state_dict(adapted)
+        again = get_peft_model_state_dict(loaded)
+        assert saved.keys() == again.keys()
+        assert all(torch.equal(saved[key], again[key]) for key in saved)
+        assert all("grasp_" in key or "lin1" in key for key in saved)
+
+    def test_loads_without_memory_for_initial_values(self, make, adapted, x, tmp_path):
+        expected = move(adapted)(x)
+        adapted.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(build(make), tmp_path, low_cpu_mem_usage=True)
+        assert not any(p.is_meta for p in loaded.parameters())
+        close(loaded(x), expected, 0)
+
+    @pytest.mark.parametrize("safe", [True, False])
+    def test_merges_and_unmerges(self, adapted, x, safe):
+        expected = move(adapted)(x)
+        weights = {n: p.clone() for n, p in adapted.named_parameters() if "base_layer" in n}
+        adapted.merge_adapter(safe_merge=safe)
+        close(adapted(x), expected)
+        adapted.unmerge_adapter()
+        close(adapted(x), expected, 0)
+        restored = {n: p for n, p in adapted.named_parameters() if "base_layer" in n}
+        assert weights.keys() == restored.keys()
+        assert all(torch.equal(weights[n], restored[n]) for n in weights)
+
+    def test_merges_and_unloads(self, make, adapted, x):
+        expected = move(adapted)(x)
+        plain = adapted.merge_and_unload(safe_merge=True)
+        assert type(plain) is type(build(make))
+        assert not any(isinstance(m, AdapterLayer) for m in plain.modules())
+        close(plain(x), expected)
+
+    def test_a_broken_adapter_is_not_merged_safely(self, adapted):
+        for name, parameter in adapted.named_parameters():
+            if "grasp_scale.default" in name:
+                parameter.data[0] = float("nan")
+        with pytest.raises(ValueError, match="not finite"):
+            adapted.merge_adapter(safe_merge=True)
+
+    def test_unloads(self, make, adapted, x):
+        plain = move(adapted).unload()
+        assert not any(isinstance(m, AdapterLayer) for m in plain.modules())
+        if adapted.modules_to_save is None:
+            close(plain(x), build(make)(x), 0)
+
+    @pytest.mark.parametrize("merged", [False, True])
+    def test_disables(self, make, adapted, x, merged):
+        expected, frozen = move(adapted)(x), build(make)(x)
+        if merged:
+            adapted.merge_adapter()
+        with adapted.disable_adapter():
+            close(adapted(x), frozen)
+        close(adapted(x), expected)
+        layers = [m for m in adapted.modules() if isinstance(m, AdapterLayer)]
+        assert {bool(layer.merged_adapters) for layer in layers} == {merged}
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision(self, make, settings, make_config, x, dtype):
+        base = build(make).to(dtype)
+        adapted = move(get_peft_model(base, make_config(**settings)))
+        parameters = [p for n, p in adapted.named_parameters() if "grasp_" in n]
+        assert all(p.dtype == torch.float32 for p in parameters)
+        expected = adapted(x.to(dtype))
+        assert expected.dtype == dtype
+        adapted.merge_adapter()
+        close(adapted(x.to(dtype)).float(), expected.float(), 0.1)
+
+    def test_copies_and_pickles(self, adapted, x):
+        expected = move(adapted)(x)
+        close(copy.deepcopy(adapted)(x), expected, 0)
+        close(pickle.loads(pickle.dumps(adapted))(x), expected, 0)
+
+    def test_several_adapters(self, settings, make_config, adapted, x, tmp_path):
+        first = move(adapted)(x)
+        adapted.add_adapter("other", make_config(**settings))
+        close(adapted(x), first, 0)
+        adapted.set_adapter("other")
+        trainable = [n for n, p in adapted.named_parameters() if p.requires_grad]
+        assert trainable
+        assert all(".other" in name for name in trainable)
+        second = move(adapted, seed=3)(x)
+        assert not torch.allclose(first, second)
+        adapted.save_pretrained(tmp_path, selected_adapters=["other"])
+        adapted.set_adapter("default")
+        close(adapted(x), first, 0)
+        adapted.load_adapter(tmp_path / "other", "loaded")
+        adapted.set_adapter("loaded")
+        close(adapted(x), second, 0)
+
+    def test_deletes_adapters_without_a_trace(self, settings, make_config, adapted, x):
+        expected = move(adapted)(x)
+        adapted.add_adapter("other", make_config(**settings))
+        adapted.set_adapter("other")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted.delete_adapter("other")
+        assert list(adapted.peft_config) == ["default"]
+        assert not adapter_keys(adapted, "other")
+        for layer in adapted.modules():
+            if isinstance(layer, GraspLinear):
+                assert not any("other" in getattr(layer, n) for n in layer.other_param_names)
+        close(adapted(x), expected, 0)
+
+    def test_mixed_batches(self, make, settings, make_config, adapted, x):
+        first, frozen = move(adapted)(x), build(make)(x)
+        adapted.add_adapter("other", make_config(**settings))
+        adapted.set_adapter("other")
+        second = move(adapted, seed=3)(x)
+        names = ["default", "other", "__base__", "default", "other"]
+        mixed = adapted(x, adapter_names=names)
+        by_name = {"default": first, "other": second, "__base__": frozen}
+        close(mixed, torch.stack([by_name[name][row] for row, name in enumerate(names)]))
+
+
+@pytest.fixture
+def pair(make_config):
+    """A model with two adapters on the same layers."""
+    model = get_peft_model(build(Mlp), make_config(target_modules=["lin0", "lin1"]))
+    move(model)
+    model.add_adapter("other", make_config(target_modules=["lin0", "lin1"]))
+    model.set_adapter("other")
+    return move(model, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (["default"] * 4, "Length of `adapter_names` should be the same"),
+        (["default"] * 4 + ["nope"], "non-existing adapter.*: nope"),
+    ],
+)
+def test_wrong_adapter_names_raise(pair, x, names, error):
+    with pytest.raises(ValueError, match=error):
+        pair(x, adapter_names=names)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error"),
+    [
+        (lambda model: model.train(), "when the model is in training mode"),
+        (lambda model: model.merge_adapter(), "when there are merged adapters"),
+    ],
+)
+def test_adapter_names_require_evaluation_without_a_merge(pair, x, prepare, error):
+    prepare(pair)
+    with pytest.raises(ValueError, match=error):
+        pair(x, adapter_names=["default"] * 5)
+
+
+def test_mixed_batches_of_sampled_adapters_raise(x):
+    model = get_peft_model(build(Mlp), StochGraspConfig(groups=4, target_modules=["lin0"])).eval()
+    with model.base_model.sampling(), pytest.raises(ValueError, match="cannot be combined"):
+        model(x, adapter_names=["default"] * 5)
+
+
+def test_mixed_batches_reach_the_task_heads(perturb):
+    tiny = hf.BertConfig(hidden_size=16, intermediate_size=20, num_hidden_layers=1, vocab_size=20,
+                         num_attention_heads=2)  # fmt: skip
+    torch.manual_seed(0)
+    model = get_peft_model(
+        hf.BertForSequenceClassification(tiny), GraspConfig(task_type="SEQ_CLS", groups=4)
+    )
+    model.add_adapter("other", GraspConfig(task_type="SEQ_CLS", groups=2))
+    move(perturb(model))
+    model.classifier.modules_to_save["other"].weight.data.normal_()
+    ids = torch.randint(0, 20, (3, 6))
+    expected = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected[name] = model(input_ids=ids).logits
+    names = ["other", "default", "other"]
+    mixed = model(input_ids=ids, adapter_names=names).logits
+    close(mixed, torch.stack([expected[name][row] for row, name in enumerate(names)]))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_mixed_batches_generate(beams):
+    tiny = hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20,
+                       decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
+    torch.manual_seed(0)
+    config = {"task_type": "SEQ_2_SEQ_LM", "target_modules": ["q", "v", "wo"]}
+    model = get_peft_model(hf.T5ForConditionalGeneration(tiny), GraspConfig(groups=4, **config))
+    model.add_adapter("other", GraspConfig(groups=4, **config))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".other"):
+            parameter.data.normal_(0, 3)
+    model.eval()
+    ids = torch.randint(3, 20, (2, 5))
+    settings = {"max_new_tokens": 4, "num_beams": beams, "do_sample": False}
+    alone = []
+    for row, name in enumerate(["other", "default"]):
+        model.set_adapter(name)
+        alone.append(model.generate(input_ids=ids[row : row + 1], **settings)[0])
+    mixed = model.generate(input_ids=ids, adapter_names=["other", "default"], **settings)
+    for row, expected in enumerate(alone):
+        assert torch.equal(mixed[row][: len(expected)], expected)
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.3, 0.7], [1.0, -1.0], [1.0, 0.0]])
+def test_weighted_adapters_interpolate_scales_and_shifts(pair, weights, x):
+    pair.add_weighted_adapter(["default", "other"], weights, "mix")
+    for layer in (m for m in pair.modules() if isinstance(m, GraspLinear)):
+        (s1, b1), (s2, b2), (s, b) = (layer.means(n) for n in ("default", "other", "mix"))
+        close(s, 1 + weights[0] * (s1 - 1) + weights[1] * (s2 - 1))
+        close(b, weights[0] * b1 + weights[1] * b2)
+    assert not any(p.requires_grad for n, p in pair.named_parameters() if n.endswith(".mix"))
+    if weights == [1.0, 0.0]:
+        pair.set_adapter("default")
+        expected = pair(x)
+        pair.set_adapter("mix")
+        close(pair(x), expected)
+
+
+def test_weighted_adapters_average_the_standard_deviations():
+    config = {"groups": 4, "target_modules": ["lin0"]}
+    model = get_peft_model(build(Mlp), StochGraspConfig(**config, init_sigma=0.1))
+    model.add_adapter("other", StochGraspConfig(**config, init_sigma=0.5))
+    model.add_weighted_adapter(["default", "other"], [0.25, -0.75], "mix")
+    layer = model.base_model.model.lin0
+    for sigma in layer.relative_sigmas("mix"):
+        close(sigma, torch.full((4,), 0.25 * 0.1 + 0.75 * 0.5))
+
+
+def test_weighted_adapters_take_the_identity_where_an_adapter_has_no_layer(make_config):
+    model = get_peft_model(build(Mlp), make_config(target_modules=["lin0"]))
+    move(model)
+    model.add_adapter("other", make_config(target_modules=["lin1"]))
+    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mix")
+    inner = model.base_model.model
+    close(inner.lin0.means("mix")[0], 1 + 0.5 * (inner.lin0.means("default")[0] - 1))
+    assert "mix" in inner.lin1.group_of
+
+
+@pytest.mark.parametrize(
+    ("adapters", "weights", "name", "error"),
+    [
+        (["default", "nope"], [1, 1], "mix", "nope does not exist"),
+        (["default", "other"], [1], "mix", "2 adapters and 1 weights"),
+        (["default", "other"], [1, 1], "other", "already exists"),
+        (["default", "small"], [1, 1], "mix", "same groups, but have 2, 4"),
+    ],
+)
+def test_adapters_that_cannot_be_combined_raise(pair, adapters, weights, name, error, make_config):
+    small = make_config(target_modules=["lin0"])
+    small.groups = 2
+    pair.add_adapter("small", small)
+    with pytest.raises(ValueError, match=error):
+        pair.add_weighted_adapter(adapters, weights, name)
+    assert "mix" not in pair.peft_config
+
+
+def test_adapters_with_heads_of_their_own_are_not_combined(make_config):
+    settings = {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}
+    model = get_peft_model(build(Mlp), make_config(**settings))
+    model.add_adapter("other", make_config(**settings))
+    with pytest.raises(ValueError, match="same module with modules_to_save"):
+        model.add_weighted_adapter(["default", "other"], [1, 1], "mix")
+
+
+@pytest.mark.parametrize("compiled", [(True, False), (False, True), (True, True)])
+def test_compiled_base_models_save_and_load(make_config, x, compiled, tmp_path):
+    base, other = (
+        torch.compile(build(Mlp), backend="eager") if on else build(Mlp) for on in compiled
+    )
+    adapted = move(get_peft_model(base, make_config(target_modules=["lin0", "lin1"])))
+    adapted.save_pretrained(tmp_path)
+    close(PeftModel.from_pretrained(other, tmp_path)(x), adapted(x))
+
+
+def test_renamed_modules_load_with_a_key_mapping(make_config, x, tmp_path):
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Mlp()
+
+        def forward(self, x):
+            return self.body(x)
+
+    adapted = move(get_peft_model(build(Mlp), make_config(target_modules=["lin0", "lin1"])))
+    adapted.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(Renamed), tmp_path, key_mapping={"^lin": "body.lin"})
+    close(loaded(x), adapted(x))
+
+
+def test_a_partial_state_dict_is_injected_and_loaded(make_config, x):
+    config = make_config(target_modules=["lin0", "lin1"])
+    whole = move(get_peft_model(build(Mlp), config))
+    state = {k: v for k, v in get_peft_model_state_dict(whole).items() if "lin0" in k}
+    bare = {key.removeprefix("base_model.model."): value for key, value in state.items()}
+    saved = whole.peft_config["default"]
+    with pytest.warns(RuntimeWarning, match="inconsistency"):
+        model = inject_adapter_in_model(saved, build(Mlp), state_dict=bare)
+    set_peft_model_state_dict(model, bare)
+    assert isinstance(model.lin0, GraspLinear)
+    assert not isinstance(model.lin1, GraspLinear)
+    close(model.lin0(x), whole.base_model.model.lin0(x))
+
+
+def test_one_configuration_serves_two_models(make_config, x, tmp_path):
+    class Wide(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin0 = nn.Linear(WIDTH, 30)
+            self.lin1 = nn.Linear(30, 4)
+
+    config = make_config(target_modules=["lin1"])
+    first = get_peft_model(build(Mlp), config)
+    first.save_pretrained(tmp_path / "first")
+    for reused in (config, first.peft_config["default"]):
+        second = move(get_peft_model(build(Wide), reused))
+        second.save_pretrained(tmp_path / "second")
+        loaded = PeftModel.from_pretrained(build(Wide), tmp_path / "second")
+        close(loaded(x), second(x), 0)
+        with pytest.raises(ValueError, match="lin1 has 30 features, and here 20"):
+            PeftModel.from_pretrained(build(Mlp), tmp_path / "second")
+
+
+@pytest.mark.parametrize("first", [GraspConfig, StochGraspConfig])
+def test_two_methods_on_the_same_layers_raise(first):
+    second = StochGraspConfig if first is GraspConfig else GraspConfig
+    settings = {"groups": 4, "target_modules": ["lin0"]}
+    model = inject_adapter_in_model(first(**settings), build(Mlp))
+    with pytest.raises(ValueError, match=r"lin0 is a .*GraspLinear already"):
+        inject_adapter_in_model(second(**settings), model)
+
+
+def test_a_layer_above_an_unmerged_one_of_another_method_is_not_merged(x):
+    model = inject_adapter_in_model(LoraConfig(target_modules=["lin0"]), build(Mlp))
+    model = inject_adapter_in_model(GraspConfig(groups=4, target_modules=["lin0"]), model, "grasp")
+    model.lin0.base_layer.lora_B["default"].weight.data.normal_()
+    model.lin0.grasp_scale["grasp"].data.normal_()
+    with pytest.raises(ValueError, match="Linear below a GraspLinear is not merged"):
+        model.lin0.merge(adapter_names=["grasp"])
+    expected = model(x)
+    model.lin0.base_layer.merge()
+    model.lin0.merge(adapter_names=["grasp"])
+    close(model(x), expected)
