@@ -1,37 +1,43 @@
 """Deployment: a model whose frozen weights are on a simulated chip that ages."""
 
 import copy
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, fold, frozen_layers
+from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, fold
 from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar.chip_layer import ChipLayer, TileBackend, TileSettings, chip_layer
 from analog_grasp.crossbar.forward_hooks import (
     ChipState,
     ForwardHooks,
     computed_digitally,
+    hooks_of,
     observed_ranges,
 )
+from analog_grasp.crossbar.frozen_weights import (
+    copy_sharing_frozen,
+    fused_weights,
+    has_own_forward,
+    linear_layers,
+    put_fused,
+    put_into,
+    same_tensors,
+    split_fused,
+)
 from analog_grasp.crossbar.programmed_adapter import ProgrammedAdapter
-from analog_grasp.crossbar.report import DeploymentReport, LayerReport, digital_modules
-from analog_grasp.crossbar.saving import card_as_data, card_from_data, read_model, write_model
+from analog_grasp.crossbar.report import DeploymentReport, digital_modules, layer_report
+from analog_grasp.crossbar.saving import read_deployment, write_deployment
 from analog_grasp.crossbar.streaming import check_whole, stream_weights
-from analog_grasp.crossbar.tile_weight import FusedTiles, fused_weights, put_fused, split_fused
+from analog_grasp.crossbar.tile_weight import FusedTiles
 from analog_grasp.devices.card import Device, DeviceCard, Effect
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
 from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
-
-_FORMAT = "analog-grasp deployment 1"
-_FILE = "deployment.json"
 
 
 class Deployment:
@@ -40,14 +46,6 @@ class Deployment:
     Made by `deploy`. One integer names a chip instance: the same seed gives the same conductances,
     drift and read noise, whatever else runs in the process and in whichever order drift times are
     visited.
-
-    Args:
-        model: The model, whose layers are replaced in place; a model to be folded, folded.
-        settings: How layers are put on tiles, and the device.
-        placement: Where the adapter is.
-        programming_error: The error with which a programmed adapter is written.
-        pattern: The frozen layers that are put on tiles.
-        shared: The parameters, by name, whose memory the model shares with the caller's.
 
     Attributes:
         model: The deployed copy. In each of its forward passes the noise comes from the chip's
@@ -79,7 +77,7 @@ class Deployment:
         self._pattern = pattern
         self._chip = ChipState()
         self._layers: dict[str, nn.Module] = {}
-        self._frozen: dict[str, FrozenLayer] = {}
+        self._frozen: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._adapters: list[ProgrammedAdapter] = []
         self._put_on_tiles(model)
         self.model = self._finish(model, shared or {})
@@ -114,7 +112,7 @@ class Deployment:
             The deployment itself.
         """
         with torch.inference_mode(False), torch.no_grad():
-            for part in (*self._chip_layers(), *self._adapters):
+            for part in self._programmable():
                 part.program(seed)
         self._chip.seed, self._chip.time_s = seed, 0.0
         self._chip.changes += 1
@@ -137,7 +135,7 @@ class Deployment:
         if self.seed is None:
             raise RuntimeError("The chip is not programmed: call program(seed) before drift_to.")
         with torch.inference_mode(False), torch.no_grad():
-            for part in (*self._chip_layers(), *self._adapters):
+            for part in self._programmable():
                 part.drift_to(seconds)
         self._chip.time_s = seconds
         self._chip.changes += 1
@@ -155,7 +153,7 @@ class Deployment:
         Raises:
             ValueError: Its frozen layers differ from those that were deployed.
         """
-        other, shared = _copied(model, self._pattern)
+        other, shared = copy_sharing_frozen(model, self._pattern)
         self._put_on_tiles(other)
         return self._finish(other, shared)
 
@@ -199,7 +197,7 @@ class Deployment:
             ValueError: The percentile is not above 0 and at most 100.
         """
         chosen = self.model if model is None else model
-        hooks = _hooks(chosen)
+        hooks = hooks_of(chosen)
         hooks.input_ranges = {}
         hooks.input_ranges = observed_ranges(self._layers, lambda: observe(chosen), percentile)
         hooks.restart()
@@ -222,18 +220,11 @@ class Deployment:
 
     def report(self) -> DeploymentReport:
         """Return the tiles and the weight error of each layer now, and what is not on tiles."""
+        layers = list(self._chip_layers())
+        unread = [layer.name for layer in layers if not layer.reads] if self._chip.passes else []
         size = self.card.tile.rows * self.card.tile.columns
-        rows = [
-            LayerReport(
-                layer.name, layer.tiles, layer.cells, layer.cells / (layer.tiles * size),
-                layer.weight_error(),
-            )
-            for layer in self._chip_layers()
-        ]  # fmt: skip
-        unread = [layer.name for layer in self._chip_layers() if not layer.reads]
-        return DeploymentReport(
-            rows, digital_modules(self.model), unread if self._chip.passes else []
-        )
+        rows = [layer_report(layer, size) for layer in layers]
+        return DeploymentReport(rows, digital_modules(self.model), unread)
 
     def layer_sensitivity(
         self, score: Callable[[nn.Module], float], alone: Literal["analog", "digital"] = "analog"
@@ -241,60 +232,44 @@ class Deployment:
         """Return the score with each layer alone on the chip, or each layer alone taken off it.
 
         Args:
-            score: Scores a model.
-            alone: ``"analog"``: one layer at a time computes on its tiles and all others
-                digitally; ``"digital"``: one layer at a time computes digitally.
+            score: Scores a model, such as ``task.evaluate``.
+            alone: One layer at a time computes ``"analog"``, on its tiles, or ``"digital"``,
+                exactly, and all others the other way.
 
         Returns:
             The score for each layer, by its name in the base model.
 
         Raises:
             ValueError: An unknown ``alone``.
-
-        Example:
-            ``deployment.layer_sensitivity(task.evaluate)``
         """
         if alone not in ("analog", "digital"):
             raise ValueError(unknown_name("alone", alone, ("analog", "digital")))
         scores = {}
         for name, layer in self._layers.items():
             others = [other for other in self._layers.values() if other is not layer]
-            with ExitStack() as stack:
-                stack.enter_context(computed_digitally(others if alone == "analog" else [layer]))
+            with computed_digitally(others if alone == "analog" else [layer]):
                 scores[name] = score(self.model)
         return scores
 
     def save(self, path: str | Path) -> None:
-        """Write the deployment to a folder: the digital model, and what determines the chip.
+        """Write the deployment to a folder: the digital model, the device and the chip instance.
 
         Args:
-            path: The folder: model.safetensors, with the frozen weights, the adapter and the rest
-                of the model, and deployment.json.
+            path: The folder, for model.safetensors and deployment.json.
 
         Raises:
             OSError: A file cannot be written.
-
-        Example:
-            ``deployment.save("chip"); Deployment.load("chip").model``
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = write_model(self.model, folder / "model.safetensors")
-        content = {
-            "format": _FORMAT,
-            "model": model,
-            "card": card_as_data(self.card),
+        arguments = {
             "placement": self._placement,
             "programming_error": self._programming_error,
             "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
             "tile": self._settings.backend,
             "drift_compensation": self._settings.compensation,
-            "dtype": str(self._settings.dtype).removeprefix("torch."),
-            "seed": self.seed,
-            "time_s": self.time_s,
-            "input_ranges": _hooks(self.model).input_ranges,
         }
-        (folder / _FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        ranges = hooks_of(self.model).input_ranges
+        chip = {"seed": self.seed, "time_s": self.time_s, "input_ranges": ranges}
+        write_deployment(Path(path), self.model, self._settings, arguments, chip)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Deployment":
@@ -309,39 +284,19 @@ class Deployment:
             FileNotFoundError: The folder holds no deployment.
             ValueError: The folder is damaged, or the model has another structure.
         """
-        folder = Path(path)
-        try:
-            content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']}")
-            card = card_from_data(content["card"])
-            dtype: Any = getattr(torch, content["dtype"])
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"The folder {folder} holds no deployment: give one that Deployment.save wrote."
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"The file {folder / _FILE} is damaged ({error}): save the deployment again."
-            ) from None
-        deployment = deploy(
-            read_model(content["model"], folder / "model.safetensors", model),
-            card,
-            placement=content["placement"],
-            programming_error=content["programming_error"],
-            layers=content["layers"],
-            tile=content["tile"],
-            drift_compensation=content["drift_compensation"],
-            dtype=dtype,
-            inplace=True,
-        )
-        if content["seed"] is not None:
-            deployment.program(content["seed"]).drift_to(content["time_s"])
-        _hooks(deployment.model).input_ranges = content["input_ranges"]
+        digital, card, dtype, arguments, chip = read_deployment(Path(path), model)
+        deployment = deploy(digital, card, dtype=dtype, inplace=True, **arguments)
+        if chip["seed"] is not None:
+            deployment.program(chip["seed"]).drift_to(chip["time_s"])
+        hooks_of(deployment.model).input_ranges = chip["input_ranges"]
         return deployment
 
     def _chip_layers(self) -> Iterator[ChipLayer]:
         return (chip_layer(layer) for layer in self._layers.values())
+
+    def _programmable(self) -> Iterator[ChipLayer | ProgrammedAdapter]:
+        yield from self._chip_layers()
+        yield from self._adapters
 
     def _put_on_tiles(self, model: nn.Module) -> None:
         """Replace the frozen layers of a model by layers on tiles; each weight is mapped once.
@@ -352,12 +307,15 @@ class Deployment:
         fused = list(fused_weights(model, self._pattern))
         by_tensors: dict[tuple[int, int], nn.Module] = {}
         by_layer: dict[int, nn.Module] = {}
-        for path, layer in _linear_layers(model, self._pattern, optional=bool(fused)):
+        for path, layer in linear_layers(model, self._pattern, optional=bool(fused)):
             # Layers may be tied: modules of their own with the same weight and bias.
             tensors = id(layer.weight), id(layer.bias)
             if tensors not in by_tensors:
                 by_tensors[tensors] = self._on_tiles(base_name(path), layer, first)
-            by_layer[id(layer)] = by_tensors[tensors]
+            if has_own_forward(layer):
+                put_into(layer, by_tensors[tensors])
+            else:
+                by_layer[id(layer)] = by_tensors[tensors]
         for module, attribute, name, parameter, transposed in fused:
             parts = split_fused(name, parameter, transposed)
             layers = [self._on_tiles(part, layer, first) for part, layer in parts.items()]
@@ -371,9 +329,11 @@ class Deployment:
     def _on_tiles(self, name: str, layer: FrozenLayer, first: bool) -> nn.Module:
         """Return the layer on tiles of a frozen layer."""
         if first:
-            self._frozen[name] = layer
+            self._frozen[name] = layer.weight, layer.bias
             self._layers[name] = self._settings.put_on_tiles(name, layer)
-        elif name not in self._frozen or not _same(self._frozen[name], layer):
+        elif name not in self._frozen or not same_tensors(
+            self._frozen[name], (layer.weight, layer.bias)
+        ):
             raise ValueError(
                 f"The layer {name} has other frozen weights than the chip was made for: only "
                 "adapters of the same frozen model share a chip; deploy this model separately."
@@ -448,8 +408,8 @@ def deploy(
         dtype: The type in which weights on tiles are stored: float32, bfloat16 or float16; see
             `CrossbarLinear`.
         weights: For a bare model on the meta device: the safetensors file or folder with its
-            weights, which are read as they are needed; see `stream_weights`, which is called
-            before an adapter is put on such a model.
+            weights, which are read as they are needed; see `stream_weights`, which also says how
+            such a model gets an adapter.
         inplace: Deploy the model itself instead of a copy; it is then no longer digital.
 
     Raises:
@@ -464,11 +424,6 @@ def deploy(
 
     Example:
         ``deploy(model, "rram-wan2022").program(seed=0).drift_to("30d")``
-
-        A model that does not fit into memory twice:
-
-        ``with accelerate.init_empty_weights(): model = AutoModelForCausalLM.from_config(config)``
-        ``deploy(model, device, weights="folder", dtype=torch.bfloat16)``
     """
     if placement not in get_args(Placement):
         raise ValueError(unknown_name("placement", placement, get_args(Placement)))
@@ -489,64 +444,10 @@ def deploy(
         if not inplace and placement == "folded":
             model = copy.deepcopy(model)
         elif not inplace:
-            model, shared = _copied(model, layers)
+            model, shared = copy_sharing_frozen(model, layers)
         if weights is not None:
             stream_weights(model, weights)
         check_whole(model)
         if placement == "folded" and isinstance(model, PeftModel):
             model = fold(model)
         return Deployment(model, settings, placement, programming_error, layers, shared)
-
-
-def _linear_layers(
-    model: nn.Module, pattern: LayerPattern, optional: bool
-) -> list[tuple[str, FrozenLayer]]:
-    """Return the frozen layers that a pattern selects; `optional` if it may select none."""
-    try:
-        return list(frozen_layers(model, pattern))
-    except ValueError:
-        if not optional:
-            raise
-        return []
-
-
-def _copied(model: nn.Module, pattern: LayerPattern) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a copy of a model that refers to the caller's frozen tensors, and these by name.
-
-    Frozen is what an adapter does not train; in a model without one, everything. The weights that
-    go onto tiles are not among those by name: the tiles check them.
-    """
-    fused = [parameter for _, _, _, parameter, _ in fused_weights(model, pattern)]
-    linear = _linear_layers(model, pattern, optional=bool(fused))
-    on_tiles = {id(w): w for w in (*(layer.weight for _, layer in linear), *fused)}
-    bare = not isinstance(model, PeftModel)
-    shared: dict[str, Tensor] = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if (bare or not parameter.requires_grad) and id(parameter) not in on_tiles
-    }
-    # Parameters of the same memory with a gradient flag of their own.
-    references = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
-    return copy.deepcopy(model, {**on_tiles, **references}), shared
-
-
-def _same(layer: FrozenLayer, other: FrozenLayer) -> bool:
-    """Return whether two layers have the same weight and bias."""
-    pairs = ((layer.weight, other.weight), (layer.bias, other.bias))
-    return all(a is b or _equal(a, b) for a, b in pairs)
-
-
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None or a.dtype != b.dtype:
-        return False
-    return torch.equal(a, b.to(a.device))
-
-
-def _hooks(model: nn.Module) -> ForwardHooks:
-    hooks = vars(model).get("forward_hooks")
-    if not isinstance(hooks, ForwardHooks):
-        raise ValueError(
-            f"The {type(model).__name__} is not on a chip: give deployment.model, or a model from "
-            "attach."
-        )
-    return hooks

@@ -28,17 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import (
-    FrozenLayer,
-    LayerPattern,
-    base_name,
-    by_output,
-    frozen_layers,
-)
+from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output
 from analog_grasp.adapters.layer import StochGraspLinear
+from analog_grasp.crossbar.frozen_weights import fused_weights, linear_layers, split_fused
 from analog_grasp.crossbar.linear import column_scale, parts
 from analog_grasp.crossbar.saving import describe, digital_state, restore
-from analog_grasp.crossbar.tile_weight import fused_weights, split_fused
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.conductance import CardConductanceConverter
 
@@ -141,14 +135,8 @@ def _mapped(
     matrices ``(D_out, D)`` by name, and whether they are stored transposed.
     """
     paths = {id(module): path for path, module in model.named_modules()}
-    found: list[tuple[str, FrozenLayer]] = []
     fused = list(fused_weights(model, pattern))
-    try:
-        found = list(frozen_layers(model, pattern))
-    except ValueError:
-        if not fused:
-            raise
-    for path, layer in found:
+    for path, layer in linear_layers(model, pattern, optional=bool(fused)):
         name = base_name(path)
         yield f"{path}.weight", name, {name: by_output(layer)}, isinstance(layer, Conv1D)
     for module, attribute, name, parameter, transposed in fused:

@@ -85,7 +85,7 @@ class ForwardHooks:
         # A copy has memory of its own.
         return {**vars(self), "_shared": {}, "_random_states": []}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def _enter(self, *_: object) -> None:
         self._random_states.append(torch.random.fork_rng())
         self._random_states[-1].__enter__()
@@ -100,7 +100,7 @@ class ForwardHooks:
         for name, layer in self._layers.items():
             chip_layer(layer).input_range = self.input_ranges.get(name)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def _leave(self, *_: object) -> None:
         self._random_states.pop().__exit__(None, None, None)
 
@@ -192,3 +192,18 @@ def computed_digitally(layers: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for layer, digital in zip(chosen, before, strict=True):
             layer.digital = digital
+
+
+def hooks_of(model: nn.Module) -> ForwardHooks:
+    """Return the hooks of a deployed model.
+
+    Raises:
+        ValueError: The model is not deployed.
+    """
+    hooks = vars(model).get("forward_hooks")
+    if not isinstance(hooks, ForwardHooks):
+        raise ValueError(
+            f"The {type(model).__name__} is not on a chip: give deployment.model, or a model from "
+            "attach."
+        )
+    return hooks

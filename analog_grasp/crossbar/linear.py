@@ -15,7 +15,8 @@ from analog_grasp.devices.schema import Converters
 from analog_grasp.kernels import cpu, reference
 from analog_grasp.kernels.matmul import Packed, pack
 from analog_grasp.kernels.noise import fits_kernel
-from analog_grasp.kernels.reference import ReadSettings, Variance, of_tile
+from analog_grasp.kernels.parameters import ReadSettings
+from analog_grasp.kernels.reference import Variance, of_tile
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DriftCompensation
 
@@ -125,8 +126,7 @@ class CrossbarLinear(nn.Module):
     def program(self, chip: int) -> None:
         """Program the weights onto a chip instance; it is then 0 s old.
 
-        The weights at 0 s are computed when they are first needed, since most chips are aged
-        immediately.
+        The weights at 0 s are computed when they are first needed.
 
         Raises:
             RuntimeError: The frozen weight was changed in place since the layer was made.
@@ -179,7 +179,7 @@ class CrossbarLinear(nn.Module):
             [split.weight.float() * split.gain[:, None] for split in self._present_splits()], 1
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
         """Compute ``W x + c`` on the tiles.
 

@@ -100,9 +100,7 @@ class ProgrammedModulation(nn.Module):
         docs/method.md, "Analog deployment".
     """
 
-    def __init__(
-        self, layer: GraspLinear, name: str, programming_error: ProgrammingError
-    ) -> None:
+    def __init__(self, layer: GraspLinear, name: str, programming_error: ProgrammingError) -> None:
         super().__init__()
         self.base_layer = layer.base_layer
         self.name = name
@@ -215,8 +213,10 @@ class ProgrammedAdapter:
 
     def drift_to(self, seconds: float) -> None:
         """Age the adapter to a time since programming, in s."""
-        for part in (*self._modulations, *self._tiles):
-            part.drift_to(seconds)
+        for modulation in self._modulations:
+            modulation.drift_to(seconds)
+        for layer in self._tiles:
+            layer.drift_to(seconds)
 
 
 def _lora_on_tiles(name: str, layer: LoraLayer, settings: TileSettings) -> list[ChipLayer]:
@@ -224,7 +224,7 @@ def _lora_on_tiles(name: str, layer: LoraLayer, settings: TileSettings) -> list[
     adapter = _only_adapter(layer)
     tiles: list[ChipLayer] = []
     for which, matrices in (("A", layer.lora_A), ("B", layer.lora_B)):
-        matrix: Any = matrices[adapter] if adapter in matrices else None
+        matrix: Any = dict(matrices.items()).get(adapter)
         if not isinstance(matrix, nn.Linear):
             # Such as AdaLoRA, or LoRA on embeddings or convolutions.
             raise ValueError(

@@ -8,6 +8,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from analog_grasp.adapters.frozen import base_name
+from analog_grasp.crossbar.chip_layer import ChipLayer
 
 # More than these are summed up in the text of a report.
 _LISTED = 5
@@ -38,7 +39,7 @@ class DigitalModule:
     kind: str
     """The name of its class."""
     weights: int
-    """Number of its weights: the elements of its parameters with two or more axes."""
+    """Elements of its parameters with two or more axes, without biases."""
 
 
 class DeploymentReport(list[LayerReport]):
@@ -86,6 +87,12 @@ class DeploymentReport(list[LayerReport]):
         return text
 
 
+def layer_report(layer: ChipLayer, tile_size: int) -> LayerReport:
+    """Return the report of one layer on tiles of a number of cross-points."""
+    use = layer.cells / (layer.tiles * tile_size)
+    return LayerReport(layer.name, layer.tiles, layer.cells, use, layer.weight_error())
+
+
 def digital_modules(model: nn.Module) -> list[DigitalModule]:
     """Return the modules of a deployed model that have weights of their own, the largest first.
 
@@ -105,7 +112,11 @@ def digital_modules(model: nn.Module) -> list[DigitalModule]:
             others.update(id(parameter) for parameter in module.parameters())
     found = []
     for path, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if p.dim() > 1 and id(p) not in others]
+        own = [
+            parameter
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() > 1 and "bias" not in name and id(parameter) not in others
+        ]
         others.update(id(parameter) for parameter in own)
         if own:
             weights = sum(parameter.numel() for parameter in own)

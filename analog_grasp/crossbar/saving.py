@@ -1,4 +1,4 @@
-"""Digital models as files: the state of a model, whether deployed or not, and its structure."""
+"""Deployments and digital models as files: the structure and the state of a model, and its chip."""
 
 import copy
 import json
@@ -14,11 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from analog_grasp.crossbar.chip_layer import chip_layer
+from analog_grasp.crossbar.chip_layer import TileSettings, chip_layer
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.crossbar.tile_weight import FusedTiles, TileWeight
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import TabulatedDrift
+
+_FORMAT = "analog-grasp deployment 1"
+_DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
 
 
 def card_as_data(card: DeviceCard) -> dict[str, Any]:
@@ -46,36 +49,80 @@ def card_from_data(data: Mapping[str, Any]) -> DeviceCard:
     return card.model_copy(update=dict.fromkeys(data["absent"]))
 
 
-def write_model(model: nn.Module, path: Path) -> dict[str, Any]:
-    """Write the digital state of a model, and return the description of its structure.
+def write_deployment(
+    folder: Path,
+    model: nn.Module,
+    settings: TileSettings,
+    arguments: Mapping[str, Any],
+    chip: Mapping[str, Any],
+) -> None:
+    """Write the folder of a deployment.
 
     Args:
-        model: Bare or wrapped by peft, deployed or not.
-        path: The safetensors file.
-    """
-    save_file({name: t.contiguous().clone() for name, t in digital_state(model).items()}, path)
-    return describe(model)
-
-
-def read_model(description: Mapping[str, Any], path: Path, model: nn.Module | None) -> nn.Module:
-    """Return the digital model that `write_model` wrote.
-
-    Args:
-        description: The description of its structure.
-        path: The safetensors file.
-        model: A model of the same structure, for a model that is not one of transformers.
+        folder: The folder, made if it is missing.
+        model: The deployed model.
+        settings: The device, and the type in which weights are stored.
+        arguments: Further arguments of `deploy`.
+        chip: The chip instance, its time and its input ranges.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or the structure is another or unknown.
+        OSError: A file cannot be written.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"The file {path} does not exist.")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: t.contiguous().clone() for name, t in digital_state(model).items()}
+    save_file(state, folder / _WEIGHTS)
+    content = {
+        "format": _FORMAT,
+        "model": describe(model),
+        "card": card_as_data(settings.card),
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "arguments": arguments,
+        "chip": chip,
+    }
+    (folder / _DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_deployment(
+    folder: Path, model: nn.Module | None
+) -> tuple[nn.Module, DeviceCard, torch.dtype, dict[str, Any], dict[str, Any]]:
+    """Return what `write_deployment` wrote.
+
+    Args:
+        folder: The folder.
+        model: A model of the same structure, for a model that is not one of transformers.
+
+    Returns:
+        The digital model, the card, the type in which weights are stored, further arguments of
+        `deploy`, and the state of the chip.
+
+    Raises:
+        FileNotFoundError: The folder holds no deployment.
+        ValueError: A file is damaged, or the structure is another or unknown.
+    """
+    description, weights = folder / _DESCRIPTION, folder / _WEIGHTS
+    if not (description.is_file() and weights.is_file()):
+        raise FileNotFoundError(
+            f"The folder {folder} holds no deployment: give one that Deployment.save wrote."
+        )
     try:
-        state = load_file(path)
+        content = json.loads(description.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        card, dtype = card_from_data(content["card"]), getattr(torch, content["dtype"])
+        structure, arguments, chip = (content[key] for key in ("model", "arguments", "chip"))
+        chip = {key: chip[key] for key in ("seed", "time_s", "input_ranges")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(
+            f"The file {description} is damaged ({reason}): save the deployment again."
+        ) from None
+    try:
+        state = load_file(weights)
     except SafetensorError as error:
-        raise ValueError(f"The file {path} is damaged ({error}): save it again.") from None
-    return restore(description, state, model)
+        raise ValueError(
+            f"The file {weights} is damaged ({error}): save the deployment again."
+        ) from None
+    return restore(structure, state, model), card, dtype, arguments, chip
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -113,10 +160,7 @@ def restore(
     Raises:
         ValueError: The class is unknown, or the state does not fit the structure.
     """
-    if model is None:
-        model = _made(description)
-    else:
-        model = copy.deepcopy(model)
+    model = _made(description) if model is None else copy.deepcopy(model)
     for name, tensor in state.items():
         path, _, attribute = name.rpartition(".")
         # Folding an adapter with shifts adds biases to layers that have none.
@@ -162,6 +206,8 @@ def digital_state(model: nn.Module) -> dict[str, Tensor]:
             layer = chip_layer(module)
             on_tiles.append(path + ".")
             state = {k: t for k, t in state.items() if not k.startswith(path + ".")}
+            # The tiles inside a layer with a forward of its own are its weight.
+            path = path.removesuffix(".tiles")
             transposed = cast(TileWeight, module.weight).transposed
             state[f"{path}.weight"] = (layer.frozen.T if transposed else layer.frozen).cpu()
             if layer.bias is not None:

@@ -5,14 +5,12 @@ chip returns products and never its weights.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, matches
 
 _ATTENTION = inspect.signature(functional.multi_head_attention_forward)
 
@@ -201,89 +199,12 @@ class FusedTiles(nn.ModuleList, OnTiles):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) or (isinstance(index, Tensor) and index.numel() != 1):
             raise RuntimeError(_sentence(self.name, "a selection of several experts"))
-        layer = self._modules[str(int(index) % len(self))]
-        return TileWeight(cast(nn.Module, layer), self.transposed)
+        layer: Any = self._modules[str(int(index) % len(self))]
+        return TileWeight(layer, self.transposed)
 
     def batched(self, x: Tensor) -> Tensor:
         """Return the products of the experts, ``(E, N, D_out)``, with inputs ``(E, N, D)``."""
         return torch.stack([self[i].product(part, self.transposed) for i, part in enumerate(x)])
-
-
-def fused_weights(
-    model: nn.Module, pattern: LayerPattern
-) -> Iterator[tuple[nn.Module, str, str, Tensor, bool]]:
-    """Yield the fused parameters of a model that can go onto tiles.
-
-    These are the experts of transformers' mixture-of-experts layers, ``(E, D_out, D)`` or
-    ``(E, D, D_out)``, and the input projections of ``nn.MultiheadAttention``, ``(3 D_out, D)``.
-
-    Args:
-        model: The model.
-        pattern: Which, as in `frozen_layers`, by the name of the parameter.
-
-    Yields:
-        The module, the attribute, the name in the base model, the parameter, and whether each
-        expert is stored as ``(D, D_out)``.
-    """
-    for path, module in model.named_modules():
-        for attribute, transposed in _fused_attributes(module):
-            name = f"{base_name(path)}.{attribute}".removeprefix(".")
-            if matches(name, pattern):
-                yield module, attribute, name, getattr(module, attribute), transposed
-
-
-def split_fused(name: str, parameter: Tensor, transposed: bool) -> dict[str, FrozenLayer]:
-    """Return the linear layers, without bias, of which a fused parameter consists, by name.
-
-    Example:
-        >>> layers = split_fused("experts.up_proj", torch.zeros(4, 6, 3), transposed=False)
-        >>> list(layers)[-1], layers["experts.up_proj.3"].in_features
-        ('experts.up_proj.3', 3)
-    """
-    if parameter.dim() == 2:
-        parts = dict(zip("qkv", parameter.detach().chunk(3), strict=True))
-    else:
-        views = parameter.detach().unbind()
-        parts = {str(i): view.T if transposed else view for i, view in enumerate(views)}
-    layers: dict[str, FrozenLayer] = {}
-    for part, weight in parts.items():
-        with torch.device("meta"):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        layers[f"{name}.{part}"] = linear
-    return layers
-
-
-def put_fused(module: nn.Module, attribute: str, fused: FusedTiles) -> None:
-    """Put tile sets into a module in place of a fused parameter."""
-    del module._parameters[attribute]
-    setattr(module, attribute, fused)
-    if hasattr(module, "config"):
-        # transformers' other implementations multiply by the parameter as a whole.
-        module.config = _with_eager_experts(module.config)
-
-
-def _with_eager_experts(config: Any) -> Any:
-    own = type(config).from_dict(config.to_dict())
-    own._experts_implementation = "eager"
-    return own
-
-
-def _fused_attributes(module: nn.Module) -> list[tuple[str, bool]]:
-    if isinstance(module, nn.MultiheadAttention):
-        return [] if module.in_proj_weight is None else [("in_proj_weight", False)]
-    experts = {
-        name: parameter
-        for name, parameter in module.named_parameters(recurse=False)
-        if name in ("gate_up_proj", "up_proj", "down_proj") and parameter.dim() == 3
-    }
-    if len(experts) != 2:
-        return []
-    up, down = (experts[n] for n in sorted(experts, reverse=True, key=lambda n: "up" in n))
-    # (E, width or 2 width, D) and (E, D, width), unless the experts are transposed.
-    stored = up.shape[2] == down.shape[1] and up.shape[1] in (down.shape[2], 2 * down.shape[2])
-    transposed = bool(getattr(module, "is_transposed", not stored))
-    return [(name, transposed) for name in experts]
 
 
 def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:

@@ -319,7 +319,7 @@ def test_sensitivity_takes_one_layer_at_a_time(bert, batch):
     assert set(alone) == set(spared) == set(deployed.layers)
     assert all(value > 0 for value in alone.values())
     assert any(value != float((analog - digital).square().mean()) for value in spared.values())
-    with pytest.raises(ValueError, match="Unknown alone 'both'.*analog, digital"):
+    with pytest.raises(ValueError, match=r"Unknown alone 'both'.*analog, digital"):
         deployed.layer_sensitivity(error, alone="both")
 
 

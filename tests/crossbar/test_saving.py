@@ -38,7 +38,7 @@ def restored(deployment):
 
 
 def pickled(value):
-    return pickle.loads(pickle.dumps(value))  # noqa: S301 - our own
+    return pickle.loads(pickle.dumps(value))
 
 
 def torch_saved(value):

@@ -1,0 +1,156 @@
+"""The weights of a model that go onto tiles, and the copy of a model that shares them."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from analog_grasp.adapters.frozen import (
+    FrozenLayer,
+    LayerPattern,
+    base_name,
+    frozen_layers,
+    matches,
+)
+from analog_grasp.crossbar.tile_weight import FusedTiles
+
+
+def linear_layers(
+    model: nn.Module, pattern: LayerPattern, optional: bool
+) -> list[tuple[str, FrozenLayer]]:
+    """Return the frozen layers that a pattern selects; `optional` if it may select none."""
+    try:
+        return list(frozen_layers(model, pattern))
+    except ValueError:
+        if not optional:
+            raise
+        return []
+
+
+def fused_weights(
+    model: nn.Module, pattern: LayerPattern
+) -> Iterator[tuple[nn.Module, str, str, Tensor, bool]]:
+    """Yield the fused parameters of a model that can go onto tiles.
+
+    These are the experts of transformers' mixture-of-experts layers, ``(E, D_out, D)`` or
+    ``(E, D, D_out)``, and the input projections of ``nn.MultiheadAttention``, ``(3 D_out, D)``.
+
+    Args:
+        model: The model.
+        pattern: Which, as in `frozen_layers`, by the name of the parameter.
+
+    Yields:
+        The module, the attribute, the name in the base model, the parameter, and whether each
+        expert is stored as ``(D, D_out)``.
+    """
+    for path, module in model.named_modules():
+        for attribute, transposed in _fused_attributes(module):
+            name = f"{base_name(path)}.{attribute}".removeprefix(".")
+            if matches(name, pattern):
+                yield module, attribute, name, getattr(module, attribute), transposed
+
+
+def split_fused(name: str, parameter: Tensor, transposed: bool) -> dict[str, FrozenLayer]:
+    """Return the linear layers, without bias, of which a fused parameter consists, by name.
+
+    Example:
+        >>> layers = split_fused("experts.up_proj", torch.zeros(4, 6, 3), transposed=False)
+        >>> list(layers)[-1], layers["experts.up_proj.3"].in_features
+        ('experts.up_proj.3', 3)
+    """
+    if parameter.dim() == 2:
+        parts = dict(zip("qkv", parameter.detach().chunk(3), strict=True))
+    else:
+        views = parameter.detach().unbind()
+        parts = {str(i): view.T if transposed else view for i, view in enumerate(views)}
+    layers: dict[str, FrozenLayer] = {}
+    for part, weight in parts.items():
+        with torch.device("meta"):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        layers[f"{name}.{part}"] = linear
+    return layers
+
+
+def has_own_forward(layer: nn.Module) -> bool:
+    """Return whether a linear layer does more than the product, as some routers of experts do."""
+    return type(layer).forward not in (nn.Linear.forward, Conv1D.forward)
+
+
+def put_into(layer: nn.Module, tiles: nn.Module) -> None:
+    """Put tiles into a layer in place of its weight; its own forward computes on them."""
+    del layer._parameters["weight"]
+    layer.tiles = tiles
+    layer.__dict__["weight"] = cast(Any, tiles).weight
+
+
+def put_fused(module: nn.Module, attribute: str, fused: FusedTiles) -> None:
+    """Put tile sets into a module in place of a fused parameter."""
+    del module._parameters[attribute]
+    setattr(module, attribute, fused)
+    if hasattr(module, "config"):
+        # transformers' other implementations multiply by the parameter as a whole.
+        module.config = _with_eager_experts(module.config)
+
+
+def _with_eager_experts(config: Any) -> Any:
+    own = type(config).from_dict(config.to_dict())
+    own._experts_implementation = "eager"
+    return own
+
+
+def _fused_attributes(module: nn.Module) -> list[tuple[str, bool]]:
+    if isinstance(module, nn.MultiheadAttention):
+        return [] if module.in_proj_weight is None else [("in_proj_weight", False)]
+    experts = {
+        name: parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in ("gate_up_proj", "up_proj", "down_proj") and parameter.dim() == 3
+    }
+    if len(experts) != 2:
+        return []
+    up, down = (experts[n] for n in sorted(experts, reverse=True, key=lambda n: "up" in n))
+    # (E, width or 2 width, D) and (E, D, width), unless the experts are transposed.
+    stored = up.shape[2] == down.shape[1] and up.shape[1] in (down.shape[2], 2 * down.shape[2])
+    transposed = bool(getattr(module, "is_transposed", not stored))
+    return [(name, transposed) for name in experts]
+
+
+def copy_sharing_frozen(
+    model: nn.Module, pattern: LayerPattern
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a copy of a model that refers to the caller's frozen tensors, and these by name.
+
+    Frozen is what an adapter does not train; in a model without one, everything. The weights that
+    go onto tiles are not among those by name: the tiles check them.
+    """
+    fused = [parameter for _, _, _, parameter, _ in fused_weights(model, pattern)]
+    linear = linear_layers(model, pattern, optional=bool(fused))
+    on_tiles = {id(w): w for w in (*(layer.weight for _, layer in linear), *fused)}
+    bare = not isinstance(model, PeftModel)
+    shared: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if (bare or not parameter.requires_grad) and id(parameter) not in on_tiles
+    }
+    # Parameters of the same memory with a gradient flag of their own.
+    references = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
+    return copy.deepcopy(model, {**on_tiles, **references}), shared
+
+
+def same_tensors(tensors: tuple[Tensor, Tensor | None] | None, layer: FrozenLayer) -> bool:
+    """Return whether a layer has this weight and this bias."""
+    if tensors is None:
+        return False
+    pairs = zip(tensors, (layer.weight, layer.bias), strict=True)
+    return all(a is b or _equal(a, b) for a, b in pairs)
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b.to(a.device))
