@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 FIRST_CHIPS = 5
 """Chip instances per device that `until_ci` begins with: from fewer, its intervals cover less."""
 # Beginnings of the names of scores that are fractions of one.
-_FRACTIONS = ("accuracy", "f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge")
+_FRACTIONS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge")
 
 
 class Variant(NamedTuple):

@@ -273,7 +273,8 @@ def _is_constant(model: PeftModel | PreTrainedModel, few: SentenceTask) -> bool:
     predicted, labels = few.predict(model, "train"), few.labels("train")
     if few.regression:
         return bool(predicted.std() < 0.01 * labels.std())
-    return len(np.unique(labels)) > 1 and len(np.unique(predicted.argmax(1))) == 1
+    classes = predicted > 0 if few.multi_label else predicted.argmax(1)
+    return len(np.unique(labels, axis=0)) > 1 and len(np.unique(classes, axis=0)) == 1
 
 
 def _last_checkpoint(folder: Path | None) -> str | bool:

@@ -72,6 +72,14 @@ class SentenceTask(Task):
         for split in ("train", "validation"):
             check_rows(self, split, ("text", "label"))
             _check_labels(self, split)
+        _, part = _metric_and_part(self.metrics[0], self._known_metrics())
+        if not self._of_part("validation", part).any():
+            values = self.validation["part"][:] if "part" in self.validation.column_names else []
+            raise ValueError(
+                f"The metric {self.metrics[0]} of the task '{self.name}' has no validation rows; "
+                "the column part, which divides the rows, has the values: "
+                f"{', '.join(sorted({str(value) for value in values}))[:200] or 'none'}."
+            )
 
     @property
     def regression(self) -> bool:

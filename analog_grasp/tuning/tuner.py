@@ -30,7 +30,7 @@ from analog_grasp.study.trained_adapters import new_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.splits import tuning_task
 from analog_grasp.training.loss import target_std
-from analog_grasp.tuning.objective import Trial, measure, record, values_text
+from analog_grasp.tuning.objective import measure, record
 from analog_grasp.tuning.optuna_study import (
     PositionSeededTPE,
     Values,
@@ -44,7 +44,7 @@ from analog_grasp.tuning.optuna_study import (
     shown_url,
     storage_errors,
 )
-from analog_grasp.tuning.search_space import TRIALS, Range, search_space
+from analog_grasp.tuning.search_space import TRIALS, Range, Trial, search_space, values_text
 from analog_grasp.utils.io import write_atomically
 
 STUDY_FILE, TUNE_FILE = "study.sqlite", "tune.toml"
@@ -173,6 +173,11 @@ def prepare_tuning(
         config = config.replace(learning_rate=ADAPTERS[adapter].learning_rate)
     cards = config.hardware.cards()
     task = tuning_task(config.task.load(), config.run.seed, held_out)
+    if not task.greater_is_better:
+        raise ValueError(
+            f"The primary metric of the task '{task.name}' is {task.metrics[0]}, which is better "
+            "the lower it is; tuning requires one that is better the higher it is."
+        )
     _check_adapter(config, task, adapter, space)
     asked = flat(config, CHANGEABLE) | {
         "adapter": adapter,

@@ -374,6 +374,17 @@ def test_a_function_is_a_metric(model, small_reviews):
     assert set(parts.scores(model)) == {"positives", "accuracy_odd"}
 
 
+def test_a_column_named_part_that_leaves_no_rows_to_score_raises():
+    rows = ROWS.add_column("part", ["intro", "body", "body"])
+    with pytest.raises(ValueError, match=r"accuracy of the task 'mine' has no .* body, intro\."):
+        SentenceTask("mine", rows, rows, NAMES)
+    with pytest.raises(ValueError, match="accuracy_mm of the task 'mine' has no validation rows"):
+        SentenceTask("mine", rows, rows, NAMES, ("accuracy_mm",))
+    with pytest.raises(ValueError, match=r"accuracy_mm .* has the values: none\."):
+        SentenceTask("mine", ROWS, ROWS, NAMES, ("accuracy_mm",))
+    assert SentenceTask("mine", rows, rows, NAMES, ("accuracy_body",)).metrics
+
+
 def test_mean_squared_error_is_lower_for_better_models(tiny_folder):
     rows = rows_with([0.0, 2.0, 4.0], ["bad", "fair", "good"])
     task = SentenceTask("stars", rows, rows, (), ("mse", "pearson"))
