@@ -121,9 +121,11 @@ class NoiseAwareLoss:
             learned = layer.relative_sigmas(self.adapter_name)
             # An adapter without shifts has no standard deviations for them.
             for mean, _ in zip(layer.means(self.adapter_name), learned, strict=False):
-                size = mean.detach().abs()
+                value = mean.detach()
                 # All shifts are 0 when training starts, so their largest cannot be divided by.
-                values.append(size / size.max().clamp_min(torch.finfo(size.dtype).tiny))
+                largest = value.abs().max().clamp_min(torch.finfo(value.dtype).tiny)
+                # Signed: a device of the mapping "single" stores -1 and 1 with different noise.
+                values.append(value / largest)
             sigmas += learned
         sigma = torch.cat(sigmas)
         return self.weight * self._form(sigma, self._target(torch.cat(values))).mean()

@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.devices.profile import profile as device_profile
 from analog_grasp.training.loss import NoiseAwareLoss, kl, l2, target_std
 
@@ -76,7 +77,7 @@ def test_gaussian_card_at_a_time():
     ("target", "sentence"),
     [
         ("pcm-hermes-2", "has no drift time"),
-        ("pcm-hermes-3@1d", 'did you mean "pcm-hermes-2"'),
+        ("pcm-hermes-3@1d", "Did you mean 'pcm-hermes-2'"),
         ("ideal@1d", "a device without noise"),
         ("pcm-hermes-2@1 fortnight", "unknown unit"),
         ("pcm-hermes-2@", "cannot be read"),
@@ -104,9 +105,28 @@ def test_device_target_depends_on_the_stored_value(bert):
     each_layer(model, scale=[2.0, -1.0], shift=[0.1, 0.4])
     each_layer(model, **{f"{k}_log_sigma": np.log(v).tolist() for k, v in sigma.items()})
     profile = device_profile(DeviceCard.load("pcm-hermes-2"), "1d")
-    target = np.interp([1.0, 0.5, 0.25, 1.0], profile.values, profile.std)
+    target = np.interp([1.0, -0.5, 0.25, 1.0], profile.values, profile.std)
     expected = np.mean(((np.array(sigma["scale"] + sigma["shift"]) - target) / target) ** 2)
     assert NoiseAwareLoss(model, config)().item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in DeviceCard.names() if n != "ideal"])
+def test_target_of_each_sign_is_the_stds_of_devices_that_store_it(bert, name):
+    """On every card, at 0 s and a day: the loss is 0 for sigmas measured on devices."""
+    card = DeviceCard.load(name)
+    # At 0 s a SONOS device stores 0 without noise, which is an error as a target.
+    for time in (0.0, 86_400.0)[name == "sonos-agrawal2022" :]:
+        model, config = adapted(bert, noise_target=card.at(time), noise_weight=1.0)
+        stored = torch.tensor([-1.0, 1.0, 0.6, -0.6]).repeat(60_000, 1)
+        variance = torch.empty_like(stored)
+        read = CardNoiseModel(card, seed=8).read_weights(stored, time, variance_out=variance)
+        std = (read.double().var(0) + variance.double().mean(0)).sqrt()
+        each_layer(model, scale=[-1.0, 0.6], shift=[1.0, -0.6])
+        each_layer(model, scale_log_sigma=std[[0, 2]].log().tolist())
+        each_layer(model, shift_log_sigma=std[[1, 3]].log().tolist())
+        assert NoiseAwareLoss(model, config)().item() < 0.03**2
+        each_layer(model, scale_log_sigma=(2 * std[[0, 2]]).log().tolist())
+        assert NoiseAwareLoss(model, config)().item() > 0.1
 
 
 def test_untrained_adapter_has_finite_loss_and_gradient(bert):
