@@ -96,10 +96,10 @@ def run(path: Path, folder: Path) -> Page:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """Return the arguments of every analog-grasp command on a page."""
-    found = re.findall(
-        r"^(?:\$ )?(analog-grasp (?:\\\n|.)*)$", path.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    """Return the arguments of every analog-grasp command in the code blocks of a page."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash|console)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^(?:\$ )?(analog-grasp (?:\\\n|.)*)$", "\n".join(blocks), re.MULTILINE)
     return [shlex.split(command.replace("\\\n", " "), comments=True)[1:] for command in found]
 
 
