@@ -331,9 +331,7 @@ class Deployment:
         if first:
             self._frozen[name] = layer.weight, layer.bias
             self._layers[name] = self._settings.put_on_tiles(name, layer)
-        elif name not in self._frozen or not same_tensors(
-            self._frozen[name], (layer.weight, layer.bias)
-        ):
+        elif not same_tensors(self._frozen.get(name), layer):
             raise ValueError(
                 f"The layer {name} has other frozen weights than the chip was made for: only "
                 "adapters of the same frozen model share a chip; deploy this model separately."
