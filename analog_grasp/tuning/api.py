@@ -9,11 +9,10 @@ import tomli_w
 
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 from analog_grasp.study import api as studies
-from analog_grasp.study.config import StudyConfig, flat, resolve
+from analog_grasp.study.config import StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.runner import prepare, run
-from analog_grasp.tuning.objective import Trial
-from analog_grasp.tuning.search_space import TRIALS
+from analog_grasp.tuning.search_space import TRIALS, Trial
 from analog_grasp.tuning.tuner import Tuning, prepare_tuning, tune
 from analog_grasp.utils.io import write_atomically
 
@@ -46,6 +45,7 @@ class Tuned:
         return self.trials.front[0]
 
 
+@takes_settings(without=("adapters",))
 def tune_noise_weight(
     out: str | Path = "runs/tune",
     *,

@@ -1,9 +1,7 @@
 """Objective of a tuning: one trial trains an adapter and measures it on simulated chips."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -15,53 +13,8 @@ from analog_grasp.study.progress import silent
 from analog_grasp.study.runner import drift_times
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task
+from analog_grasp.tuning.search_space import WORSE, Trial
 from analog_grasp.utils.seed import derive_seed
-
-WORSE = "worse than the best trial on the same chips"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One combination of settings that was tried.
-
-    Attributes:
-        number: Index of the trial within the study.
-        values: The searched settings of this trial.
-        score: Mean of the task's first metric over chip instances, devices and drift times; None
-            for a pruned trial.
-        digital: Score of the digital model; None where it was not measured.
-        cells: Score on each chip instance that was measured, by device and drift time, s.
-        seconds: Duration of the trial, s.
-        pruned: Why it was pruned; empty for a trial that was measured completely.
-    """
-
-    number: int
-    values: Mapping[str, Any]
-    score: float | None
-    digital: float | None
-    cells: Mapping[tuple[str, float], Sequence[float]]
-    seconds: float
-    pruned: str
-
-
-def value_text(value: object) -> str:
-    """Return a setting's value as text.
-
-    Example:
-        >>> value_text(0.314159), value_text(16), value_text("pcm-hermes-2@1d")
-        ('0.3142', '16', 'pcm-hermes-2@1d')
-    """
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def values_text(values: Mapping[str, Any]) -> str:
-    """Return settings on one line.
-
-    Example:
-        >>> values_text({"noise_weight": 0.5, "groups": 4})
-        'noise_weight 0.5, groups 4'
-    """
-    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
 
 
 def tuning_rounds(config: StudyConfig, devices: Iterable[str]) -> list[list[Chip]]:

@@ -1,14 +1,17 @@
-"""Search space of a tuning: the settings that can be varied, and their ranges."""
+"""Search space and trials of a tuning: settings that can be varied, their ranges and values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import optuna
 
 TRIALS = 20
 """Default number of trials."""
+
+WORSE = "worse than the best trial on the same chips"
+"""Reason for which a trial is pruned."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,47 @@ def _narrowed(name: str, ends: tuple[float, float] | None) -> Range:
             f"{kind if default.log else 'numbers from 0'}, the lower first."
         )
     return Range(low, high, default.log, default.whole)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of settings that was tried.
+
+    Attributes:
+        number: Index of the trial within the study.
+        values: The searched settings of this trial.
+        score: Mean of the task's first metric over chip instances, devices and drift times; None
+            for a pruned trial.
+        digital: Score of the digital model; None where it was not measured.
+        cells: Score on each chip instance that was measured, by device and drift time, s.
+        seconds: Duration of the trial, s.
+        pruned: Why it was pruned; empty for a trial that was measured completely.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    score: float | None
+    digital: float | None
+    cells: Mapping[tuple[str, float], Sequence[float]]
+    seconds: float
+    pruned: str
+
+
+def value_text(value: object) -> str:
+    """Return a setting's value as text.
+
+    Example:
+        >>> value_text(0.314159), value_text(16), value_text("pcm-hermes-2@1d")
+        ('0.3142', '16', 'pcm-hermes-2@1d')
+    """
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Return settings on one line.
+
+    Example:
+        >>> values_text({"noise_weight": 0.5, "groups": 4})
+        'noise_weight 0.5, groups 4'
+    """
+    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""A study of seconds: a tiny model, and a regression, whose scores show every bit of a logit."""
+"""Study of seconds: a tiny model and a regression, whose scores show every bit of a logit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ ADAPTERS = ("grasp", "stochgrasp")
 
 @pytest.fixture(scope="session")
 def stsb(tmp_path_factory) -> Path:
-    """How much longer is one sentence? In the official layout of STS-B."""
+    """Return a task in the official layout of STS-B: the difference in length of two sentences."""
     reviews = generate_reviews(train=24, validation=18)
     folder = tmp_path_factory.mktemp("glue")
     (folder / "STS-B").mkdir()
@@ -38,8 +38,8 @@ def task(stsb) -> Task:
 
 
 @pytest.fixture(scope="session")
-def asked(bert_folder, stsb) -> dict:
-    """The settings of the study: 16 cells, each scored in two ways."""
+def settings(bert_folder, stsb) -> dict:
+    """Return the settings of the study: 16 cells, each with two scores."""
     return {
         "model": str(bert_folder),
         "task": "glue/stsb",
@@ -56,19 +56,19 @@ def asked(bert_folder, stsb) -> dict:
 
 
 @pytest.fixture(scope="session")
-def measure() -> Callable[..., Path]:
-    """Carries out a study in a folder."""
+def run_study() -> Callable[..., Path]:
+    """Return a function that runs a study in a folder."""
 
-    def measured(settings: StudyConfig, folder: Path, progress=silent) -> Path:
-        run(prepare(settings, folder), progress)
+    def run_in(config: StudyConfig, folder: Path, progress=silent) -> Path:
+        run(prepare(config, folder), progress)
         return folder
 
-    return measured
+    return run_in
 
 
 @pytest.fixture(scope="session")
-def values() -> Callable[[Path], dict]:
-    """What a folder holds, cell by cell."""
+def read_values() -> Callable[[Path], dict]:
+    """Return a function that reads the values of a run by cell."""
 
     def read(folder: Path) -> dict:
         with Store(folder / "results.sqlite") as store:
@@ -78,8 +78,8 @@ def values() -> Callable[[Path], dict]:
 
 
 @pytest.fixture(scope="session")
-def saved() -> Callable[..., tuple[str, ...]]:
-    """The folders of the adapters that a run has trained."""
+def saved_folders() -> Callable[..., tuple[str, ...]]:
+    """Return a function that names the folders of the adapters that a run has trained."""
 
     def folders(run_folder: Path, *names: str) -> tuple[str, ...]:
         return tuple(str(run_folder / "adapters" / name) for name in names or ADAPTERS)
@@ -88,33 +88,12 @@ def saved() -> Callable[..., tuple[str, ...]]:
 
 
 @pytest.fixture(scope="session")
-def trained(asked, measure, tmp_path_factory) -> Path:
-    """The folder of the whole study, from training to the last cell, that nothing disturbed."""
-    return measure(resolve(asked), tmp_path_factory.mktemp("undisturbed") / "run")
+def finished_run(settings, run_study, tmp_path_factory) -> Path:
+    """Return the folder of the study, trained and measured without interruption."""
+    return run_study(resolve(settings), tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
-def settings(asked, trained, saved) -> StudyConfig:
-    """The same study with the adapters as that run has saved them."""
-    return resolve(asked | {"adapters": saved(trained)})
-
-
-@pytest.fixture(scope="session")
-def version_1() -> str:
-    """The tables of a store as version 1 made them."""
-    return """
-CREATE TABLE measurements (
-    task TEXT NOT NULL, metric TEXT NOT NULL, adapter TEXT NOT NULL, placement TEXT NOT NULL,
-    device TEXT NOT NULL, time_s REAL NOT NULL, repeat INTEGER NOT NULL,
-    seed INTEGER NOT NULL, value REAL NOT NULL,
-    PRIMARY KEY (task, metric, adapter, placement, device, time_s, repeat, seed)
-) WITHOUT ROWID;
-CREATE TABLE adapters (
-    position INTEGER PRIMARY KEY, adapter TEXT NOT NULL, task TEXT NOT NULL,
-    trainable_parameters INTEGER NOT NULL, head_parameters INTEGER NOT NULL,
-    digital TEXT NOT NULL, train_seconds REAL NOT NULL, path TEXT NOT NULL,
-    fingerprint TEXT NOT NULL, UNIQUE (adapter, task)
-);
-PRAGMA application_id = 1634169712;
-PRAGMA user_version = 1;
-    """
+def config(settings, finished_run, saved_folders) -> StudyConfig:
+    """Return the same study with the adapters that `finished_run` has saved."""
+    return resolve(settings).replace(adapters=saved_folders(finished_run))

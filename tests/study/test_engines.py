@@ -1,4 +1,4 @@
-"""The engines: the same bits whoever does the work, and work that goes on when a worker is lost."""
+"""Engines: the same bits wherever the work is done, also when a worker is lost."""
 
 import multiprocessing
 import shutil
@@ -13,26 +13,25 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import engines
-from analog_grasp.study.adapters import new_adapter
 from analog_grasp.study.config import resolve
 from analog_grasp.study.engines import local
-from analog_grasp.study.evaluator import Bench, Cell, Job
-from analog_grasp.study.grid import Chip
+from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job
 from analog_grasp.study.runner import prepare
+from analog_grasp.study.trained_adapters import new_adapter
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
 
 @pytest.fixture(autouse=True)
-def _what_ends_a_process():
-    """A Ray that a test starts takes the request to terminate for itself."""
+def _restored_signal_handler():
+    """Restore the handler of SIGTERM, which Ray replaces."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
 
 
 def at_cell(number, act):
-    """A progress that does something once, when so many cells are measured."""
+    """Return a progress that calls a function once, when so many cells are measured."""
 
     def begin(_description, _total):
         done = []
@@ -52,88 +51,84 @@ def kill_a_worker():
 
 
 def test_four_workers_measure_the_same_bits_though_one_dies(
-    settings, trained, tmp_path, measure, values
+    config, finished_run, tmp_path, run_study, read_values
 ):
-    four = settings.replace(workers=4)
-    assert values(measure(four, tmp_path / "run", at_cell(3, kill_a_worker))) == values(trained)
+    four = config.replace(workers=4)
+    assert read_values(run_study(four, tmp_path / "run", at_cell(3, kill_a_worker))) == read_values(
+        finished_run
+    )
     assert multiprocessing.active_children() == []
 
 
-def test_workers_that_die_again_and_again_end_the_run(
-    settings, trained, tmp_path, measure, values, monkeypatch
+def test_workers_that_die_repeatedly_end_the_run(
+    config, finished_run, tmp_path, run_study, read_values, monkeypatch
 ):
     monkeypatch.setattr(local, "RETRIES", 0)
-    two = settings.replace(workers=2)
+    two = config.replace(workers=2)
     with pytest.raises(RuntimeError, match=r"1 workers died .* at chip [34] of .* exit code -9"):
-        measure(two, tmp_path / "run", at_cell(3, kill_a_worker))
-    kept = values(tmp_path / "run")
+        run_study(two, tmp_path / "run", at_cell(3, kill_a_worker))
+    kept = read_values(tmp_path / "run")
     assert len(kept) >= 3 * 2
-    assert kept.items() <= values(trained).items()
-    assert values(measure(settings, tmp_path / "run")) == values(trained)
+    assert kept.items() <= read_values(finished_run).items()
+    assert read_values(run_study(config, tmp_path / "run")) == read_values(finished_run)
 
 
-def test_the_number_of_threads_changes_no_bit(asked, task, tmp_path):
+def test_the_number_of_threads_changes_no_bit(settings, task, tmp_path):
     # Wide enough for torch to divide the work.
     config = BertConfig(
         vocab_size=30522, hidden_size=512, num_hidden_layers=1, num_attention_heads=8,
         intermediate_size=1024,
     )  # fmt: skip
-    shutil.copytree(asked["model"], tmp_path / "wide")
+    shutil.copytree(settings["model"], tmp_path / "wide")
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(tmp_path / "wide")
-    settings = resolve(asked | {"model": str(tmp_path / "wide")})
-    model = new_adapter(settings, task, "grasp")
-    bench = Bench(
-        task,
-        {"grasp": model},
-        {"pcm-hermes-2": DeviceCard.load("pcm-hermes-2")},
-        {"placement": "digital"},
-    )
+    config = resolve(settings | {"model": str(tmp_path / "wide")})
+    model = new_adapter(config, task, "grasp")
+    cards = {"pcm-hermes-2": DeviceCard.load("pcm-hermes-2")}
+    evaluator = Evaluator(task, {"grasp": model}, cards)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
             job = Job(Chip("pcm-hermes-2", 0, 3), frozenset({("grasp", 86_400.0)}))
-            found += [cell.scores for cell in bench.measure(job)]
+            found += [cell.scores for cell in evaluator.measure(job)]
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]
 
 
-def test_ray_that_is_not_installed_is_told_before_anything_is_trained(
-    settings, tmp_path, monkeypatch
-):
+def test_a_missing_ray_raises_before_anything_is_trained(config, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'analog-grasp\[ray\]', or use the engine"):
-        prepare(settings.replace(engine="ray"), tmp_path / "run")
+        prepare(config.replace(engine="ray"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @needs_ray
-def test_a_cluster_that_is_not_there_is_told(settings, tmp_path, measure):
-    nowhere = settings.replace(engine="ray", ray_address="127.0.0.1:1")
+def test_a_missing_cluster_raises(config, tmp_path, run_study):
+    nowhere = config.replace(engine="ray", ray_address="127.0.0.1:1")
     with pytest.raises(ValueError, match=r"No Ray cluster answers at ray_address '127.0.0.1:1'"):
-        measure(nowhere, tmp_path / "run")
+        run_study(nowhere, tmp_path / "run")
 
 
 @needs_ray
 @pytest.mark.slow
 def test_a_cluster_started_here_measures_the_same_bits(
-    settings, trained, tmp_path, measure, values
+    config, finished_run, tmp_path, run_study, read_values
 ):
-    here = settings.replace(engine="ray", workers=2)
-    assert values(measure(here, tmp_path / "run")) == values(trained)
+    here = config.replace(engine="ray", workers=2)
+    assert read_values(run_study(here, tmp_path / "run")) == read_values(finished_run)
 
 
 @needs_ray
 @pytest.mark.slow
-def test_work_that_is_given_up_leaves_the_cluster_free():
+def test_abandoned_work_leaves_the_cluster_free():
     import ray
 
     from analog_grasp.study.engines import ray as engine
 
     class Endless:
-        """Measures a cell, and then goes on for ever."""
+        """Measures a cell, and then computes endlessly."""
 
         models: ClassVar = {}
 
@@ -164,17 +159,17 @@ def test_work_that_is_given_up_leaves_the_cluster_free():
 
 @needs_ray
 @pytest.mark.slow
-def test_a_cluster_of_two_nodes_goes_on_when_one_is_killed(
-    settings, trained, tmp_path, measure, values
+def test_a_cluster_of_two_nodes_continues_when_one_is_killed(
+    config, finished_run, tmp_path, run_study, read_values
 ):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node = cluster.add_node(num_cpus=1)
-        asked = {"engine": "ray", "ray_address": cluster.address}
+        settings = {"engine": "ray", "ray_address": cluster.address}
         lost = at_cell(3, lambda: cluster.remove_node(node, allow_graceful=False))
-        found = values(measure(settings.replace(**asked), tmp_path / "run", lost))
+        found = read_values(run_study(config.replace(**settings), tmp_path / "run", lost))
     finally:
         cluster.shutdown()
-    assert found == values(trained)
+    assert found == read_values(finished_run)

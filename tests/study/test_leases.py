@@ -1,4 +1,4 @@
-"""Processes that share a store do no work twice, and take over what a dead one has left."""
+"""Leases: processes that share a store do no work twice, and take over that of a dead process."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ import time
 import pytest
 
 from analog_grasp.study import leases as module
-from analog_grasp.study.leases import claiming
+from analog_grasp.study.leases import open_leases
 from analog_grasp.study.store import Store
 
 
@@ -18,84 +18,86 @@ def store(tmp_path):
         yield store
 
 
-def claims_of(store):
-    return dict(store._select("SELECT work, owner FROM claims"))
+def owners(store):
+    return dict(store._select("SELECT work, owner FROM leases"))
 
 
 def elsewhere(store, work, pid, expires):
-    """A claim of another process on this machine."""
+    """Acquire a lease in the name of another process of this machine."""
     owner = f"{platform.node()}/{pid}/1"
-    assert store.claim(work, owner, expires, lambda *_: False)
+    assert store.acquire(work, owner, expires, lambda *_: False)
     return owner
 
 
-def test_work_that_is_claimed_cannot_be_taken(store):
+def test_leased_work_cannot_be_acquired(store):
     elsewhere(store, "chip 0", os.getppid(), time.time() + 60)
-    with claiming(store) as claims:
-        assert not claims.take("chip 0")
-        assert claims.take("chip 1")
-        assert claims.take("chip 1")  # its own
+    with open_leases(store) as leases:
+        assert not leases.acquire("chip 0")
+        assert leases.acquire("chip 1")
+        assert leases.acquire("chip 1")  # its own
 
 
-def test_work_is_free_again_when_it_is_released(store):
-    with claiming(store) as claims:
-        claims.take("chip 0")
-        claims.take("chip 1")
-        claims.release("chip 0")
-        assert claims_of(store).keys() == {"chip 1"}
-    assert claims_of(store) == {}
+def test_released_work_is_free_again(store):
+    with open_leases(store) as leases:
+        leases.acquire("chip 0")
+        leases.acquire("chip 1")
+        leases.release("chip 0")
+        assert owners(store).keys() == {"chip 1"}
+    assert owners(store) == {}
 
 
-def test_a_claim_lapses_that_nobody_renews(store):
+def test_a_lease_that_is_not_renewed_lapses(store):
     elsewhere(store, "chip 0", os.getppid(), time.time() - 1)
-    with claiming(store) as claims:
-        assert claims.take("chip 0")
+    with open_leases(store) as leases:
+        assert leases.acquire("chip 0")
 
 
-def take_and_die(path):
-    with Store(path) as store, claiming(store) as claims:
-        assert claims.take("chip 0")
+def acquire_and_die(path):
+    with Store(path) as store, open_leases(store) as leases:
+        assert leases.acquire("chip 0")
         os._exit(9)
 
 
-def test_the_work_of_a_process_that_was_killed_is_taken_over_at_once(store):
-    process = multiprocessing.get_context("fork").Process(target=take_and_die, args=(store.path,))
+def test_the_work_of_a_killed_process_is_taken_over_at_once(store):
+    process = multiprocessing.get_context("fork").Process(
+        target=acquire_and_die, args=(store.path,)
+    )
     process.start()
     process.join(60)
     assert process.exitcode == 9
-    assert claims_of(store).keys() == {"chip 0"}
-    with claiming(store) as claims:
-        assert claims.take("chip 0")
+    assert owners(store).keys() == {"chip 0"}
+    with open_leases(store) as leases:
+        assert leases.acquire("chip 0")
 
 
-def test_a_claim_of_another_machine_lasts_as_long_as_its_lease(store):
-    store.claim("chip 0", "another/999999999/1", time.time() + 60, lambda *_: False)
-    with claiming(store) as claims:
-        assert not claims.take("chip 0")
+def test_a_lease_of_another_machine_is_valid_until_it_expires(store):
+    store.acquire("chip 0", "another/999999999/1", time.time() + 60, lambda *_: False)
+    with open_leases(store) as leases:
+        assert not leases.acquire("chip 0")
 
 
-def test_claims_are_renewed_while_the_work_goes_on(store, monkeypatch):
-    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
-    monkeypatch.setattr(module, "LEASE", 0.2)
-    with claiming(store) as claims:
-        claims.take("chip 0")
+def test_leases_are_renewed_during_the_work(store, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.2)
+    with open_leases(store) as leases:
+        leases.acquire("chip 0")
         deadline = time.time() + 0.5
         while time.time() < deadline:
             time.sleep(0.05)
-        ((expires,),) = store._select("SELECT expires FROM claims")
+        ((expires,),) = store._select("SELECT expires FROM leases")
         assert expires > deadline
 
 
 def race(path, works, taken, end):
-    with Store(path) as store, claiming(store) as claims:
+    with Store(path) as store, open_leases(store) as leases:
         for work in works:
-            if claims.take(work):
+            if leases.acquire(work):
                 taken.put(work)
-        # The claims of one that leaves are free again.
+        # The leases of a process that ends are free again.
         end.wait(60)
 
 
-def test_of_processes_that_race_one_gets_each_piece_of_work(store):
+def test_each_piece_of_work_goes_to_one_of_several_processes(store):
     works = [f"chip {number}" for number in range(40)]
     fork = multiprocessing.get_context("fork")
     taken, end = fork.Queue(), fork.Barrier(3)

@@ -1,83 +1,150 @@
-"""What a cell comes from: what has changed since is not taken for what was measured."""
+"""Provenance: run folders, and cells whose model, data, adapter or card has changed."""
 
-import hashlib
-import json
 import shutil
-import sqlite3
-from dataclasses import astuple
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from analog_grasp.study import adapters, runner
-from analog_grasp.study.config import resolve
-from analog_grasp.study.progress import silent
+from analog_grasp.study import runner
+from analog_grasp.study.config import StudyConfig, resolve
+from analog_grasp.study.provenance import open_run, read_run
 from analog_grasp.study.runner import prepare
-from analog_grasp.study.store import Store
+
+CONFIG = StudyConfig().replace(devices=("ideal",), repeats=3, seed=7)
 
 
-def records(folder: Path) -> dict:
-    with Store(folder / "results.sqlite") as store:
-        return {record.adapter: record for record in store.adapters()}
+def test_a_run_records_settings_versions_and_seeds(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    open_run(folder, CONFIG)
+    config, records = read_run(folder)
+    assert config == CONFIG
+    assert records["chips"]["seeds"] == [7, 8, 9]
+    assert records["versions"]["torch"] == version("torch")
+    assert {"python", "analog-grasp", "aihwkit"} <= records["versions"].keys()
 
 
-def test_an_adapter_that_has_gone_is_refused(trained, tmp_path, measure, asked):
+def test_the_same_run_resumes_and_its_record_is_kept(tmp_path):
+    open_run(tmp_path, CONFIG)
+    record = (tmp_path / "run.toml").read_bytes()
+    (tmp_path / "results.sqlite").touch()
+    open_run(tmp_path, CONFIG)
+    assert (tmp_path / "run.toml").read_bytes() == record
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seed": 8}, "another run, whose seed is 7 and not 8"),
+        ({"adapters": ("grasp",)}, r"another run, whose adapters is .*'stochgrasp'"),
+        ({"model": "mine"}, "another run, whose model is None and not 'mine'"),
+        ({"adc_bits": 6, "repeats": 4}, "another run, whose adc_bits is None and not 6"),
+    ],
+)
+def test_another_run_raises_with_the_first_difference(tmp_path, change, sentence):
+    open_run(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=sentence):
+        open_run(tmp_path, CONFIG.replace(**change))
+
+
+def test_the_engine_may_change_when_a_run_resumes(tmp_path):
+    open_run(tmp_path, CONFIG)
+    changed = CONFIG.replace(workers=4, engine="ray", until_ci=0.5)
+    open_run(tmp_path, changed)
+    assert read_run(tmp_path)[0] == changed
+
+
+def test_a_run_grows_by_devices_times_and_repeats(tmp_path):
+    open_run(tmp_path, CONFIG)
+    asked = CONFIG.replace(devices=("rram-wan2022",), times=("10y", "1d"), repeats=2)
+    grown = open_run(tmp_path, asked)
+    assert grown.hardware.devices == ("ideal", "rram-wan2022")
+    assert grown.run.times == (*CONFIG.run.times, "10y")
+    assert grown.run.repeats == 3
+    assert read_run(tmp_path)[0] == grown
+    record = (tmp_path / "run.toml").read_bytes()
+    assert open_run(tmp_path, CONFIG) == grown
+    assert (tmp_path / "run.toml").read_bytes() == record
+
+
+def test_a_moved_card_file_is_the_same_device_and_another_of_its_name_raises(tmp_path):
+    here, there, other = (tmp_path / name for name in ("here", "there", "other"))
+    for folder in (here, other):
+        folder.mkdir()
+        card_file(folder)
+    mine = CONFIG.replace(devices=(str(here / "mine.toml"),))
+    open_run(tmp_path / "run", mine)
+    with pytest.raises(ValueError, match="have the same name"):
+        open_run(tmp_path / "run", CONFIG.replace(devices=(str(other / "mine.toml"),)))
+    assert read_run(tmp_path / "run")[0] == mine
+    here.rename(there)
+    moved = CONFIG.replace(devices=(str(there / "mine.toml"),))
+    assert open_run(tmp_path / "run", moved) == moved
+
+
+def test_a_folder_of_other_files_raises_and_is_unchanged(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="files that do not belong to a run"):
+        open_run(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_place_of_the_folder_raises(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ValueError, match=r"run holds files that do not belong to a run"):
+        open_run(tmp_path / "run", CONFIG)
+
+
+def test_an_empty_folder_becomes_a_run(tmp_path):
+    open_run(tmp_path, CONFIG)
+    assert tomllib.loads((tmp_path / "run.toml").read_text())["devices"] == ["ideal"]
+
+
+def test_reading_a_folder_without_a_run_raises(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no run: it should hold run\.toml"):
+        read_run(tmp_path)
+
+
+def test_reading_a_damaged_run_raises(tmp_path):
+    open_run(tmp_path, CONFIG)
+    (tmp_path / "run.toml").write_text("repeats = [")
+    with pytest.raises(ValueError, match=r"run\.toml is not valid TOML"):
+        read_run(tmp_path)
+
+
+def test_a_missing_adapter_raises(finished_run, tmp_path, run_study, settings):
     folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
+    shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "adapters" / "grasp")
-    with pytest.raises(ValueError, match="not the one that this run has measured: put it back"):
-        measure(resolve(asked), folder)
+    with pytest.raises(
+        ValueError, match="differs from the one that this run has measured: restore it"
+    ):
+        run_study(resolve(settings), folder)
 
 
-def test_an_adapter_changed_after_it_was_measured_is_refused(
-    trained, tmp_path, measure, values, asked
+def test_an_adapter_changed_after_it_was_measured_raises(
+    finished_run, tmp_path, run_study, read_values, settings
 ):
     folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
+    shutil.copytree(finished_run, folder)
     path = folder / "adapters" / "grasp" / "adapter_model.safetensors"
     weights = load_file(path)
     save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, path)
     with pytest.raises(
-        ValueError, match=r"adapters/grasp is not the one that this run has measured"
+        ValueError, match=r"adapters/grasp differs from the one that this run has measured"
     ):
-        measure(resolve(asked), folder)
-    assert values(folder) == values(trained)
+        run_study(resolve(settings), folder)
+    assert read_values(folder) == read_values(finished_run)
 
 
-@pytest.mark.parametrize(("change", "told"), [("drop", "lacks"), ("add", "holds a surplus of")])
-def test_an_adapter_of_other_layers_than_the_model_is_refused(
-    settings, trained, tmp_path, change, told
-):
-    folder = tmp_path / "partial"
-    shutil.copytree(trained / "adapters" / "grasp", folder)
-    path = folder / "adapter_model.safetensors"
-    weights = load_file(path)
-    name = next(name for name in weights if "attention" in name)
-    if change == "drop":
-        del weights[name]
-    else:
-        weights[name.replace("layer.0", "layer.1")] = weights[name].clone()
-    save_file(weights, path)
-    with pytest.raises(ValueError, match=rf"partial does not fit the model .*: it {told} base"):
-        prepare(settings.replace(adapters=(str(folder),)), tmp_path / "run")
-
-
-def test_saved_adapters_are_loaded_once(settings, tmp_path, monkeypatch, measure):
+def test_saved_adapters_are_loaded_once(config, tmp_path, monkeypatch, run_study):
     loads = []
     load = runner.load_with_hash
     monkeypatch.setattr(runner, "load_with_hash", lambda *a: loads.append(a[0]) or load(*a))
-    measure(settings, tmp_path / "run")
-    assert sorted(loads) == sorted(map(Path, settings.model.adapters))
-
-
-def test_the_same_adapter_begins_from_the_same_numbers(asked, task):
-    # LoRA draws one of its matrices at random.
-    first, second = (adapters.new_adapter(resolve(asked), task, "lora") for _ in range(2))
-    found = [dict(model.named_parameters()) for model in (first, second)]
-    name = next(name for name in found[0] if "lora_A" in name)
-    assert found[0][name].abs().sum() > 0
-    assert found[0][name].equal(found[1][name])
+    run_study(config, tmp_path / "run")
+    assert sorted(loads) == sorted(map(Path, config.model.adapters))
 
 
 def card_file(folder: Path, change: tuple[str, str] = ("", "")) -> str:
@@ -88,64 +155,32 @@ def card_file(folder: Path, change: tuple[str, str] = ("", "")) -> str:
     return str(path)
 
 
-def test_a_card_of_ones_own_is_called_by_its_name(settings, trained, tmp_path, measure, values):
-    mine = settings.replace(devices=(card_file(tmp_path),))
-    found = values(measure(mine, tmp_path / "run"))
-    shipped = {key._replace(device="mine"): v for key, v in values(trained).items()
+def test_a_card_file_is_called_by_its_name(config, finished_run, tmp_path, run_study, read_values):
+    mine = config.replace(devices=(card_file(tmp_path),))
+    found = read_values(run_study(mine, tmp_path / "run"))
+    shipped = {key._replace(device="mine"): v for key, v in read_values(finished_run).items()
                if key.device == "pcm-hermes-2"}  # fmt: skip
     assert found == shipped
 
 
-def test_devices_of_one_name_are_refused(settings, tmp_path):
+def test_devices_with_the_same_name_raise(config, tmp_path):
     (tmp_path / "other").mkdir()
     both = (card_file(tmp_path), card_file(tmp_path / "other"))
     with pytest.raises(ValueError, match="a device is called by the name in its card"):
-        prepare(settings.replace(devices=both), tmp_path / "run")
+        prepare(config.replace(devices=both), tmp_path / "run")
 
 
-def test_an_edited_card_is_measured_anew_and_the_old_one_is_kept(
-    settings, tmp_path, measure, values
+def test_an_edited_card_is_measured_again_and_old_cells_are_kept(
+    config, tmp_path, run_study, read_values
 ):
-    mine = settings.replace(devices=(card_file(tmp_path),), repeats=1)
-    first = values(measure(mine, tmp_path / "run"))
+    mine = config.replace(devices=(card_file(tmp_path),), repeats=1)
+    first = read_values(run_study(mine, tmp_path / "run"))
     card_file(tmp_path, ("[0.16603222,", "[0.5,"))
-    second = values(measure(mine, tmp_path / "run"))
+    second = read_values(run_study(mine, tmp_path / "run"))
     assert second.keys() == first.keys()
     assert all(second[key] != first[key] for key in first)
     card_file(tmp_path, ('title = "', 'title = "Once more: '))
     steps = []
-    measure(mine, tmp_path / "run", lambda *stage: steps.append(stage))
+    run_study(mine, tmp_path / "run", lambda *stage: steps.append(stage))
     assert steps == []
-    assert values(tmp_path / "run") == first
-
-
-def as_version_1(folder: Path, tables: str) -> None:
-    """Turn the store of a run into what version 1 would have written."""
-    with Store(folder / "results.sqlite") as store:
-        cells = [astuple(cell) for cell in store.measurements()]
-        records = store.adapters()
-    (folder / "results.sqlite").unlink()
-    with sqlite3.connect(folder / "results.sqlite") as old:
-        old.executescript(tables)
-        old.executemany(f"INSERT INTO measurements VALUES ({', '.join('?' * 9)})", cells)
-        for number, r in enumerate(records):
-            weights = (folder / r.path / "adapter_model.safetensors").read_bytes()
-            row = (number, r.adapter, r.task, r.trainable_parameters, r.head_parameters,
-                   json.dumps(r.digital), r.train_seconds, r.path,
-                   hashlib.blake2b(weights, digest_size=16).hexdigest())  # fmt: skip
-            old.execute(f"INSERT INTO adapters VALUES ({', '.join('?' * 9)})", row)
-    old.close()
-
-
-def test_a_run_of_version_1_goes_on(asked, trained, tmp_path, measure, values, version_1):
-    folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
-    as_version_1(folder, version_1)
-    with sqlite3.connect(folder / "results.sqlite") as old:
-        old.execute("DELETE FROM measurements WHERE seed = 4 AND device = 'rram-wan2022'")
-    old.close()
-    left = []
-    measure(resolve(asked), folder, lambda _, total: left.append(total) or silent("", 0))
-    assert left == [4]
-    assert values(folder) == values(trained)
-    assert records(folder) == records(trained)
+    assert read_values(tmp_path / "run") == first

@@ -1,29 +1,28 @@
-"""Carrying out a study: what is measured, in which state of the chip, and what is refused."""
+"""Runner: what is measured, in which state of the chip; resumed, grown and invalid runs."""
 
 import re
 import shutil
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import adapters
-from analog_grasp.study import evaluator as bench
-from analog_grasp.study.adapters import learned_parameters, load_adapter
+from analog_grasp.study import evaluator, runner, trained_adapters
 from analog_grasp.study.config import resolve
 from analog_grasp.study.runner import prepare
 from analog_grasp.study.store import Store
+from analog_grasp.study.trained_adapters import learned_parameters, load_adapter
 from analog_grasp.tasks.classification import SentenceTask
 
 METRICS = ("pearson", "spearman")
 ADAPTERS = ("grasp", "stochgrasp")
 DEVICES = ("pcm-hermes-2", "rram-wan2022")
 TIMES = (0.0, 86_400.0)
+# Without the settings of the training, which have no effect on saved adapters.
+UNTRAINED = {"groups": None, "epochs": None, "batch_size": None}
 
 
 def records(folder: Path) -> dict:
@@ -32,7 +31,7 @@ def records(folder: Path) -> dict:
 
 
 def fail_after(monkeypatch, owner, name: str, count: int, error: BaseException) -> None:
-    """Let a function work a number of times and then raise."""
+    """Make a function raise after a number of successful calls."""
     work, calls = getattr(owner, name), iter(range(count))
 
     def failing(*args, **kwargs):
@@ -43,8 +42,8 @@ def fail_after(monkeypatch, owner, name: str, count: int, error: BaseException) 
     monkeypatch.setattr(owner, name, failing)
 
 
-def test_every_cell_is_measured_once(trained):
-    with Store(trained / "results.sqlite") as store:
+def test_every_cell_is_measured_once(finished_run):
+    with Store(finished_run / "results.sqlite") as store:
         keys = [cell.key for cell in store.measurements()]
     cells = product(METRICS, ADAPTERS, DEVICES, TIMES, ((0, 3), (1, 4)))
     expected = {("glue/stsb", m, a, "digital", d, t, *chip) for m, a, d, t, chip in cells}
@@ -52,35 +51,35 @@ def test_every_cell_is_measured_once(trained):
     assert set(keys) == expected
 
 
-def test_chips_and_times_make_a_difference(trained, values):
-    found = values(trained)
+def test_chips_and_times_make_a_difference(finished_run, read_values):
+    found = read_values(finished_run)
     assert len(set(found.values())) > len(found) * 0.6
 
 
-def test_adapters_are_recorded_with_their_sizes_and_digital_scores(trained, task, asked):
-    for name, numbers in {"grasp": 2, "stochgrasp": 4}.items():
-        record = records(trained)[name]
-        model = load_adapter(trained / record.path, asked["model"], task)
-        assert record.trainable_parameters == numbers * 4 * 7  # K = 4 in each of 7 layers
+def test_adapters_are_recorded_with_their_sizes_and_digital_scores(finished_run, task, settings):
+    for name, per_group in {"grasp": 2, "stochgrasp": 4}.items():
+        record = records(finished_run)[name]
+        model = load_adapter(finished_run / record.path, settings["model"], task)
+        assert record.trainable_parameters == per_group * 4 * 7  # K = 4 in each of 7 layers
         assert record.head_parameters == 16 + 1
         assert learned_parameters(model) == (record.trainable_parameters, record.head_parameters)
         assert record.digital == task.scores(model)
         assert record.train_seconds > 0
 
 
-def test_a_recorded_seed_names_the_chip_by_itself(trained, values, task, asked):
-    model = load_adapter(trained / "adapters" / "grasp", asked["model"], task)
+def test_a_recorded_seed_names_the_chip_by_itself(finished_run, read_values, task, settings):
+    model = load_adapter(finished_run / "adapters" / "grasp", settings["model"], task)
     chip = deploy(model, DeviceCard.load("pcm-hermes-2")).program(seed=4).drift_to("1d")
-    found = values(trained)
+    found = read_values(finished_run)
     for metric, score in task.scores(chip.model).items():
         key = ("glue/stsb", metric, "grasp", "digital", "pcm-hermes-2", 86_400.0, 1, 4)
         assert found[key] == score
 
 
 def test_saved_adapters_measure_as_they_did_when_they_were_trained(
-    settings, trained, tmp_path, measure, values
+    config, finished_run, tmp_path, run_study, read_values
 ):
-    assert values(measure(settings, tmp_path / "run")) == values(trained)
+    assert read_values(run_study(config, tmp_path / "run")) == read_values(finished_run)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +92,12 @@ def test_saved_adapters_measure_as_they_did_when_they_were_trained(
     ids=str,
 )
 def test_a_part_of_the_study_measures_the_same_bits(
-    settings, trained, tmp_path, part, measure, values, saved
+    config, finished_run, tmp_path, part, run_study, read_values, saved_folders
 ):
     if "adapters" in part:
-        part = part | {"adapters": saved(trained, *part["adapters"])}
-    found = values(measure(settings.replace(**part), tmp_path / "run"))
-    whole = values(trained)
+        part = part | {"adapters": saved_folders(finished_run, *part["adapters"])}
+    found = read_values(run_study(config.replace(**part), tmp_path / "run"))
+    whole = read_values(finished_run)
     assert 0 < len(found) < len(whole)
     assert found.items() <= whole.items()
 
@@ -106,53 +105,55 @@ def test_a_part_of_the_study_measures_the_same_bits(
 @pytest.mark.parametrize(
     ("count", "error"), [(1, RuntimeError("stop")), (7, KeyboardInterrupt("stop"))]
 )
-def test_an_interrupted_run_goes_on_to_the_same_bits(
-    settings, trained, tmp_path, monkeypatch, count, error, measure, values
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    config, finished_run, tmp_path, monkeypatch, count, error, run_study, read_values
 ):
     with monkeypatch.context() as context:
         fail_after(context, SentenceTask, "scores", count, error)
         with pytest.raises(type(error), match="stop"):
-            measure(settings, tmp_path / "run")
-    kept = values(tmp_path / "run")
+            run_study(config, tmp_path / "run")
+    kept = read_values(tmp_path / "run")
     # The first two scores are those of the digital models.
     assert len(kept) == max(count - 2, 0) * len(METRICS)
-    assert values(measure(settings, tmp_path / "run")) == values(trained)
+    assert read_values(run_study(config, tmp_path / "run")) == read_values(finished_run)
 
 
-def test_a_run_interrupted_between_trainings_goes_on_to_the_same_bits(
-    trained, tmp_path, monkeypatch, measure, values, asked
+def test_a_run_interrupted_between_trainings_resumes_to_the_same_bits(
+    finished_run, tmp_path, monkeypatch, run_study, read_values, settings
 ):
-    settings = resolve(asked)
+    config = resolve(settings)
     with monkeypatch.context() as context:
-        fail_after(context, adapters, "train", 1, RuntimeError("stop"))
+        fail_after(context, trained_adapters, "train", 1, RuntimeError("stop"))
         with pytest.raises(RuntimeError, match="stop"):
-            measure(settings, tmp_path / "run")
+            run_study(config, tmp_path / "run")
     assert records(tmp_path / "run").keys() == {"grasp"}
     kept = (tmp_path / "run" / "adapters" / "grasp" / "adapter_model.safetensors").stat()
-    found = values(measure(settings, tmp_path / "run"))
+    found = read_values(run_study(config, tmp_path / "run"))
     assert (tmp_path / "run" / "adapters" / "grasp" / "adapter_model.safetensors").stat() == kept
-    assert found == values(trained)
+    assert found == read_values(finished_run)
 
 
-def test_a_finished_run_measures_nothing_again(settings, tmp_path, monkeypatch, measure, values):
-    first = values(measure(settings, tmp_path / "run"))
+def test_a_finished_run_measures_nothing_again(
+    config, tmp_path, monkeypatch, run_study, read_values
+):
+    first = read_values(run_study(config, tmp_path / "run"))
     fail_after(monkeypatch, SentenceTask, "scores", 0, RuntimeError("measured again"))
-    assert values(measure(settings, tmp_path / "run")) == first
+    assert read_values(run_study(config, tmp_path / "run")) == first
 
 
-def test_the_progress_counts_what_is_left_to_measure(settings, tmp_path, monkeypatch, measure):
+def test_the_progress_counts_what_is_left_to_measure(config, tmp_path, monkeypatch, run_study):
     done = 6
     with monkeypatch.context() as context:
         fail_after(context, SentenceTask, "scores", 2 + done, RuntimeError("stop"))
         with pytest.raises(RuntimeError, match="stop"):
-            measure(settings, tmp_path / "run")
+            run_study(config, tmp_path / "run")
     totals, steps = [], []
 
     def progress(_description, total):
         totals.append(total)
         return lambda latest="": steps.append(latest)
 
-    measure(settings, tmp_path / "run", progress)
+    run_study(config, tmp_path / "run", progress)
     # The weight errors come last, of a chip for each device.
     assert totals == [16 - done, 2]
     assert len(steps) == 16 - done + 2
@@ -161,46 +162,48 @@ def test_the_progress_counts_what_is_left_to_measure(settings, tmp_path, monkeyp
 
 @pytest.mark.parametrize(("placement", "each"), [("digital", 1), ("folded", len(ADAPTERS))])
 def test_digital_adapters_share_a_chip_and_folded_ones_do_not(
-    settings, tmp_path, monkeypatch, placement, each, measure, values
+    config, tmp_path, monkeypatch, placement, each, run_study, read_values
 ):
     made = []
-    deploy = bench.deploy
-    monkeypatch.setattr(bench, "deploy", lambda *a, **k: made.append(deploy(*a, **k)) or made[-1])
-    found = values(measure(settings.replace(placement=placement), tmp_path / "run"))
-    assert len(made) == each * len(DEVICES)
+    monkeypatch.setattr(
+        evaluator, "deploy", lambda *a, **k: made.append(deploy(*a, **k)) or made[-1]
+    )
+    found = read_values(run_study(config.replace(placement=placement), tmp_path / "run"))
+    # One more per device, for the weight errors of the layers.
+    assert len(made) == (each + 1) * len(DEVICES)
     assert len(found) == 16 * len(METRICS)
     assert {key.placement for key in found} == {placement}
 
 
 def test_differences_between_adapters_are_paired(
-    settings, trained, tmp_path, measure, values, saved
+    config, finished_run, tmp_path, run_study, read_values, saved_folders
 ):
     twin = tmp_path / "twin"
-    shutil.copytree(trained / "adapters" / "grasp", twin)
-    both = (*saved(trained, "grasp"), str(twin))
-    found = values(measure(settings.replace(adapters=both), tmp_path / "run"))
+    shutil.copytree(finished_run / "adapters" / "grasp", twin)
+    both = (*saved_folders(finished_run, "grasp"), str(twin))
+    found = read_values(run_study(config.replace(adapters=both), tmp_path / "run"))
     of_twin = {key: value for key, value in found.items() if key.adapter == "twin"}
     assert len(of_twin) == 16
     assert all(found[key._replace(adapter="grasp")] == value for key, value in of_twin.items())
 
 
-def test_folded_on_an_ideal_chip_is_the_digital_model(settings, tmp_path, measure, values):
-    ideal = settings.replace(placement="folded", devices=("ideal",))
-    folder = measure(ideal, tmp_path / "run")
+def test_folded_on_an_ideal_chip_is_the_digital_model(config, tmp_path, run_study, read_values):
+    ideal = config.replace(placement="folded", devices=("ideal",))
+    folder = run_study(ideal, tmp_path / "run")
     digital = records(folder)
-    for key, value in values(folder).items():
+    for key, value in read_values(folder).items():
         assert value == pytest.approx(digital[key.adapter].digital[key.metric], abs=1e-3)
 
 
 def test_a_cell_without_a_score_is_named_and_all_others_are_measured(
-    settings, trained, tmp_path, monkeypatch, measure, values
+    config, finished_run, tmp_path, monkeypatch, run_study, read_values
 ):
     predict, calls = SentenceTask.predict, iter(range(100))
 
     def broken(self, *args, **kwargs):
         # After the two digital models: the fourth cell, and the fifth.
-        number = float("nan") if next(calls) in (5, 6) else 1.0
-        return predict(self, *args, **kwargs) * number
+        factor = float("nan") if next(calls) in (5, 6) else 1.0
+        return predict(self, *args, **kwargs) * factor
 
     with monkeypatch.context() as context:
         context.setattr(SentenceTask, "predict", broken)
@@ -209,66 +212,53 @@ def test_a_cell_without_a_score_is_named_and_all_others_are_measured(
             match=r"cell stochgrasp on pcm-hermes-2 at 1d, chip 3, cannot be scored.*NaN"
             r".* Nor can 1 other cell\.",
         ):
-            measure(settings, tmp_path / "run")
-    kept = values(tmp_path / "run")
+            run_study(config, tmp_path / "run")
+    kept = read_values(tmp_path / "run")
     assert len(kept) == 14 * len(METRICS)
-    assert kept.items() <= values(trained).items()
-    assert values(measure(settings, tmp_path / "run")) == values(trained)
+    assert kept.items() <= read_values(finished_run).items()
+    assert read_values(run_study(config, tmp_path / "run")) == read_values(finished_run)
 
 
-def test_an_adapter_of_broken_numbers_is_named(settings, trained, tmp_path, measure):
+def test_an_adapter_with_nan_parameters_is_named(config, finished_run, tmp_path, run_study):
     broken = tmp_path / "broken"
-    shutil.copytree(trained / "adapters" / "grasp", broken)
+    shutil.copytree(finished_run / "adapters" / "grasp", broken)
     path = broken / "adapter_model.safetensors"
     save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
     with pytest.raises(ValueError, match=r"adapter broken cannot be scored.*NaN"):
-        measure(settings.replace(adapters=(str(broken),)), tmp_path / "run")
+        run_study(config.replace(adapters=(str(broken),)), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"adapters": ("grsp",)}, ValueError, "no adapter 'grsp': did you mean 'grasp'"),
-        ({"adapters": ("no/such",)}, FileNotFoundError, "no/such holds no adapter"),
+        ({"adapters": ("grsp",), "groups": None}, ValueError, "Unknown adapter 'grsp'"),
+        ({"adapters": ("no/such",), **UNTRAINED}, FileNotFoundError, "no/such holds no adapter"),
         ({"devices": ("pcm-hermes-3",)}, ValueError, "pcm-hermes-3"),
-        ({"task": "revews"}, ValueError, "no task 'revews'"),
+        ({"task": "revews"}, ValueError, "Unknown task 'revews'"),
         ({"model": "no/such/model"}, FileNotFoundError, "no/such/model"),
         ({"groups": 17}, ValueError, "groups is 17.*16 input features"),
-        ({"noise_target": "ideal@1d"}, ValueError, "no spread to learn"),
+        ({"noise_target": "ideal@1d"}, ValueError, "noise_target is 'ideal@1d'"),
     ],
 )
-def test_what_is_wrong_is_said_before_the_folder_is_taken(
-    tmp_path, monkeypatch, change, error, sentence, asked
+def test_an_invalid_request_raises_before_the_folder_is_created(
+    tmp_path, monkeypatch, change, error, sentence, settings
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(error, match=sentence):
-        prepare(resolve(asked | change), tmp_path / "run")
+        prepare(resolve(settings | change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_saved_adapters_of_one_name_are_refused(settings, trained, tmp_path, saved):
+def test_saved_adapters_with_the_same_name_raise(config, finished_run, tmp_path, saved_folders):
     other = tmp_path / "grasp"
-    shutil.copytree(trained / "adapters" / "grasp", other)
-    both = (*saved(trained, "grasp"), str(other))
+    shutil.copytree(finished_run / "adapters" / "grasp", other)
+    both = (*saved_folders(finished_run, "grasp"), str(other))
     with pytest.raises(ValueError, match="have the same name"):
-        prepare(settings.replace(adapters=both), tmp_path / "run")
+        prepare(config.replace(adapters=both), tmp_path / "run")
 
 
-def test_an_adapter_for_another_task_is_refused(settings, tmp_path, task):
-    with pytest.raises(ValueError, match=r"does not fit the model .* with the task reviews"):
-        prepare(settings.replace(task="reviews", data_dir=None), tmp_path / "run")
-
-
-def test_a_loaded_adapter_is_ready_to_be_measured(trained, asked, task):
-    again = replace(task, name="again")
-    model = load_adapter(trained / "adapters" / "stochgrasp", asked["model"], again)
-    assert isinstance(model, PeftModel)
-    assert not model.training
-    assert again.scores(model) == again.scores(model) == records(trained)["stochgrasp"].digital
-
-
-def test_a_run_keeps_a_log(trained):
-    lines = [line[20:] for line in (trained / "run.log").read_text().splitlines()]
+def test_a_run_keeps_a_log(finished_run):
+    lines = [line[20:] for line in (finished_run / "run.log").read_text().splitlines()]
     assert lines[:3] == ["training grasp", "training stochgrasp", "measuring 16 of 16 cells"]
     assert lines[3 + 16] == "weight errors"
     assert len(lines) == 3 + 16 + 3
@@ -279,13 +269,88 @@ def test_a_run_keeps_a_log(trained):
     )
 
 
-def test_chips_are_drawn_until_the_intervals_are_narrow(settings, tmp_path, measure, values):
-    few = {"devices": ("pcm-hermes-2",), "times": ("0s",), "adapters": settings.model.adapters[:1]}
-    first = values(measure(settings.replace(**few), tmp_path / "two"))
-    narrow = few | {"until_ci": 1e-6, "repeats_limit": 6}
-    found = values(measure(settings.replace(**narrow), tmp_path / "run"))
-    assert {key.repeat for key in found} == set(range(6))
+def test_chips_are_added_until_the_intervals_are_narrow(config, tmp_path, run_study, read_values):
+    few = {"devices": ("pcm-hermes-2",), "times": ("0s",), "adapters": config.model.adapters[:1]}
+    first = read_values(run_study(config.replace(**few), tmp_path / "two"))
+    narrow = few | {"until_ci": 1e-6, "repeats_limit": 7}
+    found = read_values(run_study(config.replace(**narrow), tmp_path / "run"))
+    assert {key.repeat for key in found} == set(range(7))
     assert first.items() <= found.items()
     wide = few | {"until_ci": 1e4}
-    found = values(measure(settings.replace(**wide), tmp_path / "wide"))
-    assert {key.repeat for key in found} == {0, 1}
+    found = read_values(run_study(config.replace(**wide), tmp_path / "wide"))
+    assert {key.repeat for key in found} == set(range(5))
+
+
+def test_a_finished_run_grows_without_measuring_again(
+    config, finished_run, tmp_path, monkeypatch, run_study, read_values
+):
+    small = {"devices": ("pcm-hermes-2",), "times": ("0s",), "repeats": 1}
+    first = read_values(run_study(config.replace(**small), tmp_path / "run"))
+    scored = []
+    scores = SentenceTask.scores
+    monkeypatch.setattr(SentenceTask, "scores", lambda *args: scored.append(args) or scores(*args))
+    for change, cells in (
+        ({"repeats": 2}, 1),
+        ({"times": ("1d",)}, 2),  # the time of the run stays
+        ({"devices": ("rram-wan2022",)}, 4),
+    ):
+        small |= change
+        scored.clear()
+        found = read_values(run_study(config.replace(**small), tmp_path / "run"))
+        assert len(scored) == cells * len(ADAPTERS)
+        assert first.items() <= found.items()
+    assert found == read_values(finished_run)
+    with Store(tmp_path / "run" / "results.sqlite") as store:
+        assert len(store.measurements()) == 16 * len(METRICS)
+    layers = evaluator.read_layers(tmp_path / "run" / "layers.csv")
+    assert {(row.device, row.time_s) for row in layers} == set(product(DEVICES, TIMES))
+    fewer = config.replace(devices=DEVICES[:1], repeats=1)
+    assert prepare(fewer, tmp_path / "run").config.run.repeats == 2
+
+
+def test_a_moved_tree_resumes(config, finished_run, tmp_path, monkeypatch, run_study, read_values):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(finished_run / "adapters", here / "adapters")
+
+    def asked(tree: Path) -> dict:
+        shutil.copytree(config.model.name, tree / "bert", dirs_exist_ok=True)
+        names = tuple(str(tree / "adapters" / name) for name in ADAPTERS)
+        return {"adapters": names, "model": str(tree / "bert"), "devices": (str(tree / "my.toml"),)}
+
+    card = Path(runner.__file__).parents[2] / "device_models" / "pcm-hermes-2.toml"
+    (here / "my.toml").write_text(card.read_text())
+    run_study(config.replace(**asked(here)), here / "run")
+    here.rename(there)
+    fail_after(monkeypatch, SentenceTask, "scores", 0, RuntimeError("measured again"))
+    run_study(config.replace(**asked(there)), there / "run")
+    assert records(there / "run")["grasp"].path == "../adapters/grasp"
+    whole = read_values(finished_run).items()
+    expected = {key: value for key, value in whole if key.device == "pcm-hermes-2"}
+    assert read_values(there / "run") == expected
+
+
+def test_scores_that_lack_a_metric_end_the_run(config, tmp_path, monkeypatch, run_study):
+    scores = SentenceTask.scores
+
+    def without_spearman(self, *args):
+        return {name: v for name, v in scores(self, *args).items() if name != "spearman"}
+
+    lacking = r"scores of the task glue/stsb lack spearman \(they hold pearson\)"
+    with monkeypatch.context() as context:
+        context.setattr(SentenceTask, "scores", without_spearman)
+        with pytest.raises(ValueError, match=f"grasp cannot be scored before .*{lacking}"):
+            run_study(config, tmp_path / "run")
+        context.setattr(runner, "check_metrics", lambda *_: None)
+        with pytest.raises(ValueError, match=f"cell grasp on .* cannot be scored: The {lacking}"):
+            run_study(config, tmp_path / "run2")
+        context.setattr(evaluator, "check_metrics", lambda *_: None)
+        with pytest.raises(RuntimeError, match=r"cell .* was measured but is still missing"):
+            run_study(config, tmp_path / "run3")
+
+
+def test_processes_of_torchrun_raise_instead_of_waiting_for_each_other(
+    settings, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"started in 2 processes by torchrun.*--workers"):
+        prepare(resolve(settings), tmp_path / "run")

@@ -1,18 +1,24 @@
-"""Means, intervals and pairs, against figures worked out by hand and by scipy."""
+"""Means, intervals, pairs and chip counts, against figures worked out by hand and by scipy."""
 
+import random
 import statistics
 from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from analog_grasp.study.records import Measurement
+from analog_grasp.study.sections import RunSettings
 from analog_grasp.study.statistics import (
     PairedDifference,
     Variant,
+    chip_count,
     estimate,
+    holm,
     holm_corrected,
     paired_differences,
     summarise,
@@ -48,13 +54,13 @@ def test_one_value_has_no_interval():
     assert estimate([0.8]) == (0.8, None, None, None)
 
 
-def test_no_value_is_refused():
-    with pytest.raises(ValueError, match="mean of no values"):
+def test_no_value_raises():
+    with pytest.raises(ValueError, match="must not be empty"):
         estimate([])
 
 
 @pytest.mark.parametrize(("value", "p_value"), [(0.1, 0.0), (0.0, 1.0)])
-def test_equal_values_have_an_interval_of_no_width(value, p_value):
+def test_equal_values_have_an_interval_of_zero_width(value, p_value):
     assert estimate([value] * 3) == (value, value, value, p_value)
 
 
@@ -80,10 +86,10 @@ def test_differences_are_paired_by_chip_instance():
     (difference,) = paired_differences(measured, "grasp", "lora")
     assert (difference.n, difference.unpaired) == (3, 0)
     assert difference.mean == pytest.approx(0.01)
-    assert difference.verdict == "ahead"
+    assert difference.verdict == "better"
     (back,) = paired_differences(measured, "lora", "grasp")
     assert back.mean == pytest.approx(-0.01)
-    assert back.verdict == "behind"
+    assert back.verdict == "worse"
 
 
 def test_difference_worked_out_by_hand():
@@ -92,7 +98,7 @@ def test_difference_worked_out_by_hand():
     (difference,) = paired_differences(measured, "grasp", "lora")
     assert (difference.low, difference.high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
     assert difference.p_value == pytest.approx(stats.ttest_rel([6, 3, 5], [5, 1, 2]).pvalue)
-    assert difference.verdict == "level"
+    assert difference.verdict == "not significant"
 
 
 def test_measurements_without_a_partner_are_dropped_and_counted():
@@ -123,7 +129,7 @@ def test_placements_may_differ():
     assert difference.adapter == Variant("lora", "folded")
 
 
-def test_placements_of_one_adapter_are_told_apart():
+def test_placements_of_one_adapter_are_distinguished():
     measured = cells("grasp", [0.1, 0.2]) + cells("grasp", [0.2, 0.3], placement="folded")
     digital, folded = variants(measured)
     (difference,) = paired_differences(measured, digital, folded)
@@ -132,7 +138,7 @@ def test_placements_of_one_adapter_are_told_apart():
         paired_differences(measured, "grasp", folded)
 
 
-def test_an_adapter_that_was_not_measured_is_refused():
+def test_an_adapter_that_was_not_measured_raises():
     with pytest.raises(ValueError, match="Nothing was measured of the adapter 'lora'"):
         paired_differences(cells("grasp", [0.1]), "grasp", "lora")
     with pytest.raises(ValueError, match="'grasp' at placement 'folded'"):
@@ -163,15 +169,15 @@ def differences(p_values):
 
 def test_holm_by_hand():
     # 4 * 0.01, 3 * 0.02, then 2 * 0.03 and 1 * 0.04, which must not fall below those before.
-    found = [d.p_holm for d in holm_corrected(differences([0.04, 0.01, 0.03, 0.02]))]
-    assert found == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.04, 0.01, 0.03, 0.02]).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm(np.array([0.9, 0.5])).tolist() == [1.0, 1.0]
     assert [d.holds_corrected for d in holm_corrected(differences([0.03, 0.024]))] == [True, True]
     assert [d.holds_corrected for d in holm_corrected(differences([0.03, 0.026]))] == [False, False]
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_rejects_step_by_step(p_values):
-    # Holm's own words: go up the list while p(i) < level / (m - i), and stop at the first failure.
+    # Holm's procedure: reject in ascending order while p(i) < level / (m - i).
     rejected = set()
     for rank, (p, index) in enumerate(sorted((p, i) for i, p in enumerate(p_values))):
         if p * (len(p_values) - rank) >= 0.05:
@@ -193,10 +199,81 @@ def test_an_uncorrected_difference_does_not_hold_corrected():
 def test_values_needed_is_where_the_interval_becomes_narrow(values, half_width):
     most = 50
     needed = values_needed(values, half_width, most)
-    spread = statistics.stdev(values)
+    std = statistics.stdev(values)
 
     def half(n):
-        return stats.t.ppf(0.975, n - 1) * spread / n**0.5
+        return stats.t.ppf(0.975, n - 1) * std / n**0.5
 
     assert needed == most or half(needed) <= half_width * (1 + 1e-9)
     assert needed == 2 or half(needed - 1) > half_width * (1 - 1e-9)
+
+
+UNTIL = RunSettings(repeats=3, until_ci=1.0, repeats_limit=20)
+WHERE = tuple(product(("grasp", "lora"), (0.0, 60.0)))
+
+
+def drawn(count, std, metric="accuracy"):
+    """Return values of so many chips in every cell, around 0.8."""
+    chance = random.Random(0)
+    return [
+        Measurement("t", metric, adapter, "digital", "pcm", time, i, i, chance.gauss(0.8, std))
+        for adapter, time in WHERE
+        for i in range(count)
+    ]
+
+
+def test_chips_are_drawn_until_every_interval_is_narrow():
+    everything = drawn(20, 0.01)
+    count = chip_count(UNTIL, len(WHERE), everything)
+    assert 5 < count < 20
+
+    def widest(n):
+        for adapter, time in WHERE:
+            cells = (c for c in everything if (c.adapter, c.time_s) == (adapter, time))
+            found = estimate([100 * c.value for c in cells if c.repeat < n])
+            yield found.high - found.mean
+
+    assert max(widest(count)) <= 1.0
+    assert max(widest(5)) > 1.0
+
+
+def test_as_many_chips_are_asked_for_whatever_else_is_known():
+    everything = drawn(20, 0.01)
+    final = chip_count(UNTIL, len(WHERE), everything)
+    count = 5
+    while True:  # one round after the other, as a run that knows no more has it
+        known = [cell for cell in everything if cell.repeat < count]
+        random.Random(1).shuffle(known)
+        more = chip_count(UNTIL, len(WHERE), known)
+        if more == count:
+            break
+        assert count < more <= 2 * count
+        count = more
+    assert count == final
+
+
+def test_no_chip_is_added_before_those_asked_for_are_measured_completely():
+    assert chip_count(UNTIL, len(WHERE), drawn(4, 0.5)) == 5
+    assert chip_count(UNTIL, len(WHERE), drawn(5, 0.5)[:-1]) == 5
+    assert chip_count(UNTIL, len(WHERE) + 1, drawn(5, 0.5)) == 5
+
+
+def test_the_limit_ends_the_drawing():
+    assert chip_count(UNTIL, len(WHERE), drawn(20, 0.5)) == 20
+    many = RunSettings(repeats=30, until_ci=1.0, repeats_limit=20)
+    assert chip_count(many, len(WHERE), drawn(30, 0.5)) == 30
+    few = RunSettings(repeats=3, until_ci=1.0, repeats_limit=4)
+    assert chip_count(few, len(WHERE), []) == 4
+
+
+def test_drawing_begins_with_five_chips_or_more():
+    for repeats, count in ((1, 5), (3, 5), (8, 8)):
+        run = RunSettings(repeats=repeats, until_ci=1.0)
+        assert chip_count(run, len(WHERE), []) == count
+        assert chip_count(run, len(WHERE), drawn(count, 1e-6)) == count
+    assert chip_count(RunSettings(repeats=3), len(WHERE), drawn(3, 0.5)) == 3
+
+
+@pytest.mark.parametrize(("metric", "more"), [("accuracy", True), ("nist", False)])
+def test_a_point_is_a_hundredth_of_a_score_that_is_a_fraction(metric, more):
+    assert (chip_count(UNTIL, len(WHERE), drawn(5, 0.1, metric)) > 5) is more

@@ -1,4 +1,4 @@
-"""What tests of tuning share: tasks whose scores show every bit, and a formula for a measuring."""
+"""Tasks whose scores show every bit, and a formula in place of measurements."""
 
 import math
 
@@ -9,15 +9,14 @@ from analog_grasp.study.config import StudyConfig
 from analog_grasp.tasks import registry
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.reviews import reviews as generate_reviews
-from analog_grasp.tuning import storage as storage_module
-from analog_grasp.tuning import tune as tune_module
-from analog_grasp.tuning.tune import Tuning
+from analog_grasp.tuning import optuna_study, tuner
+from analog_grasp.tuning.tuner import Tuning
 
 DEVICES = ("pcm-hermes-2", "rram-wan2022")
 
 
 def lengths(_data_dir=None) -> SentenceTask:
-    """How long is the sentence?"""
+    """Return a task to predict the length of a sentence."""
     reviews = generate_reviews(train=20, validation=6)
 
     def measured(rows: Dataset) -> Dataset:
@@ -30,7 +29,7 @@ def lengths(_data_dir=None) -> SentenceTask:
 
 
 class Sealed:
-    """Rows that nobody may look at."""
+    """Rows that must not be used."""
 
     def __getattr__(self, name):
         raise AssertionError(f"The validation rows were asked for {name}.")
@@ -43,7 +42,7 @@ class Sealed:
 
 
 def sealed(_data_dir=None) -> SentenceTask:
-    """The same task, before its validation rows may be looked at."""
+    """Return the same task with validation rows that must not be used."""
     task = lengths()
     task.validation = Sealed()
     return task
@@ -51,7 +50,7 @@ def sealed(_data_dir=None) -> SentenceTask:
 
 @pytest.fixture(autouse=True, scope="module")
 def known_tasks():
-    # By module: a package's fixture is given back only when all tests are over.
+    # By module: a fixture of the package would only end with the last test.
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry._LOADERS, "lengths", lengths)
         patch.setitem(registry._LOADERS, "sealed", sealed)
@@ -68,7 +67,7 @@ def settings(bert_folder) -> StudyConfig:
 
 @pytest.fixture
 def formula(monkeypatch):
-    """Puts a formula of the settings in the place of the measuring; 0.9 at most, at lambda 0.1."""
+    """Replace measurements by a formula of the settings; 0.9 at most, at noise weight 0.1."""
 
     def measure(trial, settings, *_):
         distance = abs(math.log10(settings.training.noise_weight + 1e-6) + 1)
@@ -76,20 +75,20 @@ def formula(monkeypatch):
         trial.set_user_attr("cells", [["ideal", 0.0, [0.9 - 0.1 * distance]]])
         return 0.9 - 0.1 * distance, 0.9 + 0.01 * distance
 
-    monkeypatch.setattr(tune_module, "measure", measure)
+    monkeypatch.setattr(tuner, "measure", measure)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """A process that does not answer is given up for dead at once."""
-    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(storage_module, "GRACE_SECONDS", 1)
-    monkeypatch.setattr(tune_module, "_POLL_SECONDS", 0.1)
+    """Treat a process that does not answer as dead at once."""
+    monkeypatch.setattr(optuna_study, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(optuna_study, "GRACE_SECONDS", 1)
+    monkeypatch.setattr(tuner, "_POLL_SECONDS", 0.1)
 
 
 @pytest.fixture(scope="session")
 def tried():
-    """Tells the scores of a tuning by what was tried."""
+    """Return a function for the scores of a tuning by the values that were tried."""
 
     def scores(tuning: Tuning) -> dict:
         return {tuple(sorted(t.values.items())): t.score for t in tuning.trials()}

@@ -1,4 +1,4 @@
-"""What cannot be tuned, and folders and storages that cannot be used."""
+"""Tuner: invalid requests, folders and storages."""
 
 import math
 from dataclasses import replace
@@ -8,9 +8,9 @@ from sqlalchemy import event
 
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.splits import tuning_task
-from analog_grasp.tuning import tune as tune_module
-from analog_grasp.tuning.storage import shown_url
-from analog_grasp.tuning.tune import prepare_tuning, tune
+from analog_grasp.tuning import tuner
+from analog_grasp.tuning.optuna_study import shown_url
+from analog_grasp.tuning.tuner import prepare_tuning, tune
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,19 @@ from analog_grasp.tuning.tune import prepare_tuning, tune
         ({"adapter": "head", "search": ["groups"]}, "head has no groups"),
         ({"adapter": "grisp"}, "'grasp'"),
         ({"held_out": 11}, "from 1 to 10"),
-        ({"storage": "trials"}, "no URL of a database"),
+        ({"storage": "trials"}, "not the URL of a database"),
         ({"storage": "sqlite:////no/such/folder/x.db"}, "unable to open database file"),
-        ({"storage": "nonesuch://me:secret@host/x"}, r"me:\*\*\*@host"),
+        (
+            {"storage": "nonesuch://me:secret@host/x"},
+            r"me:\*\*\*@host/x is a database of an unknown",
+        ),
+        (
+            {"storage": "postgresql+psycopg2://me:secret@host/x"},
+            r"me:\*\*\*@host/x requires the Python module psycopg2.*pip install 'psycopg2-binary'",
+        ),
     ],
 )
-def test_what_cannot_be_tuned_leaves_no_folder(settings, tmp_path, asked, named):
+def test_an_invalid_request_creates_no_folder(settings, tmp_path, asked, named):
     with pytest.raises((ValueError, OSError), match=named):
         prepare_tuning(settings, tmp_path / "run", **asked)
     assert not (tmp_path / "run").exists()
@@ -69,18 +76,18 @@ def test_storage_of_another_study(settings, tmp_path):
 
 def test_folder_of_other_files(settings, tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="not of a tuning"):
+    with pytest.raises(ValueError, match="do not belong to a tuning"):
         prepare_tuning(settings, tmp_path)
 
 
-def test_storage_that_is_no_database(settings, tmp_path):
+def test_storage_that_is_not_a_database(settings, tmp_path):
     prepare_tuning(settings, tmp_path / "run")
     (tmp_path / "run" / "study.sqlite").write_text("nothing of the kind" * 100)
     with pytest.raises(OSError, match="file is not a database"):
         prepare_tuning(settings, tmp_path / "run")
 
 
-def test_a_full_disk_is_told_and_the_study_goes_on(formula, settings, tmp_path, monkeypatch):
+def test_a_full_disk_raises_and_the_study_resumes(formula, settings, tmp_path, monkeypatch):
     tuning = prepare_tuning(settings, tmp_path / "run")
     tune(tuning, 2)
     with tuning.storage.engine.connect() as connection:
@@ -91,16 +98,16 @@ def test_a_full_disk_is_told_and_the_study_goes_on(formula, settings, tmp_path, 
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
     event.listen(tuning.storage.engine, "connect", keep_small)
-    measure = tune_module.measure
+    measure = tuner.measure
 
     def verbose(trial, *others):
         trial.set_user_attr("notes", "x" * 50_000)
         return measure(trial, *others)
 
-    monkeypatch.setattr(tune_module, "measure", verbose)
-    with pytest.raises(OSError, match=r"study\.sqlite cannot be used .*full.*same command goes on"):
+    monkeypatch.setattr(tuner, "measure", verbose)
+    with pytest.raises(OSError, match=r"study\.sqlite cannot be used .*full.*same command resumes"):
         tune(tuning, 3)
-    monkeypatch.setattr(tune_module, "measure", measure)
+    monkeypatch.setattr(tuner, "measure", measure)
     again = prepare_tuning(settings, tmp_path / "run")
     tune(again, 3)
     assert len(again.trials()) == 3

@@ -1,12 +1,12 @@
-"""What is tried, in which order, and what of it is best."""
+"""Search: which values are tried, in which order, and which are best."""
 
 import pytest
 
 from analog_grasp.study.config import StudyConfig
-from analog_grasp.tuning import search as search_module
-from analog_grasp.tuning.search import first_values
+from analog_grasp.tuning import optuna_study
+from analog_grasp.tuning.optuna_study import first_values
 from analog_grasp.tuning.search_space import search_space
-from analog_grasp.tuning.tune import prepare_tuning, tune
+from analog_grasp.tuning.tuner import prepare_tuning, tune
 
 
 def test_the_given_settings_come_first_then_those_without_the_loss(formula, settings, tmp_path):
@@ -18,7 +18,7 @@ def test_the_given_settings_come_first_then_those_without_the_loss(formula, sett
     assert len(set(found)) == 6
 
 
-def test_a_zero_that_is_given_is_not_tried_twice():
+def test_a_given_zero_is_not_tried_twice():
     space = search_space(["noise_weight", "groups"])
     assert first_values(StudyConfig().replace(noise_weight=0), space) == [
         {"noise_weight": 0.0, "groups": 16}
@@ -35,8 +35,8 @@ def test_the_search_comes_near_the_best(formula, settings, tmp_path):
 
 
 def test_the_same_study_again_tries_the_same(tried, formula, settings, tmp_path, monkeypatch):
-    # So that what is seen has a say in what comes next.
-    monkeypatch.setattr(search_module, "_RANDOM_TRIALS", 3)
+    # So that earlier results influence later values.
+    monkeypatch.setattr(optuna_study, "_RANDOM_TRIALS", 3)
     studies = [prepare_tuning(settings, tmp_path / name) for name in ("a", "b")]
     tune(studies[0], 6)
     for trials in (4, 6):
@@ -65,10 +65,10 @@ def test_several_settings_are_searched_in_their_ranges(formula, settings, tmp_pa
     # Only the loss weight is in the formula.
     shares = tuning.importance()["score"]
     assert sum(shares.values()) == pytest.approx(1)
-    assert tuning.settings_of(others[0]).groups == others[0].values["groups"]
+    assert tuning.config_of(others[0]).training.groups == others[0].values["groups"]
 
 
-def test_importance_waits_for_enough_trials(formula, settings, tmp_path):
+def test_importance_requires_enough_trials(formula, settings, tmp_path):
     tuning = prepare_tuning(settings, tmp_path / "run")
     tune(tuning, 4)
     assert tuning.importance() == {}
@@ -76,17 +76,17 @@ def test_importance_waits_for_enough_trials(formula, settings, tmp_path):
     assert tuning.importance() == {"score": {"noise_weight": 1.0}}
 
 
-def test_the_front_holds_what_nothing_beats(formula, settings, tmp_path):
+def test_the_front_holds_the_trials_that_none_dominates(formula, settings, tmp_path):
     tuning = prepare_tuning(settings, tmp_path / "run", multi=True)
     tune(tuning, 12)
     trials = tuning.trials()
 
-    def beaten(trial):
+    def dominated(trial):
         return any(
             o.score >= trial.score and o.digital >= trial.digital and o.values != trial.values
             for o in trials
         )
 
-    assert {t.number for t in tuning.front()} == {t.number for t in trials if not beaten(t)}
+    assert {t.number for t in tuning.front()} == {t.number for t in trials if not dominated(t)}
     assert tuning.front()[0].score == max(trial.score for trial in trials)
     assert set(tuning.importance()) == {"score", "digital"}

@@ -1,4 +1,4 @@
-"""A study that outlives its processes, and is shared by several."""
+"""Studies that are resumed after a kill, and shared by several processes."""
 
 import json
 import subprocess
@@ -8,19 +8,18 @@ import time
 import pytest
 
 from analog_grasp.study.config import StudyConfig, flat
-from analog_grasp.tuning import tune as tune_module
-from analog_grasp.tuning.search import quiet_optuna
-from analog_grasp.tuning.storage import share_heartbeats
-from analog_grasp.tuning.tune import prepare_tuning, tune
+from analog_grasp.tuning import tuner
+from analog_grasp.tuning.optuna_study import quiet_optuna, share_heartbeats
+from analog_grasp.tuning.tuner import prepare_tuning, tune
 
 CHILD = """
 import json, sys, time
 from pathlib import Path
 from analog_grasp.study.config import resolve
-from analog_grasp.tuning import tune
+from analog_grasp.tuning import tuner
 
 settings, folder, began, hangs = resolve(json.loads(sys.argv[1])), *sys.argv[2:]
-measure = tune.measure
+measure = tuner.measure
 
 def watched(trial, *others):
     if trial.number == int(hangs):
@@ -31,14 +30,14 @@ def watched(trial, *others):
         Path(began).touch()
     return measured
 
-tune.measure = watched
-tune.tune(tune.prepare_tuning(settings, Path(folder), held_out=50), 3)
+tuner.measure = watched
+tuner.tune(tuner.prepare_tuning(settings, Path(folder), held_out=50), 3)
 """
 
 
 @pytest.fixture
 def in_another_process(quick, tmp_path):
-    """Lets another process tune, until its first trial is measured, or hangs at a number."""
+    """Return a function that tunes in another process, which may hang at a trial."""
 
     def begin(folder, hangs=-1) -> subprocess.Popen:
         began = tmp_path / "began"
@@ -54,7 +53,7 @@ def in_another_process(quick, tmp_path):
 
 @pytest.fixture(scope="module")
 def quick(bert_folder) -> StudyConfig:
-    """A trial of a second, of a task that every process knows."""
+    """Return settings of a trial of a second, on a task that every process knows."""
     return StudyConfig().replace(
         model=str(bert_folder), devices=("ideal",), times=("1d",), repeats=1, groups=4, epochs=0.05
     )
@@ -62,7 +61,7 @@ def quick(bert_folder) -> StudyConfig:
 
 @pytest.fixture(scope="module")
 def alone(tried, quick, tmp_path_factory) -> dict:
-    """What one undisturbed process finds."""
+    """Return the results of one undisturbed process."""
     tuning = prepare_tuning(quick, tmp_path_factory.mktemp("alone") / "run", held_out=50)
     tune(tuning, 3)
     return tried(tuning)
@@ -72,14 +71,14 @@ def test_an_interrupted_trial_is_tried_again(tried, formula, settings, tmp_path,
     whole = prepare_tuning(settings, tmp_path / "whole")
     tune(whole, 6)
     tuning = prepare_tuning(settings, tmp_path / "run")
-    measure = tune_module.measure
+    measure = tuner.measure
 
     def interrupted(trial, *others):
         if trial.number == 1:
             raise KeyboardInterrupt
         return measure(trial, *others)
 
-    monkeypatch.setattr(tune_module, "measure", interrupted)
+    monkeypatch.setattr(tuner, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune(tuning, 6)
     assert len(tuning.trials()) == 1
@@ -88,7 +87,7 @@ def test_an_interrupted_trial_is_tried_again(tried, formula, settings, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_after_a_kill(tried, alone, in_another_process, impatient, quick, tmp_path):
+def test_a_study_resumes_after_a_kill(tried, alone, in_another_process, impatient, quick, tmp_path):
     process = in_another_process(tmp_path / "run", hangs=1)
     process.kill()
     process.wait()
@@ -114,7 +113,7 @@ def test_two_processes_share_one_study(
     tried, alone, in_another_process, quick, tmp_path, monkeypatch
 ):
     """Together they finish as many trials as were asked for, and not one more."""
-    monkeypatch.setattr(tune_module, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(tuner, "_POLL_SECONDS", 0.1)
     process = in_another_process(tmp_path / "run")
     tuning = prepare_tuning(quick, tmp_path / "run", held_out=50)
     tune(tuning, 3)
@@ -123,15 +122,15 @@ def test_two_processes_share_one_study(
     assert tried(tuning) == alone
 
 
-def test_a_trial_too_many_is_left_for_later(formula, settings, tmp_path):
-    """As where two processes begin the last trial at the same moment."""
+def test_a_surplus_trial_is_put_back(formula, settings, tmp_path):
+    """Two processes may start the last trial at the same moment."""
     tuning = prepare_tuning(settings, tmp_path / "run")
     tune(tuning, 1)
     with quiet_optuna():
         tuning.study.optimize(
-            lambda trial: tune_module._attempt(tuning, trial, 1),
+            lambda trial: tuner._run_trial(tuning, trial, 1),
             n_trials=1,
-            catch=tune_module._SurplusError,
+            catch=tuner._SurplusError,
         )
     assert len(tuning.trials()) == 1
     tune(tuning, 2)
@@ -139,7 +138,7 @@ def test_a_trial_too_many_is_left_for_later(formula, settings, tmp_path):
 
 
 def test_two_processes_on_one_file_elsewhere(tried, formula, settings, tmp_path):
-    """As two machines with a database: each has an output folder of its own."""
+    """Two machines with one database each have an output folder of their own."""
     url = f"sqlite:///{tmp_path / 'trials.db'}"
     one = prepare_tuning(settings, tmp_path / "here" / "run", storage=url)
     two = prepare_tuning(settings, tmp_path / "there" / "run", storage=url)

@@ -1,4 +1,4 @@
-"""What a trial measures, on which data and chips, and when it is given up."""
+"""Trials: what they measure, on which data and chips, and when they are pruned."""
 
 import statistics
 
@@ -6,17 +6,16 @@ import pytest
 
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.adapters import new_adapter, train_adapter
 from analog_grasp.study.config import flat, resolve
 from analog_grasp.study.evaluator import Cell
+from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.splits import tuning_task
-from analog_grasp.tuning import objective as trial_module
-from analog_grasp.tuning import tune as tune_module
+from analog_grasp.tuning import objective, tuner
 from analog_grasp.tuning.api import tune_noise_weight
 from analog_grasp.tuning.objective import tuning_rounds
-from analog_grasp.tuning.tune import prepare_tuning, tune, with_values
+from analog_grasp.tuning.tuner import prepare_tuning, tune
 
 
 def test_a_trial_is_the_mean_over_chips_of_its_own_on_held_out_training_rows(settings, tmp_path):
@@ -75,10 +74,10 @@ def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(setti
     asked = flat(settings) | {"task": "lengths", "times": ("1d",)}
     tuned = tune_noise_weight(tmp_path / "run", trials=2, **asked)
     best = resolve({}, tmp_path / "run" / "best.toml")
-    assert best == tuned.settings == with_values(resolve(asked), tuned.best.values)
+    assert best == tuned.settings == resolve(asked).replace(**tuned.best.values)
     assert {cell.seed for cell in tuned.results.measurements} == {3, 4}
     folder = tmp_path / "run" / f"trial-{tuned.best.number}"
-    assert resolve({}, folder / "run.toml") == best.model_copy(update={"adapters": ("stochgrasp",)})
+    assert resolve({}, folder / "run.toml") == best.replace(adapters=("stochgrasp",))
     for file in tuned.files:
         assert file.stat().st_size > 0
     names = {"trials.csv", "best.toml", "summary.md", "report.html"}
@@ -87,8 +86,8 @@ def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(setti
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    """Measures by a formula, cell by cell: the smaller lambda, the better; NaN at lambda 0."""
+def formula_by_cell(monkeypatch):
+    """Replace measurements, cell by cell, by a formula: better at a smaller noise weight, NaN at 0."""
 
     class Formula:
         def __init__(self, task, models, *_):
@@ -104,39 +103,43 @@ def bench(monkeypatch):
             raise ValueError("A logit is NaN.")
         return settings.training.noise_weight
 
-    monkeypatch.setattr(trial_module, "Bench", Formula)
-    monkeypatch.setattr(trial_module, "new_adapter", made)
-    monkeypatch.setattr(trial_module, "train_adapter", lambda *_: 0.0)
+    monkeypatch.setattr(objective, "Evaluator", Formula)
+    monkeypatch.setattr(objective, "new_adapter", made)
+    monkeypatch.setattr(objective, "train_adapter", lambda *_: 0.0)
     monkeypatch.setattr(SentenceTask, "evaluate", lambda *_: 0.9)
 
 
-def test_a_trial_worse_on_the_same_chips_is_given_up_after_a_round(bench, settings, tmp_path):
+def test_a_trial_worse_on_the_same_chips_is_pruned_after_a_round(
+    formula_by_cell, settings, tmp_path
+):
     asked = settings.replace(repeats=3, times=("0s", "1h", "1d"))
     tuning = prepare_tuning(asked, tmp_path / "run")
     tune(tuning, 10)
     best, failed, *others = tuning.trials()
-    assert best.given_up == ""
+    assert best.pruned == ""
     assert [len(scores) for scores in best.cells.values()] == [3] * 6
-    assert (failed.score, failed.given_up) == (None, "A logit is NaN.")
+    assert (failed.score, failed.pruned) == (None, "A logit is NaN.")
     worse = [trial for trial in others if trial.values["noise_weight"] > 1]
     assert worse
     for trial in worse:
         assert trial.score is None
-        assert trial.given_up == "worse than the best trial on the same chips"
+        assert trial.pruned == "worse than the best trial on the same chips"
         assert [len(scores) for scores in trial.cells.values()] == [1] * 6
 
 
-def test_with_two_goals_nothing_is_given_up_early(bench, settings, tmp_path):
+def test_with_two_goals_nothing_is_pruned_early(formula_by_cell, settings, tmp_path):
     tuning = prepare_tuning(settings, tmp_path / "run", multi=True)
     tune(tuning, 6)
-    assert [t.number for t in tuning.trials() if t.given_up] == [1]
+    assert [t.number for t in tuning.trials() if t.pruned] == [1]
 
 
 def test_a_study_of_failures_says_so(monkeypatch, settings, tmp_path):
     def measure(*_):
         raise ValueError("A logit is NaN.")
 
-    monkeypatch.setattr(tune_module, "measure", measure)
-    with pytest.raises(ValueError, match=r"No trial .* could be measured whole: .* trials\.csv"):
+    monkeypatch.setattr(tuner, "measure", measure)
+    with pytest.raises(
+        ValueError, match=r"No trial .* could be measured completely: .* trials\.csv"
+    ):
         tune_noise_weight(tmp_path / "run", trials=2, **flat(settings))
     assert "A logit is NaN." in (tmp_path / "run" / "trials.csv").read_text()

@@ -1,4 +1,4 @@
-"""Runs that are killed, and runs that share a store: nothing lost, nothing done twice."""
+"""Killed runs, and processes that share a run: nothing is lost, nothing is done twice."""
 
 import multiprocessing
 import random
@@ -17,11 +17,11 @@ FORKS.set_forkserver_preload(["analog_grasp.cli", "analog_grasp.study.api"])
 
 
 @pytest.fixture(scope="module")
-def command(asked) -> list[str]:
-    """The study as a command of 32 cells."""
-    settings = asked | {"repeats": 4}
+def command(settings) -> list[str]:
+    """Return the study as a command of 32 cells."""
+    config = settings | {"repeats": 4}
     given = ["compare"]
-    for name, value in settings.items():
+    for name, value in config.items():
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         given += [f"--{name.replace('_', '-')}", text]
     return given
@@ -35,7 +35,7 @@ def start(command: list[str], out: Path):
 
 @pytest.fixture(scope="module")
 def undisturbed(command, tmp_path_factory) -> tuple[bytes, float]:
-    """The results of a run that nothing disturbs, and the seconds that it takes."""
+    """Return the results of an undisturbed run, and its duration, s."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     start(command, out).join()  # the first one also waits for the imports
     again = out.with_name("again")
@@ -46,7 +46,7 @@ def undisturbed(command, tmp_path_factory) -> tuple[bytes, float]:
 
 
 def cells(out: Path) -> set:
-    """What the store holds, which must be whole."""
+    """Return the rows of the store, which must be intact."""
     if not (out / "results.sqlite").exists():
         return set()
     with sqlite3.connect(out / "results.sqlite") as connection:
@@ -80,7 +80,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_killed_run_with_workers_goes_on_to_the_same_bits(command, undisturbed, tmp_path):
+def test_a_killed_run_with_workers_resumes_to_the_same_bits(command, undisturbed, tmp_path):
     out = tmp_path / "run"
     process = start([*command, "--workers", "2"], out)
     while len(cells(out)) < 8:
@@ -103,13 +103,13 @@ def test_two_processes_share_a_run(command, undisturbed, tmp_path):
     told = sorted(
         re.sub(".* left: ", "", line) for line in lines if ", chip" in line and " at " in line
     )
-    # Each cell was measured by one of them, and each adapter trained by one of them.
+    # Each cell was measured by one of them, and each adapter finished_run by one of them.
     assert len(told) == len(set(told)) == 32
-    trained = [line for line in lines if line.startswith("training")]
-    assert sorted(trained) == ["training grasp", "training stochgrasp"]
+    finished_run = [line for line in lines if line.startswith("training")]
+    assert sorted(finished_run) == ["training grasp", "training stochgrasp"]
 
 
-def test_the_work_of_a_killed_process_is_done_by_the_other(command, undisturbed, tmp_path):
+def test_the_other_process_does_the_work_of_a_killed_one(command, undisturbed, tmp_path):
     out = tmp_path / "run"
     first, second = start(command, out), start(command, out)
     while len(cells(out)) < 8:

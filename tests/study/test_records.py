@@ -1,4 +1,4 @@
-"""Measurements as files that read back to the same numbers."""
+"""CSV and Parquet files that read back to the same measurements."""
 
 import csv
 from dataclasses import asdict, replace
@@ -6,8 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 from pyarrow import parquet
 
-from analog_grasp.study.export import write_csv, write_parquet
-from analog_grasp.study.records import Measurement
+from analog_grasp.study.records import Measurement, write_csv, write_parquet
 
 CELL = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.8125)
 
@@ -18,13 +17,12 @@ def test_csv_reads_back_to_the_same_measurements(tmp_path):
     text = (tmp_path / "results.csv").read_text()
     assert text.startswith("task,metric,adapter,placement,device,time_s,repeat,seed,value\n")
     kinds = Measurement.__annotations__
-    number = {"float": float, "int": int, "str": str}
     rows = csv.DictReader(text.splitlines())
-    read = [Measurement(**{k: number[kinds[k]](v) for k, v in row.items()}) for row in rows]
+    read = [Measurement(**{k: kinds[k](v) for k, v in row.items()}) for row in rows]
     assert read == cells
 
 
-def test_csv_that_cannot_be_made_leaves_the_old_one(tmp_path):
+def test_an_invalid_value_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.csv"
     write_csv([CELL], path)
     before = path.read_bytes()

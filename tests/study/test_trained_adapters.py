@@ -1,0 +1,171 @@
+"""Adapters of a study: collapse warnings, loading, and adapter folders from untrusted sources."""
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from analog_grasp.study.config import resolve
+from analog_grasp.study.progress import silent
+from analog_grasp.study.provenance import open_run
+from analog_grasp.study.runner import prepare
+from analog_grasp.study.trained_adapters import (
+    load_adapter,
+    new_adapter,
+    save_adapter,
+    train_adapter,
+)
+
+
+@pytest.fixture(scope="module")
+def lora(task, settings, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "lora"
+    save_adapter(new_adapter(resolve(settings), task, "lora"), folder)
+    return folder
+
+
+@pytest.fixture
+def changed(lora, tmp_path):
+    """Return a function that copies the adapter with other values in its configuration."""
+
+    def make(**changes) -> Path:
+        folder = tmp_path / "changed"
+        shutil.copytree(lora, folder)
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return folder
+
+    return make
+
+
+def test_a_pickle_is_not_read(lora, tmp_path, settings, task):
+    shutil.copy(lora / "adapter_config.json", tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(FileNotFoundError, match=r"should hold .*adapter_model\.safetensors"):
+        load_adapter(tmp_path, settings["model"], task)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2},
+        {"peft_type": "XLORA", "adapters": {"0": "/somewhere"}, "hidden_size": 16},
+    ],
+    ids=str,
+)
+def test_kinds_that_read_other_files_raise(changed, settings, task, kind):
+    folder = changed(**kind)
+    with pytest.raises(ValueError, match=r"of the kind .*one that adapts layers, such as LoRA\."):
+        load_adapter(folder, settings["model"], task)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        # A matrix of a petabyte, for which no memory is allocated before the file is read.
+        ({"r": 10**13}, "does not fit the model"),
+        ({"target_modules": 3}, "does not fit the model"),
+        ({"megatron_config": {}, "target_modules": "(", "megatron_core": "os"}, "does not fit"),
+        ({"base_model_name_or_path": ["a"]}, "is not one that peft wrote"),
+        ({"peft_type": "MINE"}, "is not one that peft wrote"),
+        ({"task_type": "#" * (1 << 20)}, "is larger than 1 MiB"),
+    ],
+    ids=range(6),
+)
+def test_an_invalid_configuration_raises_one_sentence(changed, settings, task, change, words):
+    folder = changed(**change)
+    with pytest.raises(ValueError, match=words) as raised:
+        load_adapter(folder, settings["model"], task)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_configuration_nested_without_end(lora, tmp_path, settings, task):
+    shutil.copytree(lora, tmp_path / "deep")
+    (tmp_path / "deep" / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not one that peft wrote"):
+        load_adapter(tmp_path / "deep", settings["model"], task)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"), [("drop", "it lacks base"), ("add", "it has 1 layers that")]
+)
+def test_an_adapter_with_other_layers_than_the_model_raises(
+    config, finished_run, tmp_path, change, problem
+):
+    folder = tmp_path / "partial"
+    shutil.copytree(finished_run / "adapters" / "grasp", folder)
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "attention" in name)
+    if change == "drop":
+        del weights[name]
+    else:
+        weights[name.replace("layer.0", "layer.1")] = weights[name].clone()
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=rf"partial does not fit the model .*{problem}"):
+        prepare(config.replace(adapters=(str(folder),)), tmp_path / "run")
+
+
+def test_an_adapter_for_another_task_raises(config, tmp_path):
+    with pytest.raises(ValueError, match=r"does not fit the model .* with the task reviews"):
+        prepare(config.replace(task="reviews", data_dir=None), tmp_path / "run")
+
+
+def test_a_loaded_adapter_is_ready_to_be_measured(finished_run, settings, task):
+    again = replace(task, name="again")
+    model = load_adapter(finished_run / "adapters" / "stochgrasp", settings["model"], again)
+    assert isinstance(model, PeftModel)
+    assert not model.training
+    assert again.scores(model) == again.scores(model)
+
+
+def test_the_same_adapter_starts_from_the_same_parameters(settings, task):
+    # LoRA draws one of its matrices at random.
+    first, second = (new_adapter(resolve(settings), task, "lora") for _ in range(2))
+    found = [dict(model.named_parameters()) for model in (first, second)]
+    name = next(name for name in found[0] if "lora_A" in name)
+    assert found[0][name].abs().sum() > 0
+    assert found[0][name].equal(found[1][name])
+
+
+@pytest.mark.parametrize("task", ["reviews", "glue/stsb"])
+def test_a_collapse_to_a_constant_prediction_warns(settings, task):
+    data_dir = None if task == "reviews" else settings["data_dir"]
+    little = {"epochs": 0.05, "learning_rate": 1e-12}
+    config = resolve({**settings, **little, "task": task, "data_dir": data_dir})
+    data = config.task.load()
+    model = new_adapter(config, data, "grasp")
+    head = model.get_base_model().classifier.modules_to_save["default"]
+    torch.nn.init.zeros_(head.weight)
+    text = rf"grasp predicts the same for \d+ training sentences of {task}: .* here 1e-12\)\."
+    with pytest.warns(UserWarning, match=text):
+        train_adapter(model, config, data, "training grasp", silent)
+    # Where predictions differ there is no warning, however poor they are.
+    torch.nn.init.normal_(head.weight, std=1e4)
+    head.bias.data -= torch.from_numpy(np.median(data.predict(model, "train"), axis=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train_adapter(model, config, data, "training grasp", silent)
+
+
+def test_no_file_allows_remote_code(tmp_path):
+    config = tmp_path / "theirs.toml"
+    config.write_text("trust_remote_code = true")
+    with pytest.raises(ValueError, match="which no file may: remove it, and use --trust"):
+        resolve({}, config)
+
+
+def test_permission_for_remote_code_is_given_for_each_command(tmp_path):
+    config = resolve({"trust_remote_code": True})
+    assert config.replace(groups=2).model.trust_remote_code
+    open_run(tmp_path / "run", config)
+    assert "trust" not in (tmp_path / "run" / "run.toml").read_text()
+    # A command that resumes the run may give it again, or not.
+    open_run(tmp_path / "run", resolve({}))
