@@ -64,7 +64,9 @@ def test_an_unknown_change_is_refused():
 
 
 def test_a_spread_beyond_reason_is_refused_after_a_change_of_range():
-    with pytest.raises(CardError, match="programming gives a negative standard deviation at 100 uS"):
+    with pytest.raises(
+        CardError, match="programming gives a negative standard deviation at 100 uS"
+    ):
         DeviceCard.load("pcm-joshi2020").with_(g_max=100.0)
 
 
