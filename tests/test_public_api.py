@@ -1,4 +1,4 @@
-"""The public names, and the example of the design as it is written there."""
+"""Public names, registration with PEFT, and the Python example of the documentation."""
 
 import ast
 import inspect
@@ -44,9 +44,9 @@ def test_the_names_are_there_and_documented():
         assert inspect.getdoc(getattr(ag, name)), name
 
 
-def test_type_checkers_are_told_the_same_names():
+def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(ag.__file__).read_text(encoding="utf-8"))
-    told = {
+    imported = {
         alias.asname: node.module
         for block in tree.body
         if isinstance(block, ast.If)
@@ -54,16 +54,16 @@ def test_type_checkers_are_told_the_same_names():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert told == {name: f"analog_grasp.{home}" for name, home in ag._HOMES.items()}
+    assert imported == {name: f"analog_grasp.{module}" for name, module in ag._MODULES.items()}
 
 
-def test_another_name_is_refused():
+def test_another_name_raises():
     with pytest.raises(AttributeError, match="module 'analog_grasp' has no attribute 'tune_noise'"):
         _ = ag.tune_noise
 
 
 def run_python(*lines):
-    """Runs a fresh process, which has imported nothing yet."""
+    """Run lines in a fresh process, which has imported nothing yet."""
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300
     )
@@ -92,9 +92,11 @@ LOAD = (
         ),
         pytest.param("import peft, analog_grasp", id="peft first", marks=pytest.mark.slow),
         pytest.param(
-            "from analog_grasp.adapters import GraspLinear",
-            id="a part of ours first",
-            marks=pytest.mark.slow,
+            "from analog_grasp.adapters.layer import GraspLinear\n"
+            "from analog_grasp.adapters import config, layer\n"
+            "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs\n"
+            "assert configs['GRASP'] is config.GraspConfig and layer.GraspLinear is GraspLinear",
+            id="a module of ours first",
         ),
     ],
 )
@@ -128,7 +130,7 @@ def test_the_example_of_the_design(base_model, task):
     assert isinstance(deployment, ag.Deployment)
     assert deployment.time_s == 30 * 86_400
     assert 0 <= score <= 1
-    # The caller's model stays digital: what it computes is free of noise.
+    # The caller's model stays digital, without noise.
     assert (task.predict(model) == task.predict(model)).all()
     assert (task.predict(deployment.model) != task.predict(model)).any()
 
@@ -179,6 +181,6 @@ def test_a_comparison_and_a_drift_sweep_of_its_adapters(bert_folder, tmp_path, m
     assert saved.count("| – |") == 1
 
 
-def test_a_drift_sweep_over_a_folder_without_an_adapter_is_refused(tmp_path):
+def test_a_drift_sweep_over_a_folder_without_an_adapter_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no adapter: it should hold adapter_config"):
         ag.drift_sweep([tmp_path], tmp_path / "swept")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import save_head
 
-# The name that stands for no adapter in a batch that mixes adapters, as in PEFT.
+# The name for no adapter in a batch that mixes adapters, as in PEFT.
 BASE = "__base__"
 
 

@@ -11,7 +11,7 @@ from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.types import Sampling
 
 Grouping = Literal["contiguous", "strided"]
-"""How the input features of a layer are divided into groups."""
+"""Division of the input features of a layer into groups."""
 
 NoiseLoss = Literal["l2", "kl"]
 """The form of the noise-aware loss."""
@@ -43,7 +43,7 @@ class GraspConfig(PeftConfig):
             The name of the list of transformer layers in the model, such as `"layers"` or `"h"`,
             where `layers_to_transform` does not find it by itself.
         learn_shift (`bool`):
-            Whether shifts are learned beside the scales. Without them an adapter can be merged
+            Whether shifts are learned in addition to scales. Without them an adapter can be merged
             into layers without a bias, such as those of Llama, and the merged model be saved.
         in_features (`dict[str, int]`, *optional*):
             Written when the adapter is saved: the number of input features of each modulated
@@ -90,7 +90,7 @@ class GraspConfig(PeftConfig):
     )
     learn_shift: bool = field(
         default=True,
-        metadata={"help": "Whether shifts are learned beside the scales."},
+        metadata={"help": "Whether shifts are learned in addition to scales."},
     )
     in_features: dict[str, int] | None = field(
         default=None,
@@ -140,14 +140,14 @@ class StochGraspConfig(GraspConfig):
         layers_pattern (`str` or `list[str]`, *optional*):
             The name of the list of transformer layers in the model.
         learn_shift (`bool`):
-            Whether shifts are learned beside the scales.
+            Whether shifts are learned in addition to scales.
         in_features (`dict[str, int]`, *optional*):
             Written when the adapter is saved: the number of input features of each layer.
         sampling (`"feature"`, `"group"`, `"weight"` or `"token"`):
             What draws a sample of its own in training, for every example of a batch: each input
             feature, each group, or each cross-point of the folded weight matrix. With `"token"`
-            every token draws its cross-points anew, as read noise would; this costs one product
-            more, where `"weight"` costs a sample of the whole matrix for every example.
+            every token draws every cross-point again, like read noise; that costs one more
+            product, while `"weight"` costs a sample of the whole matrix for every example.
         init_sigma (`float`):
             The relative standard deviation at the start of training; above 0.
         noise_weight (`float`):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from peft import PeftModel
 from peft.config import PeftConfig
@@ -15,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 type FrozenLayer = nn.Linear | Conv1D
 type LayerPattern = str | Sequence[str]
 
-# Classes whose modules behind the body are pre-trained with it, so that they are no task head.
+# Classes whose modules after the body are pre-trained with it, so that they are no task head.
 _PRETRAINED_HEADS = ("WithProjection", "PreTraining", "NextSentencePrediction", "MaskedImage")
 
 
@@ -79,7 +80,7 @@ def base_name(path: str) -> str:
     return path.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
-def is_quantised(layer: nn.Module) -> bool:
+def is_quantised(layer: FrozenLayer) -> bool:
     """Return whether a layer stores its weight in a quantised form.
 
     Example:
@@ -176,7 +177,8 @@ def fold(model: PeftModel) -> nn.Module:
                 )
                 setattr(parent, name, head)
     # Not merge_and_unload, which warns of biases that a saved model would lose.
-    return model.base_model._unload_and_optionally_merge(safe_merge=True)
+    tuner: Any = model.base_model
+    return tuner._unload_and_optionally_merge(safe_merge=True)
 
 
 def _barred(model: nn.Module) -> list[str]:
