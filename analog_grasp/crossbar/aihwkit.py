@@ -126,13 +126,15 @@ class AihwkitLinear(AnalogLinear):
         """
         self.reads += 1
         if self.digital:
-            return nn.functional.linear(x, self.frozen, self.bias if add_bias else None)
+            bias = None if self.bias is None or not add_bias else self.bias.to(x.dtype)
+            return nn.functional.linear(x, self.frozen.to(x.dtype), bias)
         if self.input_range is not None:
             raise ValueError(
                 "aihwkit's compiled tile takes no calibrated input ranges here: use tile='torch'."
             )
-        y = super().forward(x)
-        return y if add_bias or self.bias is None else y - self.bias
+        y = super().forward(x.float())
+        y = y if add_bias or self.bias is None else y - self.bias
+        return y.to(x.dtype)
 
     def weight_error(self) -> float:
         """Return the root mean square of (weight now - target), in units of the column maximum."""

@@ -64,7 +64,9 @@ def load_with_hash(
     base_hash = model_hash(base)
     try:
         # Allocates what the file holds, not what the adapter's configuration states.
-        adapted = PeftModel.from_pretrained(base, path, low_cpu_mem_usage=True)
+        adapted = PeftModel.from_pretrained(
+            base, path, low_cpu_mem_usage=not _changes_base_weights(path)
+        )
     except SafetensorError as error:
         raise ValueError(
             f"The file {path / ADAPTER_FILES[1]} is damaged ({error}): train the adapter again."
@@ -77,7 +79,8 @@ def load_with_hash(
             f"{task.name} ({reason}): name the model and the task that it was made for."
         ) from error
     _check_complete(adapted, path, str(base.name_or_path))
-    return adapted.to(processor()).eval(), base_hash
+    # The base model is in float32, whatever type the adapter and the head were saved in.
+    return adapted.float().to(processor()).eval(), base_hash
 
 
 def _load_whole(path: Path, task: Task, trust_remote_code: bool) -> PreTrainedModel:
@@ -109,6 +112,21 @@ def _check_complete(model: PeftModel, path: Path, base: str) -> None:
             f"{len(odd)} parameters in all differ from those of the adapted model; name the model "
             "that it was made for, or train it again."
         )
+
+
+def _changes_base_weights(path: Path) -> bool:
+    """Return whether a LoRA adapter starts from its base weights and changes them, as PiSSA does.
+
+    The ranks that its configuration states must be those of the file, which limits the memory.
+    """
+    saved: Any = PeftConfig.from_pretrained(str(path))
+    start = getattr(saved, "init_lora_weights", True)
+    if not isinstance(start, str) or start.lower() == "gaussian":
+        return False
+    with safe_open(path / ADAPTER_FILES[1], "pt") as file:
+        names = [name for name in file.keys() if ".lora_A." in name]  # noqa: SIM118
+        largest = max((file.get_slice(name).get_shape()[0] for name in names), default=0)
+    return largest >= max([saved.r, *saved.rank_pattern.values()])
 
 
 def _base_model_name(path: Path) -> str | None:

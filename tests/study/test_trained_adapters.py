@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from analog_grasp import deploy
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
 from analog_grasp.study.provenance import open_run
@@ -22,6 +23,7 @@ from analog_grasp.study.trained_adapters import (
     save_adapter,
     train_adapter,
 )
+from analog_grasp.tasks import load_base_model
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +171,47 @@ def test_permission_for_remote_code_is_given_for_each_command(tmp_path):
     assert "trust" not in (tmp_path / "run" / "run.toml").read_text()
     # A command that resumes the run may give it again, or not.
     open_run(tmp_path / "run", resolve({}))
+
+
+def outputs(model, task):
+    with torch.no_grad():
+        return torch.as_tensor(task.predict(model, "validation"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("adapter", ["grasp", "lora", "head"])
+def test_an_adapter_of_a_model_in_half_precision_loads_and_deploys(
+    settings, task, tmp_path, dtype, adapter
+):
+    adapted = new_adapter(resolve(settings), task, adapter).to(dtype)
+    save_adapter(adapted, tmp_path / "half")
+    loaded = load_adapter(tmp_path / "half", settings["model"], task)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    expected = outputs(loaded, task)
+    torch.testing.assert_close(expected, outputs(adapted.float(), task), atol=0.05, rtol=0.05)
+    ideal = deploy(loaded, "ideal").program(0)
+    torch.testing.assert_close(outputs(ideal.model, task), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "gaussian"])
+def test_lora_that_starts_from_the_base_weights_loads(settings, task, tmp_path, start):
+    base = load_base_model(task, settings["model"])
+    before = outputs(base, task)
+    lora = LoraConfig(
+        task_type="SEQ_CLS", target_modules=["value", "intermediate.dense"], r=4, init_lora_weights=start,
+        modules_to_save=["classifier"],
+    )  # fmt: skip
+    adapted = get_peft_model(base, lora).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.add_(3.0)
+    save_adapter(adapted, tmp_path / "lora")
+    loaded = load_adapter(tmp_path / "lora", settings["model"], task)
+    expected = outputs(adapted, task)
+    torch.testing.assert_close(outputs(loaded, task), expected, atol=5e-6, rtol=0)
+    assert (expected - before).abs().max() > 5e-5
+    # The configuration states another rank than the file has.
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**13}))
+    with pytest.raises(ValueError, match="does not fit the model"):
+        load_adapter(tmp_path / "lora", settings["model"], task)
