@@ -5,8 +5,8 @@ import json
 import pytest
 from safetensors import safe_open
 
-from analog_grasp.crossbar.export import load_chip
-from analog_grasp.tasks import load_base_model, load_task
+from analog_grasp.crossbar.export import read_chip
+from analog_grasp.tasks import load_task
 
 
 @pytest.fixture(scope="session")
@@ -104,11 +104,13 @@ def test_sensitivity_is_one_score_a_layer(deploy, alone):
     assert "Each layer alone" in ended.out
 
 
-def test_an_exported_chip_is_the_model(deploy, tiny, tmp_path, data_dir):
+@pytest.mark.parametrize("placement", ["digital", "folded"])
+def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
     path = tmp_path / "chip.safetensors"
-    _, written = deploy("--device", "rram-wan2022", "--export", path)
+    given = ("--device", "rram-wan2022", "--placement", placement)
+    _, written = deploy(*given, "--export", path)
     task = load_task("glue/sst2", data_dir)
-    again = load_chip(path, load_base_model(task, tiny[1]))
+    again = read_chip(path)
     assert task.scores(again) == written["digital"]
     with safe_open(path, "pt") as file:
         assert "rram-wan2022" in file.metadata()["card"]
