@@ -1,4 +1,4 @@
-"""Cards that restate an aihwkit model must agree with aihwkit's own class in distribution."""
+"""Cards that restate an aihwkit model agree with aihwkit's own class in distribution."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ DEVICES = 100_000
 LEVELS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 DAY = 86_400.0
 TIMES = (0.0, 20.0, 3600.0, DAY, 365 * DAY)
-# With all samples seeded the p-values are fixed; under 1e-4 would be no accident. A spread that is
-# 5 % off is refused at this level, as test_a_wrong_spread_is_told shows.
+# All samples are seeded, so that the p-values are fixed. At this level a standard deviation that is
+# 5 % off is detected; see test_a_wrong_std_is_detected.
 LEAST_P = 1e-4
 
 PCM = {
@@ -35,7 +35,7 @@ def wan() -> ReRamWan2022NoiseModel:
 
 MODELS = {
     **{name: (make, TIMES) for name, make in (PCM | CMO).items()},
-    # aihwkit knows this device at three times only.
+    # aihwkit has this device at three times only.
     "rram-wan2022": (wan, (1.0, DAY, 2 * DAY)),
 }
 
@@ -45,7 +45,7 @@ def p_value(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def both(name: str, u: float = 0.0):
-    """Our model and aihwkit's, each with random numbers of its own for this name and level."""
+    """Return our model and aihwkit's, seeded by name and level."""
     torch.manual_seed(derive_seed(name, u))
     return CardNoiseModel(DeviceCard.load(name), seed=derive_seed(u, name)), MODELS[name][0]()
 
@@ -55,13 +55,13 @@ def targets(model: CardNoiseModel, u: float) -> torch.Tensor:
 
 
 def moments(a: torch.Tensor) -> tuple[float, float, float]:
-    """Mean and variance of a sample, and the standard error of the variance."""
+    """Return mean and variance of a sample, and the standard error of the variance."""
     centred = (a - a.mean()).square()
     return float(a.mean()), float(centred.mean()), float(centred.var() / a.numel()) ** 0.5
 
 
 def assert_alike(a: torch.Tensor, b: torch.Tensor, when: object = "") -> None:
-    """Mean, spread and shape of two samples agree; moments to five standard errors."""
+    """Assert that two samples agree in distribution, and in moments to five standard errors."""
     a, b = a.double().flatten(), b.double().flatten()
     (a_mean, a_var, a_error), (b_mean, b_var, b_error) = moments(a), moments(b)
     assert abs(a_mean - b_mean) <= 5 * ((a_var + b_var) / a.numel()) ** 0.5, when
@@ -70,7 +70,7 @@ def assert_alike(a: torch.Tensor, b: torch.Tensor, when: object = "") -> None:
 
 
 def their_weights(model, weights: torch.Tensor, time: float) -> torch.Tensor:
-    """aihwkit's `apply_noise`, which has no reading at time 0, with one there too."""
+    """Return aihwkit's `apply_noise`, with a reading at time 0 too."""
     targets, params = model.g_converter.convert_to_conductances(weights)
     read = [
         model.apply_drift_noise_to_conductance(
@@ -117,7 +117,7 @@ def test_conductances_read_back(name, u):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_read_back(name):
-    """Of both ways of reading: in one pass, and in aihwkit's two steps."""
+    """Both ways of reading: in one pass, and in aihwkit's two steps."""
     ours, theirs = both(name)
     weights = torch.rand(250, 400, generator=torch.Generator().manual_seed(1)) * 2 - 1
     weights[0, 0], weights[0, 1] = 1.0, -1.0
@@ -140,7 +140,7 @@ def test_aihwkit_tiles_scale_wan2022_by_the_noisy_maximum():
     assert p_value(read, through_tile) < LEAST_P
 
 
-def test_a_wrong_spread_is_told():
+def test_a_wrong_std_is_detected():
     ours, theirs = both("pcm-nandakumar2019")
     theirs.prog_noise_scale = 1.05
     g = targets(ours, 0.5)
@@ -149,7 +149,7 @@ def test_a_wrong_spread_is_told():
     assert p_value(a, b) < LEAST_P
 
 
-def test_a_wrong_exponent_is_told():
+def test_a_wrong_exponent_is_detected():
     ours, theirs = both("pcm-hermes-2")
     theirs.drift_scale = 1.01
     g = targets(ours, 0.5)

@@ -1,15 +1,20 @@
-"""Cards: the shipped ones, how they are found, and what is refused with which words."""
+"""Device cards: the shipped ones, loading, errors by key, and changed cards."""
 
 import contextlib
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from analog_grasp.devices.card import DeviceCard, _folder
+from analog_grasp.devices.card import DeviceAtTime, DeviceCard, _folder
+from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.utils.errors import CardError
 
 SHIPPED = [
@@ -34,8 +39,8 @@ def write(folder: Path, text: str | bytes) -> Path:
     return path
 
 
-def refusal(path: str | Path) -> str:
-    """The sentence with which a card is refused, without the name of the card."""
+def error_of(path: str | Path) -> str:
+    """Return the sentence of the error that a card raises, without the name of the card."""
     with pytest.raises(CardError) as caught:
         DeviceCard.load(path)
     sentence = str(caught.value)
@@ -45,7 +50,7 @@ def refusal(path: str | Path) -> str:
     return sentence.split('" ', 1)[-1] if '": ' not in sentence else sentence.split('": ', 1)[1]
 
 
-def test_the_shipped_cards():
+def test_shipped_cards_are_complete():
     assert DeviceCard.names() == SHIPPED
     for name in SHIPPED:
         card = DeviceCard.load(name)
@@ -73,7 +78,7 @@ def test_units_are_read():
     assert [row.time for row in DeviceCard.load("rram-wan2022").drift.table] == [1, 86400, 172800]
 
 
-def test_other_units_say_the_same(tmp_path):
+def test_other_units_give_the_same_card(tmp_path):
     text = GOOD.replace('g_max = "25 uS"', 'g_max = "0.025 mS"').replace('"20 s"', '"20000ms"')
     card = DeviceCard.load(write(tmp_path, text))
     assert card == DeviceCard.load("pcm-nandakumar2019")
@@ -85,7 +90,7 @@ def test_a_tabulated_card_is_programmed_to_its_first_row():
     assert card.without("drift").programming is not None
 
 
-def test_gaussian_takes_a_level():
+def test_gaussian_takes_a_noise_level():
     card = DeviceCard.load("gaussian:0.1")
     assert card.name == "gaussian:0.1"
     assert card.programming.pieces[0].coefficients == (2.5,)
@@ -108,15 +113,15 @@ def test_gaussian_takes_a_level():
         ("a\0b.toml", ""),
     ],
 )
-def test_names_that_are_refused(name, words):
-    assert words in refusal(name)
+def test_unknown_names_and_levels_are_errors(name, words):
+    assert words in error_of(name)
 
 
-def test_a_folder_is_no_card(tmp_path):
-    assert "give the path of a TOML file" in refusal(tmp_path)
+def test_a_folder_is_not_a_card(tmp_path):
+    assert "give the path of a TOML file" in error_of(tmp_path)
 
 
-# What is written in place of what, and what is then said.
+# Text of a valid card, its replacement, and words of the resulting error.
 WRONG = [
     (
         'g_max = "25 uS"\nmap',
@@ -176,34 +181,34 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("old", "new", "words"), WRONG)
-def test_a_wrong_card_is_refused_with_its_key(tmp_path, old, new, words):
+def test_an_invalid_card_is_an_error_with_its_key(tmp_path, old, new, words):
     assert old in GOOD
-    assert words in refusal(write(tmp_path, GOOD.replace(old, new, 1)))
+    assert words in error_of(write(tmp_path, GOOD.replace(old, new, 1)))
 
 
-def test_pieces_and_tables_name_their_place(tmp_path):
+def test_errors_in_pieces_and_tables_name_their_index(tmp_path):
     hermes = (_folder() / "pcm-hermes-2.toml").read_text()
-    said = refusal(write(tmp_path, hermes.replace("below = 0.16", 'below = "x"')))
-    assert said.startswith("read.q.pieces[0].below is 'x'")
-    assert "read.q.pieces should have" in refusal(
+    message = error_of(write(tmp_path, hermes.replace("below = 0.16", 'below = "x"')))
+    assert message.startswith("read.q.pieces[0].below is 'x'")
+    assert "read.q.pieces should have" in error_of(
         write(tmp_path, hermes.replace("below = 0.16, ", ""))
     )
     wan = (_folder() / "rram-wan2022.toml").read_text()
-    said = refusal(write(tmp_path, wan.replace("[0.701,", "[-9.0,")))
-    assert said.startswith("drift.table[1] gives a negative standard deviation")
-    assert "drift.table[0].coefficients[0]" in refusal(
+    message = error_of(write(tmp_path, wan.replace("[0.701,", "[-9.0,")))
+    assert message.startswith("drift.table[1] gives a negative standard deviation")
+    assert "drift.table[0].coefficients[0]" in error_of(
         write(tmp_path, wan.replace("[0.348,", "[nan,"))
     )
-    assert "in the order of its times" in refusal(write(tmp_path, wan.replace('"1 d"', '"3 d"')))
+    assert "in the order of its times" in error_of(write(tmp_path, wan.replace('"1 d"', '"3 d"')))
     twice = (
         wan + '[programming]\nvariable = "u"\nform = "polynomial"\nunit = "uS"\ncoefficients=[1]'
     )
-    assert "programming is stated twice" in refusal(write(tmp_path, twice))
+    assert "programming is stated twice" in error_of(write(tmp_path, twice))
 
 
 def test_signed_conductances_begin_at_zero(tmp_path):
     text = (_folder() / "gaussian.toml").read_text().replace('g_min = "0 uS"', 'g_min = "1 uS"')
-    assert 'conductance.mapping is "signed" but' in refusal(write(tmp_path, text))
+    assert 'conductance.mapping is "signed" but' in error_of(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -227,23 +232,20 @@ def test_signed_conductances_begin_at_zero(tmp_path):
     ],
     ids=range(15),
 )
-def test_hostile_files_get_a_short_sentence(tmp_path, content):
-    assert len(refusal(write(tmp_path, content))) < 400
+def test_hostile_files_raise_a_short_sentence(tmp_path, content):
+    assert len(error_of(write(tmp_path, content))) < 400
 
 
-def test_a_large_file_is_refused_for_its_size(tmp_path):
-    path = write(tmp_path, GOOD + "#" * (1 << 18))
-    assert "is larger than 256 KiB: such a file is a few kilobytes." in refusal(path)
-
-
-def test_a_curve_of_a_hundred_thousand_numbers_is_refused(tmp_path):
-    many = GOOD.replace("[0.26348,", "[" + "0,\n" * 80_000 + "0.26348,", 1)
-    assert "programming.coefficients is [0, 0" in refusal(write(tmp_path, many))
-
-
-def test_an_integer_of_any_length_is_refused(tmp_path):
-    huge = GOOD.replace("rows = 512", "rows = 0x" + "f" * 4000)
-    assert "contains an integer of more than 64 bits" in refusal(write(tmp_path, huge))
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[tile]", "#" * (1 << 18) + "\n[tile]", "is larger than 256 KiB"),
+        ("[0.26348,", "[" + "0,\n" * 80_000 + "0.26348,", "programming.coefficients is [0, 0"),
+        ("rows = 512", "rows = 0x" + "f" * 4000, "contains an integer of more than 64 bits"),
+    ],
+)
+def test_oversized_values_are_errors(tmp_path, old, new, words):
+    assert words in error_of(write(tmp_path, GOOD.replace(old, new, 1)))
 
 
 JUNK = st.recursive(
@@ -255,7 +257,7 @@ JUNK = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_any_value_anywhere_is_taken_or_refused(data):
+def test_any_value_anywhere_is_valid_or_a_card_error(data):
     card = tomllib.loads(GOOD)
     part = card
     while True:
@@ -274,9 +276,45 @@ def test_a_card_is_frozen():
         DeviceCard.load("ideal").name = "other"
 
 
-def test_without_refuses_unknown_effects():
-    with pytest.raises(ValueError, match="Unknown effect 'gravity'"):
-        DeviceCard.load("ideal").without("gravity")
+def test_a_device_is_a_name_a_path_or_a_card():
+    card = DeviceCard.load("pcm-hermes-2")
+    assert DeviceCard.load(card) is card
+    assert DeviceCard.load(_folder() / "pcm-hermes-2.toml") == card
+    for device in (card.at("1d"), "pcm-hermes-2@24h", f"{_folder()}/pcm-hermes-2.toml@86400"):
+        assert DeviceAtTime.parse(device) == (card, 86_400.0)
+    assert DeviceAtTime.parse("gaussian:0.02@1h").card.name == "gaussian:0.02"
+    with pytest.raises(ValueError, match="'pcm-hermes-2' has no drift time"):
+        DeviceAtTime.parse("pcm-hermes-2")
+
+
+MEASURED = """
+name = "my-device"
+technology = "RRAM"
+title = "A device measured at home"
+valid_range = "1 to 50 uS, first hour"
+not_modelled = "drift"
+source = { citation = "own measurement", location = "notebook 3, page 12" }
+conductance = { g_min = "1 uS", g_max = "50 uS", mapping = "pair" }
+tile = { rows = 64, columns = 64 }
+[programming]
+variable = "g"
+unit = "uS"
+form = "points"
+points = [
+%s
+]
+"""
+
+
+@pytest.mark.parametrize("count", [2, 300, 5000])
+def test_an_own_measurement_of_any_length_needs_no_doi(tmp_path, count):
+    g = np.linspace(1.0, 50.0, count)
+    rows = "\n".join(f"    [{x:.4f}, {0.5 + 0.01 * x:.6f}]," for x in g)
+    card = DeviceCard.load(write(tmp_path, MEASURED % rows))
+    assert (card.source.citation, card.source.doi) == ("own measurement", None)
+    targets = torch.full((200, 500), 20.0)
+    std = CardNoiseModel(card).apply_programming_noise_to_conductance(targets).std()
+    assert float(std) == pytest.approx(0.7, rel=0.01)
 
 
 def test_without_switches_off_the_named_effects_only():
@@ -285,3 +323,73 @@ def test_without_switches_off_the_named_effects_only():
     assert (alone.programming, alone.read, alone.converters) == (None, None, None)
     assert alone.drift == card.drift
     assert card.programming is not None
+    with pytest.raises(ValueError, match="Unknown effect 'gravity'"):
+        card.without("gravity")
+
+
+def test_converters_tile_and_range_change():
+    card = DeviceCard.load("pcm-hermes-2").with_(
+        dac_bits=6, adc_bits=10, output_noise=0.1, tile_size=(128, 64), g_max="10 uS"
+    )
+    c = card.converters
+    assert (c.dac_bits, c.adc_bits, c.output_noise, c.output_range) == (6, 10, 0.1, 12.0)
+    assert (card.tile.rows, card.tile.columns) == (128, 64)
+    assert card.conductance.g_max == 10.0
+    exact = card.with_(dac_bits=0, adc_bits=0).converters
+    assert (exact.dac_bits, exact.adc_bits) == (None, None)
+    ideal = DeviceCard.load("ideal").with_(tile_size=32, g_max=12.5)
+    assert (ideal.tile.columns, ideal.conductance.g_max) == (32, 12.5)
+    ideal = ideal.with_(dac_bits=8, adc_bits=8, output_noise=0.04)
+    assert ideal.converters == DeviceCard.load("pcm-hermes-2").converters
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_change_gives_the_same_card_without_faults(name):
+    card = DeviceCard.load(name)
+    assert card.with_() == card
+    assert card.with_().model_fields_set == card.model_fields_set
+    assert (card.die_to_die, card.stuck) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dac_bits": 40}, "converters.dac_bits is 40: it should be less than or equal to 16"),
+        ({"output_noise": -1.0}, "converters.output_noise is -1.0: it should be greater"),
+        ({"tile_size": 0}, "tile.rows is 0: it should be greater than or equal to 1"),
+        ({"g_max": -5.0}, "conductance.g_max is out of range"),
+        ({"g_max": "5 Ohm"}, 'conductance.g_max has the unknown unit "Ohm"'),
+        ({"stuck_off": 1.5}, "stuck.off is 1.5: it should be less than or equal to 1"),
+        ({"stuck_off": 0.6, "stuck_on": 0.6}, "stuck has off + on = 1.2: together"),
+        ({"die_to_die": float("nan")}, "die_to_die.mean is nan: it should be"),
+    ],
+)
+def test_an_invalid_change_is_an_error_with_its_key(changes, words):
+    with pytest.raises(CardError) as caught:
+        DeviceCard.load("pcm-hermes-2").with_(**changes)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith('device card "pcm-hermes-2": ')
+
+
+def test_an_unknown_change_is_an_error():
+    with pytest.raises(TypeError, match="Unknown change 'colour'"):
+        DeviceCard.load("ideal").with_(colour="red")
+
+
+def test_a_negative_std_after_a_change_of_range_is_an_error():
+    with pytest.raises(CardError, match="programming gives a negative standard deviation at 100"):
+        DeviceCard.load("pcm-joshi2020").with_(g_max=100.0)
+
+
+def test_cards_and_their_moments_need_neither_torch_nor_numba():
+    code = """
+import sys
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.moments import conductance_moments, weight_std
+for name in DeviceCard.names():
+    card = DeviceCard.load(name)
+    conductance_moments(card, [0.5], 86400.0), weight_std(card, [0.5], 86400.0)
+print({"torch", "numba", "aihwkit", "scipy", "transformers"} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"

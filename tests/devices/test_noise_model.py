@@ -1,4 +1,4 @@
-"""The noise model's own promises: formulas, seeds, order of calls, ranges, switches."""
+"""The noise model: times, seeds, order of calls, ranges, switches, stuck devices and dies."""
 
 import copy
 import itertools
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from analog_grasp.devices import noise_model as noise
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.devices.noise_model import CardNoiseModel, card_on_die
 
 N = 400_000
 NAMES = DeviceCard.names()
@@ -27,7 +27,7 @@ DAY = 86_400.0
 def _forget_warnings():
     noise._warned.clear()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="device card .* is tabulated")
+        warnings.filterwarnings("ignore", message="device card .* (is tabulated|has no drift data)")
         yield
 
 
@@ -40,33 +40,52 @@ def weights(*shape: int) -> torch.Tensor:
     return w / w.abs().max()
 
 
-def test_tabulated_spread_is_linear_in_log_time():
+def test_tabulated_std_is_linear_in_log_time():
     m = model("rram-wan2022")
     g = torch.full((N,), 20.0, dtype=torch.float64)
     g_prog, state = m.apply_programming_noise_to_conductance(g), m.generate_drift_coefficients(g)
 
-    def spread(time: float) -> float:
+    def std(time: float) -> float:
         return float(m.apply_drift_noise_to_conductance(g_prog, state, time).std())
 
-    first, day, two_days = spread(1.0), spread(DAY), spread(2 * DAY)
-    assert spread(math.sqrt(DAY)) == pytest.approx((first + day) / 2, rel=1e-6)
-    assert spread(DAY * math.sqrt(2)) == pytest.approx((day + two_days) / 2, rel=1e-6)
-    assert spread(0.0) == spread(0.5) == first
-    assert spread(10 * DAY) == two_days
+    first, day, two_days = std(1.0), std(DAY), std(2 * DAY)
+    assert std(math.sqrt(DAY)) == pytest.approx((first + day) / 2, rel=1e-6)
+    assert std(DAY * math.sqrt(2)) == pytest.approx((day + two_days) / 2, rel=1e-6)
+    assert std(0.0) == std(0.5) == first
+    assert std(10 * DAY) == two_days
 
 
-def test_time_beyond_the_table_is_said_once():
-    m = model("rram-wan2022")
-    w, state = m.apply_programming_noise(weights(4, 4))
-    with warnings.catch_warnings(record=True) as told:
+@pytest.mark.parametrize(
+    ("name", "with_data", "message"),
+    [
+        (
+            "rram-wan2022",
+            2 * DAY,
+            "is tabulated up to 2d: at 30d its standard deviation is that of 2d",
+        ),
+        ("rram-milo2021", 0.0, "has no drift data: at 30d it is read as at 0s"),
+    ],
+)
+def test_a_time_without_data_gives_one_note_per_card(name, with_data, message):
+    card = DeviceCard.load(name).with_(adc_bits=6)
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        m.apply_drift_noise(w, state, 2 * DAY)
-        assert not told
-        m.apply_drift_noise(w, state, 30 * DAY)
-        m.apply_drift_noise(w, state, 365 * DAY)
-    assert [str(message.message) for message in told] == [
-        'device card "rram-wan2022" is tabulated up to 2d: at 30d its standard deviation is that of 2d.'
+        CardNoiseModel(card, 0).apply_noise(weights(4, 4), with_data)
+        CardNoiseModel(card.without("drift"), 0).apply_noise(weights(4, 4), 30 * DAY)
+        assert not caught
+        for seed, time in ((0, 30 * DAY), (1, 365 * DAY)):
+            CardNoiseModel(card, seed).apply_noise(weights(4, 4), time)
+            CardNoiseModel(card, seed).read_weights(weights(4, 4), time)
+    assert [(str(note.message), note.filename) for note in caught] == [
+        (f'device card "{name}" {message}.', __file__)
     ]
+
+
+def test_cards_of_no_real_device_give_no_note():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("ideal", "gaussian:0.1"):
+            model(name).read_weights(weights(4, 4), 365 * DAY)
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,7 +140,7 @@ def test_conductances_stay_in_range(name, time, low):
         ("sonos-agrawal2022", ("read",)),
     ],
 )
-def test_spread_does_not_shrink_with_time(name, effects, u):
+def test_std_does_not_decrease_with_time(name, effects, u):
     m = model(name, 3, effects)
     section = m.card.conductance
     g = torch.full((50_000,), section.g_min + u * (section.g_max - section.g_min)).double()
@@ -130,14 +149,14 @@ def test_spread_does_not_shrink_with_time(name, effects, u):
         m.generate_drift_coefficients(g),
     )
     times = [60.0, 3600.0, 6 * 3600.0, DAY, 1.5 * DAY, 2 * DAY, 3 * DAY, 4 * DAY, 5 * DAY]
-    spreads = [float(m.apply_drift_noise_to_conductance(programmed, state, t).std()) for t in times]
-    # Read noise is drawn apart for each time, so that the spreads of samples waver by 0.5 %.
-    assert all(b > 0.99 * a for a, b in itertools.pairwise(spreads)), spreads
-    assert spreads[-1] > 1.01 * spreads[0]
+    stds = [float(m.apply_drift_noise_to_conductance(programmed, state, t).std()) for t in times]
+    # Read noise is drawn for each time, so that the samples' stds vary by 0.5 %.
+    assert all(b > 0.99 * a for a, b in itertools.pairwise(stds)), stds
+    assert stds[-1] > 1.01 * stds[0]
 
 
 @pytest.mark.parametrize("name", NOISY)
-def test_a_seed_names_a_chip_whatever_the_order_of_times(name):
+def test_a_seed_gives_the_same_chip_for_any_order_of_times(name):
     w = weights(30, 40)
     times = [0.0, 3600.0, DAY, 30 * DAY]
     first, second = model(name, 11), model(name, 11)
@@ -155,7 +174,7 @@ def test_a_seed_names_a_chip_whatever_the_order_of_times(name):
     assert torch.equal(a_prog, pickle.loads(pickle.dumps(first)).apply_programming_noise(w)[0])
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_not_used():
     before = torch.random.get_rng_state()
     model("pcm-hermes-2").apply_noise(weights(8, 8), 3600.0)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -237,12 +256,12 @@ def test_aihwkit_tiles_program_and_drift_with_it(config):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_refused(bad):
+def test_weights_that_are_not_finite_are_an_error(bad):
     with pytest.raises(ValueError, match="the weights contain NaN or infinity"):
         model("pcm-hermes-2").apply_programming_noise(torch.tensor([1.0, bad]))
 
 
-def test_a_negative_time_is_refused():
+def test_a_negative_time_is_an_error():
     m = model("pcm-hermes-2")
     w, state = m.apply_programming_noise(weights(3, 3))
     with pytest.raises(ValueError, match="is negative"):
@@ -255,18 +274,18 @@ def extrapolating() -> DeviceCard:
 
 
 @pytest.mark.filterwarnings("ignore:device card:UserWarning")
-def test_a_table_goes_on_in_ln_t_where_the_card_says_so():
+def test_a_table_is_extrapolated_in_ln_t_if_the_card_states_it():
     card, day = extrapolating(), 86_400.0
     targets = torch.full((200, 500), 20.0)
 
-    def spread(time):
+    def std(time):
         model = CardNoiseModel(card, seed=1)
         programmed = model.apply_programming_noise_to_conductance(targets)
         drift = model.generate_drift_coefficients(targets)
         read = model.apply_drift_noise_to_conductance(programmed, drift, time)
         return float((read - targets).std())
 
-    first, second, third = spread(day), spread(2 * day), spread(4 * day)
+    first, second, third = std(day), std(2 * day), std(4 * day)
     assert third - second == pytest.approx(second - first, abs=0.01 * second)
     weights = torch.linspace(-1, 1, 512).view(2, 256)
     model = CardNoiseModel(card, seed=1)
@@ -278,7 +297,85 @@ def test_a_table_goes_on_in_ln_t_where_the_card_says_so():
     )
 
 
-def test_to_extrapolate_takes_two_rows():
+def test_extrapolation_requires_two_rows():
     drift = DeviceCard.load("rram-wan2022").drift
     with pytest.raises(ValueError, match="requires a table of two rows"):
         type(drift)(model="tabulated", table=drift.table[:1], beyond="extrapolate")
+
+
+@pytest.mark.parametrize("name", ["pcm-nandakumar2019", "rram-cmo-falcone", "gaussian"])
+def test_stuck_devices_are_the_stated_fraction_for_all_times(name):
+    off, on = 0.05, 0.02
+    card = DeviceCard.load(name).with_(stuck_off=off, stuck_on=on)
+    g_min, g_max = card.conductance.g_min, card.conductance.g_max
+    m = CardNoiseModel(card, seed=4)
+    target = torch.full((300, 400), g_min + 0.37 * (g_max - g_min))
+    programmed = m.apply_programming_noise_to_conductance(target)
+    states = m.generate_drift_coefficients(target)
+    now, later = (
+        m.apply_drift_noise_to_conductance(programmed, states, time) for time in (0.0, 30 * DAY)
+    )
+    healthy = CardNoiseModel(DeviceCard.load(name), seed=4)
+    for end, fraction in ((g_min, off), (g_max, on)):
+        stuck = programmed == end
+        assert float(stuck.float().mean()) == pytest.approx(fraction, rel=0.05)
+        assert (now[stuck] == end).all()
+        assert (later[stuck] == end).all()
+    at_end = (programmed == g_min) | (programmed == g_max)
+    same = healthy.apply_programming_noise_to_conductance(target)
+    assert torch.equal(programmed[~at_end], same[~at_end])
+    # The other device of a cell and another chip have stuck devices of their own.
+    assert not torch.equal(m.apply_programming_noise_to_conductance(target, 1) == g_min, at_end)
+
+
+def test_weights_are_zero_if_all_devices_are_stuck():
+    w = torch.rand(20, 30, generator=torch.Generator().manual_seed(0)) - 0.5
+    card = DeviceCard.load("pcm-hermes-2").with_(stuck_on=1.0)
+    assert not CardNoiseModel(card).read_weights(w, DAY).any()
+
+
+def test_a_chip_has_one_die():
+    card = DeviceCard.load("pcm-nandakumar2019").with_(die_to_die=0.1)
+    tiles = [CardNoiseModel(card, seed=seed, chip=8).card for seed in (1, 2)]
+    assert tiles[0] == tiles[1] == card_on_die(card, 8) != card_on_die(card, 9)
+    assert CardNoiseModel(card, seed=3).card == card_on_die(card, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ideal"])
+def test_factors_of_dies_have_the_stated_std(name):
+    card = DeviceCard.load(name).with_(die_to_die=0.1)
+    g = torch.tensor([0.5 * card.conductance.g_max])
+    g_max = card.conductance.g_max
+    own = float(card.programming.at(g, g_max))
+    factors = torch.tensor(
+        [float(card_on_die(card, chip).programming.at(g, g_max)) / own for chip in range(1000)]
+    )
+    assert float(factors.mean()) == pytest.approx(1.0, abs=0.01)
+    assert float(factors.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_means_and_stds_have_separate_factors():
+    card = DeviceCard.load("pcm-nandakumar2019")
+    means = card.model_copy(update={"die_to_die": card.with_(die_to_die=0.2).die_to_die})
+    means = means.model_copy(
+        update={"die_to_die": means.die_to_die.model_copy(update={"std": 0.0})}
+    )
+    die = card_on_die(means, 5)
+    assert die.programming == card.programming
+    assert die.read == card.read
+    g = torch.linspace(0, 25, 50)
+    factor = die.drift.nu_mean.at(g, 25.0) / card.drift.nu_mean.at(g, 25.0)
+    assert float(factor.std()) < 1e-6
+    assert float(factor[0]) != pytest.approx(1.0, abs=0.01)
+
+
+def test_every_section_varies_with_the_die():
+    for name, section in (
+        ("rram-wan2022", "short_term"),
+        ("rram-cmo-falcone", "read"),
+        ("rram-cmo-falcone", "drift"),
+        ("sonos-agrawal2022", "drift"),
+        ("pcm-hermes-1", "read"),
+    ):
+        card = DeviceCard.load(name).with_(die_to_die=0.2)
+        assert getattr(card_on_die(card, 1), section) != getattr(card, section)

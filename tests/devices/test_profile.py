@@ -1,4 +1,4 @@
-"""Target noise profiles: against closed forms, and as the loss uses them."""
+"""Target noise profiles and moments, compared with closed forms and with samples."""
 
 import math
 
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.moments import conductance_moments, weight_std
 from analog_grasp.devices.noise_model import CardNoiseModel
-from analog_grasp.devices.profile import Profile, profile
+from analog_grasp.devices.profile import profile
 from analog_grasp.utils.time import parse_time
 
 
@@ -22,7 +23,7 @@ def test_ideal_reads_back_what_was_stored():
     assert not p.std.any()
 
 
-def test_gaussian_spread_is_its_level():
+def test_gaussian_std_is_its_noise_level():
     p = profile(card("gaussian:0.2"), 0)
     assert p.std == pytest.approx(np.full(p.values.shape, 0.2), rel=0.03)
     assert p.mean == pytest.approx(p.values, abs=0.01)
@@ -45,17 +46,6 @@ def test_the_mean_falls_with_power_law_drift():
     assert year == pytest.approx((parse_time("1y") / 20 + 1) ** -0.049, rel=0.02)
 
 
-@pytest.mark.parametrize("name", DeviceCard.names())
-def test_every_card_has_a_profile_at_every_time(name):
-    p = profile(card(name), "1h")
-    assert isinstance(p, Profile)
-    assert p.card == name
-    assert p.time == 3600.0
-    assert p.values.shape == p.mean.shape == p.std.shape
-    assert np.isfinite(p.mean).all()
-    assert (p.std >= 0).all()
-
-
 def test_a_profile_is_stable_and_shared():
     assert profile(card("rram-milo2021"), "1h") is profile(card("rram-milo2021"), 3600)
     with pytest.raises(ValueError, match="read-only"):
@@ -64,8 +54,7 @@ def test_a_profile_is_stable_and_shared():
 
 @pytest.mark.parametrize("time", [0.0, 3600.0, 86_400.0])
 @pytest.mark.parametrize("name", DeviceCard.names())
-def test_a_profile_is_what_a_brute_force_sample_reads(name, time):
-    """Devices of another chip, each read once with its short-term noise drawn."""
+def test_a_profile_matches_a_sample_of_another_chip_at_both_signs(name, time):
     stored = (1.0, -1.0, 0.7, 0.2, 0.0, -0.4)
     weights = torch.tensor(stored, dtype=torch.float64).repeat(60_000, 1)
     variance = torch.empty_like(weights)
@@ -101,3 +90,31 @@ def test_tensors_and_arrays_interpolate_alike(dtype):
         assert not by_tensor.requires_grad
         assert by_tensor.numpy() == pytest.approx(by_array, abs=1e-6)
     assert p.std_at(p.values) == pytest.approx(p.std)
+
+
+FRACTIONS = (0.0, 0.1, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("time", [0.0, 3600.0, 86_400.0, 3e7])
+@pytest.mark.parametrize("name", DeviceCard.names())
+def test_moments_match_a_sample_of_devices(name, time):
+    device = card(name).with_(stuck_off=0.01, stuck_on=0.02)
+    mean, std = conductance_moments(device, FRACTIONS, time)
+    model = CardNoiseModel(device, seed=5)
+    low, high = device.conductance.g_min, device.conductance.g_max
+    for i, fraction in enumerate(FRACTIONS):
+        g = torch.full((100, 1000), low + fraction * (high - low), dtype=torch.float64)
+        programmed = model.apply_programming_noise_to_conductance(g)
+        drift = model.generate_drift_coefficients(g)
+        read = model.apply_drift_noise_to_conductance(programmed, drift, time)
+        # The sample's 1 % and 2 % of stuck devices have standard errors of 3 % and 2 %.
+        assert std[i] == pytest.approx(float(read.std()), rel=0.03, abs=1e-9)
+        assert mean[i] == pytest.approx(float(read.mean()), abs=0.02 * float(read.std()) + 1e-9)
+
+
+@pytest.mark.parametrize("time", [0.0, 86_400.0, 3e7])
+@pytest.mark.parametrize("name", DeviceCard.names())
+def test_moments_of_weights_match_the_profile_at_both_signs(name, time):
+    values = (-1.0, -0.5, 0.0, 0.2, 1.0)
+    expected = profile(card(name), time).std_at(np.array(values))
+    assert weight_std(card(name), values, time) == pytest.approx(expected, rel=0.03, abs=1e-9)

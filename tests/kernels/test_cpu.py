@@ -1,4 +1,4 @@
-"""The fused converters, against the formulas and against what random numbers must satisfy."""
+"""The compiled converters compared with their formulas; the statistics of their noise."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from analog_grasp.kernels.cpu import convert_inputs, convert_outputs, read_colum
 
 def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.inf, key=0,
             row_variance=(), variance=(), start=(), hold=False):  # fmt: skip
-    """Call the kernel with what a test leaves out; returns where a tile was clipped, of two."""
+    """Call the kernel with defaults; return a mask of the clipped tiles, of two."""
     rows, columns = product.shape
     ends = np.array([0, columns // 2, columns])
     clipped = np.empty((rows, 2), np.bool_)
@@ -35,7 +35,7 @@ def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.
 
 
 def noise(rows: int, columns: int, key: int) -> np.ndarray:
-    """The output noise alone: a product of zeros read with unit noise and no ADC."""
+    """Return the output noise alone: a product of zeros read with unit noise and no ADC."""
     y = np.zeros((rows, columns), np.float32)
     outputs(np.zeros_like(y), y=y, noise=1.0, key=key)
     return y
@@ -118,7 +118,7 @@ def test_outputs_are_rounded_clipped_scaled_and_added():
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_tiles_that_are_read_again_are_held_back():
+def test_tiles_to_be_read_again_are_not_added():
     product = np.zeros((4, 6), np.float32)
     product[2, 1] = 9
     y = np.ones((4, 6), np.float32)

@@ -1,4 +1,4 @@
-"""Random numbers by key and place: the same everywhere, and standard normal."""
+"""Counter-based random numbers: equal everywhere, and standard normal."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ FLOAT = torch.float32
 
 @settings(max_examples=40, deadline=None)
 @given(key=st.integers(-(2**63), 2**64), rows=st.integers(0, 40), columns=st.integers(0, 300))
-def test_torch_gives_the_numbers_of_the_kernel(key, rows, columns):
+def test_torch_equals_the_kernel(key, rows, columns):
     by_kernel = normal(key, (rows, columns), device=CPU, dtype=FLOAT)
     by_torch = _normal_torch(key, rows, columns, CPU)
     apart = (by_kernel - by_torch).abs()
@@ -42,7 +42,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     assert torch.equal(*drawn)
 
 
-def test_they_are_standard_normal():
+def test_deviates_are_standard_normal():
     x = normal(11, (1000, 1000), device=CPU, dtype=torch.float64).flatten()
     assert kstest(x.numpy(), "norm").pvalue > 1e-4
     for power, moment, error in ((1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)):
@@ -58,7 +58,7 @@ def test_rows_columns_and_keys_are_independent():
         assert abs(float(torch.corrcoef(pairs.square())[0, 1])) < 0.01
 
 
-def test_uniform_numbers_fill_the_unit_interval():
+def test_uniform_deviates_fill_the_unit_interval():
     u = uniform(4, (300, 1000), device=CPU)
     assert (u >= 0).all()
     assert (u < 1).all()

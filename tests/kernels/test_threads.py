@@ -51,7 +51,7 @@ def test_kernels_run_from_several_python_threads_at_once(three_threads, kernel):
 
 
 @pytest.mark.skipif(threads._openmp() is None, reason="torch has no GNU OpenMP here")
-def test_what_fails_in_a_thread_is_raised(three_threads):
+def test_an_error_in_a_thread_is_raised(three_threads):
     def fail(first: int, end: int) -> None:
         raise RuntimeError("no such row")
 

@@ -1,4 +1,4 @@
-"""TOML files of unknown origin: what is refused, and that nothing sensible is."""
+"""TOML files from untrusted sources, and atomic writes."""
 
 import os
 import threading
@@ -7,12 +7,12 @@ import pytest
 import tomli_w
 
 from analog_grasp.devices.card import _folder
-from analog_grasp.utils.io import read_toml
+from analog_grasp.utils.io import read_toml, write_atomically
 
 
 @pytest.fixture
-def said(tmp_path):
-    """The sentence with which a file of such content is refused."""
+def error_of(tmp_path):
+    """Return the sentence of the error that a file of some content raises."""
 
     def write(content: bytes) -> str:
         path = tmp_path / "mine.toml"
@@ -41,14 +41,14 @@ def said(tmp_path):
         (b"a = ", "not valid TOML: Invalid value"),
     ],
 )
-def test_what_is_refused(said, content, words):
-    sentence = said(content)
+def test_files_beyond_the_limits_are_errors(error_of, content, words):
+    sentence = error_of(content)
     assert words in sentence
     assert len(sentence) < 400
     assert sentence.endswith(".")
 
 
-def test_what_is_within_the_bounds_is_read(tmp_path):
+def test_a_file_within_the_limits_is_read(tmp_path):
     data = {
         "text": "Joshi, Le Gallo\u00a0et al. — 25 µS\n\tand a second line",
         "numbers": [2**63 - 1, -(2**63), 1e308, 0.1],
@@ -59,24 +59,34 @@ def test_what_is_within_the_bounds_is_read(tmp_path):
     assert read_toml(path, "mine") == data
 
 
-def test_shipped_cards_are_far_within_the_bounds():
+def test_shipped_cards_are_far_within_the_limits():
     for path in _folder().glob("*.toml"):
         content = path.read_bytes()
         assert len(content) < 16_384
         assert max(map(len, content.splitlines())) < 1024
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_a_pipe_is_an_error_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
-    refused = []
+    errors = []
 
     def read():
         try:
             read_toml(tmp_path / "pipe.toml", "The pipe")
         except FileNotFoundError as error:
-            refused.append(str(error))
+            errors.append(str(error))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     reader.join(30)
-    assert refused == ["The pipe does not exist: give the path of a TOML file."]
+    assert errors == ["The pipe does not exist: give the path of a TOML file."]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

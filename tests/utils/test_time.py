@@ -1,4 +1,4 @@
-"""Times as users write them, and seeds."""
+"""Times as text, and seeds."""
 
 import math
 
@@ -30,6 +30,9 @@ DAY = 86_400
         ("1.5 h", 5400),
         (" 27.36 ", 27.36),
         ("1e3s", 1000),
+        ("250ms", 0.25),
+        ("512 ns", 512e-9),
+        ("3 µs", 3e-6),
         (60, 60),
         (0.5, 0.5),
     ],
@@ -56,7 +59,7 @@ def test_parse_time(text, seconds):
         ("x" * 10_000, "cannot be read"),
     ],
 )
-def test_times_that_are_refused(text, words):
+def test_invalid_times_are_errors(text, words):
     with pytest.raises(ValueError, match="plain seconds") as caught:
         parse_time(text)
     assert words in str(caught.value)
@@ -66,22 +69,22 @@ def test_times_that_are_refused(text, words):
 @pytest.mark.parametrize(
     "text", ["0s", "20s", "1h", "1d", "7d", "30d", "1y", "10y", "90s", "36h", "0.5s", "27.36s"]
 )
-def test_format_time_writes_what_was_meant(text):
+def test_format_time_inverts_parse_time(text):
     assert format_time(parse_time(text)) == text
 
 
 @given(st.one_of(st.floats(0, 1e308), st.integers(0, 10**12)))
-def test_a_written_time_reads_back_exactly(seconds):
+def test_any_formatted_time_is_parsed_exactly(seconds):
     assert parse_time(format_time(seconds)) == seconds
 
 
-def test_seeds_tell_their_parts_apart():
+def test_seeds_differ_by_type_and_position_of_parts():
     parts = [(), (0,), (1,), (1.0,), ("1",), ("a", "b"), ("ab",), ("a", 1), ("a1",), (0, 0), (-1,)]
     assert len({derive_seed(*p) for p in parts}) == len(parts)
 
 
-def test_seeds_are_the_same_everywhere():
-    # The value itself: another would change every chip instance that users have named.
+def test_seeds_are_stable():
+    # Another value would change every existing chip instance.
     assert derive_seed(0, "programming", 0) == 791808348261269481
     assert derive_seed(np.int64(3), np.float64(0.5)) == derive_seed(3, 0.5)
 
