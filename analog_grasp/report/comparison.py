@@ -47,6 +47,7 @@ from analog_grasp.report.summary import (
     ChipSummary,
     chip_summaries,
     chip_text,
+    coverage,
     findings,
     summary_markdown,
 )
@@ -239,8 +240,9 @@ def comparison_page(
         Section(
             "Chips",
             charts=_chip_charts(chips, switches) if chips else (),
-            caption=CHIPS_LEGEND,
+            caption=CHIPS_LEGEND if chips else "",
             tables=[PageTable(chip_text(chips))] if chips else (),
+            sentences=coverage(layers),
         ),
         Section(
             "Adapters and settings",

@@ -43,6 +43,8 @@ METHODOLOGY = (
     "Devices and chips are simulated. Each adapter was trained once, so the intervals cover the"
     " variation between chips and not the variation between trainings.",
 )
+# Digital modules beyond these are summed up.
+_LISTED = 5
 CHIPS_LEGEND = (
     "Weight error: root mean square of (present weight - target) over all weights on the first"
     " chip instance of each device, in per cent of the column maximum, with drift compensation,"
@@ -228,9 +230,10 @@ def summary_markdown(
     ]
     if adapters:
         parts.append(markdown_table(adapter_text(adapters)))
-    if layers:
-        parts.append(markdown_table(chip_text(chip_summaries(layers))))
+    if chips := chip_summaries(layers):
+        parts.append(markdown_table(chip_text(chips)))
         parts.append(markdown_escape(CHIPS_LEGEND))
+    parts += map(markdown_escape, coverage(layers))
     parts += [
         markdown_table(settings_text(settings)),
         "## Methodology",
@@ -243,7 +246,8 @@ def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
     """Return one summary per device, in order of first appearance."""
     devices: dict[str, dict[float, list[LayerRecord]]] = {}
     for record in layers:
-        devices.setdefault(record.device, {}).setdefault(record.time_s, []).append(record)
+        if record.tiles:
+            devices.setdefault(record.device, {}).setdefault(record.time_s, []).append(record)
     return [
         ChipSummary(
             device,
@@ -252,6 +256,32 @@ def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
         )
         for device, times in devices.items()
     ]
+
+
+def coverage(layers: Sequence[LayerRecord]) -> list[str]:
+    """Return which share of the weights is on tiles and which modules are not, as a sentence.
+
+    Args:
+        layers: Layers on tiles, and modules with digital weights, which have no tiles.
+
+    Returns:
+        One sentence; none without layers.
+
+    Example:
+        >>> layer = LayerRecord("pcm", 0, 0.0, "dense", 1, 300, 0.5, 0.1)
+        >>> print(*coverage([layer, LayerRecord("pcm", 0, 0.0, "conv", 0, 100, 0.0, 0.0)]))
+        75.0% of the model's weights are on tiles; digital: conv (100).
+    """
+    if not layers:
+        return []
+    first = [x for x in layers if (x.device, x.time_s) == (layers[0].device, layers[0].time_s)]
+    digital = sorted((x for x in first if not x.tiles), key=lambda x: -x.cells)
+    share = sum(x.cells for x in first if x.tiles) / sum(x.cells for x in first)
+    names = [f"{x.layer} ({x.cells:,})" for x in digital[:_LISTED]]
+    if others := digital[_LISTED:]:
+        names.append(f"{len(others)} more ({sum(x.cells for x in others):,})")
+    listed = f"; digital: {', '.join(names)}" if names else ""
+    return [f"{share:.1%} of the model's weights are on tiles{listed}."]
 
 
 def _root_mean_square(layers: Sequence[LayerRecord]) -> float:

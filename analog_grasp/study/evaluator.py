@@ -121,7 +121,8 @@ class Evaluator:
     def layers(self, chip: Chip, times: Iterable[float]) -> Iterator[LayerRecord]:
         """Yield the layers of a chip at each drift time, without measuring a score.
 
-        Those of the first adapter: digital adapters share the frozen weights on the tiles.
+        Those of the first adapter: digital adapters share the frozen weights on the tiles. Modules
+        with digital weights follow the layers on tiles.
 
         Args:
             chip: The chip instance.
@@ -131,13 +132,11 @@ class Evaluator:
         deployment = deploy(model, self.cards[chip.device], **self.hardware.deploy_arguments())
         deployment.program(chip.seed)
         for seconds in sorted(times):
-            for layer in deployment.drift_to(seconds).report():
-                yield LayerRecord(
-                    chip.device,
-                    chip.seed,
-                    seconds,
-                    *(layer.name, layer.tiles, layer.cells, layer.use, layer.weight_error),
-                )
+            report, key = deployment.drift_to(seconds).report(), (chip.device, chip.seed, seconds)
+            for x in report:
+                yield LayerRecord(*key, x.name, x.tiles, x.cells, x.use, x.weight_error)
+            for module in report.digital:
+                yield LayerRecord(*key, module.name, 0, module.weights, 0.0, 0.0)
 
     def _score(self, chip: Chip, adapter: str, seconds: float, model: nn.Module) -> Cell:
         try:
@@ -329,6 +328,7 @@ def _layer_record(row: Mapping[str, str]) -> LayerRecord:
     types = LayerRecord.__annotations__
     record = LayerRecord(**{name: types[name](row[name]) for name in LAYER_COLUMNS})
     figures = (record.time_s, record.weight_error)
-    if not (record.cells > 0 and 0 < record.use <= 1 and all(map(math.isfinite, figures))):
+    fits = 0 < record.use <= 1 if record.tiles else record.use == 0
+    if not (record.cells > 0 and fits and all(map(math.isfinite, figures))):
         raise ValueError
     return record

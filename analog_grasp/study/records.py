@@ -124,7 +124,8 @@ class LayerRecord:
         device: Name of the device card.
         seed: Integer that names the chip instance.
         time_s: Seconds since programming finished.
-        layer, tiles, cells, use, weight_error: As in `analog_grasp.crossbar.LayerReport`.
+        layer, tiles, cells, use, weight_error: As in `analog_grasp.crossbar.LayerReport`; a module
+            whose weights are digital has 0 tiles, a use of 0 and a weight error of 0.
     """
 
     device: str

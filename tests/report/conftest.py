@@ -36,11 +36,15 @@ def records():
 
 @pytest.fixture
 def layers():
-    """Two layers on a chip of each device, whose weight error doubles in a day."""
+    """Two layers on a chip of each device, whose weight error doubles in a day, and a digital one."""
     return [
-        LayerRecord(device, 0, seconds, name, tiles, cells, 0.5, error * (2 if seconds else 1))
+        LayerRecord(device, 0, seconds, name, tiles, cells, use, error * (2 if seconds else 1))
         for device, seconds in product(("pcm", "rram"), (0.0, 86400.0))
-        for name, tiles, cells, error in (("query", 2, 100, 0.03), ("dense", 3, 300, 0.05))
+        for name, tiles, cells, use, error in (
+            ("query", 2, 100, 0.5, 0.03),
+            ("dense", 3, 300, 0.5, 0.05),
+            ("embeddings", 0, 600, 0.0, 0.0),
+        )
     ]
 
 

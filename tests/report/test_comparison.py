@@ -178,7 +178,9 @@ def test_gaussian_devices_have_a_figure_of_noise_levels(page_of, make):
 
 def test_tiles_and_weight_error_are_shown_where_known(page_of, layers):
     row = ["pcm", "5", "400", "50.0%", "4.58%", "9.17%"]
-    assert "".join(row) in page_of(layers=layers).text
+    text = page_of(layers=layers).text
+    assert "".join(row) in text
+    assert "40.0% of the model's weights are on tiles; digital: embeddings (600)." in text
     assert "Tiles and weight error" not in page_of().text
 
 

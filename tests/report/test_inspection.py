@@ -122,9 +122,7 @@ def test_invalid_adapters_are_errors_of_one_sentence(grasp, tmp_path):
     with pytest.raises(ValueError, match=r"is damaged .*: train the adapter again\."):
         inspect_adapters([grasp])
     (grasp / "adapter_config.json").write_text("[]")
-    with pytest.raises(
-        ValueError, match=r"not a valid adapter configuration .* again\."
-    ):
+    with pytest.raises(ValueError, match=r"not a valid adapter configuration .* again\."):
         inspect_adapters([grasp])
     wrong = save(tmp_path / "wrong", {"a.grasp_scale": np.array([1.0, np.nan], np.float32)})
     with pytest.raises(ValueError, match=r"a\.grasp_scale that are not finite"):

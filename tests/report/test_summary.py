@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from analog_grasp.report.summary import findings, summary_markdown
+from analog_grasp.report.summary import coverage, findings, summary_markdown
 
 
 def shifted(measurements, shift):
@@ -77,6 +77,19 @@ def test_the_summary_begins_with_the_result(measurements, records, layers):
     assert places == sorted(places)
     # Errors of 3 % on 100 weights and of 5 % on 300: the root of (9 + 3 x 25) / 4.
     assert "| pcm | 5 | 400 | 50.0% | 4.58% | 9.17% |" in text
+
+
+def test_the_share_of_weights_on_tiles_is_stated(layers, measurements):
+    (sentence,) = coverage(layers)
+    assert sentence == "40.0% of the model's weights are on tiles; digital: embeddings (600)."
+    assert sentence in summary_markdown("Title", {}, measurements, [], layers)
+    others = [replace(layers[2], layer=f"expert.{index}", cells=100) for index in range(7)]
+    assert coverage(layers[:2] + others)[0].endswith("expert.4 (100), 2 more (200).")
+    # The frozen weights can be digital altogether, as for the noise of a programmed adapter.
+    digital = [layer for layer in layers if not layer.tiles]
+    assert coverage(digital)[0].startswith("0.0% of the model's weights")
+    assert "Tiles and weight error" not in summary_markdown("Title", {}, measurements, [], digital)
+    assert coverage([]) == []
 
 
 def test_a_partial_run_has_a_summary_with_dashes(measurements):
