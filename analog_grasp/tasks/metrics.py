@@ -118,7 +118,6 @@ CLASSIFICATION: dict[str, Metric] = {
 }  # fmt: skip
 MULTI_LABEL: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1}
 REGRESSION: dict[str, Metric] = {"pearson": pearson, "spearman": spearman, "mse": mse}
-LOWER_IS_BETTER = ("mse",)
 
 
 def score(

@@ -14,6 +14,9 @@ TASK_NAMES = (
 )  # fmt: skip
 """The tasks that `load_task` knows without registration."""
 
+LOWER_IS_BETTER = ("mse",)
+"""Metrics of which a lower value is better."""
+
 SHIFT_LR_RATIO = 0.3
 """Learning rate of GRASP's shifts relative to that of its scales."""
 

@@ -36,7 +36,7 @@ def records():
 
 @pytest.fixture
 def layers():
-    """Two layers on a chip of each device, whose weight error doubles in a day, and a digital one."""
+    """A digital layer, and two on a chip per device whose weight error doubles in a day."""
     return [
         LayerRecord(device, 0, seconds, name, tiles, cells, use, error * (2 if seconds else 1))
         for device, seconds in product(("pcm", "rram"), (0.0, 86400.0))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from analog_grasp.study import statistics as module
 from analog_grasp.study.records import Measurement
 from analog_grasp.study.sections import RunSettings
 from analog_grasp.study.statistics import (
@@ -90,6 +91,15 @@ def test_differences_are_paired_by_chip_instance():
     (back,) = paired_differences(measured, "lora", "grasp")
     assert back.mean == pytest.approx(-0.01)
     assert back.verdict == "worse"
+
+
+def test_a_lower_error_is_better():
+    chips = [0.5, 0.7, 0.9]
+    better = [chip - 0.01 for chip in chips]
+    measured = cells("grasp", chips, metric="mse") + cells("lora", better, metric="mse")
+    (difference,) = paired_differences(measured, "grasp", "lora")
+    assert difference.mean == pytest.approx(-0.01)
+    assert difference.verdict == "better"
 
 
 def test_difference_worked_out_by_hand():
@@ -277,3 +287,20 @@ def test_drawing_begins_with_five_chips_or_more():
 @pytest.mark.parametrize(("metric", "more"), [("accuracy", True), ("nist", False)])
 def test_a_point_is_a_hundredth_of_a_score_that_is_a_fraction(metric, more):
     assert (chip_count(UNTIL, len(WHERE), drawn(5, 0.1, metric)) > 5) is more
+
+
+@pytest.mark.parametrize(("first", "coverage"), [(3, 0.90), (5, 0.92), (10, 0.94)])
+def test_coverage_of_intervals_that_end_the_drawing(monkeypatch, first, coverage):
+    # About the half width at which coverage is lowest: half a standard deviation.
+    monkeypatch.setattr(module, "FIRST_CHIPS", first)
+    run = RunSettings(repeats=1, until_ci=50.0, repeats_limit=100)
+    samples = np.random.default_rng(0).standard_normal((1500, 100))
+    covered = []
+    for sample in samples:
+        cells = [
+            Measurement("t", "accuracy", "grasp", "digital", "pcm", 0.0, i, i, value)
+            for i, value in enumerate(sample.tolist())
+        ]
+        found = estimate(sample[: chip_count(run, 1, cells)].tolist())
+        covered.append(found.low <= 0 <= found.high)
+    assert np.mean(covered) == pytest.approx(coverage, abs=0.015)
