@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from analog_grasp.tasks.metrics import LOWER_IS_BETTER, Metric
+from analog_grasp.tasks.metrics import Metric
 from analog_grasp.tasks.models import ensure_padding, tokenizer_for
 from analog_grasp.tasks.splits import select_rows
+from analog_grasp.utils.types import LOWER_IS_BETTER
 
 Split = Literal["train", "validation"]
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
@@ -117,7 +118,7 @@ class Task(ABC):
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name == "tokenizer":
-                value = None if value is None else (type(value).__name__, sorted(value.get_vocab()))
+                value = None if value is None else sorted(value.get_vocab().items())
             elif each.name == "own_metrics":
                 value = sorted(value)
             if each.init and not isinstance(value, Dataset):
@@ -217,11 +218,22 @@ class Task(ABC):
             >>> len(load_task("reviews").subset(train=8).train)
             8
         """
-        return replace(
-            self,
-            train=self._draw("train", train, seed),
-            validation=self._draw("validation", validation, seed),
+        return self.with_rows(
+            self._draw("train", train, seed), self._draw("validation", validation, seed)
         )
+
+    def with_rows(self, train: Dataset, validation: Dataset) -> Self:
+        """Return the task on other rows, without the metrics that cannot be measured on them."""
+        changes: dict[str, Any] = {
+            "train": train,
+            "validation": validation,
+            "metrics": self._measurable(validation),
+        }
+        return replace(self, **changes)
+
+    def _measurable(self, validation: Dataset) -> tuple[str, ...]:
+        """Return the metrics that have rows among `validation`."""
+        return self.metrics
 
     def _draw(self, split: Split, count: int | None, seed: int) -> Dataset:
         rows = self.rows(split)
