@@ -36,7 +36,7 @@ class SentenceTask(Task):
         name: Name in reports, such as "glue/sst2".
         train: Rows for training, with the columns `text`, `label` and, for pairs of texts,
             `text_pair`. Labels are integers from 0 to C - 1 for C classes, finite numbers for a
-            regression, or lists of C entries 0 or 1 if `multi_label`. An optional column `part`
+            regression, or lists of C entries 0 or 1 for several labels. An optional column `part`
             divides a split into parts that are scored separately.
         validation: Rows for measuring, with the same columns.
         label_names: Names of the C classes in the order of the labels; empty for a regression.
@@ -44,7 +44,7 @@ class SentenceTask(Task):
             labels)`; the first is the primary one. A name followed by an underscore and a part,
             such as "accuracy_mm", is scored on the rows of that part; a name alone on the rows
             whose part is empty, or on all rows if there is no column `part`.
-        multi_label: Whether an example can have several labels.
+        multi_label: True if an example can have several labels; by default, if its label is a list.
         max_length, tokenizer: See `Task`.
 
     Raises:
@@ -60,7 +60,7 @@ class SentenceTask(Task):
 
     label_names: tuple[str, ...] = ()
     metrics: tuple[Any, ...] = ("accuracy",)
-    multi_label: bool = field(default=False, kw_only=True)
+    multi_label: bool | None = field(default=None, kw_only=True)
 
     task_type: ClassVar[TaskType] = "SEQ_CLS"
     batch_size: ClassVar[int] = 64
@@ -68,17 +68,18 @@ class SentenceTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.metrics, self.own_metrics = named_metrics(self.name, self.metrics, self.own_metrics)
+        if self.multi_label is None:
+            column = self.train["label"] if "label" in self.train.column_names else []
+            self.multi_label = len(column) > 0 and isinstance(column[0], list)
         _check_metrics(self)
         for split in ("train", "validation"):
             check_rows(self, split, ("text", "label"))
             _check_labels(self, split)
-        _, part = _metric_and_part(self.metrics[0], self._known_metrics())
-        if not self._of_part("validation", part).any():
-            values = self.validation["part"][:] if "part" in self.validation.column_names else []
+        for name in set(self.metrics) - set(self._measurable(self.validation)):
+            parts = sorted({str(value) for value in self.validation["part"][:]})
             raise ValueError(
-                f"The metric {self.metrics[0]} of the task '{self.name}' has no validation rows; "
-                "the column part, which divides the rows, has the values: "
-                f"{', '.join(sorted({str(value) for value in values}))[:200] or 'none'}."
+                f"The metric {name} of the task '{self.name}' has no validation rows; the column "
+                f"part, which divides the rows, has the values {', '.join(parts)[:200]}."
             )
 
     @property
@@ -239,24 +240,27 @@ class SentenceTask(Task):
         found: dict[str, float] = {}
         for name in self.metrics:
             metric, part = _metric_and_part(name, self._known_metrics())
-            rows = self._of_part(split, part)
+            rows = np.asarray(_parts(self.rows(split))) == part
             if rows.any():
                 found[name] = score([metric], predicted[rows], labels[rows], self.own_metrics)[
                     metric
                 ]
         return found
 
-    def _of_part(self, split: Split, part: str) -> np.ndarray:
-        """Return a mask of the rows of a split that belong to a part, shape (n,)."""
-        rows = self.rows(split)
-        if "part" not in rows.column_names:
-            return np.full(len(rows), not part)
-        return np.asarray(rows["part"][:]) == part
+    def _measurable(self, validation: Dataset) -> tuple[str, ...]:
+        known = self._known_metrics()
+        parts = set(_parts(validation))
+        return tuple(name for name in self.metrics if _metric_and_part(name, known)[1] in parts)
 
     def _known_metrics(self) -> dict[str, Metric]:
         if self.regression:
             return REGRESSION | self.own_metrics
         return (MULTI_LABEL if self.multi_label else CLASSIFICATION) | self.own_metrics
+
+
+def _parts(rows: Dataset) -> list[str]:
+    """Return the part of each row; "" if the rows are not divided."""
+    return rows["part"][:] if "part" in rows.column_names else [""] * len(rows)
 
 
 def _metric_and_part(name: str, known: Sequence[str] | dict[str, Metric]) -> tuple[str, str]:
@@ -269,7 +273,10 @@ def _metric_and_part(name: str, known: Sequence[str] | dict[str, Metric]) -> tup
 
 def _check_metrics(task: SentenceTask) -> None:
     known = task._known_metrics()
-    found = [_metric_and_part(name, known)[0] for name in task.metrics]
+    found = [
+        metric if not part or "part" in task.validation.column_names else ""
+        for metric, part in (_metric_and_part(name, known) for name in task.metrics)
+    ]
     if not found or not all(found):
         kind = "a regression (no label_names)" if task.regression else "a classification"
         raise ValueError(

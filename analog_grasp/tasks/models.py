@@ -248,7 +248,7 @@ def _load_weights(
     kind, use, examples = _KINDS[task.task_type]
     try:
         # The head is drawn on the CPU.
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model, info = kind.from_pretrained(
                 source,
@@ -298,7 +298,7 @@ def _remote_code_error(name: str) -> ValueError:
 def _check_complete(name: str, model: PreTrainedModel, new: list[str], task: "Task") -> None:
     """Raise a ValueError if weights other than those of a new head are not in the file.
 
-    transformers only warns, and `_quiet` hides that warning together with the one for the head.
+    transformers only warns, and `quiet` hides that warning together with the one for the head.
     """
     if task.task_type == "SEQ_CLS":
         body = f"{model.base_model_prefix}."
@@ -312,7 +312,7 @@ def _check_complete(name: str, model: PreTrainedModel, new: list[str], task: "Ta
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the progress bar of transformers and its warning that the head is new."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,6 +1,5 @@
 """Selections of a task's rows, and the split of its training rows for tuning."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,8 +57,6 @@ def tuning_task(task: "Task", seed: int, held_out: int | None = None) -> "Task":
             f"of {count}; it should be from 1 to {count // 2}."
         )
     order = np.random.default_rng(derive_seed(seed, "held out")).permutation(count)
-    return replace(
-        task,
-        train=select_rows(task.train, order[held:]),
-        validation=select_rows(task.train, order[:held]),
+    return task.with_rows(
+        select_rows(task.train, order[held:]), select_rows(task.train, order[:held])
     )

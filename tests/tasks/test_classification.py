@@ -336,7 +336,7 @@ def test_several_labels_per_text(tiny_folder):
     labels = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]] * 4
     task = SentenceTask(
         "topics", rows_with(labels, texts), rows_with(labels, texts), ("good", "food", "plot"),
-        ("f1", "macro_f1", "accuracy"), multi_label=True,
+        ("f1", "macro_f1", "accuracy"),
     )  # fmt: skip
     model = load_base_model(task, str(tiny_folder))
     assert model.config.problem_type == "multi_label_classification"
@@ -380,8 +380,13 @@ def test_a_column_named_part_that_leaves_no_rows_to_score_raises():
         SentenceTask("mine", rows, rows, NAMES)
     with pytest.raises(ValueError, match="accuracy_mm of the task 'mine' has no validation rows"):
         SentenceTask("mine", rows, rows, NAMES, ("accuracy_mm",))
-    with pytest.raises(ValueError, match=r"accuracy_mm .* has the values: none\."):
-        SentenceTask("mine", ROWS, ROWS, NAMES, ("accuracy_mm",))
+    for unknown in ("accuracy_mm", "f1_macro"):
+        with pytest.raises(ValueError, match="one or more of accuracy, f1, macro_f1, matthews"):
+            SentenceTask("mine", ROWS, ROWS, NAMES, ("accuracy", unknown))
+    # Rows drawn from one part leave only its metrics.
+    both = SentenceTask("mine", rows, rows, NAMES, ("accuracy_body", "accuracy_intro"))
+    chosen = {tuple(both.subset(validation=1, seed=seed).metrics) for seed in range(8)}
+    assert chosen == {("accuracy_body",), ("accuracy_intro",)}
     assert SentenceTask("mine", rows, rows, NAMES, ("accuracy_body",)).metrics
 
 
