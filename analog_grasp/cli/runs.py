@@ -16,7 +16,7 @@ import typer
 from peft import PeftModel
 
 from analog_grasp.cli.console import RequestError, Stages, print_line, request, show
-from analog_grasp.report.summary import findings
+from analog_grasp.report.summary import coverage, findings
 from analog_grasp.report.tables import (
     LEGEND,
     adapter_text,
@@ -148,10 +148,12 @@ def tune_adapter(config: StudyConfig, out: Path, trials: int, **others: Any) -> 
         trials: Number of trials in total.
         others: Further arguments of `analog_grasp.tuning.tuner.prepare_tuning`.
     """
-    from analog_grasp.tuning.api import run_tuning
-    from analog_grasp.tuning.tuner import prepare_tuning
+    from analog_grasp.tuning.api import require_optuna, run_tuning
 
     with request():
+        require_optuna()
+        from analog_grasp.tuning.tuner import prepare_tuning
+
         tuning = prepare_tuning(config, out, **others)
     with _interruptible(tuning, trials):
         with Stages() as stages:
@@ -242,7 +244,8 @@ def _show_study(results: studies.Results) -> None:
         show(rich_table(device_text(table)))
     show(LEGEND)
     show(rich_table(adapter_text(results.adapters)))
-    _show_end(findings(results.measurements, results.adapters), results.files)
+    sentences = findings(results.measurements, results.adapters)
+    _show_end([*sentences, *coverage(results.layers)], results.files)
 
 
 def _show_tuning(tuned: "Tuned") -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -13,8 +14,10 @@ from analog_grasp.study.config import StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.runner import prepare, run
 from analog_grasp.tuning.search_space import TRIALS, Trial
-from analog_grasp.tuning.tuner import Tuning, prepare_tuning, tune
 from analog_grasp.utils.io import write_atomically
+
+if TYPE_CHECKING:
+    from analog_grasp.tuning.tuner import Tuning
 
 BEST_FILE, TRIALS_FILE, SUMMARY_FILE = "best.toml", "trials.csv", "summary.md"
 PAGE_FILE = "report.html"
@@ -43,6 +46,16 @@ class Tuned:
     def best(self) -> Trial:
         """The best trial."""
         return self.trials.front[0]
+
+
+def require_optuna() -> None:
+    """Raise ValueError if the packages of the extra "tune" are not installed."""
+    for package in ("optuna", "sqlalchemy"):
+        if find_spec(package) is None:
+            raise ValueError(
+                f"Tuning requires the package {package}, which is not installed: run pip install "
+                "'analog-grasp[tune]'."
+            )
 
 
 @takes_settings(without=("adapters",))
@@ -87,8 +100,8 @@ def tune_noise_weight(
         are in ``out``.
 
     Raises:
-        ValueError: A name is unknown, a setting does not fit, the training split is too small, or
-            ``out`` or the storage holds another study.
+        ValueError: A name is unknown, a setting does not fit, the training split is too small,
+            ``out`` or the storage holds another study, or optuna is not installed.
         FileNotFoundError: The files of the model or the task are missing.
         OSError: The storage cannot be reached, the disk is full or ``out`` cannot be written;
             finished trials are kept.
@@ -96,6 +109,9 @@ def tune_noise_weight(
     Example:
         ``tune_noise_weight("runs/mine", devices=["pcm-hermes-2"], times=["1d"], trials=30)``
     """
+    require_optuna()
+    from analog_grasp.tuning.tuner import prepare_tuning
+
     resolved = resolve(settings, Path(config) if config else None)
     tuning = prepare_tuning(
         resolved,
@@ -110,7 +126,7 @@ def tune_noise_weight(
     return run_tuning(tuning, trials, progress)
 
 
-def run_tuning(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> Tuned:
+def run_tuning(tuning: "Tuning", trials: int = TRIALS, progress: Progress = silent) -> Tuned:
     """Run the missing trials, then evaluate the best settings on the validation split.
 
     Args:
@@ -124,6 +140,7 @@ def run_tuning(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent
     """
     # matplotlib takes long to import.
     from analog_grasp.report.tuning_figures import tuning_page, write_figures
+    from analog_grasp.tuning.tuner import tune
 
     tune(tuning, trials, progress)
     directory = tuning.directory
@@ -149,7 +166,7 @@ def run_tuning(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent
     )
 
 
-def _shown(tuning: Tuning) -> Trials:
+def _shown(tuning: "Tuning") -> Trials:
     return Trials(
         task=tuning.config.task.name,
         metric=tuning.task.metrics[0],
@@ -166,7 +183,7 @@ def _toml(settings: StudyConfig) -> str:
     return tomli_w.dumps(flat(settings))
 
 
-def _evaluate_best(tuning: Tuning, best: Trial, progress: Progress) -> studies.Results:
+def _evaluate_best(tuning: "Tuning", best: Trial, progress: Progress) -> studies.Results:
     """Train the best settings on all training data and measure them on the validation split.
 
     In a folder of the trial, since another trial may be the best when the tuning is resumed.

@@ -8,7 +8,7 @@ from sqlalchemy import event
 
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.splits import tuning_task
-from analog_grasp.tuning import tuner
+from analog_grasp.tuning import api, tuner
 from analog_grasp.tuning.optuna_study import shown_url
 from analog_grasp.tuning.tuner import prepare_tuning, tune
 
@@ -120,3 +120,10 @@ def test_passwords_are_not_shown():
 def test_settings_of_the_task_are_kept(settings):
     task = replace(load_task("lengths"), metrics=("spearman",))
     assert tuning_task(task, 0).metrics == ("spearman",)
+
+
+def test_a_missing_optuna_is_named_with_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "find_spec", lambda name: None if name == "optuna" else name)
+    with pytest.raises(ValueError, match=r"package optuna.*pip install 'analog-grasp\[tune\]'"):
+        api.tune_noise_weight(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
