@@ -1,7 +1,7 @@
 """Base class of all tasks: training and validation rows, and the scores of a model on them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
@@ -251,32 +251,6 @@ class Task(ABC):
         if split not in ("train", "validation"):
             raise ValueError(f"The split is '{split}'; it should be 'train' or 'validation'.")
         return self.train if split == "train" else self.validation
-
-
-def named_metrics(
-    task: str, metrics: Iterable[str | Metric], own: Mapping[str, Metric]
-) -> tuple[tuple[str, ...], dict[str, Metric]]:
-    """Return the names of metrics, and the functions among them together with those in `own`.
-
-    Raises:
-        ValueError: A function has no name, or that of a metric that exists.
-
-    Example:
-        >>> named_metrics("mine", ["accuracy", len], {})
-        (('accuracy', 'len'), {'len': <built-in function len>})
-    """
-    names, functions = [], dict(own)
-    for metric in metrics:
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "<lambda>")
-        if not isinstance(metric, str):
-            if not name.isidentifier() or functions.get(name, metric) is not metric:
-                raise ValueError(
-                    f"A metric of the task '{task}' is {metric!r}, which has no name of its own; "
-                    "use a function defined with def."
-                )
-            functions[name] = metric
-        names.append(name)
-    return tuple(names), functions
 
 
 def check_rows(task: Task, split: Split, columns: tuple[str, ...]) -> None:

@@ -23,9 +23,15 @@ from analog_grasp.tasks.base import (
     check_rows,
     check_token_ids,
     evaluation_mode,
-    named_metrics,
 )
-from analog_grasp.tasks.metrics import CLASSIFICATION, MULTI_LABEL, REGRESSION, Metric, score
+from analog_grasp.tasks.metrics import (
+    CLASSIFICATION,
+    MULTI_LABEL,
+    REGRESSION,
+    Metric,
+    named_metrics,
+    score,
+)
 
 
 @dataclass(eq=False)

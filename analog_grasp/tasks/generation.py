@@ -24,11 +24,10 @@ from analog_grasp.tasks.base import (
     check_rows,
     check_token_ids,
     evaluation_mode,
-    named_metrics,
     position_limit,
 )
 from analog_grasp.tasks.e2e import coco, mteval
-from analog_grasp.tasks.metrics import Metric
+from analog_grasp.tasks.metrics import Metric, named_metrics
 
 _MTEVAL = {"bleu": mteval.bleu, "nist": mteval.nist}
 TEXT_METRICS = (*_MTEVAL, *coco.NAMES)

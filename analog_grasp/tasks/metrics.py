@@ -5,7 +5,7 @@ has shape (n,), or (n, C) with entries 0 and 1 where an example can have several
 scikit-learn and scipy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,3 +149,29 @@ def score(
         )
     metrics = CLASSIFICATION | REGRESSION | dict(own or {})
     return {name: float(metrics[name](logits, labels)) for name in names}
+
+
+def named_metrics(
+    task: str, metrics: Iterable[str | Metric], own: Mapping[str, Metric]
+) -> tuple[tuple[str, ...], dict[str, Metric]]:
+    """Return the names of metrics, and the functions among them together with those in `own`.
+
+    Raises:
+        ValueError: A function has no name, or that of a metric that exists.
+
+    Example:
+        >>> named_metrics("mine", ["accuracy", len], {})
+        (('accuracy', 'len'), {'len': <built-in function len>})
+    """
+    names, functions = [], dict(own)
+    for metric in metrics:
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "<lambda>")
+        if not isinstance(metric, str):
+            if not name.isidentifier() or functions.get(name, metric) is not metric:
+                raise ValueError(
+                    f"A metric of the task '{task}' is {metric!r}, which has no name of its own; "
+                    "use a function defined with def."
+                )
+            functions[name] = metric
+        names.append(name)
+    return tuple(names), functions

@@ -16,6 +16,9 @@ _SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 # Cells that denote a missing number.
 _MISSING = ("na", "n/a", "nan", "null", "none")
 
+# Line numbers and labels.
+Labels = list[tuple[int, Any]]
+
 
 def table_task(
     data_dir: Path | None, text_column: str | None = None, label_column: str | None = None
@@ -87,9 +90,6 @@ def _find(data_dir: Path, stems: tuple[str, ...]) -> Path:
     )
 
 
-Labels = list[tuple[int, Any]]
-
-
 def _rows(
     path: Path, text_column: str | None, label_column: str
 ) -> tuple[dict[str, list[str]], Labels]:
@@ -112,7 +112,7 @@ def _rows(
                 f"{', '.join(row)} (see --text-column and --label-column)."
             )
         for target, source in zip(("text", "text_pair"), sources, strict=False):
-            if not isinstance(row[source], str) or not row[source].strip():
+            if not _is_text(row[source]) or not row[source].strip():
                 raise ValueError(
                     f"Line {line} of {path} has the {source} {row[source]!r}; it should be a text "
                     "that is not blank."
@@ -122,6 +122,13 @@ def _rows(
         label = label.strip() if isinstance(label, str) else label
         if label is None or label == "":
             raise ValueError(f"Line {line} of {path} has no {label_column}; it should have one.")
+        if not all(
+            _is_text(x) or _is_number(x) for x in (label if type(label) is list else [label])
+        ):
+            raise ValueError(
+                f"Line {line} of {path} has the {label_column} {str(label)[:80]!r}; it should be a "
+                "name, a number or a list of names."
+            )
         labels.append((line, label))
     if not labels:
         raise ValueError(f"The file {path} has no rows; it should have some.")
@@ -178,6 +185,15 @@ def _kind(labels: list[Any]) -> str:
     if any(isinstance(label, float) or not str(label).lstrip("+-").isdigit() for label in present):
         return "numbers"
     return "classes"
+
+
+def _is_text(cell: Any) -> bool:
+    """Return True for text without lone surrogates, which JSON can contain and UTF-8 cannot."""
+    return isinstance(cell, str) and not any("\ud800" <= letter <= "\udfff" for letter in cell)
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float)
 
 
 def _number(label: Any) -> float | None:

@@ -93,6 +93,9 @@ def test_errors_name_the_file_and_the_line(tmp_path, dev, message):
         ('{"text": "a"', "Line 1 of .* should be a JSON object"),
         ('{"text": null, "label": 1}', "Line 1 of .* has the text None"),
         ('{"text": "a", "label": null}', "Line 1 of .* has no label"),
+        ('{"text": "a", "label": {"x": 1}}', "Line 1 of .* a name, a number or a list of names"),
+        ('{"text": "\\ud800", "label": 1}', "Line 1 of .* has the text"),
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "Line 1 of .* should be a JSON object"),
         ('{"text": "a", "label": "x"}', "labels in .* are x; there should be two classes"),
     ],
 )
