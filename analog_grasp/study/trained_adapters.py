@@ -21,7 +21,7 @@ from analog_grasp.study.evaluator import processor
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import ADAPTER_FILES, MODEL_FILES, model_hash
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
-from analog_grasp.tasks.models import last_line, tokenizer_for
+from analog_grasp.tasks.models import last_line, quiet, tokenizer_for
 from analog_grasp.training import train
 from analog_grasp.training.converter_loop import card_with_converters
 
@@ -308,7 +308,8 @@ def save_adapter(model: PeftModel | PreTrainedModel, path: Path) -> None:
     Embeddings are never part of an adapter; peft would query the Hub to find out.
     """
     if not isinstance(model, PeftModel):
-        model.save_pretrained(str(path))
+        with quiet():
+            model.save_pretrained(str(path))
         if model.name_or_path:
             tokenizer_for(model).save_pretrained(str(path))
         return

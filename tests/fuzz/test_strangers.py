@@ -173,10 +173,10 @@ def reviews() -> Task:
 
 @pytest.fixture(scope="module")
 def saved(folder, bert_folder, reviews) -> list[Path]:
-    """A saved adapter of each of three kinds."""
+    """A saved adapter of each of two methods."""
     asked, kinds = (
         StudyConfig().replace(model=str(bert_folder), groups=4),
-        ("stochgrasp", "lora", "full"),
+        ("stochgrasp", "lora"),
     )
     for kind in kinds:
         save_adapter(new_adapter(asked, reviews, kind), folder / "saved" / kind)

@@ -30,7 +30,9 @@ def trained(name, **settings):
     drawn = []
     layer.register_forward_hook(lambda layer, *_: drawn.append(layer.weight[0, :4].clone()))
     train(model, task, epochs=2, batch_size=batch_size, **settings)
-    return get_peft_model_state_dict(model, save_embedding_layers=False), drawn
+    whole = name == "full"
+    bits = model.state_dict() if whole else get_peft_model_state_dict(model)
+    return bits, drawn
 
 rank = os.environ.get("RANK", "0")
 # SGD: rounding errors of gradients stay as small in the parameters.

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -44,6 +44,8 @@ def frozen_bits(model):
 
 
 def adapter_bits(model):
+    if not isinstance(model, PeftModel):
+        return model.state_dict()
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
