@@ -8,7 +8,6 @@ and aihwkit, which take seconds to import, are imported with the first name that
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from analog_grasp.adapters.config import GraspConfig as GraspConfig
     from analog_grasp.adapters.config import StochGraspConfig as StochGraspConfig
+    from analog_grasp.costs.estimate import costs as costs
     from analog_grasp.crossbar import Deployment as Deployment
     from analog_grasp.crossbar import deploy as deploy
     from analog_grasp.devices.card import DeviceCard as DeviceCard
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from analog_grasp.tasks import load_task as load_task
     from analog_grasp.tasks.models import load_base_model as load_base_model
     from analog_grasp.training import train as train
+    from analog_grasp.training.recalibration import recalibrate as recalibrate
     from analog_grasp.tuning.api import tune_noise_weight as tune_noise_weight
 
 # Public names and the module that defines each.
@@ -33,10 +34,12 @@ _MODULES = {
     "GraspConfig": "adapters.config",
     "StochGraspConfig": "adapters.config",
     "compare": "study.api",
+    "costs": "costs.estimate",
     "deploy": "crossbar",
     "drift_sweep": "study.api",
     "load_base_model": "tasks.models",
     "load_task": "tasks",
+    "recalibrate": "training.recalibration",
     "train": "training",
     "tune_noise_weight": "tuning.api",
 }
@@ -64,7 +67,8 @@ def _register_with_peft() -> None:
     import_module(f"{__name__}.adapters.bitfit")
 
 
-class _PeftFinder(MetaPathFinder):
+# Without the base class of importlib.abc, whose import takes longer than that of this package.
+class _PeftFinder:
     """Finder that lets `_register_with_peft` follow the import of peft."""
 
     def find_spec(

@@ -1,0 +1,239 @@
+"""Distillation on a chip: unlabelled examples, the digital model as teacher, and the loss."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DataCollatorWithPadding
+from transformers.modeling_outputs import ModelOutput
+
+from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.chip_layer import chip_layer
+from analog_grasp.crossbar.forward_hooks import computed_digitally
+from analog_grasp.tasks import Task, tokenizer_for
+from analog_grasp.tasks.base import position_limit
+
+Batch = dict[str, Tensor]
+_ROUNDING = 1e-6
+
+
+def draw_examples(
+    data: Task | Sequence[str], count: int, model: nn.Module, seed: int
+) -> Batch:
+    """Return examples as one padded batch of token ids, ``(count, tokens)``.
+
+    Args:
+        data: A task, of which training rows are drawn, or texts, of which the first are taken.
+        count: The number of examples, at least 2.
+        model: The model that reads them: it determines the tokenizer, the order of the labels and
+            the largest number of tokens.
+        seed: Seed of the rows drawn from a task.
+
+    Raises:
+        ValueError: There are fewer examples than `count`, or `count` is below 2.
+    """
+    available = len(data.train) if isinstance(data, Task) else len(data)
+    if not 2 <= count <= available:
+        raise ValueError(
+            f"examples is {count}: from 2 to {available}, the number of those given, is accepted."
+        )
+    if isinstance(data, Task):
+        few = data.subset(train=count, seed=seed)
+        tokenizer = few.tokenizer_of(model)
+        rows, collate = few.training_rows(model, tokenizer), few.collator(tokenizer)
+        return dict(collate([rows[i] for i in range(len(rows))]))
+    tokenizer = tokenizer_for(model)
+    tokens = tokenizer(list(data[:count]), truncation=True, max_length=position_limit(model))
+    rows = [{name: tokens[name][i] for name in tokens} for i in range(count)]
+    return dict(DataCollatorWithPadding(tokenizer)(rows))
+
+
+def pick(batch: Batch, rows: Tensor) -> Batch:
+    """Return some examples of a batch, without the padding that they all share."""
+    chosen = {name: values[rows] for name, values in batch.items()}
+    mask = chosen.get("attention_mask")
+    if mask is None:
+        return chosen
+    used = mask.any(0).nonzero()
+    first, end = int(used[0]), int(used[-1]) + 1
+    return {n: v[:, first:end] if v.shape == mask.shape else v for n, v in chosen.items()}
+
+
+def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters of the active digital adapter and the task head, by name."""
+    prefix = str(model.base_model.prefix)
+    active = f".{model.active_adapter}."
+    return [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if active in f"{name}." and (prefix in name or ".modules_to_save." in name)
+    ]
+
+
+@contextmanager
+def backward_through_targets(deployment: Deployment) -> Iterator[None]:
+    """Give the layers on tiles the gradient of their target weights within the block.
+
+    The forward pass is that of the chip, with its converters and read noise. The weights that the
+    chip actually holds are unknown on hardware, so the backward pass uses the target weights:
+    ``y = W_target x + (y_chip - W_target x).detach()``.
+    """
+    layers = list(deployment.layers.values())
+    try:
+        for layer in layers:
+            layer.__dict__["forward"] = _Forward(layer)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+class _Forward:
+    """The forward pass of a layer on tiles, differentiable through its target weight."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        read = type(self._layer).forward
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return read(self._layer, x)
+        return _StraightThrough.apply(x, self._layer)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """A read of tiles with the gradient of ``x @ W_target.T``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        return type(layer).forward(layer, x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        weight = chip_layer(ctx.layer).frozen
+        return (grad.to(weight.dtype) @ weight).to(grad.dtype), None
+
+
+class Teacher:
+    """The digital model: a deployed model whose layers compute with their frozen weights.
+
+    Args:
+        deployment: The chip.
+        model: A PEFT model on the chip, as it is before recalibration.
+        hidden_weight: Weight of the hidden states in the loss; 0 for the outputs only.
+    """
+
+    def __init__(self, deployment: Deployment, model: nn.Module, hidden_weight: float) -> None:
+        self._layers = list(deployment.layers.values())
+        self.model = deployment.copy_model(model, own=())
+        self._hidden_weight = hidden_weight
+
+    def outputs(self, batch: Batch) -> ModelOutput:
+        """Return the digital outputs for a batch."""
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        with computed_digitally(self._layers), torch.no_grad():
+            return self.model(**inputs, output_hidden_states=self._hidden_weight > 0)
+
+    def loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Return the distance between a model's outputs on the chip and the digital ones.
+
+        The Kullback-Leibler divergence of the classes (of the tokens, for a language model), or
+        the squared error of a regression relative to its variance; plus `hidden_weight` times the
+        squared error of each hidden state relative to its variance, summed over the layers.
+        """
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        target = self.outputs(batch)
+        found = student(**inputs, output_hidden_states=self._hidden_weight > 0)
+        tokens = batch["attention_mask"].bool()
+        loss = _output_loss(found.logits, target.logits, tokens)
+        if self._hidden_weight:
+            pairs = zip(found.hidden_states[1:], target.hidden_states[1:], strict=True)
+            errors = [_relative_error(ours[tokens], digital[tokens]) for ours, digital in pairs]
+            loss = loss + self._hidden_weight * torch.stack(errors).sum()
+        return loss
+
+
+def _output_loss(found: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    if found.shape[-1] == 1:
+        return _relative_error(found, target)
+    if found.dim() == 3:
+        found, target = found[tokens], target[tokens]
+    return functional.kl_div(
+        found.float().log_softmax(-1), target.float().log_softmax(-1),
+        log_target=True, reduction="batchmean",
+    )  # fmt: skip
+
+
+def _relative_error(found: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error relative to the variance of the target."""
+    variance = target.float().var().clamp_min(torch.finfo(torch.float32).eps)
+    return functional.mse_loss(found.float(), target.float()) / variance
+
+
+class Fit:
+    """The parameters being fitted, and the best of them on held-out examples.
+
+    Args:
+        student: The model that is fitted, on the chip.
+        fitted: The examples that it is fitted to.
+        held_out: The examples that decide which parameters are kept.
+        loss: Returns the loss of a model on a batch.
+
+    Attributes:
+        parameters: The parameters of the adapter and the head, by name.
+        losses: The losses on the held-out examples, the first before any change.
+        best: The index of the smallest.
+        examples_read: How many examples the chip has computed.
+    """
+
+    def __init__(
+        self,
+        student: PeftModel,
+        fitted: Batch,
+        held_out: Batch,
+        loss: Callable[[nn.Module, Batch], Tensor],
+    ) -> None:
+        self.student, self.fitted, self.held_out = student, fitted, held_out
+        self._loss = loss
+        self.parameters = dict(adapter_parameters(student))
+        self.losses: list[float] = []
+        self.best = 0
+        self.examples_read = 0
+        self._first = self._state()
+        self._best = self._first
+        self.evaluate()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch on the chip."""
+        self.examples_read += len(next(iter(batch.values())))
+        return self._loss(self.student, batch)
+
+    def evaluate(self) -> None:
+        """Measure the held-out loss, and remember the parameters if it is the smallest so far."""
+        with torch.no_grad():
+            self.losses.append(float(self.loss(self.held_out)))
+        # Differences within float32's rounding are no improvement.
+        if self.losses[-1] < self.losses[self.best] - _ROUNDING:
+            self.best, self._best = len(self.losses) - 1, self._state()
+
+    def restart(self) -> None:
+        """Restore the parameters as they were at first."""
+        self._restore(self._first)
+
+    def finish(self) -> list[Tensor]:
+        """Restore the best parameters; return those that differ from the first."""
+        self._restore(self._best)
+        return [p for n, p in self._best.items() if not torch.equal(p, self._first[n])]
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])

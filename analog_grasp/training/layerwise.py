@@ -1,0 +1,167 @@
+"""Recalibration without gradients: GRASP fitted one layer after the other on the chip."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.crossbar.chip_layer import chip_layer
+from analog_grasp.training.distillation import Batch, Fit, Teacher
+
+# Ridges relative to the mean diagonal of the normal equations, from cautious to free.
+_RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+# Shares of the way to equal statistics.
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+# Tokens that a layer is fitted to at most.
+_TOKENS = 512
+
+_FitLayer = Callable[[GraspLinear, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def fit_least_squares(fit: Fit, teacher: Teacher) -> None:
+    """Fit the scales and shifts of every layer in closed form, for several ridges.
+
+    With the layers before it fixed, the chip output of a layer is linear in its 2K parameters
+    apart from converter rounding. Each layer is fitted to the output that the digital layer gives
+    for the same inputs, with the target weights as regressors and one read of the chip.
+    """
+    _fit_layers(fit, teacher, _least_squares, _RIDGES)
+
+
+def fit_statistics(fit: Fit, teacher: Teacher) -> None:
+    """Match the mean and standard deviation of each group's inputs to the digital ones.
+
+    The difference is removed in part or in full; see `_SHARES`.
+    """
+    _fit_layers(fit, teacher, _statistics, _SHARES)
+
+
+def _fit_layers(
+    fit: Fit, teacher: Teacher, fit_layer: _FitLayer, strengths: tuple[float, ...]
+) -> None:
+    digital = _digital_inputs(teacher, fit.fitted)
+    tokens = fit.fitted["attention_mask"].bool()
+    for strength in strengths:
+        fit.restart()
+        handles = [
+            module.register_forward_pre_hook(
+                _refit(digital[name], tokens, fit_layer, strength), with_kwargs=False
+            )
+            for name, module in _grasp_layers(fit.student)
+        ]
+        try:
+            # One pass: a layer is fitted just before it computes, so its inputs are those of
+            # the layers fitted before it.
+            with torch.no_grad():
+                fit.loss(fit.fitted)
+        finally:
+            for handle in handles:
+                handle.remove()
+        fit.evaluate()
+
+
+def _grasp_layers(model: nn.Module) -> list[tuple[str, GraspLinear]]:
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, GraspLinear)]
+
+
+def _digital_inputs(teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
+    """Return the inputs of each layer in the digital model."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name] = inputs[0].detach()
+
+        return hook
+
+    layers = _grasp_layers(teacher.model)
+    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers]
+    try:
+        teacher.outputs(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _refit(
+    digital: Tensor, tokens: Tensor, fit_layer: _FitLayer, strength: float
+) -> Callable[..., None]:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, GraspLinear)
+        # A pooler sees one vector per example, other layers one per token.
+        x, target = (v[tokens] if v.dim() == 3 else v for v in (inputs[0], digital))
+        scale, shift = layer.means(layer.active_adapters[0])
+        fitted = fit_layer(layer, x[:_TOKENS], target[:_TOKENS], strength)
+        scale.copy_(fitted[0])
+        shift.copy_(fitted[1])
+
+    return hook
+
+
+def _statistics(
+    layer: GraspLinear, x: Tensor, digital: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
+    """Return scales and shifts with which the inputs of each group have the digital statistics.
+
+    Args:
+        layer: The layer.
+        x: Its inputs on the chip, ``(N, D)``.
+        digital: Its inputs in the digital model, ``(N, D)``.
+        share: The share of the difference that is removed, 0 to 1.
+    """
+    name = layer.active_adapters[0]
+    scale, shift = layer.means(name)
+    groups = one_hot(layer.group_of[name], len(scale)).to(x.dtype)
+    sizes = len(x) * groups.sum(0)
+
+    def moments(v: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (v @ groups).sum(0) / sizes
+        variance = (v.square() @ groups).sum(0) / sizes - mean.square()
+        return mean, variance.clamp_min(torch.finfo(v.dtype).eps).sqrt()
+
+    (mean, std), (digital_mean, digital_std) = moments(x), moments(digital)
+    new_scale = scale * digital_std / std
+    new_shift = shift + scale * digital_mean - new_scale * mean
+    return scale + share * (new_scale - scale), shift + share * (new_shift - shift)
+
+
+def _least_squares(
+    layer: GraspLinear, x: Tensor, digital: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Return the scales and shifts that bring the chip's output to that of the target weights.
+
+    Solves ``min |T - y - A d|^2 + ridge |d|^2`` for the change d of the 2K parameters: T is the
+    output of the target weights W for the same inputs, y the chip's, and column k of A the product
+    of W with the inputs of group k (scales) or with its indicator (shifts). With ``H = W^T W`` and
+    ``S = x^T x``, the normal equations are sums over groups of ``S * H`` and ``H``.
+
+    Args:
+        layer: The layer.
+        x: Its inputs on the chip, ``(N, D)``.
+        digital: Unused: the digital layer is given the same inputs.
+        ridge: Relative to the mean of the diagonal of ``A^T A``, for scales and shifts apart.
+    """
+    name = layer.active_adapters[0]
+    scale, shift = layer.means(name)
+    group, count = layer.group_of[name], len(scale)
+    tiles = chip_layer(layer.get_base_layer())
+    weight = tiles.frozen.float()
+    modulated = x * scale[group] + shift[group]
+    target = modulated @ weight.T
+    read = layer.base_layer(modulated)
+    residual = (target - (read if tiles.bias is None else read - tiles.bias)) @ weight
+    groups = one_hot(group, count).double()
+    products = (weight.T @ weight).double()
+    wide = x.double()
+    by_scale = groups.T @ ((wide.T @ wide) * products) @ groups
+    mixed = groups.T @ (wide.sum(0)[:, None] * products) @ groups
+    by_shift = len(x) * (groups.T @ products @ groups)
+    gram = torch.cat([torch.cat([by_scale, mixed], 1), torch.cat([mixed.T, by_shift], 1)])
+    right = torch.cat([groups.T @ (wide * residual).sum(0), groups.T @ residual.sum(0).double()])
+    mean = gram.diagonal().view(2, count).mean(1).repeat_interleave(count)
+    damped = gram + torch.diag(ridge * mean.clamp_min(torch.finfo(torch.float64).tiny))
+    change = torch.linalg.lstsq(damped, right[:, None]).solution.squeeze(1).to(scale.dtype)
+    return scale + change[:count], shift + change[count:]

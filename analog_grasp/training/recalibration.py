@@ -1,0 +1,245 @@
+"""Recalibration: digital adapters re-fitted on an aged chip, from a few examples.
+
+The frozen devices of a chip cannot be reprogrammed cheaply; the digital adapter can be rewritten
+at any time. Examples are run on the chip as it is now and through the digital model, and the
+adapter and the task head are fitted so that the outputs on the chip match the digital ones.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from analog_grasp.adapters.registry import ADAPTERS, kind_of
+from analog_grasp.crossbar import Deployment
+from analog_grasp.tasks import Task
+from analog_grasp.training.distillation import (
+    Batch,
+    Fit,
+    Teacher,
+    adapter_parameters,
+    backward_through_targets,
+    draw_examples,
+    pick,
+)
+from analog_grasp.training.layerwise import fit_least_squares, fit_statistics
+from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.io import write_atomically
+
+Method = Literal["gradient", "least-squares", "statistics"]
+Backward = Literal["target", "chip"]
+_EVALUATIONS = 10
+_REPORT_FILE = "recalibration.json"
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """A re-fitted model on its chip, with the gain and the cost of the fit.
+
+    Attributes:
+        model: The re-fitted model, on the chip of the deployment.
+        device: The card's name.
+        chip: The chip instance.
+        time_s: The age of the chip, s since programming.
+        method: The method.
+        examples: The number of examples, those held out included.
+        labels: Whether their labels were used.
+        loss_before: The loss on the held-out examples with the adapter as it was.
+        loss_after: The same with the adapter that was kept.
+        examples_read: How many examples the chip computed in total.
+        seconds: The time taken, s.
+        parameters: The number of parameters rewritten; 0 if the adapter was kept as it was.
+        bytes: Their size in memory.
+    """
+
+    model: PeftModel = field(repr=False)
+    device: str
+    chip: int
+    time_s: float
+    method: Method
+    examples: int
+    labels: bool
+    loss_before: float
+    loss_after: float
+    examples_read: int
+    seconds: float
+    parameters: int
+    bytes: int
+
+    @property
+    def improved(self) -> bool:
+        """Whether the re-fitted adapter was better on the held-out examples, and so was kept."""
+        return self.loss_after < self.loss_before
+
+    def report(self) -> dict[str, object]:
+        """Return every attribute but the model."""
+        values = {name: value for name, value in vars(self).items() if name != "model"}
+        return {**values, "improved": self.improved}
+
+    def save(self, path: str | Path) -> None:
+        """Write the adapter as a PEFT folder, with recalibration.json beside its files.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        self.model.save_pretrained(str(path), save_embedding_layers=False)
+        text = json.dumps(self.report(), indent=1)
+        write_atomically(Path(path) / _REPORT_FILE, text.encode())
+
+
+def recalibrate(
+    deployment: Deployment,
+    data: Task | Sequence[str],
+    *,
+    examples: int = 64,
+    labels: bool = False,
+    method: Method = "gradient",
+    backward: Backward = "target",
+    hidden_weight: float = 0.3,
+    steps: int = 100,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    model: nn.Module | None = None,
+) -> Recalibration:
+    """Re-fit the digital adapter and the task head on a chip at its present age.
+
+    A quarter of the examples is held out. The adapter with the smallest loss on them is kept,
+    which is the present one if no other is better. The deployment's own model and the caller's
+    adapter stay as they are.
+
+    Args:
+        deployment: A programmed chip with a digital adapter.
+        data: A task, of which training rows are drawn, or texts.
+        examples: The number of examples, at least 2.
+        labels: Fit to the labels of a task instead of the outputs of the digital model.
+        method: ``"gradient"``, Adam on the distillation loss; ``"least-squares"``, one layer after
+            the other in closed form; ``"statistics"``, which matches the mean and the standard
+            deviation of each group's inputs. The last two are for GRASP and StochGRASP.
+        backward: The weights of the backward pass: ``"target"``, which are known on hardware, or
+            ``"chip"``, the present ones, which only a simulation knows: an upper bound.
+        hidden_weight: Weight of the hidden states in the distillation loss, beside the outputs.
+        steps: Optimiser steps of the method ``"gradient"``.
+        learning_rate: Its peak learning rate; by default that of the adapter's method.
+        batch_size: Its batch size; by default 32, or all examples if they are fewer.
+        seed: Seed of the examples, of those held out and of the batches.
+        model: A model from `Deployment.attach`; by default ``deployment.model``.
+
+    Raises:
+        ValueError: The chip is not programmed; the adapter is folded, programmed or missing; too
+            few examples, or fewer than a batch; labels of texts; an unknown method; a method that
+            does not suit the adapter.
+
+    Source:
+        docs/method.md, "Recalibration".
+
+    Example:
+        ``recalibrate(deployment.program(0).drift_to("1y"), task, examples=64).model``
+    """
+    chosen = _checked(deployment, model, data, labels, method, backward)
+    begin = time.perf_counter()
+    batch = draw_examples(data, examples, chosen, seed)
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
+    held_out, fitted = order[: max(1, examples // 4)], order[max(1, examples // 4) :]
+    if batch_size is not None and len(fitted) < batch_size:
+        raise ValueError(
+            f"batch_size is {batch_size}, but {len(fitted)} of the {examples} examples are fitted "
+            "to: give more examples or a smaller batch."
+        )
+    student = deployment.copy_model(chosen, own=dict(adapter_parameters(chosen)))
+    assert isinstance(student, PeftModel)
+    teacher = Teacher(deployment, chosen, hidden_weight)
+    loss = _label_loss if labels else teacher.loss
+    fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss)
+    if method == "gradient":
+        rate = learning_rate or ADAPTERS[kind_of(chosen) or "lora"].learning_rate
+        context = backward_through_targets(deployment) if backward == "target" else nullcontext()
+        with context:
+            _fit_by_gradient(fit, steps, rate, min(batch_size or 32, len(fitted)), seed)
+    elif method == "least-squares":
+        fit_least_squares(fit, teacher)
+    else:
+        fit_statistics(fit, teacher)
+    rewritten = fit.finish()
+    return Recalibration(
+        model=student.requires_grad_(False),
+        device=deployment.card.name,
+        chip=deployment.seed or 0,
+        time_s=deployment.time_s,
+        method=method,
+        examples=examples,
+        labels=labels,
+        loss_before=fit.losses[0],
+        loss_after=fit.losses[fit.best],
+        examples_read=fit.examples_read,
+        seconds=time.perf_counter() - begin,
+        parameters=sum(p.numel() for p in rewritten),
+        bytes=sum(p.numel() * p.element_size() for p in rewritten),
+    )
+
+
+def _checked(
+    deployment: Deployment,
+    model: nn.Module | None,
+    data: Task | Sequence[str],
+    labels: bool,
+    method: str,
+    backward: str,
+) -> PeftModel:
+    """Return the model to recalibrate, once the request is known to be valid."""
+    model = deployment.model if model is None else model
+    if method not in get_args(Method):
+        raise ValueError(unknown_name("method", method, get_args(Method)))
+    if backward not in get_args(Backward):
+        raise ValueError(unknown_name("backward", backward, get_args(Backward)))
+    if deployment.seed is None:
+        raise ValueError("The chip is not programmed: call program(seed) before recalibrate.")
+    if deployment.placement != "digital" or not isinstance(model, PeftModel):
+        raise ValueError(
+            f"The placement is {deployment.placement!r} and the model a {type(model).__name__}: "
+            "only a digital PEFT adapter can be recalibrated."
+        )
+    if not adapter_parameters(model):
+        raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
+    if labels and not isinstance(data, Task):
+        raise ValueError("labels is True, but texts have no labels: give a task.")
+    if method != "gradient" and kind_of(model) not in ("grasp", "stochgrasp"):
+        raise ValueError(
+            f"The method {method!r} is for GRASP and StochGRASP: use 'gradient' for this adapter."
+        )
+    return model
+
+
+def _label_loss(model: nn.Module, batch: Batch) -> Tensor:
+    return model(**batch).loss
+
+
+def _fit_by_gradient(
+    fit: Fit, steps: int, learning_rate: float, batch_size: int, seed: int
+) -> None:
+    """Minimise the loss by Adam, with warm-up and linear decay; measure it ten times."""
+    count = len(next(iter(fit.fitted.values())))
+    parameters = list(fit.parameters.values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1, anneal_strategy="linear"
+    )
+    generator = torch.Generator().manual_seed(seed)
+    every = max(1, steps // _EVALUATIONS)
+    for step in range(1, steps + 1):
+        rows = torch.randperm(count, generator=generator)[:batch_size]
+        optimizer.zero_grad()
+        fit.loss(pick(fit.fitted, rows)).backward()
+        optimizer.step()
+        schedule.step()
+        if step % every == 0 or step == steps:
+            fit.evaluate()
