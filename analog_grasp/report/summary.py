@@ -127,9 +127,7 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
                 f" ({subject})."
             )
             conditions = max(conditions, tested)
-            overview.append(
-                f"{row.adapter} is better in {counts['better']} and worse in {counts['worse']}"
-            )
+            overview.append(f"{row.adapter} {counts['better']} / {counts['worse']}")
         if counts["open"]:
             sentences.append(
                 f"{row.adapter} and {row.baseline} share a single chip instance in"
@@ -141,8 +139,8 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
         baseline = tables[0].differences[0].baseline
         sentences.insert(
             0,
-            f"Compared with {baseline} in {_conditions(conditions)} (device and time):"
-            f" {'; '.join(overview)} ({subject}).",
+            f"Of {_conditions(conditions)} (device and time), better / worse than {baseline} in:"
+            f" {', '.join(overview)} ({subject}).",
         )
     return sentences
 

@@ -195,7 +195,7 @@ def importance_table(found: Trials) -> TextTable:
         TextRow(name, tuple(Entry(f"{found.importance[goal][name]:.0%}") for goal in shown))
         for name in found.space
     )
-    title = "Importance of each setting for being among the best quarter of the trials (PED-ANOVA)"
+    title = "Importance of the settings (PED-ANOVA)"
     return TextTable(title, ("setting", *(goals[goal] for goal in shown)), rows)
 
 
