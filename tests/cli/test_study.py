@@ -59,7 +59,7 @@ def test_compare_shows_tables_and_findings(ag, small_run, finished):
     out = ag(*small_run, "--out", finished).out
     for shown in ("pcm-hermes-2, glue/sst2", "stochgrasp − grasp", "1d", "±", "95 % interval"):
         assert shown in out
-    assert "- stochgrasp is ahead of grasp in " in out
+    assert "- stochgrasp is better than grasp in " in out
 
 
 @pytest.mark.parametrize("scored", [1, 6])
