@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack, get_args
 
-import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from analog_grasp.devices.curve import Curve, StdCurve
@@ -255,6 +254,9 @@ class DeviceCard(Section):
 
     @model_validator(mode="after")
     def _check_stds(self) -> Self:
+        # Imported here, as it takes longer than to find that a name is wrong.
+        import numpy as np
+
         g_min, g_max = self.conductance.g_min, self.conductance.g_max
         g = np.linspace(g_min, g_max, 2001)
         for key, curve in self._std_curves():

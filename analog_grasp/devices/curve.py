@@ -2,16 +2,17 @@
 
 import itertools
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from analog_grasp.devices.fields import Conductance, Number, Pair, Section
 from analog_grasp.kernels.parameters import LONGEST_SINGLE, MAX_COEFFICIENTS, SMALLEST
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _MAX_POINTS = 10_000
@@ -38,6 +39,7 @@ class Piece(Section):
         max: The piece is clipped from above at this value.
 
     Example:
+        >>> import numpy as np
         >>> measured = Piece(form="points", points=[[0.0, 1.0], [10.0, 2.0]])
         >>> measured(np.array([2.5, 40.0])).tolist()
         [1.25, 2.0]
@@ -136,20 +138,25 @@ class Piece(Section):
             return 1.0 / (x * c[1] + c[0])
         if self.form == "points":
             return self._interpolated(x)
-        if xp is not np and len(c) > LONGEST_SINGLE and x.dtype.itemsize < 8:
-            return self._formula(x.double()).to(x.dtype)
         y = xp.full_like(x, c[-1])
+        if xp.__name__ == "numpy":
+            for coefficient in reversed(c[:-1]):
+                y = y * x + coefficient
+            return y
+        if len(c) > LONGEST_SINGLE and x.dtype.itemsize < 8:
+            return self._formula(x.double()).to(x.dtype)
         for coefficient in reversed(c[:-1]):
             # addcmul rounds once per step, as the compiled kernel does.
-            y = y * x + coefficient if xp is np else x.new_tensor(coefficient).addcmul(y, x)
+            y = x.new_tensor(coefficient).addcmul(y, x)
         return y
 
     def _interpolated(self, x: Any) -> Any:
-        if isinstance(x, np.ndarray):
-            return np.interp(x, *np.array(self.points).T)
-        at, values = x.new_tensor(self.points, dtype=x.double().dtype).unbind(1)
+        xp = _namespace(x)
+        if xp.__name__ == "numpy":
+            return xp.interp(x, *xp.array(self.points).T)
+        at, values = x.new_tensor(self.points, dtype=xp.float64).T.contiguous()
         wide = x.double().clamp(at[0], at[-1])
-        high = _namespace(x).searchsorted(at, wide, right=True).clamp(1, len(at) - 1)
+        high = xp.searchsorted(at, wide, right=True).clamp(1, len(at) - 1)
         fraction = (wide - at[high - 1]) / (at[high] - at[high - 1])
         return (values[high - 1] + fraction * (values[high] - values[high - 1])).to(x.dtype)
 
@@ -166,6 +173,7 @@ class Curve(Section):
         pieces: The pieces, by ascending `below`.
 
     Example:
+        >>> import numpy as np
         >>> curve = Curve.model_validate(
         ...     {"variable": "u", "form": "polynomial", "coefficients": [1, 0, 2]})
         >>> curve.at(np.array([5.0]), g_max=10.0)
@@ -244,7 +252,7 @@ class StdCurve(Curve):
         first, *others = self.pieces
         if others or first.form != "polynomial" or len(first.coefficients) > 1:
             return None
-        return float(self.at(np.zeros(1), g_max)[0])
+        return float(self.at(import_module("numpy").zeros(1), g_max)[0])
 
 
 class ShiftCurve(Curve):
@@ -258,5 +266,6 @@ class ShiftCurve(Curve):
 
 
 def _namespace(x: Any) -> Any:
-    """Return numpy or torch, whichever computes with `x`, without importing torch."""
-    return np if isinstance(x, np.ndarray) else sys.modules["torch"]
+    """Return the library of `x`, numpy or torch, which is then loaded already."""
+    torch = sys.modules.get("torch")
+    return torch if torch and isinstance(x, torch.Tensor) else sys.modules["numpy"]

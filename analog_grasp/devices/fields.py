@@ -17,7 +17,7 @@ _OHM = {"mOhm": 1e-3, "Ohm": 1.0, "kOhm": 1e3}
 class Section(BaseModel):
     """Base of every part of a card: frozen, strictly typed, without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 def _reader(factors: Mapping[str, float], example_unit: str) -> Callable[[object], float]:

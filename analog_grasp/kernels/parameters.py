@@ -1,11 +1,14 @@
 """Plain data that the kernels take, built from a device card by `analog_grasp.devices`."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # aihwkit's limits: inputs are divided by at most this, and reduced to no fewer than two bits.
 _LARGEST_REDUCTION = 1000.0
