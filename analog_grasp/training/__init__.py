@@ -2,6 +2,7 @@
 
 from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.recalibration import Recalibration, recalibrate
 from analog_grasp.training.trainer import AdapterTrainer, ChipEvaluation, train
 from analog_grasp.training.weight_noise import WeightNoise
 
@@ -10,6 +11,8 @@ __all__ = [
     "ChipEvaluation",
     "ConverterLoop",
     "NoiseAwareLoss",
+    "Recalibration",
     "WeightNoise",
+    "recalibrate",
     "train",
 ]

@@ -161,7 +161,7 @@ def recalibrate(
     if method == "gradient":
         rate = learning_rate or ADAPTERS[kind_of(chosen) or "lora"].learning_rate
         context = backward_through_targets(deployment) if backward == "target" else nullcontext()
-        with context:
+        with context, torch.inference_mode(False), torch.enable_grad():
             _fit_by_gradient(fit, steps, rate, min(batch_size or 32, len(fitted)), seed)
     elif method == "least-squares":
         fit_least_squares(fit, teacher)

@@ -1,0 +1,190 @@
+"""Recalibration on tiny models: gain on a noisy chip, unchanged parts, and invalid requests."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
+from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.registry import adapt
+from analog_grasp.training import train
+from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
+from analog_grasp.training.layerwise import _least_squares, _statistics
+
+CONFIGS = {
+    "grasp": GraspConfig(task_type="SEQ_CLS", groups=4),
+    "stochgrasp": StochGraspConfig(task_type="SEQ_CLS", groups=4),
+    "lora": LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]),
+}
+TEXTS = ["good film", "poor book", "fine play", "dull song"] * 4
+
+
+@pytest.fixture
+def trained(reader, task):
+    """Return a function that trains an adapter on the tiny task."""
+
+    def make(kind="grasp"):
+        torch.manual_seed(0)
+        model = get_peft_model(reader("bert", dropout=False), CONFIGS[kind])
+        train(model, task, epochs=6, batch_size=16, learning_rate=2e-2)
+        return model
+
+    return make
+
+
+def bits(model):
+    return {name: p.detach().clone() for name, p in adapter_parameters(model)}
+
+
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+@pytest.mark.parametrize("backward", ["target", "chip"])
+def test_outputs_on_a_noisy_chip_come_closer_to_the_digital_ones(trained, task, kind, backward):
+    model = trained(kind)
+    deployment = deploy(model, "gaussian:0.1").program(3)
+    before, chip = bits(model), bits(deployment.model)
+    result = recalibrate(
+        deployment, task, examples=48, backward=backward, steps=60, learning_rate=2e-2
+    )
+    assert result.improved
+    assert result.loss_after < 0.8 * result.loss_before
+    digital = torch.from_numpy(task.predict(model)).log_softmax(-1)
+
+    def distance(on_chip):
+        found = torch.from_numpy(task.predict(on_chip)).log_softmax(-1)
+        return nn.functional.kl_div(found, digital, log_target=True, reduction="batchmean").item()
+
+    assert distance(result.model) < distance(deployment.model)
+    assert same_bits(bits(model), before)
+    assert same_bits(bits(deployment.model), chip)
+    assert 0 < result.parameters <= sum(p.numel() for p in before.values())
+    assert result.bytes == 4 * result.parameters
+
+
+@pytest.mark.parametrize("method", ["gradient", "least-squares", "statistics"])
+def test_an_ideal_chip_leaves_the_adapter_as_it_is(trained, task, method):
+    deployment = deploy(trained(), "ideal").program(0)
+    result = recalibrate(deployment, task, examples=16, method=method, steps=10)
+    assert not result.improved
+    assert result.parameters == 0
+    assert same_bits(bits(result.model), bits(deployment.model))
+
+
+@pytest.mark.parametrize("method", ["gradient", "least-squares", "statistics"])
+def test_no_method_is_worse_on_the_held_out_examples(trained, task, method):
+    deployment = deploy(trained(), "gaussian:0.15").program(1)
+    result = recalibrate(deployment, task, examples=24, method=method, steps=20)
+    assert result.loss_after <= result.loss_before
+    assert result.improved == (result.loss_after < result.loss_before)
+    assert result.examples_read > 24
+
+
+def test_the_deployed_model_computes_as_before(trained, task, batch):
+    model = trained()
+    deployment = deploy(model, "pcm-hermes-2").program(0).drift_to("1y")
+    with torch.no_grad():
+        expected = deploy(model, "pcm-hermes-2").program(0).drift_to("1y").model(**batch).logits
+        recalibrate(deployment, task, examples=16, steps=5)
+        assert torch.equal(deployment.model(**batch).logits, expected)
+
+
+def test_the_gradient_is_that_of_the_target_weights(trained):
+    deployment = deploy(trained(), "gaussian:0.3").program(0)
+    layer = next(iter(deployment.layers.values()))
+    x = torch.randn(5, layer.in_features, requires_grad=True)
+    with backward_through_targets(deployment):
+        y = layer(x)
+        y.sum().backward()
+    torch.testing.assert_close(x.grad, layer.frozen.sum(0).expand(5, -1))
+    exact = x.detach() @ layer.frozen.T
+    assert (y.detach() - exact - (layer.bias if layer.bias is not None else 0)).abs().max() > 1e-3
+    assert "forward" not in vars(layer)
+
+
+def test_texts_need_no_labels_and_labels_are_used_where_asked(trained, task):
+    deployment = deploy(trained(), "gaussian:0.1").program(3)
+    result = recalibrate(deployment, TEXTS, examples=16, steps=30)
+    assert result.improved
+    assert not result.labels
+    assert recalibrate(deployment, task, examples=32, labels=True, steps=30).labels
+
+
+def test_a_saved_adapter_loads_with_peft(trained, task, reader, tmp_path):
+    deployment = deploy(trained(), "gaussian:0.1").program(3).drift_to("1d")
+    result = recalibrate(deployment, task, examples=32, steps=30)
+    assert result.improved
+    result.save(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(reader("bert", dropout=False), tmp_path / "adapter")
+    assert same_bits(bits(loaded), bits(result.model))
+    report = json.loads((tmp_path / "adapter" / "recalibration.json").read_text())
+    assert (report["device"], report["chip"], report["time_s"]) == ("gaussian:0.1", 3, 86400.0)
+
+
+def test_least_squares_removes_an_error_that_groups_share():
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 20).requires_grad_(False)
+    layer = GraspLinear(linear, "default", GraspConfig(groups=3))
+    deployment = deploy(nn.Sequential(linear), "ideal").program(0).drift_to("0s")
+    tiles = next(iter(deployment.layers.values()))
+    wrong = torch.tensor([0.8, 1.2, 0.9]).repeat_interleave(4)
+    for split in tiles.splits:
+        split.weight.mul_(wrong[split.rows])
+    layer.base_layer = tiles
+    x = torch.randn(200, 12)
+    with torch.no_grad():
+        scale, shift = _least_squares(layer, x, x, 1e-6)
+    # The step is linear: 1 + (1 - wrong).
+    torch.testing.assert_close(scale, torch.tensor([1.2, 0.8, 1.1]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(shift, torch.zeros(3), atol=1e-3, rtol=0)
+
+
+def test_statistics_restore_mean_and_standard_deviation_of_each_group():
+    torch.manual_seed(0)
+    layer = GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2))
+    digital, chip = torch.randn(500, 6) + 1.0, 0.5 * torch.randn(500, 6) - 2.0
+    with torch.no_grad():
+        scale, shift = _statistics(layer, chip, digital, 1.0)
+    for k in range(2):
+        group = slice(3 * k, 3 * k + 3)
+        matched = scale[k] * chip[:, group] + shift[k]
+        torch.testing.assert_close(matched.mean(), digital[:, group].mean())
+        torch.testing.assert_close(
+            matched.std(unbiased=False), digital[:, group].std(unbiased=False)
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"examples": 1}, "examples is 1: from 2 to 64"),
+        ({"examples": 65}, "examples is 65"),
+        ({"examples": 16, "batch_size": 32}, "batch_size is 32, but 12 of the 16"),
+        ({"method": "gradients"}, "Unknown method 'gradients'. Did you mean 'gradient'"),
+        ({"backward": "both"}, "Unknown backward 'both'"),
+    ],
+)
+def test_invalid_settings_raise_one_sentence(trained, task, settings, sentence):
+    deployment = deploy(trained(), "ideal").program(0)
+    with pytest.raises(ValueError, match=sentence):
+        recalibrate(deployment, task, **settings)
+
+
+def test_requests_that_cannot_be_met_raise_one_sentence(trained, reader, task):
+    model = trained()
+    with pytest.raises(ValueError, match="not programmed: call program"):
+        recalibrate(deploy(model, "ideal"), task)
+    with pytest.raises(ValueError, match="placement is 'folded'"):
+        recalibrate(deploy(model, "ideal", placement="folded").program(0), task)
+    with pytest.raises(ValueError, match="placement is 'programmed'"):
+        recalibrate(deploy(model, "ideal", placement="programmed").program(0), task)
+    with pytest.raises(ValueError, match="texts have no labels"):
+        recalibrate(deploy(model, "ideal").program(0), TEXTS, labels=True)
+    lora = deploy(adapt(reader(), "lora"), DeviceCard.load("ideal")).program(0)
+    with pytest.raises(ValueError, match="'statistics' is for GRASP and StochGRASP"):
+        recalibrate(lora, task, method="statistics")
