@@ -13,7 +13,6 @@ from analog_grasp.cli.console import Debug, RequestError, loading, request
 from analog_grasp.cli.options import Config, Out, Quiet, Verbose, given, takes
 from analog_grasp.study import checks
 from analog_grasp.study.config import check_effects, resolve
-from analog_grasp.study.provenance import read_run
 from analog_grasp.study.sections import split_names
 from analog_grasp.tuning.search_space import RANGES, TRIALS, search_space
 
@@ -283,6 +282,8 @@ def report(
 ) -> None:
     """Write the tables, figures and page of a run again."""
     with request():
+        from analog_grasp.study.provenance import read_run
+
         read_run(directory)
     with loading("report"):
         from analog_grasp.cli.runs import report_again

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from analog_grasp.cli.console import RequestError, loading, print_line, sentence, without_chatter
 
@@ -44,8 +44,34 @@ COMMANDS = {
 }
 
 
+class _Option(TyperOption):
+    """An option for which typer builds a validator only if it is given."""
+
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        if value is None and not self.required:
+            return None
+        return super().process_value(ctx, value)
+
+
+def _quick(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if type(parameter) is TyperOption:
+            parameter.__class__ = _Option
+    return parameters
+
+
+class _Command(TyperCommand):
+    """A command whose options cost nothing unless they are given."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _quick(super().get_params(ctx))
+
+
 class _Commands(TyperGroup):
     """The list of commands; the module of a command is imported when the command is used."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _quick(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)
@@ -64,7 +90,7 @@ def load_command(name: str) -> Any:
     with loading(name):
         module = import_module(f"analog_grasp.cli.{COMMANDS[name][0]}")
     alone = typer.Typer(add_completion=False)
-    alone.command(name)(getattr(module, name))
+    alone.command(name, cls=_Command)(getattr(module, name))
     return typer.main.get_command(alone)
 
 

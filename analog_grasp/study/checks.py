@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from analog_grasp.devices.card import DeviceAtTime, DeviceCard
 from analog_grasp.study.config import StudyConfig, is_folder
 from analog_grasp.study.sections import (
     HardwareSettings,
@@ -33,13 +32,16 @@ def check_study(config: StudyConfig) -> None:
     check_engine(config.run)
     check_task(config.task)
     check_model(config.model.name)
-    check_devices(config.hardware)
     check_adapters(config.model.adapters, config.hardware)
+    # Last, as cards take longest to read.
+    check_devices(config.hardware)
     check_training(config.training)
 
 
 def check_training(training: TrainingSettings) -> None:
     """Raise ValueError if a device or time of the training is unknown."""
+    from analog_grasp.devices.card import DeviceAtTime, DeviceCard
+
     for name in ("noise_target", "injection", "evaluate_on"):
         if isinstance(where := getattr(training, name), str):
             try:

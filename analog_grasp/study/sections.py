@@ -113,7 +113,7 @@ class Section(BaseModel):
     """Base of the sections: frozen, without unknown fields and infinite numbers."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
     )
 
 

@@ -3,10 +3,11 @@
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class CardError(ValueError):
@@ -31,14 +32,14 @@ def unknown_name(kind: str, value: object, known: Iterable[str]) -> str:
     return f"Unknown {kind} {shown(value)}.{suggestion} Available: {', '.join(names)}."
 
 
-def first_problem(error: ValidationError) -> ErrorDetails:
+def first_problem(error: "ValidationError") -> "ErrorDetails":
     """Return the problem of a pydantic error to report: an unknown key, or else the first one."""
     problems = error.errors(include_url=False)
     # A misspelt key is also a missing one; the misspelling is the cause.
     return next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
 
 
-def describe_problem(problem: ErrorDetails, key: str, known_keys: Iterable[str] = ()) -> str:
+def describe_problem(problem: "ErrorDetails", key: str, known_keys: Iterable[str] = ()) -> str:
     """Return a problem as a sentence about `key`, without its full stop.
 
     Args:
@@ -73,7 +74,7 @@ def describe_problem(problem: ErrorDetails, key: str, known_keys: Iterable[str] 
     return f"{key} is {shown(problem['input'])}: {message}"
 
 
-def key_in(data: Any, problem: ErrorDetails) -> str:
+def key_in(data: Any, problem: "ErrorDetails") -> str:
     """Return the dotted key of a problem as it is written in `data`.
 
     Steps that exist in the models only, such as union tags and implied pieces, are skipped.

@@ -31,8 +31,9 @@ def test_a_note_on_the_request_is_kept_too(ag, tiny, tmp_path, monkeypatch):
     out = tmp_path / "run"
     # The target, which no other test has looked up, is so before the run has a folder to write to.
     ended = ag(
-        "compare", *tiny, "--adapters", "stochgrasp", "--groups", "4", "--noise-target", "rram-wan2022@401d", "--devices",
-        "ideal", "--times", "0s", "--repeats", "1", "--epochs", "1", "--quiet", "--out", out,
+        "compare", *tiny, "--adapters", "stochgrasp", "--groups", "4", "--noise-target",
+        "rram-wan2022@401d", "--devices", "ideal", "--times", "0s", "--repeats", "1",
+        "--epochs", "1", "--quiet", "--out", out,
     )  # fmt: skip
     assert (ended.status, ended.err) == (0, "")
     assert "note: device card" in (out / "run.log").read_text().splitlines()[0]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from analog_grasp.cli.main import COMMANDS
+
 RUN = "import sys; from analog_grasp.cli import main; sys.exit(main())"
 
 
@@ -68,34 +70,76 @@ def test_ctrl_c_in_a_terminal(tiny, tmp_path):
     )
 
 
-def run_python(*lines: str) -> str:
-    """What a fresh process prints that imports this package and nothing else before it."""
+HEAVY = {
+    *("aihwkit", "datasets", "matplotlib", "numba", "optuna", "pandas", "peft", "scipy", "torch"),
+    "transformers",
+}
+LIGHT = [
+    ("--help", 0),
+    ("--version", 0),
+    *((f"{command} --help", 0) for command in COMMANDS),
+    ("devices", 0),
+    ("devices pcm-hermes-2", 0),
+    ("devices nope", 2),
+    ("adapters", 0),
+    *(
+        (f"compare {wrong}", 2)
+        for wrong in (
+            "--devices nope",
+            "--devices no/such.toml",
+            "--times soon",
+            "--adapters nope",
+            "--adapters no/such",
+            "--task nope",
+            "--data-dir no/such",
+            "--model no/such/folder",
+            "--groups 0",
+            "--groups 4 --adapters lora",
+            "--adc-bits 1",
+            "--placement programmed --adapters head",
+            "--noise-target pcm-hermes-2",
+            "--config no/such.toml",
+        )
+    ),
+    ("train --adapter nope", 2),
+    ("train --adapter lora --noise-weight 2", 2),
+    ("train --adapter grasp --injection nope@1d", 2),
+    ("train --adapter grasp --converters ideal", 2),
+    ("train --adapter grasp --task nope", 2),
+    ("deploy no/such", 2),
+    ("deploy adapter --device nope", 2),
+    ("deploy adapter --time soon", 2),
+    ("deploy adapter --export no/such/chip.safetensors", 2),
+    ("drift no/such", 2),
+    ("drift adapter --devices nope", 2),
+    ("tune --adapter nope", 2),
+    ("tune --devices nope", 2),
+    ("tune --search epochs", 2),
+    ("tune --ranges noise_weight", 2),
+    ("inspect no/such", 2),
+    ("report no/such", 2),
+]
+
+
+def test_help_lists_and_wrong_requests_import_no_heavy_package(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    lines = [
+        "import sys",
+        "from analog_grasp.cli import main",
+        f"for words, expected in {LIGHT}:",
+        "    status = main(words.split())",
+        f"    found = sorted({HEAVY} & {{*sys.modules}})",
+        "    assert (status, found) == (expected, []), (words, status, found)",
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_help_and_version_wait_for_no_heavy_package():
-    """Of the whole and of every command: torch and peft take seconds to load."""
-    heavy = "{'aihwkit', 'datasets', 'optuna', 'peft', 'scipy', 'torch', 'transformers'}"
-    printed = run_python(
-        "import sys",
-        "from analog_grasp.cli import main",
-        "from analog_grasp.cli.main import COMMANDS",
-        "asked = [['--help'], ['--version'], *([name, '--help'] for name in COMMANDS)]",
-        "assert {main(words) for words in asked} == {0}",
-        f"print(sorted({heavy} & {{*sys.modules}}))",
-    )
-    assert printed.splitlines()[-1] == "[]"
-
-
-def test_the_list_of_devices_needs_neither_peft_nor_transformers():
-    printed = run_python(
-        "import sys",
-        "from analog_grasp.cli import main",
-        "assert main(['devices']) == 0",
-        "print(sorted({'datasets', 'matplotlib', 'peft', 'transformers'} & {*sys.modules}))",
-    )
-    assert printed.splitlines()[-1] == "[]"
+    errors = done.stderr.splitlines()
+    assert len(errors) == sum(status == 2 for _, status in LIGHT)
+    assert all(line.startswith("error: ") for line in errors)
