@@ -157,6 +157,19 @@ class AihwkitLinear(AnalogLinear):
             weight[column, row] = tile.tile.get_weights() * scale.reshape(-1, 1)
         return weight
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "AihwkitLinear":
+        """Follow a move to another device, but no conversion to another type."""
+        frozen: Tensor | None = self.__dict__.get("frozen")
+        if frozen is None:
+            super()._apply(fn, recurse)
+            return self
+        device = fn(frozen.new_empty(0)).device
+        if device != frozen.device:
+            super()._apply(lambda tensor: tensor.to(device), recurse)
+            self.frozen = frozen.to(device)
+            self.bias = None if self.bias is None else self.bias.to(device)
+        return self
+
     def _tiles(self) -> list[BaseTile]:
         return list(self.analog_tiles())
 

@@ -194,14 +194,14 @@ def digital_state(model: nn.Module) -> dict[str, Tensor]:
         >>> torch.equal(state["0.weight"], linear[0].weight)
         True
     """
-    state: dict[str, Tensor] = {k: t.detach().cpu() for k, t in model.state_dict().items()}
+    state: dict[str, Tensor] = dict(model.state_dict())
     on_tiles: list[str] = []
     for path, module in model.named_modules(remove_duplicate=False):
         if any(path.startswith(prefix) for prefix in on_tiles):
             continue
         if isinstance(module, FusedTiles):
             on_tiles.append(path + ".")
-            state[path] = module.frozen.cpu()
+            state[path] = module.frozen
         elif hasattr(module, "weight_error"):
             layer = chip_layer(module)
             on_tiles.append(path + ".")
@@ -209,12 +209,12 @@ def digital_state(model: nn.Module) -> dict[str, Tensor]:
             # The tiles inside a layer with a forward of its own are its weight.
             path = path.removesuffix(".tiles")
             transposed = cast(TileWeight, module.weight).transposed
-            state[f"{path}.weight"] = (layer.frozen.T if transposed else layer.frozen).cpu()
+            state[f"{path}.weight"] = layer.frozen.T if transposed else layer.frozen
             if layer.bias is not None:
-                state[f"{path}.bias"] = layer.bias.cpu()
+                state[f"{path}.bias"] = layer.bias
         elif isinstance(module, ProgrammedModulation):
-            state |= {f"{path}.{k}": t.cpu() for k, t in module.digital_state().items()}
-    return state
+            state |= {f"{path}.{k}": t for k, t in module.digital_state().items()}
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
 
 def _made(description: Mapping[str, Any]) -> nn.Module:

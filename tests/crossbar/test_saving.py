@@ -66,6 +66,16 @@ def test_a_copy_is_the_same_chip_and_a_chip_of_its_own(bert, batch, copied, dtyp
     assert torch.equal(logits(other.drift_to(0.0).program(4).drift_to("1d").model, batch), expected)
 
 
+def test_the_compiled_tile_is_copied_saved_and_converted_too(bert, batch, tmp_path):
+    original = aged(bert, tile="rpucuda", converters=False, read_noise=False)
+    expected = logits(original.model, batch)
+    original.save(tmp_path)
+    for other in (copy.deepcopy(original), pickled(original), Deployment.load(tmp_path)):
+        assert torch.equal(logits(other.model, batch), expected)
+    original.model.half()
+    torch.testing.assert_close(logits(original.model, batch).float(), expected, atol=5e-3, rtol=0)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_a_copied_model_computes_as_the_chip_did(bert, batch, copied):
     original = aged(bert)
