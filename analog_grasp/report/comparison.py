@@ -13,15 +13,17 @@ from pathlib import Path
 from markupsafe import Markup
 
 from analog_grasp.report.figures import (
+    NoiseScores,
     accuracy_vs_drift,
     accuracy_vs_noise,
+    digital_scores,
     draw_drift,
     draw_noise,
     draw_utilisation,
     draw_weight_error,
-    noise_rows,
-    noise_tables,
+    noise_scores,
     noise_target,
+    score_limits,
 )
 from analog_grasp.report.html import (
     Chart,
@@ -37,8 +39,6 @@ from analog_grasp.report.plotting import (
     MARKERS,
     PALETTE,
     adapter_colours,
-    digital_scores,
-    score_limits,
     variant_styles,
 )
 from analog_grasp.report.summary import (
@@ -81,8 +81,8 @@ _DRIFT_CAPTION = (
     " before deployment. The time axis is logarithmic, with 0 s on its left."
 )
 _NOISE_CAPTION = (
-    "Lines: mean over chip instances; bands: its 95 % interval. These devices do not drift; the"
-    " scores are those at the first time."
+    "Lines: mean over chip instances; bands: its 95 % interval; dashed lines: the digital model."
+    " These devices do not drift; the scores are those at the first time."
 )
 
 
@@ -216,6 +216,7 @@ def comparison_page(
     switches = Switches(measured, (table.device for table in tables))
     rows = [switches.variant(variant) for variant in (*measured, *measured[1:])]
     chips = chip_summaries(layers)
+    noise = noise_scores(tables, measured, adapters)
     weights = str(settings.get("weights", "analog"))
     sections = [
         Section(
@@ -234,7 +235,7 @@ def comparison_page(
         Section("Further results", sentences=further),
         Section(
             "Score against noise level",
-            charts=_noise_charts(tables, measured, switches, weights),
+            charts=_noise_charts(noise, measured, switches, weights),
             caption=_NOISE_CAPTION,
         ),
         Section(
@@ -275,26 +276,24 @@ def _drift_charts(
             f"{title} against the time since programming on {name}. The table of the same name has"
             " the values."
         )
-        series = _drift_series(table, measured, adapters, switches)
+        times = [format_time(seconds) for seconds in table.times]
+        series = _score_series(dict(enumerate(table.scores)), measured, switches, times)
+        digital = digital_scores(table, adapters)
+        series |= _digital_series(digital, table.metric, measured, switches)
         svg = page_svg(draw, f"drift{number}-", series)
         charts.append(Chart(name, description, svg, switches.devices([table.device])))
     return charts
 
 
-def _drift_series(
-    table: DeviceTable,
-    measured: Sequence[Variant],
-    adapters: Sequence[AdapterRecord],
-    switches: Switches,
+def _digital_series(
+    scores: Mapping[str, float], metric: str, measured: Sequence[Variant], switches: Switches
 ) -> dict[str, Series]:
-    """Return tokens and labels by the ids of `draw_drift`."""
-    times = [format_time(seconds) for seconds in table.times]
-    series = _score_series(dict(enumerate(table.scores)), measured, switches, times)
-    scores = digital_scores(table, adapters)
+    """Return tokens and labels of the digital scores, by the ids of `draw_drift`."""
+    series = {}
     for index, adapter in enumerate(dict.fromkeys(variant.adapter for variant in measured)):
         if adapter in scores:
             tokens = [switches.variant(v) for v in measured if v.adapter == adapter]
-            score = score_text(scores[adapter], table.metric) + _percent(table.metric)
+            score = score_text(scores[adapter], metric) + _percent(metric)
             label = f"{adapter}, digital model: {score}"
             series[f"digital{index}"] = Series(" ".join(tokens), [label])
     return series
@@ -306,7 +305,7 @@ def _score_series(
     switches: Switches,
     conditions: Sequence[str],
 ) -> dict[str, Series]:
-    """Return tokens and labels of scores and their intervals, by the ids of `draw_line`."""
+    """Return tokens and labels of scores and their intervals, by the ids of `draw_drift`."""
     series = {}
     for index, row in rows.items():
         tokens = switches.variant(measured[index])
@@ -326,28 +325,18 @@ def _percent(metric: str) -> str:
 
 
 def _noise_charts(
-    tables: Sequence[DeviceTable],
-    measured: Sequence[Variant],
-    switches: Switches,
-    weights: str,
+    found: Sequence[NoiseScores], measured: Sequence[Variant], switches: Switches, weights: str
 ) -> list[Chart]:
-    """Return a figure per metric and placement where there are several noise levels."""
-    charts: list[Chart] = []
-    for known in noise_tables(tables):
-        levels, same = list(known), list(known.values())
-        metric, limits = same[0].metric, score_limits(same)
-        conditions = [f"{100 * level:.3g} % noise" for level in levels]
-        for placement in dict.fromkeys(variant.placement for variant in measured):
-            rows = noise_rows(same, measured, placement)
-            draw = partial(
-                draw_noise, rows=rows, levels=levels, metric=metric,
-                styles=variant_styles(measured), limits=limits,
-            )  # fmt: skip
-            name = f"{same[0].task}, noise on the {noise_target(placement, weights)}"
-            description = f"{metric_title(metric)} against the standard deviation of the noise."
-            series = _score_series(rows, measured, switches, conditions)
-            svg = page_svg(draw, f"noise{len(charts)}-", series)
-            charts.append(Chart(name, description, svg, switches.placement(placement)))
+    """Return a figure per task, metric and placement with several noise levels."""
+    styles, charts = variant_styles(measured), []
+    for number, noise in enumerate(found):
+        conditions = [f"{100 * level:.3g} % noise" for level in noise.levels]
+        series = _score_series(noise.rows, measured, switches, conditions)
+        series |= _digital_series(noise.digital, noise.metric, measured, switches)
+        svg = page_svg(partial(draw_noise, noise=noise, styles=styles), f"noise{number}-", series)
+        name = f"{noise.task}, noise on the {noise_target(noise.placement, weights)}"
+        description = f"{metric_title(noise.metric)} against the standard deviation of the noise."
+        charts.append(Chart(name, description, svg, switches.placement(noise.placement)))
     return charts
 
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,14 +24,10 @@ from analog_grasp.report.plotting import (
     DASHED,
     MARKERS,
     PALETTE,
-    Points,
     Style,
     adapter_colours,
-    digital_scores,
     draw_legend,
     draw_time_axis,
-    row_points,
-    score_limits,
     time_positions,
     unit,
     variant_styles,
@@ -49,7 +46,26 @@ from analog_grasp.study.statistics import Variant
 
 _PANEL_INCHES = (2.9, 2.2)
 _NOISE_PANEL_INCHES = (3.4, 2.6)
-_NOISE_LABEL = "noise std (% of the largest value)"
+
+
+class NoiseScores(NamedTuple):
+    """Scores of the variants at one placement against the noise level of the Gaussian card.
+
+    Attributes:
+        task, metric, placement: As in the measurements.
+        levels: Standard deviations relative to the largest value, ascending.
+        rows: Scores at the first time by index of the variant, one summary per level.
+        digital: Scores of the digital models by adapter.
+        limits: Limits of the vertical axis.
+    """
+
+    task: str
+    metric: str
+    placement: str
+    levels: Sequence[float]
+    rows: Mapping[int, ScoreRow]
+    digital: Mapping[str, float]
+    limits: tuple[float, float]
 
 
 def accuracy_vs_drift(
@@ -153,107 +169,145 @@ def draw_drift(
         prefix: Begins every id.
     """
     positions = time_positions(table.times)
-    for index, row in enumerate(table.scores):
-        points = row_points(row, positions, table.metric)
-        if len(positions) > 1:
-            draw_line(panel, points, styles[row.label], f"{prefix}{{}}{index}")
-        else:
-            _draw_errorbar(panel, points, styles[row.label], index, len(table.scores), prefix)
-    scores = digital_scores(table, adapters)
-    for index, (adapter, colour) in enumerate(adapter_colours(styles).items()):
-        if adapter in scores:
-            score = unit(table.metric) * scores[adapter]
-            panel.axhline(score, color=colour, zorder=1, gid=f"{prefix}digital{index}", **DASHED)
+    rows = dict(enumerate(table.scores))
+    if len(positions) > 1:
+        _draw_lines(panel, rows, positions, table.metric, styles, prefix)
+    else:
+        _draw_errorbars(panel, rows, table.metric, styles, prefix)
+    _draw_digital(panel, digital_scores(table, adapters), table.metric, styles, prefix)
     draw_time_axis(panel, table.times)
     panel.set_xlabel("time since programming")
     panel.set_ylabel(metric_title(table.metric))
     panel.set_ylim(limits)
 
 
-def draw_line(panel: Axes, points: Points, style: Style, gid: str) -> None:
-    """Draw points, joined by a line, and the band of their intervals.
-
-    Args:
-        panel: Axes to draw on.
-        points: From `row_points`.
-        style: Colour and marker.
-        gid: Format of the ids, as in ``"{}0"`` for ``series0`` and ``band0``.
-    """
-    x, mean, low, high = points
-    panel.plot(x, mean, color=style.colour, marker=style.marker, markeredgecolor="white",
-               zorder=3, gid=gid.format("series"))  # fmt: skip
-    panel.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0, zorder=2,
-                       gid=gid.format("band"))  # fmt: skip
-
-
-def _draw_errorbar(
-    panel: Axes, points: Points, style: Style, index: int, count: int, prefix: str
+def _draw_lines(
+    panel: Axes,
+    rows: Mapping[int, ScoreRow],
+    positions: Sequence[float],
+    metric: str,
+    styles: Mapping[str, Style],
+    prefix: str,
 ) -> None:
-    """Draw the score at a single time, side by side with those of the other variants."""
-    x, mean, low, high = points
-    x = x + 0.8 * ((index + 1) / (count + 1) - 0.5)
-    bars = np.stack([mean - low, high - mean])
-    line, caps, (interval,) = panel.errorbar(
-        x, mean, bars, color=style.colour, marker=style.marker, capsize=3, linestyle="none"
-    )
-    line.set_gid(f"{prefix}series{index}")
-    for part, artist in enumerate((interval, *caps)):
-        artist.set_gid(f"{prefix}band{index}-{part}")
+    """Draw the scores of each row, joined by a line, and the band of their intervals."""
+    for index, row in rows.items():
+        style, (x, mean, low, high) = styles[row.label], _points(row, positions, metric)
+        panel.plot(x, mean, color=style.colour, marker=style.marker, markeredgecolor="white",
+                   zorder=3, gid=f"{prefix}series{index}")  # fmt: skip
+        panel.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0, zorder=2,
+                           gid=f"{prefix}band{index}")  # fmt: skip
+
+
+def _draw_errorbars(
+    panel: Axes,
+    rows: Mapping[int, ScoreRow],
+    metric: str,
+    styles: Mapping[str, Style],
+    prefix: str,
+) -> None:
+    """Draw the scores at a single time side by side."""
+    for index, row in rows.items():
+        place = 0.8 * ((index + 1) / (len(rows) + 1) - 0.5)
+        style, (x, mean, low, high) = styles[row.label], _points(row, [place], metric)
+        bars = np.stack([mean - low, high - mean])
+        line, caps, (interval,) = panel.errorbar(
+            x, mean, bars, color=style.colour, marker=style.marker, capsize=3, linestyle="none"
+        )
+        line.set_gid(f"{prefix}series{index}")
+        for part, artist in enumerate((interval, *caps)):
+            artist.set_gid(f"{prefix}band{index}-{part}")
+
+
+def _draw_digital(
+    panel: Axes, scores: Mapping[str, float], metric: str, styles: Mapping[str, Style], prefix: str
+) -> None:
+    for index, (adapter, colour) in enumerate(adapter_colours(styles).items()):
+        if adapter in scores:
+            score = unit(metric) * scores[adapter]
+            panel.axhline(score, color=colour, zorder=1, gid=f"{prefix}digital{index}", **DASHED)
+
+
+def _points(row: ScoreRow, positions: Sequence[float], metric: str) -> np.ndarray:
+    """Return place, mean, low and high of the measured scores of a row, of shape (4, n)."""
+    points = []
+    for x, cell in zip(positions, row.summaries, strict=True):
+        if cell is not None:
+            low, high = (cell.mean if end is None else end for end in (cell.low, cell.high))
+            points.append([x, *(unit(metric) * score for score in (cell.mean, low, high))])
+    return np.array(points).reshape(-1, 4).T
+
+
+def digital_scores(table: DeviceTable, adapters: Sequence[AdapterRecord]) -> dict[str, float]:
+    """Return the scores of the digital models by adapter."""
+    return {
+        record.adapter: record.digital[table.metric]
+        for record in adapters
+        if record.task == table.task and table.metric in record.digital
+    }
+
+
+def score_limits(
+    tables: Sequence[DeviceTable], adapters: Sequence[AdapterRecord] = ()
+) -> tuple[float, float]:
+    """Return limits of a vertical axis that show every score and interval of the tables."""
+    cells = [cell for table in tables for row in table.scores for cell in row.summaries if cell]
+    values = [v for cell in cells for v in (cell.mean, cell.low, cell.high) if v is not None]
+    values += digital_scores(tables[0], adapters).values()
+    margin = 0.06 * (max(values) - min(values)) or 0.01
+    scale = unit(tables[0].metric)
+    return scale * (min(values) - margin), scale * (max(values) + margin)
 
 
 def draw_noise(
-    panel: Axes, rows: Mapping[int, ScoreRow], levels: Sequence[float], metric: str,
-    styles: Mapping[str, Style], limits: tuple[float, float], prefix: str = "",
-) -> None:  # fmt: skip
+    panel: Axes, noise: NoiseScores, styles: Mapping[str, Style], prefix: str = ""
+) -> None:
     """Draw score against noise level; the ids are those of `draw_drift`.
 
     Args:
         panel: Axes to draw on.
-        rows: Scores by index of the variant, one summary per level.
-        levels: Standard deviations relative to the largest value, ascending.
-        metric: Gives the unit.
+        noise: From `noise_scores`.
         styles: From `variant_styles`.
-        limits: Of the vertical axis, from `score_limits`.
         prefix: Begins every id.
     """
-    positions = [100 * level for level in levels]
-    for index, row in rows.items():
-        points = row_points(row, positions, metric)
-        draw_line(panel, points, styles[row.label], f"{prefix}{{}}{index}")
+    positions = [100 * level for level in noise.levels]
+    _draw_lines(panel, noise.rows, positions, noise.metric, styles, prefix)
+    _draw_digital(panel, noise.digital, noise.metric, styles, prefix)
     panel.set_xticks(positions, [f"{position:g}" for position in positions])
-    panel.set_xlabel(_NOISE_LABEL)
-    panel.set_ylabel(metric_title(metric))
-    panel.set_ylim(limits)
+    panel.set_xlabel("noise std (% of the largest value)")
+    panel.set_ylabel(metric_title(noise.metric))
+    panel.set_ylim(noise.limits)
 
 
-def noise_rows(
-    tables: Sequence[DeviceTable], measured: Sequence[Variant], placement: str
-) -> dict[int, ScoreRow]:
-    """Return the scores at the first time by index of the variant, a summary per table.
+def noise_scores(
+    tables: Sequence[DeviceTable],
+    measured: Sequence[Variant],
+    adapters: Sequence[AdapterRecord],
+) -> list[NoiseScores]:
+    """Return scores against noise level per task, metric and placement with several levels.
 
     Args:
-        tables: One per noise level; the noise of these devices does not change with time.
+        tables: Tables of a comparison.
         measured: The variants in the order of the tables.
-        placement: Only variants with this placement.
+        adapters: Give the digital scores.
     """
-    return {
-        index: ScoreRow(
-            tables[0].scores[index].label,
-            tuple(table.scores[index].summaries[0] for table in tables),
-        )
-        for index, variant in enumerate(measured)
-        if variant.placement == placement
-    }
-
-
-def noise_tables(tables: Sequence[DeviceTable]) -> list[dict[float, DeviceTable]]:
-    """Return per task and metric the Gaussian devices by noise level, where there are several."""
     subjects: dict[tuple[str, str], dict[float, DeviceTable]] = {}
     for table in tables:
         level = noise_level(table.device)
         if level is not None:
             subjects.setdefault((table.task, table.metric), {})[level] = table
-    return [dict(sorted(levels.items())) for levels in subjects.values() if len(levels) > 1]
+    found = []
+    for (task, metric), by_level in subjects.items():
+        levels = sorted(by_level)
+        same = [by_level[level] for level in levels]
+        rows = {
+            index: ScoreRow(row.label, tuple(table.scores[index].summaries[0] for table in same))
+            for index, row in enumerate(same[0].scores)
+        }
+        digital, limits = digital_scores(same[0], adapters), score_limits(same, adapters)
+        for placement in dict.fromkeys(variant.placement for variant in measured):
+            own = {i: row for i, row in rows.items() if measured[i].placement == placement}
+            found.append(NoiseScores(task, metric, placement, levels, own, digital, limits))
+    return [noise for noise in found if len(noise.levels) > 1]
 
 
 def noise_level(device: str) -> float | None:
@@ -318,39 +372,27 @@ def accuracy_vs_noise(
         >>> accuracy_vs_noise([], "accuracy_vs_noise")
         []
     """
-    subjects = noise_tables(comparison_tables(measurements, adapters))
-    if not subjects:
-        return []
     measured = ordered_variants(measurements, adapters)
-    return write_figure(lambda: _noise_figure(subjects, measured, adapters, weights), path_stem)
+    found = noise_scores(comparison_tables(measurements, adapters), measured, adapters)
+    if not found:
+        return []
+    return write_figure(lambda: _noise_figure(found, variant_styles(measured), weights), path_stem)
 
 
 def _noise_figure(
-    subjects: Sequence[Mapping[float, DeviceTable]],
-    measured: Sequence[Variant],
-    adapters: Sequence[AdapterRecord],
-    weights: str,
+    found: Sequence[NoiseScores], styles: Mapping[str, Style], weights: str
 ) -> Figure:
-    placements = list(dict.fromkeys(variant.placement for variant in measured))
-    panels = list(itertools.product(subjects, placements))
     width, height = _NOISE_PANEL_INCHES
     figure = Figure(
-        figsize=(max(width * len(panels) + 0.4, 4.4), height + 0.7), layout="constrained"
+        figsize=(max(width * len(found) + 0.4, 4.4), height + 0.7), layout="constrained"
     )
-    styles = variant_styles(measured)
-    colours = adapter_colours(styles)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for number, (panel, (levels, placement)) in enumerate(zip(axes, panels, strict=True), 1):
-        tables = list(levels.values())
-        rows, metric = noise_rows(tables, measured, placement), tables[0].metric
-        limits = score_limits(tables, adapters)
-        draw_noise(panel, rows, list(levels), metric, styles, limits, f"panel{number}-")
-        for adapter, score in digital_scores(tables[0], adapters).items():
-            if adapter in colours:
-                panel.axhline(unit(metric) * score, color=colours[adapter], zorder=1, **DASHED)
-        panel.set_title(f"noise on the {noise_target(placement, weights)}")
-        panel.set_ylabel(f"{tables[0].task}: {metric_title(metric)}")
-    draw_legend(figure, _legend_handles(styles, with_digital=bool(adapters)))
+    axes = figure.subplots(1, len(found), squeeze=False)[0]
+    for number, (panel, noise) in enumerate(zip(axes, found, strict=True), 1):
+        draw_noise(panel, noise, styles, f"panel{number}-")
+        panel.set_title(f"noise on the {noise_target(noise.placement, weights)}")
+        panel.set_ylabel(f"{noise.task}: {metric_title(noise.metric)}")
+    with_digital = any(noise.digital for noise in found)
+    draw_legend(figure, _legend_handles(styles, with_digital=with_digital))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Plotting by matplotlib: style, file formats, axes, legends and the points of a comparison.
+"""Plotting by matplotlib: style, file formats, axes and legends.
 
 A time axis is logarithmic; 0 s is drawn on its left, beyond a break in the axis.
 """
@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib import rc_context, rc_file, rcdefaults, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analog_grasp.report.tables import DeviceTable, ScoreRow, variant_labels
-from analog_grasp.study.records import AdapterRecord
+from analog_grasp.report.tables import variant_labels
 from analog_grasp.study.statistics import Variant, is_fraction
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
@@ -47,15 +45,6 @@ class Style(NamedTuple):
     adapter: str
     colour: str
     marker: str
-
-
-class Points(NamedTuple):
-    """Scores with their intervals in the unit of the metric; arrays of equal length."""
-
-    x: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 @contextmanager
@@ -132,46 +121,6 @@ def variant_styles(measured: Sequence[Variant]) -> dict[str, Style]:
 def adapter_colours(styles: Mapping[str, Style]) -> dict[str, str]:
     """Return the colour of every adapter, whatever its placement."""
     return {style.adapter: style.colour for style in styles.values()}
-
-
-def digital_scores(table: DeviceTable, adapters: Sequence[AdapterRecord]) -> dict[str, float]:
-    """Return the scores of the digital models by adapter."""
-    return {
-        record.adapter: record.digital[table.metric]
-        for record in adapters
-        if record.task == table.task and table.metric in record.digital
-    }
-
-
-def score_limits(
-    tables: Sequence[DeviceTable], adapters: Sequence[AdapterRecord] = ()
-) -> tuple[float, float]:
-    """Return limits of a vertical axis that show every score and interval of the tables."""
-    cells = [cell for table in tables for row in table.scores for cell in row.summaries if cell]
-    values = [v for cell in cells for v in (cell.mean, cell.low, cell.high) if v is not None]
-    values += digital_scores(tables[0], adapters).values()
-    margin = 0.06 * (max(values) - min(values)) or 0.01
-    scale = unit(tables[0].metric)
-    return scale * (min(values) - margin), scale * (max(values) + margin)
-
-
-def row_points(row: ScoreRow, positions: Sequence[float], metric: str) -> Points:
-    """Return the measured scores of a row; a score without an interval has one of width zero.
-
-    Args:
-        row: One summary per position; None is skipped.
-        positions: Places on the horizontal axis.
-        metric: Gives the unit.
-    """
-    points = [
-        (x, cell.mean, cell.mean, cell.mean)
-        if cell.low is None or cell.high is None
-        else (x, cell.mean, cell.low, cell.high)
-        for x, cell in zip(positions, row.summaries, strict=True)
-        if cell is not None
-    ]
-    x, *scores = np.array(points).reshape(-1, 4).T
-    return Points(x, *(unit(metric) * score for score in scores))
 
 
 def time_positions(times: Sequence[float]) -> list[float]:
