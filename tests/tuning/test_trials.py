@@ -87,7 +87,7 @@ def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(setti
 
 @pytest.fixture
 def formula_by_cell(monkeypatch):
-    """Replace measurements, cell by cell, by a formula: better at a smaller noise weight, NaN at 0."""
+    """Replace measurements by a formula: better at a smaller noise weight, NaN at 0."""
 
     class Formula:
         def __init__(self, task, models, *_):
