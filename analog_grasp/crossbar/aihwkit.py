@@ -88,7 +88,7 @@ class AihwkitLinear(AnalogLinear):
         self.digital = False
         self.reads = 0
         self.frozen = weight
-        # In place of aihwkit's attributes, None and a flag, which code beside it cannot use.
+        # In place of aihwkit's attributes, None and a flag, which other code cannot use.
         self.weight = TileWeight(self, isinstance(layer, Conv1D))
         self.bias: Tensor | None = None if layer.bias is None else layer.bias.detach().clone()
 

@@ -61,7 +61,7 @@ class ChipLayer(Protocol):
 
 @dataclass(frozen=True)
 class TileSettings:
-    """How layers are put on tiles.
+    """Settings of layers on tiles.
 
     Args:
         card: The device, without the effects that are switched off.

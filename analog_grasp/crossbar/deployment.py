@@ -94,7 +94,7 @@ class Deployment:
 
     @property
     def placement(self) -> Placement:
-        """Where the adapter is."""
+        """Placement of the adapter."""
         return self._placement
 
     @property

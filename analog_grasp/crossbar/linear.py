@@ -40,7 +40,7 @@ class CrossbarLinear(nn.Module):
     that the state at any drift time follows from the targets, tile by tile.
 
     ``to(device)`` moves the tiles; a conversion of the model to another type, such as ``half()``,
-    leaves the tiles in `dtype`, as a chip's precision is not that of the arithmetic beside it.
+    leaves the tiles in `dtype`, as a chip's precision is not that of the digital arithmetic.
 
     Args:
         layer: ``nn.Linear``, or ``Conv1D`` whose weight is stored transposed.

@@ -169,7 +169,7 @@ class ProgrammedAdapter:
 
     Args:
         model: A peft model whose frozen layers are on tiles; changed in place.
-        settings: How layers are put on tiles, and the device.
+        settings: The device, and how layers are put on tiles.
         programming_error: See `ProgrammedModulation`.
 
     Raises:

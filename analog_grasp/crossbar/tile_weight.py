@@ -16,7 +16,7 @@ _ATTENTION = inspect.signature(functional.multi_head_attention_forward)
 
 
 class OnTiles:
-    """Base class of objects that stand for weights in functions of torch.
+    """Base class of objects that functions of torch take as weights.
 
     ``torch.nn.functional.linear``, matrix products and ``multi_head_attention_forward`` are
     computed on the tiles; the fused inference kernels of torch, which read weights from memory,
@@ -53,7 +53,7 @@ class TileWeight(OnTiles):
         transposed: The weight represents ``(D, D_out)``.
         shape: The shape of the frozen weight.
         dtype: The type of the frozen weight.
-        device: Where the frozen weight is.
+        device: The device of the frozen weight.
 
     Raises:
         RuntimeError: A function other than a product is called with the weight.
@@ -94,7 +94,7 @@ only, but 'sum' of the weight was used: keep the layer digital (argument layers)
 
     @property
     def device(self) -> torch.device:
-        """Where the frozen weight is."""
+        """Device of the frozen weight."""
         return self._frozen.device
 
     @property
@@ -193,7 +193,7 @@ class FusedTiles(nn.ModuleList, OnTiles):
 
     @property
     def device(self) -> torch.device:
-        """Where the frozen parameter is."""
+        """Device of the frozen parameter."""
         return self.frozen.device
 
     def __getitem__(self, index: Any) -> Any:
@@ -237,7 +237,7 @@ def _bmm(x: Any, weight: Any) -> Any:
 
 
 def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """``multi_head_attention_forward``, its four projections wherever their weights are."""
+    """``multi_head_attention_forward``, with projections of which some are on tiles."""
     call = _ATTENTION.bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
