@@ -22,7 +22,7 @@ from analog_grasp.study.sections import (
     TaskSettings,
     TrainingSettings,
 )
-from analog_grasp.utils.errors import shown, unknown_name
+from analog_grasp.utils.errors import describe_problem, first_problem, shown, unknown_name
 from analog_grasp.utils.io import read_toml
 
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
@@ -288,13 +288,14 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _sentence(error: ValidationError) -> str:
     """Return the first problem as one sentence with the name of the setting."""
-    first = error.errors()[0]
+    first = first_problem(error)
     message = first["msg"].removeprefix("Value error, ")
     if len(first["loc"]) < 2:
         return message
     name = str(first["loc"][1])
     if first["type"] == "too_short":
         return f"The setting {name} is empty: it should have at least 1 item."
-    message = message.replace("Input should", "it should")
+    if first["type"] != "value_error":
+        return f"The setting {describe_problem(first, name)}."
     value = shown(first["input"], longest=100)
     return f"The setting {name} is {value}: {message[0].lower()}{message[1:].rstrip('.')}."
