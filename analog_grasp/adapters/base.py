@@ -144,6 +144,7 @@ class AdapterModel(BaseTuner):
     """
 
     tuner_layer_cls: Any
+    _all_linear: bool = False
     # Models of an unknown architecture are treated like any other.
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by BaseTuner
 
@@ -153,6 +154,7 @@ class AdapterModel(BaseTuner):
         """Put an adapter into the model; on an error, the model is left as it was."""
         # The caller may use the configuration for another model: ours is written into a copy.
         config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        self._all_linear = getattr(config, "target_modules", None) == "all-linear"
         self._prepare(config, model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -173,6 +175,13 @@ class AdapterModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if isinstance(parent, nn.MultiheadAttention):
+            if self._all_linear:
+                return
+            raise ValueError(
+                f"The layer {current_key} cannot be adapted: nn.MultiheadAttention does not call "
+                "it, but reads its weight."
+            )
         if isinstance(target, AdapterLayer) and type(target) is not self.tuner_layer_cls:
             raise ValueError(
                 f"The layer {current_key} is a {type(target).__name__} already, which cannot hold "
@@ -183,6 +192,9 @@ class AdapterModel(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             return
         layer = self.tuner_layer_cls(target, adapter_name, peft_config)
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            # A hook, whatever it does, keeps torch from its fast path, which reads weights alone.
+            layer.register_forward_pre_hook(_no_change)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -235,6 +247,10 @@ def _with_adapter_names(names: list[str]) -> Any:
         return args, {**kwargs, "adapter_names": names}
 
     return hook
+
+
+def _no_change(*_: Any) -> None:
+    """Change nothing before a forward pass."""
 
 
 def remove_adapter(model: nn.Module, adapter_name: str) -> None:

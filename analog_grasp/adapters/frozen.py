@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -109,7 +109,11 @@ def dense_weight(layer: nn.Module) -> Tensor:
             f"A {type(layer).__name__} has no digital weight, which sampling by 'weight' or "
             "'token' requires: sample by 'feature' or 'group', or use the means."
         )
-    weight = dequantize_module_weight(layer).detach()
+    if type(layer.weight).__name__ == "Int8Params":
+        # dequantize_module_weight would leave an 8-bit layer of bitsandbytes unusable on a CPU.
+        weight = dequantize_bnb_weight(cast(nn.Parameter, layer.weight), state=layer.state)
+    else:
+        weight = dequantize_module_weight(layer).detach()
     if not weight.is_floating_point():
         raise ValueError(
             f"The {weight.dtype} weight of a {type(layer).__name__} cannot be dequantised: sample "

@@ -342,7 +342,7 @@ def test_mixed_batches_generate(beams):
     tiny = hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20,
                        decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
     torch.manual_seed(0)
-    config = {"task_type": "SEQ_2_SEQ_LM", "target_modules": ["q", "v", "wo"]}
+    config = {"target_modules": ["q", "v", "wo"]}
     model = get_peft_model(hf.T5ForConditionalGeneration(tiny), GraspConfig(groups=4, **config))
     model.add_adapter("other", GraspConfig(groups=4, **config))
     for name, parameter in model.named_parameters():
@@ -499,3 +499,50 @@ def test_a_layer_above_an_unmerged_one_of_another_method_is_not_merged(x):
     model.lin0.base_layer.merge()
     model.lin0.merge(adapter_names=["grasp"])
     close(model(x), expected)
+
+
+class Encoder(nn.Module):
+    """A transformer layer of torch, whose attention reads the weight of its output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 2, 20, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x[:, None])
+
+
+def test_the_projection_inside_multihead_attention_is_not_adapted(make_config, x):
+    adapted = get_peft_model(build(Encoder), make_config(target_modules="all-linear"))
+    names = [name for name, _ in adapted.base_model.modulated_layers()]
+    assert names == ["layer.linear1", "layer.linear2"]
+    with torch.no_grad():
+        expected = move(adapted)(x)
+        assert not torch.allclose(expected, build(Encoder)(x))
+        adapted.merge_adapter()
+        close(adapted(x), expected)
+    with pytest.raises(ValueError, match=r"out_proj cannot be adapted: nn\.MultiheadAttention"):
+        get_peft_model(build(Encoder), make_config(target_modules=["out_proj"]))
+
+
+@pytest.mark.parametrize("sampling", ["feature", "weight", "token"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_layers_of_bitsandbytes(bits, sampling):
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    dense = nn.Linear(64, 64)
+    if bits == 8:
+        layer = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
+    else:
+        layer = bnb.nn.Linear4bit(64, 64, quant_type="nf4")
+    layer.load_state_dict(dense.state_dict())
+    config = StochGraspConfig(groups=4, target_modules=["0"], sampling=sampling, init_sigma=0.1)
+    adapted = get_peft_model(nn.Sequential(layer.to("cpu")), config).eval()
+    x = torch.randn(50, 5, 64)
+    close(adapted(x), dense(x), 0.3)
+    sampled = adapted.train()(x)
+    sampled.sum().backward()
+    error = (sampled - adapted.eval()(x)).square().mean() / dense(x).var()
+    assert error.item() == pytest.approx(0.1**2, rel=0.2)
+    with pytest.raises(ValueError, match="quantised weights of a Linear"):
+        adapted.merge_adapter()
