@@ -220,7 +220,7 @@ def test_texts_are_cut_to_the_positions_of_the_model(tiny_folder, small_reviews)
     config = GraspConfig(task_type="SEQ_CLS", groups=2)
     train(get_peft_model(model, config), task, epochs=1)
     tokenizer = tokenizer_for(model)
-    # The positions of RoBERTa start behind its padding index.
+    # The positions of RoBERTa start after its padding index.
     roberta = RobertaForSequenceClassification(
         RobertaConfig(
             vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1,

@@ -43,7 +43,9 @@ def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         >>> round(bleu(["The Rice Boat is cheap."], [["the Rice Boat is not cheap."]]), 4)
         0.5115
     """
-    lowered = [[text.translate(_LOWER) for text in texts] for texts in references]
+    # mteval ignores the length of an empty reference, except for the first one.
+    filled = [[texts[0], *(text for text in texts[1:] if text.strip())] for texts in references]
+    lowered = [[text.translate(_LOWER) for text in texts] for texts in filled]
     # sacrebleu takes the first references of all outputs, then the second; None if there is none.
     streams = [list(stream) for stream in zip_longest(*lowered)]
     counted = BLEU(tokenize="13a", force=True).corpus_score(
