@@ -278,6 +278,13 @@ def report(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="The folder of a finished or interrupted run.")
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the report, so that the run's may be read-only.",
+            show_default="the run's",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write the tables, figures and page of a run again."""
@@ -288,7 +295,7 @@ def report(
     with loading("report"):
         from analog_grasp.cli.runs import report_again
 
-    report_again(directory)
+    report_again(directory, out)
 
 
 def parse_ranges(text: str) -> dict[str, tuple[float, float]]:

@@ -77,10 +77,10 @@ def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> 
         _show_study(results)
 
 
-def report_again(directory: Path) -> None:
-    """Write and show the report of a run."""
+def report_again(directory: Path, out: Path | None) -> None:
+    """Write and show the report of a run, in the run's folder or in another one."""
     with request():
-        results = studies.report(directory)
+        results = studies.report(directory, out)
     _show_study(results)
 
 

@@ -1,12 +1,16 @@
-"""Deploying one adapter: what is told, what is written, and what can be changed."""
+"""Deploying one adapter, and showing what adapters have learned."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from analog_grasp.crossbar.export import read_chip
 from analog_grasp.tasks import load_task
+
+CARDS = Path(__file__).parents[2] / "device_models"
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,7 @@ def test_scores_tiles_and_errors_are_shown(deploy):
     assert lines[0].startswith("digital: accuracy (%) ")
     assert lines[1].startswith("on pcm-hermes-2 at 1d, chip 3: accuracy (%) ")
     assert lines[2].startswith("tiles: 7 of 256 x 256 weights, ")
+    assert "of the weights are on tiles; digital: bert.embeddings.position_embeddings" in lines[3]
     assert "error at 0s" in ended.out
     assert "error at 1d" in ended.out
     assert "bert.encoder.layer.0.attention.self.query" in ended.out
@@ -48,6 +53,9 @@ def test_the_file_holds_what_is_shown(deploy):
         assert 0 < layer["programmed_error"] < layer["weight_error"]
         assert 0 < layer["use"] <= 1
     assert written["sensitivity"] is None
+    on_tiles = sum(layer["cells"] for layer in written["layers"])
+    digital = sum(module["weights"] for module in written["digital_modules"])
+    assert written["share_on_tiles"] == on_tiles / (on_tiles + digital)
 
 
 def test_the_same_chip_gives_the_same(deploy):
@@ -85,7 +93,7 @@ def test_effects_can_be_switched_off(deploy):
         (("--tile-size", "8"), lambda w: w["tile"] == [8, 8]),
         (("--stuck-off", "0.2"), lambda w: w["layers"][0]["programmed_error"] > 0.1),
         (("--die-to-die", "0.1"), lambda w: w["settings"] == {"die_to_die": 0.1}),
-        (("--out-noise", "0.5"), lambda w: w["settings"] == {"out_noise": 0.5}),
+        (("--output-noise", "0.5"), lambda w: w["settings"] == {"output_noise": 0.5}),
         (("--g-max", "10"), lambda w: w["settings"] == {"g_max": 10.0}),
         (("--drift-compensation", "none"), lambda w: True),
         (("--calibrate", "99"), lambda w: w["settings"] == {"calibrate": 99.0}),
@@ -119,9 +127,11 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (("--sensitivity", "both"), "--sensitivity is 'both': it should be analog or digital"),
-        (("--placement", "programmed", "--error", "learned"), "only a StochGRASP adapter"),
+        (("--sensitivity", "both"), "'both' is not one of 'analog', 'digital'"),
+        (("--placement", "programmed", "--programming-error", "learned"), "StochGRASP"),
         (("--adc-bits", "1"), "adc_bits"),
+        (("--export", "/no/such/chip.safetensors"), "/no/such of the export"),
+        (("--export", "/"), "is a folder"),
         (("--calibrate", "0"), "calibrate"),
         (("--precision", "int8"), "precision"),
         (("--stuck-off", "0.7", "--stuck-on", "0.7"), "stuck"),
@@ -134,3 +144,42 @@ def test_what_cannot_be_is_refused(refused, adapter, tiny, given, sentence, tmp_
 def test_adapter_of_another_model(refused, adapter, tiny):
     model = ["--model", "sentence-transformers/all-MiniLM-L6-v2"]
     assert "another model" in refused("deploy", adapter, *tiny[2:], *model)
+
+
+def test_a_card_with_a_comma_in_its_path(ag, adapter, tiny, tmp_path):
+    card = (CARDS / "ideal.toml").read_text().replace('"ideal"', '"mine"')
+    (tmp_path / "mine,1.toml").write_text(card)
+    device = tmp_path / "mine,1.toml"
+    out = tmp_path / "run"
+    assert ag("deploy", adapter, *tiny, "--device", device, "--out", out).status == 0
+    few = ["--devices", f"{device},gaussian", "--times", "0s", "--repeats", "1"]
+    assert ag("drift", adapter, *tiny, *few, "--out", out / "drift").status == 0
+    with (out / "drift" / "results.csv").open() as file:
+        assert {row["device"] for row in csv.DictReader(file)} == {"mine", "gaussian"}
+
+
+@pytest.fixture(scope="module")
+def learned(finished):
+    return [finished / "adapters" / name for name in ("grasp", "stochgrasp")]
+
+
+def test_trained_adapters_are_shown_side_by_side(ag, learned, tmp_path):
+    out = tmp_path / "shown"
+    ended = ag("inspect", *learned, "--out", out)
+    assert (ended.status, ended.err) == (0, "")
+    for text in ("grasp, K = 4", "stochgrasp, K = 4", "sigma of the shift", "attention.self.query"):
+        assert text in ended.out
+    assert ended.out.count("all layers ") >= 4
+    written = {line.removeprefix("wrote ") for line in ended.out.splitlines() if "wrote " in line}
+    assert written == {str(path) for path in out.iterdir()}
+    assert len(written) == 5
+
+
+def test_nothing_is_written_unless_asked(ag, learned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ag("inspect", learned[0]).status == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_an_adapter_is_refused(refused, tmp_path):
+    assert "holds no adapter" in refused("inspect", tmp_path)
