@@ -1,5 +1,6 @@
 """Studies in Python: `compare`, `drift_sweep` and `report`, with their `Results`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
     """Write the report of a finished or interrupted run again, from its measurements.
 
     Args:
-        directory: The run's folder, which is only read if the report is written elsewhere.
+        directory: The run's folder, which may be read-only if the report is written elsewhere.
         out: The folder of the report; the run's own if None.
 
     Returns:
@@ -132,15 +133,20 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
     Raises:
         FileNotFoundError: The folder holds no run.
         ValueError: Nothing has been measured yet, or a file of the run is damaged.
-        OSError: The report cannot be written.
+        OSError: The run's folder is read-only and `out` is None, or a file cannot be written.
     """
     # Loaded late: it imports matplotlib.
     from analog_grasp.report.comparison import write_report
 
     directory = Path(directory)
-    out = directory if out is None else Path(out)
     config, records = read_run(directory)
-    with Store(directory / STORE_FILE, readonly=True) as store:
+    readonly = not os.access(directory, os.W_OK)
+    if readonly and out is None:
+        raise OSError(
+            f"The run's folder {directory} is read-only: name another one for the report (--out)."
+        )
+    out = directory if out is None else Path(out)
+    with Store(directory / STORE_FILE, readonly=readonly) as store:
         measurements = store.measurements()
         # As in the settings: processes that share a run add them in any order.
         order = list(adapter_names(config.model.adapters))
