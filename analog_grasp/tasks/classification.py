@@ -47,9 +47,10 @@ class SentenceTask(Task):
         validation: Rows for measuring, with the same columns.
         label_names: Names of the C classes in the order of the labels; empty for a regression.
         metrics: Names of metrics in `analog_grasp.tasks.metrics`, or functions of `(logits,
-            labels)`; the first is the primary one. A name followed by an underscore and a part,
-            such as "accuracy_mm", is scored on the rows of that part; a name alone on the rows
-            whose part is empty, or on all rows if there is no column `part`.
+            labels)` of which a higher value is better; the first is the primary one. A name
+            followed by an underscore and a part, such as "accuracy_mm", is scored on the rows of
+            that part; a name alone on the rows whose part is empty, or on all rows if there is no
+            column `part`.
         multi_label: True if an example can have several labels; by default, if its label is a list.
         max_length, tokenizer: See `Task`.
 

@@ -79,8 +79,8 @@ class GenerationTask(Task):
             one or more texts). Prompts should be distinct, so that a subset keeps the references
             of a prompt together.
         validation: Rows for measuring, with the same columns.
-        metrics: Names from `TEXT_METRICS`, or functions of `(outputs, references)`; the first is
-            the primary one.
+        metrics: Names from `TEXT_METRICS`, or functions of `(outputs, references)` of which a
+            higher value is better; the first is the primary one.
         beams: Width of the beam search; 1 for greedy search.
         length_penalty: Exponent of the length by which the log-likelihood of a text is divided.
         no_repeat_ngram: Length of token n-grams that occur at most once in a text; 0 disables the
