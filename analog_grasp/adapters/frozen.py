@@ -52,6 +52,10 @@ def frozen_layers(
         if matches(base_name(path), pattern):
             found = True
             yield path, module
+    if not found and pattern == "all-linear":
+        raise ValueError(
+            f"The {type(model).__name__} has no frozen linear layer: use a model that has some."
+        )
     if not found and (isinstance(pattern, str) or pattern):
         raise ValueError(
             f"The layer pattern {pattern!r} matches no frozen linear layer of the "

@@ -202,10 +202,16 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
         # peft has several messages for this, none of which says what is accepted.
         if "module" not in str(error).lower():
             raise
+        chosen = "target_modules" in config.given()
+        if chosen and config.training.target_modules != "all-linear":
+            raise ValueError(
+                f"No layer of the model {base.name_or_path} matches the target_modules "
+                f"{config.training.target_modules!r}: give endings of the names of its linear "
+                "layers, or all-linear."
+            ) from error
         raise ValueError(
-            f"No layer of the model {base.name_or_path} matches the target_modules "
-            f"{config.training.target_modules!r}: give endings of the names of its linear layers, "
-            "or all-linear."
+            f"The model {base.name_or_path} has no layer that {adapter} can adapt "
+            f"({last_line(error)}): use another model or another adapter."
         ) from error
 
 

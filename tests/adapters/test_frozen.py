@@ -112,3 +112,8 @@ def test_an_adapter_that_is_not_finite_is_not_folded(bert):
     next(p for n, p in adapted.named_parameters() if "bitfit_" in n).data[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         fold(adapted)
+
+
+def test_a_model_without_linear_layers_is_not_told_to_use_all_linear():
+    with pytest.raises(ValueError, match=r"^The Sequential has no frozen linear layer: use a "):
+        list(frozen_layers(nn.Sequential(nn.LayerNorm(4)), "all-linear"))

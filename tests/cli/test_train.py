@@ -1,5 +1,7 @@
 """Training one adapter."""
 
+import sys
+
 import pytest
 from peft import PeftConfig
 
@@ -113,3 +115,24 @@ def test_devices_of_training_are_checked_before_it(
     asked = ["--adapter", "grasp", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
     assert sentence in refused("train", *asked)
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of another kind")
+def test_a_folder_into_which_another_process_trains(refused, tiny, tmp_path):
+    import fcntl
+
+    checkpoints = tmp_path / ".mine.training"
+    checkpoints.mkdir()
+    asked = ["train", "--adapter", "head", *tiny, "--epochs", "1", "--out", tmp_path / "mine"]
+    with (checkpoints / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "Another process is training into" in refused(*asked)
+        assert not any((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("target-modules", "query"), ("groups", "4"), ("noise-weight", "2")]
+)
+def test_settings_that_an_adapter_does_not_have_are_errors(refused, tiny, tmp_path, option, value):
+    asked = ["--adapter", "lora", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
+    assert "which has no effect on lora: it applies to" in refused("train", *asked)

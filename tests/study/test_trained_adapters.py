@@ -215,3 +215,22 @@ def test_lora_that_starts_from_the_base_weights_loads(settings, task, tmp_path, 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**13}))
     with pytest.raises(ValueError, match="does not fit the model"):
         load_adapter(tmp_path / "lora", settings["model"], task)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, r"has no layer that grasp can adapt \(No modules match\): use another model"),
+        ({"target_modules": "all-linear"}, "has no layer that grasp can adapt"),
+        ({"target_modules": ("qwerty",)}, r"matches the target_modules \('qwerty',\).*all-linear"),
+    ],
+)
+def test_all_linear_is_only_suggested_where_it_was_not_used(
+    settings, task, monkeypatch, given, sentence
+):
+    def adapt(*_, **__):
+        raise ValueError("No modules match")
+
+    monkeypatch.setattr("analog_grasp.study.trained_adapters.adapt", adapt)
+    with pytest.raises(ValueError, match=sentence):
+        new_adapter(resolve(settings | given), task, "grasp")

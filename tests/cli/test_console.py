@@ -1,8 +1,8 @@
-"""Notes: shown once, kept in the log, and not shown where errors alone are asked for."""
+"""Notes, which are shown once and kept in the log, and progress without a terminal."""
 
 import pytest
 
-from analog_grasp.cli.console import print_line
+from analog_grasp.cli.console import Stages, print_line
 from analog_grasp.devices import noise_model as noise
 
 
@@ -42,3 +42,21 @@ def test_a_note_on_the_request_is_kept_too(ag, tiny, tmp_path, monkeypatch):
 def test_what_a_terminal_would_obey_is_shown_as_text(capsys):
     print_line("error", "the file \x1b[2J\x07 of\nmine µS")
     assert capsys.readouterr().err == "error: the file \\x1b[2J\\x07 of mine µS\n"
+
+
+@pytest.mark.parametrize(("total", "lines"), [(200, 10), (10, 10), (7, 7), (1, 1)])
+def test_without_a_terminal_a_stage_prints_a_line_per_tenth(capsys, total, lines):
+    with Stages() as stages:
+        advance = stages("measuring", total)
+        for _ in range(total):
+            advance("a figure")
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0] == "measuring"
+    assert len(printed) == 1 + lines
+    assert printed[-1] == f"measuring: {total} of {total}, 0:00:00 left"
+
+
+def test_quiet_stages_print_nothing(capsys):
+    with Stages(quiet=True) as stages:
+        stages("measuring", 1)()
+    assert capsys.readouterr().err == ""
