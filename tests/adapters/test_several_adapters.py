@@ -1,0 +1,208 @@
+"""Several adapters of one model: batches that mix them, and interpolation."""
+
+import pytest
+import torch
+import transformers as hf
+from peft import get_peft_model
+from torch import nn
+
+from analog_grasp import deploy
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.layer import GraspLinear
+
+WIDTH = 12
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin0 = nn.Linear(WIDTH, 20)
+        self.lin1 = nn.Linear(20, 4)
+
+    def forward(self, x):
+        return self.lin1(self.lin0(x).relu())
+
+
+@pytest.fixture(params=[GraspConfig, StochGraspConfig], ids=["grasp", "stochgrasp"])
+def make_config(request):
+    return lambda **settings: request.param(groups=4, **settings)
+
+
+def build(make):
+    torch.manual_seed(0)
+    return make().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def move(model, seed=2):
+    """Move all trainable parameters away from their initial values."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture
+def pair(make_config):
+    """A model with two adapters on the same layers."""
+    model = get_peft_model(build(Mlp), make_config(target_modules=["lin0", "lin1"]))
+    move(model)
+    model.add_adapter("other", make_config(target_modules=["lin0", "lin1"]))
+    model.set_adapter("other")
+    return move(model, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (["default"] * 4, "Length of `adapter_names` should be the same"),
+        (["default"] * 4 + ["nope"], "non-existing adapter.*: nope"),
+    ],
+)
+def test_wrong_adapter_names_raise(pair, x, names, error):
+    with pytest.raises(ValueError, match=error):
+        pair(x, adapter_names=names)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error"),
+    [
+        (lambda model: model.train(), "when the model is in training mode"),
+        (lambda model: model.merge_adapter(), "when there are merged adapters"),
+    ],
+)
+def test_adapter_names_require_evaluation_without_a_merge(pair, x, prepare, error):
+    prepare(pair)
+    with pytest.raises(ValueError, match=error):
+        pair(x, adapter_names=["default"] * 5)
+
+
+def test_mixed_batches_of_sampled_adapters_raise(x):
+    model = get_peft_model(build(Mlp), StochGraspConfig(groups=4, target_modules=["lin0"])).eval()
+    with model.base_model.sampling(), pytest.raises(ValueError, match="cannot be combined"):
+        model(x, adapter_names=["default"] * 5)
+
+
+def test_mixed_batches_reach_the_task_heads(perturb):
+    tiny = hf.BertConfig(hidden_size=16, intermediate_size=20, num_hidden_layers=1, vocab_size=20,
+                         num_attention_heads=2)  # fmt: skip
+    torch.manual_seed(0)
+    model = get_peft_model(
+        hf.BertForSequenceClassification(tiny), GraspConfig(task_type="SEQ_CLS", groups=4)
+    )
+    model.add_adapter("other", GraspConfig(task_type="SEQ_CLS", groups=2))
+    move(perturb(model))
+    model.classifier.modules_to_save["other"].weight.data.normal_()
+    ids = torch.randint(0, 20, (3, 6))
+    expected = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected[name] = model(input_ids=ids).logits
+    names = ["other", "default", "other"]
+    mixed = model(input_ids=ids, adapter_names=names).logits
+    close(mixed, torch.stack([expected[name][row] for row, name in enumerate(names)]))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_mixed_batches_generate(beams):
+    tiny = hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20,
+                       decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
+    torch.manual_seed(0)
+    config = {"target_modules": ["q", "v", "wo"]}
+    model = get_peft_model(hf.T5ForConditionalGeneration(tiny), GraspConfig(groups=4, **config))
+    model.add_adapter("other", GraspConfig(groups=4, **config))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".other"):
+            parameter.data.normal_(0, 3)
+    model.eval()
+    ids = torch.randint(3, 20, (2, 5))
+    settings = {"max_new_tokens": 4, "num_beams": beams, "do_sample": False}
+    alone = []
+    for row, name in enumerate(["other", "default"]):
+        model.set_adapter(name)
+        alone.append(model.generate(input_ids=ids[row : row + 1], **settings)[0])
+    mixed = model.generate(input_ids=ids, adapter_names=["other", "default"], **settings)
+    for row, expected in enumerate(alone):
+        assert torch.equal(mixed[row][: len(expected)], expected)
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.3, 0.7], [1.0, -1.0], [1.0, 0.0]])
+def test_weighted_adapters_interpolate_scales_and_shifts(pair, weights, x):
+    pair.add_weighted_adapter(["default", "other"], weights, "mix")
+    for layer in (m for m in pair.modules() if isinstance(m, GraspLinear)):
+        (s1, b1), (s2, b2), (s, b) = (layer.means(n) for n in ("default", "other", "mix"))
+        close(s, 1 + weights[0] * (s1 - 1) + weights[1] * (s2 - 1))
+        close(b, weights[0] * b1 + weights[1] * b2)
+    assert not any(p.requires_grad for n, p in pair.named_parameters() if n.endswith(".mix"))
+    if weights == [1.0, 0.0]:
+        pair.set_adapter("default")
+        expected = pair(x)
+        pair.set_adapter("mix")
+        close(pair(x), expected)
+
+
+def test_weighted_adapters_average_the_standard_deviations():
+    config = {"groups": 4, "target_modules": ["lin0"]}
+    model = get_peft_model(build(Mlp), StochGraspConfig(**config, init_sigma=0.1))
+    model.add_adapter("other", StochGraspConfig(**config, init_sigma=0.5))
+    model.add_weighted_adapter(["default", "other"], [0.25, -0.75], "mix")
+    layer = model.base_model.model.lin0
+    for sigma in layer.relative_sigmas("mix"):
+        close(sigma, torch.full((4,), 0.25 * 0.1 + 0.75 * 0.5))
+
+
+def test_weighted_adapters_take_the_identity_where_an_adapter_has_no_layer(make_config):
+    model = get_peft_model(build(Mlp), make_config(target_modules=["lin0"]))
+    move(model)
+    model.add_adapter("other", make_config(target_modules=["lin1"]))
+    model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mix")
+    inner = model.base_model.model
+    close(inner.lin0.means("mix")[0], 1 + 0.5 * (inner.lin0.means("default")[0] - 1))
+    assert "mix" in inner.lin1.group_of
+
+
+@pytest.mark.parametrize(
+    ("adapters", "weights", "name", "error"),
+    [
+        (["default", "nope"], [1, 1], "mix", "nope does not exist"),
+        (["default", "other"], [1], "mix", "2 adapters and 1 weights"),
+        (["default", "other"], [1, 1], "other", "already exists"),
+        (["default", "small"], [1, 1], "mix", "same groups, but have 2, 4"),
+    ],
+)
+def test_adapters_that_cannot_be_combined_raise(pair, adapters, weights, name, error, make_config):
+    small = make_config(target_modules=["lin0"])
+    small.groups = 2
+    pair.add_adapter("small", small)
+    with pytest.raises(ValueError, match=error):
+        pair.add_weighted_adapter(adapters, weights, name)
+    assert "mix" not in pair.peft_config
+
+
+def test_adapters_with_heads_of_their_own_are_not_combined(make_config):
+    settings = {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}
+    model = get_peft_model(build(Mlp), make_config(**settings))
+    model.add_adapter("other", make_config(**settings))
+    with pytest.raises(ValueError, match="same module with modules_to_save"):
+        model.add_weighted_adapter(["default", "other"], [1, 1], "mix")
+
+
+def test_one_chip_serves_a_batch_of_many_tasks(bert, batch, perturb):
+    config = {"task_type": "SEQ_CLS", "groups": 4}
+    model = get_peft_model(bert, GraspConfig(**config))
+    model.add_adapter("other", GraspConfig(**config))
+    perturb(model).eval()
+    names = ["other", "default", "__base__", "other"]
+    with torch.no_grad():
+        expected = model(**batch, adapter_names=names).logits
+        chip = deploy(model, "ideal").program(seed=0)
+        close(chip.model(**batch, adapter_names=names).logits, expected, 1e-4)
