@@ -151,7 +151,7 @@ class Deployment:
             model: A model with the same frozen weights and another adapter.
 
         Raises:
-            ValueError: Its frozen layers differ from those that were deployed.
+            ValueError: Its frozen layers differ from those of the chip.
         """
         other, shared = copy_sharing_frozen(model, self._pattern)
         self._put_on_tiles(other)

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -125,21 +127,38 @@ def copy_sharing_frozen(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return a copy of a model that refers to the caller's frozen tensors, and these by name.
 
-    Frozen is what an adapter does not train; in a model without one, everything. The weights that
-    go onto tiles are not among those by name: the tiles check them.
+    Adapters, and task heads saved with them, are copied. The weights that go onto tiles are not
+    among those by name: the tiles check them.
     """
     fused = [parameter for _, _, _, parameter, _ in fused_weights(model, pattern)]
     linear = linear_layers(model, pattern, optional=bool(fused))
     on_tiles = {id(w): w for w in (*(layer.weight for _, layer in linear), *fused)}
-    bare = not isinstance(model, PeftModel)
+    own = adapter_parameters(model)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            own.update(id(parameter) for parameter in module.modules_to_save.parameters())
+    own.update(on_tiles)
+    adapted = isinstance(model, PeftModel)
     shared: dict[str, Tensor] = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if (bare or not parameter.requires_grad) and id(parameter) not in on_tiles
+        if id(parameter) not in own and not (adapted and parameter.requires_grad)
     }
     # Parameters of the same memory with a gradient flag of their own.
     references = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
     return copy.deepcopy(model, {**on_tiles, **references}), shared
+
+
+def adapter_parameters(model: nn.Module) -> set[int]:
+    """Return the identities of the parameters that adapters have added to a model's layers."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for name, part in module.named_children()
+        if name != "base_layer"
+        for parameter in part.parameters()
+    }
 
 
 def same_tensors(tensors: tuple[Tensor, Tensor | None] | None, layer: FrozenLayer) -> bool:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.crossbar.chip_layer import ChipLayer
+from analog_grasp.crossbar.frozen_weights import adapter_parameters
 
 # More than these are summed up in the text of a report.
 _LISTED = 5
@@ -101,12 +101,9 @@ def digital_modules(model: nn.Module) -> list[DigitalModule]:
     Args:
         model: A deployed model, bare or wrapped by peft.
     """
-    others: set[int] = set()
+    others = adapter_parameters(model)
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            parts = [child for name, child in module.named_children() if name != "base_layer"]
-            others.update(id(parameter) for part in parts for parameter in part.parameters())
-        elif isinstance(module, AuxiliaryTrainingWrapper) and hasattr(module, "original_module"):
+        if isinstance(module, ModulesToSaveWrapper):
             others.update(id(parameter) for parameter in module.original_module.parameters())
         elif hasattr(module, "weight_error"):
             others.update(id(parameter) for parameter in module.parameters())

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
-from analog_grasp import DeviceCard, deploy
+from analog_grasp import DeviceCard, GraspConfig, deploy
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.kernels import matmul as products
 
@@ -233,3 +234,18 @@ def test_a_model_deployed_in_place_is_the_same_chip(bert, batch, placement):
     chip = deploy(bert, CARD, placement=placement, inplace=True).program(0).drift_to("1d")
     assert chip.model is bert
     assert torch.equal(logits(chip.model, batch), expected)
+
+
+def test_the_adapter_and_its_head_are_copied_also_where_nothing_is_trained(bert, batch):
+    digital = get_peft_model(bert, GraspConfig(task_type="SEQ_CLS", groups=3)).eval()
+    digital.requires_grad_(False)
+    expected = logits(digital, batch)
+    deployed = dict(deploy(digital, CARD).program(0).model.named_parameters())
+    names = [name for name in deployed if "grasp_" in name or "modules_to_save" in name]
+    assert names
+    for name in names:
+        deployed[name].data.zero_()
+    assert torch.equal(logits(digital, batch), expected)
+    theirs = dict(digital.named_parameters())
+    rest = [name for name in deployed if name not in names]
+    assert all(deployed[name].data_ptr() == theirs[name].data_ptr() for name in rest)
