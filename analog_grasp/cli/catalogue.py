@@ -1,6 +1,6 @@
 """The commands devices and adapters: what a study can choose from."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,11 +9,8 @@ from analog_grasp.cli.console import Debug, request, show
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from analog_grasp.devices.card import DeviceCard
+    from analog_grasp.devices.figures import CardFigures
 
-# Programmed conductances, as fractions of the range, and drift times that are shown.
-_LEVELS = (0.1, 0.5, 1.0)
-_TIMES = ("0s", "1h", "1d", "30d", "1y")
 _MAPPINGS = {
     "pair": "a weight is the difference of two devices",
     "single": "a weight is one device",
@@ -34,9 +31,10 @@ def devices(
 ) -> None:
     """List the device cards, or show one with its source and its noise."""
     with request():
-        from analog_grasp.devices.card import DeviceCard
+        from analog_grasp.devices import card_names
+        from analog_grasp.devices.figures import card_figures
 
-        cards = [DeviceCard.load(each) for each in ([name] if name else DeviceCard.names())]
+        cards = card_figures([name] if name else card_names())
     if name is None:
         show(
             "std: standard deviation of devices programmed to 0.1 / 0.5 / 1.0 of the range, before "
@@ -72,61 +70,54 @@ def adapters(debug: Debug = False) -> None:
     show(table)
 
 
-def _card_table(cards: "list[DeviceCard]") -> "Table":
+def _card_table(cards: "list[CardFigures]") -> "Table":
     from rich.table import Table
-
-    from analog_grasp.devices.moments import conductance_moments
 
     table = Table("name", "technology", "range, µS", "std at 0s, µS", "std at 1d, µS", "source")
     for card in cards:
-        stds = (
-            " / ".join(f"{std:.2f}" for std in conductance_moments(card, _LEVELS, time)[1])
-            for time in (0.0, 86_400.0)
-        )
-        table.add_row(card.name, card.technology, _range(card), *stds, card.source.citation)
+        stds = (" / ".join(f"{std:.2f}" for std in card.stds[time]) for time in ("0s", "1d"))
+        facts = card.facts
+        table.add_row(facts["name"], facts["technology"], _range(facts), *stds, facts["citation"])
     return table
 
 
-def _facts(card: "DeviceCard") -> list[str]:
-    source = card.source
+def _facts(card: "CardFigures") -> list[str]:
+    facts = card.facts
     return [
-        f"{card.name}: {card.title}",
-        f"technology: {card.technology}",
-        f"source: {source.citation}" + (f", doi:{source.doi}" if source.doi else ""),
-        f"taken from: {source.location}",
-        f"valid for: {card.valid_range}",
-        f"not modelled: {card.not_modelled}",
-        f"conductance: {_range(card)} µS, {_MAPPINGS[card.conductance.mapping]}",
-        f"tile: {card.tile.rows} x {card.tile.columns} weights",
+        f"{facts['name']}: {facts['title']}",
+        f"technology: {facts['technology']}",
+        f"source: {facts['citation']}" + (f", doi:{facts['doi']}" if facts["doi"] else ""),
+        f"taken from: {facts['location']}",
+        f"valid for: {facts['valid_range']}",
+        f"not modelled: {facts['not_modelled']}",
+        f"conductance: {_range(facts)} µS, {_MAPPINGS[facts['mapping']]}",
+        f"tile: {facts['rows']} x {facts['columns']} weights",
     ]
 
 
-def _conductance_table(card: "DeviceCard") -> "Table":
+def _conductance_table(card: "CardFigures") -> "Table":
     from rich.table import Table
 
-    from analog_grasp.devices.moments import conductance_moments
-    from analog_grasp.utils.time import parse_time
+    from analog_grasp.devices.figures import FRACTIONS
 
-    low, high = card.conductance.g_min, card.conductance.g_max
-    table = Table("time", *(f"to {low + level * (high - low):.3g} µS" for level in _LEVELS))
-    for time in _TIMES:
-        moments = zip(*conductance_moments(card, _LEVELS, parse_time(time)), strict=True)
+    low, high = card.facts["g_min"], card.facts["g_max"]
+    table = Table("time", *(f"to {low + part * (high - low):.3g} µS" for part in FRACTIONS))
+    for time, means in card.means.items():
+        moments = zip(means, card.stds[time], strict=True)
         table.add_row(time, *(f"{mean:.2f} ± {std:.2f}" for mean, std in moments))
     return table
 
 
-def _weight_table(card: "DeviceCard") -> "Table":
+def _weight_table(card: "CardFigures") -> "Table":
     from rich.table import Table
 
-    from analog_grasp.devices.moments import weight_std
-    from analog_grasp.utils.time import parse_time
+    from analog_grasp.devices.figures import FRACTIONS
 
-    table = Table("time", *(f"weight {level:g}" for level in _LEVELS))
-    for time in _TIMES:
-        stds = weight_std(card, _LEVELS, parse_time(time))
+    table = Table("time", *(f"weight {part:g}" for part in FRACTIONS))
+    for time, stds in card.weight_stds.items():
         table.add_row(time, *(f"{100 * std:.2f}" for std in stds))
     return table
 
 
-def _range(card: "DeviceCard") -> str:
-    return f"{card.conductance.g_min:g} to {card.conductance.g_max:g}"
+def _range(facts: dict[str, Any]) -> str:
+    return f"{facts['g_min']:g} to {facts['g_max']:g}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from analog_grasp.cli.console import RequestError, loading, print_line, sentence, without_chatter
 
@@ -53,10 +53,20 @@ class _Option(TyperOption):
         return super().process_value(ctx, value)
 
 
+class _Argument(TyperArgument):
+    """An optional argument for which typer builds a validator only if its value is not text."""
+
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        text = isinstance(value, str) and self.type_descriptor.annotation in (str, str | None)
+        if not self.required and (value is None or text):
+            return value
+        return super().process_value(ctx, value)
+
+
 def _quick(parameters: list[Any]) -> list[Any]:
+    quick: dict[type, type] = {TyperOption: _Option, TyperArgument: _Argument}
     for parameter in parameters:
-        if type(parameter) is TyperOption:
-            parameter.__class__ = _Option
+        parameter.__class__ = quick.get(type(parameter), type(parameter))
     return parameters
 
 

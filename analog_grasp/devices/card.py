@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack,
 
 from pydantic import Field, ValidationError, model_validator
 
+from analog_grasp.devices import card_names, cards_folder
 from analog_grasp.devices.curve import Curve, StdCurve
 from analog_grasp.devices.fields import Section, Text
 from analog_grasp.devices.schema import (
@@ -141,7 +142,7 @@ class DeviceCard(Section):
         name, colon, level = text.partition(":")
         if name not in cls.names():
             raise CardError(unknown_name("device", text, cls.names()))
-        data = _read(_folder() / f"{name}.toml")
+        data = _read(cards_folder() / f"{name}.toml")
         if colon:
             data = _at_noise_level(data, name, level)
         return cls._from_data(data, text)
@@ -154,7 +155,7 @@ class DeviceCard(Section):
             >>> "ideal" in DeviceCard.names()
             True
         """
-        return sorted(path.stem for path in _folder().glob("*.toml"))
+        return card_names()
 
     def at(self, time: float | str) -> "DeviceAtTime":
         """Return this device at a drift time, as `noise_target` and `injection` take it.
@@ -330,13 +331,6 @@ class DeviceAtTime(NamedTuple):
         return f"{self.card.name}@{format_time(self.time)}"
 
 
-def _folder() -> Path:
-    """Return the folder of the shipped cards: in a wheel's package, or in a clone's root."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "device_models"
-    return inside if inside.is_dir() else package.parent / "device_models"
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         return read_toml(path, f'device card "{path}"')
@@ -362,7 +356,8 @@ def _at_noise_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any
         )
     g_max = ConductanceRange.model_validate(data["conductance"]).g_max
     programming = {**data["programming"], "coefficients": [level * g_max]}
-    return {**data, "name": f"{name}:{level:g}", "programming": programming}
+    title = f"Gaussian noise of {100 * level:g} % of the largest weight, no drift, exact converters"
+    return {**data, "name": f"{name}:{level:g}", "title": title, "programming": programming}
 
 
 def _changed_sections(card: DeviceCard, changes: Changes) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from analog_grasp.devices.card import DeviceAtTime, DeviceCard, _folder
+from analog_grasp.devices import cards_folder
+from analog_grasp.devices.card import DeviceAtTime, DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.utils.errors import CardError
 
@@ -30,7 +31,7 @@ SHIPPED = [
     "rram-wan2022",
     "sonos-agrawal2022",
 ]
-GOOD = (_folder() / "pcm-nandakumar2019.toml").read_text()
+GOOD = (cards_folder() / "pcm-nandakumar2019.toml").read_text()
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -57,15 +58,15 @@ def test_shipped_cards_are_complete():
         assert card.name == name
         assert (card.source.doi is None) == (card.technology == "none")
         assert (card.converters is None) == (card.technology == "none")
-        assert hash(card) == hash(DeviceCard.load(_folder() / f"{name}.toml"))
+        assert hash(card) == hash(DeviceCard.load(cards_folder() / f"{name}.toml"))
 
 
 def test_a_wheel_has_its_cards_inside_the_package(tmp_path, monkeypatch):
     inside = tmp_path / "analog_grasp" / "device_models"
     inside.mkdir(parents=True)
     (inside / "other.toml").write_text(GOOD)
-    module = tmp_path / "analog_grasp" / "devices" / "card.py"
-    monkeypatch.setattr("analog_grasp.devices.card.__file__", str(module))
+    module = tmp_path / "analog_grasp" / "devices" / "__init__.py"
+    monkeypatch.setattr("analog_grasp.devices.__file__", str(module))
     assert DeviceCard.names() == ["other"]
     assert DeviceCard.load("other").technology == "PCM"
 
@@ -93,6 +94,7 @@ def test_a_tabulated_card_is_programmed_to_its_first_row():
 def test_gaussian_takes_a_noise_level():
     card = DeviceCard.load("gaussian:0.1")
     assert card.name == "gaussian:0.1"
+    assert card.title.startswith("Gaussian noise of 10 % of the largest weight")
     assert card.programming.pieces[0].coefficients == (2.5,)
     assert DeviceCard.load("gaussian:0.05").programming == DeviceCard.load("gaussian").programming
 
@@ -187,13 +189,13 @@ def test_an_invalid_card_is_an_error_with_its_key(tmp_path, old, new, words):
 
 
 def test_errors_in_pieces_and_tables_name_their_index(tmp_path):
-    hermes = (_folder() / "pcm-hermes-2.toml").read_text()
+    hermes = (cards_folder() / "pcm-hermes-2.toml").read_text()
     message = error_of(write(tmp_path, hermes.replace("below = 0.16", 'below = "x"')))
     assert message.startswith("read.q.pieces[0].below is 'x'")
     assert "read.q.pieces should have" in error_of(
         write(tmp_path, hermes.replace("below = 0.16, ", ""))
     )
-    wan = (_folder() / "rram-wan2022.toml").read_text()
+    wan = (cards_folder() / "rram-wan2022.toml").read_text()
     message = error_of(write(tmp_path, wan.replace("[0.701,", "[-9.0,")))
     assert message.startswith("drift.table[1] gives a negative standard deviation")
     assert "drift.table[0].coefficients[0]" in error_of(
@@ -207,7 +209,9 @@ def test_errors_in_pieces_and_tables_name_their_index(tmp_path):
 
 
 def test_signed_conductances_begin_at_zero(tmp_path):
-    text = (_folder() / "gaussian.toml").read_text().replace('g_min = "0 uS"', 'g_min = "1 uS"')
+    text = (
+        (cards_folder() / "gaussian.toml").read_text().replace('g_min = "0 uS"', 'g_min = "1 uS"')
+    )
     assert 'conductance.mapping is "signed" but' in error_of(write(tmp_path, text))
 
 
@@ -279,8 +283,8 @@ def test_a_card_is_frozen():
 def test_a_device_is_a_name_a_path_or_a_card():
     card = DeviceCard.load("pcm-hermes-2")
     assert DeviceCard.load(card) is card
-    assert DeviceCard.load(_folder() / "pcm-hermes-2.toml") == card
-    for device in (card.at("1d"), "pcm-hermes-2@24h", f"{_folder()}/pcm-hermes-2.toml@86400"):
+    assert DeviceCard.load(cards_folder() / "pcm-hermes-2.toml") == card
+    for device in (card.at("1d"), "pcm-hermes-2@24h", f"{cards_folder()}/pcm-hermes-2.toml@86400"):
         assert DeviceAtTime.parse(device) == (card, 86_400.0)
     assert DeviceAtTime.parse("gaussian:0.02@1h").card.name == "gaussian:0.02"
     with pytest.raises(ValueError, match="'pcm-hermes-2' has no drift time"):

@@ -24,7 +24,8 @@ from typer.main import get_command
 
 from analog_grasp.cli import main
 from analog_grasp.cli.main import COMMANDS, app, load_command
-from analog_grasp.devices.card import DeviceCard, _folder
+from analog_grasp.devices import cards_folder
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.profile import profile as device_profile
 from analog_grasp.study.config import SETTINGS, StudyConfig, flat, resolve
 from analog_grasp.study.trained_adapters import load_adapter, new_adapter, save_adapter
@@ -113,7 +114,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
         os.chdir(before)
 
 
-CARDS = [tomllib.loads(path.read_text()) for path in sorted(_folder().glob("*.toml"))]
+CARDS = [tomllib.loads(path.read_text()) for path in sorted(cards_folder().glob("*.toml"))]
 
 
 def check_card(path: Path) -> None:

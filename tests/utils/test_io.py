@@ -6,7 +6,7 @@ import threading
 import pytest
 import tomli_w
 
-from analog_grasp.devices.card import _folder
+from analog_grasp.devices import cards_folder
 from analog_grasp.utils.io import read_toml, write_atomically
 
 
@@ -60,7 +60,7 @@ def test_a_file_within_the_limits_is_read(tmp_path):
 
 
 def test_shipped_cards_are_far_within_the_limits():
-    for path in _folder().glob("*.toml"):
+    for path in cards_folder().glob("*.toml"):
         content = path.read_bytes()
         assert len(content) < 16_384
         assert max(map(len, content.splitlines())) < 1024
