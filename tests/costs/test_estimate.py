@@ -136,3 +136,10 @@ def test_numbers_below_one_raise(bert):
 def test_sequences_longer_than_the_model_raise(bert):
     with pytest.raises(ValueError, match=r"sequence is 129.* at most 128 tokens"):
         costs(ag.deploy(bert, "ideal"), sequence=129)
+
+
+def test_public_name_is_callable_after_the_package_is_imported():
+    """Importing the package `analog_grasp.costs` replaces the function of that name."""
+    for _ in range(2):
+        with pytest.raises(ValueError, match="sequence is 0"):
+            ag.costs(None, sequence=0)
