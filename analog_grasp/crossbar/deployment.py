@@ -21,6 +21,7 @@ from analog_grasp.crossbar.forward_hooks import (
 )
 from analog_grasp.crossbar.frozen_weights import (
     copy_sharing_frozen,
+    dense_layer,
     fused_weights,
     has_own_forward,
     linear_layers,
@@ -103,13 +104,10 @@ class Deployment:
         return dict(self._layers)
 
     def program(self, seed: int = 0) -> "Deployment":
-        """Program the weights onto a chip instance; the time is then 0 s.
+        """Program the weights onto a chip instance, and return the deployment; the time is 0 s.
 
         Args:
             seed: The chip instance.
-
-        Returns:
-            The deployment itself.
         """
         with torch.inference_mode(False), torch.no_grad():
             for part in self._programmable():
@@ -233,8 +231,8 @@ class Deployment:
 
         Args:
             score: Scores a model, such as ``task.evaluate``.
-            alone: One layer at a time computes ``"analog"``, on its tiles, or ``"digital"``,
-                exactly, and all others the other way.
+            alone: One layer at a time computes ``"analog"`` or ``"digital"``, all others the other
+                way.
 
         Returns:
             The score for each layer, by its name in the base model.
@@ -282,7 +280,7 @@ class Deployment:
 
         Raises:
             FileNotFoundError: The folder holds no deployment.
-            ValueError: The folder is damaged, or the model has another structure.
+            ValueError: A file is damaged, or the model has another structure.
         """
         digital, card, dtype, arguments, chip = read_deployment(Path(path), model)
         deployment = deploy(digital, card, dtype=dtype, inplace=True, **arguments)
@@ -310,9 +308,10 @@ class Deployment:
         for path, layer in linear_layers(model, self._pattern, optional=bool(fused)):
             # Layers may be tied: modules of their own with the same weight and bias.
             tensors = id(layer.weight), id(layer.bias)
+            name, dense = base_name(path), dense_layer(base_name(path), layer)
             if tensors not in by_tensors:
-                by_tensors[tensors] = self._on_tiles(base_name(path), layer, first)
-            if has_own_forward(layer):
+                by_tensors[tensors] = self._on_tiles(name, dense, first)
+            if dense is layer and has_own_forward(layer):
                 put_into(layer, by_tensors[tensors])
             else:
                 by_layer[id(layer)] = by_tensors[tensors]

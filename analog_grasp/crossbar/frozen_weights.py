@@ -15,7 +15,9 @@ from analog_grasp.adapters.frozen import (
     FrozenLayer,
     LayerPattern,
     base_name,
+    dense_weight,
     frozen_layers,
+    is_quantised,
     matches,
 )
 from analog_grasp.crossbar.tile_weight import FusedTiles
@@ -31,6 +33,26 @@ def linear_layers(
         if not optional:
             raise
         return []
+
+
+def dense_layer(name: str, layer: FrozenLayer) -> FrozenLayer:
+    """Return a layer as it is, or a linear layer with the dequantised weight of a quantised one.
+
+    Raises:
+        ValueError: The weight cannot be dequantised.
+    """
+    if not is_quantised(layer):
+        return layer
+    try:
+        weight = dense_weight(layer)
+    except ValueError:
+        raise ValueError(
+            f"The {layer.weight.dtype} weight of the layer {name} cannot be dequantised: deploy a "
+            "dequantised base model, or keep the layer digital (argument layers)."
+        ) from None
+    linear = _linear(weight)
+    linear.bias = layer.bias
+    return linear
 
 
 def fused_weights(
@@ -71,10 +93,7 @@ def split_fused(name: str, parameter: Tensor, transposed: bool) -> dict[str, Fro
         parts = {str(i): view.T if transposed else view for i, view in enumerate(views)}
     layers: dict[str, FrozenLayer] = {}
     for part, weight in parts.items():
-        with torch.device("meta"):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        layers[f"{name}.{part}"] = linear
+        layers[f"{name}.{part}"] = _linear(weight)
     return layers
 
 
@@ -169,7 +188,17 @@ def same_tensors(tensors: tuple[Tensor, Tensor | None] | None, layer: FrozenLaye
     return all(a is b or _equal(a, b) for a, b in pairs)
 
 
+def _linear(weight: Tensor) -> nn.Linear:
+    """Return a linear layer with a weight ``(D_out, D)``, of the same memory, and without bias."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None or a.dtype != b.dtype:
         return False
+    if a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride():
+        return True
     return torch.equal(a, b.to(a.device))

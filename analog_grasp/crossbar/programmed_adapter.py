@@ -250,10 +250,10 @@ def _only_adapter(layer: BaseTunerLayer) -> str:
             f"placement is 'programmed' and {len(active)} adapters are active, but devices store "
             "one: activate one with set_adapter."
         )
-    cross_points = ("weight", "token")
-    if isinstance(layer, StochGraspLinear) and layer.sampling[active[0]] in cross_points:
+    sampling = layer.sampling[active[0]] if isinstance(layer, StochGraspLinear) else "feature"
+    if sampling in ("weight", "token"):
         raise ValueError(
-            "placement is 'programmed', but the adapter was sampled by weight, so that its "
+            f"placement is 'programmed', but the adapter was sampled by {sampling}, so that its "
             "parameters are in the folded cross-points: use placement='folded'."
         )
     return active[0]

@@ -252,3 +252,29 @@ def test_adapters_do_not_count_as_digital_weights(bert):
     count = [sum(module.weights for module in report.digital) for report in (bare, adapted)]
     assert count[0] == count[1] > 0
     assert adapted.share_on_tiles == bare.share_on_tiles
+
+
+class Quantised(nn.Linear):
+    """A linear layer with an 8-bit weight and a scale, dequantised as peft does for HQQ."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape, bias=True)
+        self.W_q = True
+        self.weight = nn.Parameter(torch.randint(-127, 128, shape[::-1], dtype=torch.int8), False)
+
+    def dequantize(self):
+        return self.weight * 0.01
+
+    def forward(self, x):
+        return functional.linear(x, self.dequantize(), self.bias)
+
+
+def test_quantised_layers_are_dequantised_before_they_go_onto_tiles():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Quantised(8, 6), nn.Linear(6, 3)).eval(), torch.randn(4, 8)
+    deployed = deploy(model, "ideal").program(0)
+    torch.testing.assert_close(output(deployed.model, x), output(model, x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(deployed.weights()["0"], model[0].dequantize())
+    del model[0].W_q
+    with pytest.raises(ValueError, match=r"int8 weight of the layer 0 cannot be dequantised: dep"):
+        deploy(model, "ideal")
