@@ -249,14 +249,19 @@ def _show_study(results: studies.Results) -> None:
 
 
 def _show_tuning(tuned: "Tuned") -> None:
-    from analog_grasp.report.tuning import importance_table, trial_table, tuning_findings
+    from analog_grasp.report.tuning import (
+        VALIDATION_TITLE,
+        importance_table,
+        trial_table,
+        tuning_findings,
+    )
 
     show(rich_table(trial_table(tuned.trials)))
     if tuned.trials.importance:
         show(rich_table(importance_table(tuned.trials)))
     for text in tuning_findings(tuned.trials):
         show(f"- {text}")
-    show("The best setting on the validation split, which no trial has seen:")
+    show(f"{VALIDATION_TITLE}:")
     measured, adapters = tuned.results.measurements, tuned.results.adapters
     for table in comparison_tables(measured, adapters):
         show(rich_table(device_text(table)))

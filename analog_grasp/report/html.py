@@ -145,7 +145,7 @@ def swatch(marker: str, colour: str = "currentColor") -> Markup:
     """Return a marker for a legend, in a colour of the figures.
 
     Example:
-        >>> swatch("s", "#0072B2").partition(" style=")[2]
+        >>> str(swatch("s", "#0072B2")).partition(" style=")[2]
         '"fill: var(--series-0)"><rect x="1.5" y="1.5" width="9" height="9"/></svg>'
     """
     fill = _COLOURS.get(colour.lower(), colour)

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from analog_grasp.tuning import tune as tune_module
+from analog_grasp.tuning import tuner
 from analog_grasp.tuning.search_space import RANGES
 
 FILES = (
@@ -47,9 +47,9 @@ def test_tune_writes_all_that_it_names(ag, small_study, studied):
     assert [row["noise_weight"] for row in rows(studied)] == ["1.0", "0.0"]
     levels = ["ideal@0s", "ideal@1d", "pcm-hermes-2@0s", "pcm-hermes-2@1d"]
     assert list(rows(studied)[0])[-4:] == levels
-    for shown in ("The best trials", "The best of 2 measured trials", "which no trial has seen"):
+    for shown in ("Best trials", "The best of 2 complete trials", "which no trial has used"):
         assert shown in ended.out
-    assert "too few measured trials" in (studied / "summary.md").read_text()
+    assert "too few complete trials" in (studied / "summary.md").read_text()
 
 
 def test_the_best_setting_serves_train_and_compare(ag, studied, tmp_path):
@@ -79,11 +79,11 @@ def test_two_goals_have_a_front(ag, small_study, tmp_path):
     assert ended.status == 0
     for name in ("front.svg", "front.png", "accuracy_vs_injection.svg"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    assert "on the front" in ended.out
+    assert "on the Pareto front" in ended.out
 
 
 def test_an_interrupted_tuning_says_what_is_kept(ag, small_study, tmp_path, monkeypatch):
-    measure, out = tune_module.measure, tmp_path / "run"
+    measure, out = tuner.measure, tmp_path / "run"
 
     def interrupted(trial, *others):
         if trial.number == 1:
@@ -91,7 +91,7 @@ def test_an_interrupted_tuning_says_what_is_kept(ag, small_study, tmp_path, monk
         return measure(trial, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tune_module, "measure", interrupted)
+        patch.setattr(tuner, "measure", interrupted)
         ended = ag(*small_study, "--out", out)
     assert ended.status == 1
     assert ended.err.splitlines()[-1] == (
@@ -114,7 +114,7 @@ def test_an_interrupted_tuning_says_what_is_kept(ag, small_study, tmp_path, monk
         (["--held-out", "30"], "from 1 to 16"),
         (["--adapter", "grasp"], "grasp has no noise_weight"),
         (["--search", "groups"], "groups is"),
-        (["--storage", "trials"], "no URL of a database"),
+        (["--storage", "trials"], "not the URL of a database"),
         (["--storage", "sqlite:////no/such/folder/x.db"], "unable to open database file"),
         (["--storage", "postgresql://me:secret@localhost:1/x"], "postgresql://me:***@localhost"),
     ],
@@ -128,4 +128,4 @@ def test_tune_refuses(refused, small_study, tmp_path, options, named):
 
 def test_folder_of_a_comparison(refused, small_study, tmp_path):
     (tmp_path / "run.toml").touch()
-    assert "not of a tuning" in refused(*small_study, "--out", tmp_path)
+    assert "do not belong to a tuning" in refused(*small_study, "--out", tmp_path)
