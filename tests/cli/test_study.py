@@ -83,7 +83,7 @@ def test_interrupted_run_goes_on_to_the_same_results(
 
 def test_report_of_an_interrupted_run(ag, small_run, tmp_path, stop_after):
     stop_after(4, KeyboardInterrupt())
-    ag(*small_run, "--adapters", "head", "--out", tmp_path / "run")
+    ag(*small_run, "--adapters", "grasp", "--out", tmp_path / "run")
     ended = ag("report", tmp_path / "run")
     assert ended.status == 0
     assert "partial: 3 of the 4" in ended.out
@@ -92,8 +92,8 @@ def test_report_of_an_interrupted_run(ag, small_run, tmp_path, stop_after):
 
 def test_report_before_anything_is_measured(refused, ag, small_run, tmp_path, stop_after):
     stop_after(0, KeyboardInterrupt())
-    ag(*small_run, "--adapters", "head", "--out", tmp_path / "run")
-    assert "no cell is measured yet" in refused("report", tmp_path / "run")
+    ag(*small_run, "--adapters", "grasp", "--out", tmp_path / "run")
+    assert "has no measurements yet" in refused("report", tmp_path / "run")
 
 
 def test_report_again_from_the_store(ag, finished, tmp_path):
@@ -141,7 +141,7 @@ def test_full_disk_while_an_adapter_is_saved(ag, small_run, finished, tmp_path):
 
 def test_failure_while_measuring_is_told_in_its_own_words(ag, small_run, tmp_path, stop_after):
     stop_after(2, ValueError("a logit is NaN."))
-    ended = ag(*small_run, "--adapters", "head", "--out", tmp_path / "run")
+    ended = ag(*small_run, "--adapters", "grasp", "--out", tmp_path / "run")
     assert ended.status == 1
     last = ended.err.splitlines()[-1]
     assert last.startswith("error: The cell ")
@@ -285,4 +285,4 @@ def test_many_cells_have_a_worker_for_each_core(tmp_path, monkeypatch, given, th
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cells = {"adapters": ("head",), "times": ("0s",), "repeats": 16, "devices": ("ideal",)}
     study = prepare(resolve(cells | given), tmp_path / "run")
-    assert _with_workers(study).settings.run.workers == workers
+    assert _with_workers(study).config.run.workers == workers
