@@ -14,6 +14,8 @@ _SECTIONS = {
     "StochGRASP": "method-stochgrasp",
     "Analog deployment": "method-deployment",
     "Device cards": "method-device-cards",
+    "Recalibration": "method-recalibration",
+    "Energy, latency and programming cost": "method-costs",
     "Tasks and metrics": "method-tasks",
 }
 
