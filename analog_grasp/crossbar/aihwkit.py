@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
 from analog_grasp.crossbar.linear import parts, tile_seed
-from analog_grasp.crossbar.tile_weight import TileWeight
+from analog_grasp.crossbar.tile_weight import TileWeight, reject_loading
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.devices.schema import Converters
@@ -169,6 +169,11 @@ class AihwkitLinear(AnalogLinear):
             self.frozen = frozen.to(device)
             self.bias = None if self.bias is None else self.bias.to(device)
         return self
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        if f"{prefix}weight" in state:
+            reject_loading(self.name)
+        super()._load_from_state_dict(state, prefix, *more)
 
     def _tiles(self) -> list[BaseTile]:
         return list(self.analog_tiles())

@@ -10,7 +10,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, fold
-from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar.chip_layer import ChipLayer, TileBackend, TileSettings, chip_layer
 from analog_grasp.crossbar.forward_hooks import (
     ChipState,
@@ -20,6 +19,7 @@ from analog_grasp.crossbar.forward_hooks import (
     observed_ranges,
 )
 from analog_grasp.crossbar.frozen_weights import (
+    check_adapter,
     copy_sharing_frozen,
     dense_layer,
     fused_weights,
@@ -168,7 +168,10 @@ class Deployment:
             if name not in own
         }
         shared |= {id(part): part for part in (*self._layers.values(), self._chip)}
-        return copy.deepcopy(model, shared)
+        copied = copy.deepcopy(model, shared)
+        # What it reads depends on its own passes alone.
+        _hooks(copied).restart()
+        return copied
 
     def calibrate(
         self,
@@ -424,9 +427,8 @@ def deploy(
     """
     if placement not in get_args(Placement):
         raise ValueError(unknown_name("placement", placement, get_args(Placement)))
-    kind = kind_of(model) if isinstance(model, PeftModel) else None
-    if kind is not None:
-        check_placement(kind, placement)
+    if isinstance(model, PeftModel):
+        check_adapter(model, placement)
     switches: dict[Effect, bool] = {
         "programming": programming_noise,
         "drift": drift,

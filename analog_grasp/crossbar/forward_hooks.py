@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.crossbar.linear import version_of
@@ -76,6 +77,8 @@ class ForwardHooks:
                 module.register_load_state_dict_pre_hook(_use_own_memory)
             if isinstance(module, BaseTuner):
                 module.__dict__["_check_merge_allowed"] = _reject_merge
+        if isinstance(model, PreTrainedModel):
+            model.__dict__["save_pretrained"] = _reject_save
 
     def restart(self) -> None:
         """Number the passes from 0 again."""
@@ -124,6 +127,13 @@ def _reject_merge() -> None:
     raise ValueError(
         "The adapter of a deployed model cannot be merged, as its frozen weights are on tiles: "
         "merge the digital model, or deploy it with placement='folded'."
+    )
+
+
+def _reject_save(*_: object, **__: object) -> None:
+    raise ValueError(
+        "A deployed model cannot be saved by save_pretrained, as its frozen weights are on tiles: "
+        "use Deployment.save, or save the digital model."
     )
 
 

@@ -20,7 +20,9 @@ from analog_grasp.adapters.frozen import (
     is_quantised,
     matches,
 )
+from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar.tile_weight import FusedTiles
+from analog_grasp.utils.types import Placement
 
 
 def linear_layers(
@@ -166,6 +168,22 @@ def copy_sharing_frozen(
     # Parameters of the same memory with a gradient flag of their own.
     references = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
     return copy.deepcopy(model, {**on_tiles, **references}), shared
+
+
+def check_adapter(model: PeftModel, placement: Placement) -> None:
+    """Raise an error if the active adapter of a model cannot have a placement.
+
+    Raises:
+        ValueError: The adapter does not have it, or it uses the frozen weights as numbers.
+    """
+    kind = kind_of(model)
+    if kind is not None:
+        check_placement(kind, placement)
+    if placement != "folded" and getattr(model.active_peft_config, "use_dora", False):
+        raise ValueError(
+            f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms of "
+            "weights that tiles do not return: use placement='folded'."
+        )
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:

@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
-from analog_grasp.crossbar.tile_weight import TileWeight
+from analog_grasp.crossbar.tile_weight import TileWeight, reject_loading
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
-from analog_grasp.devices.schema import Converters
 from analog_grasp.kernels import cpu, reference
 from analog_grasp.kernels.matmul import Packed, pack
 from analog_grasp.kernels.noise import fits_kernel
-from analog_grasp.kernels.parameters import ReadSettings
 from analog_grasp.kernels.reference import Variance, of_tile
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DriftCompensation
@@ -83,7 +81,7 @@ class CrossbarLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.card, self.compensation = name, card, compensation
-        self._converters = None if card.converters is None else read_settings(card.converters)
+        self._converters = card.converters and card.converters.read_settings()
         self.input_range: float | None = None
         self.digital = False
         self.reads = 0
@@ -326,10 +324,7 @@ class CrossbarLinear(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
         if any(key.startswith(prefix) for key in state):
-            raise RuntimeError(
-                f"The state dict has weights for the layer {self.name}, which is on crossbar tiles "
-                "and is programmed, not loaded: load it into the digital model and deploy that."
-            )
+            reject_loading(self.name)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -394,25 +389,6 @@ class _Split(nn.Module):
         return {**self.__dict__, "packed": None}
 
 
-def read_settings(converters: Converters) -> ReadSettings:
-    """Return a card's converters in units of full scale; a range of b bits has 2^b - 2 steps.
-
-    Example:
-        >>> settings = read_settings(DeviceCard.load("pcm-hermes-2").converters)
-        >>> round(1 / settings.dac_step)
-        127
-    """
-    bound = converters.output_range or math.inf
-    return ReadSettings(
-        dac_step=_step(converters.dac_bits, 1.0),
-        adc_step=_step(converters.adc_bits, bound),
-        output_bound=bound,
-        output_noise=converters.output_noise,
-        by_maximum=converters.input_scaling == "abs_max",
-        iterative=converters.bound_management == "iterative",
-    )
-
-
 def column_scale(weight: Tensor) -> Tensor:
     """Return the largest magnitude of each column, ``(D_out,)`` of ``(D_out, width)``, float32.
 
@@ -444,7 +420,3 @@ def version_of(tensor: Tensor) -> int:
 def _noise_key() -> int:
     """Return the key of the noise of a read, from torch's random state."""
     return int(torch.randint(2**62, ()))
-
-
-def _step(bits: int | None, bound: float) -> float:
-    return 2.0 * bound / (2**bits - 2) if bits else 0.0

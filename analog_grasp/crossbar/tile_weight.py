@@ -207,6 +207,14 @@ class FusedTiles(nn.ModuleList, OnTiles):
         return torch.stack([self[i].product(part, self.transposed) for i, part in enumerate(x)])
 
 
+def reject_loading(name: str) -> None:
+    """Raise the error for a state dict that has weights for a layer on tiles."""
+    raise RuntimeError(
+        f"The state dict has weights for the layer {name}, which is on crossbar tiles and is "
+        "programmed, not loaded: load it into the digital model and deploy that."
+    )
+
+
 def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     if not isinstance(weight, TileWeight):
         return NotImplemented

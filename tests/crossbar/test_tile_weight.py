@@ -160,6 +160,26 @@ def test_the_adapter_of_a_deployed_model_is_not_merged(bert, batch, config, plac
     assert torch.equal(output(digital, **batch), expected)
 
 
+@pytest.mark.parametrize("placement", ["digital", "programmed"])
+def test_dora_is_an_error_unless_it_is_folded(bert, batch, placement):
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], use_dora=True)
+    digital = get_peft_model(bert, config).eval()
+    with pytest.raises(ValueError, match=r"is DoRA, which divides by .*placement='folded'"):
+        deploy(digital, PCM, placement=placement)
+    folded = deploy(digital, "ideal", placement="folded").program(0)
+    torch.testing.assert_close(output(folded.model, **batch), output(digital, **batch))
+
+
+@pytest.mark.parametrize("tile", ["torch", "rpucuda"])
+def test_weights_on_tiles_are_neither_loaded_nor_saved_as_digital_ones(bert, tile, tmp_path):
+    model = deploy(bert, PCM, tile=tile, converters=False, read_noise=False).program(0).model
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"which is on crossbar tiles and is programmed"):
+            model.load_state_dict(bert.state_dict(), strict=strict)
+    with pytest.raises(ValueError, match=r"by save_pretrained, .*: use Deployment\.save"):
+        model.save_pretrained(tmp_path)
+
+
 def test_loading_a_state_never_writes_into_the_callers_model(bert, batch):
     digital = get_peft_model(bert, GraspConfig(task_type="SEQ_CLS", groups=3)).eval()
     expected = output(digital, **batch)
