@@ -81,7 +81,8 @@ class CrossbarLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.card, self.compensation = name, card, compensation
-        self._converters = card.converters and card.converters.read_settings()
+        converters = card.converters
+        self._converters = None if converters is None else converters.read_settings()
         self.input_range: float | None = None
         self.digital = False
         self.reads = 0
