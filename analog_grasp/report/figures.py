@@ -414,9 +414,11 @@ def draw_weight_error(panel: Axes, chips: Sequence[ChipSummary]) -> None:
 def draw_utilisation(panel: Axes, chip: ChipSummary) -> None:
     """Draw the utilisation of each layer's tiles; the ids are ``series0``, ... for the bars."""
     for index, layer in enumerate(chip.layers):
-        (bar,) = panel.bar(index + 1, 100 * layer.use, 0.7, color=PALETTE[5])
+        (bar,) = panel.bar(index + 1, 100 * layer.use, 0.7, color=PALETTE[0])
         bar.set_gid(f"series{index}")
+    panel.set_xlim(0.4, len(chip.layers) + 0.6)
     panel.set_ylim(0, 100)
+    panel.locator_params(axis="x", integer=True)
     panel.set_ylabel("cross-points in use (%)")
     panel.set_xlabel("layer")
 
