@@ -396,5 +396,6 @@ def _known_keys() -> set[str]:
     """Return every key that a card can have."""
     models: list[type[Section]] = [Section]
     for model in models:
-        models += model.__subclasses__()
+        # Sections of other files, such as cost models, are defined in other packages.
+        models += [m for m in model.__subclasses__() if m.__module__.startswith(__package__)]
     return {key for model in models for key in model.model_fields}
