@@ -58,6 +58,7 @@ def _stochgrasp(task_type: str | None, **settings: Any) -> "PeftConfig":
 _LORA_TARGETS = {
     "albert": ["query", "value"],
     "distilbert": ["q_lin", "v_lin"],
+    "mixtral": ["q_proj", "v_proj"],
     "vit": ["q_proj", "v_proj"],
 }
 _IA3_TARGETS = {

@@ -22,14 +22,16 @@ IDS = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(1))
 
 @dataclass
 class Architecture:
-    """A model to make, how peft calls its task, and what is known about it."""
+    """A small model, the name of its task in peft, and the expected number of layers."""
 
     model: Callable[[Any], hf.PreTrainedModel]
     config: hf.PretrainedConfig
     task_type: str | None
     layers: int
-    """Linear layers that a chip holds, a shared one counted once."""
+    """Linear layers, a shared one counted once."""
     head: tuple[str, ...] = ()
+    experts: int = 0
+    """Matrices of fused experts, which go onto tiles but are not adapted."""
 
     def make(self) -> hf.PreTrainedModel:
         with torch.random.fork_rng():
@@ -103,6 +105,13 @@ ARCHITECTURES = {
         hf.LlamaForCausalLM, hf.LlamaConfig(**DECODER, **TIED), "CAUSAL_LM", 14
     ),
     "mistral": Architecture(hf.MistralForCausalLM, hf.MistralConfig(**DECODER), "CAUSAL_LM", 14),
+    "mixtral": Architecture(
+        hf.MixtralForCausalLM,
+        hf.MixtralConfig(**DECODER, num_local_experts=3, num_experts_per_tok=2),
+        "CAUSAL_LM",
+        8,
+        experts=12,
+    ),
     "qwen2": Architecture(hf.Qwen2ForCausalLM, hf.Qwen2Config(**DECODER, **TIED), "CAUSAL_LM", 14),
     "t5": Architecture(
         hf.T5ForConditionalGeneration,
@@ -141,7 +150,7 @@ def logits(model, architecture):
 
 
 def trained(model, config, architecture):
-    """One step of training; what it changed is only what the adapter may change."""
+    """Return the model after one step of training, which changes only what the adapter may."""
     adapted = get_peft_model(model, config)
     frozen = {n: p.clone() for n, p in adapted.named_parameters() if not p.requires_grad}
     before = {n: p.clone() for n, p in adapted.named_parameters() if p.requires_grad}
@@ -151,7 +160,7 @@ def trained(model, config, architecture):
     after = dict(adapted.named_parameters())
     assert all(torch.equal(after[n], p) for n, p in frozen.items())
     still = [n for n, p in before.items() if torch.equal(after[n], p)]
-    # A spread is relative to the largest mean of its kind: no shift has one to begin with.
+    # A standard deviation is relative to the largest mean of its kind, and all shifts begin at 0.
     assert all("shift_log_sigma" in name for name in still)
     return adapted.eval()
 
@@ -171,7 +180,7 @@ def test_deployed_on_the_ideal_device_it_is_the_digital_model(architecture, conf
     adapted = trained(architecture.make(), config, architecture)
     expected = logits(adapted, architecture)
     deployment = deploy(adapted, DeviceCard.load("ideal"), placement=placement).program(seed=0)
-    assert len(deployment.report()) == architecture.layers
+    assert len(deployment.report()) == architecture.layers + architecture.experts
     deployed = logits(deployment.model, architecture)
     torch.testing.assert_close(deployed, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(logits(adapted, architecture), expected, rtol=0, atol=0)
@@ -214,8 +223,8 @@ def test_the_same_layers_with_and_without_an_adapter(architecture, config):
 
 
 # Those without biases have nothing for BitFit, and language models no head of their own.
-NOT_FOR = {"bitfit": {"t5", "llama", "mistral"}, "head": {
-    "gpt2", "gpt-neox", "llama", "mistral", "qwen2", "t5"}}  # fmt: skip
+NOT_FOR = {"bitfit": {"t5", "llama", "mistral", "mixtral"}, "head": {
+    "gpt2", "gpt-neox", "llama", "mistral", "mixtral", "qwen2", "t5"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in CONFIGS])
