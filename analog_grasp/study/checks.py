@@ -66,11 +66,32 @@ def check_task(task: TaskSettings) -> None:
     known = registry.task_names() if registry else TASK_NAMES
     if task.name not in known:
         raise ValueError(unknown_name("task", task.name, known))
-    if task.data_dir is not None and not Path(task.data_dir).is_dir():
+    if task.data_dir is None or Path(task.data_dir).is_dir():
+        return
+    if task.name == "lm":
+        # A text file, or a data set of the Hub, which is looked up when the task is loaded.
+        if not Path(task.data_dir).is_file() and not is_dataset_id(task.data_dir):
+            raise FileNotFoundError(
+                f"The text {task.data_dir} does not exist: give a text file, a folder of .txt "
+                "files, or a data set of the Hub such as Salesforce/wikitext:wikitext-2-raw-v1."
+            )
+    else:
         raise FileNotFoundError(
             f"The data folder {task.data_dir} does not exist: give the folder with the files of "
             f"the task {task.name}."
         )
+
+
+def is_dataset_id(name: str) -> bool:
+    """Return True if a name can be a data set's id on the Hub, with or without a configuration.
+
+    Example:
+        >>> is_dataset_id("Salesforce/wikitext:wikitext-2-raw-v1"), is_dataset_id("my/book.txt")
+        (True, False)
+    """
+    owner, _, rest = name.partition("/")
+    starts_as_path = owner.startswith((".", "~")) or not owner
+    return bool(rest) and not starts_as_path and "/" not in rest and not rest.endswith(".txt")
 
 
 def check_model(name: str | None) -> None:

@@ -36,6 +36,7 @@ _CARD_VALUES = (
 )
 _DATA = ("max_length", "text_column", "label_column")
 _GENERATION = ("beams", "length_penalty", "no_repeat_ngram")
+_WINDOWS = ("stride",)
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,13 @@ class TaskSettings(Section):
     name: str = Field(
         default="reviews",
         alias="task",
-        description="The task: reviews, glue/sst2, e2e, csv and others.",
+        description="The task: reviews, glue/sst2, e2e, csv, lm and others.",
     )
     data_dir: Annotated[str | None, Note("the Hub, or built in")] = Field(
         default=None,
         description="A folder with the task's files in their official layout, such as "
-        "SST-2/train.tsv.",
+        "SST-2/train.tsv. Task lm: a text file, a folder of .txt files, or a data set of the Hub "
+        "such as Salesforce/wikitext:wikitext-2-raw-v1.",
     )
     text_column: Annotated[str | None, Note("text")] = Field(
         default=None,
@@ -160,7 +162,7 @@ class TaskSettings(Section):
         description="Task csv: the column with the label: a class name, a number, or (JSON lines) "
         "a list of class names.",
     )
-    max_length: Annotated[int | None, Note("the task's: 128, or 256 for text generation")] = Field(
+    max_length: Annotated[int | None, Note("the task's: 128, e2e: 256, lm: 512")] = Field(
         default=None,
         ge=2,
         le=1_000_000,
@@ -187,31 +189,43 @@ class TaskSettings(Section):
         ge=0,
         description="Text generation: n-grams of this many tokens occur only once; 0 for no limit.",
     )
+    stride: Annotated[int | None, Note("half of max_length")] = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Task lm: tokens by which the window of max_length tokens moves over a text; "
+        "only the tokens that are new in a window are scored.",
+    )
 
     def load(self) -> "Task":
-        """Return the task, with its text generation changed as the settings say.
+        """Return the task, with its text generation or its windows changed as the settings say.
 
         Raises:
-            ValueError: The task is unknown, its files are invalid, or it generates no text and a
-                setting of text generation is given.
+            ValueError: The task is unknown, its files are invalid, or a setting has no effect on
+                tasks of its kind.
             FileNotFoundError: Its files are missing.
         """
-        from analog_grasp.tasks import GenerationTask, load_task
+        from analog_grasp.tasks import GenerationTask, LanguageModelingTask, load_task
 
         given = {name: getattr(self, name) for name in self.model_fields_set}
         given = {name: value for name, value in given.items() if value is not None}
         data = {name: given[name] for name in _DATA if name in given}
         task = load_task(self.name, self.data_dir, **data)
-        changes = {name: given[name] for name in _GENERATION if name in given}
-        if not changes:
-            return task
-        if not isinstance(task, GenerationTask):
-            name = next(iter(changes))
-            raise ValueError(
-                f"The setting {name} is {changes[name]!r}, but the task '{task.name}' generates no "
-                f"text: omit {name}, or choose a task that does, such as e2e."
-            )
-        return replace(task, **changes)
+        for names, kind, lacks, example in (
+            (_GENERATION, GenerationTask, "generates no text", "e2e"),
+            (_WINDOWS, LanguageModelingTask, "measures no perplexity", "lm"),
+        ):
+            changes = {name: given[name] for name in names if name in given}
+            if not changes:
+                continue
+            if not isinstance(task, kind):
+                name = next(iter(changes))
+                raise ValueError(
+                    f"The setting {name} is {changes[name]!r}, but the task '{task.name}' {lacks}: "
+                    f"omit {name}, or choose a task that does, such as {example}."
+                )
+            task = replace(task, **changes)
+        return task
 
 
 class HardwareSettings(Section):
@@ -416,6 +430,18 @@ class RunSettings(Section):
         Count,
         Note(needs=("until_ci", lambda points: points is not None, "until_ci"), changeable=True),
     ] = Field(default=100, description="Chip instances per device at most, with --until-ci.")
+    recalibrate: Annotated[
+        tuple[Annotated[int, Field(ge=2)], ...],
+        Note(
+            "off",
+            needs=("placement", lambda placement: placement == "digital", "the placement digital"),
+        ),
+    ] = Field(
+        default=(),
+        max_length=10,
+        description="Also measure each adapter after recalibration on the chip at each drift time, "
+        "once with each of these numbers of unlabelled examples, such as 16,64.",
+    )
     seed: int = Field(
         default=0,
         ge=0,

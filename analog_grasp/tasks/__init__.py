@@ -3,6 +3,7 @@
 from analog_grasp.tasks.base import Task
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.generation import GenerationTask
+from analog_grasp.tasks.language_modeling import LanguageModelingTask
 from analog_grasp.tasks.models import load_base_model, tokenizer_for
 from analog_grasp.tasks.registry import load_task, register_task, task_names
 from analog_grasp.utils.types import DEFAULT_MODEL
@@ -10,6 +11,7 @@ from analog_grasp.utils.types import DEFAULT_MODEL
 __all__ = [
     "DEFAULT_MODEL",
     "GenerationTask",
+    "LanguageModelingTask",
     "SentenceTask",
     "Task",
     "load_base_model",

@@ -9,6 +9,7 @@ from typing import Any
 from analog_grasp.tasks.base import Task
 from analog_grasp.tasks.e2e.data import e2e, e2e_dev
 from analog_grasp.tasks.glue import GLUE, glue
+from analog_grasp.tasks.language_modeling import language_modeling
 from analog_grasp.tasks.reviews import reviews
 from analog_grasp.tasks.tables import table_task
 from analog_grasp.utils.errors import unknown_name
@@ -31,6 +32,7 @@ _LOADERS: dict[str, Loader] = {
     "e2e": e2e,
     "e2e/dev": e2e_dev,
     "csv": table_task,
+    "lm": language_modeling,
 }
 
 
@@ -57,7 +59,7 @@ def load_task(
     Args:
         name: One of `task_names()`.
         data_dir: Folder with the files of the task in their official layout; if None, the Hub, or
-            none for a built-in task.
+            none for a built-in task. Task "lm": see `language_modeling`.
         max_length: Number of tokens at which texts are cut; the task's own if None.
         text_column: Task "csv": column of the text, or two columns separated by a comma.
         label_column: Task "csv": column of the label.
@@ -88,8 +90,8 @@ def load_task(
 def register_task(name: str, loader: Loader) -> None:
     """Add a task to those that `load_task` and the command line accept.
 
-    Registration is only needed to refer to a task by name: everything else takes a `SentenceTask`
-    or `GenerationTask` itself.
+    Registration is only needed to refer to a task by name: everything else takes a `SentenceTask`,
+    `GenerationTask` or `LanguageModelingTask` itself.
 
     Args:
         name: The new name.

@@ -14,16 +14,14 @@ from transformers.modeling_outputs import ModelOutput
 from analog_grasp.crossbar import Deployment
 from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.crossbar.forward_hooks import computed_digitally
-from analog_grasp.tasks import Task, tokenizer_for
+from analog_grasp.tasks import LanguageModelingTask, Task, tokenizer_for
 from analog_grasp.tasks.base import position_limit
 
 Batch = dict[str, Tensor]
 _ROUNDING = 1e-6
 
 
-def draw_examples(
-    data: Task | Sequence[str], count: int, model: nn.Module, seed: int
-) -> Batch:
+def draw_examples(data: Task | Sequence[str], count: int, model: nn.Module, seed: int) -> Batch:
     """Return examples as one padded batch of token ids, ``(count, tokens)``.
 
     Args:
@@ -36,11 +34,14 @@ def draw_examples(
     Raises:
         ValueError: There are fewer examples than `count`, or `count` is below 2.
     """
-    available = len(data.train) if isinstance(data, Task) else len(data)
-    if not 2 <= count <= available:
-        raise ValueError(
-            f"examples is {count}: from 2 to {available}, the number of those given, is accepted."
-        )
+    if isinstance(data, LanguageModelingTask):
+        # Its examples are chunks of the text, of which a row can have several or a part.
+        tokenizer = data.tokenizer_of(model)
+        chunks = data.training_rows(model, tokenizer)
+        _check_count(count, len(chunks))
+        order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(seed))
+        return dict(data.collator(tokenizer)([chunks[int(i)] for i in order[:count]]))
+    _check_count(count, len(data.train) if isinstance(data, Task) else len(data))
     if isinstance(data, Task):
         few = data.subset(train=count, seed=seed)
         tokenizer = few.tokenizer_of(model)
@@ -50,6 +51,13 @@ def draw_examples(
     tokens = tokenizer(list(data[:count]), truncation=True, max_length=position_limit(model))
     rows = [{name: tokens[name][i] for name in tokens} for i in range(count)]
     return dict(DataCollatorWithPadding(tokenizer)(rows))
+
+
+def _check_count(count: int, available: int) -> None:
+    if not 2 <= count <= available:
+        raise ValueError(
+            f"examples is {count}: from 2 to {available}, the number of those given, is accepted."
+        )
 
 
 def pick(batch: Batch, rows: Tensor) -> Batch:

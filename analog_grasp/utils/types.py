@@ -10,11 +10,11 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 TASK_NAMES = (
     "reviews", "glue/cola", "glue/sst2", "glue/mrpc", "glue/qqp", "glue/mnli", "glue/qnli",
-    "glue/rte", "glue/stsb", "glue/wnli", "e2e", "e2e/dev", "csv",
+    "glue/rte", "glue/stsb", "glue/wnli", "e2e", "e2e/dev", "csv", "lm",
 )  # fmt: skip
 """The tasks that `load_task` knows without registration."""
 
-LOWER_IS_BETTER = ("mse",)
+LOWER_IS_BETTER = ("mse", "perplexity", "bits_per_byte")
 """Metrics of which a lower value is better."""
 
 SHIFT_LR_RATIO = 0.3

@@ -1,0 +1,423 @@
+"""The task `lm`: perplexity and bits per byte of a causal language model on a text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.nn import functional
+from transformers import DataCollator, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from analog_grasp.tasks.base import (
+    Split,
+    Task,
+    TaskType,
+    check_rows,
+    check_token_ids,
+    evaluation_mode,
+)
+from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.seed import derive_seed
+
+WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
+"""The data set of the task `lm` unless another is given: its Hub id and configuration."""
+LM_METRICS = ("perplexity", "bits_per_byte")
+# Labels of this value do not contribute to the loss.
+_IGNORED = -100
+# A text is divided into passages of this many characters, and into this many at least.
+_PASSAGE, _FEWEST_PASSAGES = 2000, 20
+# One passage, or one document, in ten is measured.
+_HELD_OUT = 10
+_TRAIN, _MEASURED = ("train",), ("test", "validation", "valid", "dev")
+# exp of more exceeds the range of a float64.
+_LARGEST_EXPONENT = 700.0
+
+
+class Likelihood(NamedTuple):
+    """Negative log-likelihoods of the tokens of a text, and the size of that text.
+
+    Attributes:
+        nll: Negative log-likelihood of each scored token, nats, float64, shape (n,).
+        tokens: Number of tokens of the text, without special tokens.
+        bytes: Number of bytes of the text in UTF-8.
+    """
+
+    nll: np.ndarray
+    tokens: int
+    bytes: int
+
+
+class _Window(NamedTuple):
+    """Token ids of one window, the first of which is context for the last `scored` ones."""
+
+    ids: list[int]
+    scored: int
+
+
+@dataclass(eq=False)
+class LanguageModelingTask(Task):
+    """Texts: a model is trained to predict the next token, and scored by its perplexity.
+
+    Rows are texts in their order. Rows with consecutive values of `position` are parts of one
+    document and are joined; without that column each row is a document of its own. A training
+    example is a chunk of `max_length` tokens of a document.
+
+    When measuring, a window of `max_length` tokens moves over each document by `stride` tokens,
+    and only the tokens that no earlier window contained are scored. The first token of a document
+    has no context and is not scored, nor, where the stride is the length of the window, the first
+    one of each window. With N scored tokens t and n tokens in the text,
+
+        perplexity = exp(-sum log p(t) / N),   bits_per_byte = log2(perplexity) n / bytes
+
+    Lower is better for both. Bits per byte are comparable between tokenizers.
+
+    Args:
+        name: Name in reports, such as "lm".
+        train: Rows for training, with the column `text` and optionally `position`.
+        validation: Rows for measuring, with the same columns.
+        metrics: Names from `LM_METRICS`; the first is the primary one.
+        stride: Tokens by which the window moves, at most its length; half of it if None. A smaller
+            stride gives each token more context and takes longer.
+        max_length: Length of the window and of a training example, unless the model has fewer
+            positions.
+        tokenizer: See `Task`.
+
+    Raises:
+        ValueError: A split is empty or lacks a column, a metric is unknown, or the stride is out of
+            range.
+
+    Source:
+        "Perplexity of fixed-length models" in the documentation of transformers, with each scored
+        token counted once.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["It was the best of times."]})
+        >>> LanguageModelingTask("mine", rows, rows, stride=16, max_length=32).metrics
+        ('perplexity', 'bits_per_byte')
+    """
+
+    metrics: tuple[str, ...] = LM_METRICS
+    stride: int | None = None
+    max_length: int = field(default=512, kw_only=True)
+
+    task_type: ClassVar[TaskType] = "CAUSAL_LM"
+    batch_size: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.metrics if name not in LM_METRICS]:
+            raise ValueError(unknown_name("metric of a language model", unknown[0], LM_METRICS))
+        if not self.metrics:
+            raise ValueError(
+                f"The task '{self.name}' has no metric; it should have one or more of "
+                f"{', '.join(LM_METRICS)}."
+            )
+        if self.stride is not None and not 1 <= self.stride <= self.max_length:
+            raise ValueError(
+                f"The task '{self.name}' has the stride {self.stride}; it should be from 1 to "
+                f"max_length, {self.max_length}."
+            )
+        for split in ("train", "validation"):
+            check_rows(self, split, ("text",))
+            if not any(text.strip() for text in self.rows(split)["text"]):
+                raise ValueError(
+                    f"The {split} rows of the task '{self.name}' are blank; they should have text."
+                )
+
+    def documents(self, split: Split) -> list[str]:
+        """Return the texts of a split, with the parts of each document joined."""
+        rows = self.rows(split)
+        texts = rows["text"][:]
+        if "position" not in rows.column_names:
+            return texts
+        positions = rows["position"][:]
+        documents: list[list[str]] = []
+        for i, text in enumerate(texts):
+            if i and positions[i] == positions[i - 1] + 1:
+                documents[-1].append(text)
+            else:
+                documents.append([text])
+        return ["".join(parts) for parts in documents]
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
+        """Return the collator that pads the examples of a batch; the loss ignores the padding."""
+        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_IGNORED)
+
+    def _tokenise(
+        self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Dataset:
+        """Return the chunks of each document, of `max_length` tokens but for its last one."""
+        chunks = [
+            ids[start : start + max_length]
+            for ids in self._token_ids(split, tokenizer)[0]
+            # A chunk of one token has no next token.
+            for start in range(0, len(ids) - 1, max_length)
+        ]
+        if not chunks:
+            raise ValueError(
+                f"The {split} rows of the task '{self.name}' have no document of two tokens or "
+                "more; they should have text to predict."
+            )
+        masks = [[1] * len(ids) for ids in chunks]
+        return Dataset.from_dict({"input_ids": chunks, "attention_mask": masks, "labels": chunks})
+
+    def _token_ids(
+        self, split: Split, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[list[int]], int]:
+        """Return the token ids of each document, and the number of those that are not special."""
+        texts = [text for text in self.documents(split) if text]
+        found = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
+        special = sum(sum(mask) for mask in found["special_tokens_mask"])
+        return found["input_ids"], sum(map(len, found["input_ids"])) - special
+
+    def predict(
+        self,
+        model: nn.Module,
+        split: Split = "validation",
+        batch_size: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Likelihood:
+        """Return the negative log-likelihoods of a split's tokens, in the order of the text.
+
+        Args:
+            model: Called as `model(input_ids=..., attention_mask=...).logits`, of shape
+                (batch, tokens, vocabulary): a transformers model for causal language modelling, a
+                PEFT model around one, or a deployed copy of either.
+            split: "train" or "validation".
+            batch_size: Windows per batch; 4 if None.
+            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
+
+        Raises:
+            ValueError: The model predicts no tokens, a token id is not among its embeddings, its
+                tokenizer cannot be found, or no document has two tokens.
+        """
+        tokenizer = self.tokenizer_of(model, tokenizer)
+        documents, tokens = self._token_ids(split, tokenizer)
+        check_token_ids(model, tokenizer, documents)
+        length = self.length_for(model)
+        stride = min(self.stride or max(1, length // 2), length)
+        windows = [each for ids in documents for each in strided_windows(ids, length, stride)]
+        if not windows:
+            raise ValueError(
+                f"The {split} rows of the task '{self.name}' have no document of two tokens or "
+                "more; they should have text to predict."
+            )
+        # Windows of similar length share a batch, which reduces padding.
+        order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
+        size = batch_size or self.batch_size
+        found: list[np.ndarray] = [np.empty(0)] * len(windows)
+        with evaluation_mode(model), torch.inference_mode():
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                batch = [windows[i] for i in chosen]
+                for i, nll in zip(chosen, self._likelihoods(model, tokenizer, batch), strict=True):
+                    found[i] = nll
+        size_in_bytes = sum(len(text.encode()) for text in self.documents(split))
+        return Likelihood(np.concatenate(found), tokens, size_in_bytes)
+
+    def _likelihoods(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, windows: list[_Window]
+    ) -> list[np.ndarray]:
+        """Return the negative log-likelihoods of the scored tokens of each window."""
+        # Padding on the right does not change what precedes it in a causal model.
+        batch = tokenizer.pad(
+            {"input_ids": [window.ids for window in windows]},
+            padding_side="right",
+            return_tensors="pt",
+        ).to(next(model.parameters()).device)
+        logits = model(**batch).logits
+        if logits.dim() != 3:
+            raise ValueError(
+                f"The {type(model).__name__} predicts no tokens, which the task '{self.name}' "
+                "requires; load it with load_base_model(task, name)."
+            )
+        found = []
+        for row, ids, window in zip(logits, batch["input_ids"], windows, strict=True):
+            end = len(window.ids)
+            start = end - window.scored
+            predicted = row[start - 1 : end - 1].float()
+            nll = functional.cross_entropy(predicted, ids[start:end], reduction="none")
+            found.append(nll.double().cpu().numpy())
+        return found
+
+    def _score(self, predicted: Likelihood, split: Split) -> dict[str, float]:
+        """Return the metrics; a perplexity above exp(700) counts as exp(700)."""
+        nll, tokens, size = predicted
+        broken = int((~np.isfinite(nll)).sum())
+        if broken:
+            raise ValueError(
+                f"The model gave NaN or infinite logits for {broken} of {len(nll)} tokens, where "
+                "all should be finite; this measurement failed and is not scored."
+            )
+        mean = float(nll.mean())
+        values = {
+            "perplexity": math.exp(min(mean, _LARGEST_EXPONENT)),
+            "bits_per_byte": mean / math.log(2) * tokens / size,
+        }
+        return {name: values[name] for name in self.metrics}
+
+
+def strided_windows(ids: Sequence[int], length: int, stride: int) -> list[_Window]:
+    """Return the windows over a document, each with the number of tokens that it scores.
+
+    Args:
+        ids: Token ids of the document.
+        length: Tokens per window, 2 or more.
+        stride: Tokens from the start of a window to that of the next, 1 to `length`.
+
+    Example:
+        >>> [(window.ids, window.scored) for window in strided_windows(range(6), 4, 2)]
+        [([0, 1, 2, 3], 3), ([2, 3, 4, 5], 2)]
+    """
+    windows, scored_until = [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + length, len(ids))
+        # The first token of a window has no context within it.
+        scored = end - max(scored_until, begin + 1)
+        if scored > 0:
+            windows.append(_Window(list(ids[begin:end]), scored))
+        scored_until = end
+        if end == len(ids):
+            break
+    return windows
+
+
+def language_modeling(data_dir: Path | None = None, seed: int = 0) -> LanguageModelingTask:
+    """Return the task `lm` on a text file, a folder of text files or a data set.
+
+    The division into training and validation rows:
+
+    - a folder with train.txt and test.txt (or validation, valid, dev), and a data set with such
+      splits: as given;
+    - a folder of other .txt files: one file in ten, at least one, drawn from `seed`, is measured;
+    - a single file, or a data set with one split: a passage of a tenth of the text, whose place is
+      drawn from `seed`, is measured.
+
+    The rows of a data set are joined by blank lines, as transformers' documentation does with
+    WikiText.
+
+    Args:
+        data_dir: A text file in UTF-8, a folder of .txt files, or the id of a data set on the Hub,
+            with its configuration after a colon; `WIKITEXT` if None.
+        seed: Seed of the division.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder, or the Hub cannot be reached.
+        ValueError: A file is not UTF-8 text, or the text is blank or too short to be divided.
+    """
+    if data_dir is not None and data_dir.is_file():
+        return _divided([_read(data_dir)], seed)
+    if data_dir is not None and data_dir.is_dir():
+        return _from_folder(data_dir, seed)
+    return _from_hub(WIKITEXT if data_dir is None else str(data_dir), seed)
+
+
+def _from_folder(folder: Path, seed: int) -> LanguageModelingTask:
+    paths = {path.stem: path for path in sorted(folder.glob("*.txt"))}
+    if not paths:
+        raise FileNotFoundError(
+            f"The task 'lm' finds no .txt file in {folder}; the data folder should contain texts."
+        )
+    measured = next((name for name in _MEASURED if name in paths), None)
+    if "train" in paths and measured:
+        return _task([_read(paths["train"])], [_read(paths[measured])])
+    return _divided([_read(path) for path in paths.values()], seed)
+
+
+def _from_hub(name: str, seed: int) -> LanguageModelingTask:
+    path, _, config = name.partition(":")
+    try:
+        splits = datasets.load_dataset(path, config or None)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The data set {name} could not be loaded from the Hub, which cannot be reached or has "
+            "no such data set; give a text file or a folder of .txt files (--data-dir) instead."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:300].rstrip(".")
+        raise ValueError(f"The data set {name} could not be loaded: {reason}.") from error
+    texts = {split: _joined(name, rows) for split, rows in splits.items()}
+    measured = next((split for split in _MEASURED if split in texts), None)
+    if "train" in texts and measured:
+        return _task([texts["train"]], [texts[measured]])
+    return _divided([next(iter(texts.values()))], seed)
+
+
+def _joined(name: str, rows: Dataset) -> str:
+    if "text" not in rows.column_names:
+        raise ValueError(
+            f"The data set {name} has the columns {', '.join(rows.column_names)}; it should have "
+            "the column text."
+        )
+    return "\n\n".join(rows["text"][:])
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+    if not text.strip():
+        raise ValueError(f"The file {path} is blank; it should contain text.")
+    return text
+
+
+def _divided(texts: list[str], seed: int) -> LanguageModelingTask:
+    """Return the task of texts without a given division: by document, or by position in one."""
+    rng = np.random.default_rng(derive_seed(seed, "division"))
+    if len(texts) > 1:
+        count = max(1, len(texts) // _HELD_OUT)
+        measured = set(rng.permutation(len(texts))[:count].tolist())
+        return _task(
+            [text for i, text in enumerate(texts) if i not in measured],
+            [text for i, text in enumerate(texts) if i in measured],
+        )
+    passages = _passages(texts[0])
+    if len(passages) < _HELD_OUT:
+        raise ValueError(
+            f"The text has {len(texts[0])} characters, too few for a division into training and "
+            "validation; give a longer one, or a folder with train.txt and validation.txt."
+        )
+    count = len(passages) // _HELD_OUT
+    start = int(rng.integers(len(passages) - count + 1))
+    end = start + count
+    return _task(
+        ["".join(passages[:start]), "".join(passages[end:])], ["".join(passages[start:end])]
+    )
+
+
+def _task(train: list[str], validation: list[str]) -> LanguageModelingTask:
+    return LanguageModelingTask("lm", _rows(train), _rows(validation))
+
+
+def _rows(texts: list[str]) -> Dataset:
+    """Return texts as passages, numbered consecutively within a text."""
+    columns: dict[str, list[Any]] = {"text": [], "position": []}
+    number = 0
+    for text in texts:
+        passages = _passages(text)
+        columns["text"] += passages
+        columns["position"] += range(number, number + len(passages))
+        number += len(passages) + 1
+    return Dataset.from_dict(columns)
+
+
+def _passages(text: str) -> list[str]:
+    """Return a text in passages that end after white space where possible."""
+    size = min(_PASSAGE, max(1, len(text) // _FEWEST_PASSAGES))
+    passages, start = [], 0
+    while start < len(text):
+        end = start + size
+        if end < len(text):
+            space = max(text.rfind(mark, start, end) for mark in " \n\t")
+            end = space + 1 if space > start else end
+        passages.append(text[start:end])
+        start = end
+    return passages
