@@ -62,7 +62,7 @@ def target_std(noise_target: float | str | DeviceAtTime) -> TargetStd:
             ``"pcm-hermes-2@1d"`` or ``card.at("1d")``.
 
     Raises:
-        ValueError: The device or the time is unknown, or the device is noiseless.
+        ValueError: The device or the time is unknown, or a value has no noise.
 
     Example:
         >>> target_std(0.1)(torch.tensor([0.5, 1.0])).tolist()
@@ -73,8 +73,8 @@ def target_std(noise_target: float | str | DeviceAtTime) -> TargetStd:
     device_profile = profile(*DeviceAtTime.parse(noise_target))
     if not (device_profile.std > 0).all():
         raise ValueError(
-            f"noise_target is {str(noise_target)!r}, a device without noise: give a device with "
-            "noise, or a number above 0."
+            f"noise_target is {str(noise_target)!r}, which stores some values without noise: give "
+            "a device and time with noise at every value, or a number above 0."
         )
     return lambda value: torch.as_tensor(
         device_profile.std_at(value.cpu()), dtype=value.dtype, device=value.device

@@ -78,7 +78,8 @@ def test_gaussian_card_at_a_time():
     [
         ("pcm-hermes-2", "has no drift time"),
         ("pcm-hermes-3@1d", "Did you mean 'pcm-hermes-2'"),
-        ("ideal@1d", "a device without noise"),
+        ("ideal@1d", "stores some values without noise"),
+        ("sonos-agrawal2022@0s", "stores some values without noise"),
         ("pcm-hermes-2@1 fortnight", "unknown unit"),
         ("pcm-hermes-2@", "cannot be read"),
     ],
