@@ -62,6 +62,31 @@ def drift(
     _study(given(context) | {"adapters": adapters}, out, config, quiet, verbose)
 
 
+@takes("model", "task", "hardware", "run", without=("adapters", "recalibrate"), model=_OTHER)
+def recalibrate(
+    context: typer.Context,
+    folders: Folders,
+    examples: Annotated[
+        str, typer.Option(help="Numbers of unlabelled examples, such as 16,64,256.")
+    ] = "64",
+    out: Out = Path("runs/recalibrate"),
+    config: Config = None,
+    debug: Debug = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure saved adapters as they are and re-fitted on aged chips, over drift time.
+
+    The same command resumes an interrupted run. The re-fitted adapters are saved in the run's
+    folder, each with the chip, its age and the cost of the fit.
+    """
+    asked = {
+        "adapters": tuple(str(folder.resolve()) for folder in folders),
+        "recalibrate": split_names(examples),
+    }
+    _study(given(context) | asked, out, config, quiet, verbose)
+
+
 def _study(
     settings: dict[str, Any], out: Path, file: Path | None, quiet: bool, verbose: bool
 ) -> None:

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 # pydantic would look for plugins in every installed distribution, which takes longer than all else.
@@ -32,6 +33,10 @@ COMMANDS = {
         "Deploy one saved adapter on one device: its score, the tiles and the weight error.",
     ),
     "drift": ("commands", "Measure saved adapters over devices and drift times, without training."),
+    "recalibrate": (
+        "commands",
+        "Measure saved adapters as they are and re-fitted on aged chips, over drift time.",
+    ),
     "inspect": (
         "commands",
         "Show the distribution of the scales, shifts and sigmas that adapters have learned.",
@@ -44,23 +49,26 @@ COMMANDS = {
 }
 
 
+def _is_valid(parameter: Any, value: Any) -> bool:
+    """Return whether a value needs no validator, for which typer would load much of pydantic."""
+    if parameter.required:
+        return False
+    kinds = [kind for kind in (str, Path, bool) if parameter.type_descriptor.annotation is kind]
+    return value is None or any(isinstance(value, kind) for kind in kinds)
+
+
 class _Option(TyperOption):
-    """An option for which typer builds a validator only if it is given."""
+    """An option that typer validates only where that can change something."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
-        if value is None and not self.required:
-            return None
-        return super().process_value(ctx, value)
+        return value if _is_valid(self, value) else super().process_value(ctx, value)
 
 
 class _Argument(TyperArgument):
-    """An optional argument for which typer builds a validator only if its value is not text."""
+    """An argument that typer validates only where that can change something."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
-        text = isinstance(value, str) and self.type_descriptor.annotation in (str, str | None)
-        if not self.required and (value is None or text):
-            return value
-        return super().process_value(ctx, value)
+        return value if _is_valid(self, value) else super().process_value(ctx, value)
 
 
 def _quick(parameters: list[Any]) -> list[Any]:

@@ -170,7 +170,7 @@ class Deployment:
         shared |= {id(part): part for part in (*self._layers.values(), self._chip)}
         copied = copy.deepcopy(model, shared)
         # What it reads depends on its own passes alone.
-        _hooks(copied).restart()
+        hooks_of(copied).restart()
         return copied
 
     def calibrate(

@@ -18,12 +18,38 @@ from analog_grasp.study.progress import Progress, own_warnings
 from analog_grasp.study.records import LayerRecord
 from analog_grasp.study.sections import HardwareSettings
 from analog_grasp.tasks import Task
+from analog_grasp.training.recalibration import recalibrate
 from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.time import format_time
 
 LAYERS_FILE = "layers.csv"
 LAYER_COLUMNS = tuple(column.name for column in fields(LayerRecord))
 # Bytes at whose multiples torch puts the tensors that it allocates.
 _ALIGNMENT = 64
+
+
+_RECALIBRATED = "+recalibrated-"
+
+
+def recalibrated_name(adapter: str, examples: int) -> str:
+    """Return the name of an adapter after recalibration with a number of examples.
+
+    Example:
+        >>> recalibrated_name("grasp", 64)
+        'grasp+recalibrated-64'
+    """
+    return f"{adapter}{_RECALIBRATED}{examples}"
+
+
+def base_and_examples(name: str) -> tuple[str, int]:
+    """Return the adapter of a name and its number of examples, 0 without recalibration.
+
+    Example:
+        >>> base_and_examples("grasp+recalibrated-64"), base_and_examples("grasp")
+        (('grasp', 64), ('grasp', 0))
+    """
+    adapter, separator, examples = name.rpartition(_RECALIBRATED)
+    return (adapter, int(examples)) if separator else (name, 0)
 
 
 @dataclass(frozen=True)
@@ -90,12 +116,14 @@ class Evaluator:
         models: The adapted models by name; those of one pre-trained model then share it.
         cards: The device cards by name.
         hardware: Placement, switches and calibration of the deployments.
+        recalibrated: The folder in which recalibrated adapters are saved; None to save none.
     """
 
     task: Task
     models: dict[str, PeftModel]
     cards: dict[str, DeviceCard]
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
+    recalibrated: Path | None = None
     _deployed: tuple[str, dict[str, tuple[Deployment, nn.Module]]] = field(
         default=("", {}), init=False, repr=False
     )
@@ -107,16 +135,25 @@ class Evaluator:
     def measure(self, job: Job) -> Iterator[Cell]:
         """Program the chip of a job, age it, and yield each cell as it is measured."""
         deployed = self._deployed_on(job.chip.device)
-        asked = {adapter for adapter, _ in job.cells}
+        asked = {base_and_examples(adapter)[0] for adapter, _ in job.cells}
         pairs = {name: pair for name, pair in deployed.items() if name in asked}
         for deployment in {id(d): d for d, _ in pairs.values()}.values():
             deployment.program(job.chip.seed)
         for seconds in sorted({seconds for _, seconds in job.cells}):
-            for name, (deployment, model) in pairs.items():
-                if (name, seconds) in job.cells:
+            names = sorted(name for name, time in job.cells if time == seconds)
+            for adapter, (deployment, model) in pairs.items():
+                for name in names:
+                    base, examples = base_and_examples(name)
+                    if base != adapter:
+                        continue
                     if deployment.time_s != seconds:
                         deployment.drift_to(seconds)
-                    yield self._score(job.chip, name, seconds, model)
+                    fitted = (
+                        self._recalibrate(job.chip, name, deployment, model, examples)
+                        if examples
+                        else model
+                    )
+                    yield self._score(job.chip, name, seconds, fitted)
 
     def layers(self, chip: Chip, times: Iterable[float]) -> Iterator[LayerRecord]:
         """Yield the layers of a chip at each drift time, without measuring a score.
@@ -137,6 +174,16 @@ class Evaluator:
                 yield LayerRecord(*key, x.name, x.tiles, x.cells, x.use, x.weight_error)
             for module in report.digital:
                 yield LayerRecord(*key, module.name, 0, module.weights, 0.0, 0.0)
+
+    def _recalibrate(
+        self, chip: Chip, name: str, deployment: Deployment, model: nn.Module, examples: int
+    ) -> nn.Module:
+        """Return a model re-fitted on the chip as it is now, and save its adapter."""
+        result = recalibrate(deployment, self.task, examples=examples, model=model, seed=chip.seed)
+        if self.recalibrated is not None:
+            place = f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}".replace(":", "-")
+            result.save(self.recalibrated / name / place)
+        return result.model
 
     def _score(self, chip: Chip, adapter: str, seconds: float, model: nn.Module) -> Cell:
         try:

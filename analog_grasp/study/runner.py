@@ -26,7 +26,9 @@ from analog_grasp.study.evaluator import (
     Chip,
     Evaluator,
     Job,
+    base_and_examples,
     check_metrics,
+    recalibrated_name,
     write_layers,
 )
 from analog_grasp.study.leases import POLL_SECONDS, Leases, open_leases
@@ -102,7 +104,19 @@ class Study:
     @property
     def cells_per_chip(self) -> int:
         """Number of cells of each chip instance."""
-        return len(self.adapters) * len(self.times)
+        return len(self.variants) * len(self.times)
+
+    @property
+    def variants(self) -> list[str]:
+        """The adapters, and each of them after recalibration with each number of examples."""
+        return [
+            name
+            for adapter in self.adapters
+            for name in (
+                adapter,
+                *(recalibrated_name(adapter, n) for n in self.config.run.recalibrate),
+            )
+        ]
 
     def key(self, chip: Chip, metric: str, adapter: str, seconds: float) -> CellKey:
         """Return the key of a measurement."""
@@ -159,13 +173,13 @@ def run(study: Study, progress: Progress = silent) -> None:
         for name, hashed in hashes.items():
             store.set_card(name, hashed)
         models, records = _train_adapters(study, store, leases, progress)
-        evaluator = Evaluator(study.task, models, study.cards, study.config.hardware)
+        evaluator = Evaluator(
+            *(study.task, models, study.cards, study.config.hardware),
+            recalibrated=study.directory / "recalibrated",
+        )
         origins = {
-            (adapter, device): Origin(
-                *(record.model_hash, record.data_hash, record.fingerprint, hashed),
-                deployment_text(study.config),
-            )
-            for adapter, record in records.items()
+            (variant, device): _origin(study, records, variant, hashed)
+            for variant in study.variants
             for device, hashed in hashes.items()
         }
         _measure_cells(study, evaluator, origins, store, leases, progress)
@@ -210,6 +224,15 @@ def deployment_text(config: StudyConfig) -> str:
     error = {"programming_error": config.hardware.programming_error} if programmed else {}
     changes = error | config.hardware.changes()
     return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def _origin(study: Study, records: Mapping[str, AdapterRecord], variant: str, card: str) -> Origin:
+    """Return what the measurements of a variant on a device depend on."""
+    adapter, examples = base_and_examples(variant)
+    record, deployed = records[adapter], deployment_text(study.config)
+    if examples:
+        deployed = ", ".join(filter(None, (deployed, f"recalibrate={examples}")))
+    return Origin(record.model_hash, record.data_hash, record.fingerprint, card, deployed)
 
 
 def _train_adapters(
@@ -358,7 +381,7 @@ def _missing_cells(
     missing = {
         chip: {
             (adapter, seconds)
-            for adapter in study.adapters
+            for adapter in study.variants
             for seconds in study.times
             if (chip, adapter, seconds) not in failures
             for metric in study.task.metrics
