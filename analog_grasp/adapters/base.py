@@ -1,6 +1,5 @@
 """Base classes of our PEFT methods, and their registration with PEFT."""
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,8 +151,7 @@ class AdapterModel(BaseTuner):
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         """Put an adapter into the model; on an error, the model is left as it was."""
-        # The caller may use the configuration for another model: ours is written into a copy.
-        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        config = self.peft_config[adapter_name]
         self._all_linear = getattr(config, "target_modules", None) == "all-linear"
         self._prepare(config, model)
         try:

@@ -83,6 +83,11 @@ class BitFitLayer(AdapterLayer):
                 f"A {type(self.get_base_layer()).__name__} has no bias to train with BitFit: "
                 "target_modules must name linear, Conv1D or LayerNorm layers with a bias."
             )
+        base: Any = self.get_base_layer()
+        self.out_features = base.bias.numel()
+        self.in_features = base.nx if isinstance(base, Conv1D) else self.out_features
+        if isinstance(base, nn.Linear):
+            self.in_features = base.in_features
         self.bitfit_bias = nn.ParameterDict()
         self._frozen_bias: Tensor | None = None
         self._active_adapter = adapter_name

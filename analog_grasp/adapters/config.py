@@ -100,6 +100,8 @@ class GraspConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["GRASP"]
+        # Saved as in_features; apart from it, as one configuration may serve several models.
+        self.present_in_features: dict[str, int] | None = None
         _check_choice("grouping", self.grouping, Grouping)
         if not isinstance(self.groups, int) or self.groups < 1:
             raise ValueError(f"groups is {self.groups!r}; it must be an integer of at least 1.")
@@ -114,6 +116,10 @@ class GraspConfig(PeftConfig):
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern requires layers_to_transform to be given too.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as saved, with the input features of the model that is saved."""
+        return super().to_dict() | {"in_features": self.present_in_features or self.in_features}
 
 
 @dataclass

@@ -147,7 +147,7 @@ class GraspModel(AdapterModel):
     ) -> dict[str, Tensor]:
         # peft saves the configuration after the weights.
         assert isinstance(config, GraspConfig)
-        config.in_features = _in_features(model, adapter_name)
+        config.present_in_features = _in_features(model, adapter_name)
         return super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
 
     @classmethod

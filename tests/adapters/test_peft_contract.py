@@ -324,13 +324,16 @@ def test_one_configuration_serves_two_models(make_config, x, tmp_path):
     config = make_config(target_modules=["lin1"])
     first = get_peft_model(build(Mlp), config)
     first.save_pretrained(tmp_path / "first")
-    for reused in (config, first.peft_config["default"]):
-        second = move(get_peft_model(build(Wide), reused))
-        second.save_pretrained(tmp_path / "second")
-        loaded = PeftModel.from_pretrained(build(Wide), tmp_path / "second")
+    assert first.peft_config["default"] is config
+    assert config.in_features is None
+    second = move(get_peft_model(build(Wide), config))
+    second.save_pretrained(tmp_path / "second")
+    for given in (None, config):
+        loaded = PeftModel.from_pretrained(build(Wide), tmp_path / "second", config=given)
         close(loaded(x), second(x), 0)
-        with pytest.raises(ValueError, match="lin1 has 30 features, and here 20"):
-            PeftModel.from_pretrained(build(Mlp), tmp_path / "second")
+    assert loaded.peft_config["default"] is config
+    with pytest.raises(ValueError, match="lin1 has 30 features, and here 20"):
+        PeftModel.from_pretrained(build(Mlp), tmp_path / "second")
 
 
 @pytest.mark.parametrize("first", [GraspConfig, StochGraspConfig])
