@@ -122,6 +122,16 @@ class ProgrammedModulation(nn.Module):
             stds = [sigma.detach()[stored] for sigma in layer.sigmas(adapter)]
         self.vectors = [ProgrammedVector(*pair) for pair in zip(means, stds, strict=True)]
 
+    @property
+    def weight(self) -> object:
+        """The weight of the projection, for modules that read it."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the projection, for modules that read it."""
+        return cast(Any, self.base_layer).bias
+
     def program(self, card: DeviceCard, chip: int, compensated: bool) -> None:
         """Write the scales and the shifts; they are then 0 s old."""
         for kind, vector in zip(("scale", "shift"), self.vectors, strict=True):

@@ -196,6 +196,14 @@ class FusedTiles(nn.ModuleList, OnTiles):
         """Device of the frozen parameter."""
         return self.frozen.device
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "name":
+                raise
+            raise AttributeError(_sentence(self.name, repr(name))) from None
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) or (isinstance(index, Tensor) and index.numel() != 1):
             raise RuntimeError(_sentence(self.name, "a selection of several experts"))

@@ -79,6 +79,26 @@ def test_a_transformer_encoder_computes_on_its_tiles(bias, masked):
         assert (output(part.model, x, **mask)[:, :4] - expected).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("placement", ["digital", "folded", "programmed"])
+def test_an_adapter_inside_a_transformer_encoder_is_deployed_with_it(placement):
+    config = GraspConfig(groups=2, target_modules=["linear1", "linear2"])
+    model, x = get_peft_model(encoder(), config).eval(), torch.randn(3, 5, 16)
+    for name, parameter in model.named_parameters():
+        parameter.data.add_(0.3 if "grasp_" in name else 0.0)
+    deployed = deploy(model, "ideal", placement=placement).program(0)
+    torch.testing.assert_close(output(deployed.model, x), output(model, x), atol=1e-5, rtol=0)
+    assert (output(model, x) - output(encoder(), x)).abs().max() > 0.1
+    chip = deploy(model, PCM, placement=placement).program(0)
+    assert (output(chip.model, x) - output(model, x)).abs().max() > 1e-2
+
+
+def test_lora_on_attention_as_a_whole_is_an_error_on_a_chip():
+    model = get_peft_model(encoder(), LoraConfig(target_modules=["self_attn"])).eval()
+    with pytest.raises(AttributeError, match=r"layer layers\.0\.self_attn\S* is on crossbar tiles"):
+        deploy(model, PCM)
+    assert len(deploy(model, PCM, placement="folded").layers) == 2 * 6
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_attention_between_two_inputs_computes_on_its_tiles(batch_first):
     torch.manual_seed(0)
