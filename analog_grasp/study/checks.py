@@ -20,6 +20,8 @@ from analog_grasp.utils.types import TASK_NAMES, Placement
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a saved adapter, as PEFT writes them."""
+MODEL_FILES = ("config.json", "model.safetensors")
+"""The files of a model that was trained whole, as transformers writes them."""
 
 
 def check_study(config: StudyConfig) -> None:
@@ -123,8 +125,8 @@ def check_kind(adapter: str, placement: Placement = "folded") -> None:
 
 def check_saved(folder: Path) -> None:
     """Raise FileNotFoundError if a folder holds no saved adapter."""
-    # Full fine-tuning is saved as a model.
-    if not any((folder / name).is_file() for name in (ADAPTER_FILES[0], "config.json")):
+    whole = not (folder / ADAPTER_FILES[0]).is_file() and (folder / MODEL_FILES[0]).is_file()
+    if not whole and not all((folder / name).is_file() for name in ADAPTER_FILES):
         raise FileNotFoundError(
             f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
             "which save_pretrained writes."

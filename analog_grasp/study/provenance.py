@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES
 from analog_grasp.study.config import (
     CHANGEABLE,
     RECORDS,
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from analog_grasp.tasks import Task
 
 RUN_FILE, STORE_FILE, LOG_FILE = "run.toml", "results.sqlite", "run.log"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-# A model that is trained whole is saved as transformers does.
-MODEL_FILES = ("config.json", "model.safetensors")
 _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
 # The text fields of a card, which no figure depends on.
 _PROSE = {"title", "source", "valid_range", "not_modelled"}

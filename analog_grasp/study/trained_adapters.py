@@ -16,10 +16,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of
 from analog_grasp.devices.card import DeviceAtTime
+from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES, check_saved
 from analog_grasp.study.config import StudyConfig, is_folder
 from analog_grasp.study.evaluator import processor
 from analog_grasp.study.progress import Progress, silent
-from analog_grasp.study.provenance import ADAPTER_FILES, MODEL_FILES, model_hash
+from analog_grasp.study.provenance import model_hash
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import last_line, quiet, tokenizer_for
 from analog_grasp.training import train
@@ -56,7 +57,8 @@ def load_with_hash(
 
     A model that was trained whole is its own: its hash is that of its present weights.
     """
-    if not (path / ADAPTER_FILES[0]).is_file() and (path / MODEL_FILES[0]).is_file():
+    check_saved(path)
+    if not (path / ADAPTER_FILES[0]).is_file():
         whole = _load_whole(path, task, trust_remote_code)
         return whole, model_hash(whole)
     named = _base_model_name(path)
@@ -131,11 +133,6 @@ def _changes_base_weights(path: Path) -> bool:
 
 def _base_model_name(path: Path) -> str | None:
     """Return the pre-trained model that a saved adapter names, if it does."""
-    if not all((path / file).is_file() for file in ADAPTER_FILES):
-        raise FileNotFoundError(
-            f"The folder {path} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
-            "which save_pretrained writes."
-        )
     file = path / ADAPTER_FILES[0]
     if file.stat().st_size > _LARGEST_CONFIG:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Engines: the same bits wherever the work is done, also when a worker is lost."""
+"""Engines: the same bits on every engine, also when a worker is lost."""
 
 import multiprocessing
 import shutil

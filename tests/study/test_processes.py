@@ -7,9 +7,11 @@ import sqlite3
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from analog_grasp.cli import main
+from analog_grasp.study.api import compare
 
 # Forks from a process that has imported everything and done nothing.
 FORKS = multiprocessing.get_context("forkserver")
@@ -93,6 +95,39 @@ def test_a_killed_run_with_workers_resumes_to_the_same_bits(command, undisturbed
     assert (out / "results.csv").read_bytes() == undisturbed[0]
 
 
+def api_compare(settings: dict, out: Path) -> None:
+    compare(out, **settings)
+
+
+@pytest.mark.parametrize("interface", ["command", "Python"])
+def test_workers_end_with_a_parent_that_is_terminated(command, settings, tmp_path, interface):
+    out = tmp_path / "run"
+    if interface == "command":
+        process = start([*command, "--workers", "2"], out)
+    else:
+        many = settings | {"repeats": 4, "workers": 2}
+        process = FORKS.Process(target=api_compare, args=(many, out))
+        process.start()
+    while len(cells(out)) < 4:
+        assert process.is_alive()
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    # The server that forks workers, their resource tracker, and two workers.
+    assert len(family) >= 3
+    process.terminate()
+    process.join(60)
+    assert not process.is_alive()
+    deadline = time.monotonic() + 30
+    while running := [each for each in family if not has_ended(each)]:
+        assert time.monotonic() < deadline, running
+        time.sleep(0.1)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    # A container may lack a process that collects orphans.
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def test_two_processes_share_a_run(command, undisturbed, tmp_path):
     out = tmp_path / "run"
     processes = [start(command, out) for _ in range(2)]
@@ -100,13 +135,13 @@ def test_two_processes_share_a_run(command, undisturbed, tmp_path):
         process.join()
     assert (out / "results.csv").read_bytes() == undisturbed[0]
     lines = [line[20:] for line in (out / "run.log").read_text().splitlines()]
-    told = sorted(
+    measured = sorted(
         re.sub(".* left: ", "", line) for line in lines if ", chip" in line and " at " in line
     )
-    # Each cell was measured by one of them, and each adapter finished_run by one of them.
-    assert len(told) == len(set(told)) == 32
-    finished_run = [line for line in lines if line.startswith("training")]
-    assert sorted(finished_run) == ["training grasp", "training stochgrasp"]
+    # Each cell was measured by one of them, and each adapter trained by one of them.
+    assert len(measured) == len(set(measured)) == 32
+    trained = [line for line in lines if line.startswith("training")]
+    assert sorted(trained) == ["training grasp", "training stochgrasp"]
 
 
 def test_the_other_process_does_the_work_of_a_killed_one(command, undisturbed, tmp_path):

@@ -49,7 +49,7 @@ class _Worker:
     pipe: Connection
     job: Job
     deaths: int = 0
-    """How many workers have died at this job."""
+    """Number of workers that have died at this job."""
     has_evaluator: bool = False
 
 
