@@ -117,13 +117,12 @@ class Deployment:
         return self
 
     def drift_to(self, time: str | float) -> "Deployment":
-        """Age the chip to a time since programming; any order of times gives the same bits.
+        """Age the chip to a time since programming, and return the deployment.
+
+        Any order of times gives the same bits.
 
         Args:
             time: Such as ``"0s"``, ``"1h"``, ``"30d"``, ``"1y"``, or seconds.
-
-        Returns:
-            The deployment itself.
 
         Raises:
             ValueError: The text is not a time, or the time is negative.
@@ -142,8 +141,8 @@ class Deployment:
     def attach(self, model: nn.Module) -> nn.Module:
         """Return a copy of another adapted model that computes on the tiles of this chip.
 
-        As on a multi-task chip, the frozen weights are programmed once and digital adapters take
-        turns, so that differences between adapters are paired.
+        The frozen weights are programmed once and adapters take turns, as on a multi-task chip, so
+        that differences between adapters are paired.
 
         Args:
             model: A model with the same frozen weights and another adapter.
@@ -169,7 +168,7 @@ class Deployment:
         }
         shared |= {id(part): part for part in (*self._layers.values(), self._chip)}
         copied = copy.deepcopy(model, shared)
-        # What it reads depends on its own passes alone.
+        # Its noise depends on its own passes alone.
         hooks_of(copied).restart()
         return copied
 
@@ -181,8 +180,8 @@ class Deployment:
     ) -> dict[str, float]:
         """Set the DAC's input range of every layer from the inputs that the model has on data.
 
-        A range that follows the largest input of each vector, or one fixed beforehand, wastes most
-        of the DAC's steps where activations have outliers. Inputs beyond a range are clipped.
+        Other ranges waste most of the DAC's steps where activations have outliers. Inputs beyond a
+        range are clipped.
 
         Args:
             observe: Runs a model on data, such as
