@@ -159,11 +159,11 @@ def save_head(config: PeftConfig, model: nn.Module) -> None:
     config.modules_to_save = list(dict.fromkeys(saved)) or None
 
 
-def fold(model: PeftModel) -> nn.Module:
+def fold(model: nn.Module) -> nn.Module:
     """Return the plain model whose weights hold the active adapter; `model` is used up.
 
     Like `PeftModel.merge_and_unload`, which fails on a task head of several layers under some
-    methods, (IA)^3 among them.
+    methods, (IA)^3 among them. A model without an adapter is returned as it is.
 
     Raises:
         ValueError: A folded weight is not finite.
@@ -177,6 +177,8 @@ def fold(model: PeftModel) -> nn.Module:
         >>> fold(get_peft_model(roberta, IA3Config(task_type="SEQ_CLS"))) is roberta
         True
     """
+    if not isinstance(model, PeftModel):
+        return model
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, AuxiliaryTrainingWrapper):
