@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _MAPPINGS = {
     "pair": "a weight is the difference of two devices",
     "single": "a weight is one device",
-    "signed": "a weight is one signed conductance, which no real device provides",
+    "signed": "a weight is one signed conductance, as in models of whole weights",
 }
 
 

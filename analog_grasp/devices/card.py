@@ -16,6 +16,7 @@ from analog_grasp.devices.schema import (
     DieToDie,
     Drift,
     PowerLawDrift,
+    ProgrammedState,
     Read,
     RelativeRead,
     Source,
@@ -81,7 +82,7 @@ class DeviceCard(Section):
         not_modelled: Effects of the device that the card does not have.
         conductance: The range, and the mapping of weights to conductances.
         drift: Change with time, or None.
-        programming: Standard deviation of the programmed conductance, µS, or None.
+        programming: Standard deviation and mean error of the programmed conductance, µS, or None.
         read: Accumulated read noise, or None.
         short_term: Noise drawn at every read: the standard deviation, µS, of one device's
             conductance from read to read, as a function of its present conductance; or None.
@@ -108,7 +109,7 @@ class DeviceCard(Section):
     conductance: ConductanceRange
     # Before `programming`, so that an error in a table's first row is reported with its own key.
     drift: Drift | None = None
-    programming: StdCurve | None = None
+    programming: ProgrammedState | None = None
     read: Read | None = None
     short_term: StdCurve | None = None
     die_to_die: DieToDie | None = None

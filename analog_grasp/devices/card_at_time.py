@@ -49,7 +49,10 @@ def state_curves(card: DeviceCard, time: float) -> StateCurves:
     """
     table = card.drift.table if isinstance(card.drift, TabulatedDrift) else ()
     if not table or time <= table[0].time:
-        return StateCurves(() if card.programming is None else ((1.0, card.programming),), ())
+        state = card.programming
+        if state is None:
+            return StateCurves((), ())
+        return StateCurves(((1.0, state),), () if state.shift is None else ((1.0, state.shift),))
     after = next((i for i, row in enumerate(table) if time <= row.time), len(table) - 1)
     rows = [(1.0, table[after])]
     held = time >= table[after].time and card.drift.beyond == "hold"  # type: ignore[union-attr]

@@ -208,7 +208,7 @@ class CardNoiseModel(BaseNoiseModel):
 
     @torch.no_grad()
     def apply_programming_noise_to_conductance(self, g_target: Tensor, device: int = 0) -> Tensor:
-        """Return programmed conductances: N(g_target, sigma(g_target)^2), clipped at 0.
+        """Return programmed conductances, clipped at 0; see `ProgrammedState`.
 
         Args:
             g_target: Target conductances, µS, of any shape.
@@ -217,8 +217,11 @@ class CardNoiseModel(BaseNoiseModel):
         if self.card.programming is None:
             return self._stuck(g_target.clone(), device)
         g = self._normal(g_target, "programming", device)
-        std = self.card.programming.at(g_target, self.card.conductance.g_max)
-        return self._stuck(self._clipped(g.mul_(std).add_(g_target)), device)
+        shift, g_max, mean = self.card.programming.shift, self.card.conductance.g_max, g_target
+        if shift is not None:
+            mean = g_target + shift.at(g_target, g_max)
+        std = self.card.programming.at(mean, g_max)
+        return self._stuck(self._clipped(g.mul_(std).add_(mean)), device)
 
     @torch.no_grad()
     def generate_drift_coefficients(self, g_target: Tensor, device: int = 0) -> Tensor | None:

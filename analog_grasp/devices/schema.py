@@ -41,7 +41,8 @@ class ConductanceRange(Section):
 
         pair     g+ = g_min + s max(w, 0), g- = g_min + s max(-w, 0); w is their difference
         single   g = g_min + (w - min w) (g_max - g_min) / (max w - min w), one device per weight
-        signed   g = w g_max / max|w|, which no real device can do: for generic cards only
+        signed   g = w g_max / max|w|, which no device can do: for generic cards, and for published
+                 models of the noise of whole weights
 
     The first two are aihwkit's `SinglePairConductanceConverter` and
     `SingleDeviceConductanceConverter`.
@@ -96,7 +97,19 @@ class PowerLawDrift(Section):
         return self.model_copy(update=curves)
 
 
-class DriftRow(StdCurve):
+class ProgrammedState(StdCurve):
+    """Standard deviation, µS, and mean error of the conductance as programmed.
+
+    g = g' + sigma(g') z, z ~ N(0, 1), with g' = g_target + shift(g_target).
+
+    Attributes:
+        shift: Mean error as a function of the target; absent: none.
+    """
+
+    shift: ShiftCurve | None = None
+
+
+class DriftRow(ProgrammedState):
     """Standard deviation, µS, and change of the mean at one time.
 
     Attributes:
@@ -105,7 +118,6 @@ class DriftRow(StdCurve):
     """
 
     time: Seconds
-    shift: ShiftCurve | None = None
 
 
 class TabulatedDrift(Section):

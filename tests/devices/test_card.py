@@ -21,6 +21,7 @@ from analog_grasp.utils.errors import CardError
 SHIPPED = [
     "gaussian",
     "ideal",
+    "pcm-afm-2025",
     "pcm-hermes-1",
     "pcm-hermes-2",
     "pcm-joshi2020",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.curve import ShiftCurve
 from analog_grasp.devices.moments import conductance_moments
 from analog_grasp.devices.noise_model import CardNoiseModel
 
@@ -75,7 +76,17 @@ def sonos_std(current: float, a: float, b: float) -> float:
     return a * (1 - math.exp(-current / b))
 
 
+def afm(w: float) -> float:
+    """Standard deviation of a weight on the scale of 180, of Analog Foundation Models."""
+    if abs(w) < 0.6:
+        return 0.0
+    if abs(w) < 52.5:
+        return np.polyval([2.939751e-5, -3.715812e-3, 0.2241969, 2.579741], abs(w))
+    return np.polyval([1.232976e-5, -3.054993e-3, 0.2453487, 2.110296], abs(w))
+
+
 PROGRAMMING = {
+    "pcm-afm-2025": afm,
     "pcm-nandakumar2019": lambda g: 0.26348 + 1.9650 * g / 25 - 1.1731 * (g / 25) ** 2,
     "pcm-hermes-1": lambda g: np.polyval(
         [0.68841818, -2.16310839, 2.32443916, 0.15781817], g / 10.35
@@ -106,6 +117,39 @@ def test_programming(name, u):
     reached = m.apply_programming_noise_to_conductance(devices(g))
     assert float(reached.mean()) == pytest.approx(g, rel=0.01)
     assert float(reached.std()) == pytest.approx(PROGRAMMING[name](g), rel=0.01)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("w", [0.0, 0.3, 0.59, 0.61, 10.0, 40.0, 52.4, 52.6, 100.0, 180.0])
+def test_weights_of_analog_foundation_models(w, sign):
+    m = model("pcm-afm-2025")
+    kept = 0.0 if w < 0.6 else sign * w
+    # The last column sets the scale of each of the two tiles.
+    targets = torch.full((400, 1001), sign * w / 180)
+    targets[:, -1] = 1.0
+    for weights in (targets, targets.double()):
+        read = 180 * m.read_weights(weights, 0.0)[:, :-1]
+        assert float(read.mean()) == pytest.approx(kept, rel=0.01, abs=4 * afm(w) / math.sqrt(N))
+        assert float(read.std()) == pytest.approx(afm(w), rel=0.01)
+    assert (read == 0).all() == (w < 0.6)
+    mean, std = conductance_moments(m.card, [sign * w / 180], 0.0)
+    assert mean[0] == pytest.approx(kept, rel=1e-6, abs=1e-9)
+    assert std[0] == pytest.approx(afm(w), rel=1e-3, abs=1e-9)
+
+
+def test_a_mean_error_of_programming_applies_to_each_device_before_drift():
+    card = DeviceCard.load("pcm-hermes-2").without("read")
+    shift = ShiftCurve(variable="u", unit="uS", form="polynomial", coefficients=[0.0, 2.0])
+    state = card.programming.model_copy(update={"shift": shift})
+    m = CardNoiseModel(card.model_copy(update={"programming": state}), seed=5)
+    reached = m.apply_programming_noise_to_conductance(devices(10.35))
+    assert float(reached.mean()) == pytest.approx(11.35, rel=1e-3)
+    assert float(reached.std()) == pytest.approx(PROGRAMMING["pcm-hermes-2"](11.35), rel=0.01)
+    w = torch.linspace(-1, 1, 4000).view(20, 200)
+    compiled, in_steps = m.read_weights(w, DAY), m.read_weights(w.double(), DAY).float()
+    torch.testing.assert_close(compiled, in_steps, rtol=1e-4, atol=1e-5)
+    without = CardNoiseModel(card, seed=5).read_weights(w, DAY)
+    assert float(compiled[-1].mean()) > 1.05 * float(without[-1].mean())
 
 
 # Mean and standard deviation of nu, of u.
