@@ -49,7 +49,7 @@ def run(installed, tmp_path):
 def test_wheel_contains_code_and_data_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    cards = {f"analog_grasp/device_models/{p.name}" for p in ROOT.glob("device_models/*.toml")}
+    cards = {f"analog_grasp/{p.relative_to(ROOT)}" for p in ROOT.glob("device_models/**/*.toml")}
     code = {str(p.relative_to(ROOT)) for p in ROOT.glob("analog_grasp/**/*.py")}
     data = {
         "analog_grasp/report/page.html.j2",

@@ -15,4 +15,7 @@ def test_python_example_runs_as_written():
     exec(compile(example, str(README), "exec"), names)
     assert names["deployment"].time_s == 30 * 86400
     assert names["score"] > 0.5
+    recalibrated = names["recalibrated"]
+    assert recalibrated.loss_after <= recalibrated.loss_before
+    assert recalibrated.parameters in (0, 37 * 2 * 16 + 770)
     assert names["task"].evaluate(names["model"]) >= names["score"] - 0.1
