@@ -273,12 +273,11 @@ class Deployment:
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Deployment":
-        """Return the deployment that a folder from `save` holds: the same chip at the same time.
+        """Return the deployment of a folder from `save`: the same chip at the same time.
 
         Args:
             path: The folder.
-            model: A digital model of the same structure, for a model that is not one of
-                transformers; its values are replaced in a copy.
+            model: A model of the same structure, for one that transformers does not provide.
 
         Raises:
             FileNotFoundError: The folder holds no deployment.
