@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from analog_grasp import Deployment, GraspConfig, StochGraspConfig, deploy
 
@@ -110,6 +111,29 @@ def test_a_saved_deployment_loads_with_the_same_bits(
     assert torch.equal(
         logits(loaded.model, batch), logits(original.program(7).drift_to("1h").model, batch)
     )
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_experts_and_tied_embeddings_load_with_the_same_bits(name, batch, tmp_path):
+    torch.manual_seed(0)
+    if name == "gpt2":
+        config = GPT2Config(
+            n_embd=16, n_layer=1, n_head=2, vocab_size=50, bos_token_id=1, eos_token_id=2
+        )
+        model = GPT2LMHeadModel(config).eval()
+    else:
+        config = MixtralConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, vocab_size=50, num_local_experts=3, num_experts_per_tok=2,
+        )  # fmt: skip
+        model = MixtralForCausalLM(config).eval()
+    original = aged(model)
+    expected = logits(original.model, batch)
+    original.save(tmp_path)
+    loaded = Deployment.load(tmp_path).model
+    assert torch.equal(logits(loaded, batch), expected)
+    tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert tied == (name == "gpt2")
 
 
 def test_the_deployment_of_ones_own_model_loads_into_its_structure(tmp_path):
