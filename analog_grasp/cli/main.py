@@ -51,7 +51,8 @@ COMMANDS = {
 
 def _is_valid(parameter: Any, value: Any) -> bool:
     """Return whether a value needs no validator, for which typer would load much of pydantic."""
-    if parameter.required:
+    # A callback, as that of --help, acts on the value.
+    if parameter.required or (parameter.callback is not None and value is not None):
         return False
     kinds = [kind for kind in (str, Path, bool) if parameter.type_descriptor.annotation is kind]
     return value is None or any(isinstance(value, kind) for kind in kinds)

@@ -21,7 +21,7 @@ BAD = ("dull", "awful", "dreary", "poor")
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -41,7 +41,7 @@ def ag(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
 
 
 @pytest.fixture
-def refused(ag) -> Callable[..., str]:
+def error_of(ag) -> Callable[..., str]:
     """Runs a command that asks for the impossible, and returns the one sentence it gets."""
 
     def run(*arguments: object) -> str:
@@ -74,7 +74,7 @@ def model_folder(tmp_path_factory) -> Path:
         num_attention_heads=2,
         intermediate_size=24,
         max_position_embeddings=32,
-        # Wide enough for a model of random weights to tell words apart.
+        # Wide enough for a model of random weights to distinguish words.
         initializer_range=0.5,
     )
     torch.manual_seed(0)

@@ -70,11 +70,11 @@ def test_a_command_is_listed_by_the_first_line_of_its_docstring(name):
     assert inspect.getdoc(command).splitlines()[0] == line
 
 
-def test_a_slip_in_a_command_is_met_with_the_right_one(refused):
-    assert "'devices'" in refused("device")
+def test_a_misspelt_command_is_answered_with_the_right_one(error_of):
+    assert "'devices'" in error_of("device")
 
 
-def test_a_command_that_cannot_be_loaded_sends_for_the_doctor(ag, monkeypatch):
+def test_a_command_that_cannot_be_loaded_suggests_the_doctor(ag, monkeypatch):
     monkeypatch.setitem(sys.modules, "analog_grasp.cli.catalogue", None)
     ended = ag("devices")
     assert (ended.status, ended.out) == (1, "")

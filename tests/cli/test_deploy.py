@@ -137,13 +137,13 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
         (("--stuck-off", "0.7", "--stuck-on", "0.7"), "stuck"),
     ],
 )
-def test_what_cannot_be_is_refused(refused, adapter, tiny, given, sentence, tmp_path):
-    assert sentence in refused("deploy", adapter, *tiny, "--out", tmp_path / "new", *given)
+def test_what_cannot_be_deployed_is_an_error(error_of, adapter, tiny, given, sentence, tmp_path):
+    assert sentence in error_of("deploy", adapter, *tiny, "--out", tmp_path / "new", *given)
 
 
-def test_adapter_of_another_model(refused, adapter, tiny):
+def test_adapter_of_another_model(error_of, adapter, tiny):
     model = ["--model", "sentence-transformers/all-MiniLM-L6-v2"]
-    assert "another model" in refused("deploy", adapter, *tiny[2:], *model)
+    assert "another model" in error_of("deploy", adapter, *tiny[2:], *model)
 
 
 def test_a_card_with_a_comma_in_its_path(ag, adapter, tiny, tmp_path):
@@ -181,5 +181,5 @@ def test_nothing_is_written_unless_asked(ag, learned, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_an_adapter_is_refused(refused, tmp_path):
-    assert "holds no adapter" in refused("inspect", tmp_path)
+def test_a_folder_without_an_adapter_is_an_error(error_of, tmp_path):
+    assert "holds no adapter" in error_of("inspect", tmp_path)

@@ -97,18 +97,18 @@ def test_aihwkit_that_does_not_fit_torch(tmp_path):
         "doctor.CHECKS = {name: doctor.CHECKS[name] for name in ('aihwkit', 'threads')}; "
         "exit(main(['doctor']))"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", run],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 1
-    lines = {line.split()[1]: line for line in told.stdout.splitlines() if line.startswith("│")}
+    assert done.returncode == 1
+    lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("│")}
     for text in ("failed", "undefined symbol: _ZN3c10", "pip install"):
         assert text in lines["aihwkit"]
     assert " failed " not in lines["threads"]
-    assert "Traceback" not in told.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_missing_and_wrong_packages_are_named(monkeypatch):
@@ -226,10 +226,10 @@ def test_more_threads_than_cores_is_a_note(monkeypatch):
     ("name", "setting"), [("kernel cache", "NUMBA_CACHE_DIR"), ("Hub cache", "HF_HOME")]
 )
 def test_a_read_only_file_system(monkeypatch, name, setting):
-    def refuse(*_, **__):
+    def fail(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
     found = CHECKS[name]()
     assert found.state == "failed"
     assert setting in found.fix

@@ -24,7 +24,7 @@ def cells(store: Path) -> int:
 
 
 def read(terminal: int) -> bytes:
-    """What was written to a terminal; nothing once its other end is closed."""
+    """Return what was written to a terminal; nothing once its other end is closed."""
     try:
         return os.read(terminal, 4096)
     except OSError:

@@ -43,57 +43,59 @@ from analog_grasp.study import api as studies
         (["surplus"], "surplus"),
     ],
 )
-def test_compare_refuses(refused, tiny, tmp_path, options, named):
+def test_wrong_requests_of_compare(error_of, tiny, tmp_path, options, named):
     out = tmp_path / "run"
-    assert named in refused("compare", *tiny, "--out", out, *options)
+    assert named in error_of("compare", *tiny, "--out", out, *options)
     assert not out.exists()
 
 
-def test_data_that_is_not_there(refused, model_folder, tmp_path):
+def test_data_that_is_not_there(error_of, model_folder, tmp_path):
     asked = ["--model", model_folder, "--task", "glue/sst2", "--data-dir", tmp_path]
-    assert "train.tsv" in refused("compare", *asked, "--out", tmp_path / "run")
+    assert "train.tsv" in error_of("compare", *asked, "--out", tmp_path / "run")
 
 
-def test_folder_of_another_run(refused, small_run, finished):
-    sentence = refused(*small_run, "--seed", "3", "--out", finished)
+def test_folder_of_another_run(error_of, small_run, finished):
+    sentence = error_of(*small_run, "--seed", "3", "--out", finished)
     assert str(finished) in sentence
     assert "seed is 0 and not 3" in sentence
 
 
-def test_folder_of_other_files(refused, small_run, tmp_path):
+def test_folder_of_other_files(error_of, small_run, tmp_path):
     (tmp_path / "thesis.tex").touch()
-    assert str(tmp_path) in refused(*small_run, "--out", tmp_path)
+    assert str(tmp_path) in error_of(*small_run, "--out", tmp_path)
 
 
-def test_folder_that_cannot_be_made(refused, small_run, tmp_path):
+def test_folder_that_cannot_be_made(error_of, small_run, tmp_path):
     (tmp_path / "file").touch()
-    assert str(tmp_path / "file" / "run") in refused(*small_run, "--out", tmp_path / "file" / "run")
+    assert str(tmp_path / "file" / "run") in error_of(
+        *small_run, "--out", tmp_path / "file" / "run"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [("repeats = ", "not valid TOML"), ("repeat = 3", "'repeat'"), ("repeats = 0", "repeats")],
 )
-def test_config_file_that_is_wrong(refused, small_run, tmp_path, text, named):
+def test_config_file_that_is_wrong(error_of, small_run, tmp_path, text, named):
     config = tmp_path / "run.toml"
     config.write_text(text)
     given = small_run[: small_run.index("--repeats")]
-    assert named in refused(*given, "--config", config, "--out", tmp_path / "run")
+    assert named in error_of(*given, "--config", config, "--out", tmp_path / "run")
 
 
-def test_config_file_that_is_not_there(refused, tmp_path):
-    assert "my.toml" in refused("compare", "--config", tmp_path / "my.toml")
+def test_config_file_that_is_not_there(error_of, tmp_path):
+    assert "my.toml" in error_of("compare", "--config", tmp_path / "my.toml")
 
 
 @pytest.mark.parametrize("command", ["deploy", "drift"])
-def test_folder_without_adapter(refused, tmp_path, command):
-    sentence = refused(command, tmp_path)
+def test_folder_without_adapter(error_of, tmp_path, command):
+    sentence = error_of(command, tmp_path)
     assert str(tmp_path) in sentence
     assert "adapter_config.json" in sentence
 
 
-def test_deploy_needs_a_folder(refused):
-    assert "ADAPTER_FOLDER" in refused("deploy")
+def test_deploy_needs_a_folder(error_of):
+    assert "ADAPTER_FOLDER" in error_of("deploy")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +107,8 @@ def test_deploy_needs_a_folder(refused):
         (["--model", "no/such/folder"], "no/such/folder"),
     ],
 )
-def test_deploy_refuses(refused, finished, tiny, options, named):
-    assert named in refused("deploy", finished / "adapters" / "grasp", *tiny, *options)
+def test_wrong_requests_of_deploy(error_of, finished, tiny, options, named):
+    assert named in error_of("deploy", finished / "adapters" / "grasp", *tiny, *options)
 
 
 @pytest.mark.parametrize(
@@ -117,45 +119,45 @@ def test_deploy_refuses(refused, finished, tiny, options, named):
         ("adapter_model.safetensors", ""),
     ],
 )
-def test_damaged_adapter(refused, finished, tiny, tmp_path, file, content):
+def test_damaged_adapter(error_of, finished, tiny, tmp_path, file, content):
     folder = tmp_path / "adapter"
     folder.mkdir()
     for source in (finished / "adapters" / "grasp").iterdir():
         (folder / source.name).write_bytes(source.read_bytes())
     (folder / file).write_text(content)
-    assert str(folder / file) in refused("deploy", folder, *tiny)
+    assert str(folder / file) in error_of("deploy", folder, *tiny)
 
 
-def test_train_needs_the_adapter_named(refused):
-    assert "--adapter" in refused("train")
+def test_train_needs_the_adapter_named(error_of):
+    assert "--adapter" in error_of("train")
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [(["--adapter", "grisp"], "'grasp'"), (["--adapter", "grasp", "--groups", "17"], "17")],
 )
-def test_train_refuses(refused, tiny, tmp_path, options, named):
+def test_wrong_requests_of_train(error_of, tiny, tmp_path, options, named):
     out = tmp_path / "adapter"
-    assert named in refused("train", *tiny, "--out", out, *options)
+    assert named in error_of("train", *tiny, "--out", out, *options)
     assert not out.exists()
 
 
-def test_train_writes_over_nothing(refused, tiny, finished):
-    assert str(finished) in refused("train", "--adapter", "grasp", *tiny, "--out", finished)
+def test_train_writes_over_nothing(error_of, tiny, finished):
+    assert str(finished) in error_of("train", "--adapter", "grasp", *tiny, "--out", finished)
 
 
-def test_report_of_no_run(refused, tmp_path):
-    sentence = refused("report", tmp_path)
+def test_report_of_no_run(error_of, tmp_path):
+    sentence = error_of("report", tmp_path)
     assert str(tmp_path) in sentence
     assert "run.toml" in sentence
 
 
-def test_unknown_device_shown(refused):
-    assert "rram-wan2022" in refused("devices", "rram-wan")
+def test_unknown_device_shown(error_of):
+    assert "rram-wan2022" in error_of("devices", "rram-wan")
 
 
-def test_unknown_command(refused):
-    assert "compare" in refused("comparee")
+def test_unknown_command(error_of):
+    assert "compare" in error_of("comparee")
 
 
 def test_debug_shows_where(ag):

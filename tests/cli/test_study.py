@@ -63,7 +63,7 @@ def test_compare_shows_tables_and_findings(ag, small_run, finished):
 
 
 @pytest.mark.parametrize("scored", [1, 6])
-def test_interrupted_run_goes_on_to_the_same_results(
+def test_an_interrupted_run_resumes_to_the_same_results(
     ag, small_run, finished, tmp_path, stop_after, monkeypatch, scored
 ):
     out = tmp_path / "run"
@@ -90,10 +90,10 @@ def test_report_of_an_interrupted_run(ag, small_run, tmp_path, stop_after):
     assert len(rows(tmp_path / "run")) == 3
 
 
-def test_report_before_anything_is_measured(refused, ag, small_run, tmp_path, stop_after):
+def test_report_before_anything_is_measured(error_of, ag, small_run, tmp_path, stop_after):
     stop_after(0, KeyboardInterrupt())
     ag(*small_run, "--adapters", "grasp", "--out", tmp_path / "run")
-    assert "has no measurements yet" in refused("report", tmp_path / "run")
+    assert "has no measurements yet" in error_of("report", tmp_path / "run")
 
 
 def test_report_again_from_the_store(ag, finished, tmp_path):
@@ -139,7 +139,7 @@ def test_full_disk_while_an_adapter_is_saved(ag, small_run, finished, tmp_path):
     assert "disk is full" in ended.err.splitlines()[-1]
 
 
-def test_failure_while_measuring_is_told_in_its_own_words(ag, small_run, tmp_path, stop_after):
+def test_failure_while_measuring_is_reported_in_its_own_words(ag, small_run, tmp_path, stop_after):
     stop_after(2, ValueError("a logit is NaN."))
     ended = ag(*small_run, "--adapters", "grasp", "--out", tmp_path / "run")
     assert ended.status == 1
@@ -181,7 +181,7 @@ def test_drift_measures_saved_adapters_as_compare_does(ag, finished, tiny, tmp_p
     assert rows(tmp_path / "run") == rows(finished)
 
 
-def test_notes_of_our_own_are_told_once(ag, finished, tiny, tmp_path, monkeypatch):
+def test_notes_of_our_own_are_reported_once(ag, finished, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "_warned", set())
     given = ["--devices", "rram-wan2022", "--times", "30d,1y", "--repeats", "2"]
     ended = ag("drift", finished / "adapters/grasp", *tiny, *given, "--out", tmp_path / "run")
@@ -206,9 +206,7 @@ def test_other_metrics_do_not_count_as_cells(ag, model_folder, tmp_path, stop_af
     assert f"Interrupted: {scored - 1} of 3 cells" in ended.err
 
 
-def test_a_request_to_terminate_ends_a_run_as_ctrl_c_does(
-    ag, small_run, finished, tmp_path, monkeypatch
-):
+def test_sigterm_ends_a_run_as_ctrl_c_does(ag, small_run, finished, tmp_path, monkeypatch):
     out = tmp_path / "run"
     add, added = Store.add, []
 
@@ -280,7 +278,7 @@ def test_adapters_stand_in_the_order_they_were_asked_for(ag, finished, tiny, tmp
         ({"engine": "ray"}, 2, 1),
     ],
 )
-def test_many_cells_have_a_worker_for_each_core(tmp_path, monkeypatch, given, threads, workers):
+def test_large_grids_use_one_worker_per_core(tmp_path, monkeypatch, given, threads, workers):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cells = {"adapters": ("head",), "times": ("0s",), "repeats": 16, "devices": ("ideal",)}

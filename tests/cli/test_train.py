@@ -43,7 +43,7 @@ def test_training_that_fails_leaves_no_half_of_a_folder(ag, tiny, tmp_path, monk
     assert ended.status == 1
     assert "disk is full" in ended.err
     assert list(out.rglob("*")) == []
-    # What was learned is not lost: the same command goes on from the last checkpoint.
+    # What was learned is not lost: the same command resumes from the last checkpoint.
     assert {path.name for path in tmp_path.iterdir()} == {"mine", ".mine.training"}
     monkeypatch.undo()
     ended = ag("train", "--adapter", "head", *tiny, "--epochs", "1", "--out", out)
@@ -51,7 +51,7 @@ def test_training_that_fails_leaves_no_half_of_a_folder(ag, tiny, tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"mine"}
 
 
-def test_interrupted_training_says_so(ag, tiny, tmp_path, monkeypatch):
+def test_interrupted_training_is_reported(ag, tiny, tmp_path, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
@@ -61,8 +61,8 @@ def test_interrupted_training_says_so(ag, tiny, tmp_path, monkeypatch):
     assert ended.err == "Interrupted: the command did not finish.\n"
 
 
-def test_the_same_command_goes_on_with_a_training_that_was_interrupted(
-    ag, refused, tiny, tmp_path, monkeypatch
+def test_the_same_command_resumes_an_interrupted_training(
+    ag, error_of, tiny, tmp_path, monkeypatch
 ):
     asked = ["--adapter", "stochgrasp", *tiny, "--batch-size", "8", "--epochs", "3"]
     asked += ["--groups", "4", "--injection", "pcm-hermes-2@1d", "--converters", "pcm-hermes-2"]
@@ -78,7 +78,7 @@ def test_the_same_command_goes_on_with_a_training_that_was_interrupted(
     given = [*asked, "--out", tmp_path / "mine"]
     assert ag("train", *given, "--save-steps", "3").status == 1
     monkeypatch.undo()
-    assert "begun with groups 4 and not 8" in refused("train", *given, "--groups", "8")
+    assert "begun with groups 4 and not 8" in error_of("train", *given, "--groups", "8")
     seen = []
     stepped = AdapterTrainer.training_step
     monkeypatch.setattr(
@@ -110,15 +110,15 @@ def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
     ],
 )
 def test_devices_of_training_are_checked_before_it(
-    refused, tiny, tmp_path, option, value, sentence
+    error_of, tiny, tmp_path, option, value, sentence
 ):
     asked = ["--adapter", "grasp", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
-    assert sentence in refused("train", *asked)
+    assert sentence in error_of("train", *asked)
     assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks of another kind")
-def test_a_folder_into_which_another_process_trains(refused, tiny, tmp_path):
+def test_a_folder_into_which_another_process_trains(error_of, tiny, tmp_path):
     import fcntl
 
     checkpoints = tmp_path / ".mine.training"
@@ -126,13 +126,13 @@ def test_a_folder_into_which_another_process_trains(refused, tiny, tmp_path):
     asked = ["train", "--adapter", "head", *tiny, "--epochs", "1", "--out", tmp_path / "mine"]
     with (checkpoints / "lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert "Another process is training into" in refused(*asked)
+        assert "Another process is training into" in error_of(*asked)
         assert not any((tmp_path / "mine").iterdir())
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("target-modules", "query"), ("groups", "4"), ("noise-weight", "2")]
 )
-def test_settings_that_an_adapter_does_not_have_are_errors(refused, tiny, tmp_path, option, value):
+def test_settings_that_an_adapter_does_not_have_are_errors(error_of, tiny, tmp_path, option, value):
     asked = ["--adapter", "lora", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
-    assert "which has no effect on lora: it applies to" in refused("train", *asked)
+    assert "which has no effect on lora: it applies to" in error_of("train", *asked)

@@ -1,4 +1,4 @@
-"""The command tune on a tiny model: what it writes, and how it ends where it cannot go on."""
+"""The command tune on a tiny model: its files, and how it ends if interrupted or wrong."""
 
 import csv
 import tomllib
@@ -61,7 +61,7 @@ def test_the_best_setting_serves_train_and_compare(ag, studied, tmp_path):
     assert ag(*compared).status == 0
 
 
-def test_more_trials_go_on_with_the_same_study(ag, small_study, studied):
+def test_more_trials_resume_the_same_study(ag, small_study, studied):
     before = rows(studied)
     ended = ag(*small_study, "--trials", "4", "--multi", "--out", studied)
     assert ended.status == 2
@@ -119,13 +119,13 @@ def test_an_interrupted_tuning_says_what_is_kept(ag, small_study, tmp_path, monk
         (["--storage", "postgresql://me:secret@localhost:1/x"], "postgresql://me:***@localhost"),
     ],
 )
-def test_tune_refuses(refused, small_study, tmp_path, options, named):
-    sentence = refused(*small_study, "--out", tmp_path / "run", *options)
+def test_wrong_requests_of_tune(error_of, small_study, tmp_path, options, named):
+    sentence = error_of(*small_study, "--out", tmp_path / "run", *options)
     assert named in sentence
     assert "secret" not in sentence
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_of_a_comparison(refused, small_study, tmp_path):
+def test_folder_of_a_comparison(error_of, small_study, tmp_path):
     (tmp_path / "run.toml").touch()
-    assert "do not belong to a tuning" in refused(*small_study, "--out", tmp_path)
+    assert "do not belong to a tuning" in error_of(*small_study, "--out", tmp_path)
