@@ -116,7 +116,7 @@ def convert_smollm2(folder: Path, packages: Path | None) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             scratch, gguf_file=SMOLLM2_FILE, dtype=torch.float32
         )
-    # A model that was read from a quantised file refuses to be saved, though it is in float32 now.
+    # A model read from a quantised file cannot be saved, although it is float32 now.
     values = model.config.to_dict()
     for name in ("quantization_config", "_model_name_or_path"):
         values.pop(name, None)

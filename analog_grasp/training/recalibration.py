@@ -75,7 +75,7 @@ class Recalibration:
 
     @property
     def improved(self) -> bool:
-        """Whether the re-fitted adapter was better on the held-out examples, and so was kept."""
+        """Return whether the re-fitted adapter was kept: better on the held-out examples."""
         return self.loss_after < self.loss_before
 
     def report(self) -> dict[str, object]:

@@ -211,7 +211,7 @@ def train(
         task: The task to learn.
         injection: Standard deviation of Gaussian noise on the weights that are deployed on tiles,
             in units of each column's largest weight, or a device at a drift time, such as
-            ``"pcm-hermes-2@1d"``. Drawn anew for every batch; frozen weights stay bit-equal.
+            ``"pcm-hermes-2@1d"``. Drawn for every batch; frozen weights stay bit-equal.
         converters: A device whose DACs, ADCs and output noise the layers go through in training,
             with straight-through gradients; see `ConverterLoop`.
         evaluate_on: A device at a drift time, such as ``"pcm-hermes-2@1d"``. After every epoch

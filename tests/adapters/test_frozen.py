@@ -114,6 +114,6 @@ def test_an_adapter_that_is_not_finite_is_not_folded(bert):
         fold(adapted)
 
 
-def test_a_model_without_linear_layers_is_not_told_to_use_all_linear():
+def test_error_of_a_model_without_linear_layers_does_not_suggest_all_linear():
     with pytest.raises(ValueError, match=r"^The Sequential has no frozen linear layer: use a "):
         list(frozen_layers(nn.Sequential(nn.LayerNorm(4)), "all-linear"))

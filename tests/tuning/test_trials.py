@@ -133,7 +133,7 @@ def test_with_two_goals_nothing_is_pruned_early(formula_by_cell, settings, tmp_p
     assert [t.number for t in tuning.trials() if t.pruned] == [1]
 
 
-def test_a_study_of_failures_says_so(monkeypatch, settings, tmp_path):
+def test_a_study_of_failures_raises(monkeypatch, settings, tmp_path):
     def measure(*_):
         raise ValueError("A logit is NaN.")
 

@@ -1,4 +1,4 @@
-"""Cards, configs, adapter folders and command lines of nonsense: only documented errors come out.
+"""Damaged and random cards, configs, adapter folders and command lines: documented errors only.
 
 Each property is tried on a few examples that stay the same, and in the slow tests on many new ones.
 """
@@ -118,7 +118,7 @@ CARDS = [tomllib.loads(path.read_text()) for path in sorted(cards_folder().glob(
 
 
 def check_card(path: Path) -> None:
-    """A card is refused in one sentence, or gives numbers."""
+    """Check that a card raises one sentence, or has finite noise."""
     try:
         card = DeviceCard.load(path)
     except CardError as error:
@@ -207,7 +207,7 @@ def adapter_weights(data, folder, saved, bert_folder, reviews) -> None:
     shutil.copytree(data.draw(st.sampled_from(saved)), path, dirs_exist_ok=True)
     weights = path / "adapter_model.safetensors"
     content = weights.read_bytes()
-    # Mostly the header, which tells where each tensor lies and of which kind it is.
+    # Mostly the header, with the position and the type of each tensor.
     size = 8 + int.from_bytes(content[:8], "little")
     part = size if data.draw(st.integers(0, 3)) else len(content)
     weights.write_bytes(torn(data, content[:part]) + content[part:])
@@ -251,7 +251,7 @@ def command_lines(data, folder, saved, bert_folder) -> None:
 
 
 def ended(asked: list[str], statuses: set[int]) -> None:
-    """A command ends with one of these statuses, and with one sentence where it was refused."""
+    """Check that a command ends with one of these statuses, and an error is one sentence."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(asked)
