@@ -46,6 +46,8 @@ from analog_grasp.study.statistics import Variant
 
 _PANEL_INCHES = (2.9, 2.2)
 _NOISE_PANEL_INCHES = (3.4, 2.6)
+# Metrics drawn on a logarithmic axis where the largest value is this many times the smallest.
+_LOGARITHMIC, _WIDE = ("perplexity",), 10.0
 
 
 class NoiseScores(NamedTuple):
@@ -178,7 +180,7 @@ def draw_drift(
     draw_time_axis(panel, table.times)
     panel.set_xlabel("time since programming")
     panel.set_ylabel(metric_title(table.metric))
-    panel.set_ylim(limits)
+    _set_score_axis(panel, table.metric, limits)
 
 
 def _draw_lines(
@@ -253,9 +255,19 @@ def score_limits(
     cells = [cell for table in tables for row in table.scores for cell in row.summaries if cell]
     values = [v for cell in cells for v in (cell.mean, cell.low, cell.high) if v is not None]
     values += digital_scores(tables[0], adapters).values()
+    positive = [value for value in values if value > 0]
+    if tables[0].metric in _LOGARITHMIC and max(values) > _WIDE * min(positive):
+        return min(positive) / 1.1, max(values) * 1.1
     margin = 0.06 * (max(values) - min(values)) or 0.01
     scale = unit(tables[0].metric)
     return scale * (min(values) - margin), scale * (max(values) + margin)
+
+
+def _set_score_axis(panel: Axes, metric: str, limits: tuple[float, float]) -> None:
+    """Set the limits of the vertical axis, which is logarithmic for wide ranges of perplexity."""
+    if metric in _LOGARITHMIC and limits[1] > _WIDE * limits[0] > 0:
+        panel.set_yscale("log")
+    panel.set_ylim(limits)
 
 
 def draw_noise(
@@ -275,7 +287,7 @@ def draw_noise(
     panel.set_xticks(positions, [f"{position:g}" for position in positions])
     panel.set_xlabel("noise std (% of the largest value)")
     panel.set_ylabel(metric_title(noise.metric))
-    panel.set_ylim(noise.limits)
+    _set_score_axis(panel, noise.metric, noise.limits)
 
 
 def noise_scores(

@@ -31,6 +31,8 @@ MISSING = "–"
 MARKS = {"better": " ▲", "worse": " ▼"}
 # Follows the mark where the difference is significant after Holm's correction too.
 CORRECTED_MARK = "*"
+# Scores from here on are shown with an exponent.
+_LONG = 1e5
 LEGEND = (
     "Mean ± 95 % interval over chip instances. Differences are paired by chip instance: ▲ better"
     " and ▼ worse where the interval excludes zero, no mark where the difference is not"
@@ -132,7 +134,8 @@ def comparison_tables(
         adapters: Give the order of the rows and the baseline.
 
     Returns:
-        Tables in order of first appearance; empty without a measurement.
+        Tables in order of first appearance, those of the primary metric first where `adapters`
+        are given; empty without a measurement.
 
     Example:
         >>> cells = [
@@ -155,6 +158,8 @@ def comparison_tables(
         (d.task, d.metric, d.device, d.time_s, d.adapter): d
         for d in _corrected(measurements, measured)
     }
+    metrics = list(dict.fromkeys(metric for record in adapters for metric in record.digital))
+    wheres = dict.fromkeys((cell.task, cell.metric, cell.device) for cell in measurements)
     return [
         DeviceTable(
             *where,
@@ -172,7 +177,7 @@ def comparison_tables(
                 for v in measured[1:]
             ),
         )
-        for where in dict.fromkeys((cell.task, cell.metric, cell.device) for cell in measurements)
+        for where in sorted(wheres, key=lambda where: (*metrics, where[1]).index(where[1]))
     ]
 
 
@@ -198,6 +203,8 @@ def score_text(value: float, metric: str) -> str:
     Example:
         >>> score_text(0.8125, "accuracy"), score_text(8.6094, "nist")
         ('81.2', '8.609')
+        >>> score_text(1.23456e9, "perplexity")
+        '1.235e+09'
     """
     return _number(value, metric, "")
 
@@ -232,7 +239,7 @@ def _number(value: float, metric: str, sign: str) -> str:
     places = 1 if is_fraction(metric) else 3
     # Adding zero turns the -0.0 of a rounded small negative number into 0.0.
     rounded = round(100 * value if is_fraction(metric) else value, places) + 0.0
-    return f"{rounded:{sign}.{places}f}"
+    return f"{rounded:{sign}.{places}{'e' if abs(rounded) >= _LONG else 'f'}}"
 
 
 def device_text(table: DeviceTable) -> TextTable:

@@ -106,6 +106,19 @@ def test_each_metric_and_task_has_its_own_panels(axes, measurements):
     assert [panel.get_ylabel() for panel in panels] == ["accuracy (%)", "", "nist", ""]
 
 
+@pytest.mark.parametrize(("factor", "scale"), [(1.05, "linear"), (1e3, "log")])
+def test_a_wide_range_of_perplexity_is_logarithmic(axes, measurements, factor, scale):
+    cells = [
+        replace(c, metric="perplexity", value=60 * c.value * (factor if c.time_s else 1))
+        for c in measurements
+    ]
+    panels = axes(accuracy_vs_drift, cells)
+    assert {panel.get_yscale() for panel in panels} == {scale}
+    low, high = panels[0].get_ylim()
+    assert 0 < low < 60 * min(c.value for c in measurements)
+    assert high > max(c.value for c in cells) * 0.9
+
+
 def test_missing_scores_are_skipped(axes, measurements):
     cells = [c for c in measurements if c.adapter == "grasp" or c.time_s == 20]
     panel, *_ = axes(accuracy_vs_drift, cells)

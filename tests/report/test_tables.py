@@ -99,6 +99,15 @@ def test_records_give_the_order_and_the_baseline(measurements, records):
     assert table.differences[0].baseline == "stochgrasp"
 
 
+def test_records_give_the_primary_metric_which_comes_first(measurements, records):
+    cells = [replace(c, metric="bits_per_byte") for c in measurements]
+    cells += [replace(c, metric="perplexity") for c in measurements]
+    scored = [replace(r, digital={"perplexity": 0.8, "bits_per_byte": 0.8}) for r in records]
+    metrics = [table.metric for table in comparison_tables(cells, scored)]
+    assert metrics == ["perplexity", "perplexity", "bits_per_byte", "bits_per_byte"]
+    assert [t.metric for t in comparison_tables(cells)] == metrics[::-1]
+
+
 def test_several_placements_are_part_of_the_label(measurements):
     folded = [replace(cell, placement="folded") for cell in measurements]
     labels = [row.label for row in comparison_tables(measurements + folded)[0].scores]
@@ -110,6 +119,8 @@ def test_numbers_are_rounded():
     assert score_text(0.8125, "matthews_correlation") == "81.2"
     assert score_text(8.60942, "nist") == "8.609"
     assert score_text(-0.0001, "accuracy") == "0.0"
+    assert score_text(123_456.7, "perplexity") == "1.235e+05"
+    assert score_text(12_345.6, "perplexity") == "12345.600"
     assert interval_text(None, "accuracy") == MISSING
 
 

@@ -10,7 +10,7 @@ from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from analog_grasp import deploy, train
+from analog_grasp import compare, deploy, train
 from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.study.checks import check_task
 from analog_grasp.study.sections import TaskSettings
@@ -297,3 +297,30 @@ def test_settings_of_the_command_line(tmp_path):
         TaskSettings(stride=8).load()
     with pytest.raises(ValueError, match="beams is 2, but the task 'lm' generates no text"):
         TaskSettings(task="lm", data_dir=str(path), beams=2).load()
+
+
+def test_a_comparison_from_training_to_page(folder, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    results = compare(
+        tmp_path / "run",
+        task="lm",
+        data_dir=str(path),
+        model=str(folder),
+        adapters=("grasp", "lora"),
+        devices=("pcm-hermes-2",),
+        times=("0s", "1y"),
+        repeats=2,
+        epochs=0.5,
+        groups=4,
+        max_length=32,
+        workers=1,
+    )
+    table = results.to_pandas()
+    assert set(table["metric"]) == {"perplexity", "bits_per_byte"}
+    assert len(table) == 2 * 2 * 2 * 2
+    assert (table[table["metric"] == "perplexity"]["value"] > 1).all()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "perplexity" in page
+    assert "perplexity (%)" not in page
+    assert page.index("perplexity") < page.index("bits_per_byte")
