@@ -13,7 +13,7 @@ from analog_grasp.cli.console import Debug, RequestError, loading, request
 from analog_grasp.cli.options import Config, Out, Quiet, Verbose, given, takes
 from analog_grasp.study import checks
 from analog_grasp.study.config import check_effects, resolve
-from analog_grasp.study.sections import split_names
+from analog_grasp.study.fields import split_names
 from analog_grasp.tuning.search_space import RANGES, TRIALS, search_space
 
 _OTHER = "the one that the adapter names"

@@ -13,12 +13,11 @@ from typing import Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from analog_grasp.study.fields import Note, Section
 from analog_grasp.study.sections import (
     HardwareSettings,
     ModelSettings,
-    Note,
     RunSettings,
-    Section,
     TaskSettings,
     TrainingSettings,
 )

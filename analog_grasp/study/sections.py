@@ -5,13 +5,26 @@ from these models by `analog_grasp.study.config`. torch and the device cards are
 are used, so that `--help` needs neither.
 """
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from analog_grasp.study.fields import (
+    CARD,
+    GRASP,
+    PROGRAMMED,
+    STOCHGRASP,
+    Bits,
+    Count,
+    Names,
+    Note,
+    NumberOrDevice,
+    Section,
+    Share,
+    number_or_text,
+    unique,
+)
 from analog_grasp.utils.time import format_time, parse_time
 from analog_grasp.utils.types import (
     DEFAULT_MODEL,
@@ -37,85 +50,6 @@ _CARD_VALUES = (
 _DATA = ("max_length", "text_column", "label_column")
 _GENERATION = ("beams", "length_penalty", "no_repeat_ngram")
 _WINDOWS = ("stride",)
-
-
-@dataclass(frozen=True)
-class Note:
-    """Further facts about a field, for help texts and checks.
-
-    Attributes:
-        default: The text shown for a default of None.
-        adapters: The adapters on which the setting has an effect; all where empty.
-        needs: Another setting, a test of its value, and the phrase for an accepted value:
-            without it the setting has no effect.
-        changeable: May change when a run is resumed, as no measured value depends on it.
-    """
-
-    default: str | None = None
-    adapters: tuple[str, ...] = ()
-    needs: tuple[str, Callable[[Any], bool], str] | None = None
-    changeable: bool = False
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """Split a text at its commas, but not within the path of a file that exists.
-
-    Example:
-        >>> split_names("grasp, lora")
-        ('grasp', 'lora')
-    """
-    parts, names = text.split(","), []
-    while parts:
-        ends = range(len(parts), 1, -1)
-        # Unlike that of Path, it is False for what can be no path.
-        exists = os.path.exists
-        end = next((end for end in ends if exists(",".join(parts[:end]).strip())), 1)
-        names.append(",".join(parts[:end]).strip())
-        parts = parts[end:]
-    return tuple(name for name in names if name)
-
-
-def _number_or_text(value: Any) -> Any:
-    """Return the number that a text states, or the value as it is."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
-
-
-def _names(value: Any) -> Any:
-    return split_names(value) if isinstance(value, str) else value
-
-
-def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"{twice[0]} is listed more than once")
-    return values
-
-
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_names),
-    AfterValidator(_unique),
-    Field(min_length=1, max_length=1000),
-]
-Count = Annotated[int, Field(ge=1, le=10_000)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Bits = Annotated[int, Field(ge=0, le=16)]
-NumberOrDevice = Annotated[float | str, BeforeValidator(_number_or_text)]
-
-_GRASP = Note(adapters=("grasp", "stochgrasp"))
-_STOCHGRASP = Note(adapters=("stochgrasp",))
-_CARD = Note("the card's")
-_PROGRAMMED = Note(needs=("placement", lambda p: p == "programmed", "the placement programmed"))
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, without unknown fields and infinite numbers."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
-    )
 
 
 class ModelSettings(Section):
@@ -245,42 +179,42 @@ class HardwareSettings(Section):
         description="Placement of the adapter: digital (exact, next to the chip), folded "
         "(programmed with the weights) or programmed (on analog devices of its own).",
     )
-    weights: Annotated[Literal["analog", "digital"], _PROGRAMMED] = Field(
+    weights: Annotated[Literal["analog", "digital"], PROGRAMMED] = Field(
         default="analog",
         description="The frozen weights: analog (on tiles) or digital (exact), to study the noise "
         "of a programmed adapter alone.",
     )
-    programming_error: Annotated[ProgrammingError, _PROGRAMMED] = Field(
+    programming_error: Annotated[ProgrammingError, PROGRAMMED] = Field(
         default="device",
         description="The programming error of a programmed adapter: device (the card's) or "
         "learned (the standard deviations that StochGRASP has learned).",
     )
-    dac_bits: Annotated[Bits | None, _CARD] = Field(
+    dac_bits: Annotated[Bits | None, CARD] = Field(
         default=None, description="DAC resolution in bits; 0 for exact inputs."
     )
-    adc_bits: Annotated[Bits | None, _CARD] = Field(
+    adc_bits: Annotated[Bits | None, CARD] = Field(
         default=None, description="ADC resolution in bits; 0 for exact outputs."
     )
-    output_noise: Annotated[float | None, _CARD] = Field(
+    output_noise: Annotated[float | None, CARD] = Field(
         default=None,
         ge=0,
         description="Standard deviation of the output noise of a bit line, in units of full input "
         "times largest weight.",
     )
-    tile_size: Annotated[int | None, _CARD] = Field(
+    tile_size: Annotated[int | None, CARD] = Field(
         default=None, ge=1, description="Rows and columns of a tile, in weights."
     )
-    g_max: Annotated[float | None, _CARD] = Field(
+    g_max: Annotated[float | None, CARD] = Field(
         default=None, gt=0, description="Largest conductance, µS."
     )
-    die_to_die: Annotated[Share | None, _CARD] = Field(
+    die_to_die: Annotated[Share | None, CARD] = Field(
         default=None,
         description="Relative die-to-die spread of the card's means and standard deviations.",
     )
-    stuck_off: Annotated[Share | None, _CARD] = Field(
+    stuck_off: Annotated[Share | None, CARD] = Field(
         default=None, description="Share of devices stuck at the smallest conductance."
     )
-    stuck_on: Annotated[Share | None, _CARD] = Field(
+    stuck_on: Annotated[Share | None, CARD] = Field(
         default=None, description="Share of devices stuck at the largest conductance."
     )
     drift_compensation: DriftCompensation = Field(
@@ -359,22 +293,22 @@ class HardwareSettings(Section):
 class TrainingSettings(Section):
     """The training of the adapters; without effect on saved ones."""
 
-    groups: Annotated[int, _GRASP] = Field(
+    groups: Annotated[int, GRASP] = Field(
         default=16, ge=1, description="K, the number of scale-and-shift pairs per layer."
     )
-    target_modules: Annotated[str | tuple[str, ...], _GRASP] = Field(
+    target_modules: Annotated[str | tuple[str, ...], GRASP] = Field(
         default="all-linear",
         description="The linear layers to adapt: endings of their names, or all-linear.",
     )
-    noise_weight: Annotated[float, _STOCHGRASP] = Field(
+    noise_weight: Annotated[float, STOCHGRASP] = Field(
         default=1.0, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
     )
-    noise_target: Annotated[NumberOrDevice, _STOCHGRASP] = Field(
+    noise_target: Annotated[NumberOrDevice, STOCHGRASP] = Field(
         default=0.1,
         description="The relative standard deviation to learn: a number, or that of a device at a "
         "time, such as pcm-hermes-2@1d.",
     )
-    sampling: Annotated[Sampling, _STOCHGRASP] = Field(
+    sampling: Annotated[Sampling, STOCHGRASP] = Field(
         default="feature",
         description="The unit that draws its own sample in training.",
     )
@@ -396,7 +330,7 @@ class TrainingSettings(Section):
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
         default=None, gt=0, description="The peak learning rate."
     )
-    shift_lr_ratio: Annotated[float, _GRASP] = Field(
+    shift_lr_ratio: Annotated[float, GRASP] = Field(
         default=SHIFT_LR_RATIO,
         gt=0,
         description="Learning rate of the shifts, in units of the learning rate.",
@@ -410,7 +344,7 @@ class TrainingSettings(Section):
     @field_validator("injection", mode="before")
     @classmethod
     def _number_from_text(cls, value: Any) -> Any:
-        return _number_or_text(value)
+        return number_or_text(value)
 
 
 class RunSettings(Section):
@@ -472,4 +406,4 @@ class RunSettings(Section):
     @field_validator("times")
     @classmethod
     def _canonical_times(cls, times: tuple[str, ...]) -> tuple[str, ...]:
-        return _unique(tuple(format_time(parse_time(time)) for time in times))
+        return unique(tuple(format_time(parse_time(time)) for time in times))

@@ -14,8 +14,8 @@ from analog_grasp.study.config import (
     flat,
     resolve,
 )
+from analog_grasp.study.fields import split_names
 from analog_grasp.study.provenance import open_run
-from analog_grasp.study.sections import split_names
 
 
 @pytest.fixture
