@@ -57,6 +57,7 @@ def _names(value: Any) -> Any:
 
 
 def unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the values; raise ValueError if one occurs twice."""
     if twice := [value for value in values if values.count(value) > 1]:
         raise ValueError(f"{twice[0]} is listed more than once")
     return values
