@@ -198,9 +198,12 @@ def test_lora_that_starts_from_the_base_weights_loads(settings, task, tmp_path, 
     base = load_base_model(task, settings["model"])
     before = outputs(base, task)
     lora = LoraConfig(
-        task_type="SEQ_CLS", target_modules=["value", "intermediate.dense"], r=4, init_lora_weights=start,
+        task_type="SEQ_CLS",
+        target_modules=["value", "intermediate.dense"],
+        r=4,
+        init_lora_weights=start,
         modules_to_save=["classifier"],
-    )  # fmt: skip
+    )
     adapted = get_peft_model(base, lora).eval()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
