@@ -48,7 +48,7 @@ def describe_problem(problem: "ErrorDetails", key: str, known_keys: Iterable[str
         known_keys: The accepted keys, for a suggestion in place of an unknown one.
 
     Example:
-        >>> from pydantic import BaseModel, Field
+        >>> from pydantic import BaseModel, Field, ValidationError
         >>> class Tile(BaseModel):
         ...     rows: int = Field(ge=1)
         >>> try:
