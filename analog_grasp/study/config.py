@@ -192,7 +192,8 @@ def flat(config: StudyConfig, exclude: Iterable[str] = ()) -> dict[str, Any]:
 
     Args:
         config: The settings.
-        exclude: Names to omit. `trust_remote_code` is always omitted: no file may grant it.
+        exclude: Names to omit. `trust_remote_code` and `metric` are always omitted: no file may
+            let code run.
 
     Example:
         >>> flat(resolve({"groups": 4}))["groups"]
@@ -277,11 +278,12 @@ def _configured(values: Mapping[str, Any]) -> StudyConfig:
 
 def _from_file(path: Path) -> dict[str, Any]:
     values = read_toml(path, f"The config file {path}")
-    if "trust_remote_code" in values:
-        raise ValueError(
-            f"The config file {path} sets trust_remote_code, which no file may: remove it, and use "
-            "--trust-remote-code if you trust the model."
-        )
+    for name, trusted in (("trust_remote_code", "model"), ("metric", "metric")):
+        if name in values:
+            raise ValueError(
+                f"The config file {path} sets {name}, which no file may: remove it, and use "
+                f"--{name.replace('_', '-')} if you trust the {trusted}."
+            )
     return {name: value for name, value in values.items() if name not in RECORDS}
 
 

@@ -102,6 +102,13 @@ class TaskSettings(Section):
         le=1_000_000,
         description="Tokens at which a text is cut; never more than the model has positions.",
     )
+    metric: Annotated[str | None, Note("the task's")] = Field(
+        default=None,
+        exclude=True,
+        description="The primary metric: one that the task knows, or one of Hugging Face evaluate, "
+        "whose code runs: its name, or the path of its script; NAME:KEY chooses one of several "
+        "values. Not accepted in files.",
+    )
     beams: Annotated[int | None, Note("the task's; e2e: 10")] = Field(
         default=None,
         ge=1,
@@ -135,8 +142,8 @@ class TaskSettings(Section):
         """Return the task, with its text generation or its windows changed as the settings say.
 
         Raises:
-            ValueError: The task is unknown, its files are invalid, or a setting has no effect on
-                tasks of its kind.
+            ValueError: The task or its metric is unknown, its files are invalid, or a setting has
+                no effect on tasks of its kind.
             FileNotFoundError: Its files are missing.
         """
         from analog_grasp.tasks import GenerationTask, LanguageModelingTask, load_task
@@ -159,6 +166,10 @@ class TaskSettings(Section):
                     f"omit {name}, or choose a task that does, such as {example}."
                 )
             task = replace(task, **changes)
+        if self.metric is not None:
+            from analog_grasp.tasks.evaluate_metrics import with_metric
+
+            task = with_metric(task, self.metric)
         return task
 
 
