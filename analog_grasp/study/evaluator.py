@@ -31,14 +31,14 @@ _ALIGNMENT = 64
 _RECALIBRATED = "+recalibrated-"
 
 
-def recalibrated_name(adapter: str, examples: int) -> str:
-    """Return the name of an adapter after recalibration with a number of examples.
+def variant_name(adapter: str, examples: int) -> str:
+    """Return the name of an adapter after recalibration with a number of examples, 0 for none.
 
     Example:
-        >>> recalibrated_name("grasp", 64)
-        'grasp+recalibrated-64'
+        >>> variant_name("grasp", 64), variant_name("grasp", 0)
+        ('grasp+recalibrated-64', 'grasp')
     """
-    return f"{adapter}{_RECALIBRATED}{examples}"
+    return f"{adapter}{_RECALIBRATED}{examples}" if examples else adapter
 
 
 def base_and_examples(name: str) -> tuple[str, int]:

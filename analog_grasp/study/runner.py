@@ -28,7 +28,7 @@ from analog_grasp.study.evaluator import (
     Job,
     base_and_examples,
     check_metrics,
-    recalibrated_name,
+    variant_name,
     write_layers,
 )
 from analog_grasp.study.leases import POLL_SECONDS, Leases, open_leases
@@ -109,14 +109,8 @@ class Study:
     @property
     def variants(self) -> list[str]:
         """The adapters, and each of them after recalibration with each number of examples."""
-        return [
-            name
-            for adapter in self.adapters
-            for name in (
-                adapter,
-                *(recalibrated_name(adapter, n) for n in self.config.run.recalibrate),
-            )
-        ]
+        counts = (0, *self.config.run.recalibrate)
+        return [variant_name(adapter, n) for adapter in self.adapters for n in counts]
 
     def key(self, chip: Chip, metric: str, adapter: str, seconds: float) -> CellKey:
         """Return the key of a measurement."""

@@ -19,6 +19,7 @@ from analog_grasp.tasks.base import position_limit
 
 Batch = dict[str, Tensor]
 _ROUNDING = 1e-6
+_SHARE = 1e-3
 
 
 def draw_examples(data: Task | Sequence[str], count: int, model: nn.Module, seed: int) -> Batch:
@@ -178,9 +179,13 @@ def _output_loss(found: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _relative_error(found: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error relative to the variance of the target."""
-    variance = target.float().var().clamp_min(torch.finfo(torch.float32).eps)
-    return functional.mse_loss(found.float(), target.float()) / variance
+    """Return the mean squared error relative to the variance of the target.
+
+    A share of its mean square is added, as a single example has no variance.
+    """
+    wide = target.float()
+    scale = wide.var(correction=0) + _SHARE * wide.square().mean()
+    return functional.mse_loss(found.float(), wide) / scale.clamp_min(_ROUNDING)
 
 
 class Fit:
