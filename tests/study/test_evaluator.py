@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from analog_grasp import GraspConfig, deploy
+from analog_grasp.devices import noise_model
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.evaluator import (
     LAYER_COLUMNS,
@@ -117,7 +118,10 @@ def test_a_damaged_file_raises(tmp_path, text):
         read_layers(path)
 
 
-def test_warnings_of_a_worker_travel_with_its_cells(adapted, task, capsys):
+def test_warnings_of_a_worker_travel_with_its_cells(adapted, task, capsys, monkeypatch):
+    # A card warns once per process.
+    monkeypatch.setattr(noise_model, "_warned", set())
+
     class WarningTask:
         name, metrics = task.name, task.metrics
 
