@@ -360,8 +360,15 @@ def _joules(energy: Range | None) -> str:
          if value < 1000 * f),
         (1.0, "J"),
     )  # fmt: skip
-    text = f"{value / factor:.3g} {unit}"
-    return text if low == high else f"{text} ({low / factor:.3g} to {high / factor:.3g})"
+    text = f"{_digits(value / factor)} {unit}"
+    if low == high:
+        return text
+    return f"{text} ({_digits(low / factor)} to {_digits(high / factor)})"
+
+
+def _digits(value: float) -> str:
+    """Return a number with three digits, without an exponent above 1,000."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _seconds(time: float | None) -> str:
