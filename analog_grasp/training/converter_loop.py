@@ -1,6 +1,6 @@
 """Converters in the training loop: DACs, output noise and ADCs with straight-through gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,7 +112,7 @@ class _ConvertedLayer:
         if not self._filled:
             _fill(tiles, weight.detach())
             self._filled = True
-        y = _StraightThrough.apply(x, weight, tiles)
+        y = StraightThrough.apply(x, weight, tiles)
         return y if layer.bias is None else y + layer.bias
 
 
@@ -123,15 +123,15 @@ def _fill(tiles: CrossbarLinear, weight: Tensor) -> None:
         torch.div(weight[:, split.rows], split.scale[:, None], out=split.weight)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The product on tiles, with the gradient of ``x @ weight.T``."""
+class StraightThrough(torch.autograd.Function):
+    """A read of tiles, any function of the inputs, with the gradient of ``x @ weight.T``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, tiles: CrossbarLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
         # Converter steps are finer than those of bf16, so mixed precision is off here.
         with torch.autocast(x.device.type, enabled=False):
-            return tiles(x.detach().float()).to(x.dtype)
+            return read(x.detach().float()).to(x.dtype)
 
     @staticmethod
     @once_differentiable

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,7 @@ from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.crossbar.forward_hooks import computed_digitally
 from analog_grasp.tasks import LanguageModelingTask, Task, tokenizer_for
 from analog_grasp.tasks.base import position_limit
+from analog_grasp.training.converter_loop import StraightThrough
 
 Batch = dict[str, Tensor]
 _ROUNDING = 1e-6
@@ -72,6 +73,10 @@ def pick(batch: Batch, rows: Tensor) -> Batch:
     return {n: v[:, first:end] if v.shape == mask.shape else v for n, v in chosen.items()}
 
 
+def _inputs(batch: Batch) -> Batch:
+    return {name: values for name, values in batch.items() if name != "labels"}
+
+
 def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of the active digital adapter and the task head, by name."""
     prefix = str(model.base_model.prefix)
@@ -94,38 +99,19 @@ def backward_through_targets(deployment: Deployment) -> Iterator[None]:
     layers = list(deployment.layers.values())
     try:
         for layer in layers:
-            layer.__dict__["forward"] = _Forward(layer)
+            layer.__dict__["forward"] = partial(_read, layer)
         yield
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
 
 
-class _Forward:
-    """The forward pass of a layer on tiles, differentiable through its target weight."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer = layer
-
-    def __call__(self, x: Tensor) -> Tensor:
-        read = type(self._layer).forward
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            return read(self._layer, x)
-        return _StraightThrough.apply(x, self._layer)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """A read of tiles with the gradient of ``x @ W_target.T``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
-        ctx.layer = layer
-        return type(layer).forward(layer, x.detach())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        weight = chip_layer(ctx.layer).frozen
-        return (grad.to(weight.dtype) @ weight).to(grad.dtype), None
+def _read(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the output of a layer on tiles, differentiable through its target weight."""
+    read = partial(type(layer).forward, layer)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return read(x)
+    return StraightThrough.apply(x, chip_layer(layer).frozen, read)
 
 
 class Teacher:
@@ -144,9 +130,8 @@ class Teacher:
 
     def outputs(self, batch: Batch) -> ModelOutput:
         """Return the digital outputs for a batch."""
-        inputs = {name: values for name, values in batch.items() if name != "labels"}
         with computed_digitally(self._layers), torch.no_grad():
-            return self.model(**inputs, output_hidden_states=self._hidden_weight > 0)
+            return self.model(**_inputs(batch), output_hidden_states=self._hidden_weight > 0)
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the distance between a model's outputs on the chip and the digital ones.
@@ -155,9 +140,8 @@ class Teacher:
         the squared error of a regression relative to its variance; plus `hidden_weight` times the
         squared error of each hidden state relative to its variance, summed over the layers.
         """
-        inputs = {name: values for name, values in batch.items() if name != "labels"}
         target = self.outputs(batch)
-        found = student(**inputs, output_hidden_states=self._hidden_weight > 0)
+        found = student(**_inputs(batch), output_hidden_states=self._hidden_weight > 0)
         tokens = batch["attention_mask"].bool()
         loss = _output_loss(found.logits, target.logits, tokens)
         if self._hidden_weight:
@@ -225,6 +209,12 @@ class Fit:
         """Return the loss of a batch on the chip."""
         self.examples_read += len(next(iter(batch.values())))
         return self._loss(self.student, batch)
+
+    def read(self, batch: Batch) -> None:
+        """Run a batch on the chip, for what hooks do with it."""
+        self.examples_read += len(next(iter(batch.values())))
+        with torch.no_grad():
+            self.student(**_inputs(batch))
 
     def evaluate(self) -> None:
         """Measure the held-out loss, and remember the parameters if it is the smallest so far."""

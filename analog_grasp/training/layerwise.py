@@ -17,17 +17,18 @@ _SHARES = (0.25, 0.5, 0.75, 1.0)
 # Tokens that a layer is fitted to at most.
 _TOKENS = 512
 
-_FitLayer = Callable[[GraspLinear, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+_FitLayer = Callable[[str, GraspLinear, Tensor, float], tuple[Tensor, Tensor]]
+"""Returns scales and shifts of a named layer from its inputs ``(N, D)`` and a strength."""
 
 
-def fit_least_squares(fit: Fit, teacher: Teacher) -> None:
+def fit_least_squares(fit: Fit) -> None:
     """Fit the scales and shifts of every layer in closed form, for several ridges.
 
     With the layers before it fixed, the chip output of a layer is linear in its 2K parameters
     apart from converter rounding. Each layer is fitted to the output that the digital layer gives
     for the same inputs, with the target weights as regressors and one read of the chip.
     """
-    _fit_layers(fit, teacher, _least_squares, _RIDGES)
+    _fit_layers(fit, lambda _, layer, x, ridge: _least_squares(layer, x, ridge), _RIDGES)
 
 
 def fit_statistics(fit: Fit, teacher: Teacher) -> None:
@@ -35,31 +36,47 @@ def fit_statistics(fit: Fit, teacher: Teacher) -> None:
 
     The difference is removed in part or in full; see `_SHARES`.
     """
-    _fit_layers(fit, teacher, _statistics, _SHARES)
-
-
-def _fit_layers(
-    fit: Fit, teacher: Teacher, fit_layer: _FitLayer, strengths: tuple[float, ...]
-) -> None:
     digital = _digital_inputs(teacher, fit.fitted)
-    tokens = fit.fitted["attention_mask"].bool()
+
+    def fit_layer(name: str, layer: GraspLinear, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        return _statistics(layer, x, _vectors(digital[name], fit.fitted), share)
+
+    _fit_layers(fit, fit_layer, _SHARES)
+
+
+def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...]) -> None:
+    """Fit all layers with each strength in turn, and measure each result."""
+
+    def refit(name: str, strength: float) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, GraspLinear)
+            fitted = fit_layer(name, layer, _vectors(inputs[0], fit.fitted), strength)
+            for parameter, value in zip(layer.means(layer.active_adapters[0]), fitted, strict=True):
+                parameter.copy_(value)
+
+        return hook
+
     for strength in strengths:
         fit.restart()
         handles = [
-            module.register_forward_pre_hook(
-                _refit(digital[name], tokens, fit_layer, strength), with_kwargs=False
-            )
-            for name, module in _grasp_layers(fit.student)
+            layer.register_forward_pre_hook(refit(name, strength))
+            for name, layer in _grasp_layers(fit.student)
         ]
         try:
             # One pass: a layer is fitted just before it computes, so its inputs are those of
             # the layers fitted before it.
-            with torch.no_grad():
-                fit.loss(fit.fitted)
+            fit.read(fit.fitted)
         finally:
             for handle in handles:
                 handle.remove()
         fit.evaluate()
+
+
+def _vectors(inputs: Tensor, batch: Batch) -> Tensor:
+    """Return the input vectors of a layer without padding, ``(N, D)``, at most `_TOKENS`."""
+    # A pooler sees one vector per example, other layers one per token.
+    chosen = inputs[batch["attention_mask"].bool()] if inputs.dim() == 3 else inputs
+    return chosen[:_TOKENS]
 
 
 def _grasp_layers(model: nn.Module) -> list[tuple[str, GraspLinear]]:
@@ -84,21 +101,6 @@ def _digital_inputs(teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
         for handle in handles:
             handle.remove()
     return seen
-
-
-def _refit(
-    digital: Tensor, tokens: Tensor, fit_layer: _FitLayer, strength: float
-) -> Callable[..., None]:
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, GraspLinear)
-        # A pooler sees one vector per example, other layers one per token.
-        x, target = (v[tokens] if v.dim() == 3 else v for v in (inputs[0], digital))
-        scale, shift = layer.means(layer.active_adapters[0])
-        fitted = fit_layer(layer, x[:_TOKENS], target[:_TOKENS], strength)
-        scale.copy_(fitted[0])
-        shift.copy_(fitted[1])
-
-    return hook
 
 
 def _statistics(
@@ -128,9 +130,7 @@ def _statistics(
     return scale + share * (new_scale - scale), shift + share * (new_shift - shift)
 
 
-def _least_squares(
-    layer: GraspLinear, x: Tensor, digital: Tensor, ridge: float
-) -> tuple[Tensor, Tensor]:
+def _least_squares(layer: GraspLinear, x: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Return the scales and shifts that bring the chip's output to that of the target weights.
 
     Solves ``min |T - y - A d|^2 + ridge |d|^2`` for the change d of the 2K parameters: T is the
@@ -141,7 +141,6 @@ def _least_squares(
     Args:
         layer: The layer.
         x: Its inputs on the chip, ``(N, D)``.
-        digital: Unused: the digital layer is given the same inputs.
         ridge: Relative to the mean of the diagonal of ``A^T A``, for scales and shifts apart.
     """
     name = layer.active_adapters[0]

@@ -164,7 +164,7 @@ def recalibrate(
         with context, torch.inference_mode(False), torch.enable_grad():
             _fit_by_gradient(fit, steps, rate, min(batch_size or 32, len(fitted)), seed)
     elif method == "least-squares":
-        fit_least_squares(fit, teacher)
+        fit_least_squares(fit)
     else:
         fit_statistics(fit, teacher)
     rewritten = fit.finish()
