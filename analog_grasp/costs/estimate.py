@@ -123,7 +123,7 @@ class Costs:
             self._energy_row("energy, all parts", self.energy),
             ("efficiency", "", _efficiency(2 * self.macs, self.energy)),
             self._energy_row(
-                "energy, all digital on this node", self._digital_peer()
+                "energy, all digital on this node", _digital_energy(self.model, self.macs)
             ),
             self._energy_row(
                 "energy, NVIDIA H100 SXM at its int8 peak",
@@ -145,17 +145,16 @@ class Costs:
             f"{self.model.title}; {self.batch} x {self.sequence} tokens; a tile read includes "
             f"{self.model.tile.includes}"
         )
-        width = max(len(name) for name, _, _ in self.rows())
-        lines = [f"{'':{width}}  {'per token':>24}  {'per batch':>24}"]
-        lines += [f"{name:{width}}  {a:>24}  {b:>24}" for name, a, b in self.rows()]
+        rows = [("", "per token", "per batch"), *self.rows()]
+        width = max(len(name) for name, _, _ in rows)
+        lines = [f"{name:{width}}  {a:>24}  {b:>24}" for name, a, b in rows]
         return "\n".join((head, *lines))
 
     def _energy_row(self, name: str, energy: Range | None) -> tuple[str, str, str]:
-        low_value_high = None if energy is None else tuple(e / self.tokens for e in energy)
-        return name, _joules(low_value_high), _joules(energy)  # type: ignore[arg-type]
-
-    def _digital_peer(self) -> Range | None:
-        return _digital_energy(self.model, self.macs)
+        if energy is None:
+            return name, _joules(None), _joules(None)
+        low, value, high = (each / self.tokens for each in energy)
+        return name, _joules((low, value, high)), _joules(energy)
 
 
 def costs(
@@ -198,9 +197,9 @@ def costs(
             f"sequence is {sequence}: the model has positions for at most {limit} tokens."
         )
     model = CostModel.load(hardware)
-    reads, total, adapter = _count_work(deployment, inputs or _dummy_inputs(sequence, batch))
+    reads, others, adapter_macs = _count_work(deployment, inputs or _dummy_inputs(sequence, batch))
     layers = tuple(_layer_costs(deployment, model, reads))
-    on_tiles = sum(layer.macs for layer in layers)
+    digital_macs = others - sum(layer.macs for layer in layers)
     needed = sum(layer.tiles for layer in layers)
     all_reads = sum(layer.tiles * layer.reads for layer in layers)
     energy = model.read_energy()
@@ -213,14 +212,12 @@ def costs(
         sequence=sequence,
         batch=batch,
         layers=layers,
-        adapter_macs=sum(macs for macs, _ in adapter),
-        digital_macs=total - on_tiles - sum(macs for macs, counted in adapter if counted),
+        adapter_macs=adapter_macs,
+        digital_macs=digital_macs,
         kv_cache_bytes=_kv_cache_bytes(deployment.model, sequence * batch),
         analog_energy=(energy[0] * all_reads, energy[1] * all_reads, energy[2] * all_reads),
-        adapter_energy=_digital_energy(model, sum(macs for macs, _ in adapter)),
-        digital_energy=_digital_energy(
-            model, total - on_tiles - sum(macs for macs, counted in adapter if counted)
-        ),
+        adapter_energy=_digital_energy(model, adapter_macs),
+        digital_energy=_digital_energy(model, digital_macs),
         # A vector enters each layer of the pipeline as soon as the layer before has read it.
         latency_s=None if time is None else time * (len(used) - 1 + max(used, default=1)),
         throughput=None if time is None or not used else sequence * batch / (time * max(used)),
@@ -239,14 +236,15 @@ def _dummy_inputs(sequence: int, batch: int) -> dict[str, Tensor]:
 
 def _count_work(
     deployment: Deployment, inputs: Mapping[str, Tensor]
-) -> tuple[dict[str, int], int, list[tuple[int, bool]]]:
-    """Return the reads of each layer, all multiply-adds, and those of each adapted layer."""
+) -> tuple[dict[str, int], int, int]:
+    """Return the reads of each layer, and the multiply-adds without and of the adapter."""
     # A copy, so that the passes of the deployed model are not counted up.
     model: Any = deployment.copy_model(deployment.model, own=())
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
     reads = dict.fromkeys(deployment.layers, 0)
-    adapter: list[tuple[int, bool]] = []
+    # The adapter's multiply-adds, and those among them that torch counts too.
+    adapter, in_total = 0, 0
 
     def count_reads(name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -255,9 +253,11 @@ def _count_work(
         return hook
 
     def count_adapter(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal adapter, in_total
         rows = args[0].numel() // args[0].shape[-1]
         macs, counted = _adapter_macs(layer)
-        adapter.append((rows * macs, counted))
+        adapter += rows * macs
+        in_total += rows * macs if counted else 0
 
     handles = [
         layer.register_forward_pre_hook(count_reads(name))
@@ -275,7 +275,7 @@ def _count_work(
     finally:
         for handle in handles:
             handle.remove()
-    return reads, counter.get_total_flops() // 2, adapter
+    return reads, counter.get_total_flops() // 2 - in_total, adapter
 
 
 def _adapter_macs(layer: Any) -> tuple[int, bool]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from analog_grasp.devices import cards_folder
 from analog_grasp.devices.fields import Section
 from analog_grasp.utils.errors import describe_problem, first_problem, key_in, unknown_name
 from analog_grasp.utils.io import read_toml
@@ -15,7 +16,6 @@ _UNITS = {
     "energy": {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9, "uJ": 1e-6, "mJ": 1e-3, "J": 1.0},
     "time": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0},
 }
-_FOLDER = "device_models/costs"
 
 
 def _quantity(kind: str) -> BeforeValidator:
@@ -265,9 +265,7 @@ def _counts(column: ColumnCosts) -> tuple[int, tuple[int, float, int]]:
 
 
 def _folder() -> Path:
-    package = Path(__file__).resolve().parents[1]
-    inside = package / _FOLDER
-    return inside if inside.is_dir() else package.parent / _FOLDER
+    return cards_folder() / "costs"
 
 
 def _keys(section: type[Section]) -> set[str]:
