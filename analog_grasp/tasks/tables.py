@@ -137,31 +137,50 @@ def _rows(
     return texts, labels
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows by column name, with the line numbers of their ends from 1."""
+def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a CSV file, with the line numbers of their ends from 1.
+
+    Raises:
+        ValueError: The file is not UTF-8 or not valid CSV; the message names the line.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
-            if path.suffix in (".jsonl", ".json"):
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield number, _json_object(path, number, line)
-                return
-            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-            header = [name.strip() for name in next(reader, [])]
             for cells in reader:
-                if cells and len(cells) != len(header):
-                    raise ValueError(
-                        f"Line {reader.line_num} of {path} has {len(cells)} columns and should "
-                        f"have {len(header)}: {', '.join(header)}."
-                    )
-                if cells:
-                    yield reader.line_num, dict(zip(header, cells, strict=True))
+                yield reader.line_num, cells
         except UnicodeDecodeError as error:
-            raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+            raise _not_utf8(path) from error
         except csv.Error as error:
             raise ValueError(
                 f"Line {reader.line_num} of {path} is not valid CSV ({error})."
             ) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows by column name, with the line numbers of their ends from 1."""
+    if path.suffix in (".jsonl", ".json"):
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            try:
+                for number, text in enumerate(file, start=1):
+                    if text.strip():
+                        yield number, _json_object(path, number, text)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path) from error
+        return
+    rows = csv_rows(path, "\t" if path.suffix == ".tsv" else ",")
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    for line, cells in rows:
+        if cells and len(cells) != len(header):
+            raise ValueError(
+                f"Line {line} of {path} has {len(cells)} columns and should "
+                f"have {len(header)}: {', '.join(header)}."
+            )
+        if cells:
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def _not_utf8(path: Path) -> ValueError:
+    return ValueError(f"The file {path} is not UTF-8 text; it should be.")
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:

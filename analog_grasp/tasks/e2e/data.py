@@ -8,7 +8,6 @@ Source:
     Generation", SIGDIAL 2017.
 """
 
-import csv
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from datasets import Dataset
 
 from analog_grasp.tasks.e2e import coco
 from analog_grasp.tasks.generation import TEXT_METRICS, GenerationTask
+from analog_grasp.tasks.tables import csv_rows
 
 # The Hub's own conversion of a data set whose repository contains a script, which is not run.
 _HUB_NAME, _HUB_REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
@@ -118,27 +118,19 @@ def official_file(path: Path) -> Dataset:
 def _read(path: Path) -> list[tuple[str, str]]:
     """Return the rows of an official file: a meaning representation and one of its references."""
     rows: list[tuple[str, str]] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            if tuple(first := next(reader, [])) != _COLUMNS:
-                raise ValueError(
-                    f"The first line of {path} is '{','.join(first)[:80]}'; it should be "
-                    f"{','.join(_COLUMNS)}."
-                )
-            for cells in reader:
-                if len(cells) != len(_COLUMNS) or not all(cell.strip() for cell in cells):
-                    raise ValueError(
-                        f"Line {reader.line_num} of {path} has {len(cells)} columns or an empty "
-                        "one; it should have a meaning representation and a reference."
-                    )
-                rows.append((cells[0], cells[1]))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
-        except csv.Error as error:
+    lines = csv_rows(path)
+    if tuple(first := next(lines, (0, []))[1]) != _COLUMNS:
+        raise ValueError(
+            f"The first line of {path} is '{','.join(first)[:80]}'; it should be "
+            f"{','.join(_COLUMNS)}."
+        )
+    for line, cells in lines:
+        if len(cells) != len(_COLUMNS) or not all(cell.strip() for cell in cells):
             raise ValueError(
-                f"Line {reader.line_num} of {path} is not valid CSV ({error})."
-            ) from error
+                f"Line {line} of {path} has {len(cells)} columns or an empty "
+                "one; it should have a meaning representation and a reference."
+            )
+        rows.append((cells[0], cells[1]))
     if not rows:
         raise ValueError(f"The file {path} has no rows; it should be the official one.")
     return rows
