@@ -140,20 +140,16 @@ class Evaluator:
         for deployment in {id(d): d for d, _ in pairs.values()}.values():
             deployment.program(job.chip.seed)
         for seconds in sorted({seconds for _, seconds in job.cells}):
-            names = sorted(name for name, time in job.cells if time == seconds)
-            for adapter, (deployment, model) in pairs.items():
-                for name in names:
-                    base, examples = base_and_examples(name)
-                    if base != adapter:
-                        continue
-                    if deployment.time_s != seconds:
-                        deployment.drift_to(seconds)
-                    fitted = (
-                        self._recalibrate(job.chip, name, deployment, model, examples)
-                        if examples
-                        else model
-                    )
-                    yield self._score(job.chip, name, seconds, fitted)
+            names = {name for name, time in job.cells if time == seconds}
+            order = {adapter: place for place, adapter in enumerate(pairs)}
+            for name in sorted(names, key=lambda name: (order[base_and_examples(name)[0]], name)):
+                adapter, examples = base_and_examples(name)
+                deployment, model = pairs[adapter]
+                if deployment.time_s != seconds:
+                    deployment.drift_to(seconds)
+                if examples:
+                    model = self._recalibrate(job.chip, name, deployment, model, examples)
+                yield self._score(job.chip, name, seconds, model)
 
     def layers(self, chip: Chip, times: Iterable[float]) -> Iterator[LayerRecord]:
         """Yield the layers of a chip at each drift time, without measuring a score.
