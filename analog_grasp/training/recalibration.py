@@ -135,7 +135,7 @@ def recalibrate(
     Raises:
         ValueError: The chip is not programmed; the adapter is folded, programmed or missing; too
             few examples, or fewer than a batch; labels of texts; an unknown method; a method that
-            does not suit the adapter.
+            does not suit the adapter; a number out of its range.
 
     Source:
         docs/method.md, "Recalibration".
@@ -144,6 +144,13 @@ def recalibrate(
         ``recalibrate(deployment.program(0).drift_to("1y"), task, examples=64).model``
     """
     chosen = _checked(deployment, model, data, labels, method, backward)
+    for name, value, smallest in (
+        ("steps", steps, 1), ("hidden_weight", hidden_weight, 0), ("batch_size", batch_size, 1),
+    ):  # fmt: skip
+        if value is not None and not value >= smallest:
+            raise ValueError(f"{name} is {value}: a number of at least {smallest} is accepted.")
+    if learning_rate is not None and not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}: a number above 0 is accepted.")
     begin = time.perf_counter()
     batch = draw_examples(data, examples, chosen, seed)
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))

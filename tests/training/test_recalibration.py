@@ -167,6 +167,11 @@ def test_statistics_restore_mean_and_standard_deviation_of_each_group():
         ({"examples": 16, "batch_size": 32}, "batch_size is 32, but 12 of the 16"),
         ({"method": "gradients"}, "Unknown method 'gradients'. Did you mean 'gradient'"),
         ({"backward": "both"}, "Unknown backward 'both'"),
+        ({"steps": 0}, "steps is 0: a number of at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: a number of at least 1"),
+        ({"hidden_weight": -0.1}, r"hidden_weight is -0\.1: a number of at least 0"),
+        ({"hidden_weight": float("nan")}, "hidden_weight is nan"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0: a number above 0"),
     ],
 )
 def test_invalid_settings_raise_one_sentence(trained, task, settings, sentence):
