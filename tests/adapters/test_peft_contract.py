@@ -102,19 +102,9 @@ CASES = [
 pytestmark = pytest.mark.filterwarnings("ignore:.*merged model has.*biases:UserWarning")
 
 
-@pytest.fixture(params=[GraspConfig, StochGraspConfig], ids=["grasp", "stochgrasp"])
-def make_config(request):
-    return lambda **settings: request.param(groups=4, **settings)
-
-
 def build(make):
     torch.manual_seed(0)
     return make().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
 def move(model, seed=2):
