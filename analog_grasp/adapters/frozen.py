@@ -139,14 +139,18 @@ def head_names(model: nn.Module) -> list[str]:
         >>> head_names(DistilBertForSequenceClassification(tiny))
         ['pre_classifier', 'classifier']
     """
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(bare, PreTrainedModel) or bare.base_model is bare:
+    bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(bare, PreTrainedModel):
         return []
-    if any(part in type(bare).__name__ for part in _PRETRAINED_HEADS):
+    body = bare.base_model
+    if body is bare and "Classification" in type(bare).__name__:
+        # The body of Whisper's classifier is its encoder, which is not named as its base model is.
+        body = getattr(bare, "encoder", bare)
+    if body is bare or any(part in type(bare).__name__ for part in _PRETRAINED_HEADS):
         return []
     if bare.get_output_embeddings() is not None:
         return []
-    others = [(n, part) for n, part in bare.named_children() if part is not bare.base_model]
+    others = [(n, part) for n, part in bare.named_children() if part is not body]
     return [name for name, part in others if list(part.parameters())]
 
 

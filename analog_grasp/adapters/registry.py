@@ -3,7 +3,7 @@
 Importing this module loads neither torch nor peft.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,57 +54,73 @@ def _stochgrasp(task_type: str | None, **settings: Any) -> "PeftConfig":
     return StochGraspConfig(task_type=task_type, **{name: settings[name] for name in names})
 
 
-# The layers of LoRA and (IA)^3 in models that peft does not list, by the same rule as in those.
-_LORA_TARGETS = {
-    "albert": ["query", "value"],
-    "distilbert": ["q_lin", "v_lin"],
-    "mixtral": ["q_proj", "v_proj"],
-    "vit": ["q_proj", "v_proj"],
-}
-_IA3_TARGETS = {
-    "albert": ["key", "value", "ffn_output"],
-    "distilbert": ["k_lin", "v_lin", "ffn.lin2"],
-    "electra": ["key", "value", "output.dense"],
-    "vit": ["k_proj", "v_proj", "mlp.fc2"],
-}
+def _lora(
+    task_type: str | None,
+    model: "nn.Module | None" = None,
+    target_modules: "str | list[str]" = "all-linear",
+    **_: object,
+) -> "PeftConfig":
+    from analog_grasp.adapters.projections import attention_layers
+
+    # "all-linear", the default of GRASP, leaves LoRA its own layers; see "lora-all-linear".
+    targets: str | list[str] | None = target_modules
+    if target_modules == "all-linear":
+        found = () if model is None else attention_layers(model)
+        # Query and value of three, or the one that is fused.
+        targets = sorted({*found[:1], *found[-1:]}) or None
+    return _lora_config(task_type, model, targets, alpha=16)
 
 
-def _lora(task_type: str | None, model_type: str | None = None, **_: object) -> "PeftConfig":
+def _lora_all(task_type: str | None, model: "nn.Module | None" = None, **_: object) -> "PeftConfig":
+    from analog_grasp.adapters.projections import linear_names
+
+    targets = "all-linear" if model is None else linear_names(model)
+    return _lora_config(task_type, model, targets, alpha=32)
+
+
+def _lora_config(
+    task_type: str | None,
+    model: "nn.Module | None",
+    targets: "str | list[str] | None",
+    alpha: int,
+) -> "PeftConfig":
     from peft import LoraConfig
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
     return LoraConfig(
         task_type=task_type,
         r=8,
-        lora_alpha=16,
-        target_modules=_targets("LoRA", model_type, _LORA_TARGETS, KNOWN),
-        # The Conv1D of GPT-2 stores its weight transposed.
-        fan_in_fan_out=model_type == "gpt2",
+        lora_alpha=alpha,
+        target_modules=targets,
+        fan_in_fan_out=_is_transposed(model),
     )
 
 
-def _ia3(task_type: str | None, model_type: str | None = None, **_: object) -> "PeftConfig":
+def _ia3(task_type: str | None, model: "nn.Module | None" = None, **_: object) -> "PeftConfig":
     from peft import IA3Config
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
-    targets = _targets("(IA)^3", model_type, _IA3_TARGETS, KNOWN)
+    from analog_grasp.adapters.projections import attention_layers, feed_forward_layer
+
+    targets, feed_forward = None, None
+    if model is not None and _model_type(model) not in KNOWN:
+        feed_forward = list(feed_forward_layer(model))
+        # Key and value of three, or the one that is fused.
+        targets = [*attention_layers(model)[-2:], *feed_forward]
     return IA3Config(
         task_type=task_type,
         target_modules=targets,
-        # For the models that peft lists, it has these too.
-        feedforward_modules=targets[2:] if targets else None,
-        fan_in_fan_out=model_type == "gpt2",
+        feedforward_modules=feed_forward,
+        fan_in_fan_out=_is_transposed(model),
     )
 
 
-def _targets(
-    title: str, model_type: str | None, ours: dict[str, list[str]], known: Mapping[str, object]
-) -> list[str] | None:
-    """Return the layers that a method adapts; None leaves them to peft."""
-    if model_type is not None and model_type not in ours.keys() | known.keys():
-        listed = sorted(ours.keys() | known.keys())
-        raise ValueError(unknown_name(f"model type for {title}", model_type, listed))
-    return ours.get(model_type or "")
+def _model_type(model: "nn.Module | None") -> str | None:
+    return getattr(getattr(model, "config", None), "model_type", None)
+
+
+def _is_transposed(model: "nn.Module | None") -> bool:
+    """Return whether the layers are Conv1D, as in GPT-2, which store their weight transposed."""
+    return _model_type(model) == "gpt2"
 
 
 def _bitfit(task_type: str | None, **_: object) -> "PeftConfig":
@@ -146,9 +162,17 @@ ADAPTERS: dict[str, AdapterMethod] = {
         "Hu et al., arXiv 2106.09685",
         _lora,
     ),
+    "lora-all-linear": AdapterMethod(
+        "LoRA, all layers",
+        "two matrices of rank 8 (alpha 32) for each linear layer",
+        ("digital", "folded", "programmed"),
+        1e-3,
+        "Li et al., arXiv 2411.17367",
+        _lora_all,
+    ),
     "ia3": AdapterMethod(
         "(IA)^3",
-        "a scale for every key, value and feed-forward feature, in the layers that peft lists",
+        "a scale for every key, value and feed-forward feature",
         ("digital", "folded"),
         1e-2,
         "Liu et al., arXiv 2205.05638",
@@ -180,15 +204,16 @@ def adapter_config(
         name: A key of `ADAPTERS`, but not ``"full"``.
         task_type: The task type as PEFT names it: ``"SEQ_CLS"``, ``"CAUSAL_LM"``, ...; or None.
         settings: ``groups``, ``target_modules``, ``noise_weight``, ``noise_target``, ``sampling``
-            and ``model_type``, the transformers name of the architecture, by which LoRA and (IA)^3
-            choose their layers; each adapter uses those that it has.
+            and ``model``, in which LoRA and (IA)^3 find their layers; each adapter uses those that
+            it has. LoRA is on the query and value projections where ``target_modules`` is
+            ``"all-linear"``, which ``"lora-all-linear"`` takes literally.
 
     Raises:
-        ValueError: An unknown adapter or one without a configuration, a setting out of range, or an
-            architecture for which LoRA or (IA)^3 has no default layers.
+        ValueError: An unknown adapter or one without a configuration, a setting out of range, or a
+            model in which LoRA or (IA)^3 recognises no layers.
 
     Example:
-        >>> adapter_config("lora", task_type="CAUSAL_LM", model_type="gpt2").r
+        >>> adapter_config("lora", task_type="CAUSAL_LM").r
         8
     """
     make = _method(name).config
@@ -207,7 +232,7 @@ def adapt(
         name: A key of `ADAPTERS`. With ``"full"`` the model itself is returned, all of its
             parameters trainable; it is saved and loaded as any transformers model.
         task_type: As in `adapter_config`.
-        settings: As in `adapter_config`, without ``model_type``.
+        settings: As in `adapter_config`, without ``model``.
 
     Raises:
         ValueError: As `adapter_config`; or the settings do not fit the model.
@@ -225,8 +250,7 @@ def adapt(
 
     if _method(name).config is None:
         return model.requires_grad_(True)
-    config = adapter_config(name, task_type=task_type, model_type=model.config.model_type,
-                            **settings)  # fmt: skip
+    config = adapter_config(name, task_type=task_type, model=model, **settings)
     if name == "head" and not head_names(model):
         raise ValueError(
             f"A {type(model).__name__} has no task head to train: use another adapter."
@@ -254,12 +278,16 @@ def kind_of(model: "nn.Module") -> str | None:
     from peft import PeftModel
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
+    from analog_grasp.adapters.projections import are_all_wrapped
+
     if not isinstance(model, PeftModel):
         return "full"
     config = model.active_peft_config
     if getattr(config, "target_modules", None) == DUMMY_TARGET_MODULES:
         return "head"
     name = str(config.peft_type).rpartition(".")[2].lower()
+    if name == "lora" and are_all_wrapped(model):
+        return "lora-all-linear"
     return name if name in ADAPTERS else None
 
 

@@ -69,6 +69,9 @@ Names = Annotated[
     AfterValidator(unique),
     Field(min_length=1, max_length=1000),
 ]
+DevicesAtTimes = Annotated[
+    tuple[str, ...], BeforeValidator(_names), AfterValidator(unique), Field(max_length=100)
+]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bits = Annotated[int, Field(ge=0, le=16)]
@@ -76,6 +79,7 @@ NumberOrDevice = Annotated[float | str, BeforeValidator(number_or_text)]
 
 GRASP = Note(adapters=("grasp", "stochgrasp"))
 STOCHGRASP = Note(adapters=("stochgrasp",))
+TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
 CARD = Note("the card's")
 PROGRAMMED = Note(needs=("placement", lambda p: p == "programmed", "the placement programmed"))
 

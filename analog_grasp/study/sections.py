@@ -15,8 +15,10 @@ from analog_grasp.study.fields import (
     GRASP,
     PROGRAMMED,
     STOCHGRASP,
+    TARGETED,
     Bits,
     Count,
+    DevicesAtTimes,
     Names,
     Note,
     NumberOrDevice,
@@ -307,9 +309,10 @@ class TrainingSettings(Section):
     groups: Annotated[int, GRASP] = Field(
         default=16, ge=1, description="K, the number of scale-and-shift pairs per layer."
     )
-    target_modules: Annotated[str | tuple[str, ...], GRASP] = Field(
+    target_modules: Annotated[str | tuple[str, ...], TARGETED] = Field(
         default="all-linear",
-        description="The linear layers to adapt: endings of their names, or all-linear.",
+        description="The linear layers to adapt: endings of their names, or all-linear, with which "
+        "LoRA is on query and value projections.",
     )
     noise_weight: Annotated[float, STOCHGRASP] = Field(
         default=1.0, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
@@ -326,7 +329,9 @@ class TrainingSettings(Section):
     injection: Annotated[float, Field(ge=0)] | str = Field(
         default=0.04,
         description="Standard deviation of the noise on the frozen weights in training, in units "
-        "of the column maximum; or that of a device at a time, such as pcm-hermes-2@1d.",
+        "of the column maximum; or the noise of devices at times, such as pcm-hermes-2@1d, or, "
+        "drawn for every batch, pcm-hermes-2@1h..1y,rram-wan2022@1d; x1.5 after a time multiplies "
+        "its standard deviations.",
     )
     converters: Annotated[str | None, Note("exact")] = Field(
         default=None,
@@ -336,6 +341,14 @@ class TrainingSettings(Section):
         default=None,
         description="A device at a time, such as pcm-hermes-2@1d, on which the best epoch is "
         "selected, with rows held out from the training rows.",
+    )
+    then: Annotated[DevicesAtTimes, Note("off")] = Field(
+        default=(),
+        description="Devices at ranges of ages, such as pcm-hermes-2@0s..1y: the trained adapter is "
+        "then distilled, without labels, on simulated chips of these, so that it serves all ages.",
+    )
+    then_steps: Annotated[Count, Note(needs=("then", bool, "then"))] = Field(
+        default=150, description="Steps of the distillation on simulated chips."
     )
     epochs: float = Field(default=3.0, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(

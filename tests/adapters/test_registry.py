@@ -6,7 +6,12 @@ import sys
 import pytest
 import torch
 from peft import LoHaConfig, PeftModel, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from analog_grasp import DeviceCard, deploy
 from analog_grasp.adapters.registry import (
@@ -31,6 +36,7 @@ PER_LAYER = {
     "grasp": 6 * 2 * 4,
     "stochgrasp": 6 * 4 * 4,
     "lora": 2 * 8 * (D + D),
+    "lora-all-linear": 4 * 8 * (D + D) + 2 * 8 * (D + FF),
     "ia3": D + D + D + FF,
     "bitfit": 4 * D + FF + D + 2 * D,
     "head": 0,
@@ -38,6 +44,7 @@ PER_LAYER = {
 OUTSIDE = {
     "grasp": {"bert": 2 * 4},
     "stochgrasp": {"bert": 4 * 4},
+    "lora-all-linear": {"bert": 8 * (D + D)},
     "bitfit": {"bert": D + D, "roberta": D},
 }
 HEADS = {"bert": (D + 1) * LABELS, "roberta": (D + 1) * (D + LABELS)}
@@ -204,9 +211,25 @@ def test_other_methods_of_peft_have_no_name(bert):
 
 
 @pytest.mark.parametrize("name", ["lora", "ia3"])
-def test_an_architecture_without_default_layers_raises(name):
-    with pytest.raises(ValueError, match=r"Unknown model type for .* 'mamba'.*Available: .*bert"):
-        adapter_config(name, model_type="mamba")
+def test_a_model_without_recognised_layers_raises(name):
+    class Custom(BertForSequenceClassification):
+        """A model whose layers have names of their own."""
+
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    model = Custom(config)
+    model.config.model_type = "custom"
+    for attention in (layer.attention for layer in model.bert.encoder.layer):
+        attention.self.mix = attention.self._modules.pop("query")
+    with pytest.raises(ValueError, match=r"no layers that are named like query.*lora-all-linear"):
+        adapt(model, name)
+    assert adapt(model, "lora-all-linear").base_model.model.bert.pooler.dense.r == {"default": 8}
+
+
+def test_lora_takes_target_modules(bert):
+    adapted = adapt(bert, "lora", **{**SETTINGS, "target_modules": ["key", "output.dense"]})
+    wrapped = {n.rpartition(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n}
+    assert len(wrapped) == 3 * LAYERS
+    assert kind_of(adapted) == "lora"
 
 
 def test_a_model_trained_whole_has_no_configuration():

@@ -42,6 +42,9 @@ class Architecture:
         if isinstance(self.config, hf.ViTConfig):
             pixels = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
             return {"pixel_values": pixels, "labels": torch.tensor([0, 1, 0])}
+        if isinstance(self.config, hf.WhisperConfig):
+            sounds = torch.randn(3, 4, 12, generator=torch.Generator().manual_seed(1))
+            return {"input_features": sounds, "labels": torch.tensor([0, 1, 0])}
         labels = torch.tensor([0, 1, 0]) if self.task_type == "SEQ_CLS" else IDS
         return {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": labels}
 
@@ -87,6 +90,20 @@ ARCHITECTURES = {
         8,
         ("classifier",),
     ),
+    "mpnet": Architecture(
+        hf.MPNetForSequenceClassification,
+        hf.MPNetConfig(**ENCODER),
+        "SEQ_CLS",
+        12,
+        ("classifier",),
+    ),
+    "modernbert": Architecture(
+        hf.ModernBertForSequenceClassification,
+        hf.ModernBertConfig(**ENCODER, pad_token_id=0, cls_token_id=1, sep_token_id=2),
+        "SEQ_CLS",
+        8,
+        ("head", "classifier"),
+    ),
     "gpt2": Architecture(
         hf.GPT2LMHeadModel,
         hf.GPT2Config(
@@ -104,6 +121,12 @@ ARCHITECTURES = {
     "llama": Architecture(
         hf.LlamaForCausalLM, hf.LlamaConfig(**DECODER, **TIED), "CAUSAL_LM", 14
     ),
+    "gemma": Architecture(
+        hf.GemmaForCausalLM, hf.GemmaConfig(**DECODER, head_dim=8, **TIED), "CAUSAL_LM", 14
+    ),
+    "phi3": Architecture(
+        hf.Phi3ForCausalLM, hf.Phi3Config(**DECODER, pad_token_id=0), "CAUSAL_LM", 8
+    ),
     "mistral": Architecture(hf.MistralForCausalLM, hf.MistralConfig(**DECODER), "CAUSAL_LM", 14),
     "mixtral": Architecture(
         hf.MixtralForCausalLM,
@@ -113,6 +136,19 @@ ARCHITECTURES = {
         experts=12,
     ),
     "qwen2": Architecture(hf.Qwen2ForCausalLM, hf.Qwen2Config(**DECODER, **TIED), "CAUSAL_LM", 14),
+    "qwen3": Architecture(
+        hf.Qwen3ForCausalLM, hf.Qwen3Config(**DECODER, head_dim=8, **TIED), "CAUSAL_LM", 14
+    ),
+    "qwen2-moe": Architecture(
+        hf.Qwen2MoeForCausalLM,
+        hf.Qwen2MoeConfig(
+            **DECODER, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
+            shared_expert_intermediate_size=20,
+        ),
+        "CAUSAL_LM",
+        16,
+        experts=12,
+    ),
     "t5": Architecture(
         hf.T5ForConditionalGeneration,
         hf.T5Config(
@@ -129,6 +165,17 @@ ARCHITECTURES = {
         None,
         12,
         ("classifier",),
+    ),
+    "whisper": Architecture(
+        hf.WhisperForAudioClassification,
+        hf.WhisperConfig(
+            d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24,
+            decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=24, vocab_size=40,
+            num_mel_bins=4, max_source_positions=6, pad_token_id=0, classifier_proj_size=8,
+        ),
+        None,
+        12,
+        ("projector", "classifier"),
     ),
 }  # fmt: skip
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
@@ -223,8 +270,10 @@ def test_the_same_layers_with_and_without_an_adapter(architecture, config):
 
 
 # Those without biases have nothing for BitFit, and language models no head of their own.
-NOT_FOR = {"bitfit": {"t5", "llama", "mistral", "mixtral"}, "head": {
-    "gpt2", "gpt-neox", "llama", "mistral", "mixtral", "qwen2", "t5"}}  # fmt: skip
+NOT_FOR = {
+    "bitfit": {"t5", "llama", "mistral", "mixtral", "gemma", "phi3", "qwen3", "modernbert"},
+    "head": {name for name, known in ARCHITECTURES.items() if "_LM" in (known.task_type or "")},
+}
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in CONFIGS])

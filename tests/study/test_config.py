@@ -171,7 +171,7 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
             {"groups": 4, "adapters": ["lora"]},
             "groups is 4.*no effect on lora: it applies to grasp",
         ),
-        ({"target_modules": ["query"], "adapters": ["lora", "ia3"]}, "no effect on lora or ia3"),
+        ({"target_modules": ["query"], "adapters": ["ia3", "head"]}, "no effect on ia3 or head"),
         ({"noise_weight": 2.0, "adapters": ["grasp"]}, "noise_weight.*applies to stochgrasp"),
     ],
 )
