@@ -3,13 +3,21 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import peft
+import torch
 from aenum import extend_enum
+from peft import PeftModel
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from peft.utils import AuxiliaryTrainingWrapper, PeftType, register_peft_method
+from peft.utils import (
+    AuxiliaryTrainingWrapper,
+    ModulesToSaveWrapper,
+    PeftType,
+    register_peft_method,
+)
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import save_head
@@ -33,11 +41,24 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.was_read = False
         self.training = base_layer.training
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         # The adapters to merge again when adapters are enabled again.
         self._suspended: list[str] = []
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the frozen layer; a model that computes with it bypasses the adapter."""
+        self.was_read = True
+        return super().weight
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias of the frozen layer; a model that computes with it bypasses the adapter."""
+        self.was_read = True
+        return super().bias
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write adapters into the frozen layer; in their order, in one call or in several.
@@ -144,6 +165,7 @@ class AdapterModel(BaseTuner):
 
     tuner_layer_cls: Any
     _all_linear: bool = False
+    _bypass_checked: bool = False
     # Models of an unknown architecture are treated like any other.
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by BaseTuner
 
@@ -152,6 +174,7 @@ class AdapterModel(BaseTuner):
     ) -> None:
         """Put an adapter into the model; on an error, the model is left as it was."""
         config = self.peft_config[adapter_name]
+        self._bypass_checked = False
         self._all_linear = getattr(config, "target_modules", None) == "all-linear"
         self._prepare(config, model)
         try:
@@ -208,12 +231,15 @@ class AdapterModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Within the block, every layer gets the ``adapter_names`` of a forward pass.
 
+        The first pass of training warns of layers that the model bypasses.
+
         Raises:
             ValueError: The model is in training mode, or has no adapter of such a name.
         """
         adapter_names = kwargs.get("adapter_names")
         if adapter_names is None:
-            yield
+            with self._warning_of_bypassed_layers():
+                yield
             return
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
@@ -239,6 +265,36 @@ class AdapterModel(BaseTuner):
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def _warning_of_bypassed_layers(self) -> Iterator[None]:
+        """Warn of layers whose weights the block reads without calling them, as Mamba's dt_proj.
+
+        Their adapters change nothing and get no gradient.
+        """
+        if self._bypass_checked or not self.model.training or torch.compiler.is_compiling():
+            yield
+            return
+        self._bypass_checked = True
+        layers = {n: m for n, m in self.model.named_modules() if isinstance(m, AdapterLayer)}
+        called: set[nn.Module] = set()
+        handles = []
+        for layer in layers.values():
+            layer.was_read = False
+            handles.append(layer.register_forward_pre_hook(lambda layer, _: called.add(layer)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        bypassed = [n for n, layer in layers.items() if layer.was_read and layer not in called]
+        if bypassed:
+            warnings.warn(
+                f"The model computes with the weights of {len(bypassed)} adapted layers without "
+                f"calling them, such as {bypassed[0]}: their adapters change nothing and are not "
+                "trained; choose target_modules without these layers.",
+                stacklevel=4,
+            )
+
 
 def _with_adapter_names(names: list[str]) -> Any:
     def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -252,22 +308,67 @@ def _no_change(*_: Any) -> None:
 
 
 def remove_adapter(model: nn.Module, adapter_name: str) -> None:
-    """Remove an adapter of ours from the layers of a model; a layer that has no other is unwrapped.
+    """Remove an adapter of ours from a model; what it alone wrapped is unwrapped.
 
     Args:
         model: The model, with or without what peft puts around it.
         adapter_name: The adapter's name.
     """
     for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if not isinstance(layer, AdapterLayer) or not layer._has(adapter_name):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ModulesToSaveWrapper) and [*child.modules_to_save] == [
+                adapter_name
+            ]:
+                setattr(parent, name, child.original_module)
+            if not isinstance(child, AdapterLayer) or not child._has(adapter_name):
                 continue
             with warnings.catch_warnings():
                 # peft warns that another adapter becomes active.
                 warnings.simplefilter("ignore")
-                layer.delete_adapter(adapter_name)
-            if not layer._get_available_adapters():
-                setattr(parent, name, layer.base_layer)
+                child.delete_adapter(adapter_name)
+            if not child._get_available_adapters():
+                setattr(parent, name, child.base_layer)
+
+
+def remove_failed_loads() -> None:
+    """Make peft remove an adapter of ours whose weights could not be loaded.
+
+    peft adds an adapter to the model before it reads the weights, and leaves it there, at its
+    initial values, if the file is missing, damaged or of another model.
+    """
+    model_cls: Any = PeftModel
+    load_adapter, from_pretrained = model_cls.load_adapter, model_cls.from_pretrained.__func__
+
+    @wraps(load_adapter)
+    def load_or_remove(
+        self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        present = adapter_name in self.peft_config
+        try:
+            return load_adapter(self, model_id, adapter_name, *args, **kwargs)
+        except Exception:
+            if not present and isinstance(self.base_model, AdapterModel):
+                if adapter_name in self.peft_config:
+                    self.delete_adapter(adapter_name)
+                remove_adapter(self, adapter_name)
+            raise
+
+    @wraps(from_pretrained)
+    def made_or_restored(
+        cls: Any, model: nn.Module, model_id: Any, adapter_name: str = "default", *args: Any,
+        **kwargs: Any,
+    ) -> PeftModel:  # fmt: skip
+        layers = (module for module in model.modules() if isinstance(module, AdapterLayer))
+        present = any(layer._has(adapter_name) for layer in layers)
+        try:
+            return from_pretrained(cls, model, model_id, adapter_name, *args, **kwargs)
+        except Exception:
+            if not present:
+                remove_adapter(model, adapter_name)
+            raise
+
+    model_cls.load_adapter = load_or_remove
+    model_cls.from_pretrained = classmethod(made_or_restored)
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
@@ -294,3 +395,6 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
             f"peft {peft.__version__} does not accept {name} as a method ({error}): install a "
             "version of peft that analog-grasp requires."
         ) from error
+
+
+remove_failed_loads()

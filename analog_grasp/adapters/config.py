@@ -16,6 +16,9 @@ Grouping = Literal["contiguous", "strided"]
 NoiseLoss = Literal["l2", "kl"]
 """The form of the noise-aware loss."""
 
+SIGMA_RANGE = 1e-12, 10.0
+"""Limits of a relative standard deviation: a step of training that is too large overflows none."""
+
 
 @dataclass
 class GraspConfig(PeftConfig):
@@ -155,7 +158,7 @@ class StochGraspConfig(GraspConfig):
             every token draws every cross-point again, like read noise; that costs one more
             product, while `"weight"` costs a sample of the whole matrix for every example.
         init_sigma (`float`):
-            The relative standard deviation at the start of training; above 0.
+            The relative standard deviation at the start of training; above 0 and at most 10.
         noise_weight (`float`):
             lambda, the weight of the noise-aware loss; at 0 the standard deviations are free.
         noise_target (`float`, `str` or `DeviceAtTime`):
@@ -204,8 +207,12 @@ class StochGraspConfig(GraspConfig):
         self.peft_type = PeftType["STOCHGRASP"]
         _check_choice("sampling", self.sampling, Sampling)
         _check_choice("noise_loss", self.noise_loss, NoiseLoss)
-        if not self.init_sigma > 0:
-            raise ValueError(f"init_sigma is {self.init_sigma}; it must be above 0.")
+        low, high = SIGMA_RANGE
+        if not low <= self.init_sigma <= high:
+            raise ValueError(
+                f"init_sigma is {self.init_sigma}; it must be above 0 (at least {low:g}) and at "
+                f"most {high:g}."
+            )
         if not self.noise_weight >= 0:
             raise ValueError(f"noise_weight is {self.noise_weight}; it must be at least 0.")
         if not isinstance(self.noise_target, str | DeviceAtTime) and not self.noise_target > 0:

@@ -1,5 +1,6 @@
 """Modulated layers: frozen projections whose input features share K scale-and-shift pairs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.base import AdapterLayer
-from analog_grasp.adapters.config import GraspConfig, Grouping, StochGraspConfig
+from analog_grasp.adapters.config import (
+    SIGMA_RANGE,
+    GraspConfig,
+    Grouping,
+    StochGraspConfig,
+)
 from analog_grasp.adapters.frozen import dense_weight, is_quantised
 from analog_grasp.utils.errors import unknown_name
 
@@ -272,7 +278,7 @@ class StochGraspLinear(GraspLinear):
             Those of the scales and, where shifts are learned, of the shifts; each ``(K,)``.
         """
         kinds = (getattr(self, name) for name in self.adapter_layer_names[2:])
-        return tuple(kind[adapter_name].exp() for kind in kinds if adapter_name in kind)
+        return tuple(_bounded_exp(kind[adapter_name]) for kind in kinds if adapter_name in kind)
 
     def sigmas(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Return the standard deviations of scales and of shifts, each ``(K,)``, in their units."""
@@ -415,6 +421,13 @@ def _bits(value: Tensor) -> torch.dtype:
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype)
+
+
+def _bounded_exp(log_sigma: Tensor) -> Tensor:
+    """Return the exponential within `SIGMA_RANGE`; the gradient leads back from beyond it."""
+    low, high = (math.log(limit) for limit in SIGMA_RANGE)
+    fixed = log_sigma.detach()
+    return (fixed.clamp(low, high) + (log_sigma - fixed)).exp()
 
 
 def _root(variance: Tensor) -> Tensor:

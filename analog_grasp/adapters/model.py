@@ -9,13 +9,12 @@ from itertools import chain
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.config import PeftConfig
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from analog_grasp.adapters.base import AdapterModel, register, remove_adapter
+from analog_grasp.adapters.base import AdapterModel, register
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
@@ -177,9 +176,6 @@ class GraspModel(AdapterModel):
             if widths.get(name, width) != width:
                 problem = f"its layer {name} has {width} features, and here {widths[name]}"
         if problem:
-            # Recorded layers other than the model's are those of an adapter just injected.
-            if recorded != widths:
-                _forget(model, adapter_name)
             raise ValueError(f"The adapter was made for another model: {problem}.")
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, remapped)
 
@@ -246,13 +242,6 @@ def _in_features(model: nn.Module, adapter_name: str) -> dict[str, int]:
 def _plain(name: str) -> str:
     """Return a layer's name in the base model, without what torch.compile puts before it."""
     return base_name(name.replace("_orig_mod.", ""))
-
-
-def _forget(model: nn.Module, adapter_name: str) -> None:
-    """Remove an adapter whose weights were not loaded."""
-    if isinstance(model, PeftModel) and len(model.peft_config) > 1:
-        model.delete_adapter(adapter_name)
-    remove_adapter(model, adapter_name)
 
 
 def _keep_biases(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@ method, on models without transformers, with every way to choose layers.
 """
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -16,71 +17,13 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
+from small_models import WIDTH, Conv1DMlp, Deep, Mlp, Shared, build, close, move
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.base import AdapterLayer
-from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.config import SIGMA_RANGE, GraspConfig, StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
-
-WIDTH = 12
-
-
-class Mlp(nn.Module):
-    """Two linear layers, the first of which has a bias only on request."""
-
-    def __init__(self, bias: bool = True) -> None:
-        super().__init__()
-        self.lin0 = nn.Linear(WIDTH, 20, bias=bias)
-        self.act = nn.ReLU()
-        self.lin1 = nn.Linear(20, 4)
-
-    def forward(self, x):
-        return self.lin1(self.act(self.lin0(x)))
-
-
-class Conv1DMlp(nn.Module):
-    """The same with the transposed linear layer of GPT-2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1d = Conv1D(20, WIDTH)
-        self.lin1 = nn.Linear(20, 4)
-
-    def forward(self, x):
-        return self.lin1(self.conv1d(x).relu())
-
-
-class Deep(nn.Module):
-    """A list of blocks with the same names inside, as in a transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"up": nn.Linear(WIDTH, 16), "down": nn.Linear(16, WIDTH)})
-            for _ in range(3)
-        )
-        self.out = nn.Linear(WIDTH, 4)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer["down"](layer["up"](x).relu())
-        return self.out(x)
-
-
-class Shared(nn.Module):
-    """A layer that is called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin0 = nn.Linear(WIDTH, WIDTH)
-        self.lin1 = nn.Linear(WIDTH, 4)
-
-    def forward(self, x):
-        return self.lin1(self.lin0(self.lin0(x).relu()))
-
 
 CASES = [
     pytest.param(Mlp, {"target_modules": ["lin0"]}, id="one layer"),
@@ -100,24 +43,6 @@ CASES = [
     pytest.param(Shared, {"target_modules": ["lin0"]}, id="layer called twice"),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:.*merged model has.*biases:UserWarning")
-
-
-def build(make):
-    torch.manual_seed(0)
-    return make().eval()
-
-
-def move(model, seed=2):
-    """Move all trainable parameters away from their initial values."""
-    generator = torch.Generator().manual_seed(seed)
-    for _, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
-def close(a, b, tolerance=1e-5):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
 def adapter_keys(model, name):
@@ -265,65 +190,56 @@ class TestModels:
         close(mixed, torch.stack([by_name[name][row] for row, name in enumerate(names)]))
 
 
-@pytest.mark.parametrize("compiled", [(True, False), (False, True), (True, True)])
-def test_compiled_base_models_save_and_load(make_config, x, compiled, tmp_path):
-    base, other = (
-        torch.compile(build(Mlp), backend="eager") if on else build(Mlp) for on in compiled
-    )
-    adapted = move(get_peft_model(base, make_config(target_modules=["lin0", "lin1"])))
-    adapted.save_pretrained(tmp_path)
-    close(PeftModel.from_pretrained(other, tmp_path)(x), adapted(x))
+@pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
+def test_steps_of_training_that_are_far_too_large_stay_finite(sampling):
+    # As in PEFT's test_parameters_after_loading_model, whose loss has no lower limit.
+    config = StochGraspConfig(groups=4, target_modules=["lin0", "lin1"], sampling=sampling)
+    adapted = get_peft_model(build(Mlp), config).train()
+    optimiser = torch.optim.SGD(adapted.parameters(), lr=0.5)
+    inputs = torch.arange(9.0 * WIDTH).view(9, WIDTH)
+    for _ in range(3):
+        optimiser.zero_grad()
+        adapted(inputs).log_softmax(-1).sum().backward()
+        optimiser.step()
+    layer = adapted.base_model.model.lin0
+    logarithms = layer.stochgrasp_scale_log_sigma["default"]
+    low, high = SIGMA_RANGE
+    assert all(parameter.isfinite().all() for parameter in adapted.parameters())
+    assert ((logarithms < math.log(low)) | (logarithms > math.log(high))).any()
+    sigma = layer.relative_sigmas("default")[0]
+    assert sigma.min() > 0
+    assert sigma.max() <= high * (1 + 1e-6)
+    logarithms.grad = None
+    sigma.log().sum().backward()
+    close(logarithms.grad, torch.ones(4))
 
 
-def test_renamed_modules_load_with_a_key_mapping(make_config, x, tmp_path):
-    class Renamed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = Mlp()
+class Bypassed(nn.Module):
+    """A layer that is called, one whose weight is read, as Mamba does, and one without use."""
 
-        def forward(self, x):
-            return self.body(x)
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = nn.Linear(WIDTH, WIDTH)
+        self.read = nn.Linear(WIDTH, 4)
+        self.unused = nn.Linear(WIDTH, 4)
 
-    adapted = move(get_peft_model(build(Mlp), make_config(target_modules=["lin0", "lin1"])))
-    adapted.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(build(Renamed), tmp_path, key_mapping={"^lin": "body.lin"})
-    close(loaded(x), adapted(x))
-
-
-def test_a_partial_state_dict_is_injected_and_loaded(make_config, x):
-    config = make_config(target_modules=["lin0", "lin1"])
-    whole = move(get_peft_model(build(Mlp), config))
-    state = {k: v for k, v in get_peft_model_state_dict(whole).items() if "lin0" in k}
-    bare = {key.removeprefix("base_model.model."): value for key, value in state.items()}
-    saved = whole.peft_config["default"]
-    with pytest.warns(RuntimeWarning, match="inconsistency"):
-        model = inject_adapter_in_model(saved, build(Mlp), state_dict=bare)
-    set_peft_model_state_dict(model, bare)
-    assert isinstance(model.lin0, GraspLinear)
-    assert not isinstance(model.lin1, GraspLinear)
-    close(model.lin0(x), whole.base_model.model.lin0(x))
+    def forward(self, x):
+        y = self.called(x.to(self.called.weight.dtype))
+        return y @ self.read.weight.T + self.read.bias
 
 
-def test_one_configuration_serves_two_models(make_config, x, tmp_path):
-    class Wide(Mlp):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lin0 = nn.Linear(WIDTH, 30)
-            self.lin1 = nn.Linear(30, 4)
-
-    config = make_config(target_modules=["lin1"])
-    first = get_peft_model(build(Mlp), config)
-    first.save_pretrained(tmp_path / "first")
-    assert first.peft_config["default"] is config
-    assert config.in_features is None
-    second = move(get_peft_model(build(Wide), config))
-    second.save_pretrained(tmp_path / "second")
-    for given in (None, config):
-        loaded = PeftModel.from_pretrained(build(Wide), tmp_path / "second", config=given)
-        close(loaded(x), second(x), 0)
-    assert loaded.peft_config["default"] is config
-    with pytest.raises(ValueError, match="lin1 has 30 features, and here 20"):
-        PeftModel.from_pretrained(build(Mlp), tmp_path / "second")
+def test_layers_whose_weights_are_read_instead_of_called_are_warned_of(make_config, x):
+    adapted = get_peft_model(build(Bypassed), make_config(target_modules=["called", "read"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapted(x)
+    with pytest.warns(UserWarning, match="weights of 1 adapted layers.* such as read: their"):
+        adapted.train()(x).sum().backward()
+    others = get_peft_model(build(Bypassed), make_config(target_modules=["called", "unused"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapted(x)
+        others.train()(x)
 
 
 @pytest.mark.parametrize("first", [GraspConfig, StochGraspConfig])

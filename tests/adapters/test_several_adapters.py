@@ -4,41 +4,11 @@ import pytest
 import torch
 import transformers as hf
 from peft import get_peft_model
-from torch import nn
+from small_models import Mlp, build, close, move
 
 from analog_grasp import deploy
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
-
-WIDTH = 12
-
-
-class Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin0 = nn.Linear(WIDTH, 20)
-        self.lin1 = nn.Linear(20, 4)
-
-    def forward(self, x):
-        return self.lin1(self.lin0(x).relu())
-
-
-def build(make):
-    torch.manual_seed(0)
-    return make().eval()
-
-
-def move(model, seed=2):
-    """Move all trainable parameters away from their initial values."""
-    generator = torch.Generator().manual_seed(seed)
-    for _, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
-def close(a, b, tolerance=1e-5):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
 @pytest.fixture
