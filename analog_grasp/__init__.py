@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from analog_grasp.tasks.models import load_base_model as load_base_model
     from analog_grasp.training import train as train
     from analog_grasp.training.recalibration import recalibrate as recalibrate
+    from analog_grasp.training.schedule import AgeSchedule as AgeSchedule
+    from analog_grasp.training.schedule import fit_schedule as fit_schedule
     from analog_grasp.tuning.api import tune_noise_weight as tune_noise_weight
 
 # Public names and the module that defines each.
 _MODULES = {
+    "AgeSchedule": "training.schedule",
     "Deployment": "crossbar",
     "DeviceCard": "devices.card",
     "GraspConfig": "adapters.config",
@@ -37,6 +40,7 @@ _MODULES = {
     "costs": "costs.estimate",
     "deploy": "crossbar",
     "drift_sweep": "study.api",
+    "fit_schedule": "training.schedule",
     "load_base_model": "tasks.models",
     "load_task": "tasks",
     "recalibrate": "training.recalibration",
@@ -52,7 +56,9 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+        # The package `costs` is its function, and importing it has made it an attribute.
+        return globals()[name] if name in globals() else getattr(module, name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_MODULES})

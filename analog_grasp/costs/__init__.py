@@ -1,18 +1,39 @@
-"""Energy, latency and programming cost of a deployment, from published figures."""
+"""Energy, latency and programming cost of a deployment, from published figures.
 
+The package can be called as its function `costs`, so that ``analog_grasp.costs`` is one object,
+whether it is taken as an attribute or imported as a package.
+"""
+
+import inspect
 import sys
 from types import ModuleType
+from typing import Any
 
 from analog_grasp.costs.estimate import Costs, costs
 from analog_grasp.costs.hardware import CostModel
+from analog_grasp.costs.programming import Programming, Year, year_of_operation
+from analog_grasp.costs.work import LayerWork, Work, count_work
 
-__all__ = ["CostModel", "Costs", "costs"]
+__all__ = [
+    "CostModel",
+    "Costs",
+    "LayerWork",
+    "Programming",
+    "Work",
+    "Year",
+    "costs",
+    "count_work",
+    "year_of_operation",
+]
 
 
 class _CallableModule(ModuleType):
-    """This package as a function: importing it replaces the function `analog_grasp.costs`."""
+    """This package as the function `costs`."""
 
-    __call__ = staticmethod(costs)
+    __signature__ = inspect.signature(costs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Costs:
+        return costs(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -1,54 +1,40 @@
-"""Cost models: published energy and time figures of analog hardware, one TOML file each."""
+"""Cost models: published energy, time and area figures of hardware, in TOML files."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from analog_grasp.devices import cards_folder
-from analog_grasp.devices.fields import Section
+from analog_grasp.devices.fields import Area, Energy, Seconds, Section, Text
 from analog_grasp.utils.errors import describe_problem, first_problem, key_in, unknown_name
 from analog_grasp.utils.io import read_toml
 
-_QUANTITY = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*([A-Za-zµ]+)\s*")
-_UNITS = {
-    "energy": {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9, "uJ": 1e-6, "mJ": 1e-3, "J": 1.0},
-    "time": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0},
-}
+Range = tuple[float, float, float]
+"""The smallest, the stated and the largest value, in SI units."""
 
-
-def _quantity(kind: str) -> BeforeValidator:
-    units = _UNITS[kind]
-
-    def read(value: object) -> float:
-        match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
-        if match is None or match[2] not in units:
-            raise ValueError(f"is not a{'n' * (kind == 'energy')} {kind}: use {', '.join(units)}")
-        return float(match[1]) * units[match[2]]
-
-    return BeforeValidator(read)
-
-
-_Energy = Annotated[float, _quantity("energy"), Field(ge=0)]
-_Time = Annotated[float, _quantity("time"), Field(ge=0)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)]
 _Count = Annotated[int, Field(ge=1)]
+_ACCELERATORS = "digital-accelerators.toml"
 
 
-class _Figure(Section):
+class Figure[T](Section):
     """A published figure, its range and its source.
 
     Attributes:
         value: The figure.
         low: The smallest value that the source supports; `value` if not stated.
         high: The largest one; `value` if not stated.
-        basis: "measured" on hardware, or "projected" from simulation or component models.
+        basis: "measured" on hardware, or "projected" from simulation, component models or a data
+            sheet.
         source: The publication.
     """
 
+    value: T
+    low: T | None = None
+    high: T | None = None
     basis: Literal["measured", "projected"]
-    source: Annotated[str, Field(min_length=1)]
+    source: Text
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -58,36 +44,12 @@ class _Figure(Section):
         return self
 
     @property
-    def range(self) -> tuple[float, float, float]:
+    def range(self) -> Range:
         """The smallest value, the value and the largest value, in SI units."""
         fields: Any = self
         low = fields.value if fields.low is None else fields.low
         high = fields.value if fields.high is None else fields.high
         return low, fields.value, high
-
-
-class EnergyFigure(_Figure):
-    """An energy, J."""
-
-    value: _Energy
-    low: _Energy | None = None
-    high: _Energy | None = None
-
-
-class TimeFigure(_Figure):
-    """A time, s."""
-
-    value: _Time
-    low: _Time | None = None
-    high: _Time | None = None
-
-
-class NumberFigure(_Figure):
-    """A figure without a unit, or in the unit that its key states."""
-
-    value: _Positive
-    low: _Positive | None = None
-    high: _Positive | None = None
 
 
 class ColumnCosts(Section):
@@ -96,16 +58,20 @@ class ColumnCosts(Section):
     Attributes:
         input_bits: b, for 2^(b - 1) - 1 samples and integrations.
         output_bits: b, for 1 to 2^(b - 1) ADC steps.
+        sample, integrate: Energies per sample: of the input drivers, and of the integration.
+        adc_step: Energy per step of the ADC.
+        shift_add: Energy of shifting and adding per read.
+        integrate_time, adc_step_time: Times of an integration and of an ADC step.
     """
 
     input_bits: _Count
     output_bits: _Count
-    sample: EnergyFigure
-    integrate: EnergyFigure
-    adc_step: EnergyFigure
-    shift_add: EnergyFigure
-    integrate_time: TimeFigure
-    adc_step_time: TimeFigure
+    sample: Figure[Energy]
+    integrate: Figure[Energy]
+    adc_step: Figure[Energy]
+    shift_add: Figure[Energy]
+    integrate_time: Figure[Seconds]
+    adc_step_time: Figure[Seconds]
 
 
 class TileCosts(Section):
@@ -120,23 +86,34 @@ class TileCosts(Section):
         tops: 10^12 operations per second of the whole chip.
         read_time: The time of a read, where the throughput is not stated.
         column: The costs of a column, where the efficiency is not stated.
+        dac_energy: Energy per input and read, where reads do not include "DAC".
+        adc_energy: Energy per output and read, where reads do not include "ADC".
+        area: The area of one tile with its converters.
     """
 
     rows: _Count
     columns: _Count
     tiles_per_chip: _Count | None = None
-    includes: str
-    tops_per_watt: NumberFigure | None = None
-    tops: NumberFigure | None = None
-    read_time: TimeFigure | None = None
+    includes: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+    tops_per_watt: Figure[_Positive] | None = None
+    tops: Figure[_Positive] | None = None
+    read_time: Figure[Seconds] | None = None
     column: ColumnCosts | None = None
+    dac_energy: Figure[Energy] | None = None
+    adc_energy: Figure[Energy] | None = None
+    area: Figure[Area] | None = None
 
     @model_validator(mode="after")
-    def _energy_is_stated_once(self) -> Self:
+    def _stated_once(self) -> Self:
         if (self.tops_per_watt is None) == (self.column is None):
             raise ValueError("states tops_per_watt and column both or neither: state one of them")
         if self.tops is not None and self.tiles_per_chip is None:
             raise ValueError("states tops without tiles_per_chip: state the tiles of that chip")
+        for name, figure in (("DAC", self.dac_energy), ("ADC", self.adc_energy)):
+            if figure is not None and (name in self.includes or self.column is not None):
+                raise ValueError(
+                    f"states {name.lower()}_energy, which its reads include already: state it once"
+                )
         return self
 
 
@@ -145,11 +122,14 @@ class DigitalCosts(Section):
 
     Attributes:
         tops_per_watt: 10^12 operations per joule; a multiply-add is two operations.
-        memory_energy: The energy of one byte read or written.
+        elementwise_energy: Energy of a multiply-add that is not part of a matrix product, as in
+            GRASP, (IA)^3 and norms; from `tops_per_watt` if not stated.
+        memory_energy: The energy of one byte read or written: key-value cache, adapter.
     """
 
-    tops_per_watt: NumberFigure
-    memory_energy: EnergyFigure | None = None
+    tops_per_watt: Figure[_Positive]
+    elementwise_energy: Figure[Energy] | None = None
+    memory_energy: Figure[Energy] | None = None
 
 
 class ProgrammingCosts(Section):
@@ -158,16 +138,16 @@ class ProgrammingCosts(Section):
     Attributes:
         devices_per_weight: Memory devices per weight.
         pulse_energy: The energy of one programming pulse.
+        pulse_time: The time of one programming pulse.
         pulses_per_device: Programming pulses per device.
-        device_energy: The energy to program one device, where pulses are not stated.
-        device_time: The time to program one device.
+        parallel_devices: Devices of a tile that are programmed at the same time.
     """
 
     devices_per_weight: _Count
-    pulse_energy: EnergyFigure | None = None
-    pulses_per_device: NumberFigure | None = None
-    device_energy: EnergyFigure | None = None
-    device_time: TimeFigure | None = None
+    pulse_energy: Figure[Energy] | None = None
+    pulse_time: Figure[Seconds] | None = None
+    pulses_per_device: Figure[_Positive] | None = None
+    parallel_devices: Figure[_Positive] | None = None
 
 
 class CostModel(Section):
@@ -177,16 +157,19 @@ class CostModel(Section):
         name: The name by which the model is selected.
         title: One line for tables.
         node: The technology node.
+        tile: The tiles.
+        digital: Digital arithmetic and memory next to the tiles.
+        programming: Programming of the devices.
 
     Example:
-        >>> energy = CostModel.load("hermes-1phase").read_energy()
+        >>> energy = CostModel.load("hermes-1phase").read_energy()["tile reads"]
         >>> [f"{value * 1e9:.1f} nJ" for value in energy]
         ['13.4 nJ', '13.4 nJ', '13.4 nJ']
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,60}$")]
-    title: str
-    node: str
+    title: Text
+    node: Text
     tile: TileCosts
     digital: DigitalCosts | None = None
     programming: ProgrammingCosts | None = None
@@ -219,17 +202,29 @@ class CostModel(Section):
     @classmethod
     def names(cls) -> list[str]:
         """Return the names of the shipped cost models, sorted."""
-        return sorted(path.stem for path in _folder().glob("*.toml"))
+        found = (path.stem for path in _folder().glob("*.toml") if path.name != _ACCELERATORS)
+        return sorted(found)
 
-    def read_energy(self) -> tuple[float, float, float]:
-        """Return the energy of one read of a tile, J: smallest, stated and largest."""
+    def read_energy(self) -> dict[str, Range | None]:
+        """Return the energy of one read of a tile by part, J; None for what is not stated.
+
+        The part "tile reads" includes what `TileCosts.includes` lists; what it does not list of
+        DAC and ADC is a part of its own.
+        """
         tile = self.tile
-        if tile.tops_per_watt is not None:
-            operations = 2 * tile.rows * tile.columns
-            low, value, high = tile.tops_per_watt.range
-            return tuple(operations / (each * 1e12) for each in (high, value, low))  # type: ignore[return-value]
-        assert tile.column is not None
-        return self._column_energy(tile.column)
+        if tile.column is not None:
+            return self._column_energy(tile.column)
+        assert tile.tops_per_watt is not None
+        operations = 2 * tile.rows * tile.columns
+        parts: dict[str, Range | None] = {
+            "tile reads": joules_of(operations, tile.tops_per_watt.range)
+        }
+        for name, figure, count in (
+            ("DAC", tile.dac_energy, tile.rows), ("ADC", tile.adc_energy, tile.columns),
+        ):  # fmt: skip
+            if name not in tile.includes:
+                parts[name] = None if figure is None else times(count, figure.range)
+        return parts
 
     def read_time(self) -> float | None:
         """Return the time of one read of a tile, s; None if no source states it."""
@@ -246,19 +241,86 @@ class CostModel(Section):
             samples * tile.column.integrate_time.value + steps[1] * tile.column.adc_step_time.value
         )
 
-    def _column_energy(self, column: ColumnCosts) -> tuple[float, float, float]:
+    def digital_energy(self, macs: int, elementwise: bool = False) -> Range | None:
+        """Return the energy of digital multiply-adds, J; None if it is not stated and not 0."""
+        if not macs:
+            return 0.0, 0.0, 0.0
+        if self.digital is None:
+            return None
+        if elementwise and self.digital.elementwise_energy is not None:
+            return times(macs, self.digital.elementwise_energy.range)
+        return joules_of(2 * macs, self.digital.tops_per_watt.range)
+
+    def memory_energy(self, count: int) -> Range | None:
+        """Return the energy to read or write bytes, J; None if it is not stated and not 0."""
+        if not count:
+            return 0.0, 0.0, 0.0
+        if self.digital is None or self.digital.memory_energy is None:
+            return None
+        return times(count, self.digital.memory_energy.range)
+
+    def _column_energy(self, column: ColumnCosts) -> dict[str, Range | None]:
         samples, steps = _counts(column)
-        energies = [
-            samples * (column.sample.range[i] + column.integrate.range[i])
-            + steps[i] * column.adc_step.range[i]
-            + column.shift_add.range[i]
-            for i in range(3)
-        ]
-        low, value, high = (self.tile.columns * energy for energy in energies)
-        return low, value, high
+        reads, drivers, adc = (
+            tuple(self.tile.columns * each for each in energies)
+            for energies in (
+                [samples * e + s for e, s in
+                 zip(column.integrate.range, column.shift_add.range, strict=True)],
+                [samples * e for e in column.sample.range],
+                [n * e for n, e in zip(steps, column.adc_step.range, strict=True)],
+            )
+        )  # fmt: skip
+        return {"tile reads": reads, "DAC": drivers, "ADC": adc}  # type: ignore[dict-item]
 
 
-def _counts(column: ColumnCosts) -> tuple[int, tuple[int, float, int]]:
+class Accelerator(Section):
+    """A digital accelerator to compare with.
+
+    Attributes:
+        title: One line for tables.
+        node: The technology node.
+        tops_per_watt: 10^12 int8 operations per joule.
+    """
+
+    title: Text
+    node: Text
+    tops_per_watt: Figure[_Positive]
+
+    @classmethod
+    def shipped(cls) -> "list[Accelerator]":
+        """Return the accelerators that every table compares with.
+
+        Example:
+            >>> [each.tops_per_watt.value for each in Accelerator.shipped()][0]
+            9.5
+        """
+        data = read_toml(_folder() / _ACCELERATORS, "The list of digital accelerators")
+        return TypeAdapter(list[cls]).validate_python(data["accelerator"])  # type: ignore[valid-type]
+
+
+def joules_of(operations: float, tops_per_watt: Range) -> Range:
+    """Return the energy of operations, J, from a range of efficiencies, 10^12 per joule.
+
+    Example:
+        >>> joules_of(2e12, (1.0, 2.0, 4.0))
+        (0.5, 1.0, 2.0)
+    """
+    low, value, high = tops_per_watt
+    return operations / (high * 1e12), operations / (value * 1e12), operations / (low * 1e12)
+
+
+def times(count: float, energy: Range) -> Range:
+    """Return a range multiplied by a number.
+
+    Example:
+        >>> times(2, (1.0, 2.0, 3.0))
+        (2.0, 4.0, 6.0)
+    """
+    low, value, high = energy
+    return count * low, count * value, count * high
+
+
+def _counts(column: ColumnCosts) -> tuple[int, Range]:
     """Return the samples of an input, and the smallest, mean and largest number of ADC steps."""
     most = 2 ** (column.output_bits - 1)
     return 2 ** (column.input_bits - 1) - 1, (1, (1 + most) / 2, most)

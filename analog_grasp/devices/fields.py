@@ -1,4 +1,4 @@
-"""Field types of device cards: quantities with units, bounded numbers, and the sections' base."""
+"""Field types of cards and cost models: quantities with units, bounded numbers, sections' base."""
 
 import math
 import re
@@ -12,6 +12,8 @@ from analog_grasp.utils.time import UNIT_SECONDS, times_unit
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S*)\s*")
 _MICROSIEMENS = {"nS": 1e-3, "uS": 1.0, "µS": 1.0, "μS": 1.0, "mS": 1e3, "S": 1e6}
 _OHM = {"mOhm": 1e-3, "Ohm": 1.0, "kOhm": 1e3}
+_JOULE = {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9, "uJ": 1e-6, "mJ": 1e-3, "J": 1.0}
+_SQUARE_MILLIMETRE = {"um2": 1e-6, "mm2": 1.0, "cm2": 100.0}
 
 
 class Section(BaseModel):
@@ -64,6 +66,14 @@ Resistance = Annotated[
     float, BeforeValidator(_reader(_OHM, "Ohm")), Field(gt=0, le=1e6), _writer("Ohm")
 ]
 """A resistance, Ohm, above 0."""
+
+Energy = Annotated[float, BeforeValidator(_reader(_JOULE, "pJ")), Field(gt=0), _writer("J")]
+"""An energy, J, above 0."""
+
+Area = Annotated[
+    float, BeforeValidator(_reader(_SQUARE_MILLIMETRE, "mm2")), Field(gt=0), _writer("mm2")
+]
+"""An area, mm^2, above 0."""
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Pair = Annotated[tuple[Number, Number], Field(strict=False)]

@@ -1,0 +1,262 @@
+"""The work of one batch: reads of layers on tiles, and digital arithmetic by kind."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.registry import kind_of
+from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.chip_layer import chip_layer
+from analog_grasp.crossbar.forward_hooks import computed_digitally
+from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
+from analog_grasp.tasks.base import position_limit
+
+_KV_BYTES = 2
+# Sum, sum of squares, normalisation, scale and shift.
+_NORM_MACS = 4
+# Batched products of activations; all other products have weights.
+_ATTENTION = ("bmm", "baddbmm", "scaled_dot_product")
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """The work of one layer on tiles for one batch.
+
+    Attributes:
+        name: The layer's name.
+        features: Input features.
+        outputs: Output features.
+        reads: Input vectors.
+    """
+
+    name: str
+    features: int
+    outputs: int
+    reads: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds."""
+        return self.reads * self.features * self.outputs
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one batch, counted in a model by `count_work` or stated by hand.
+
+    Attributes:
+        layers: The layers on tiles, in the order of the model.
+        sequence: Tokens per sequence.
+        batch: Sequences per batch.
+        adapter: The adapter's kind; "" without one.
+        adapter_macs: Digital multiply-adds of the adapter.
+        attention_macs: Products of queries, keys, values and attention weights.
+        norm_macs: Multiply-adds of norms, four per element.
+        linear_macs: Digital products with weights: task head, layers not on tiles.
+        cache_bytes: Bytes of the key-value cache at the end of the batch's sequences.
+        cache_traffic: Bytes of it written and read if tokens are generated one by one.
+        adapter_bytes: Bytes of the adapter and the task head, rewritten to replace them.
+
+    Example:
+        >>> Work((LayerWork("dense", 256, 512, reads=3),)).analog_macs
+        393216
+    """
+
+    layers: tuple[LayerWork, ...]
+    sequence: int = 1
+    batch: int = 1
+    adapter: str = ""
+    adapter_macs: int = 0
+    attention_macs: int = 0
+    norm_macs: int = 0
+    linear_macs: int = 0
+    cache_bytes: int = 0
+    cache_traffic: int = 0
+    adapter_bytes: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per batch."""
+        return self.sequence * self.batch
+
+    @property
+    def analog_macs(self) -> int:
+        """Multiply-adds on tiles."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """All multiply-adds."""
+        digital = self.adapter_macs + self.attention_macs + self.norm_macs + self.linear_macs
+        return self.analog_macs + digital
+
+    @property
+    def weights(self) -> int:
+        """Weights on tiles."""
+        return sum(layer.features * layer.outputs for layer in self.layers)
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether the adapter multiplies by vectors, not by matrices."""
+        return self.adapter != "lora"
+
+
+def count_work(
+    deployment: Deployment,
+    sequence: int = 128,
+    batch: int = 1,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Work:
+    """Count the work of one batch in one digital forward pass of a deployed model.
+
+    Activation functions, the softmax and additions are not counted.
+
+    Args:
+        deployment: The deployment; its chip need not be programmed.
+        sequence: Tokens per sequence.
+        batch: Sequences per batch.
+        inputs: The model's inputs for one batch, for models that do not take ``input_ids``.
+
+    Raises:
+        ValueError: A number is below 1, or the model has no positions for so many tokens.
+    """
+    for name, value in (("sequence", sequence), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: a number of at least 1 is accepted.")
+    limit = position_limit(deployment.model)
+    if inputs is None and limit is not None and sequence > limit:
+        raise ValueError(
+            f"sequence is {sequence}: the model has positions for at most {limit} tokens."
+        )
+    # A copy, so that the passes of the deployed model are not counted up.
+    model: Any = deployment.copy_model(deployment.model, own=())
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")
+    layers = _layers_on_tiles(deployment, model)
+    with _counted(model, layers) as count, FlopCounterMode(display=False) as flops:
+        model(**(_token_inputs(sequence, batch) if inputs is None else inputs))
+    found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
+    attention = sum(n for op, n in found.items() if any(name in op for name in _ATTENTION))
+    shapes = {name: chip_layer(layer).frozen.shape for name, layer in layers.items()}
+    on_tiles = tuple(
+        LayerWork(name, shape[1], shape[0], count.reads[name]) for name, shape in shapes.items()
+    )
+    products = sum(found.values()) - attention - count.adapter_products
+    per_token = _cache_bytes(deployment.model)
+    return Work(
+        layers=on_tiles,
+        sequence=sequence,
+        batch=batch,
+        adapter=kind_of(deployment.model) or "" if isinstance(model, PeftModel) else "",
+        adapter_macs=count.adapter,
+        attention_macs=attention,
+        norm_macs=_NORM_MACS * count.norm_elements,
+        linear_macs=products - sum(layer.macs for layer in on_tiles),
+        cache_bytes=per_token * sequence * batch,
+        # Each token is written once, and read for itself and for every later token.
+        cache_traffic=per_token * batch * (sequence + sequence * (sequence + 1) // 2),
+        adapter_bytes=_adapter_bytes(deployment.model),
+    )
+
+
+@dataclass
+class _Count:
+    """What hooks count during a pass; `adapter_products` is the part that torch counts too."""
+
+    reads: dict[str, int]
+    adapter: int = 0
+    adapter_products: int = 0
+    norm_elements: int = 0
+
+
+@contextmanager
+def _counted(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[_Count]:
+    """Count during digital passes of a model."""
+    count = _Count(dict.fromkeys(layers, 0))
+
+    def count_reads(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            count.reads[name] += args[0].numel() // args[0].shape[-1]
+
+        return hook
+
+    def count_adapter(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows = args[0].numel() // args[0].shape[-1]
+        macs, is_product = _adapter_macs(layer)
+        count.adapter += rows * macs
+        count.adapter_products += rows * macs if is_product else 0
+
+    def count_norm(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        count.norm_elements += args[0].numel()
+
+    handles = [layer.register_forward_pre_hook(count_reads(name)) for name, layer in layers.items()]
+    for module in model.modules():
+        if isinstance(module, (GraspLinear, LoraLayer, IA3Layer, ProgrammedModulation)):
+            handles.append(module.register_forward_pre_hook(count_adapter))
+        elif type(module).__name__.endswith("Norm") and not list(module.children()):
+            handles.append(module.register_forward_pre_hook(count_norm))
+    try:
+        with torch.no_grad(), computed_digitally(list(layers.values())):
+            yield count
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers_on_tiles(deployment: Deployment, model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers on tiles by name: frozen ones, and the matrices of a programmed LoRA."""
+    layers = deployment.layers
+    known = {id(layer) for layer in layers.values()}
+    for module in model.modules():
+        if hasattr(module, "weight_error") and id(module) not in known:
+            layers[chip_layer(module).name] = module
+    return layers
+
+
+def _adapter_macs(layer: Any) -> tuple[int, bool]:
+    """Return an adapter's digital multiply-adds per input vector, and whether torch counts them."""
+    if isinstance(layer, ProgrammedModulation):
+        return chip_layer(layer.base_layer).frozen.shape[1], False
+    if isinstance(layer, GraspLinear):
+        return layer.in_features, False
+    names = list(layer.active_adapters)
+    if isinstance(layer, LoraLayer):
+        digital = [n for n in names if n in layer.r and isinstance(layer.lora_A[n], nn.Linear)]
+        features: Any = layer.in_features, layer.out_features
+        return sum(layer.r[name] for name in digital) * sum(features), True
+    vectors = [layer.ia3_l[name].numel() for name in names if name in layer.ia3_l]
+    return sum(vectors), False
+
+
+def _token_inputs(sequence: int, batch: int) -> dict[str, Tensor]:
+    ids = torch.zeros(batch, sequence, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _cache_bytes(model: nn.Module) -> int:
+    """Return the bytes of a token's keys and values in 16 bits; 0 for models without a cache."""
+    config: Any = getattr(model, "config", None)
+    if not getattr(config, "use_cache", False) or not getattr(config, "num_hidden_layers", 0):
+        return 0
+    if not getattr(config, "is_decoder", True) and not hasattr(config, "num_key_value_heads"):
+        return 0
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * int(heads * size) * _KV_BYTES
+
+
+def _adapter_bytes(model: nn.Module) -> int:
+    """Return the bytes of the active adapter and its task head; 0 without an adapter."""
+    if not isinstance(model, PeftModel):
+        return 0
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
