@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from analog_grasp.costs.estimate import Costs, costs
-from analog_grasp.costs.hardware import CostModel
 from analog_grasp.costs.programming import Programming, Year, year_of_operation
 from analog_grasp.costs.work import LayerWork, Work, count_work
+from analog_grasp.devices.cost_model import CostModel
 
 __all__ = [
     "CostModel",

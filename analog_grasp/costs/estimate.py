@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from analog_grasp.costs.hardware import CostModel, Range, times
 from analog_grasp.costs.pipeline import Pipeline, Stage
 from analog_grasp.costs.programming import Programming
 from analog_grasp.costs.table import costs_text
 from analog_grasp.costs.work import LayerWork, Work, count_work
 from analog_grasp.crossbar import Deployment
+from analog_grasp.devices.cost_model import CostModel, Range, times
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analog_grasp.costs.hardware import CostModel, Range, times
+from analog_grasp.devices.cost_model import CostModel, Range, times
 
 if TYPE_CHECKING:
     from analog_grasp.costs.estimate import Costs

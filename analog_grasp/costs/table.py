@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from analog_grasp.costs.hardware import Accelerator, Range, joules_of
+from analog_grasp.devices.cost_model import Accelerator, Range, joules_of
 
 if TYPE_CHECKING:
     from analog_grasp.costs.estimate import Costs
@@ -24,6 +24,7 @@ class CostRow(NamedTuple):
 
     Attributes:
         adapter: The adapter's name in its run.
+        device: The device of the run that the cost model stands for.
         cost_model: The name of the cost model.
         quantity: The quantity, such as "energy, tile reads".
         unit: The unit: J, s, mm2, TOPS/W, or none.
@@ -31,6 +32,7 @@ class CostRow(NamedTuple):
     """
 
     adapter: str
+    device: str
     cost_model: str
     quantity: str
     unit: str
@@ -39,19 +41,19 @@ class CostRow(NamedTuple):
     high: float | None
 
 
-def cost_rows(costs: Costs, adapter: str = "") -> list[CostRow]:
+def cost_rows(costs: Costs, adapter: str, device: str) -> list[CostRow]:
     """Return every quantity of one batch.
 
     Example:
         >>> from analog_grasp.costs import CostModel, Costs, LayerWork, Work
         >>> work = Work((LayerWork("dense", 256, 256, reads=1),))
-        >>> cost_rows(Costs(CostModel.load("hermes-1phase"), work))[0].quantity
+        >>> cost_rows(Costs(CostModel.load("hermes-1phase"), work), "grasp", "pcm")[0].quantity
         'tokens'
     """
 
     def row(quantity: str, unit: str, value: Range | float | None) -> CostRow:
         ends = value if isinstance(value, tuple) else (value, value, value)
-        return CostRow(adapter, costs.model.name, quantity, unit, *ends)
+        return CostRow(adapter, device, costs.model.name, quantity, unit, *ends)
 
     return [row(*each) for each in _quantities(costs)]
 
@@ -78,7 +80,7 @@ def read_costs(path: Path) -> list[CostRow]:
     if not lines or tuple(lines[0]) != CostRow._fields:
         raise ValueError(f"The file {path} is damaged: remove it, or run the study again.")
     return [
-        CostRow(*line[:4], *(float(value) if value else None for value in line[4:]))  # type: ignore[arg-type]
+        CostRow(*line[:5], *(float(value) if value else None for value in line[5:]))  # type: ignore[arg-type]
         for line in lines[1:]
     ]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from analog_grasp.costs import CostModel
-from analog_grasp.costs.hardware import Accelerator, _folder
+from analog_grasp.devices.cost_model import Accelerator, _folder
 
 SHIPPED = CostModel.names()
 
