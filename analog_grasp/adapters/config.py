@@ -112,6 +112,13 @@ class GraspConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
+        layers = self.layers_to_transform
+        for index in layers if isinstance(layers, list) else [layers or 0]:
+            if not isinstance(index, int) or index < 0:
+                raise ValueError(
+                    f"layers_to_transform is {layers!r}; it must be an index of at least 0, or a "
+                    "list of such."
+                )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
                 f"layers_to_transform requires target_modules to be a list of names, not the "

@@ -108,6 +108,11 @@ class GraspLinear(AdapterLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete the parameters of an adapter, and every trace of its name."""
+        super().delete_adapter(adapter_name)
+        self.group_of._non_persistent_buffers_set.discard(adapter_name)
+
     def means(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Return the scales and the shifts of an adapter, each of shape ``(K,)``."""
         scales, shifts = (getattr(self, name) for name in self.adapter_layer_names[:2])

@@ -177,6 +177,7 @@ class TestModels:
         for layer in adapted.modules():
             if isinstance(layer, GraspLinear):
                 assert not any("other" in getattr(layer, n) for n in layer.other_param_names)
+                assert "other" not in str(vars(layer.group_of))
         close(adapted(x), expected, 0)
 
     def test_mixed_batches(self, make, settings, make_config, adapted, x):
