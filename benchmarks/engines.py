@@ -20,7 +20,7 @@ from peers import apart, machine, ratio_table
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.engines import engine
-from analog_grasp.study.evaluator import Chip, Evaluator, Job
+from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.trained_adapters import new_adapter
 from analog_grasp.tasks import load_task
 from analog_grasp.utils.time import parse_time
@@ -60,7 +60,7 @@ def main() -> None:
 def engine_seconds(settings: StudyConfig) -> tuple[float, float]:
     """Return the seconds of the first study with an engine, and of the next."""
     task = load_task(settings.task.name)
-    models = {name: new_adapter(settings, task, name) for name in settings.model.adapters}
+    models = {(name, 0): new_adapter(settings, task, name) for name in settings.model.adapters}
     cards = {device: DeviceCard.load(device) for device in settings.hardware.devices}
     evaluator = Evaluator(task, models, cards, settings.hardware)
     jobs = work(settings)
@@ -79,7 +79,7 @@ def engine_seconds(settings: StudyConfig) -> tuple[float, float]:
 def work(settings: StudyConfig) -> list[Job]:
     """Return one job per chip instance, with all adapters and times."""
     times = map(parse_time, settings.run.times)
-    cells = frozenset(product(settings.model.adapters, times))
+    cells = frozenset(Subject(name, 0, t) for name, t in product(settings.model.adapters, times))
     return [
         Job(Chip(device, repeat, settings.run.seed + repeat), cells)
         for device in settings.hardware.devices

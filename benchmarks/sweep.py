@@ -33,7 +33,8 @@ from torch import nn
 from analog_grasp.adapters.registry import ADAPTERS as METHODS
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import StudyConfig
-from analog_grasp.study.runner import prepare, run
+from analog_grasp.study.runner import run
+from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import load_adapter, new_adapter, save_adapter
 from analog_grasp.tasks import load_task, tokenizer_for
 

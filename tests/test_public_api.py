@@ -169,7 +169,7 @@ def test_a_comparison_and_a_drift_sweep_of_its_adapters(bert_folder, tmp_path, m
         "adapters",
     }
     header, *rows = (compared.directory / "results.csv").read_text().splitlines()
-    assert header == "task,metric,adapter,placement,device,time_s,repeat,seed,value"
+    assert header == "task,metric,adapter,training,placement,device,time_s,repeat,seed,value"
     assert len(rows) == len(compared.measurements) == 2 * 2 * 2
 
     swept = ag.drift_sweep(["out/adapters/stochgrasp"], "swept", task="few-sentences", **small)

@@ -18,6 +18,7 @@ from analog_grasp.tuning.search_space import RANGES, TRIALS, search_space
 
 _OTHER = "the one that the adapter names"
 _PLAN = ("until_ci", "repeats_limit", "engine", "workers", "ray_address")
+_SEVERAL = ("trainings", "trainings_limit")
 _SEARCHED = ", ".join(f"{name} ({r.low:g} to {r.high:g})" for name, r in RANGES.items())
 _TUNING = "Tuning"
 
@@ -101,7 +102,7 @@ def _study(
     run_study(config, out, quiet=quiet, verbose=verbose)
 
 
-@takes("model", "task", "training", without=("adapters",), also=("seed",))
+@takes("model", "task", "training", without=("adapters", *_SEVERAL), also=("seed",))
 def train(
     context: typer.Context,
     adapter: Annotated[str, typer.Option(help="Its name; see `analog-grasp adapters`.")],
@@ -139,7 +140,7 @@ def train(
     train_one(settings, adapter, folder, save_steps)
 
 
-@takes("model", "task", "hardware", "training", "run", without=("adapters", *_PLAN))
+@takes("model", "task", "hardware", "training", "run", without=("adapters", *_PLAN, *_SEVERAL))
 def tune(
     context: typer.Context,
     out: Out = Path("runs/tune"),
@@ -229,7 +230,12 @@ def tune(
     )
 
 
-@takes("model", "task", "hardware", without=("adapters", "devices"), also=("seed",), model=_OTHER)
+@takes(
+    *("model", "task", "hardware"),
+    without=("adapters", "devices"),
+    also=("seed", "costs", "tiles"),
+    model=_OTHER,
+)
 def deploy(
     context: typer.Context,
     folder: Annotated[
@@ -259,13 +265,14 @@ def deploy(
     out: Annotated[Path, typer.Option(help="The folder of deployment.json.")] = Path("runs/deploy"),
     debug: Debug = False,
 ) -> None:
-    """Deploy one saved adapter on one device: its score, the tiles and the weight error."""
+    """Deploy one saved adapter on one device: its score, tiles, weight error and costs."""
     with request():
         settings = resolve(given(context) | {"devices": (device,), "times": (time,)})
         checks.check_saved(folder)
         checks.check_task(settings.task)
         checks.check_model(settings.model.name)
         checks.check_devices(settings.hardware)
+        checks.check_costs(settings.run.costs, 1)
         if export is not None:
             checks.check_export(export)
     with loading("deploy"):

@@ -30,7 +30,8 @@ from analog_grasp.study.checks import check_empty
 from analog_grasp.study.config import StudyConfig, first_change, flat
 from analog_grasp.study.progress import log_line, own_warnings
 from analog_grasp.study.provenance import LOG_FILE
-from analog_grasp.study.runner import Study, measured_cells, prepare, run
+from analog_grasp.study.runner import measured_cells, run
+from analog_grasp.study.study import Study, prepare
 from analog_grasp.study.trained_adapters import (
     learned_parameters,
     new_adapter,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from analog_grasp.costs.table import CostRow
+from analog_grasp.report.costs import cost_section, write_costs
 from analog_grasp.report.figures import (
     NoiseScores,
     accuracy_vs_drift,
@@ -143,6 +145,7 @@ def write_report(
     measurements: Sequence[Measurement],
     adapters: Sequence[AdapterRecord],
     layers: Sequence[LayerRecord] = (),
+    costs: Sequence[CostRow] = (),
 ) -> list[Path]:
     """Write results.csv, results.parquet, summary.md, the figures and report.html.
 
@@ -155,11 +158,13 @@ def write_report(
         measurements: Measurements, at least one.
         adapters: Trained adapters; the others are compared with the first.
         layers: Tiles and weight error per layer, where known.
+        costs: The rows of costs.csv, where known.
 
     Returns:
         The paths of results.csv, results.parquet, summary.md, accuracy_vs_drift.png, .svg, .pdf
         and report.html; with several noise levels of the Gaussian card also those of
-        accuracy_vs_noise.png, .svg and .pdf.
+        accuracy_vs_noise.png, .svg and .pdf; with costs costs.csv and those of
+        energy_by_part and accuracy_vs_energy.
 
     Raises:
         ValueError: `measurements` is empty.
@@ -168,7 +173,7 @@ def write_report(
     Example:
         >>> import tempfile
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 0.0, 0, 7, 0.8)
+        ...     Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
         ... ]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     paths = write_report(
@@ -191,7 +196,7 @@ def write_report(
     write_atomically(summary_path, summary.encode())
     stem = directory / "accuracy_vs_drift"
     figures = accuracy_vs_drift(measurements, stem, adapters=adapters)
-    page = comparison_page(question, settings, measurements, adapters, layers)
+    page = comparison_page(question, settings, measurements, adapters, layers, costs)
     write_atomically(page_path, page.encode())
     noise_figures = accuracy_vs_noise(
         measurements,
@@ -199,7 +204,9 @@ def write_report(
         adapters=adapters,
         weights=str(settings.get("weights", "analog")),
     )
-    return [csv_path, parquet_path, summary_path, *figures, page_path, *noise_figures]
+    cost_files = write_costs(costs, measurements, adapters, directory)
+    written = [csv_path, parquet_path, summary_path, *figures, page_path]
+    return [*written, *noise_figures, *cost_files]
 
 
 def comparison_page(
@@ -208,6 +215,7 @@ def comparison_page(
     measurements: Sequence[Measurement],
     adapters: Sequence[AdapterRecord],
     layers: Sequence[LayerRecord] = (),
+    costs: Sequence[CostRow] = (),
 ) -> str:
     """Return the text of report.html; the arguments are those of `write_report`."""
     first, *further = findings(measurements, adapters)
@@ -245,6 +253,7 @@ def comparison_page(
             tables=[PageTable(chip_text(chips))] if chips else (),
             sentences=coverage(layers),
         ),
+        cost_section(costs, measurements, adapters, switches),
         Section(
             "Adapters and settings",
             tables=[

@@ -96,7 +96,7 @@ def accuracy_vs_drift(
     Example:
         >>> import tempfile
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", "grasp", "digital", "pcm", time, 0, 0, 0.8)
+        ...     Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", time, 0, 0, 0.8)
         ...     for time in [0.0, 3600.0]
         ... ]
         >>> with tempfile.TemporaryDirectory() as folder:

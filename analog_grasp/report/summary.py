@@ -95,7 +95,7 @@ def findings(
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", name, "digital", "pcm", 0.0, i, i, score + i)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score + i)
         ...     for name, score in [("grasp", 0.5), ("lora", 0.75)]
         ...     for i in range(2)
         ... ]

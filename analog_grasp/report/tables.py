@@ -139,7 +139,7 @@ def comparison_tables(
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", name, "digital", "pcm", 0.0, i, i, 0.5 + i / 10)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, 0.5 + i / 10)
         ...     for name in ["grasp", "lora"]
         ...     for i in range(2)
         ... ]

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.adapters.registry import ADAPTERS
+from analog_grasp.costs.table import read_costs
 from analog_grasp.study.config import SETTINGS, WORK, flat, resolve, takes_settings
+from analog_grasp.study.cost_table import COSTS_FILE
 from analog_grasp.study.evaluator import LAYERS_FILE, read_layers
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import STORE_FILE, read_run
 from analog_grasp.study.records import COLUMNS, AdapterRecord, LayerRecord, Measurement
-from analog_grasp.study.runner import prepare, run
+from analog_grasp.study.runner import run
 from analog_grasp.study.store import Store
+from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import adapter_names
 
 if TYPE_CHECKING:
@@ -42,8 +45,8 @@ class Results:
         """Return the measurements as a table with the columns of results.csv.
 
         Example:
-            >>> cell = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 0.0, 0, 7, 0.8)
-            >>> table = Results(Path("run"), [cell], [], [], []).to_pandas()
+            >>> where = ("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7)
+            >>> table = Results(Path("run"), [Measurement(*where, 0.8)], [], [], []).to_pandas()
             >>> float(table.groupby("device")["value"].mean()["pcm"])
             0.8
         """
@@ -88,7 +91,7 @@ def compare(
     return report(out)
 
 
-@takes_settings(without=("adapters",))
+@takes_settings(without=("adapters", "trainings", "trainings_limit"))
 def drift_sweep(
     adapters: Sequence[str | Path], out: str | Path = "runs/drift", **settings: Any
 ) -> Results:
@@ -163,6 +166,7 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
         measurements=measurements,
         adapters=adapters,
         layers=layers,
+        costs=read_costs(directory / COSTS_FILE),
     )
     return Results(directory, measurements, adapters, layers, files)
 

@@ -4,13 +4,13 @@ They run before anything that takes seconds to import, so that a wrong name is r
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from analog_grasp.study.config import StudyConfig, is_folder
+from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
-    HardwareSettings,
     RunSettings,
     TaskSettings,
     TrainingSettings,
@@ -37,19 +37,30 @@ def check_study(config: StudyConfig) -> None:
     check_adapters(config.model.adapters, config.hardware)
     # Last, as cards take longest to read.
     check_devices(config.hardware)
+    check_costs(config.run.costs, len(config.hardware.devices))
     check_training(config.training)
 
 
 def check_training(training: TrainingSettings) -> None:
     """Raise ValueError if a device or time of the training is unknown."""
+    from analog_grasp.devices.ages import parse_ages
     from analog_grasp.devices.card import DeviceAtTime, DeviceCard
 
-    for name in ("noise_target", "injection", "evaluate_on"):
-        if isinstance(where := getattr(training, name), str):
+    for name, parse in (
+        ("noise_target", DeviceAtTime.parse),
+        ("injection", parse_ages),
+        ("evaluate_on", DeviceAtTime.parse),
+        ("then", parse_ages),
+    ):
+        where = getattr(training, name)
+        if isinstance(where, str) or (where and name == "then"):
             try:
-                DeviceAtTime.parse(where)
+                parse(where)
             except ValueError as error:
-                raise ValueError(f"The setting {name} is {where!r}: {error}") from None
+                asked = where if isinstance(where, str) else ",".join(where)
+                raise ValueError(f"The setting {name} is {asked!r}: {error}") from None
+    if training.start_from is not None:
+        check_saved(Path(training.start_from))
     if training.converters is not None and DeviceCard.load(training.converters).converters is None:
         raise ValueError(
             f"The setting converters is {training.converters!r}, a device whose card states no "
@@ -130,6 +141,21 @@ def check_saved(folder: Path) -> None:
         raise FileNotFoundError(
             f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
             "which save_pretrained writes."
+        )
+
+
+def check_costs(costs: Sequence[str], devices: int) -> None:
+    """Raise an error if a cost model is unknown or invalid, or their number fits no devices."""
+    if not costs:
+        return
+    from analog_grasp.devices.cost_model import CostModel
+
+    for name in costs:
+        CostModel.load(name)
+    if len(costs) not in (1, devices):
+        raise ValueError(
+            f"The setting costs names {len(costs)} cost models, but there are {devices} devices: "
+            "name one, or one per device."
         )
 
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from analog_grasp.study.fields import Note, Section
+from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
-    HardwareSettings,
     ModelSettings,
     RunSettings,
     TaskSettings,
@@ -25,7 +25,7 @@ from analog_grasp.utils.errors import describe_problem, first_problem, shown, un
 from analog_grasp.utils.io import read_toml
 
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
-RECORDS = ("versions", "chips")
+RECORDS = ("versions", "seeds")
 # How the work is done; no measured value depends on it.
 WORK = ("engine", "workers", "ray_address")
 
@@ -86,6 +86,12 @@ class StudyConfig(Section):
             raise ValueError(
                 f"The setting {name} is {self.value(name)!r}, which has no effect without "
                 f"{needs[2]}: give that too, or omit {name}."
+            )
+        if self.training.trainings < 2 and self.is_changed("trainings_limit"):
+            raise ValueError(
+                "The setting trainings_limit asks for intervals over trainings, which require at "
+                f"least 2, and trainings is {self.training.trainings}: give --trainings 2 or more, "
+                "or omit trainings_limit."
             )
         return self
 

@@ -8,7 +8,7 @@ from torch import nn
 from analog_grasp.costs.estimate import Costs
 from analog_grasp.costs.table import CostRow, cost_rows, costs_csv
 from analog_grasp.costs.work import count_work
-from analog_grasp.crossbar import deploy
+from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.cost_model import CostModel
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import RunSettings
@@ -43,15 +43,21 @@ def write_costs(
     write_atomically(directory / COSTS_FILE, costs_csv(rows).encode())
 
 
+def sequence_costs(deployment: Deployment, run: RunSettings) -> list[Costs]:
+    """Return the costs of one sequence of a deployment, one for each cost model."""
+    sequence = min(SEQUENCE, position_limit(deployment.model) or SEQUENCE)
+    work = count_work(deployment, sequence) if run.costs else None
+    return [Costs(CostModel.load(name), work, run.tiles) for name in run.costs if work]
+
+
 def _rows(
     models: Mapping[str, nn.Module],
     devices: Sequence[str],
     hardware: HardwareSettings,
     run: RunSettings,
 ) -> Iterator[CostRow]:
-    names = run.costs if len(run.costs) == len(devices) else run.costs[:1] * len(devices)
     for adapter, model in models.items():
-        sequence = min(SEQUENCE, position_limit(model) or SEQUENCE)
-        work = count_work(deploy(model, "ideal", **hardware.deploy_arguments()), sequence)
-        for device, name in zip(devices, names, strict=True):
-            yield from cost_rows(Costs(CostModel.load(name), work, run.tiles), adapter, device)
+        found = sequence_costs(deploy(model, "ideal", **hardware.deploy_arguments()), run)
+        by_device = found if len(found) == len(devices) else found[:1] * len(devices)
+        for device, costs in zip(devices, by_device, strict=True):
+            yield from cost_rows(costs, adapter, device)

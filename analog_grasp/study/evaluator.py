@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -14,9 +15,9 @@ from torch import nn
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import Progress, own_warnings
 from analog_grasp.study.records import LayerRecord
-from analog_grasp.study.sections import HardwareSettings
 from analog_grasp.tasks import Task
 from analog_grasp.training.recalibration import recalibrate
 from analog_grasp.utils.io import write_atomically
@@ -52,6 +53,20 @@ def base_and_examples(name: str) -> tuple[str, int]:
     return (adapter, int(examples)) if separator else (name, 0)
 
 
+def training_folder(adapter: str, training: int) -> str:
+    """Return the folder's name of a training of an adapter.
+
+    Example:
+        >>> training_folder("grasp", 0), training_folder("grasp", 2)
+        ('grasp', 'grasp-training-2')
+    """
+    return f"{adapter}-training-{training}" if training else adapter
+
+
+type ModelKey = tuple[str, int]
+"""A trained adapter: its name and the index of its training."""
+
+
 @dataclass(frozen=True)
 class Chip:
     """One chip instance of one device.
@@ -67,17 +82,36 @@ class Chip:
     seed: int
 
 
+class Subject(NamedTuple):
+    """What is measured on a chip: an adapter from one training at one drift time.
+
+    Attributes:
+        adapter: The adapter's name, of `variant_name`.
+        training: Index of the training.
+        time_s: Seconds since programming finished.
+    """
+
+    adapter: str
+    training: int
+    time_s: float
+
+    @property
+    def model(self) -> ModelKey:
+        """The trained adapter, before recalibration."""
+        return base_and_examples(self.adapter)[0], self.training
+
+
 @dataclass(frozen=True)
 class Job:
     """The cells to measure on one chip instance.
 
     Attributes:
         chip: The chip instance.
-        cells: Pairs of an adapter and a drift time, s.
+        cells: What to measure on it.
     """
 
     chip: Chip
-    cells: frozenset[tuple[str, float]]
+    cells: frozenset[Subject]
 
 
 @dataclass(frozen=True)
@@ -86,16 +120,14 @@ class Cell:
 
     Attributes:
         chip: The chip instance.
-        adapter: The adapter's name.
-        time_s: Seconds since programming finished.
+        subject: The adapter, its training and the drift time.
         scores: By metric; empty where the measurement failed.
         failure: Why it failed; empty where it did not.
         notes: Warnings that a worker process must not print.
     """
 
     chip: Chip
-    adapter: str
-    time_s: float
+    subject: Subject
     scores: Mapping[str, float]
     failure: str = ""
     notes: tuple[str, ...] = ()
@@ -113,18 +145,19 @@ class Evaluator:
 
     Args:
         task: Scores the models.
-        models: The adapted models by name; those of one pre-trained model then share it.
+        models: The adapted models by name and training; those of one pre-trained model then share
+            it.
         cards: The device cards by name.
         hardware: Placement, switches and calibration of the deployments.
         recalibrated: The folder in which recalibrated adapters are saved; None to save none.
     """
 
     task: Task
-    models: dict[str, PeftModel]
+    models: dict[ModelKey, PeftModel]
     cards: dict[str, DeviceCard]
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     recalibrated: Path | None = None
-    _deployed: tuple[str, dict[str, tuple[Deployment, nn.Module]]] = field(
+    _deployed: tuple[str, dict[ModelKey, tuple[Deployment, nn.Module]]] = field(
         default=("", {}), init=False, repr=False
     )
 
@@ -135,21 +168,18 @@ class Evaluator:
     def measure(self, job: Job) -> Iterator[Cell]:
         """Program the chip of a job, age it, and yield each cell as it is measured."""
         deployed = self._deployed_on(job.chip.device)
-        asked = {base_and_examples(adapter)[0] for adapter, _ in job.cells}
-        pairs = {name: pair for name, pair in deployed.items() if name in asked}
+        asked = {subject.model for subject in job.cells}
+        pairs = {key: pair for key, pair in deployed.items() if key in asked}
         for deployment in {id(d): d for d, _ in pairs.values()}.values():
             deployment.program(job.chip.seed)
-        for seconds in sorted({seconds for _, seconds in job.cells}):
-            names = {name for name, time in job.cells if time == seconds}
-            order = {adapter: place for place, adapter in enumerate(pairs)}
-            for name in sorted(names, key=lambda name: (order[base_and_examples(name)[0]], name)):
-                adapter, examples = base_and_examples(name)
-                deployment, model = pairs[adapter]
-                if deployment.time_s != seconds:
-                    deployment.drift_to(seconds)
-                if examples:
-                    model = self._recalibrate(job.chip, name, deployment, model, examples)
-                yield self._score(job.chip, name, seconds, model)
+        order = {key: place for place, key in enumerate(pairs)}
+        for subject in sorted(job.cells, key=lambda s: (s.time_s, order[s.model], s.adapter)):
+            deployment, model = pairs[subject.model]
+            if deployment.time_s != subject.time_s:
+                deployment.drift_to(subject.time_s)
+            if base_and_examples(subject.adapter)[1]:
+                model = self._recalibrate(job.chip, subject, deployment, model)
+            yield self._score(job.chip, subject, model)
 
     def layers(self, chip: Chip, times: Iterable[float]) -> Iterator[LayerRecord]:
         """Yield the layers of a chip at each drift time, without measuring a score.
@@ -172,24 +202,26 @@ class Evaluator:
                 yield LayerRecord(*key, module.name, 0, module.weights, 0.0, 0.0)
 
     def _recalibrate(
-        self, chip: Chip, name: str, deployment: Deployment, model: nn.Module, examples: int
+        self, chip: Chip, subject: Subject, deployment: Deployment, model: nn.Module
     ) -> nn.Module:
         """Return a model re-fitted on the chip as it is now, and save its adapter."""
+        examples = base_and_examples(subject.adapter)[1]
         result = recalibrate(deployment, self.task, examples=examples, model=model, seed=chip.seed)
         if self.recalibrated is not None:
             place = f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}".replace(":", "-")
-            result.save(self.recalibrated / name / place)
+            folder = training_folder(subject.adapter, subject.training)
+            result.save(self.recalibrated / folder / place)
         return result.model
 
-    def _score(self, chip: Chip, adapter: str, seconds: float, model: nn.Module) -> Cell:
+    def _score(self, chip: Chip, subject: Subject, model: nn.Module) -> Cell:
         try:
             scores = self.task.scores(model)
             check_metrics(self.task, scores)
         except ValueError as error:
-            return Cell(chip, adapter, seconds, {}, str(error))
-        return Cell(chip, adapter, seconds, scores)
+            return Cell(chip, subject, {}, str(error))
+        return Cell(chip, subject, scores)
 
-    def _deployed_on(self, device: str) -> dict[str, tuple[Deployment, nn.Module]]:
+    def _deployed_on(self, device: str) -> dict[ModelKey, tuple[Deployment, nn.Module]]:
         """Return each adapter deployed on a device; the chips of the previous device are freed.
 
         Digital adapters share the deployment of the frozen weights.
@@ -199,16 +231,16 @@ class Evaluator:
             self._deployed = (device, dict(self._deploy(self.cards[device])))
         return self._deployed[1]
 
-    def _deploy(self, card: DeviceCard) -> Iterator[tuple[str, tuple[Deployment, nn.Module]]]:
+    def _deploy(self, card: DeviceCard) -> Iterator[tuple[ModelKey, tuple[Deployment, nn.Module]]]:
         shared: Deployment | None = None
-        for name, model in self.models.items():
+        for key, model in self.models.items():
             if shared is not None and self.hardware.placement == "digital":
                 deployed = shared.attach(model.to(processor()))
             else:
                 shared = deploy(model.to(processor()), card, **self.hardware.deploy_arguments())
                 deployed = shared.model
             self.hardware.calibrate_inputs(shared, self.task, deployed)
-            yield name, (shared, deployed)
+            yield key, (shared, deployed)
 
 
 def check_metrics(task: Task, scores: Mapping[str, float]) -> None:

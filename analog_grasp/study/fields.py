@@ -52,7 +52,8 @@ def number_or_text(value: Any) -> Any:
         return value
 
 
-def _names(value: Any) -> Any:
+def as_names(value: Any) -> Any:
+    """Return the names in a text, or the value as it is."""
     return split_names(value) if isinstance(value, str) else value
 
 
@@ -65,17 +66,18 @@ def unique(values: tuple[str, ...]) -> tuple[str, ...]:
 
 Names = Annotated[
     tuple[str, ...],
-    BeforeValidator(_names),
+    BeforeValidator(as_names),
     AfterValidator(unique),
     Field(min_length=1, max_length=1000),
 ]
 DevicesAtTimes = Annotated[
-    tuple[str, ...], BeforeValidator(_names), AfterValidator(unique), Field(max_length=100)
+    tuple[str, ...], BeforeValidator(as_names), AfterValidator(unique), Field(max_length=100)
 ]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bits = Annotated[int, Field(ge=0, le=16)]
-NumberOrDevice = Annotated[float | str, BeforeValidator(number_or_text)]
+NUMBER = BeforeValidator(number_or_text)
+NumberOrDevice = Annotated[float | str, NUMBER]
 
 GRASP = Note(adapters=("grasp", "stochgrasp"))
 STOCHGRASP = Note(adapters=("stochgrasp",))

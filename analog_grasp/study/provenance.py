@@ -37,7 +37,7 @@ _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy"
 # The text fields of a card, which no figure depends on.
 _PROSE = {"title", "source", "valid_range", "not_modelled"}
 # Settings to which a run may add: cells that are measured already stay as they are.
-_GROWING = ("devices", "times", "repeats")
+_GROWING = ("devices", "times", "repeats", "trainings")
 # Settings that may be paths; the hashes decide whether it is still the same content.
 _PATHS = (
     *("model", "data_dir", "adapters", "devices"),
@@ -99,16 +99,16 @@ def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
 def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
     """Create the folder of a run, or resume the run that it holds; return the run's settings.
 
-    Writes run.toml: the settings, the versions and the seeds of the chip instances. A resumed run
-    may be executed differently, and may grow: devices, times and chip instances are added to those
-    that it has. Settings that change a figure must be the same.
+    Writes run.toml: the settings, the versions, and the seeds of the trainings and the chips. A
+    resumed run may be executed differently, and may grow: devices, times, chip instances and
+    trainings are added to those that it has. Settings that change a figure must be the same.
 
     Args:
         directory: The output folder; new, empty, or that of the same run.
         config: The requested settings.
 
     Returns:
-        The requested settings with the devices, times and chip instances that the run has already.
+        The requested settings with the devices, times, chips and trainings that the run has.
 
     Raises:
         ValueError: The folder holds another run, or files that do not belong to a run.
@@ -130,14 +130,17 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
     directory.mkdir(parents=True, exist_ok=True)
     records = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-        "chips": {"seeds": [config.run.seed + repeat for repeat in range(config.run.repeats)]},
+        "seeds": {
+            "trainings": [training_seed(config, i) for i in range(config.training.trainings)],
+            "chips": [config.run.seed + repeat for repeat in range(config.run.repeats)],
+        },
     }
     write_atomically(directory / RUN_FILE, tomli_w.dumps(flat(config) | records).encode())
     return config
 
 
 def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
-    """Return the settings of a run and its records (versions, chips).
+    """Return the settings of a run and its records (versions, seeds).
 
     Raises:
         FileNotFoundError: The folder holds no run.
@@ -151,6 +154,16 @@ def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
         )
     recorded = read_toml(path, f"The file {path}")
     return resolve({}, path), {name: recorded[name] for name in RECORDS if name in recorded}
+
+
+def training_seed(config: StudyConfig, training: int) -> int:
+    """Return the seed of a training, by its index.
+
+    Example:
+        >>> training_seed(resolve({"seed": 7}), 2)
+        9
+    """
+    return (config.run.seed + training) % 2**32
 
 
 def visible(directory: Path) -> list[Path]:
@@ -175,11 +188,14 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
-    """Return the requested settings together with what a run has of devices, times and repeats."""
+    """Return the requested settings together with what a run has of those that may grow."""
+    trainings = max(there.training.trainings, asked.training.trainings)
     return asked.replace(
         devices=_with_added(there.hardware.devices, asked.hardware.devices),
         times=tuple(dict.fromkeys((*there.run.times, *asked.run.times))),
         repeats=max(there.run.repeats, asked.run.repeats),
+        # Not where all adapters are saved ones, on which the setting has no effect.
+        **({"trainings": trainings} if trainings > 1 else {}),
     )
 
 

@@ -23,6 +23,7 @@ class CellKey(NamedTuple):
     task: str
     metric: str
     adapter: str
+    training: int
     placement: str
     device: str
     time_s: float
@@ -59,6 +60,7 @@ class Measurement:
         task: Name of the task, such as ``"glue/sst2"``.
         metric: Name of the score; a fraction in [0, 1] for accuracy and F1.
         adapter: Name of the adapter.
+        training: Index of the training within the run; 0 for a saved adapter.
         placement: Where the adapter's parameters are: digital, folded or programmed.
         device: Name of the device card.
         time_s: Seconds since programming finished.
@@ -67,7 +69,7 @@ class Measurement:
         value: The score.
 
     Example:
-        >>> cell = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.81)
+        >>> cell = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
         >>> cell.key.device
         'pcm'
     """
@@ -75,6 +77,7 @@ class Measurement:
     task: str
     metric: str
     adapter: str
+    training: int
     placement: str
     device: str
     time_s: float
@@ -90,7 +93,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """Facts about one trained adapter that hold wherever it is deployed.
+    """Facts about one training of an adapter that hold wherever it is deployed.
 
     Attributes:
         adapter: Name of the adapter.
@@ -102,6 +105,7 @@ class AdapterRecord:
         path: The adapter's folder, relative to the run's.
         fingerprint: Hash of the adapter's two files.
         model_hash, data_hash: As in `Origin`.
+        training: Index of the training within the run.
     """
 
     adapter: str
@@ -114,6 +118,7 @@ class AdapterRecord:
     fingerprint: str
     model_hash: str = ""
     data_hash: str = ""
+    training: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,10 @@ def measurement_row(cell: Measurement) -> Row:
         ValueError: The value or the time is not finite, the time is negative, or the seed exceeds
             64 bits.
     """
-    where = f"{cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, repeat {cell.repeat}"
+    where = (
+        f"{cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, training {cell.training},"
+        f" repeat {cell.repeat}"
+    )
     if not math.isfinite(cell.value):
         raise ValueError(
             f"The {cell.metric} of {where} is {cell.value}; a measured value must be finite."
@@ -161,7 +169,7 @@ def measurement_row(cell: Measurement) -> Row:
         raise ValueError(f"The time of {where} must be a finite number of seconds, 0 or more.")
     if not -(2**63) <= cell.seed < 2**63:
         raise ValueError(f"The seed {cell.seed} of {where} must fit into 64 bits with its sign.")
-    names = (cell.task, cell.metric, cell.adapter, cell.placement, cell.device)
+    names = (cell.task, cell.metric, cell.adapter, int(cell.training), cell.placement, cell.device)
     return (*names, float(cell.time_s), int(cell.repeat), int(cell.seed), float(cell.value))
 
 
@@ -180,6 +188,7 @@ def adapter_row(record: AdapterRecord) -> Row:
     columns = vars(record) | {
         "trainable_parameters": int(record.trainable_parameters),
         "head_parameters": int(record.head_parameters),
+        "training": int(record.training),
         "digital": json.dumps(digital),
         "train_seconds": float(record.train_seconds),
     }
@@ -212,7 +221,7 @@ def write_csv(measurements: Iterable[Measurement], path: Path | str) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_csv([], Path(folder) / "results.csv")
         ...     (Path(folder) / "results.csv").read_text()
-        'task,metric,adapter,placement,device,time_s,repeat,seed,value\\n'
+        'task,metric,adapter,training,placement,device,time_s,repeat,seed,value\\n'
     """
     write_atomically(path, csv_text(measurements).encode())
 
@@ -241,7 +250,7 @@ def write_parquet(measurements: Iterable[Measurement], path: Path | str) -> None
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_parquet([], Path(folder) / "results.parquet")
         ...     parquet.read_table(Path(folder) / "results.parquet").num_columns
-        9
+        10
     """
     rows = [dict(zip(COLUMNS, measurement_row(cell), strict=True)) for cell in measurements]
     table = pyarrow.Table.from_pylist(rows, schema=_SCHEMA)

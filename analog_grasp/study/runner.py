@@ -1,7 +1,8 @@
-"""Runner of a study: trains each adapter once, programs each chip once, stores each cell at once.
+"""Runner of a study: trains each adapter, programs each chip once, stores each cell at once.
 
-`prepare` checks a request and returns a `Study`; `run` executes it: `_train_adapters`, then
-`_measure_cells`, then the weight errors of the layers. Several processes may run the same study,
+`run` executes a study from `analog_grasp.study.study.prepare`: `_train_adapters`, then
+`_measure_cells`, both again if `until_ci` asks for more trainings, then the weight errors of the
+layers. Several processes may run the same study,
 on one or several machines; leases in the store divide the work between them.
 """
 
@@ -10,15 +11,12 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from peft import PeftModel
 
-from analog_grasp.adapters.registry import check_placement, kind_of
-from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.config import StudyConfig
+from analog_grasp.study.cost_table import COSTS_FILE, write_costs
 from analog_grasp.study.engines import engine
 from analog_grasp.study.evaluator import (
     LAYERS_FILE,
@@ -26,12 +24,16 @@ from analog_grasp.study.evaluator import (
     Chip,
     Evaluator,
     Job,
+    ModelKey,
+    Subject,
     base_and_examples,
     check_metrics,
-    variant_name,
+    share_frozen,
+    training_folder,
     write_layers,
 )
 from analog_grasp.study.leases import POLL_SECONDS, Leases, open_leases
+from analog_grasp.study.plan import Plan
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import (
     LOG_FILE,
@@ -39,13 +41,12 @@ from analog_grasp.study.provenance import (
     adapter_hash,
     card_hash,
     data_hash,
-    open_run,
+    training_seed,
 )
-from analog_grasp.study.records import AdapterRecord, CellKey, Measurement, Origin
-from analog_grasp.study.statistics import chip_count
+from analog_grasp.study.records import AdapterRecord, Measurement, Origin
 from analog_grasp.study.store import Store
+from analog_grasp.study.study import Study, deployment_text
 from analog_grasp.study.trained_adapters import (
-    adapter_names,
     is_saved,
     learned_parameters,
     load_with_hash,
@@ -53,104 +54,10 @@ from analog_grasp.study.trained_adapters import (
     save_adapter,
     train_adapter,
 )
-from analog_grasp.tasks import Task
-from analog_grasp.training.loss import target_std
-from analog_grasp.utils.time import format_time, parse_time
+from analog_grasp.utils.time import format_time
 
-type _Place = tuple[Chip, str, float]
-"""Chip, adapter and drift time of a cell, s."""
-
-
-@dataclass
-class Study:
-    """A study whose names are all known and whose settings fit: ready to run.
-
-    Returned by `prepare`.
-
-    Attributes:
-        config: The settings, those of the resumed run included.
-        task: The task.
-        cards: The device cards by name, in the order of the settings.
-        adapters: By their names in tables: the adapter's own name, or the folder of a saved one.
-        directory: The output folder.
-        loaded: Saved adapters as loaded for the check, with the hashes of their models.
-    """
-
-    config: StudyConfig
-    task: Task
-    cards: dict[str, DeviceCard]
-    adapters: dict[str, str]
-    directory: Path
-    loaded: dict[str, tuple[PeftModel, str]] = field(default_factory=dict)
-
-    def chips(self, measured: Iterable[Measurement]) -> list[Chip]:
-        """Return the chip instances to measure, device by device, given what is measured so far."""
-        known: dict[str, list[Measurement]] = {device: [] for device in self.cards}
-        for measurement in measured:
-            if measurement.device in known:
-                known[measurement.device].append(measurement)
-        values = self.cells_per_chip * len(self.task.metrics)
-        return [
-            Chip(device, repeat, self.config.run.seed + repeat)
-            for device, cells in known.items()
-            for repeat in range(chip_count(self.config.run, values, cells))
-        ]
-
-    @property
-    def times(self) -> list[float]:
-        """The drift times, s."""
-        return drift_times(self.config)
-
-    @property
-    def cells_per_chip(self) -> int:
-        """Number of cells of each chip instance."""
-        return len(self.variants) * len(self.times)
-
-    @property
-    def variants(self) -> list[str]:
-        """The adapters, and each of them after recalibration with each number of examples."""
-        counts = (0, *self.config.run.recalibrate)
-        return [variant_name(adapter, n) for adapter in self.adapters for n in counts]
-
-    def key(self, chip: Chip, metric: str, adapter: str, seconds: float) -> CellKey:
-        """Return the key of a measurement."""
-        placement = self.config.hardware.placement
-        return CellKey(
-            *(self.task.name, metric, adapter, placement, chip.device, seconds),
-            *(chip.repeat, chip.seed),
-        )
-
-
-def prepare(config: StudyConfig, directory: Path) -> Study:
-    """Find the task, the model, the devices and the adapters, and create or resume the folder.
-
-    Raises:
-        ValueError: A name is unknown, a setting does not fit, the folder holds another run, or
-            several processes were started by torchrun.
-        FileNotFoundError: Files of the model or the task are missing.
-        OSError: The folder cannot be written.
-    """
-    check_single_process()
-    engine(config.run)
-    cards = config.hardware.cards()
-    task = config.task.load()
-    target_std(config.training.noise_target)
-    adapters = adapter_names(config.model.adapters)
-    loaded = {}
-    for name, asked in adapters.items():
-        if is_saved(asked):
-            loaded[name] = load_with_hash(
-                Path(asked), config.model.name, task, config.model.trust_remote_code
-            )
-            if kind := kind_of(loaded[name][0]):
-                check_placement(kind, config.hardware.placement)
-        else:
-            check_placement(asked, config.hardware.placement)
-            new_adapter(config, task, asked)
-    resumed = open_run(directory, config)
-    if resumed.hardware.devices != config.hardware.devices:
-        cards = resumed.hardware.cards()
-    return Study(resumed, task, cards, adapters, directory, loaded)
+type _Place = tuple[Chip, Subject]
+"""A cell: where, and what is measured there."""
 
 
 def run(study: Study, progress: Progress = silent) -> None:
@@ -166,22 +73,30 @@ def run(study: Study, progress: Progress = silent) -> None:
         hashes = {name: card_hash(card) for name, card in study.cards.items()}
         for name, hashed in hashes.items():
             store.set_card(name, hashed)
-        models, records = _train_adapters(study, store, leases, progress)
-        evaluator = Evaluator(
-            *(study.task, models, study.cards, study.config.hardware),
-            recalibrated=study.directory / "recalibrated",
-        )
-        origins = {
-            (variant, device): _origin(study, records, variant, hashed)
-            for variant in study.variants
-            for device, hashed in hashes.items()
-        }
-        _measure_cells(study, evaluator, origins, store, leases, progress)
+        trainings = 0
+        while (wanted := study.plan(store.measurements()).trainings) > trainings:
+            trainings = wanted
+            models, records = _train_adapters(study, trainings, store, leases, progress)
+            evaluator = Evaluator(
+                *(study.task, models, study.cards, study.config.hardware),
+                recalibrated=study.directory / "recalibrated",
+            )
+            origins = {
+                (subject, device): _origin(study, records, subject, hashed)
+                for subject in study.subjects(trainings)
+                for device, hashed in hashes.items()
+            }
+            _measure_cells(study, evaluator, origins, store, leases, progress)
         if leases.acquire(LAYERS_FILE):
             first = [Chip(device, 0, study.config.run.seed) for device in study.cards]
             path = study.directory / LAYERS_FILE
             write_layers(path, evaluator, first, study.times, progress)
             leases.release(LAYERS_FILE)
+        if study.config.run.costs and leases.acquire(COSTS_FILE):
+            by_name = {adapter: model for (adapter, index), model in models.items() if index == 0}
+            devices, settings = list(study.cards), study.config
+            write_costs(study.directory, by_name, devices, settings.hardware, settings.run)
+            leases.release(COSTS_FILE)
 
 
 def measured_cells(study: Study) -> tuple[int, int]:
@@ -190,85 +105,69 @@ def measured_cells(study: Study) -> tuple[int, int]:
         measured = store.measurements()
     # All metrics of a cell are measured at once.
     done = {measurement.key._replace(metric="") for measurement in measured}
-    return len(done), study.cells_per_chip * len(study.chips(measured))
+    return len(done), _count_cells(study, study.plan(measured))
 
 
-def check_single_process() -> None:
-    """Raise where torchrun has started several processes, which would wait for each other.
-
-    Raises:
-        ValueError: There are several.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"A study was started in {os.environ['WORLD_SIZE']} processes by torchrun, but divides "
-            "its work itself: start it without torchrun and set the number of workers (--workers), "
-            "or train each adapter with torchrun by the command train."
-        )
+def _count_cells(study: Study, plan: Plan) -> int:
+    return len(study.subjects(plan.trainings)) * len(study.chips(plan))
 
 
-def drift_times(config: StudyConfig) -> list[float]:
-    """Return the drift times of a study, s, in the order of the settings."""
-    return [parse_time(text) for text in config.run.times]
-
-
-def deployment_text(config: StudyConfig) -> str:
-    """Return the settings of a deployment that no column of results.csv holds."""
-    programmed = config.hardware.placement == "programmed"
-    error = {"programming_error": config.hardware.programming_error} if programmed else {}
-    changes = error | config.hardware.changes()
-    return ", ".join(f"{name}={value}" for name, value in changes.items())
-
-
-def _origin(study: Study, records: Mapping[str, AdapterRecord], variant: str, card: str) -> Origin:
-    """Return what the measurements of a variant on a device depend on."""
-    adapter, examples = base_and_examples(variant)
-    record, deployed = records[adapter], deployment_text(study.config)
-    if examples:
+def _origin(
+    study: Study, records: Mapping[ModelKey, AdapterRecord], subject: Subject, card: str
+) -> Origin:
+    """Return what the measurements of a subject on a device depend on."""
+    record, deployed = records[subject.model], deployment_text(study.config)
+    if examples := base_and_examples(subject.adapter)[1]:
         deployed = ", ".join(filter(None, (deployed, f"recalibrate={examples}")))
     return Origin(record.model_hash, record.data_hash, record.fingerprint, card, deployed)
 
 
 def _train_adapters(
-    study: Study, store: Store, leases: Leases, progress: Progress
-) -> tuple[dict[str, PeftModel], dict[str, AdapterRecord]]:
+    study: Study, trainings: int, store: Store, leases: Leases, progress: Progress
+) -> tuple[dict[ModelKey, PeftModel], dict[ModelKey, AdapterRecord]]:
     """Return every adapter and its record, trained by this process or by another on the store."""
-    found: dict[str, tuple[PeftModel, AdapterRecord]] = {}
-    while len(found) < len(study.adapters):
+    wanted = study.trainings(trainings)
+    found: dict[ModelKey, tuple[PeftModel, AdapterRecord]] = {}
+    while len(found) < len(wanted):
         before = len(found)
-        for name in [name for name in study.adapters if name not in found]:
-            if leases.acquire(f"adapter {name}"):
-                found[name] = _trained(study, name, store, progress)
-                leases.release(f"adapter {name}")
+        for key in [key for key in wanted if key not in found]:
+            work = f"adapter {training_folder(*key)}"
+            if leases.acquire(work):
+                found[key] = _trained(study, key, store, progress)
+                leases.release(work)
+                # At once, as each brings a copy of the pre-trained model.
+                share_frozen(model for model, _ in found.values())
         if len(found) == before:
             time.sleep(POLL_SECONDS)
-    models = {name: found[name][0] for name in study.adapters}
-    return models, {name: found[name][1] for name in study.adapters}
+    return {key: found[key][0] for key in wanted}, {key: found[key][1] for key in wanted}
 
 
 def _trained(
-    study: Study, adapter: str, store: Store, progress: Progress
+    study: Study, key: ModelKey, store: Store, progress: Progress
 ) -> tuple[PeftModel, AdapterRecord]:
     """Train an adapter unless it is trained, and return it as loaded from its folder."""
-    config, asked = study.config, study.adapters[adapter]
-    path = Path(asked) if is_saved(asked) else study.directory / "adapters" / adapter
-    known = next((r for r in store.adapters() if r.adapter == adapter), None)
+    config, (adapter, training) = study.config, key
+    asked, name = study.adapters[adapter], training_folder(*key)
+    path = Path(asked) if is_saved(asked) else study.directory / "adapters" / name
+    known = next((r for r in store.adapters() if (r.adapter, r.training) == key), None)
     seconds = 0.0
     if known is None and not is_saved(asked):
-        fresh = new_adapter(config, study.task, asked)
-        seconds = train_adapter(fresh, config, study.task, f"training {adapter}", progress)
+        seeded = config.replace(seed=training_seed(config, training))
+        fresh = new_adapter(seeded, study.task, asked)
+        text = f"training {adapter}" + (f", seed {seeded.run.seed}" if training else "")
+        seconds = train_adapter(fresh, seeded, study.task, text, progress)
         save_adapter(fresh, path)
     fingerprint = adapter_hash(path)
     if known is not None and known.fingerprint != fingerprint:
         raise _changed(f"adapter in {path}")
-    if adapter not in study.loaded:
-        study.loaded[adapter] = load_with_hash(
+    if key not in study.loaded:
+        study.loaded[key] = load_with_hash(
             path, config.model.name, study.task, config.model.trust_remote_code
         )
-    model, base = study.loaded[adapter]
+    model, base = study.loaded[key]
     data = data_hash(study.task, study.task.tokenizer_of(model))
     if known is None:
-        known = _record(study, adapter, path, seconds, (fingerprint, base, data))
+        known = _record(study, key, path, seconds, (fingerprint, base, data))
         store.add_adapter(known)
     if known.model_hash != base:
         raise _changed(f"model of the adapter {adapter}")
@@ -285,9 +184,9 @@ def _changed(what: str) -> ValueError:
 
 
 def _record(
-    study: Study, adapter: str, path: Path, seconds: float, hashes: tuple[str, str, str]
+    study: Study, key: ModelKey, path: Path, seconds: float, hashes: tuple[str, str, str]
 ) -> AdapterRecord:
-    model = study.loaded[adapter][0]
+    model, (adapter, training) = study.loaded[key][0], key
     own, head = learned_parameters(model)
     try:
         digital = study.task.scores(model)
@@ -298,14 +197,14 @@ def _record(
         ) from error
     relative = Path(os.path.relpath(path, study.directory)).as_posix()
     return AdapterRecord(
-        *(adapter, study.task.name, own, head, digital, seconds, relative), *hashes
+        *(adapter, study.task.name, own, head, digital, seconds, relative), *hashes, training
     )
 
 
 def _measure_cells(
     study: Study,
     evaluator: Evaluator,
-    origins: Mapping[tuple[str, str], Origin],
+    origins: Mapping[tuple[Subject, str], Origin],
     store: Store,
     leases: Leases,
     progress: Progress,
@@ -324,7 +223,7 @@ def _measure_cells(
     try:
         while missing := _missing_cells(study, origins, store, failures):
             _check_progress(missing, stored)
-            handed_out: dict[Chip, set[tuple[str, float]]] = {}
+            handed_out: dict[Chip, set[Subject]] = {}
             jobs = _leased_jobs(study, origins, store, leases, missing, failures, handed_out)
             first = next(jobs, None)
             if first is None:
@@ -332,22 +231,21 @@ def _measure_cells(
                 time.sleep(POLL_SECONDS)
                 continue
             count = sum(map(len, missing.values()))
-            total = study.cells_per_chip * len(study.chips(store.measurements()))
+            total = _count_cells(study, study.plan(store.measurements()))
             advance = progress(f"measuring {count} of {total} cells", count)
             with closing(measure(evaluator, chain([first], jobs))) as cells:
                 for cell in cells:
                     left = handed_out.get(cell.chip, set())
-                    if (cell.adapter, cell.time_s) not in left:
+                    if cell.subject not in left:
                         continue  # Yielded before, by a job that was restarted.
-                    place = (cell.chip, cell.adapter, cell.time_s)
+                    place = (cell.chip, cell.subject)
                     if cell.failure:
                         failures[place] = cell.failure
                     else:
-                        store.add(
-                            _measurements(study, cell), origins[cell.adapter, cell.chip.device]
-                        )
+                        origin = origins[cell.subject, cell.chip.device]
+                        store.add(_measurements(study, cell), origin)
                         stored.add(place)
-                    left.remove((cell.adapter, cell.time_s))
+                    left.remove(cell.subject)
                     if not left:
                         leases.release(_chip_name(cell.chip))
                     notes |= dict.fromkeys(cell.notes)
@@ -361,26 +259,24 @@ def _measure_cells(
 
 def _missing_cells(
     study: Study,
-    origins: Mapping[tuple[str, str], Origin],
+    origins: Mapping[tuple[Subject, str], Origin],
     store: Store,
     failures: Mapping[_Place, str],
     chip: Chip | None = None,
-) -> dict[Chip, set[tuple[str, float]]]:
+) -> dict[Chip, set[Subject]]:
     """Return the cells to measure by chip, of all chips or of one; chips without any are omitted.
 
     A cell is missing while any metric of the task has no measurement with its present origin.
     """
     done = store.cells() if chip is None else store.cells(chip.device, chip.seed)
-    chips = study.chips(store.measurements()) if chip is None else [chip]
+    chips = study.chips(study.plan(store.measurements())) if chip is None else [chip]
     missing = {
         chip: {
-            (adapter, seconds)
-            for adapter in study.variants
-            for seconds in study.times
-            if (chip, adapter, seconds) not in failures
+            subject
+            for subject in dict.fromkeys(subject for subject, _ in origins)
+            if (chip, subject) not in failures
             for metric in study.task.metrics
-            if (study.key(chip, metric, adapter, seconds), origins[adapter, chip.device])
-            not in done
+            if (study.key(chip, metric, subject), origins[subject, chip.device]) not in done
         }
         for chip in chips
     }
@@ -389,12 +285,12 @@ def _missing_cells(
 
 def _leased_jobs(
     study: Study,
-    origins: Mapping[tuple[str, str], Origin],
+    origins: Mapping[tuple[Subject, str], Origin],
     store: Store,
     leases: Leases,
     missing: Iterable[Chip],
     failures: Mapping[_Place, str],
-    handed_out: dict[Chip, set[tuple[str, float]]],
+    handed_out: dict[Chip, set[Subject]],
 ) -> Iterator[Job]:
     """Yield a job for each chip that this process can lease, when the engine asks for more."""
     for chip in missing:
@@ -409,20 +305,20 @@ def _leased_jobs(
         yield Job(chip, frozenset(left[chip]))
 
 
-def _check_progress(missing: Mapping[Chip, set[tuple[str, float]]], stored: set[_Place]) -> None:
+def _check_progress(missing: Mapping[Chip, set[Subject]], stored: set[_Place]) -> None:
     """Raise if a stored cell is still missing: it would be measured endlessly."""
-    for chip, cells in missing.items():
-        for adapter, seconds in cells:
-            if (chip, adapter, seconds) in stored:
+    for chip, subjects in missing.items():
+        for subject in subjects:
+            if (chip, subject) in stored:
                 raise RuntimeError(
-                    f"The cell {_cell_name(chip, adapter, seconds)}, was measured but is still "
-                    "missing from the store: its scores must hold every metric of the task."
+                    f"The cell {_cell_name(chip, subject)}, was measured but is still missing from "
+                    "the store: its scores must hold every metric of the task."
                 )
 
 
 def _measurements(study: Study, cell: Cell) -> list[Measurement]:
     return [
-        Measurement(*study.key(cell.chip, metric, cell.adapter, cell.time_s), value=value)
+        Measurement(*study.key(cell.chip, metric, cell.subject), value=value)
         for metric, value in cell.scores.items()
     ]
 
@@ -431,13 +327,15 @@ def _chip_name(chip: Chip) -> str:
     return f"chip {chip.seed} of {chip.device}"
 
 
-def _cell_name(chip: Chip, adapter: str, seconds: float) -> str:
-    return f"{adapter} on {chip.device} at {format_time(seconds)}, chip {chip.seed}"
+def _cell_name(chip: Chip, subject: Subject) -> str:
+    training = f", training {subject.training}," if subject.training else ""
+    where = f"{chip.device} at {format_time(subject.time_s)}, chip {chip.seed}"
+    return f"{subject.adapter}{training} on {where}"
 
 
 def _cell_text(cell: Cell) -> str:
     scores = ", ".join(f"{metric} {value:.4f}" for metric, value in cell.scores.items())
-    return f"{_cell_name(cell.chip, cell.adapter, cell.time_s)}: {scores or cell.failure}"
+    return f"{_cell_name(cell.chip, cell.subject)}: {scores or cell.failure}"
 
 
 def _failure_text(failures: Mapping[_Place, str]) -> str:

@@ -8,22 +8,19 @@ are used, so that `--help` needs neither.
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from analog_grasp.study.fields import (
-    CARD,
     GRASP,
-    PROGRAMMED,
     STOCHGRASP,
     TARGETED,
-    Bits,
     Count,
     DevicesAtTimes,
     Names,
     Note,
     NumberOrDevice,
     Section,
-    Share,
+    as_names,
     number_or_text,
     unique,
 )
@@ -31,27 +28,17 @@ from analog_grasp.utils.time import format_time, parse_time
 from analog_grasp.utils.types import (
     DEFAULT_MODEL,
     SHIFT_LR_RATIO,
-    DriftCompensation,
-    Placement,
-    ProgrammingError,
     Sampling,
 )
 
 if TYPE_CHECKING:
-    from analog_grasp.crossbar import Deployment
-    from analog_grasp.devices.card import DeviceCard
     from analog_grasp.tasks import Task
 
-# Training rows on which input ranges are calibrated.
-_CALIBRATION_ROWS = 128
-# Settings that change a card, a task's data, and its text generation.
-_CARD_VALUES = (
-    *("dac_bits", "adc_bits", "output_noise", "tile_size", "g_max"),
-    *("die_to_die", "stuck_off", "stuck_on"),
-)
+# Settings that change a task's data, its text generation and its windows.
 _DATA = ("max_length", "text_column", "label_column")
 _GENERATION = ("beams", "length_penalty", "no_repeat_ngram")
 _WINDOWS = ("stride",)
+_UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
 
 
 class ModelSettings(Section):
@@ -175,134 +162,6 @@ class TaskSettings(Section):
         return task
 
 
-class HardwareSettings(Section):
-    """The devices, and what is changed about their cards.
-
-    Example:
-        >>> HardwareSettings(adc_bits=6).card("pcm-hermes-2").converters.adc_bits
-        6
-    """
-
-    devices: Names = Field(
-        default=("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone"),
-        description="The devices: names (see `analog-grasp devices`) or your own TOML files.",
-    )
-    placement: Placement = Field(
-        default="digital",
-        description="Placement of the adapter: digital (exact, next to the chip), folded "
-        "(programmed with the weights) or programmed (on analog devices of its own).",
-    )
-    weights: Annotated[Literal["analog", "digital"], PROGRAMMED] = Field(
-        default="analog",
-        description="The frozen weights: analog (on tiles) or digital (exact), to study the noise "
-        "of a programmed adapter alone.",
-    )
-    programming_error: Annotated[ProgrammingError, PROGRAMMED] = Field(
-        default="device",
-        description="The programming error of a programmed adapter: device (the card's) or "
-        "learned (the standard deviations that StochGRASP has learned).",
-    )
-    dac_bits: Annotated[Bits | None, CARD] = Field(
-        default=None, description="DAC resolution in bits; 0 for exact inputs."
-    )
-    adc_bits: Annotated[Bits | None, CARD] = Field(
-        default=None, description="ADC resolution in bits; 0 for exact outputs."
-    )
-    output_noise: Annotated[float | None, CARD] = Field(
-        default=None,
-        ge=0,
-        description="Standard deviation of the output noise of a bit line, in units of full input "
-        "times largest weight.",
-    )
-    tile_size: Annotated[int | None, CARD] = Field(
-        default=None, ge=1, description="Rows and columns of a tile, in weights."
-    )
-    g_max: Annotated[float | None, CARD] = Field(
-        default=None, gt=0, description="Largest conductance, µS."
-    )
-    die_to_die: Annotated[Share | None, CARD] = Field(
-        default=None,
-        description="Relative die-to-die spread of the card's means and standard deviations.",
-    )
-    stuck_off: Annotated[Share | None, CARD] = Field(
-        default=None, description="Share of devices stuck at the smallest conductance."
-    )
-    stuck_on: Annotated[Share | None, CARD] = Field(
-        default=None, description="Share of devices stuck at the largest conductance."
-    )
-    drift_compensation: DriftCompensation = Field(
-        default="global",
-        description="Drift compensation of the tiles: global, per-column, exact or none.",
-    )
-    calibrate: Annotated[float | None, Note("off")] = Field(
-        default=None,
-        gt=0,
-        le=100,
-        description="Fix the input range of each layer at this percentile of its inputs on "
-        "training rows; 100 is the largest input.",
-    )
-    precision: Literal["exact", "fast"] = Field(
-        default="exact",
-        description="Arithmetic of the tiles: exact (float32, as aihwkit) or fast (bfloat16 or "
-        "int8, whichever the processor multiplies faster; see docs/fidelity.md).",
-    )
-    programming_noise: bool = Field(default=True, description="Simulate programming noise.")
-    drift: bool = Field(default=True, description="Simulate conductance drift.")
-    read_noise: bool = Field(default=True, description="Simulate read noise.")
-
-    def card(self, device: str) -> "DeviceCard":
-        """Return the card of a device, changed as the settings say.
-
-        Raises:
-            CardError: The device is unknown, or a change does not fit its card.
-        """
-        from analog_grasp.devices.card import DeviceCard
-
-        values = {name: getattr(self, name) for name in _CARD_VALUES}
-        changes = {name: value for name, value in values.items() if value is not None}
-        card = DeviceCard.load(device)
-        return card.with_(**changes) if changes else card
-
-    def cards(self) -> "dict[str, DeviceCard]":
-        """Return the cards of all devices by name, changed as the settings say.
-
-        Raises:
-            ValueError: A device is unknown, a change does not fit its card, or two cards have the
-                same name.
-        """
-        cards = [self.card(device) for device in self.devices]
-        named = {card.name: card for card in cards}
-        if len(named) < len(cards):
-            raise ValueError(
-                f"Two of the devices {', '.join(self.devices)} have the same name: a device is "
-                "called by the name in its card, which must differ."
-            )
-        return named
-
-    def deploy_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `analog_grasp.deploy` except the model and the card."""
-        import torch
-
-        names = ("placement", "programming_error", "drift_compensation")
-        effects = ("programming_noise", "drift", "read_noise")
-        dtype = torch.float32 if self.precision == "exact" else torch.bfloat16
-        layers = {"layers": ()} if self.weights == "digital" else {}
-        return {name: getattr(self, name) for name in names + effects} | layers | {"dtype": dtype}
-
-    def changes(self) -> dict[str, Any]:
-        """Return the settings, by name, that differ from a plain deployment on the cards."""
-        fields = type(self).model_fields
-        columns = ("devices", "placement", "programming_error")
-        values = {name: getattr(self, name) for name in fields if name not in columns}
-        return {name: v for name, v in values.items() if v != fields[name].default}
-
-    def calibrate_inputs(self, deployment: "Deployment", task: "Task", model: Any = None) -> None:
-        """Calibrate a deployed model's input ranges on training rows, if `calibrate` is set."""
-        if self.calibrate is not None:
-            few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
-            deployment.calibrate(lambda each: few.scores(each, "train"), self.calibrate, model)
-
-
 class TrainingSettings(Section):
     """The training of the adapters; without effect on saved ones."""
 
@@ -344,11 +203,25 @@ class TrainingSettings(Section):
     )
     then: Annotated[DevicesAtTimes, Note("off")] = Field(
         default=(),
-        description="Devices at ranges of ages, such as pcm-hermes-2@0s..1y: the trained adapter is "
-        "then distilled, without labels, on simulated chips of these, so that it serves all ages.",
+        description="Devices at ranges of ages, such as pcm-hermes-2@0s..1y: the trained adapter "
+        "is then distilled, without labels, on simulated chips of these, for use at all ages.",
     )
     then_steps: Annotated[Count, Note(needs=("then", bool, "then"))] = Field(
         default=150, description="Steps of the distillation on simulated chips."
+    )
+    trainings: Count = Field(
+        default=1,
+        description="Trainings of each adapter, each from its own seed; every chip is measured "
+        "with each of them. From two on, intervals cover trainings as well as chips.",
+    )
+    trainings_limit: Annotated[Count, Note(needs=_UNTIL_CI, changeable=True)] = Field(
+        default=10,
+        description="Trainings of each adapter at most, with --until-ci and --trainings 2 or more.",
+    )
+    start_from: Annotated[str | None, Note("untrained", adapters=("grasp", "stochgrasp"))] = Field(
+        default=None,
+        description="The folder of a saved GRASP adapter on the same model with the same groups, "
+        "whose scales, shifts and task head the training starts from.",
     )
     epochs: float = Field(default=3.0, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
@@ -381,13 +254,13 @@ class RunSettings(Section):
     until_ci: Annotated[float | None, Note("as many as --repeats", changeable=True)] = Field(
         default=None,
         gt=0,
-        description="Add chip instances until the half width of every 95 % confidence interval is "
-        "at most this many points (per cent, for a score that is a fraction).",
+        description="Add chip instances, and trainings where there are two or more, until the half "
+        "width of every 95 % confidence interval, of means and of paired differences, is at most "
+        "this many points (per cent, for a score that is a fraction).",
     )
-    repeats_limit: Annotated[
-        Count,
-        Note(needs=("until_ci", lambda points: points is not None, "until_ci"), changeable=True),
-    ] = Field(default=100, description="Chip instances per device at most, with --until-ci.")
+    repeats_limit: Annotated[Count, Note(needs=_UNTIL_CI, changeable=True)] = Field(
+        default=100, description="Chip instances per device at most, with --until-ci."
+    )
     recalibrate: Annotated[
         tuple[Annotated[int, Field(ge=2)], ...],
         Note(
@@ -400,11 +273,29 @@ class RunSettings(Section):
         description="Also measure each adapter after recalibration on the chip at each drift time, "
         "once with each of these numbers of unlabelled examples, such as 16,64.",
     )
+    costs: Annotated[tuple[str, ...], BeforeValidator(as_names), Note("off", changeable=True)] = (
+        Field(
+            default=(),
+            max_length=100,
+            description="Cost models, one for all devices or one per device: names such as "
+            "hermes-1phase, or your own TOML files. Energy, latency and programming cost of each "
+            "adapter are reported.",
+        )
+    )
+    tiles: Annotated[
+        Count | None,
+        Note("as many as needed", needs=("costs", bool, "costs"), changeable=True),
+    ] = Field(
+        default=None,
+        description="Tiles that are available, for the costs: layers share them if they are too "
+        "few.",
+    )
     seed: int = Field(
         default=0,
         ge=0,
         lt=2**32,
-        description="Seed of the training and of the first chip instance; the others count up.",
+        description="Seed of the first training and of the first chip instance; the others count "
+        "up.",
     )
     engine: Annotated[Literal["local", "ray"], Note(changeable=True)] = Field(
         default="local",

@@ -1,28 +1,31 @@
-"""Means and paired differences over chip instances, with their 95 % confidence intervals.
+"""Means and paired differences over trainings and chips, with their 95 % confidence intervals.
 
-A chip instance is one draw of every random quantity of a device, so instances are the independent
-repetitions. Adapters that share frozen weights are measured on the same instances: their difference
-is computed per instance, which cancels the effect that an instance has on both.
+Trainings (seeds) and chip instances (draws of every random quantity of a device) are the two
+repetitions. They are crossed: every training is measured on every chip. Adapters that share frozen
+weights are measured on the same chips: their difference is computed per training and chip, which
+cancels the effect that a chip has on both.
 """
 
-import math
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from numpy.typing import NDArray
 
+from analog_grasp.study.intervals import (
+    CONFIDENCE,
+    Repetition,
+    complete_table,
+    holm,
+    table_estimate,
+)
 from analog_grasp.study.records import Measurement
-from analog_grasp.study.sections import RunSettings
 from analog_grasp.utils.types import LOWER_IS_BETTER
 
-CONFIDENCE = 0.95
-FIRST_CHIPS = 5
-"""Chip instances per device that `until_ci` begins with: from fewer, its intervals cover less."""
+TAIL = 5
+"""Percentile of the chips that is stated beside the mean, counted from the worst."""
 # Beginnings of the names of scores that are fractions of one.
 _FRACTIONS = (
     *("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge"),
@@ -36,15 +39,6 @@ class Variant(NamedTuple):
     placement: str
 
 
-class Estimate(NamedTuple):
-    """A mean, its interval and a p-value; None but for the mean where there is a single value."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-
-
 @dataclass(frozen=True)
 class Summary:
     """The mean score of one variant in one cell of the comparison.
@@ -53,8 +47,10 @@ class Summary:
         task, metric, adapter, placement, device: As in the measurements.
         time_s: Seconds since programming finished.
         n: Number of chip instances.
-        mean: Mean over the instances.
-        low, high: 95 % Student-t interval of the mean; None with one instance.
+        mean: Mean over trainings and instances.
+        low, high: 95 % interval of the mean; None with one instance.
+        trainings: Number of trainings; with one, the interval does not cover trainings.
+        tail: 5th percentile of the scores of single chips, from the worst; None with one.
     """
 
     task: str
@@ -67,6 +63,8 @@ class Summary:
     mean: float
     low: float | None
     high: float | None
+    trainings: int = 1
+    tail: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,14 @@ class PairedDifference:
         task, metric, device: As in the measurements.
         time_s: Seconds since programming finished.
         baseline, adapter: The two variants; the difference is adapter - baseline.
-        n: Number of pairs, a pair being one chip instance on which both were measured.
+        n: Number of chip instances on which both were measured.
         unpaired: Number of measurements without a partner, which are ignored.
         mean: Mean of the differences; None without a pair.
-        low, high: 95 % Student-t interval of the mean; None with fewer than two pairs.
+        low, high: 95 % interval of the mean; None with fewer than two instances.
         p_value: Of a two-sided paired t-test of no difference, not corrected for the number of
-            cells; None with fewer than two pairs.
+            cells; None with fewer than two instances.
         p_holm: The same after Holm's correction, see `holm_corrected`; None before it.
+        trainings: Number of trainings of which both were measured.
     """
 
     task: str
@@ -99,6 +98,7 @@ class PairedDifference:
     high: float | None
     p_value: float | None
     p_holm: float | None = None
+    trainings: int = 1
 
     @property
     def holds_corrected(self) -> bool:
@@ -118,109 +118,6 @@ class PairedDifference:
         return "better" if (self.low > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return mean, 95 % Student-t interval and the p-value of a zero mean, of independent values.
-
-    ``mean +- t(0.975, n - 1) * s / sqrt(n)``, with s the standard deviation of the sample.
-    Equal values give an interval of zero width, and p = 1 if they are zero, else 0.
-
-    Args:
-        values: n values, n >= 1.
-
-    Raises:
-        ValueError: `values` is empty.
-
-    Example:
-        >>> estimate([1.0, 2.0, 3.0]).mean
-        2.0
-        >>> round(estimate([1.0, 2.0, 3.0]).high, 3)  # 2 + 4.3027 / sqrt(3)
-        4.484
-    """
-    if not values:
-        raise ValueError("`values` must not be empty.")
-    # The standard library sums exactly, so rounding gives equal values no deviation.
-    mean = float(statistics.mean(values))
-    if len(values) == 1:
-        return Estimate(mean, None, None, None)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    if error == 0.0:
-        return Estimate(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
-    freedom = len(values) - 1
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    p_value = 2 * float(stats.t.sf(abs(mean) / error, freedom))
-    return Estimate(mean, mean - half, mean + half, p_value)
-
-
-def values_needed(values: Sequence[float], half_width: float, most: int) -> int:
-    """Return how many values like these have a 95 % interval of at most this half width.
-
-    The smallest n >= 2 with ``t(0.975, n - 1) * s / sqrt(n) <= half_width``, where s is the
-    standard deviation of the values; 2 for a single value, which has none.
-
-    Args:
-        values: Independent values.
-        half_width: In the unit of the values.
-        most: The result if more than these are needed.
-
-    Example:
-        >>> values_needed([1.0, 2.0, 3.0], half_width=1.0, most=9)  # 2.4469 / sqrt(7) = 0.92
-        7
-    """
-    if len(values) < 2:
-        return 2
-    std = statistics.stdev(values)
-    return next((n for n in range(2, most) if _half_width(n) * std <= half_width), most)
-
-
-@lru_cache
-def _half_width(n: int) -> float:
-    """Return the half width of the interval of n values with standard deviation 1."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) / math.sqrt(n)
-
-
-def chip_count(run: RunSettings, values: int, measured: Iterable[Measurement]) -> int:
-    """Return how many chip instances of a device to measure, given what is measured so far.
-
-    This is `repeats`; with `until_ci`, `FIRST_CHIPS` at least, then as many more as the widest
-    interval seems to require, at most twice as many at once, until each interval is narrow enough
-    or `repeats_limit` is reached. The result follows from the first instances alone, so that the
-    order of the work does not change it.
-
-    Drawing ends at samples that happen to vary less, so that the intervals cover the true mean less
-    often than 95 %: as low as 90, 92 and 94 % when it begins with 3, 5 and 10 chips (simulated with
-    normally distributed scores, at the half width where coverage is lowest).
-
-    Args:
-        run: Gives repeats, until_ci and repeats_limit.
-        values: Number of values that each chip instance gives when it is measured completely.
-        measured: The device's measurements.
-
-    Example:
-        >>> chip_count(RunSettings(repeats=3), 10, [])
-        3
-        >>> chip_count(RunSettings(repeats=3, until_ci=0.5), 10, [])
-        5
-    """
-    if run.until_ci is None:
-        return run.repeats
-    count = max(run.repeats, min(FIRST_CHIPS, run.repeats_limit))
-    groups: dict[tuple[str, str, float], dict[int, float]] = {}
-    for cell in measured:
-        unit = 100.0 if is_fraction(cell.metric) else 1.0
-        group = groups.setdefault((cell.metric, cell.adapter, cell.time_s), {})
-        group[cell.repeat] = unit * cell.value
-    while count < run.repeats_limit:
-        known = [[g[r] for r in range(count) if r in g] for g in groups.values()]
-        if len(known) < values or any(len(group) < count for group in known):
-            return count
-        most = min(2 * count, run.repeats_limit)
-        needed = max(values_needed(group, run.until_ci, most) for group in known)
-        if needed <= count:
-            return count
-        count = needed
-    return count
-
-
 def is_fraction(metric: str) -> bool:
     """Return whether a metric is a fraction of one, shown in per cent.
 
@@ -237,7 +134,7 @@ def variants(measurements: Iterable[Measurement]) -> list[Variant]:
 
 
 def summarise(measurements: Iterable[Measurement], metric: str | None = None) -> list[Summary]:
-    """Return mean and 95 % interval over the chip instances of every cell.
+    """Return mean and 95 % interval over the trainings and chip instances of every cell.
 
     Args:
         measurements: In any order.
@@ -248,27 +145,39 @@ def summarise(measurements: Iterable[Measurement], metric: str | None = None) ->
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 0.0, i, i, score)
+        ...     Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, i, i, score)
         ...     for i, score in enumerate([0.80, 0.82])
         ... ]
         >>> [(summary.n, round(summary.mean, 2)) for summary in summarise(cells)]
         [(2, 0.81)]
     """
-    groups: dict[tuple[str, str, str, str, str, float], list[float]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, str, str, float], dict[Repetition, float]]
+    groups = defaultdict(dict)
     for cell in measurements:
         if metric is None or cell.metric == metric:
             where = (cell.task, cell.metric, cell.adapter, cell.placement, cell.device)
-            groups[*where, cell.time_s].append(cell.value)
-    return [Summary(*where, len(values), *estimate(values)[:3]) for where, values in groups.items()]
+            groups[*where, cell.time_s][_repetition(cell)] = cell.value
+    return [_summary(where, complete_table(values)) for where, values in groups.items()]
+
+
+def _repetition(cell: Measurement) -> Repetition:
+    return cell.training, (cell.repeat, cell.seed)
+
+
+def _summary(where: tuple[str, str, str, str, str, float], table: NDArray[np.float64]) -> Summary:
+    trainings, chips = table.shape
+    worst = 100 - TAIL if where[1] in LOWER_IS_BETTER else TAIL
+    tail = float(np.percentile(table, worst)) if chips > 1 else None
+    return Summary(*where, chips, *table_estimate(table)[:3], trainings, tail)
 
 
 def paired_differences(
     measurements: Sequence[Measurement], baseline: Variant | str, adapter: Variant | str
 ) -> list[PairedDifference]:
-    """Return the difference adapter - baseline of every cell, paired by chip instance.
+    """Return the difference adapter - baseline of every cell, paired by training and chip.
 
-    Two measurements are a pair if they agree in task, metric, device, time, repeat and seed;
-    the placements may differ.
+    Two measurements are a pair if they agree in task, metric, training, device, time, repeat and
+    seed; the placements may differ.
 
     Args:
         measurements: In any order; those of other variants are ignored.
@@ -284,7 +193,7 @@ def paired_differences(
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", name, "digital", "pcm", 0.0, i, i, score + i)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score + i)
         ...     for name, score in [("grasp", 0.5), ("lora", 0.75)]
         ...     for i in range(2)
         ... ]
@@ -292,45 +201,17 @@ def paired_differences(
         [0.25]
     """
     first, second = (_resolve(measurements, name) for name in (baseline, adapter))
-    cells: dict[tuple[str, str, str, float], dict[Variant, dict[tuple[int, int], float]]] = {}
+    cells: dict[tuple[str, str, str, float], dict[Variant, dict[Repetition, float]]] = {}
     for cell in measurements:
         variant = Variant(cell.adapter, cell.placement)
         if variant in (first, second):
             where = (cell.task, cell.metric, cell.device, cell.time_s)
             values = cells.setdefault(where, {first: {}, second: {}})
-            values[variant][cell.repeat, cell.seed] = cell.value
+            values[variant][_repetition(cell)] = cell.value
     return [
         _difference(where, first, second, values[first], values[second])
         for where, values in cells.items()
     ]
-
-
-def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return p-values corrected for their number by Holm's method.
-
-    With m p-values in ascending order, ``p_holm(i) = max over j <= i of min((m - j + 1) p(j), 1)``:
-    the probability of at least one false discovery stays below the level, however the tests depend
-    on each other.
-
-    Args:
-        p_values: Shape (m,), the family of tests that is read together.
-
-    Returns:
-        Shape (m,), in the order given.
-
-    Source:
-        Holm, Scandinavian Journal of Statistics 6, 65 (1979).
-
-    Example:
-        >>> holm([0.04, 0.01]).tolist()
-        [0.04, 0.02]
-    """
-    values = np.asarray(p_values, dtype=float)
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty_like(values)
-    steps = values[order] * np.arange(len(values), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected
 
 
 def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
@@ -360,14 +241,19 @@ def _difference(
     where: tuple[str, str, str, float],
     baseline: Variant,
     adapter: Variant,
-    subtracted: dict[tuple[int, int], float],
-    values: dict[tuple[int, int], float],
+    subtracted: Mapping[Repetition, float],
+    values: Mapping[Repetition, float],
 ) -> PairedDifference:
-    chips = sorted(values.keys() & subtracted.keys())
+    pairs = {key: value - subtracted[key] for key, value in values.items() if key in subtracted}
     unpaired = len(values.keys() ^ subtracted.keys())
-    differences = [values[chip] - subtracted[chip] for chip in chips]
-    result = estimate(differences) if differences else (None,) * 4
-    return PairedDifference(*where, baseline, adapter, len(chips), unpaired, *result)
+    if not pairs:
+        return PairedDifference(*where, baseline, adapter, 0, unpaired, None, None, None, None)
+    table = complete_table(pairs)
+    trainings, chips = table.shape
+    result = table_estimate(table)
+    return PairedDifference(
+        *where, baseline, adapter, chips, unpaired, *result, trainings=trainings
+    )
 
 
 def _resolve(measurements: Sequence[Measurement], name: Variant | str) -> Variant:

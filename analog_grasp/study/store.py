@@ -29,24 +29,25 @@ from analog_grasp.study.records import (
 
 # How long a process waits for another one that is writing, in seconds.
 BUSY_SECONDS = 30.0
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Marks the file as ours, so that another program's database is never written to ("agsp").
 APPLICATION_ID = 0x61677370
 
 _TABLES = (
     f"""CREATE TABLE measurements (
-        task TEXT NOT NULL, metric TEXT NOT NULL, adapter TEXT NOT NULL, placement TEXT NOT NULL,
-        device TEXT NOT NULL, time_s REAL NOT NULL, repeat INTEGER NOT NULL,
-        seed INTEGER NOT NULL, model_hash TEXT NOT NULL, data_hash TEXT NOT NULL,
-        adapter_hash TEXT NOT NULL, card_hash TEXT NOT NULL, settings TEXT NOT NULL,
-        value REAL NOT NULL, PRIMARY KEY ({", ".join(CellKey._fields + Origin._fields)})
+        task TEXT NOT NULL, metric TEXT NOT NULL, adapter TEXT NOT NULL, training INTEGER NOT NULL,
+        placement TEXT NOT NULL, device TEXT NOT NULL, time_s REAL NOT NULL,
+        repeat INTEGER NOT NULL, seed INTEGER NOT NULL, model_hash TEXT NOT NULL,
+        data_hash TEXT NOT NULL, adapter_hash TEXT NOT NULL, card_hash TEXT NOT NULL,
+        settings TEXT NOT NULL, value REAL NOT NULL,
+        PRIMARY KEY ({", ".join(CellKey._fields + Origin._fields)})
     ) WITHOUT ROWID""",
     """CREATE TABLE adapters (
         position INTEGER PRIMARY KEY, adapter TEXT NOT NULL, task TEXT NOT NULL,
         trainable_parameters INTEGER NOT NULL, head_parameters INTEGER NOT NULL,
         digital TEXT NOT NULL, train_seconds REAL NOT NULL, path TEXT NOT NULL,
         fingerprint TEXT NOT NULL, model_hash TEXT NOT NULL, data_hash TEXT NOT NULL,
-        UNIQUE (adapter, task)
+        training INTEGER NOT NULL, UNIQUE (adapter, task, training)
     )""",
     # The card that each device name refers to at present.
     "CREATE TABLE cards (device TEXT PRIMARY KEY, card_hash TEXT NOT NULL) WITHOUT ROWID",
@@ -75,7 +76,7 @@ class Store:
 
     Example:
         >>> import tempfile
-        >>> cell = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.81)
+        >>> cell = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
         >>> origin = Origin("model", "data", "adapter", "card", "")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with Store(Path(folder) / "results.sqlite") as store:
@@ -182,7 +183,7 @@ class Store:
             )
 
     def add_adapter(self, record: AdapterRecord) -> None:
-        """Write the record of a trained adapter; an existing record of the adapter is kept.
+        """Write the record of a training; an existing record of the same training is kept.
 
         Raises:
             ValueError: The store holds this adapter with other hashes, to which its measurements
@@ -194,8 +195,8 @@ class Store:
         with self._transaction():
             known = self._connection.execute(
                 "SELECT fingerprint, model_hash, data_hash FROM adapters"
-                " WHERE adapter = ? AND task = ?",
-                (record.adapter, record.task),
+                " WHERE adapter = ? AND task = ? AND training = ?",
+                (record.adapter, record.task, record.training),
             ).fetchone()
             if known is None:
                 self._connection.execute(

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of
+from analog_grasp.adapters.warm_start import STARTABLE, start_from
+from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES, check_saved
 from analog_grasp.study.config import StudyConfig, is_folder
@@ -25,6 +27,7 @@ from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import last_line, quiet, tokenizer_for
 from analog_grasp.training import train
 from analog_grasp.training.converter_loop import card_with_converters
+from analog_grasp.training.simulated_chips import check_adapter, distil
 
 # Largest configuration of an adapter that is read, in bytes.
 _LARGEST_CONFIG = 1 << 20
@@ -194,7 +197,6 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
                 noise_target=config.training.noise_target,
                 sampling=config.training.sampling,
             )
-        return adapted.to(processor())
     except ValueError as error:
         # peft has several messages for this, none of which says what is accepted.
         if "module" not in str(error).lower():
@@ -210,13 +212,22 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
             f"The model {base.name_or_path} has no layer that {adapter} can adapt "
             f"({last_line(error)}): use another model or another adapter."
         ) from error
+    if config.training.then:
+        check_adapter(adapted)
+    if config.training.start_from is not None and adapter in STARTABLE:
+        assert isinstance(adapted, PeftModel)
+        start_from(adapted, config.training.start_from)
+    return adapted.to(processor())
 
 
 def _check_devices(config: StudyConfig) -> None:
     """Raise for an unknown device or time, before anything is loaded."""
-    for name in ("injection", "evaluate_on"):
-        if isinstance(where := config.value(name), str):
-            DeviceAtTime.parse(where)
+    if isinstance(config.training.injection, str):
+        parse_ages(config.training.injection)
+    if config.training.then:
+        parse_ages(config.training.then)
+    if config.training.evaluate_on is not None:
+        DeviceAtTime.parse(config.training.evaluate_on)
     if config.training.converters is not None:
         card_with_converters(config.training.converters)
 
@@ -273,6 +284,14 @@ def train_adapter(
         callbacks=[_Steps(description, progress)],
         **saving,
     )
+    if config.training.then:
+        steps = config.training.then_steps
+        advance = progress(f"{description}, on simulated chips", steps)
+        assert isinstance(model, PeftModel)
+        distil(
+            model, task, config.training.then, steps=steps, seed=config.run.seed,
+            batch_size=config.training.batch_size, advance=advance,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):
         few = task.subset(train=min(_COLLAPSE_ROWS, len(task.train)))

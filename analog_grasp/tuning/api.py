@@ -12,7 +12,8 @@ from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 from analog_grasp.study import api as studies
 from analog_grasp.study.config import StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
-from analog_grasp.study.runner import prepare, run
+from analog_grasp.study.runner import run
+from analog_grasp.study.study import prepare
 from analog_grasp.tuning.search_space import TRIALS, Trial
 from analog_grasp.utils.io import write_atomically
 
@@ -58,7 +59,7 @@ def require_optuna() -> None:
             )
 
 
-@takes_settings(without=("adapters",))
+@takes_settings(without=("adapters", "trainings", "trainings_limit"))
 def tune_noise_weight(
     out: str | Path = "runs/tune",
     *,

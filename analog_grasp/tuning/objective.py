@@ -8,9 +8,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import StudyConfig
-from analog_grasp.study.evaluator import Chip, Evaluator, Job
+from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.progress import silent
-from analog_grasp.study.runner import drift_times
+from analog_grasp.study.study import drift_times
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.tuning.search_space import WORSE, Trial
@@ -59,9 +59,9 @@ def measure(
     train_adapter(model, config, task, "", silent)
     digital = task.evaluate(model)
     trial.set_user_attr("digital", digital)
-    evaluator = Evaluator(task, {adapter: model}, dict(cards), config.hardware)
+    evaluator = Evaluator(task, {(adapter, 0): model}, dict(cards), config.hardware)
     one_objective = len(trial.study.directions) == 1
-    asked = frozenset((adapter, seconds) for seconds in drift_times(config))
+    asked = frozenset(Subject(adapter, 0, seconds) for seconds in drift_times(config))
     scores: dict[tuple[str, float], list[float]] = {}
     for chips in tuning_rounds(config, cards):
         if scores and one_objective and trial.should_prune():
@@ -71,7 +71,7 @@ def measure(
             if cell.failure:
                 raise ValueError(cell.failure)
             score = cell.scores[task.metrics[0]]
-            scores.setdefault((cell.chip.device, cell.time_s), []).append(score)
+            scores.setdefault((cell.chip.device, cell.subject.time_s), []).append(score)
             if one_objective:
                 # By the number of the cell: trials are compared cell by cell.
                 trial.report(score, sum(map(len, scores.values())))

@@ -25,7 +25,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import CHANGEABLE, StudyConfig, first_change, flat
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import LOG_FILE, card_hash, visible, without_folders
-from analog_grasp.study.runner import check_single_process
+from analog_grasp.study.study import check_single_process
 from analog_grasp.study.trained_adapters import new_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.splits import tuning_task

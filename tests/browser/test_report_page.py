@@ -34,7 +34,7 @@ def path(tmp_path_factory):
     times = (0.0, 3600.0, 86400.0)
     offsets = {"grasp": 0.0, "stochgrasp": 0.02, "digital": 0.0, "folded": 0.05}
     cells = [
-        Measurement("reviews", "accuracy", adapter, placement, device, time, repeat, repeat,
+        Measurement("reviews", "accuracy", adapter, 0, placement, device, time, repeat, repeat,
                     0.7 + repeat / 100 + offsets[adapter] + offsets[placement])
         for adapter, placement, device, time, repeat in
         product(adapters, placements, devices, times, range(2))

@@ -13,8 +13,8 @@ import torch
 from analog_grasp.cli.runs import _with_workers
 from analog_grasp.devices import noise_model as noise
 from analog_grasp.study.config import resolve
-from analog_grasp.study.runner import prepare
 from analog_grasp.study.store import Store
+from analog_grasp.study.study import prepare
 from analog_grasp.tasks.classification import SentenceTask
 
 REPORT = ("results.csv", "results.parquet", "summary.md", "report.html",

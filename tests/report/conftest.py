@@ -11,8 +11,8 @@ from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 def made_up(adapters=("grasp", "stochgrasp"), devices=("pcm", "rram"), times=(0.0, 20.0, 86400.0)):
     draw = random.Random(0)
     return [
-        Measurement("reviews", "accuracy", adapter, "digital", device, time, repeat, repeat, value)
-        for adapter, device, time, repeat in product(adapters, devices, times, range(4))
+        Measurement("reviews", "accuracy", adapter, 0, "digital", device, time, i, i, value)
+        for adapter, device, time, i in product(adapters, devices, times, range(4))
         for value in [draw.uniform(0.7, 0.8)]
     ]
 

@@ -35,7 +35,7 @@ def axes(monkeypatch):
 
 def noisy(devices, placement="digital", adapters=("grasp", "stochgrasp")):
     return [
-        Measurement("reviews", "accuracy", adapter, placement, device, 0.0, repeat, repeat,
+        Measurement("reviews", "accuracy", adapter, 0, placement, device, 0.0, repeat, repeat,
                     0.9 - (noise_level(device) or 0.0) - 0.01 * repeat)
         for device in devices for adapter in adapters for repeat in range(3)
     ]  # fmt: skip

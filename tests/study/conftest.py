@@ -7,8 +7,9 @@ import pytest
 
 from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.study.progress import silent
-from analog_grasp.study.runner import prepare, run
+from analog_grasp.study.runner import run
 from analog_grasp.study.store import Store
+from analog_grasp.study.study import prepare
 from analog_grasp.tasks import Task, load_task
 from analog_grasp.tasks.reviews import reviews as generate_reviews
 

@@ -15,8 +15,8 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import engines
 from analog_grasp.study.config import resolve
 from analog_grasp.study.engines import local
-from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job
-from analog_grasp.study.runner import prepare
+from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job, Subject
+from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import new_adapter
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -85,12 +85,12 @@ def test_the_number_of_threads_changes_no_bit(settings, task, tmp_path):
     config = resolve(settings | {"model": str(tmp_path / "wide")})
     model = new_adapter(config, task, "grasp")
     cards = {"pcm-hermes-2": DeviceCard.load("pcm-hermes-2")}
-    evaluator = Evaluator(task, {"grasp": model}, cards)
+    evaluator = Evaluator(task, {("grasp", 0): model}, cards)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            job = Job(Chip("pcm-hermes-2", 0, 3), frozenset({("grasp", 86_400.0)}))
+            job = Job(Chip("pcm-hermes-2", 0, 3), frozenset({Subject("grasp", 0, 86_400.0)}))
             found += [cell.scores for cell in evaluator.measure(job)]
     finally:
         torch.set_num_threads(before)
@@ -133,7 +133,7 @@ def test_abandoned_work_leaves_the_cluster_free():
         models: ClassVar = {}
 
         def measure(self, job):
-            yield Cell(job.chip, "grasp", 0.0, {"accuracy": 1.0})
+            yield Cell(job.chip, Subject("grasp", 0, 0.0), {"accuracy": 1.0})
             while True:
                 time.sleep(0.01)
 
@@ -146,7 +146,8 @@ def test_abandoned_work_leaves_the_cluster_free():
     # A cluster that is not the engine's own: nothing but the engine ends its work there.
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        jobs = [Job(Chip("pcm", seed, seed), frozenset({("grasp", 0.0)})) for seed in range(4)]
+        cells = frozenset({Subject("grasp", 0, 0.0)})
+        jobs = [Job(Chip("pcm", seed, seed), cells) for seed in range(4)]
         cells = engine.measure(Endless(), jobs, workers=2)
         assert {next(cells).chip.seed for _ in range(2)} == {0, 1}
         wait_for(0)

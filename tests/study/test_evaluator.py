@@ -15,6 +15,7 @@ from analog_grasp.study.evaluator import (
     Chip,
     Evaluator,
     Job,
+    Subject,
     measure_in_worker,
     read_layers,
     share_frozen,
@@ -130,8 +131,8 @@ def test_warnings_of_a_worker_travel_with_its_cells(adapted, task, capsys, monke
             return dict.fromkeys(task.metrics, 0.5)
 
     cards = {"rram-wan2022": DeviceCard.load("rram-wan2022")}
-    evaluator = Evaluator(WarningTask(), {"grasp": adapted["grasp"]}, cards)
-    cells = frozenset(("grasp", seconds) for seconds in (0.0, 3e7))
+    evaluator = Evaluator(WarningTask(), {("grasp", 0): adapted["grasp"]}, cards)
+    cells = frozenset(Subject("grasp", 0, seconds) for seconds in (0.0, 3e7))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = list(measure_in_worker(evaluator, Job(Chip("rram-wan2022", 0, 0), cells)))

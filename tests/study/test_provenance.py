@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from analog_grasp.study import runner
+from analog_grasp.study import study
 from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.study.provenance import open_run, read_run
-from analog_grasp.study.runner import prepare
+from analog_grasp.study.study import prepare
 
 CONFIG = StudyConfig().replace(devices=("ideal",), repeats=3, seed=7)
 
@@ -21,7 +21,7 @@ def test_a_run_records_settings_versions_and_seeds(tmp_path):
     open_run(folder, CONFIG)
     config, records = read_run(folder)
     assert config == CONFIG
-    assert records["chips"]["seeds"] == [7, 8, 9]
+    assert records["seeds"] == {"trainings": [7], "chips": [7, 8, 9]}
     assert records["versions"]["torch"] == version("torch")
     assert {"python", "analog-grasp", "aihwkit"} <= records["versions"].keys()
 
@@ -141,15 +141,15 @@ def test_an_adapter_changed_after_it_was_measured_raises(
 
 def test_saved_adapters_are_loaded_once(config, tmp_path, monkeypatch, run_study):
     loads = []
-    load = runner.load_with_hash
-    monkeypatch.setattr(runner, "load_with_hash", lambda *a: loads.append(a[0]) or load(*a))
+    load = study.load_with_hash
+    monkeypatch.setattr(study, "load_with_hash", lambda *a: loads.append(a[0]) or load(*a))
     run_study(config, tmp_path / "run")
     assert sorted(loads) == sorted(map(Path, config.model.adapters))
 
 
 def card_file(folder: Path, change: tuple[str, str] = ("", "")) -> str:
     path = folder / "mine.toml"
-    text = (Path(runner.__file__).parents[2] / "device_models/pcm-hermes-2.toml").read_text()
+    text = (Path(study.__file__).parents[2] / "device_models/pcm-hermes-2.toml").read_text()
     text = text.replace('name = "pcm-hermes-2"', 'name = "mine"')
     path.write_text(text.replace(*change) if change[0] else text)
     return str(path)

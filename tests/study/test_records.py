@@ -8,14 +8,15 @@ from pyarrow import parquet
 
 from analog_grasp.study.records import Measurement, write_csv, write_parquet
 
-CELL = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.8125)
+CELL = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 20.0, 0, 7, 0.8125)
 
 
 def test_csv_reads_back_to_the_same_measurements(tmp_path):
     cells = [replace(CELL, adapter='a "quoted", name', value=0.1 + 0.2), CELL]
     write_csv(cells, tmp_path / "results.csv")
     text = (tmp_path / "results.csv").read_text()
-    assert text.startswith("task,metric,adapter,placement,device,time_s,repeat,seed,value\n")
+    columns = "task,metric,adapter,training,placement,device,time_s,repeat,seed,value"
+    assert text.startswith(f"{columns}\n")
     kinds = Measurement.__annotations__
     rows = csv.DictReader(text.splitlines())
     read = [Measurement(**{k: kinds[k](v) for k, v in row.items()}) for row in rows]

@@ -12,8 +12,8 @@ from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import evaluator, runner, trained_adapters
 from analog_grasp.study.config import resolve
-from analog_grasp.study.runner import prepare
 from analog_grasp.study.store import Store
+from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import learned_parameters, load_adapter
 from analog_grasp.tasks.classification import SentenceTask
 
@@ -46,7 +46,7 @@ def test_every_cell_is_measured_once(finished_run):
     with Store(finished_run / "results.sqlite") as store:
         keys = [cell.key for cell in store.measurements()]
     cells = product(METRICS, ADAPTERS, DEVICES, TIMES, ((0, 3), (1, 4)))
-    expected = {("glue/stsb", m, a, "digital", d, t, *chip) for m, a, d, t, chip in cells}
+    expected = {("glue/stsb", m, a, 0, "digital", d, t, *chip) for m, a, d, t, chip in cells}
     assert len(keys) == len(expected)
     assert set(keys) == expected
 
@@ -72,7 +72,7 @@ def test_a_recorded_seed_names_the_chip_by_itself(finished_run, read_values, tas
     chip = deploy(model, DeviceCard.load("pcm-hermes-2")).program(seed=4).drift_to("1d")
     found = read_values(finished_run)
     for metric, score in task.scores(chip.model).items():
-        key = ("glue/stsb", metric, "grasp", "digital", "pcm-hermes-2", 86_400.0, 1, 4)
+        key = ("glue/stsb", metric, "grasp", 0, "digital", "pcm-hermes-2", 86_400.0, 1, 4)
         assert found[key] == score
 
 

@@ -1,9 +1,6 @@
-"""Means, intervals, pairs and chip counts, against figures worked out by hand and by scipy."""
+"""Means and pairs, against figures worked out by hand and by scipy."""
 
-import random
-import statistics
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -11,58 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analog_grasp.study import statistics as module
+from analog_grasp.study.intervals import crossed_estimate, holm
 from analog_grasp.study.records import Measurement
-from analog_grasp.study.sections import RunSettings
 from analog_grasp.study.statistics import (
     PairedDifference,
     Variant,
-    chip_count,
-    estimate,
-    holm,
     holm_corrected,
     paired_differences,
     summarise,
-    values_needed,
     variants,
 )
 
 
 def cells(adapter, values, **columns):
-    first = Measurement("reviews", "accuracy", adapter, "digital", "pcm", 20.0, 0, 0, 0.0)
+    first = Measurement("reviews", "accuracy", adapter, 0, "digital", "pcm", 20.0, 0, 0, 0.0)
     return [
         replace(first, repeat=repeat, seed=100 + repeat, value=value, **columns)
         for repeat, value in enumerate(values)
     ]
-
-
-def test_interval_worked_out_by_hand():
-    # Mean 2, standard deviation 1, t(0.975, 2) = 4.302653: 2 -+ 4.302653 / sqrt(3).
-    result = estimate([1.0, 2.0, 3.0])
-    assert result.mean == 2.0
-    assert (result.low, result.high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
-
-
-def test_interval_and_p_value_agree_with_scipy():
-    values = [0.31, -0.12, 0.44, 0.05, 0.2]
-    test = stats.ttest_1samp(values, 0.0)
-    result = estimate(values)
-    assert (result.low, result.high) == pytest.approx(test.confidence_interval(0.95))
-    assert result.p_value == pytest.approx(test.pvalue)
-
-
-def test_one_value_has_no_interval():
-    assert estimate([0.8]) == (0.8, None, None, None)
-
-
-def test_no_value_raises():
-    with pytest.raises(ValueError, match="must not be empty"):
-        estimate([])
-
-
-@pytest.mark.parametrize(("value", "p_value"), [(0.1, 0.0), (0.0, 1.0)])
-def test_equal_values_have_an_interval_of_zero_width(value, p_value):
-    assert estimate([value] * 3) == (value, value, value, p_value)
 
 
 def test_summaries_are_over_the_chip_instances_of_each_cell():
@@ -205,102 +168,40 @@ def test_an_uncorrected_difference_does_not_hold_corrected():
     assert holm_corrected(differences([None]))[0].p_holm is None
 
 
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.floats(0.1, 3))
-def test_values_needed_is_where_the_interval_becomes_narrow(values, half_width):
-    most = 50
-    needed = values_needed(values, half_width, most)
-    std = statistics.stdev(values)
-
-    def half(n):
-        return stats.t.ppf(0.975, n - 1) * std / n**0.5
-
-    assert needed == most or half(needed) <= half_width * (1 + 1e-9)
-    assert needed == 2 or half(needed - 1) > half_width * (1 - 1e-9)
-
-
-UNTIL = RunSettings(repeats=3, until_ci=1.0, repeats_limit=20)
-WHERE = tuple(product(("grasp", "lora"), (0.0, 60.0)))
-
-
-def drawn(count, std, metric="accuracy"):
-    """Return values of so many chips in every cell, around 0.8."""
-    chance = random.Random(0)
+def crossed(adapter, table):
+    """Return the measurements of trainings and chips, row by row."""
     return [
-        Measurement("t", metric, adapter, "digital", "pcm", time, i, i, chance.gauss(0.8, std))
-        for adapter, time in WHERE
-        for i in range(count)
+        replace(cell, training=training)
+        for training, row in enumerate(table)
+        for cell in cells(adapter, row)
     ]
 
 
-def test_chips_are_drawn_until_every_interval_is_narrow():
-    everything = drawn(20, 0.01)
-    count = chip_count(UNTIL, len(WHERE), everything)
-    assert 5 < count < 20
-
-    def widest(n):
-        for adapter, time in WHERE:
-            cells = (c for c in everything if (c.adapter, c.time_s) == (adapter, time))
-            found = estimate([100 * c.value for c in cells if c.repeat < n])
-            yield found.high - found.mean
-
-    assert max(widest(count)) <= 1.0
-    assert max(widest(5)) > 1.0
+def test_summaries_are_over_trainings_and_chips():
+    table = [[0.80, 0.82, 0.84], [0.70, 0.72, 0.74]]
+    (summary,) = summarise(crossed("grasp", table))
+    expected = crossed_estimate(table)
+    assert (summary.trainings, summary.n) == (2, 3)
+    assert (summary.mean, summary.low, summary.high) == pytest.approx(expected[:3])
+    # A quarter of the way from the smallest of six values to the next.
+    assert summary.tail == pytest.approx(0.705)
 
 
-def test_as_many_chips_are_asked_for_whatever_else_is_known():
-    everything = drawn(20, 0.01)
-    final = chip_count(UNTIL, len(WHERE), everything)
-    count = 5
-    while True:  # one round after the other, as a run that knows no more has it
-        known = [cell for cell in everything if cell.repeat < count]
-        random.Random(1).shuffle(known)
-        more = chip_count(UNTIL, len(WHERE), known)
-        if more == count:
-            break
-        assert count < more <= 2 * count
-        count = more
-    assert count == final
+def test_the_tail_is_the_worst_one():
+    values = [0.1 * i for i in range(21)]
+    assert summarise(cells("grasp", values))[0].tail == pytest.approx(0.1)
+    assert summarise(cells("grasp", values, metric="mse"))[0].tail == pytest.approx(1.9)
+    assert summarise(cells("grasp", [0.8]))[0].tail is None
 
 
-def test_no_chip_is_added_before_those_asked_for_are_measured_completely():
-    assert chip_count(UNTIL, len(WHERE), drawn(4, 0.5)) == 5
-    assert chip_count(UNTIL, len(WHERE), drawn(5, 0.5)[:-1]) == 5
-    assert chip_count(UNTIL, len(WHERE) + 1, drawn(5, 0.5)) == 5
-
-
-def test_the_limit_ends_the_drawing():
-    assert chip_count(UNTIL, len(WHERE), drawn(20, 0.5)) == 20
-    many = RunSettings(repeats=30, until_ci=1.0, repeats_limit=20)
-    assert chip_count(many, len(WHERE), drawn(30, 0.5)) == 30
-    few = RunSettings(repeats=3, until_ci=1.0, repeats_limit=4)
-    assert chip_count(few, len(WHERE), []) == 4
-
-
-def test_drawing_begins_with_five_chips_or_more():
-    for repeats, count in ((1, 5), (3, 5), (8, 8)):
-        run = RunSettings(repeats=repeats, until_ci=1.0)
-        assert chip_count(run, len(WHERE), []) == count
-        assert chip_count(run, len(WHERE), drawn(count, 1e-6)) == count
-    assert chip_count(RunSettings(repeats=3), len(WHERE), drawn(3, 0.5)) == 3
-
-
-@pytest.mark.parametrize(("metric", "more"), [("accuracy", True), ("nist", False)])
-def test_a_point_is_a_hundredth_of_a_score_that_is_a_fraction(metric, more):
-    assert (chip_count(UNTIL, len(WHERE), drawn(5, 0.1, metric)) > 5) is more
-
-
-@pytest.mark.parametrize(("first", "coverage"), [(3, 0.90), (5, 0.92), (10, 0.94)])
-def test_coverage_of_intervals_that_end_the_drawing(monkeypatch, first, coverage):
-    # About the half width at which coverage is lowest: half a standard deviation.
-    monkeypatch.setattr(module, "FIRST_CHIPS", first)
-    run = RunSettings(repeats=1, until_ci=50.0, repeats_limit=100)
-    samples = np.random.default_rng(0).standard_normal((1500, 100))
-    covered = []
-    for sample in samples:
-        cells = [
-            Measurement("t", "accuracy", "grasp", "digital", "pcm", 0.0, i, i, value)
-            for i, value in enumerate(sample.tolist())
-        ]
-        found = estimate(sample[: chip_count(run, 1, cells)].tolist())
-        covered.append(found.low <= 0 <= found.high)
-    assert np.mean(covered) == pytest.approx(coverage, abs=0.015)
+def test_differences_are_paired_by_training_and_chip():
+    # Trainings and chips differ by far more than the adapters.
+    table = np.array([[0.1, 0.3, 0.5], [0.6, 0.8, 1.0]])
+    measured = crossed("grasp", table.tolist()) + crossed("lora", (table + 0.03125).tolist())
+    (difference,) = paired_differences(measured, "grasp", "lora")
+    assert (difference.trainings, difference.n, difference.unpaired) == (2, 3, 0)
+    assert difference.mean == pytest.approx(0.03125)
+    assert difference.verdict == "better"
+    # A saved adapter has one training, with which the first of the other is compared.
+    (difference,) = paired_differences(measured[:3] + measured[6:], "grasp", "lora")
+    assert (difference.trainings, difference.n, difference.unpaired) == (1, 3, 3)

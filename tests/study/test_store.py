@@ -11,7 +11,7 @@ import pytest
 from analog_grasp.study.records import COLUMNS, AdapterRecord, Measurement, Origin
 from analog_grasp.study.store import SCHEMA_VERSION, Store
 
-CELL = Measurement("reviews", "accuracy", "grasp", "digital", "pcm", 20.0, 0, 7, 0.8125)
+CELL = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 20.0, 0, 7, 0.8125)
 RECORD = AdapterRecord(
     "grasp", "reviews", 1152, 770, {"accuracy": 0.87}, 12.5, "grasp", "a1", "m1", "d1"
 )

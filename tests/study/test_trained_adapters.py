@@ -16,7 +16,7 @@ from analog_grasp import deploy
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
 from analog_grasp.study.provenance import open_run
-from analog_grasp.study.runner import prepare
+from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import (
     load_adapter,
     new_adapter,

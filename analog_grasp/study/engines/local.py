@@ -70,7 +70,7 @@ def _distribute(evaluator: Evaluator, jobs: Iterator[Job], count: int) -> Iterat
             for worker in [w for w in workers if w.pipe in ready]:
                 match _receive(worker):
                     case Cell() as cell:
-                        left = worker.job.cells - {(cell.adapter, cell.time_s)}
+                        left = worker.job.cells - {cell.subject}
                         worker.job = replace(worker.job, cells=left)
                         yield cell
                     case "free":

@@ -1,0 +1,198 @@
+"""The section of a study's settings on its devices, and on the mapping of models to them."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from analog_grasp.study.fields import (
+    CARD,
+    NUMBER,
+    PROGRAMMED,
+    Bits,
+    Names,
+    Note,
+    Section,
+    Share,
+)
+from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from analog_grasp.crossbar import Deployment
+    from analog_grasp.devices.card import DeviceCard
+    from analog_grasp.tasks import Task
+
+# Training rows on which inputs are observed.
+_CALIBRATION_ROWS = 128
+# Settings that change a card.
+_CARD_VALUES = (
+    *("dac_bits", "adc_bits", "output_noise", "tile_size", "g_max"),
+    *("die_to_die", "stuck_off", "stuck_on"),
+)
+
+
+class HardwareSettings(Section):
+    """The devices, and what is changed about their cards.
+
+    Example:
+        >>> HardwareSettings(adc_bits=6).card("pcm-hermes-2").converters.adc_bits
+        6
+    """
+
+    devices: Names = Field(
+        default=("pcm-nandakumar2019", "pcm-hermes-2", "rram-wan2022", "rram-cmo-falcone"),
+        description="The devices: names (see `analog-grasp devices`) or your own TOML files.",
+    )
+    placement: Placement = Field(
+        default="digital",
+        description="Placement of the adapter: digital (exact, next to the chip), folded "
+        "(programmed with the weights) or programmed (on analog devices of its own).",
+    )
+    weights: Annotated[Literal["analog", "digital"], PROGRAMMED] = Field(
+        default="analog",
+        description="The frozen weights: analog (on tiles) or digital (exact), to study the noise "
+        "of a programmed adapter alone.",
+    )
+    programming_error: Annotated[ProgrammingError, PROGRAMMED] = Field(
+        default="device",
+        description="The programming error of a programmed adapter: device (the card's) or "
+        "learned (the standard deviations that StochGRASP has learned).",
+    )
+    dac_bits: Annotated[Bits | None, CARD] = Field(
+        default=None, description="DAC resolution in bits; 0 for exact inputs."
+    )
+    adc_bits: Annotated[Bits | None, CARD] = Field(
+        default=None, description="ADC resolution in bits; 0 for exact outputs."
+    )
+    output_noise: Annotated[float | None, CARD] = Field(
+        default=None,
+        ge=0,
+        description="Standard deviation of the output noise of a bit line, in units of full input "
+        "times largest weight.",
+    )
+    tile_size: Annotated[int | None, CARD] = Field(
+        default=None, ge=1, description="Rows and columns of a tile, in weights."
+    )
+    g_max: Annotated[float | None, CARD] = Field(
+        default=None, gt=0, description="Largest conductance, µS."
+    )
+    die_to_die: Annotated[Share | None, CARD] = Field(
+        default=None,
+        description="Relative die-to-die spread of the card's means and standard deviations.",
+    )
+    stuck_off: Annotated[Share | None, CARD] = Field(
+        default=None, description="Share of devices stuck at the smallest conductance."
+    )
+    stuck_on: Annotated[Share | None, CARD] = Field(
+        default=None, description="Share of devices stuck at the largest conductance."
+    )
+    drift_compensation: DriftCompensation = Field(
+        default="global",
+        description="Drift compensation of the tiles: global, per-column, exact or none.",
+    )
+    layers: Annotated[
+        str | tuple[str, ...],
+        Note(needs=("weights", lambda weights: weights == "analog", "the weights analog")),
+    ] = Field(
+        default="all-linear",
+        description="The linear layers on tiles: endings of their names, or all-linear, to which "
+        "the output layer of a language model belongs only if it is named (all-linear,lm_head).",
+    )
+    rescale: Annotated[Share | None, Note("off")] = Field(
+        default=None,
+        description="Rescale the inputs and weights of each layer by its inputs on training rows "
+        "(NORA): 0 evens out the weights, 1 the inputs, 0.5 both.",
+    )
+    clip: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["least-error"] | None, NUMBER, Note("off")
+    ] = Field(
+        default=None,
+        description="Clip large weights as they are mapped: at this many standard deviations of "
+        "their column, or at the least-error under the card's noise after a day.",
+    )
+    calibrate: Annotated[
+        Annotated[float, Field(gt=0, le=100)] | Literal["least-error"] | None, NUMBER, Note("off")
+    ] = Field(
+        default=None,
+        description="Fix the input range of each layer on training rows: at this percentile of its "
+        "inputs, 100 being the largest, or at the least-error of clipping and rounding.",
+    )
+    first_token: Literal["analog", "digital"] = Field(
+        default="analog",
+        description="Where a language model computes the first token of each sequence, whose "
+        "activations are the largest: analog (on tiles) or digital (exact).",
+    )
+    precision: Literal["exact", "fast"] = Field(
+        default="exact",
+        description="Arithmetic of the tiles: exact (float32, as aihwkit) or fast (bfloat16 or "
+        "int8, whichever the processor multiplies faster; see docs/fidelity.md).",
+    )
+    programming_noise: bool = Field(default=True, description="Simulate programming noise.")
+    drift: bool = Field(default=True, description="Simulate conductance drift.")
+    read_noise: bool = Field(default=True, description="Simulate read noise.")
+
+    def card(self, device: str) -> "DeviceCard":
+        """Return the card of a device, changed as the settings say.
+
+        Raises:
+            CardError: The device is unknown, or a change does not fit its card.
+        """
+        from analog_grasp.devices.card import DeviceCard
+
+        values = {name: getattr(self, name) for name in _CARD_VALUES}
+        changes = {name: value for name, value in values.items() if value is not None}
+        card = DeviceCard.load(device)
+        return card.with_(**changes) if changes else card
+
+    def cards(self) -> "dict[str, DeviceCard]":
+        """Return the cards of all devices by name, changed as the settings say.
+
+        Raises:
+            ValueError: A device is unknown, a change does not fit its card, or two cards have the
+                same name.
+        """
+        cards = [self.card(device) for device in self.devices]
+        named = {card.name: card for card in cards}
+        if len(named) < len(cards):
+            raise ValueError(
+                f"Two of the devices {', '.join(self.devices)} have the same name: a device is "
+                "called by the name in its card, which must differ."
+            )
+        return named
+
+    def deploy_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `analog_grasp.deploy` except the model and the card."""
+        import torch
+
+        names = ("placement", "programming_error", "drift_compensation", "clip", "first_token")
+        effects = ("programming_noise", "drift", "read_noise")
+        dtype = torch.float32 if self.precision == "exact" else torch.bfloat16
+        layers = () if self.weights == "digital" else self.layers
+        values = {name: getattr(self, name) for name in names + effects}
+        return values | {"layers": layers, "dtype": dtype}
+
+    def changes(self) -> dict[str, Any]:
+        """Return the settings, by name, that differ from a plain deployment on the cards."""
+        fields = type(self).model_fields
+        columns = ("devices", "placement", "programming_error")
+        values = {name: getattr(self, name) for name in fields if name not in columns}
+        return {name: v for name, v in values.items() if v != fields[name].default}
+
+    def calibrate_inputs(self, deployment: "Deployment", task: "Task", model: Any = None) -> None:
+        """Rescale a deployment, and calibrate a model's input ranges, as the settings say.
+
+        Args:
+            deployment: The deployment.
+            task: The task, of which a few training rows are used.
+            model: The model on the deployment; its own if None. Only its own rescales it.
+        """
+        few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
+
+        def observe(each: "nn.Module") -> object:
+            return few.scores(each, "train")
+
+        if self.rescale is not None and model in (None, deployment.model):
+            deployment.rescale(observe, self.rescale)
+        if self.calibrate is not None:
+            deployment.calibrate(observe, self.calibrate, model)
