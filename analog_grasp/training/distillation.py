@@ -1,7 +1,7 @@
 """Distillation on a chip: unlabelled examples, the digital model as teacher, and the loss."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -23,8 +23,10 @@ _ROUNDING = 1e-6
 _SHARE = 1e-3
 
 
-def draw_examples(data: Task | Sequence[str], count: int, model: nn.Module, seed: int) -> Batch:
-    """Return examples as one padded batch of token ids, ``(count, tokens)``.
+def draw_examples(
+    data: Task | Sequence[str], count: int, model: nn.Module, seed: int, at_most: bool = False
+) -> Batch:
+    """Return examples as one padded batch of token ids, ``(count, tokens)``, where the model is.
 
     Args:
         data: A task, of which training rows are drawn, or texts, of which the first are taken.
@@ -32,6 +34,7 @@ def draw_examples(data: Task | Sequence[str], count: int, model: nn.Module, seed
         model: The model that reads them: it determines the tokenizer, the order of the labels and
             the largest number of tokens.
         seed: Seed of the rows drawn from a task.
+        at_most: Accept fewer examples than `count`.
 
     Raises:
         ValueError: There are fewer examples than `count`, or `count` is below 2.
@@ -40,26 +43,31 @@ def draw_examples(data: Task | Sequence[str], count: int, model: nn.Module, seed
         # Its examples are chunks of the text, of which a row can have several or a part.
         tokenizer = data.tokenizer_of(model)
         chunks = data.training_rows(model, tokenizer)
-        _check_count(count, len(chunks))
+        count = _checked_count(count, len(chunks), at_most)
         order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(seed))
-        return dict(data.collator(tokenizer)([chunks[int(i)] for i in order[:count]]))
-    _check_count(count, len(data.train) if isinstance(data, Task) else len(data))
-    if isinstance(data, Task):
-        few = data.subset(train=count, seed=seed)
+        batch = data.collator(tokenizer)([chunks[int(i)] for i in order[:count]])
+    elif isinstance(data, Task):
+        few = data.subset(train=_checked_count(count, len(data.train), at_most), seed=seed)
         tokenizer = few.tokenizer_of(model)
         rows, collate = few.training_rows(model, tokenizer), few.collator(tokenizer)
-        return dict(collate([rows[i] for i in range(len(rows))]))
-    tokenizer = tokenizer_for(model)
-    tokens = tokenizer(list(data[:count]), truncation=True, max_length=position_limit(model))
-    rows = [{name: tokens[name][i] for name in tokens} for i in range(count)]
-    return dict(DataCollatorWithPadding(tokenizer)(rows))
+        batch = collate([rows[i] for i in range(len(rows))])
+    else:
+        texts = list(data[: _checked_count(count, len(data), at_most)])
+        tokenizer = tokenizer_for(model)
+        tokens = tokenizer(texts, truncation=True, max_length=position_limit(model))
+        listed = [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
+        batch = DataCollatorWithPadding(tokenizer)(listed)
+    place = next(model.parameters()).device
+    return {name: values.to(place) for name, values in batch.items()}
 
 
-def _check_count(count: int, available: int) -> None:
+def _checked_count(count: int, available: int, at_most: bool) -> int:
+    count = min(count, available) if at_most else count
     if not 2 <= count <= available:
         raise ValueError(
             f"examples is {count}: from 2 to {available}, the number of those given, is accepted."
         )
+    return count
 
 
 def pick(batch: Batch, rows: Tensor) -> Batch:
@@ -88,6 +96,23 @@ def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
     ]
 
 
+def check_deployed(deployment: Deployment, model: nn.Module | None) -> PeftModel:
+    """Return the model on a chip whose adapter is to be fitted: by default ``deployment.model``.
+
+    Raises:
+        ValueError: The adapter is folded, programmed or absent.
+    """
+    model = deployment.model if model is None else model
+    if deployment.placement != "digital" or not isinstance(model, PeftModel):
+        raise ValueError(
+            f"The placement is {deployment.placement!r} and the model a {type(model).__name__}: "
+            "only a digital PEFT adapter can be recalibrated."
+        )
+    if not adapter_parameters(model):
+        raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
+    return model
+
+
 @contextmanager
 def backward_through_targets(deployment: Deployment) -> Iterator[None]:
     """Give the layers on tiles the gradient of their target weights within the block.
@@ -112,6 +137,41 @@ def _read(layer: nn.Module, x: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return read(x)
     return StraightThrough.apply(x, chip_layer(layer).frozen, read)
+
+
+def descend(
+    loss: Callable[[int], Tensor],
+    parameters: Sequence[nn.Parameter],
+    steps: int,
+    learning_rate: float,
+    deployments: Sequence[Deployment] = (),
+) -> Iterator[int]:
+    """Minimise a loss by Adam, with warm-up and linear decay; yield the steps done after each.
+
+    Args:
+        loss: Returns the loss of a step, whose number counts from 0.
+        parameters: The parameters that are fitted.
+        steps: Optimiser steps.
+        learning_rate: The peak learning rate.
+        deployments: Chips whose layers have the gradient of their target weights.
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1, anneal_strategy="linear"
+    )
+    for step in range(steps):
+        with ExitStack() as stack:
+            for deployment in deployments:
+                stack.enter_context(backward_through_targets(deployment))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            optimizer.zero_grad()
+            loss(step).backward()
+        optimizer.step()
+        schedule.step()
+        yield step + 1
 
 
 class Teacher:

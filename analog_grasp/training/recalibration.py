@@ -8,7 +8,6 @@ adapter and the task head are fitted so that the outputs on the chip match the d
 import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,13 +18,15 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
     Batch,
     Fit,
     Teacher,
     adapter_parameters,
-    backward_through_targets,
+    check_deployed,
+    descend,
     draw_examples,
     pick,
 )
@@ -57,6 +58,8 @@ class Recalibration:
         seconds: The time taken, s.
         parameters: The number of parameters rewritten; 0 if the adapter was kept as it was.
         bytes: Their size in memory.
+        devices: The devices of the frozen weights, all of which reprogramming would write: two per
+            weight of a card that maps weights to pairs, else one.
     """
 
     model: PeftModel = field(repr=False)
@@ -72,6 +75,7 @@ class Recalibration:
     seconds: float
     parameters: int
     bytes: int
+    devices: int
 
     @property
     def improved(self) -> bool:
@@ -167,9 +171,9 @@ def recalibrate(
     fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss)
     if method == "gradient":
         rate = learning_rate or ADAPTERS[kind_of(chosen) or "lora"].learning_rate
-        context = backward_through_targets(deployment) if backward == "target" else nullcontext()
-        with context, torch.inference_mode(False), torch.enable_grad():
-            _fit_by_gradient(fit, steps, rate, min(batch_size or 32, len(fitted)), seed)
+        batch_size = min(batch_size or 32, len(fitted))
+        known = [deployment] if backward == "target" else []
+        _fit_by_gradient(fit, steps, rate, batch_size, seed, known)
     elif method == "least-squares":
         fit_least_squares(fit)
     else:
@@ -189,6 +193,7 @@ def recalibrate(
         seconds=time.perf_counter() - begin,
         parameters=sum(p.numel() for p in rewritten),
         bytes=sum(p.numel() * p.element_size() for p in rewritten),
+        devices=_devices(deployment),
     )
 
 
@@ -201,27 +206,26 @@ def _checked(
     backward: str,
 ) -> PeftModel:
     """Return the model to recalibrate, once the request is known to be valid."""
-    model = deployment.model if model is None else model
     if method not in get_args(Method):
         raise ValueError(unknown_name("method", method, get_args(Method)))
     if backward not in get_args(Backward):
         raise ValueError(unknown_name("backward", backward, get_args(Backward)))
     if deployment.seed is None:
         raise ValueError("The chip is not programmed: call program(seed) before recalibrate.")
-    if deployment.placement != "digital" or not isinstance(model, PeftModel):
-        raise ValueError(
-            f"The placement is {deployment.placement!r} and the model a {type(model).__name__}: "
-            "only a digital PEFT adapter can be recalibrated."
-        )
-    if not adapter_parameters(model):
-        raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
+    chosen = check_deployed(deployment, model)
     if labels and not isinstance(data, Task):
         raise ValueError("labels is True, but texts have no labels: give a task.")
-    if method != "gradient" and kind_of(model) not in ("grasp", "stochgrasp"):
+    if method != "gradient" and kind_of(chosen) not in ("grasp", "stochgrasp"):
         raise ValueError(
             f"The method {method!r} is for GRASP and StochGRASP: use 'gradient' for this adapter."
         )
-    return model
+    return chosen
+
+
+def _devices(deployment: Deployment) -> int:
+    """Return the number of memory devices that hold the weights on tiles."""
+    weights = sum(chip_layer(layer).cells for layer in deployment.layers.values())
+    return weights * (2 if deployment.card.conductance.mapping == "pair" else 1)
 
 
 def _label_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -229,24 +233,22 @@ def _label_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _fit_by_gradient(
-    fit: Fit, steps: int, learning_rate: float, batch_size: int, seed: int
+    fit: Fit,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    deployments: Sequence[Deployment],
 ) -> None:
-    """Minimise the loss by Adam, with warm-up and linear decay; measure it ten times."""
+    """Minimise the loss on the fitted examples, and measure that of those held out ten times."""
     count = len(next(iter(fit.fitted.values())))
-    parameters = list(fit.parameters.values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1, anneal_strategy="linear"
-    )
     generator = torch.Generator().manual_seed(seed)
-    every = max(1, steps // _EVALUATIONS)
-    for step in range(1, steps + 1):
+
+    def loss(_: int) -> Tensor:
         rows = torch.randperm(count, generator=generator)[:batch_size]
-        optimizer.zero_grad()
-        fit.loss(pick(fit.fitted, rows)).backward()
-        optimizer.step()
-        schedule.step()
+        return fit.loss(pick(fit.fitted, rows))
+
+    every = max(1, steps // _EVALUATIONS)
+    for step in descend(loss, list(fit.parameters.values()), steps, learning_rate, deployments):
         if step % every == 0 or step == steps:
             fit.evaluate()

@@ -21,11 +21,13 @@ from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import deploy
+from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.splits import tuning_task
 from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.simulated_chips import STEPS, check_adapter, distil
 from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO
@@ -85,7 +87,7 @@ class AdapterTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        injection: float | str | DeviceAtTime = 0.0,
+        injection: float | Ages = 0.0,
         converters: Device | None = None,
         chip: ChipEvaluation | None = None,
         shift_lr_ratio: float = 1.0,
@@ -185,9 +187,11 @@ def train(
     model: PeftModel,
     task: Task,
     *,
-    injection: float | str | DeviceAtTime = 0.0,
+    injection: float | Ages = 0.0,
     converters: Device | None = None,
     evaluate_on: str | DeviceAtTime | None = None,
+    then: Ages | None = None,
+    then_steps: int = STEPS,
     epochs: float = 3,
     learning_rate: float = 1e-2,
     shift_lr_ratio: float = SHIFT_LR_RATIO,
@@ -210,14 +214,18 @@ def train(
         model: A model from `peft.get_peft_model`; trained in place and left in evaluation mode.
         task: The task to learn.
         injection: Standard deviation of Gaussian noise on the weights that are deployed on tiles,
-            in units of each column's largest weight, or a device at a drift time, such as
-            ``"pcm-hermes-2@1d"``. Drawn for every batch; frozen weights stay bit-equal.
+            in units of each column's largest weight, or devices at drift times, such as
+            ``"pcm-hermes-2@1d"`` or ``"pcm-hermes-2@1h..1y"``; see `WeightNoise`. Drawn for every
+            batch; frozen weights stay bit-equal.
         converters: A device whose DACs, ADCs and output noise the layers go through in training,
             with straight-through gradients; see `ConverterLoop`.
         evaluate_on: A device at a drift time, such as ``"pcm-hermes-2@1d"``. After every epoch
             the model is scored on a chip of that device, on rows held out from the training split
             by `tuning_task`, and the best adapter is kept. The validation split is not used. Works
             with `transformers.EarlyStoppingCallback`.
+        then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
+            learned, the adapter is distilled on simulated chips of these; see `distil`.
+        then_steps: Steps of this second stage.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps.
         shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters.
@@ -242,8 +250,9 @@ def train(
 
     Raises:
         ValueError: The model has no trainable parameter; `injection` is negative; `shift_lr_ratio`
-            is not above 0; a device or a time is unknown; `converters` names a device without
-            converters; there is no checkpoint to resume from.
+            is not above 0; a device or a time is unknown, or a range of times reversed;
+            `converters` names a device without converters; `then` is given for a model without an
+            adapter; there is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -255,9 +264,12 @@ def train(
         )
     if not shift_lr_ratio > 0:
         raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
+    if then is not None:
+        then = parse_ages(then)
+        check_adapter(model)
     if tokenizer is not None:
         task = replace(task, tokenizer=tokenizer)
-    chip = None
+    chip, whole = None, task
     if evaluate_on is not None:
         task = tuning_task(task, seed)
         chip = ChipEvaluation(task, evaluate_on, seed)
@@ -285,11 +297,14 @@ def train(
         # Without a progress bar Trainer would print its statistics.
         trainer.remove_callback(PrinterCallback)
         try:
-            return trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+            output = trainer.train(resume_from_checkpoint=resume_from_checkpoint)
         finally:
             # Mixed precision wraps the forward pass.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
+    if then is not None:
+        distil(model, whole, then, steps=then_steps, batch_size=batch_size, seed=seed)
+    return output
 
 
 def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Weight noise in training: noisy copies of frozen weights, drawn for every batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, frozen_layers
-from analog_grasp.devices.card import DeviceAtTime
+from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.rng import Floats, fill_normal, normal, row_key
@@ -28,14 +29,15 @@ class WeightNoise:
     Args:
         model: The model whose layers receive noise.
         strength: Standard deviation of Gaussian noise in units of the column maximum, 0 for none;
-            or a device at a drift time, such as ``"pcm-hermes-2@1d"``, whose programming noise,
-            drift and read noise are drawn and then rescaled to the mean magnitude of the weights,
-            as drift compensation does.
+            or devices at drift times, such as ``"pcm-hermes-2@1d"``, ``"pcm-hermes-2@1h..1y"`` or
+            several of these separated by commas (see `parse_ages`). Their programming noise, drift
+            and read noise are drawn and then rescaled to the mean magnitude of the weights, as
+            drift compensation does. Device and age are drawn for every batch.
         pattern: The layers, as in `frozen_layers`.
 
     Raises:
-        ValueError: The strength is negative, the device or the time is unknown, or the pattern
-            matches no layer.
+        ValueError: The strength is negative, a device or a time is unknown, a range is reversed,
+            or the pattern matches no layer.
 
     Source:
         Noise injection: Joshi et al., Nat. Commun. 11, 2473 (2020); per column as in AHWA-LoRA
@@ -54,13 +56,14 @@ class WeightNoise:
     def __init__(
         self,
         model: nn.Module,
-        strength: float | str | DeviceAtTime,
+        strength: float | Ages,
         pattern: LayerPattern = "all-linear",
     ) -> None:
-        if isinstance(strength, str | DeviceAtTime):
-            self._perturb = _device_noise(strength)
+        if isinstance(strength, int | float):
+            noise = _gaussian_noise(strength)
+            self._next_noise = lambda: noise
         else:
-            self._perturb = _gaussian_noise(strength)
+            self._next_noise = _device_noises(parse_ages(strength))
         self._layers = [layer for _, layer in frozen_layers(model, pattern)] if strength else []
         self._noisy: list[nn.Parameter] = []
         self._largest: dict[int, Tensor] = {}
@@ -89,10 +92,11 @@ class WeightNoise:
                 nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
                 for layer in self._layers
             ]
+        perturb = self._next_noise()
         for i, (layer, noisy) in enumerate(zip(self._layers, self._noisy, strict=True)):
             # The key comes from torch's random state, so that torch.manual_seed seeds the noise.
             key = int(torch.randint(2**62, ()))
-            self._perturb(layer, self._column_maximum(i, layer), key, noisy)
+            perturb(layer, self._column_maximum(i, layer), key, noisy)
 
     def _column_maximum(self, index: int, layer: FrozenLayer) -> Tensor:
         """Return the largest magnitude of each output's weights, cached where they are frozen."""
@@ -130,9 +134,21 @@ def _gaussian_noise(strength: float) -> _Perturb:
     return perturb
 
 
-def _device_noise(where: str | DeviceAtTime) -> _Perturb:
-    card, seconds = DeviceAtTime.parse(where)
+def _device_noises(ranges: Sequence[AgeRange]) -> Callable[[], _Perturb]:
+    """Return a function that returns the noise of the next batch."""
+    first = ranges[0]
+    if len(ranges) == 1 and first.first == first.last:
+        noise = _device_noise(first.card, first.first)
+        return lambda: noise
 
+    def next_noise() -> _Perturb:
+        index, seconds = draw(ranges, int(torch.randint(2**62, ())))
+        return _device_noise(ranges[index].card, seconds)
+
+    return next_noise
+
+
+def _device_noise(card: DeviceCard, seconds: float) -> _Perturb:
     def perturb(layer: FrozenLayer, largest: Tensor, key: int, out: Tensor) -> None:
         target = layer.weight / largest.clamp_min(torch.finfo(largest.dtype).tiny)
         read = CardNoiseModel(card, key).read_weights(target.contiguous(), seconds)

@@ -65,6 +65,8 @@ def test_outputs_on_a_noisy_chip_come_closer_to_the_digital_ones(trained, task, 
     assert same_bits(bits(deployment.model), chip)
     assert 0 < result.parameters <= sum(p.numel() for p in before.values())
     assert result.bytes == 4 * result.parameters
+    # The Gaussian card maps a weight to one signed value.
+    assert result.devices == sum(layer.frozen.numel() for layer in deployment.layers.values())
 
 
 @pytest.mark.parametrize("method", ["gradient", "least-squares", "statistics"])

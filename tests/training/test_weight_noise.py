@@ -137,3 +137,36 @@ def test_noise_of_a_device(layer, where):
 def test_strength_without_device_and_time_raises(layer, strength):
     with pytest.raises(ValueError, match=r"has no drift time|nothing|soon"):
         WeightNoise(nn.Sequential(layer), strength)
+
+
+def test_device_and_age_are_drawn_for_every_batch(layer):
+    clean = columns(layer).detach().clone()
+    largest = clean.abs().amax(dim=1, keepdim=True)
+
+    def errors(where, batches):
+        torch.manual_seed(1)
+        noise, found = WeightNoise(nn.Sequential(layer), where), []
+        for _ in range(batches):
+            with noise.applied():
+                found.append(((columns(layer) - clean) / largest).std().item())
+        return torch.tensor(found)
+
+    (fixed,) = errors("gaussian:0.1@0s", 1)
+    assert errors("gaussian:0.1@0s x1.5", 1) == pytest.approx(1.5 * float(fixed), rel=0.1)
+    both = errors("gaussian:0.1@0s,gaussian:0.01@0s", 40)
+    large = both > 0.05
+    assert 8 < large.sum() < 32
+    torch.testing.assert_close(both[large], fixed.expand(large.sum()), rtol=0.05, atol=0)
+    aged = errors("pcm-hermes-2@20s..10y", 12)
+    assert aged.min() > 0.9 * errors("pcm-hermes-2@20s", 1)
+    assert aged.max() < 1.1 * errors("pcm-hermes-2@10y", 1)
+    assert aged.max() > 1.2 * aged.min()
+
+
+def test_a_range_of_one_age_is_that_age(layer):
+    found = []
+    for where in ("pcm-hermes-2@1d", "pcm-hermes-2@1d..1d"):
+        torch.manual_seed(1)
+        with WeightNoise(nn.Sequential(layer), where).applied():
+            found.append(columns(layer).detach().clone())
+    assert torch.equal(*found)

@@ -1,0 +1,241 @@
+"""Age-scheduled adapters: one per age, fitted on simulated chips and switched as a chip ages."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import (
+    PeftModel,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from peft.config import PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from analog_grasp.crossbar import Deployment
+from analog_grasp.devices.ages import AgeRange, in_logarithm
+from analog_grasp.tasks import Task
+from analog_grasp.training.distillation import (
+    adapter_parameters,
+    check_deployed,
+    draw_examples,
+)
+from analog_grasp.training.simulated_chips import fit_on_chips, set_parameters
+from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.seed import derive_seed
+from analog_grasp.utils.time import format_time, parse_time
+
+STEPS = 100
+"""Default number of optimiser steps per age."""
+INDEX_FILE = "schedule.json"
+_WEIGHTS = "adapter_model.safetensors"
+_DAMAGED = (
+    *(AttributeError, KeyError, OSError, StopIteration, TypeError, ValueError),
+    SafetensorError,
+)
+_STEPS_PER_CHIP = 4
+_EXAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of the adapter of one age.
+
+    Attributes:
+        steps: Optimiser steps on simulated chips; none on the chip that is used later.
+        seconds: Time of the fit, s.
+        parameters: Parameters of the adapter and the task head.
+        bytes: Their size in memory.
+    """
+
+    steps: int
+    seconds: float
+    parameters: int
+    bytes: int
+
+
+@dataclass
+class AgeSchedule:
+    """Adapters for several ages of one device.
+
+    Attributes:
+        device: The card's name.
+        config: The adapters' common configuration.
+        adapters: The parameters of each adapter and its task head by age, s, as PEFT names them.
+        costs: The cost of each, by age.
+
+    Example:
+        ``AgeSchedule.load("schedule").follow(deployment)``
+    """
+
+    device: str
+    config: PeftConfig = field(repr=False)
+    adapters: dict[float, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    costs: dict[float, Cost] = field(default_factory=dict)
+
+    def nearest(self, seconds: float) -> float:
+        """Return the age of the adapter for an age, s: the nearest in ln(age + 1 min)."""
+        return min(self.adapters, key=lambda age: abs(in_logarithm(age) - in_logarithm(seconds)))
+
+    def apply(self, model: PeftModel, seconds: float) -> None:
+        """Give the active adapter of a model the parameters for an age, s.
+
+        Raises:
+            ValueError: The model has another adapter.
+        """
+        state = self.adapters[self.nearest(seconds)]
+        own = _state(model)
+        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
+            raise ValueError(
+                f"The schedule is for the method {self.config.peft_type} with {len(state)} "
+                f"tensors, and the adapter has {len(own)} or others: fit one for this adapter."
+            )
+        set_peft_model_state_dict(model, dict(state), adapter_name=model.active_adapter)
+
+    def follow(self, deployment: Deployment) -> None:
+        """Switch the adapter of ``deployment.model`` after each `drift_to` from now on.
+
+        Raises:
+            ValueError: The schedule is of another device or another adapter.
+        """
+        if deployment.card.name != self.device:
+            raise ValueError(
+                f"The schedule is of {self.device} and the deployment on {deployment.card.name}: "
+                "fit one on the deployment's device."
+            )
+        model = check_deployed(deployment, None)
+        self.apply(model, deployment.time_s)
+        deployment.on_drift = [partial(self.apply, model)]
+
+    def save(self, path: str | Path) -> None:
+        """Write each adapter as a PEFT folder, named after its age, and the index schedule.json.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
+        folder = Path(path)
+        index = {}
+        for age, state in sorted(self.adapters.items()):
+            name = format_time(age)
+            self.config.save_pretrained(str(folder / name))
+            whole = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
+            save_file(whole, folder / name / _WEIGHTS, metadata={"format": "pt"})
+            index[name] = asdict(self.costs[age])
+        text = json.dumps({"device": self.device, "ages": index}, indent=1)
+        write_atomically(folder / INDEX_FILE, text.encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AgeSchedule":
+        """Return the schedule of a folder that `save` wrote.
+
+        Raises:
+            FileNotFoundError: The folder holds no schedule.
+            ValueError: A file is damaged.
+        """
+        folder = Path(path)
+        if not (folder / INDEX_FILE).is_file():
+            raise FileNotFoundError(
+                f"The folder {folder} holds no schedule: it should hold {INDEX_FILE}, which "
+                "AgeSchedule.save writes."
+            )
+        try:
+            index = json.loads((folder / INDEX_FILE).read_text("utf-8"))
+            costs = {parse_time(name): Cost(**cost) for name, cost in index["ages"].items()}
+            states = {
+                parse_time(name): load_peft_weights(str(folder / name), device="cpu")
+                for name in index["ages"]
+            }
+            config = PeftConfig.from_pretrained(str(folder / next(iter(index["ages"]))))
+            return cls(index["device"], config, states, costs)
+        except _DAMAGED as error:
+            raise ValueError(
+                f"The schedule in {folder} is damaged ({str(error)[:200]}): fit it again."
+            ) from None
+
+
+def fit_schedule(
+    deployment: Deployment,
+    task: Task,
+    times: Sequence[str | float],
+    *,
+    steps: int = STEPS,
+    learning_rate: float | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    advance: Callable[[], object] = int,
+) -> AgeSchedule:
+    """Fit one adapter per age on simulated chips of a deployment's device.
+
+    The simulated chips are none that a study measures, and another one is programmed every four
+    steps. Labels are not used. The deployment is programmed and aged for the fit, and is as before
+    afterwards. What is fitted for an age does not depend on the other ages.
+
+    Args:
+        deployment: A deployment with a digital adapter; it need not be programmed.
+        task: The task, of which at most 2,000 training rows are drawn.
+        times: The ages since programming.
+        steps: Optimiser steps per age.
+        learning_rate: The peak learning rate; by default that of the adapter's method.
+        batch_size: Examples per step.
+        seed: Seed of the examples and the chips.
+        model: A model from `Deployment.attach`; by default ``deployment.model``.
+        advance: Called after every step.
+
+    Raises:
+        ValueError: The adapter is folded, programmed or absent; there is no time, or one is
+            unreadable; `steps` is below 1.
+
+    Source:
+        docs/method.md, "Recalibration".
+
+    Example:
+        ``fit_schedule(deployment, task, ["1d", "1y"]).follow(deployment)``
+    """
+    chosen = check_deployed(deployment, model)
+    if not times or steps < 1:
+        raise ValueError(
+            f"times is {list(times)} and steps {steps}: at least one age and one step are required."
+        )
+    chip, age_before = deployment.seed, deployment.time_s
+    followers, deployment.on_drift = deployment.on_drift, []
+    schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config)
+    names = dict(adapter_parameters(chosen))
+    with torch.inference_mode(False):
+        rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
+        fitted = cast(PeftModel, deployment.copy_model(chosen, own=names))
+        for age in map(parse_time, times):
+            begin = time.perf_counter()
+            found = fit_on_chips(
+                [deployment], [chosen], rows, [AgeRange(deployment.card, age, age)],
+                steps=steps, learning_rate=learning_rate, batch_size=batch_size,
+                seed=derive_seed(seed, age), advance=advance, steps_per_chip=_STEPS_PER_CHIP,
+            )  # fmt: skip
+            set_parameters(fitted, found)
+            schedule.adapters[age] = _state(fitted)
+            schedule.costs[age] = Cost(
+                steps,
+                time.perf_counter() - begin,
+                sum(tensor.numel() for tensor in found.values()),
+                sum(tensor.numel() * tensor.element_size() for tensor in found.values()),
+            )
+    if chip is not None:
+        deployment.program(chip).drift_to(age_before)
+    deployment.on_drift = followers
+    return schedule
+
+
+def _state(model: PeftModel) -> dict[str, Tensor]:
+    """Return a copy of the parameters of the active adapter and the head, as PEFT names them."""
+    state = get_peft_model_state_dict(
+        model, adapter_name=model.active_adapter, save_embedding_layers=False
+    )
+    return {name: tensor.detach().clone() for name, tensor in state.items()}

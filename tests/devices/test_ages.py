@@ -1,0 +1,78 @@
+"""Devices at ranges of ages: text, draws, and errors."""
+
+import numpy as np
+import pytest
+
+from analog_grasp.devices.ages import AgeRange, draw, parse_ages
+from analog_grasp.devices.card import DeviceCard
+
+YEAR = 31_536_000.0
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("pcm-hermes-2@1d", 86_400.0, 86_400.0),
+        ("pcm-hermes-2@0s..1y", 0.0, YEAR),
+        ("pcm-hermes-2@1h..1h", 3600.0, 3600.0),
+        (" pcm-hermes-2@20..1d ", 20.0, 86_400.0),
+    ],
+)
+def test_text_of_one_device(text, first, last):
+    (ages,) = parse_ages(text)
+    assert (ages.card.name, ages.first, ages.last) == ("pcm-hermes-2", first, last)
+    assert AgeRange.parse(str(ages)) == ages
+
+
+def test_several_devices_in_a_text_or_a_list():
+    text = "pcm-hermes-2@0s..1y,rram-wan2022@1d"
+    assert [str(each) for each in parse_ages(text)] == text.split(",")
+    assert parse_ages(text.split(",")) == parse_ages(text)
+    assert parse_ages(DeviceCard.load("ideal").at("1h"))[0].first == 3600.0
+
+
+@pytest.mark.parametrize("text", ["gaussian:0.04@0s x1.5", "gaussian:0.04@0sx1.5"])
+def test_a_factor_multiplies_standard_deviations(text):
+    (ages,) = parse_ages(text)
+    plain = DeviceCard.load("gaussian:0.04").programming.pieces[0].coefficients[0]
+    assert ages.card.programming.pieces[0].coefficients[0] == pytest.approx(1.5 * plain)
+    (drifting,) = parse_ages("pcm-hermes-2@0s..1y x2")
+    card = DeviceCard.load("pcm-hermes-2")
+    assert drifting.card.drift.nu_mean == card.drift.nu_mean
+    assert drifting.card.drift.nu_std != card.drift.nu_std
+
+
+def test_draws_are_uniform_in_the_logarithm_and_repeatable():
+    ranges = parse_ages("pcm-hermes-2@0s..1y,rram-wan2022@1h..1d")
+    draws = [draw(ranges, seed) for seed in range(2000)]
+    assert draws == [draw(ranges, seed) for seed in range(2000)]
+    ages = np.array([age for index, age in draws if index == 0])
+    assert 900 < len(ages) < 1100
+    assert ages.min() >= 0
+    assert ages.max() <= YEAR
+    middle = np.sqrt(60.0 * (YEAR + 60)) - 60
+    assert np.median(ages) == pytest.approx(middle, rel=0.5)
+    others = [age for index, age in draws if index == 1]
+    assert 3600 <= min(others) < max(others) <= 86_400
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("pcm-hermes-2", "has no drift time: write a device and a time or a range"),
+        ("", "'' names no device"),
+        (" , ", "names no device"),
+        ("pcm-hermes-2@1y..1h", "reversed range of ages: .* pcm-hermes-2@1h..1y"),
+        ("pcm-hermes-2@..1y", 'time "" cannot be read'),
+        ("pcm-hermes-2@1h..", 'time "" cannot be read'),
+        ("pcm-hermes-2@-1h..1y", "is negative"),
+        ("hermes@1h..1y", "Unknown device 'hermes'"),
+        ("pcm-hermes-2@1h..1y x0", "factor x0 of pcm-hermes-2 is no number above 0"),
+        ("pcm-hermes-2@1d xnan", "factor xnan"),
+    ],
+)
+def test_invalid_text_raises_one_sentence(text, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        parse_ages(text)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)

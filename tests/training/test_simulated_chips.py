@@ -1,0 +1,194 @@
+"""The second stage of training and age-scheduled adapters, on simulated chips of tiny models."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
+from analog_grasp.adapters.layer import StochGraspLinear
+from analog_grasp.adapters.registry import adapt
+from analog_grasp.training import distil, train
+from analog_grasp.training.distillation import adapter_parameters
+
+KINDS = ("grasp", "stochgrasp", "lora", "ia3", "bitfit")
+NOISY = "rram-cmo-falcone@1y"
+# A quarter of the devices holds no weight, which an adapter can compensate on all chips alike.
+STUCK = DeviceCard.load("ideal").with_(stuck_off=0.25)
+
+
+@pytest.fixture
+def trained(reader, task):
+    """Return a function that trains an adapter on the tiny task."""
+
+    def make(kind="grasp", **settings):
+        torch.manual_seed(0)
+        given = {"groups": 4, "target_modules": "all-linear", "noise_weight": 1.0}
+        given |= {"noise_target": 0.1, "sampling": "feature"}
+        model = adapt(reader("bert", dropout=False), kind, **given)
+        train(model, task, epochs=6, batch_size=16, learning_rate=2e-2, **settings)
+        return model
+
+    return make
+
+
+def bits(model):
+    return {name: p.detach().clone() for name, p in adapter_parameters(model)}
+
+
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def logits(model, task):
+    return torch.from_numpy(task.predict(model)).log_softmax(-1)
+
+
+def distance(on_chip, digital, task):
+    found = logits(on_chip, task)
+    return nn.functional.kl_div(found, digital, log_target=True, reduction="batchmean").item()
+
+
+def distances(model, digital, task):
+    """Return the divergence from digital outputs on chips that no training has seen."""
+    deployment = deploy(model, STUCK)
+    return sum(distance(deployment.program(chip).model, digital, task) for chip in range(4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_stage_brings_other_chips_closer_to_the_digital_model(trained, task, kind):
+    model = trained(kind)
+    digital, before = logits(model, task), distances(model, logits(model, task), task)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    distil(model, task, STUCK.at("0s"), steps=60, learning_rate=2e-2)
+    assert distances(model, digital, task) < 0.9 * before
+    assert all(torch.equal(dict(model.named_parameters())[n], p) for n, p in frozen.items())
+
+
+def test_the_second_stage_of_train_is_distil(trained, task):
+    ages = "pcm-hermes-2@0s..1y,rram-wan2022@1h"
+    apart = trained()
+    distil(apart, task, ages, steps=7, batch_size=16)
+    assert same_bits(bits(trained(then=ages, then_steps=7)), bits(apart))
+    assert not same_bits(bits(trained()), bits(apart))
+
+
+def test_sigmas_of_stochgrasp_stay_as_learned(trained, task):
+    model = trained("stochgrasp")
+    layers = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
+    before = [[s.detach().clone() for s in layer.relative_sigmas("default")] for layer in layers]
+    distil(model, task, NOISY, steps=3)
+    for layer, sigmas in zip(layers, before, strict=True):
+        assert all(map(torch.equal, layer.relative_sigmas("default"), sigmas))
+
+
+def test_an_ideal_chip_leaves_the_outputs_as_they_are(trained, task):
+    model = trained()
+    digital = logits(model, task)
+    distil(model, task, "ideal@0s", steps=20, learning_rate=1e-3)
+    assert distance(model, digital, task) < 1e-5
+
+
+def test_another_seed_sees_other_chips(trained, task):
+    model = trained()
+    found = []
+    for seed in (0, 0, 1):
+        copied = copy.deepcopy(model)
+        distil(copied, task, NOISY, steps=4, seed=seed)
+        found.append(bits(copied))
+    assert same_bits(found[0], found[1])
+    assert not same_bits(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("then", "sentence"),
+    [
+        ("pcm-hermes-2@1y..0s", "reversed range"),
+        ("", "names no device"),
+        ("pcm-hermes-2", "has no drift time"),
+        ("hermes@0s..1y", "Unknown device 'hermes'"),
+    ],
+)
+def test_invalid_ages_are_rejected_before_training(reader, task, then, sentence):
+    model = adapt(reader(), "head")
+    before = bits(model)
+    with pytest.raises(ValueError, match=sentence):
+        train(model, task, then=then)
+    assert same_bits(bits(model), before)
+
+
+def test_a_model_that_is_trained_whole_has_no_second_stage(reader, task):
+    with pytest.raises(ValueError, match="BertForSequenceClassification, has no adapter to distil"):
+        train(adapt(reader(), "full"), task, then=NOISY)
+
+
+def drifting_chip(model):
+    return deploy(model, "pcm-hermes-2").program(5).drift_to("1h")
+
+
+def test_each_age_has_an_adapter_fitted_on_other_chips(trained, task, tmp_path):
+    model = trained()
+    deployment = deploy(model, STUCK).program(2)
+    digital, chip = logits(model, task), bits(deployment.model)
+    outputs = logits(deployment.model, task)
+    schedule = fit_schedule(deployment, task, ["0s"], steps=60, learning_rate=2e-2)
+    assert same_bits(bits(deployment.model), chip)
+    assert torch.equal(logits(deployment.program(2).model, task), outputs)
+    before = distance(deployment.model, digital, task)
+    schedule.follow(deployment)
+    assert distance(deployment.model, digital, task) < 0.9 * before
+    cost = schedule.costs[0.0]
+    assert cost.steps == 60
+    assert cost.parameters == sum(p.numel() for p in chip.values())
+    assert cost.bytes == 4 * cost.parameters
+
+
+def test_drift_switches_to_the_adapter_of_the_nearest_age(trained, task, tmp_path):
+    deployment = drifting_chip(trained())
+    times = ["0s", "1d", "1y"]
+    schedule = fit_schedule(deployment, task, times, steps=3)
+    assert (deployment.seed, deployment.time_s) == (5, 3600.0)
+    alone = fit_schedule(deployment, task, ["1d"], steps=3)
+    assert same_bits(alone.adapters[86400.0], schedule.adapters[86400.0])
+    schedule.save(tmp_path / "ages")
+    index = json.loads((tmp_path / "ages" / "schedule.json").read_text())
+    assert (index["device"], list(index["ages"])) == ("pcm-hermes-2", times)
+    AgeSchedule.load(tmp_path / "ages").follow(deployment)
+    seen = {}
+    for time in ("0s", "2h", "7d", "10y"):
+        seen[time] = bits(deployment.drift_to(time).model)
+    assert not same_bits(seen["0s"], seen["2h"])
+    assert same_bits(seen["2h"], seen["7d"])
+    assert not same_bits(seen["7d"], seen["10y"])
+
+
+@pytest.mark.parametrize("kind", ["grasp", "lora"])
+def test_the_adapter_of_an_age_is_a_peft_folder(trained, task, reader, tmp_path, kind):
+    deployment = drifting_chip(trained(kind))
+    fit_schedule(deployment, task, ["30d"], steps=3).save(tmp_path / "ages")
+    loaded = PeftModel.from_pretrained(reader("bert", dropout=False), tmp_path / "ages" / "30d")
+    AgeSchedule.load(tmp_path / "ages").follow(deployment)
+    assert same_bits(bits(loaded), bits(deployment.model))
+
+
+def test_invalid_schedules_raise_one_sentence(trained, task, reader, tmp_path):
+    deployment = drifting_chip(trained())
+    with pytest.raises(ValueError, match=r"times is \[\] and steps 100: at least one age"):
+        fit_schedule(deployment, task, [])
+    with pytest.raises(ValueError, match="placement is 'folded'"):
+        fit_schedule(deploy(trained(), "ideal", placement="folded"), task, ["1d"])
+    schedule = fit_schedule(deployment, task, ["1d"], steps=1)
+    other = deploy(adapt(reader(), "head"), DeviceCard.load("pcm-hermes-2")).program(0)
+    with pytest.raises(ValueError, match="fit one for this adapter"):
+        schedule.follow(other)
+    with pytest.raises(ValueError, match="is of pcm-hermes-2 and the deployment on ideal"):
+        schedule.follow(deploy(adapt(reader(), "head"), "ideal"))
+    with pytest.raises(FileNotFoundError, match="holds no schedule"):
+        AgeSchedule.load(tmp_path)
+    schedule.save(tmp_path)
+    (tmp_path / "1d" / "adapter_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is damaged"):
+        AgeSchedule.load(tmp_path)
