@@ -134,6 +134,12 @@ only, but 'sum' of the weight was used: keep the layer digital (argument layers)
     def __rmatmul__(self, x: Tensor) -> Tensor:
         return torch.matmul(x, cast(Tensor, self))
 
+    def _no_values(self, *_: object) -> Any:
+        raise RuntimeError(_sentence(self.name, "the values"))
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _no_values
+    __neg__ = __getitem__ = _no_values
+
     def product(self, x: Tensor, transposed: bool) -> Any:
         """Return ``x W^T`` from the tiles, without the bias.
 

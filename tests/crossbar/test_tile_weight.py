@@ -161,6 +161,8 @@ def test_products_with_the_weight_are_those_of_the_tiles(use, tile):
         lambda weight: weight.detach().clone(),
         lambda weight: torch.ones(6, 4) + weight,
         lambda weight: torch.ones(3, 6) @ weight,
+        lambda weight: weight * 2.0,
+        lambda weight: weight[0],
         lambda weight: torch.nn.init.zeros_(weight),
     ],
 )
@@ -172,13 +174,13 @@ def test_any_other_use_of_the_weight_is_an_error(use):
 
 @pytest.mark.parametrize("config", [GraspConfig, LoraConfig])
 @pytest.mark.parametrize("placement", ["digital", "programmed"])
-def test_the_adapter_of_a_deployed_model_is_not_merged(bert, batch, config, placement):
+def test_adapters_of_a_deployed_model_are_not_merged_or_unloaded(bert, batch, config, placement):
     digital = get_peft_model(bert, config(task_type="SEQ_CLS", target_modules=["query"])).eval()
     expected = output(digital, **batch)
     deployed = deploy(digital, PCM, placement=placement).program(0)
-    for merge in (deployed.model.merge_and_unload, deployed.model.merge_adapter):
-        with pytest.raises(ValueError, match=r"cannot be merged.*placement='folded'"):
-            merge()
+    for change in ("merge_and_unload", "merge_adapter", "unload"):
+        with pytest.raises(ValueError, match=r"cannot be merged or unloaded.*placement='folded'"):
+            getattr(deployed.model, change)()
     assert torch.equal(output(digital, **batch), expected)
 
 
