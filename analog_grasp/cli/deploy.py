@@ -12,6 +12,8 @@ from rich.table import Table
 from analog_grasp.adapters.frozen import fold
 from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.cli.console import request, show
+from analog_grasp.costs.estimate import Costs
+from analog_grasp.costs.table import cost_rows
 from analog_grasp.crossbar.deployment import Deployment, deploy
 from analog_grasp.crossbar.export import export_chip
 from analog_grasp.crossbar.report import LayerReport
@@ -24,6 +26,7 @@ from analog_grasp.report.inspection import (
 )
 from analog_grasp.report.tables import metric_title, rich_table, score_text, scores_line
 from analog_grasp.study.config import StudyConfig
+from analog_grasp.study.cost_table import sequence_costs
 from analog_grasp.study.trained_adapters import load_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.utils.io import write_atomically
@@ -49,6 +52,7 @@ class Outcome:
         digital_modules: Modules whose weights are not on tiles: name, class, number of weights.
         layers: For each layer on tiles its tiles, weights, use, and weight error at 0 s and now.
         sensitivity: The score by layer; None unless requested.
+        costs: Every quantity of costs.csv for one sequence; none unless requested.
     """
 
     device: str
@@ -63,6 +67,7 @@ class Outcome:
     digital_modules: list[dict[str, Any]]
     layers: list[dict[str, Any]]
     sensitivity: dict[str, Any] | None
+    costs: list[dict[str, Any]]
 
 
 def deploy_on(
@@ -89,7 +94,7 @@ def deploy_on(
         check_placement(kind_of(adapted) or "grasp", placement)
         deployment = deploy(adapted, card, **config.hardware.deploy_arguments())
         out.mkdir(parents=True, exist_ok=True)
-    outcome, report = _measure(adapted, deployment, config, task, sensitivity)
+    outcome, report, costs = _measure(adapted, deployment, config, task, sensitivity)
     at = format_time(outcome.time_s)
     show(scores_line("digital", outcome.digital))
     show(scores_line(f"on {card.name} at {at}, chip {outcome.seed}", outcome.scores))
@@ -103,6 +108,8 @@ def deploy_on(
     show(_layer_table(outcome.layers, at))
     if outcome.sensitivity is not None:
         show(_sensitivity_table(outcome.sensitivity))
+    for found in costs:
+        show(str(found))
     target = out / "deployment.json"
     content = json.dumps({"adapter": str(folder), **asdict(outcome)}, indent=1)
     write_atomically(target, content.encode())
@@ -134,8 +141,8 @@ def _measure(
     config: StudyConfig,
     task: Task,
     sensitivity: Alone | None,
-) -> tuple[Outcome, str]:
-    """Return the outcome of a deployment, and a sentence on what is on tiles."""
+) -> tuple[Outcome, str, list[Costs]]:
+    """Return the outcome of a deployment, a sentence on what is on tiles, and the costs."""
     config.hardware.calibrate_inputs(deployment, task)
     programmed = deployment.program(config.run.seed).report()
     seconds = parse_time(config.run.times[0])
@@ -151,6 +158,7 @@ def _measure(
             "scores": deployment.layer_sensitivity(task.evaluate, sensitivity),
         }
     card = deployment.card
+    costs = sequence_costs(deployment, config.run)
     outcome = Outcome(
         device=card.name,
         placement=config.hardware.placement,
@@ -164,8 +172,9 @@ def _measure(
         digital_modules=[asdict(module) for module in now.digital],
         layers=[_layer(*pair) for pair in zip(programmed, now, strict=True)],
         sensitivity=by_layer,
+        costs=[row._asdict() for c in costs for row in cost_rows(c, "", card.name)],
     )
-    return outcome, str(now)
+    return outcome, str(now), costs
 
 
 def _layer(programmed: LayerReport, now: LayerReport) -> dict[str, Any]:
