@@ -26,13 +26,14 @@ def frozen_layers(
     """Yield the path and the module of every frozen linear layer of a model, each module once.
 
     The layers of an adapter, of the task head (see `head_names`) and of other modules saved with
-    the adapter are excluded; so is the output embedding.
+    the adapter are excluded; so is the output embedding, unless it is named.
 
     Args:
         model: A transformers model, bare or wrapped by peft.
         pattern: ``"all-linear"``, a regular expression that must match the whole name, or a
             sequence of names or of their endings; as PEFT's ``target_modules``. Names are those in
-            the base model, see `base_name`. An empty sequence matches no layer.
+            the base model, see `base_name`. An empty sequence matches no layer; one may contain
+            ``"all-linear"``, as in ``["all-linear", "lm_head"]``.
 
     Raises:
         ValueError: The pattern matches no layer.
@@ -44,7 +45,7 @@ def frozen_layers(
         >>> [name for name, _ in frozen_layers(BertModel(tiny), ["query", "value"])]
         ['encoder.layer.0.attention.self.query', 'encoder.layer.0.attention.self.value']
     """
-    barred = _barred(model)
+    barred = _barred(model, pattern)
     found = False
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or any(_within(path, b) for b in barred):
@@ -195,8 +196,11 @@ def fold(model: nn.Module) -> nn.Module:
     return tuner._unload_and_optionally_merge(safe_merge=True)
 
 
-def _barred(model: nn.Module) -> list[str]:
+def _barred(model: nn.Module, pattern: LayerPattern) -> list[str]:
     """Return the paths under which no module is a frozen layer."""
+    named: LayerPattern = () if pattern == "all-linear" else pattern
+    if not isinstance(named, str):
+        named = [part for part in named if part != "all-linear"]
     output = getattr(model, "get_output_embeddings", lambda: None)()
     inside = "base_model.model." if isinstance(model, PeftModel) else ""
     barred = [inside + name for name in head_names(model)]
@@ -204,7 +208,8 @@ def _barred(model: nn.Module) -> list[str]:
         children = [name for name, _ in module.named_children()]
         if isinstance(module, BaseTunerLayer):
             barred += [f"{path}.{name}" for name in children if name != "base_layer"]
-        if module is output or isinstance(module, AuxiliaryTrainingWrapper):
+        is_output = module is output and not matches(base_name(path), named)
+        if is_output or isinstance(module, AuxiliaryTrainingWrapper):
             barred.append(path)
     return barred
 
@@ -215,7 +220,7 @@ def _within(path: str, folder: str) -> bool:
 
 def matches(name: str, pattern: LayerPattern) -> bool:
     """Return whether a layer's name in the base model is one that a pattern selects."""
-    if pattern == "all-linear":
+    if pattern == "all-linear" or (not isinstance(pattern, str) and "all-linear" in pattern):
         return True
     if isinstance(pattern, str):
         return re.fullmatch(pattern, name) is not None

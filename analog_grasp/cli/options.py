@@ -166,12 +166,11 @@ def _choices(setting: Setting) -> list[str]:
 
 def _values(setting: Setting) -> str:
     """Return what a setting accepts: its choices, or its type and range."""
-    if choices := _choices(setting):
-        return " or ".join(choices)
     names: Mapping[Any, str] = {
         bool: "on or off", int: "integer", float: "number", str: "text",
     }  # fmt: skip
-    kinds = (names.get(kind, "list of texts") for kind in _alternatives(setting))
+    others = [kind for kind in _alternatives(setting) if get_origin(kind) is not Literal]
+    kinds = (*_choices(setting), *(names.get(kind, "list of texts") for kind in others))
     return " or ".join(kinds) + "".join(f", {bound}" for bound in _bounds(setting.info))
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
-from analog_grasp.crossbar.linear import parts, tile_seed
+from analog_grasp.crossbar.mapping import parts, tile_seed
 from analog_grasp.crossbar.tile_weight import TileWeight, reject_loading
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
@@ -85,6 +85,8 @@ class AihwkitLinear(AnalogLinear):
         self.to(weight.device).eval()
         self.name, self.card = name, card
         self.input_range: float | None = None
+        self.input_scale: Tensor | None = None
+        self.exact_at: Tensor | None = None
         self.digital = False
         self.reads = 0
         self.frozen = weight

@@ -9,32 +9,28 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import FrozenLayer, LayerPattern, base_name, fold
-from analog_grasp.crossbar.chip_layer import ChipLayer, TileBackend, TileSettings, chip_layer
+from analog_grasp.adapters.frozen import LayerPattern, fold
+from analog_grasp.crossbar import calibration
+from analog_grasp.crossbar.chip_layer import (
+    ChipLayer,
+    FirstToken,
+    TileBackend,
+    TileSettings,
+    chip_layer,
+)
 from analog_grasp.crossbar.forward_hooks import (
     ChipState,
     ForwardHooks,
     computed_digitally,
     hooks_of,
-    observed_ranges,
 )
-from analog_grasp.crossbar.frozen_weights import (
-    check_adapter,
-    copy_sharing_frozen,
-    dense_layer,
-    fused_weights,
-    has_own_forward,
-    linear_layers,
-    put_fused,
-    put_into,
-    same_tensors,
-    split_fused,
-)
+from analog_grasp.crossbar.frozen_weights import check_adapter, copy_sharing_frozen
+from analog_grasp.crossbar.mapping import Clip
 from analog_grasp.crossbar.programmed_adapter import ProgrammedAdapter
 from analog_grasp.crossbar.report import DeploymentReport, digital_modules, layer_report
 from analog_grasp.crossbar.saving import read_deployment, write_deployment
 from analog_grasp.crossbar.streaming import check_whole, stream_weights
-from analog_grasp.crossbar.tile_weight import FusedTiles
+from analog_grasp.crossbar.tile_sets import TileSets
 from analog_grasp.devices.card import Device, DeviceCard, Effect
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
@@ -52,6 +48,8 @@ class Deployment:
         model: The deployed copy. In each of its forward passes the noise comes from the chip's
             own seed; the caller's random state does not change.
         card: The device, without the effects that are switched off.
+        on_drift: Functions that `drift_to` calls with the new age, s, such as those that switch
+            adapters by age (`AgeSchedule.follow`).
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -72,15 +70,15 @@ class Deployment:
         shared: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.card = settings.card
+        self.on_drift: list[Callable[[float], object]] = []
         self._settings = settings
         self._placement: Placement = placement
         self._programming_error: ProgrammingError = programming_error
         self._pattern = pattern
         self._chip = ChipState()
-        self._layers: dict[str, nn.Module] = {}
-        self._frozen: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._tiles = TileSets(settings, pattern)
+        self._layers = self._tiles.put_into(model)
         self._adapters: list[ProgrammedAdapter] = []
-        self._put_on_tiles(model)
         self.model = self._finish(model, shared or {})
 
     @property
@@ -136,6 +134,8 @@ class Deployment:
                 part.drift_to(seconds)
         self._chip.time_s = seconds
         self._chip.changes += 1
+        for follow in self.on_drift:
+            follow(seconds)
         return self
 
     def attach(self, model: nn.Module) -> nn.Module:
@@ -151,7 +151,7 @@ class Deployment:
             ValueError: Its frozen layers differ from those of the chip.
         """
         other, shared = copy_sharing_frozen(model, self._pattern)
-        self._put_on_tiles(other)
+        self._tiles.put_into(other)
         return self._finish(other, shared)
 
     def copy_model(self, model: nn.Module, own: Collection[str]) -> nn.Module:
@@ -175,7 +175,7 @@ class Deployment:
     def calibrate(
         self,
         observe: Callable[[nn.Module], object],
-        percentile: float = 100.0,
+        percentile: calibration.RangeRule = 100.0,
         model: nn.Module | None = None,
     ) -> dict[str, float]:
         """Set the DAC's input range of every layer from the inputs that the model has on data.
@@ -187,21 +187,46 @@ class Deployment:
             observe: Runs a model on data, such as
                 ``lambda model: task.subset(train=64).scores(model, "train")``. The passes are
                 digital.
-            percentile: Of the magnitudes of a layer's inputs; 100 for the largest.
+            percentile: Of the magnitudes of a layer's inputs, 100 for the largest; or
+                ``"least-error"``, the range with the least mean squared error of the DAC.
             model: The attached model whose ranges are set; by default ``self.model``.
 
         Returns:
             The range of each layer, by name; they are used until the next call.
 
         Raises:
-            ValueError: The percentile is not above 0 and at most 100.
+            ValueError: The percentile is not above 0 and at most 100, or the DAC is exact.
         """
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
         hooks.input_ranges = {}
-        hooks.input_ranges = observed_ranges(self._layers, lambda: observe(chosen), percentile)
+        ranges = calibration.observed_ranges(self._layers, lambda: observe(chosen), percentile)
+        hooks.input_ranges = ranges
         hooks.restart()
         return hooks.input_ranges
+
+    def rescale(
+        self, observe: Callable[[nn.Module], object], exponent: float = 0.5
+    ) -> "Deployment":
+        """Program ``W diag(r)`` and feed ``x / r``, with r from the inputs of the model on data.
+
+        Fewer small inputs then vanish below a step of the DAC. A programmed chip is programmed
+        again; `calibrate` comes afterwards. The factors hold for attached models too.
+
+        Args:
+            observe: Runs a model on data, as in `calibrate`.
+            exponent: a in ``r_k = max|x_k|^a / max|w_k|^(1-a)`` (NORA, DATE 2025), 0 to 1.
+
+        Raises:
+            ValueError: The exponent is out of its range, or the tiles are aihwkit's.
+        """
+        self._settings.check_own("rescale")
+        calibration.rescale_layers(self._layers, lambda: observe(self.model), exponent)
+        hooks_of(self.model).input_ranges = {}
+        if (seed := self.seed) is not None:
+            seconds = self.time_s
+            self.program(seed).drift_to(seconds)
+        return self
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights of each layer now, as the digital side sees them.
@@ -266,9 +291,14 @@ class Deployment:
             "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
             "tile": self._settings.backend,
             "drift_compensation": self._settings.compensation,
+            "clip": self._settings.clip,
+            "first_token": self._settings.first_token,
         }
-        ranges = hooks_of(self.model).input_ranges
-        chip = {"seed": self.seed, "time_s": self.time_s, "input_ranges": ranges}
+        ranges, scales = hooks_of(self.model).input_ranges, calibration.input_scales(self._layers)
+        chip = {"seed": self.seed, "time_s": self.time_s} | {
+            "input_ranges": ranges,
+            "input_scales": scales,
+        }
         write_deployment(Path(path), self.model, self._settings, arguments, chip)
 
     @classmethod
@@ -285,6 +315,7 @@ class Deployment:
         """
         digital, card, dtype, arguments, chip = read_deployment(Path(path), model)
         deployment = deploy(digital, card, dtype=dtype, inplace=True, **arguments)
+        calibration.set_input_scales(deployment._layers, chip["input_scales"])
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
         hooks_of(deployment.model).input_ranges = chip["input_ranges"]
@@ -297,47 +328,6 @@ class Deployment:
         yield from self._chip_layers()
         yield from self._adapters
 
-    def _put_on_tiles(self, model: nn.Module) -> None:
-        """Replace the frozen layers of a model by layers on tiles; each weight is mapped once.
-
-        The first model's layers are made; a further model's must be the same and share them.
-        """
-        first = not self._layers
-        fused = list(fused_weights(model, self._pattern))
-        by_tensors: dict[tuple[int, int], nn.Module] = {}
-        by_layer: dict[int, nn.Module] = {}
-        for path, layer in linear_layers(model, self._pattern, optional=bool(fused)):
-            # Layers may be tied: modules of their own with the same weight and bias.
-            tensors = id(layer.weight), id(layer.bias)
-            name, dense = base_name(path), dense_layer(base_name(path), layer)
-            if tensors not in by_tensors:
-                by_tensors[tensors] = self._on_tiles(name, dense, first)
-            if dense is layer and has_own_forward(layer):
-                put_into(layer, by_tensors[tensors])
-            else:
-                by_layer[id(layer)] = by_tensors[tensors]
-        for module, attribute, name, parameter, transposed in fused:
-            parts = split_fused(name, parameter, transposed)
-            layers = [self._on_tiles(part, layer, first) for part, layer in parts.items()]
-            put_fused(module, attribute, FusedTiles(name, layers, parameter, transposed))
-        for module in list(model.modules()):
-            # Not named_children, which skips the second place of a child.
-            for name, child in list(module._modules.items()):
-                if id(child) in by_layer:
-                    setattr(module, name, by_layer[id(child)])
-
-    def _on_tiles(self, name: str, layer: FrozenLayer, first: bool) -> nn.Module:
-        """Return the layer on tiles of a frozen layer."""
-        if first:
-            self._frozen[name] = layer.weight, layer.bias
-            self._layers[name] = self._settings.put_on_tiles(name, layer)
-        elif not same_tensors(self._frozen.get(name), layer):
-            raise ValueError(
-                f"The layer {name} has other frozen weights than the chip was made for: only "
-                "adapters of the same frozen model share a chip; deploy this model separately."
-            )
-        return self._layers[name]
-
     def _finish(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
         """Put the adapter in devices where it is to be programmed, and add the hooks."""
         model.eval().requires_grad_(False)
@@ -347,7 +337,9 @@ class Deployment:
             if self.seed is not None:
                 adapter.program(self.seed)
                 adapter.drift_to(self.time_s)
-        model.__dict__["forward_hooks"] = ForwardHooks(model, self._layers, self._chip, shared)
+        exact = self._settings.first_token == "digital"
+        hooks = ForwardHooks(model, self._layers, self._chip, shared, exact)
+        vars(model)["forward_hooks"] = hooks
         return model
 
 
@@ -365,6 +357,8 @@ def deploy(
     converters: bool = True,
     circuit: bool = True,
     drift_compensation: DriftCompensation = "global",
+    clip: Clip | None = None,
+    first_token: FirstToken = "analog",
     dtype: torch.dtype = torch.float32,
     weights: str | Path | None = None,
     inplace: bool = False,
@@ -403,6 +397,12 @@ def deploy(
             aihwkit's own tiles simulate them.
         drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
             `CrossbarLinear`.
+        clip: Clip large weights as they are mapped, so that all others are larger on the devices:
+            at a multiple of their column's standard deviation, or ``"least-error"`` under the
+            card's noise after a day; see `column_scale`. None clips none.
+        first_token: ``"digital"`` computes the first token of each sequence exactly: of language
+            models, whose activations are largest there. Real if all sequences begin with the same
+            token, whose keys and values are stored. For layers with inputs ``(B, T, D)``.
         dtype: The type in which weights on tiles are stored: float32, bfloat16 or float16; see
             `CrossbarLinear`.
         weights: For a bare model on the meta device: the safetensors file or folder with its
@@ -435,7 +435,7 @@ def deploy(
         "circuit": circuit,
     }
     card = DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on))
-    settings = TileSettings(card, tile, drift_compensation, dtype)
+    settings = TileSettings(card, tile, drift_compensation, dtype, clip, first_token)
     with torch.inference_mode(False):
         shared: dict[str, Tensor] = {}
         if not inplace and placement == "folded":

@@ -1,7 +1,6 @@
 """Hooks around the forward passes of a deployed model: noise seeds, input ranges and checks."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,6 @@ from transformers import PreTrainedModel
 from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.crossbar.linear import version_of
 from analog_grasp.utils.seed import derive_seed
-
-# Magnitudes stored per layer and pass: enough for a percentile, few enough for the memory.
-_LARGEST_SAMPLE = 1 << 16
 
 
 @dataclass
@@ -50,6 +46,7 @@ class ForwardHooks:
         chip: The state of the chip.
         shared: The parameters, by name, whose memory is the caller's. A pass raises RuntimeError
             if one has been changed in place since.
+        first_exact: Compute the first token of each sequence exactly.
 
     Attributes:
         input_ranges: The DAC's range of each layer for this model, by name; see `observed_ranges`.
@@ -61,15 +58,17 @@ class ForwardHooks:
         layers: Mapping[str, nn.Module],
         chip: ChipState,
         shared: Mapping[str, Tensor],
+        first_exact: bool = False,
     ) -> None:
         self.input_ranges: dict[str, float] = {}
+        self._first_exact = first_exact
         self._layers, self._chip = layers, chip
         self._shared = {name: (tensor, version_of(tensor)) for name, tensor in shared.items()}
         self._random_states: list[AbstractContextManager[None]] = []
         self._changes, self._pass = chip.changes, 0
         # `generate` calls the model inside peft's, and so bypasses the forward pass of the latter.
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
-        inner.register_forward_pre_hook(self._enter)
+        inner.register_forward_pre_hook(self._enter, with_kwargs=True)
         # Also after a pass that fails, so that the caller's random state is restored.
         inner.register_forward_hook(self._leave, always_call=True)
         for module in model.modules():
@@ -77,6 +76,7 @@ class ForwardHooks:
                 module.register_load_state_dict_pre_hook(_use_own_memory)
             if isinstance(module, BaseTuner):
                 module.__dict__["_check_merge_allowed"] = _reject_merge
+                module.__dict__["unload"] = _reject_merge
         if isinstance(model, PreTrainedModel):
             model.__dict__["save_pretrained"] = _reject_save
 
@@ -89,7 +89,7 @@ class ForwardHooks:
         return {**vars(self), "_shared": {}, "_random_states": []}
 
     @torch.compiler.disable
-    def _enter(self, *_: object) -> None:
+    def _enter(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._random_states.append(torch.random.fork_rng())
         self._random_states[-1].__enter__()
         self._check_shared()
@@ -100,12 +100,16 @@ class ForwardHooks:
         torch.manual_seed(seed)
         self._pass += 1
         self._chip.passes += 1
+        first = _first_tokens(*inputs[:1], **named) if self._first_exact else None
         for name, layer in self._layers.items():
             chip_layer(layer).input_range = self.input_ranges.get(name)
+            chip_layer(layer).exact_at = first
 
     @torch.compiler.disable
     def _leave(self, *_: object) -> None:
         self._random_states.pop().__exit__(None, None, None)
+        for layer in self._layers.values():
+            chip_layer(layer).exact_at = None
 
     def _check_shared(self) -> None:
         for name, (tensor, version) in self._shared.items():
@@ -114,6 +118,24 @@ class ForwardHooks:
                     f"The parameter {name} was changed in place after the model was deployed: "
                     "deploy the model again."
                 )
+
+
+def _first_tokens(
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    inputs_embeds: Tensor | None = None,
+    **_: object,
+) -> Tensor | None:
+    """Return the position of the first token of each sequence, ``(B,)``; None in a later pass."""
+    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        return None
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    if tokens is None:
+        return None
+    if attention_mask is None or attention_mask.dim() != 2:
+        return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    return attention_mask.long().argmax(1)
 
 
 def _use_own_memory(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
@@ -125,8 +147,8 @@ def _use_own_memory(module: nn.Module, state: dict[str, Any], prefix: str, *_: o
 
 def _reject_merge() -> None:
     raise ValueError(
-        "The adapter of a deployed model cannot be merged, as its frozen weights are on tiles: "
-        "merge the digital model, or deploy it with placement='folded'."
+        "The adapter of a deployed model cannot be merged or unloaded, as its frozen weights are "
+        "on tiles: do so with the digital model, or deploy it with placement='folded'."
     )
 
 
@@ -135,59 +157,6 @@ def _reject_save(*_: object, **__: object) -> None:
         "A deployed model cannot be saved by save_pretrained, as its frozen weights are on tiles: "
         "use Deployment.save, or save the digital model."
     )
-
-
-def observed_ranges(
-    layers: Mapping[str, nn.Module], observe: Callable[[], object], percentile: float
-) -> dict[str, float]:
-    """Return a percentile of the magnitudes of each layer's inputs in digital passes of the model.
-
-    Args:
-        layers: Layers on tiles, by name.
-        observe: Runs the model on data.
-        percentile: 100 for the maximum.
-
-    Returns:
-        The ranges of the layers that were run and had an input other than 0, by name.
-
-    Raises:
-        ValueError: The percentile is not above 0 and at most 100.
-    """
-    if not 0 < percentile <= 100:
-        raise ValueError(
-            f"The percentile of the inputs is {percentile}: it should be above 0 and at most 100, "
-            "which is the maximum."
-        )
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            magnitudes = inputs[0].detach().abs().flatten().float()
-            if percentile == 100:
-                magnitudes = magnitudes.max()[None]
-            step = -(-len(magnitudes) // _LARGEST_SAMPLE)
-            seen[name].append(magnitudes[::step])
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
-    try:
-        with computed_digitally(layers.values()), torch.no_grad():
-            observe()
-    finally:
-        for handle in handles:
-            handle.remove()
-    ranges = {
-        name: _percentile(torch.cat(magnitudes), percentile)
-        for name, magnitudes in seen.items()
-        if magnitudes
-    }
-    return {name: size for name, size in ranges.items() if size > 0}
-
-
-def _percentile(values: Tensor, percentile: float) -> float:
-    """Return a percentile by sorting: torch.quantile does not take tensors of this size."""
-    return float(values.kthvalue(max(math.ceil(len(values) * percentile / 100), 1)).values)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A linear layer on crossbar tiles: programmed, drifting, read through converters."""
 
-import math
 from typing import Any, cast
 
 import torch
@@ -8,11 +7,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
+from analog_grasp.crossbar.mapping import Clip, column_scale, parts, tile_seed
 from analog_grasp.crossbar.tile_weight import TileWeight, reject_loading
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels import cpu, reference
-from analog_grasp.kernels.matmul import Packed, pack
+from analog_grasp.kernels.inputs import convert
+from analog_grasp.kernels.matmul import Limbs, number_of_limbs, pack
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.reference import Variance, of_tile
 from analog_grasp.utils.seed import derive_seed
@@ -52,11 +53,14 @@ class CrossbarLinear(nn.Module):
             rounding of bfloat16, 2^-9 relative, is small compared with programming noise. They
             are read in float32; products with weights in bfloat16 are computed in bfloat16 or in
             bytes where the processor is faster that way, see `analog_grasp.kernels.matmul`.
+        clip: How large weights are clipped as they are mapped; see `column_scale`.
 
     Attributes:
         frozen: The frozen weight, ``(D_out, D)``: D input and D_out output features.
         input_range: The DAC's full scale for the inputs; None for the converters' own scaling.
+        input_scale: The factors r of the input features, see `rescale`; None for 1.
         digital: Compute with the frozen weight, exactly.
+        exact_at: The position of each row of inputs ``(B, T, D)`` to be computed so, ``(B,)``.
         reads: The number of forward passes through the layer.
 
     Source:
@@ -78,12 +82,15 @@ class CrossbarLinear(nn.Module):
         name: str,
         compensation: DriftCompensation = "global",
         dtype: torch.dtype = torch.float32,
+        clip: Clip | None = None,
     ) -> None:
         super().__init__()
         self.name, self.card, self.compensation = name, card, compensation
         converters = card.converters
         self._converters = None if converters is None else converters.read_settings()
         self.input_range: float | None = None
+        self.input_scale: Tensor | None = None
+        self.exact_at: Tensor | None = None
         self.digital = False
         self.reads = 0
         self.frozen = by_output(layer)
@@ -99,9 +106,8 @@ class CrossbarLinear(nn.Module):
         self.splits = nn.ModuleList(
             _Split(rows, self.frozen[:, rows], dtype) for rows in self._rows
         )
-        for split in self._splits():
-            for columns in self._columns:
-                split.weight[columns] = self._target(split, columns)
+        self._clip = clip
+        self._map()
         self._chip = 0
         self._unread = False
 
@@ -119,6 +125,23 @@ class CrossbarLinear(nn.Module):
     def cells(self) -> int:
         """Number of cross-points that store a weight."""
         return self.in_features * self.out_features
+
+    def rescale(self, input_scale: Tensor) -> None:
+        """Map ``W diag(r)`` to the tiles, which are then fed with ``x / r``; program it afterwards.
+
+        Args:
+            input_scale: r, ``(D,)``, above 0.
+        """
+        self.input_scale = input_scale.float()
+        self._map()
+
+    def _map(self) -> None:
+        """Set the scale and the targets of all tiles."""
+        for split in self._splits():
+            weight = self._programmed_weight(slice(None), split.rows)
+            split.map(weight, column_scale(weight, self._clip, self.card))
+            for columns in self._columns:
+                split.weight[columns] = self._target(split, columns)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -174,9 +197,10 @@ class CrossbarLinear(nn.Module):
 
     def present_weight(self) -> Tensor:
         """Return the weight now as the digital side sees it, ``(D_out, D)``, in frozen units."""
-        return torch.cat(
+        weight = torch.cat(
             [split.weight.float() * split.gain[:, None] for split in self._present_splits()], 1
         )
+        return weight if self.input_scale is None else weight / self.input_scale
 
     @torch.compiler.disable
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
@@ -192,15 +216,28 @@ class CrossbarLinear(nn.Module):
         self.reads += 1
         bias = self.bias if add_bias else None
         if self.digital:
-            bias = None if bias is None else bias.to(x.dtype)
-            return nn.functional.linear(x, self.frozen.to(x.dtype), bias)
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
+            return self._exactly(x, bias)
+        y = self._read(x, bias)
+        if self.exact_at is not None and x.dim() == 3:
+            place = torch.arange(len(x), device=x.device), self.exact_at
+            y = y.index_put(place, self._exactly(x[place], bias))
+        return y
+
+    def _exactly(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the product with the frozen weight, without the tiles."""
+        bias = None if bias is None else bias.to(x.dtype)
+        return nn.functional.linear(x, self.frozen.to(x.dtype), bias)
+
+    def _read(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Read the tiles with inputs ``(..., D)``."""
+        if self.input_scale is not None:
+            x = x / self.input_scale.to(x.dtype)
         # Mixed precision applies to digital layers only.
         with torch.autocast(x.device.type, enabled=False):
             if self._can_use_kernels(x):
-                y = self._read_by_kernels(rows.float(), bias)
+                y = self._read_by_kernels(x, bias)
             else:
-                y = self._read_by_torch(rows, bias)
+                y = self._read_by_torch(x.reshape(-1, x.shape[-1]), bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _can_use_kernels(self, x: Tensor) -> bool:
@@ -209,19 +246,33 @@ class CrossbarLinear(nn.Module):
         return supported and self._converters is not None and not differentiable
 
     def _read_by_kernels(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        converters, splits = self._converters, self._present_splits()
+        assert converters is not None
+        step = converters.dac_step
+        width = max(split.weight.shape[1] for split in splits)
+        limbs = number_of_limbs(splits[0].weight.dtype, width, step)
+        inputs = convert(
+            x,
+            self._rows,
+            converters,
+            self.input_range,
+            coded=limbs > 0,
+            with_squares=isinstance(splits[0].variance, float),
+        )
+        x = x.reshape(-1, x.shape[-1]).contiguous().float()
         y = x.new_empty(len(x), self.out_features)
         start = x.new_zeros(self.out_features) if bias is None else bias.float()
-        assert self._converters is not None
-        for split in self._present_splits():
-            if split.packed is None:
-                split.packed = pack(split.weight, self._converters.dac_step)
+        for split, converted in zip(splits, inputs, strict=True):
+            if split.limbs is None and limbs:
+                split.limbs = pack(split.weight, limbs, step)
             cpu.read(
                 x,
                 split.rows.start,
+                converted,
                 split.weight,
-                split.packed,
+                split.limbs,
                 split.variance,
-                self._converters,
+                converters,
                 self.input_range,
                 _noise_key(),
                 self._columns,
@@ -268,8 +319,14 @@ class CrossbarLinear(nn.Module):
 
     def _target(self, split: "_Split", columns: slice, out: Tensor | None = None) -> Tensor:
         """Return the targets of one tile of a split, float32, ``(columns, width)``."""
-        weight = self.frozen[columns, split.rows]
-        return torch.div(weight, split.scale[columns, None], out=out)
+        weight = self._programmed_weight(columns, split.rows)
+        target = torch.div(weight, split.scale[columns, None], out=out)
+        return target if self._clip is None else target.clamp_(-1, 1)
+
+    def _programmed_weight(self, columns: slice, rows: slice) -> Tensor:
+        """Return a part of the weight that is programmed, in frozen units."""
+        weight = self.frozen[columns, rows]
+        return weight if self.input_scale is None else weight * self.input_scale[rows]
 
     def _tiles(self, split: "_Split") -> list[tuple[slice, int]]:
         """Return the columns of each tile, and the seed of its devices."""
@@ -282,7 +339,7 @@ class CrossbarLinear(nn.Module):
         constant = CardNoiseModel(card).constant_short_term_variance(split.ends)
         matrix = split.matrix() if constant is None else None
         split.variance = constant or matrix
-        split.packed = None
+        split.limbs = None
         for columns, seed in self._tiles(split):
             # In float32 these are the stored tensors themselves; else copies of one tile.
             weight = split.weight[columns]
@@ -318,6 +375,8 @@ class CrossbarLinear(nn.Module):
         for split in self._splits():
             split.move_to(device)
         self.bias = None if self.bias is None else self.bias.to(device)
+        if self.input_scale is not None:
+            self.input_scale = self.input_scale.to(device)
         if self.frozen.device != device:
             self.frozen = self.frozen.to(device)
             self._version = version_of(self.frozen)
@@ -343,7 +402,7 @@ class _Split(nn.Module):
         gain: Column scale times drift compensation, ``(D_out,)``.
         reference: The compensation's read-out after programming, ``(D_out,)``.
         variance: The variance of the weights from read to read.
-        packed: The weights in bytes, from the first read on, where products are computed so.
+        limbs: The weights as integers, from the first read on, where products are computed so.
         ends: The smallest and the largest target, ``(2,)``.
 
     Args:
@@ -360,15 +419,20 @@ class _Split(nn.Module):
     def __init__(self, rows: slice, frozen: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.rows = rows
-        scale = column_scale(frozen)
-        weight = frozen.new_empty(frozen.shape, dtype=dtype)
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("gain", scale, persistent=False)
-        self.register_buffer("reference", torch.ones_like(scale), persistent=False)
+        self.register_buffer("weight", frozen.new_empty(frozen.shape, dtype=dtype), False)
+        ones = frozen.new_ones(len(frozen), dtype=torch.float32)
+        for name in ("scale", "gain", "reference"):
+            self.register_buffer(name, ones, persistent=False)
         self.variance: Variance = None
-        self.packed: Packed | None = None
-        self.ends = torch.stack([(frozen.amin(1) / scale).min(), (frozen.amax(1) / scale).max()])
+        self.limbs: Limbs | None = None
+
+    def map(self, weight: Tensor, scale: Tensor) -> None:
+        """Set the scale of the columns for weights that are programmed, ``(D_out, width)``."""
+        self.scale = self.gain = scale
+        self.reference = torch.ones_like(scale)
+        ends = [(weight.amin(1) / scale).min(), (weight.amax(1) / scale).max()]
+        self.ends = torch.stack(ends).clamp_(-1, 1)
+        self.limbs = None
 
     def matrix(self) -> Tensor:
         """Return the memory for the variance of each weight; once made, the same for all times."""
@@ -384,33 +448,11 @@ class _Split(nn.Module):
             setattr(self, name, getattr(self, name).to(device))
         if isinstance(self.variance, Tensor):
             self.variance = self.variance.to(device)
+        self.limbs = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weights in bytes cannot be copied or saved; they are made again at the next read.
-        return {**self.__dict__, "packed": None}
-
-
-def column_scale(weight: Tensor) -> Tensor:
-    """Return the largest magnitude of each column, ``(D_out,)`` of ``(D_out, width)``, float32.
-
-    A column is a bit line, one output; one of zeros has the scale 1. Divided by it, the weights of
-    a column lie in [-1, 1].
-    """
-    # Not abs(), which would copy the weight.
-    scale = torch.maximum(weight.amax(1), -weight.amin(1)).float()
-    return torch.where(scale > 0, scale, 1.0)
-
-
-def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:
-    """Return the seed of the devices of one tile of a chip instance."""
-    return derive_seed(chip, layer, rows.start, columns.start)
-
-
-def parts(size: int, largest: int) -> list[slice]:
-    """Split an axis as aihwkit does: into parts as even as possible, the larger ones first."""
-    count = math.ceil(size / largest)
-    ends = [-(-size * i // count) for i in range(count + 1)]
-    return [slice(*ends[i : i + 2]) for i in range(count)]
+        # Limbs are not copied or saved; they are made again at the next read.
+        return {**self.__dict__, "limbs": None}
 
 
 def version_of(tensor: Tensor) -> int:

@@ -1,0 +1,119 @@
+"""Static input ranges by least error, and first tokens that are computed digitally."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from analog_grasp import deploy
+
+IDS = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=24, vocab_size=40, tie_word_embeddings=True, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def outlying_inputs(outlier):
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    x[0, 0] = outlier
+    return x
+
+
+def squared_error(x, size, bits=8):
+    step = size / (2 ** (bits - 1) - 1)
+    return float((x - (x.clamp(-size, size) / step).round() * step).square().sum())
+
+
+@pytest.mark.parametrize("outlier", [3.0, 30.0, 1000.0])
+def test_the_range_has_the_least_error(outlier):
+    x = outlying_inputs(outlier)
+    deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "pcm-hermes-2").program(0)
+    found = deployment.calibrate(lambda model: model(x), "least-error")["0"]
+    candidates = [outlier * 1.05 * 0.97**i for i in range(250)]
+    assert squared_error(x, found) < 1.1 * min(squared_error(x, size) for size in candidates)
+
+
+def test_an_exact_converter_has_no_least_error():
+    deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "ideal").program(0)
+    with pytest.raises(ValueError, match="card ideal has an exact DAC"):
+        deployment.calibrate(lambda model: model(torch.ones(2, 8)), "least-error")
+
+
+def test_a_layer_without_inputs_has_no_range():
+    deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "pcm-hermes-2").program(0)
+    assert deployment.calibrate(lambda model: model(torch.zeros(2, 8)), "least-error") == {}
+
+
+@torch.no_grad()
+def test_the_first_token_is_exact(llama):
+    noisy = deploy(llama, "pcm-nandakumar2019", first_token="digital").program(0).drift_to("1y")
+    digital, logits = llama(input_ids=IDS).logits, noisy.model(input_ids=IDS).logits
+    torch.testing.assert_close(logits[:, 0], digital[:, 0])
+    assert ((logits - digital)[:, 1:].abs().amax(-1) > 1e-3).all()
+    plain = deploy(llama, "pcm-nandakumar2019").program(0).drift_to("1y")
+    assert not torch.allclose(plain.model(input_ids=IDS).logits[:, 0], digital[:, 0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_first_token_follows_padding(llama):
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    noisy = deploy(llama, "pcm-nandakumar2019", first_token="digital").program(0)
+    digital = llama(input_ids=IDS, attention_mask=mask).logits
+    logits = noisy.model(input_ids=IDS, attention_mask=mask).logits
+    torch.testing.assert_close(logits[1, 3], digital[1, 3])
+    assert not torch.allclose(logits[1, 4], digital[1, 4], atol=1e-3)
+
+
+@torch.no_grad()
+def test_later_tokens_of_a_cache_are_not_first(llama):
+    noisy = deploy(llama, "pcm-nandakumar2019", first_token="digital").program(0)
+    first = llama(input_ids=IDS[:, :1], use_cache=True)
+    digital = llama(input_ids=IDS[:, 1:2], past_key_values=first.past_key_values).logits
+    start = noisy.model(input_ids=IDS[:, :1], use_cache=True)
+    torch.testing.assert_close(start.logits, first.logits)
+    after = noisy.model(input_ids=IDS[:, 1:2], past_key_values=start.past_key_values).logits
+    assert not torch.allclose(after, digital, atol=1e-3)
+
+
+def test_ranges_are_without_first_tokens_that_are_digital(llama):
+    llama.model.embed_tokens.weight.data[1] *= 1000
+    starts = torch.cat([torch.ones(3, 1, dtype=torch.long), IDS], 1)
+
+    def ranges(**settings):
+        deployment = deploy(llama, "pcm-hermes-2", **settings).program(0)
+        return deployment.calibrate(lambda model: model(input_ids=starts))
+
+    with_first, without = ranges(), ranges(first_token="digital")
+    name = "model.layers.1.mlp.down_proj"
+    assert set(with_first) == set(without)
+    assert without[name] <= with_first[name]
+    assert sum(without.values()) < sum(with_first.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_layer_is_on_tiles_where_it_is_named(llama, tied):
+    if not tied:
+        llama.lm_head.weight = nn.Parameter(llama.lm_head.weight.detach().clone())
+    before = llama.model.embed_tokens.weight.requires_grad
+    ideal = deploy(llama, "ideal", layers=["all-linear", "lm_head"]).program(0)
+    assert "lm_head" in ideal.layers
+    assert len(ideal.layers) == 15
+    assert llama.model.embed_tokens.weight.requires_grad == before
+    expected = llama(input_ids=IDS).logits
+    torch.testing.assert_close(ideal.model(input_ids=IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert "lm_head" not in deploy(llama, "ideal").layers
+    on_chip = deploy(llama, "pcm-hermes-2", layers=["lm_head"]).program(0)
+    assert list(on_chip.layers) == ["lm_head"]
+    assert not torch.allclose(on_chip.model(input_ids=IDS).logits, expected, atol=1e-3)
+    digital = [m.name for m in on_chip.report().digital]
+    assert "model.embed_tokens" in digital
