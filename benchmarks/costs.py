@@ -1,4 +1,4 @@
-"""Energy, latency and programming of models on every cost model, GRASP beside LoRA; a year of use.
+"""Energy, latency and programming of models on every cost model, for GRASP and LoRA; a year of use.
 
 Counts depend on shapes alone, so each model is built from its configuration, without its weights.
 

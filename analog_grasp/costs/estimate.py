@@ -17,7 +17,7 @@ from analog_grasp.devices.cost_model import CostModel, Range, times
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of one batch; None stands for figures that the cost model does not state.
+    """The costs of one batch; None means that the cost model does not state a figure.
 
     Attributes:
         model: The cost model.

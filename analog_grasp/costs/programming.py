@@ -64,7 +64,7 @@ class Year:
     Attributes:
         inference: Of the batches of the year.
         recalibration: Of re-fitting the digital adapter on the chip, every month.
-        reprogramming: Of programming the chip anew, every month.
+        reprogramming: Of programming the chip again, every month.
     """
 
     inference: Range | None

@@ -24,7 +24,7 @@ class CostRow(NamedTuple):
 
     Attributes:
         adapter: The adapter's name in its run.
-        device: The device of the run that the cost model stands for.
+        device: The device of the run that the cost model describes.
         cost_model: The name of the cost model.
         quantity: The quantity, such as "energy, tile reads".
         unit: The unit: J, s, mm2, TOPS/W, or none.

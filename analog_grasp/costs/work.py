@@ -106,7 +106,7 @@ class Work:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether the adapter multiplies by vectors, not by matrices."""
+        """True if the adapter multiplies by vectors, not by matrices."""
         return self.adapter != "lora"
 
 
@@ -170,7 +170,7 @@ def count_work(
 
 @dataclass
 class _Count:
-    """What hooks count during a pass; `adapter_products` is the part that torch counts too."""
+    """Counts of the hooks of one pass; `adapter_products` is the part that torch counts too."""
 
     reads: dict[str, int]
     adapter: int = 0

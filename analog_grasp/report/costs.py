@@ -65,7 +65,7 @@ class Bar:
     Attributes:
         adapter: The adapter's name.
         cost_model: The cost model's name.
-        devices: The devices that it stands for.
+        devices: The devices that it describes.
         parts: Energy by part, J; None for what is not stated.
         others: Energy of the same work on digital hardware, J.
     """

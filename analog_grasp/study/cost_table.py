@@ -1,4 +1,4 @@
-"""The costs of a study's adapters on the hardware that its devices stand for: costs.csv."""
+"""The costs of a study's adapters on the hardware of its devices: costs.csv."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
