@@ -13,12 +13,13 @@ from pathlib import Path
 from markupsafe import Markup
 
 from analog_grasp.costs.table import CostRow
+from analog_grasp.report.answer import ANSWER_LEGEND, answer_table
 from analog_grasp.report.costs import cost_section, write_costs
 from analog_grasp.report.figures import (
     NoiseScores,
     accuracy_vs_drift,
     accuracy_vs_noise,
-    digital_scores,
+    digital_means,
     draw_drift,
     draw_noise,
     draw_utilisation,
@@ -52,6 +53,7 @@ from analog_grasp.report.summary import (
     coverage,
     findings,
     summary_markdown,
+    trainings_text,
 )
 from analog_grasp.report.tables import (
     LEGEND,
@@ -226,10 +228,21 @@ def comparison_page(
     chips = chip_summaries(layers)
     noise = noise_scores(tables, measured, adapters)
     weights = str(settings.get("weights", "analog"))
+    lead = [table for table in tables if table.metric == tables[0].metric]
+    others = [table for table in tables if table.metric != tables[0].metric]
     sections = [
         Section(
             "Score against time since programming",
-            charts=_drift_charts(tables, measured, adapters, switches),
+            charts=_drift_charts(lead, measured, adapters, switches, "drift"),
+            small=len(lead) > 2,
+            caption=_DRIFT_CAPTION,
+            tables=[_lead_table(measurements, adapters, lead, measured, switches)],
+            note=f"{ANSWER_LEGEND} {trainings_text(measurements)}",
+        ),
+        Section(
+            "Other metrics",
+            charts=_drift_charts(others, measured, adapters, switches, "other"),
+            small=len(others) > 2,
             caption=_DRIFT_CAPTION,
         ),
         Section(
@@ -267,11 +280,29 @@ def comparison_page(
     return render_page(question, first, sections, *link, csv_text(measurements), switches.groups())
 
 
+def _lead_table(
+    measurements: Sequence[Measurement],
+    adapters: Sequence[AdapterRecord],
+    tables: Sequence[DeviceTable],
+    measured: Sequence[Variant],
+    switches: Switches,
+) -> PageTable:
+    """Return the table of all devices, with the tokens of its rows."""
+    rows = [
+        f"{switches.variant(variant)} {switches.devices([table.device])}"
+        for table in tables
+        if table.task == tables[0].task
+        for variant in measured
+    ]
+    return PageTable(answer_table(measurements, adapters), "", rows)
+
+
 def _drift_charts(
     tables: Sequence[DeviceTable],
     measured: Sequence[Variant],
     adapters: Sequence[AdapterRecord],
     switches: Switches,
+    prefix: str,
 ) -> list[Chart]:
     """Return a figure per table, with the same scale for all devices of a metric."""
     styles = variant_styles(measured)
@@ -280,16 +311,16 @@ def _drift_charts(
         same = [t for t in tables if (t.task, t.metric) == (table.task, table.metric)]
         limits = score_limits(same, adapters)
         draw = partial(draw_drift, table=table, styles=styles, adapters=adapters, limits=limits)
-        title, name = metric_title(table.metric), f"{table.device}, {table.task}"
+        title, name = metric_title(table.metric), table.device
         description = (
-            f"{title} against the time since programming on {name}. The table of the same name has"
-            " the values."
+            f"{title} on {table.task} against the time since programming on {name}. The table of"
+            " this device has the values."
         )
         times = [format_time(seconds) for seconds in table.times]
         series = _score_series(dict(enumerate(table.scores)), measured, switches, times)
-        digital = digital_scores(table, adapters)
+        digital = digital_means(table, adapters)
         series |= _digital_series(digital, table.metric, measured, switches)
-        svg = page_svg(draw, f"drift{number}-", series)
+        svg = page_svg(draw, f"{prefix}{number}-", series, small=len(tables) > 2)
         charts.append(Chart(name, description, svg, switches.devices([table.device])))
     return charts
 

@@ -38,6 +38,7 @@ from analog_grasp.report.tables import (
     DeviceTable,
     ScoreRow,
     comparison_tables,
+    digital_scores,
     metric_title,
     ordered_variants,
 )
@@ -176,7 +177,7 @@ def draw_drift(
         _draw_lines(panel, rows, positions, table.metric, styles, prefix)
     else:
         _draw_errorbars(panel, rows, table.metric, styles, prefix)
-    _draw_digital(panel, digital_scores(table, adapters), table.metric, styles, prefix)
+    _draw_digital(panel, digital_means(table, adapters), table.metric, styles, prefix)
     draw_time_axis(panel, table.times)
     panel.set_xlabel("time since programming")
     panel.set_ylabel(metric_title(table.metric))
@@ -239,13 +240,10 @@ def _points(row: ScoreRow, positions: Sequence[float], metric: str) -> np.ndarra
     return np.array(points).reshape(-1, 4).T
 
 
-def digital_scores(table: DeviceTable, adapters: Sequence[AdapterRecord]) -> dict[str, float]:
-    """Return the scores of the digital models by adapter."""
-    return {
-        record.adapter: record.digital[table.metric]
-        for record in adapters
-        if record.task == table.task and table.metric in record.digital
-    }
+def digital_means(table: DeviceTable, adapters: Sequence[AdapterRecord]) -> dict[str, float]:
+    """Return the scores of the digital models by adapter, means over its trainings."""
+    found = digital_scores(table.task, table.metric, adapters)
+    return {adapter: score.mean for adapter, score in found.items()}
 
 
 def score_limits(
@@ -254,7 +252,7 @@ def score_limits(
     """Return limits of a vertical axis that show every score and interval of the tables."""
     cells = [cell for table in tables for row in table.scores for cell in row.summaries if cell]
     values = [v for cell in cells for v in (cell.mean, cell.low, cell.high) if v is not None]
-    values += digital_scores(tables[0], adapters).values()
+    values += digital_means(tables[0], adapters).values()
     positive = [value for value in values if value > 0]
     if tables[0].metric in _LOGARITHMIC and max(values) > _WIDE * min(positive):
         return min(positive) / 1.1, max(values) * 1.1
@@ -315,7 +313,7 @@ def noise_scores(
             index: ScoreRow(row.label, tuple(table.scores[index].summaries[0] for table in same))
             for index, row in enumerate(same[0].scores)
         }
-        digital, limits = digital_scores(same[0], adapters), score_limits(same, adapters)
+        digital, limits = digital_means(same[0], adapters), score_limits(same, adapters)
         for placement in dict.fromkeys(variant.placement for variant in measured):
             own = {i: row for i, row in rows.items() if measured[i].placement == placement}
             found.append(NoiseScores(task, metric, placement, levels, own, digital, limits))

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from analog_grasp.report.plotting import AXIS_COLOUR, PALETTE, svg_text
 from analog_grasp.report.tables import TextTable
 
-FIGURE_INCHES = (4.6, 2.7)
+FIGURE_INCHES, SMALL_INCHES = (4.6, 2.7), (3.1, 2.4)
 """Width and height of a figure of the page, which scales it to the width of its column."""
 # Data of more bytes are linked instead of embedded, so that the page opens quickly.
 _EMBEDDED_BYTES = 2_000_000
@@ -82,7 +82,10 @@ class PageTable(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page below a title: text, figures, caption, tables and sentences."""
+    """A part of the page below a title: text, figures, caption, tables, note and sentences.
+
+    Figures are in narrow columns with ``small``.
+    """
 
     title: str
     text: str = ""
@@ -90,6 +93,8 @@ class Section:
     caption: str = ""
     tables: Sequence[PageTable] = ()
     sentences: Sequence[str] = ()
+    note: str = ""
+    small: bool = False
 
 
 class Switch(NamedTuple):
@@ -155,17 +160,24 @@ def swatch(marker: str, colour: str = "currentColor") -> Markup:
     )
 
 
-def page_svg(draw: Callable[[Axes], object], prefix: str, series: Mapping[str, Series]) -> Markup:
+def page_svg(
+    draw: Callable[[Axes], object],
+    prefix: str,
+    series: Mapping[str, Series],
+    *,
+    small: bool = False,
+) -> Markup:
     """Draw a figure of one panel and return it as SVG for the page.
 
     Args:
         draw: Draws on the panel, each series with a `gid`.
         prefix: Begins every id, and is unique on the page.
         series: Tokens and labels by `gid`; those that the figure lacks are skipped.
+        small: Draw it for a narrow column.
     """
 
     def figure() -> Figure:
-        figure = Figure(figsize=FIGURE_INCHES, layout="constrained")
+        figure = Figure(figsize=SMALL_INCHES if small else FIGURE_INCHES, layout="constrained")
         draw(figure.subplots())
         return figure
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from analog_grasp.report.answer import ANSWER_LEGEND, answer, answer_table
 from analog_grasp.report.tables import (
     LEGEND,
     MARKS,
@@ -21,7 +22,6 @@ from analog_grasp.report.tables import (
     markdown_bullets,
     markdown_escape,
     markdown_table,
-    ordered_variants,
     settings_text,
 )
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
@@ -30,18 +30,27 @@ from analog_grasp.utils.time import format_time
 
 METHODOLOGY = (
     "A condition is one device at one time since programming. The score of an adapter in a"
-    " condition is the mean over chip instances, each programmed with its own seed, with the 95 %"
-    " interval of Student's t; a single instance has no interval.",
+    " condition is the mean over chip instances, each programmed with its own seed, and over"
+    " trainings, with its 95 % interval; a single instance has no interval.",
     "Adapters that share frozen weights are measured on the same chip instances. The difference of"
-    " two adapters is computed per instance, and its interval is that of the paired differences."
-    " An adapter is better or worse in a condition if this interval excludes zero, and otherwise"
-    " not significantly different.",
+    " two adapters is computed per training and instance, and its interval is that of the paired"
+    " differences. An adapter is better or worse in a condition if this interval excludes zero, and"
+    " otherwise not significantly different.",
     "The intervals are not corrected for the number of conditions: of two equal adapters, one would"
     " be better or worse by chance in about one condition in twenty. Differences marked with * are"
     " also significant at the level of 5 % after Holm's correction over all differences of the same"
     " task and metric (paired t-test).",
-    "Devices and chips are simulated. Each adapter was trained once, so the intervals cover the"
-    " variation between chips and not the variation between trainings.",
+    "A score is kept up to the last time before its mean falls below 95 % of that of the digital"
+    " model. The 5th percentile of the chips is that of the scores of one training on one chip.",
+    "Devices and chips are simulated.",
+)
+_ONE_TRAINING = (
+    "Each adapter was trained once: the intervals (Student's t) cover the variation between chips"
+    " and not between trainings."
+)
+_TRAININGS = (
+    "Each adapter was trained from {count} seeds, and every chip was measured with each training:"
+    " the intervals cover both (crossed random effects, Satterthwaite's degrees of freedom)."
 )
 # Digital modules beyond these are summed up.
 _LISTED = 5
@@ -84,10 +93,24 @@ class ChipSummary:
         return self.weights / sum(layer.cells / layer.use for layer in self.layers)
 
 
+def trainings_text(measurements: Sequence[Measurement]) -> str:
+    """Return what the intervals cover, as a sentence."""
+    trainings: dict[str, set[int]] = {}
+    for cell in measurements:
+        trainings.setdefault(cell.adapter, set()).add(cell.training)
+    counts = {adapter: len(own) for adapter, own in trainings.items()}
+    most = max(counts.values())
+    if most == 1:
+        return _ONE_TRAINING
+    once = [adapter for adapter, count in counts.items() if count == 1]
+    but = f" Of {', '.join(once)} there is one training, and no interval over them." if once else ""
+    return _TRAININGS.format(count=most) + but
+
+
 def findings(
     measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord] = ()
 ) -> list[str]:
-    """Return the results of a comparison as sentences, the main result first.
+    """Return the results of a comparison as sentences, the answer first.
 
     Args:
         measurements: Measurements of a complete or partial run.
@@ -99,7 +122,7 @@ def findings(
         ...     for name, score in [("grasp", 0.5), ("lora", 0.75)]
         ...     for i in range(2)
         ... ]
-        >>> print(findings(cells)[0].partition(",")[0])
+        >>> print(findings(cells)[1].partition(",")[0])
         lora is better than grasp in 1 of 1 condition (device and time)
     """
     subjects: dict[tuple[str, str], list[DeviceTable]] = {}
@@ -107,7 +130,7 @@ def findings(
         subjects.setdefault((table.task, table.metric), []).append(table)
     sentences = [sentence for tables in subjects.values() for sentence in _comparisons(tables)]
     sentences += [sentence for tables in subjects.values() for sentence in _ranges(tables)]
-    return [*sentences, *_gaps(measurements, adapters)]
+    return [answer(measurements, adapters), *sentences, *_gaps(measurements)]
 
 
 def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
@@ -189,13 +212,13 @@ def _score(cell: Summary) -> str:
     return f"{interval_text(cell, cell.metric)}{unit} on {where}"
 
 
-def _gaps(measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord]) -> list[str]:
+def _gaps(measurements: Sequence[Measurement]) -> list[str]:
     """Return the number of measurements that a full grid of the same names and times lacks."""
-    grid = 1
-    for column in ("device", "time_s", "repeat"):
-        grid *= len({getattr(cell, column) for cell in measurements})
+    chips = {(cell.device, cell.repeat) for cell in measurements}
     subjects = {(cell.task, cell.metric) for cell in measurements}
-    full = grid * len(subjects) * len(ordered_variants(measurements, adapters))
+    trained = {(cell.adapter, cell.training, cell.placement) for cell in measurements}
+    times = {cell.time_s for cell in measurements}
+    full = len(chips) * len(subjects) * len(trained) * len(times)
     if full <= len(measurements):
         return []
     return [
@@ -221,6 +244,8 @@ def summary_markdown(
         f"# {markdown_escape(question)}",
         markdown_escape(first),
         "![Score against time since programming](accuracy_vs_drift.svg)",
+        markdown_table(answer_table(measurements, adapters)),
+        markdown_escape(f"{ANSWER_LEGEND} {trainings_text(measurements)}"),
         "## Scores and paired differences",
         markdown_escape(LEGEND),
         *(markdown_table(device_text(table)) for table in tables),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from analog_grasp.study.intervals import Estimate, estimate
 from analog_grasp.study.records import AdapterRecord, Measurement
 from analog_grasp.study.statistics import (
     PairedDifference,
@@ -34,8 +35,9 @@ CORRECTED_MARK = "*"
 # Scores from here on are shown with an exponent.
 _LONG = 1e5
 LEGEND = (
-    "Mean ± 95 % interval over chip instances. Differences are paired by chip instance: ▲ better"
-    " and ▼ worse where the interval excludes zero, no mark where the difference is not"
+    "Mean ± 95 % interval over chip instances, and over trainings where there are several (in"
+    " parentheses: 5th percentile of the chips). Differences are paired by training and chip: ▲"
+    " better and ▼ worse where the interval excludes zero, no mark where the difference is not"
     " significant, * where it is also significant after Holm's correction over all differences of"
     " the metric."
 )
@@ -139,7 +141,7 @@ def comparison_tables(
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, 0.5 + i / 10)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, 0.5 + i)
         ...     for name in ["grasp", "lora"]
         ...     for i in range(2)
         ... ]
@@ -235,6 +237,29 @@ def interval_text(cell: Summary | PairedDifference | None, metric: str) -> str:
     return f"{text} ±{_number(cell.high - cell.mean, metric, '')}"
 
 
+def summary_text(cell: Summary | None, metric: str) -> str:
+    """Return a mean, half the width of its interval, and the 5th percentile of the chips.
+
+    Example:
+        >>> cell = Summary("t", "accuracy", "a", "digital", "d", 0.0, 3, 0.8, 0.7, 0.9, 1, 0.75)
+        >>> summary_text(cell, "accuracy")
+        '80.0 ±10.0 (75.0)'
+    """
+    tail = "" if cell is None or cell.tail is None else f" ({_number(cell.tail, metric, '')})"
+    return interval_text(cell, metric) + tail
+
+
+def digital_scores(
+    task: str, metric: str, adapters: Sequence[AdapterRecord]
+) -> dict[str, Estimate]:
+    """Return the score of each adapter's digital model: mean and interval over its trainings."""
+    found: dict[str, list[float]] = {}
+    for record in adapters:
+        if record.task == task and metric in record.digital:
+            found.setdefault(record.adapter, []).append(record.digital[metric])
+    return {adapter: estimate(scores) for adapter, scores in found.items()}
+
+
 def _number(value: float, metric: str, sign: str) -> str:
     places = 1 if is_fraction(metric) else 3
     # Adding zero turns the -0.0 of a rounded small negative number into 0.0.
@@ -245,13 +270,16 @@ def _number(value: float, metric: str, sign: str) -> str:
 def device_text(table: DeviceTable) -> TextTable:
     """Return the table of one device as text: scores, then differences from the first row."""
     scores = [
-        TextRow(row.label, tuple(Entry(interval_text(s, table.metric)) for s in row.summaries))
+        TextRow(row.label, tuple(Entry(summary_text(s, table.metric)) for s in row.summaries))
         for row in table.scores
     ]
     differences = [
         TextRow(
             f"{row.adapter} − {row.baseline}",
-            tuple(_difference_entry(cell, table.metric) for cell in row.differences),
+            tuple(
+                Entry(interval_text(cell, table.metric) + difference_mark(cell), verdict(cell))
+                for cell in row.differences
+            ),
             is_difference=True,
         )
         for row in table.differences
@@ -260,46 +288,63 @@ def device_text(table: DeviceTable) -> TextTable:
     return TextTable(f"{table.device}, {table.task}", columns, (*scores, *differences))
 
 
-def _difference_entry(cell: PairedDifference | None, metric: str) -> Entry:
-    verdict = cell.verdict if cell else ""
-    mark = MARKS.get(verdict, "")
-    if mark and cell and cell.holds_corrected:
-        mark += CORRECTED_MARK
-    return Entry(interval_text(cell, metric) + mark, verdict)
+def verdict(cell: PairedDifference | None) -> str:
+    """Return the verdict of a difference, empty where there is none."""
+    return cell.verdict if cell else ""
+
+
+def difference_mark(cell: PairedDifference | None) -> str:
+    """Return the mark of a significant difference, with a star where it holds corrected."""
+    mark = MARKS.get(verdict(cell), "")
+    return mark + CORRECTED_MARK if mark and cell and cell.holds_corrected else mark
 
 
 def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
     """Return the adapters as text: parameter counts, digital scores and training time.
 
-    The training time of an adapter that was saved before the run is missing.
+    Digital scores are means over trainings with their 95 % interval, the training time is their
+    sum; that of an adapter that was saved before the run is missing.
     """
     metrics = list(dict.fromkeys(metric for record in adapters for metric in record.digital))
+    trainings: dict[str, list[AdapterRecord]] = {}
+    for record in adapters:
+        trainings.setdefault(record.adapter, []).append(record)
     columns = (
         "adapter",
         "task",
         "adapter parameters",
         "head parameters",
+        "trainings",
         *(f"digital {metric_title(metric)}" for metric in metrics),
         "training time",
     )
     rows = tuple(
         TextRow(
-            record.adapter,
+            adapter,
             (
-                Entry(record.task),
-                Entry(f"{record.trainable_parameters:,}"),
-                Entry(f"{record.head_parameters:,}"),
-                *(Entry(_digital(record.digital, metric)) for metric in metrics),
-                Entry(f"{record.train_seconds:,.0f} s" if record.train_seconds else MISSING),
+                Entry(first.task),
+                Entry(f"{first.trainable_parameters:,}"),
+                Entry(f"{first.head_parameters:,}"),
+                Entry(str(len(own))),
+                *(Entry(_digital(first.task, metric, own)) for metric in metrics),
+                Entry(_seconds(sum(record.train_seconds for record in own))),
             ),
         )
-        for record in adapters
+        for adapter, own in trainings.items()
+        for first in own[:1]
     )
     return TextTable("Trained adapters", columns, rows)
 
 
-def _digital(scores: Mapping[str, float], metric: str) -> str:
-    return score_text(scores[metric], metric) if metric in scores else MISSING
+def _digital(task: str, metric: str, trainings: Sequence[AdapterRecord]) -> str:
+    for score in digital_scores(task, metric, trainings).values():
+        half = "" if score.high is None else f" ±{_number(score.high - score.mean, metric, '')}"
+        return score_text(score.mean, metric) + half
+    return MISSING
+
+
+def _seconds(total: float) -> str:
+    return f"{total:,.0f} s" if total else MISSING
 
 
 def settings_text(settings: Mapping[str, object]) -> TextTable:

@@ -25,8 +25,9 @@ from analog_grasp.report.tables import (
     score_text,
     settings_text,
 )
+from analog_grasp.study.intervals import estimate
 from analog_grasp.study.records import AdapterRecord, Measurement
-from analog_grasp.study.statistics import estimate, is_fraction
+from analog_grasp.study.statistics import is_fraction
 from analog_grasp.tuning.search_space import WORSE, Range, Trial, value_text, values_text
 from analog_grasp.utils.time import format_time
 

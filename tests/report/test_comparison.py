@@ -133,7 +133,7 @@ def test_large_data_are_linked(page_of, monkeypatch):
 
 def test_the_page_begins_with_result_figure_and_table(page_of):
     page = page_of()
-    order = ['class="finding"', "<h2>Score against time", "<svg viewBox", "<caption>pcm, reviews"]
+    order = ['class="finding"', "<h2>Score against time", "<svg viewBox", "<caption>accuracy (%)"]
     places = [page.source.index(part) for part in order]
     assert places == sorted(places)
 
@@ -154,8 +154,10 @@ def test_figures_and_switches_have_tokens(page_of, layers):
     boxes = [own["value"] for tag, own in page.elements if tag == "input"]
     # A single placement has no switch.
     assert boxes == ["a0", "a1", "d0", "d1"]
-    rows = {own["data-of"] for tag, own in page.elements if tag == "tr" and "data-of" in own}
-    assert rows == {"a0 p0", "a1 p0"}
+    rows = [own["data-of"] for tag, own in page.elements if tag == "tr" and "data-of" in own]
+    # One table of both devices, then a table for each with a row of differences.
+    assert rows[:4] == ["a0 p0 d0", "a1 p0 d0", "a0 p0 d1", "a1 p0 d1"]
+    assert rows[4:] == ["a0 p0", "a1 p0", "a1 p0"] * 2
     series = [own["data-of"] for tag, own in page.elements if own.get("class") == "series"]
     assert series.count("a0 p0") == series.count("a1 p0") == 2
     bands = [own.get("data-of") for _, own in page.elements if "-band" in own.get("id", "")]

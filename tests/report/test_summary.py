@@ -21,12 +21,12 @@ def test_better_worse_and_insignificant_conditions_are_counted(measurements):
     cells = shifted(measurements, {"pcm": 0.0625, "rram": -0.0625})
     cells = [replace(c, value=0.5) if c.time_s == 0 else c for c in cells]
     sentences = findings(cells)
-    assert sentences[0] == (
+    assert sentences[1] == (
         "stochgrasp is better than grasp in 2 of 6 conditions (device and time), worse in 2 and not"
         " significantly different in 2; after Holm's correction it is better in 2 and worse in 2"
         " (reviews, accuracy)."
     )
-    assert sentences[1] == (
+    assert sentences[2] == (
         "The mean difference stochgrasp − grasp ranges from -6.2 ±0.0 points on rram at 20s to"
         " +6.2 ±0.0 points on pcm at 20s."
     )
@@ -34,13 +34,14 @@ def test_better_worse_and_insignificant_conditions_are_counted(measurements):
 
 def test_a_single_chip_instance_gives_no_comparison(measurements):
     sentences = findings([cell for cell in measurements if cell.repeat == 0])
-    assert "share a single chip instance in 6 conditions" in sentences[0]
+    assert "share a single chip, too few to compare them" in sentences[0]
+    assert "share a single chip instance in 6 conditions" in sentences[1]
     assert not any("better" in sentence for sentence in sentences)
 
 
 def test_one_adapter_is_described_without_a_comparison(measurements):
     cells = shifted([c for c in measurements if c.adapter == "grasp"], {"pcm": 0, "rram": 0})
-    assert findings(cells) == [
+    assert findings(cells)[1:] == [
         "The accuracy of grasp on reviews ranges from 59.4 ±12.8 % on pcm at 0s to 59.4 ±12.8 % on"
         " pcm at 0s."
     ]
@@ -55,7 +56,7 @@ def test_every_metric_has_its_own_finding(measurements):
 
 def test_the_first_of_several_comparisons_names_every_adapter(make):
     names = ("grasp", "stochgrasp", "lora")
-    first, *_ = findings(make(adapters=names)[0])
+    _, first, *_ = findings(make(adapters=names)[0])
     pattern = (
         r"Of 6 conditions \(device and time\), better / worse than grasp in: stochgrasp \d / \d,"
         r" lora \d / \d \(reviews, accuracy\)\."
@@ -72,9 +73,10 @@ def test_the_summary_begins_with_the_result(measurements, records, layers):
     text = summary_markdown("A *title*", {"seed": 0}, measurements, records, layers)
     title, _, finding, *_ = text.splitlines()
     assert title == r"# A \*title\*"
-    assert finding.startswith("stochgrasp is better than grasp in ")
+    assert finding.startswith("Either, on rram: stochgrasp and grasp differ significantly in none")
     order = [
-        "accuracy_vs_drift.svg", "**pcm, reviews**", "ranges from", "**Trained adapters**",
+        "accuracy_vs_drift.svg", "**accuracy (%) on reviews**", "Each adapter was trained once",
+        "**pcm, reviews**", "ranges from", "**Trained adapters**",
         "**Tiles and weight error**", "**Settings**", "## Methodology",
     ]  # fmt: skip
     places = [text.index(part) for part in order]

@@ -45,7 +45,7 @@ def test_scores_are_per_cent_with_the_interval(measurements):
         for cell in measurements
         if cell.adapter == "grasp"
     ]
-    assert first_text(cells).rows[0].entries[0].text == "75.0 ±1.8"
+    assert first_text(cells).rows[0].entries[0].text == "75.0 ±1.8 (74.0)"
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,19 @@ def test_adapters_are_listed_with_parameters_and_digital_scores(records):
     assert "digital accuracy (%)" in table.columns
     assert "digital f1 (%)" in table.columns
     texts = [[entry.text for entry in row.entries] for row in table.rows]
-    assert texts[0] == ["reviews", "1,152", "770", "86.8", MISSING, "12 s"]
-    assert texts[1][1:] == ["1,234,567", "770", MISSING, "50.0", "12 s"]
+    assert texts[0] == ["reviews", "1,152", "770", "1", "86.8", MISSING, "12 s"]
+    assert texts[1][1:] == ["1,234,567", "770", "1", MISSING, "50.0", "12 s"]
+
+
+def test_trainings_of_an_adapter_are_one_row(records):
+    scores = (0.86, 0.88)
+    both = [
+        replace(records[0], training=i, digital={"accuracy": score})
+        for i, score in enumerate(scores)
+    ]
+    (row,) = adapter_text(both).rows
+    # t(0.975, 1) = 12.7062 times the standard error of 0.01; the time is the sum.
+    assert [entry.text for entry in row.entries[3:]] == ["2", "87.0 ±12.7", "25 s"]
 
 
 def test_nested_settings_are_joined_with_a_dot():

@@ -1,0 +1,103 @@
+"""Costs in a report: parts add up to the bars, the Pareto front, files, table and page."""
+
+import pytest
+
+from analog_grasp.costs import CostModel, Costs, LayerWork, Work
+from analog_grasp.costs.table import cost_rows, costs_csv, read_costs
+from analog_grasp.report.comparison import comparison_page, write_report
+from analog_grasp.report.costs import bars, cost_text, front, points, write_costs
+from analog_grasp.study.statistics import Variant
+
+DEVICES = {"pcm": "hermes-1phase", "rram": "neurram"}
+
+
+def work(adapter_macs):
+    layers = (LayerWork("dense", 300, 300, reads=10),)
+    return Work(layers, sequence=10, adapter_macs=adapter_macs, attention_macs=1000)
+
+
+@pytest.fixture
+def rows():
+    """Two adapters on two devices; NeuRRAM's digital energy is not stated."""
+    return [
+        row
+        for adapter, macs in (("grasp", 3000), ("stochgrasp", 3000))
+        for device, name in DEVICES.items()
+        for row in cost_rows(Costs(CostModel.load(name), work(macs)), adapter, device)
+    ]
+
+
+def test_rows_survive_the_file(rows, tmp_path):
+    file = tmp_path / "costs.csv"
+    file.write_text(costs_csv(rows))
+    assert read_costs(file) == rows
+    assert read_costs(tmp_path / "none.csv") == []
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is damaged: remove it, or run the study again"):
+        read_costs(file)
+
+
+def test_a_bar_is_the_sum_of_the_parts_that_are_stated(rows):
+    found = bars(rows)
+    assert [(bar.adapter, bar.cost_model) for bar in found] == [
+        (adapter, name) for adapter in ("grasp", "stochgrasp") for name in DEVICES.values()
+    ]
+    hermes, neurram, *_ = found
+    whole = Costs(CostModel.load("hermes-1phase"), work(3000))
+    assert hermes.energy == pytest.approx(whole.energy[1])
+    assert hermes.label == "grasp, hermes-1phase"
+    # Attention and adapter are missing, so that the bar is marked.
+    assert neurram.parts["attention"] is None
+    assert neurram.label.endswith(" *")
+    assert "NVIDIA H100 SXM, int8 peak" in hermes.others
+
+
+def test_points_are_the_scores_at_the_last_time(rows, measurements, records):
+    found = points(rows, measurements, records)
+    assert len(found) == 4
+    assert {point.time_s for point in found} == {86400.0}
+    last = [m.value for m in measurements if (m.adapter, m.device, m.time_s) ==
+            ("grasp", "pcm", 86400.0)]  # fmt: skip
+    assert found[0].score == pytest.approx(sum(last) / len(last))
+    assert found[0].variant == Variant("grasp", "digital")
+
+
+def test_no_point_of_the_front_is_dominated(rows, measurements, records):
+    found = points(rows, measurements, records)
+    best = front(found, "accuracy")
+    for point in found:
+        better = [b for b in best if b.energy <= point.energy and b.score >= point.score]
+        assert better
+    # Where a lower value is better, the front is another one.
+    worst_first = front(found, "perplexity")
+    assert min(point.score for point in found) == worst_first[-1].score
+
+
+def test_files_and_page(rows, measurements, records, tmp_path):
+    names = [path.name for path in write_costs(rows, measurements, records, tmp_path)]
+    kinds = ("png", "svg", "pdf")
+    assert names == [
+        "costs.csv", *(f"energy_by_part.{kind}" for kind in kinds),
+        *(f"accuracy_vs_energy.{kind}" for kind in kinds),
+    ]  # fmt: skip
+    assert write_costs([], measurements, records, tmp_path / "none") == []
+    page = comparison_page("Title", {"seed": 0}, measurements, records, costs=rows)
+    assert "Energy by part" in page
+    assert "accuracy (%) at 1d against energy" in page
+    assert "not stated" in page
+    assert "grasp, hermes-1phase, tile reads: " in page
+    assert "Energy by part" not in comparison_page("Title", {"seed": 0}, measurements, records)
+
+
+def test_the_report_of_a_run_includes_them(rows, measurements, records, tmp_path):
+    given = {"question": "Title", "settings": {"seed": 0}}
+    paths = write_report(tmp_path, **given, measurements=measurements, adapters=records, costs=rows)
+    assert {"costs.csv", "energy_by_part.svg"} <= {path.name for path in paths}
+
+
+def test_the_table_says_what_is_not_stated(rows):
+    table = cost_text(rows)
+    assert table.columns[1:3] == ("grasp, hermes-1phase", "grasp, neurram")
+    attention = next(row for row in table.rows if row.label == "energy, attention")
+    assert attention.entries[1].text == "not stated"
+    assert "nJ" in attention.entries[0].text or "pJ" in attention.entries[0].text
