@@ -34,8 +34,8 @@ class CrossbarLinear(nn.Module):
 
     The layer refers to the frozen weight, which it never writes, and stores one copy of its own:
     the weights as they are now (two where the noise from read to read differs by conductance: its
-    variance is a second). Where products are computed in bytes, the weights in bytes are added at
-    the first read. Each random number is a function of the chip, the tile and the position, so
+    variance is a second). Where products are sums of integers, the first read adds one byte per
+    weight and limb. Each random number is a function of the chip, the tile and the position, so
     that the state at any drift time follows from the targets, tile by tile.
 
     ``to(device)`` moves the tiles; a conversion of the model to another type, such as ``half()``,
@@ -50,9 +50,10 @@ class CrossbarLinear(nn.Module):
             ``"per-column"`` scales each column; ``"exact"`` as global, relative to the read-out
             that the targets would give; ``"none"`` not at all.
         dtype: The type in which the weights are stored: float32, bfloat16 or float16. The
-            rounding of bfloat16, 2^-9 relative, is small compared with programming noise. They
-            are read in float32; products with weights in bfloat16 are computed in bfloat16 or in
-            bytes where the processor is faster that way, see `analog_grasp.kernels.matmul`.
+            rounding of bfloat16, 2^-9 relative, is small compared with programming noise. Behind
+            a DAC of at most 8 bits products are sums of integers, with weights of 24, 8 or 16
+            bits for these types; otherwise they are computed in float32. See
+            `analog_grasp.kernels.matmul`.
         clip: How large weights are clipped as they are mapped; see `column_scale`.
 
     Attributes:

@@ -1,10 +1,9 @@
-"""Read a tile on a CPU in float32: `analog_grasp.kernels.reference` as compiled, fused kernels.
+"""Read a tile on a CPU: `analog_grasp.kernels.reference` as compiled, fused kernels.
 
-DAC and input scaling before the product; noise, ADC, clipping and digital scales after it. There is
-no gradient.
+DAC and input scaling before the product; limbs, noise, ADC, clipping and digital scales after it.
+There is no gradient.
 """
 
-import threading
 from collections.abc import Sequence
 
 import numba
@@ -13,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analog_grasp.kernels.matmul import Packed, multiply
+from analog_grasp.kernels.inputs import Buffers, Inputs, as_bits, clip, largest, round_to
+from analog_grasp.kernels.matmul import RADIX, Limbs, multiply
 from analog_grasp.kernels.parameters import ReadSettings
 from analog_grasp.kernels.reference import Variance, of_tile, read_again
 from analog_grasp.kernels.rng import Floats, fill_normal, row_key
@@ -22,99 +22,17 @@ from analog_grasp.kernels.threads import parallel_kernel
 Flags = NDArray[np.bool_]
 Ends = NDArray[np.int64]
 
-_MAGNITUDE = 0x7FFFFFFF
 _NONE = np.empty(0, np.float32)
 _NO_MATRIX = np.empty((0, 0), np.float32)
-
-
-@parallel_kernel
-def convert_inputs(
-    first: int,
-    end: int,
-    x: Floats,
-    start: int,
-    gain: Floats,
-    by_maximum: bool,
-    step: np.float32,
-    out: Floats,
-    squares: Floats,
-) -> None:
-    """DAC: scale each input vector to the full range, round to the DAC's steps, clip to [-1, 1].
-
-    Args:
-        first: The first row to convert.
-        end: The row to stop before.
-        x: Inputs, ``(N, D)``.
-        start: The tile's first input.
-        gain: Factor of each vector, ``(N,)``; written if ``by_maximum``, otherwise read.
-        by_maximum: Scale each vector by its largest magnitude.
-        step: The DAC's step, in units of the full scale; 0 for no rounding.
-        out: Filled with the converted inputs of the tile, ``(N, width)``.
-        squares: Filled with the sum of squares of each row of ``out``, ``(N,)``; may be empty.
-    """
-    width = out.shape[1]
-    for n in range(first, end):
-        inputs, row = x[n, start : start + width], out[n]
-        if by_maximum:
-            largest = _as_float(_largest(inputs))
-            gain[n] = np.float32(1.0) / largest if largest > 0 else np.float32(1.0)
-        factor = gain[n]
-        for d in range(width):
-            row[d] = inputs[d] * factor
-        _round(row, step)
-        _clip(row, np.float32(1.0))
-        if squares.size:
-            total = np.float32(0.0)
-            for d in range(width):
-                total += row[d] * row[d]
-            squares[n] = total
-
-
-# One operation per loop, so that the compiler emits vector instructions.
-@numba.njit
-def _largest(row: Floats) -> np.int32:
-    """Return the bits of the largest magnitude."""
-    # Magnitudes are ordered as their bits, and an integer maximum may be taken in any order.
-    pattern = row.view(np.int32)
-    most = np.int32(0)
-    for o in range(pattern.size):
-        most = max(most, np.int32(pattern[o] & _MAGNITUDE))
-    return most
-
-
-@numba.njit
-def _as_float(bits: np.int32) -> np.float32:
-    value = np.empty(1, np.int32)
-    value[0] = bits
-    return value.view(np.float32)[0]
-
-
-@numba.njit
-def _as_bits(number: np.float32) -> np.int32:
-    value = np.empty(1, np.float32)
-    value[0] = number
-    return value.view(np.int32)[0]
-
-
-@numba.njit
-def _round(row: Floats, step: np.float32) -> None:
-    if step > 0:
-        steps = np.float32(1.0) / step
-        for o in range(row.size):
-            row[o] = np.rint(row[o] * steps) * step
-
-
-@numba.njit
-def _clip(row: Floats, bound: np.float32) -> None:
-    for o in range(row.size):
-        row[o] = min(max(row[o], -bound), bound)
+_NEXT = np.float32(1 / RADIX)
 
 
 @parallel_kernel
 def convert_outputs(
     first: int,
     end: int,
-    product: Floats,
+    product: NDArray,
+    unit: Floats,
     gain: Floats,
     scale: Floats,
     noise: np.float32,
@@ -136,7 +54,8 @@ def convert_outputs(
     Args:
         first: The first row to convert.
         end: The row to stop before.
-        product: Analog products, ``(N, D_out)``.
+        product: Analog products, ``(N, D_out)``; or sums of limbs, ``(N, L * D_out)``.
+        unit: The output of a unit of the first limb, ``(D_out,)``; empty for analog products.
         gain: Factor of each input vector, ``(N,)``; the outputs are divided by it.
         scale: The digital scale of each column, ``(D_out,)``.
         noise: Standard deviation of the output noise.
@@ -151,36 +70,60 @@ def convert_outputs(
         y: The outputs, ``(N, D_out)``.
         clipped: Filled with True where an output of the tile was clipped, ``(N, T)``.
     """
-    columns = product.shape[1]
+    columns = y.shape[1]
     noisy = noise > 0 or row_variance.size > 0 or variance.size > 0
-    limit = _as_bits(bound)
+    limit = as_bits(bound)
+    row = np.empty(columns, np.float32)
+    exact = np.empty(columns, np.float32)
     for n in range(first, end):
-        row = np.empty(columns, np.float32)
+        _join(product[n], unit, exact)
         if noisy:
             fill_normal(row_key(key + np.uint64(n)), row)
         if variance.size:
             for o in range(columns):
                 row[o] *= np.sqrt(noise * noise + variance[n, o])
-            _add_noise(product[n], np.float32(1.0), row)
+            _add_noise(exact, np.float32(1.0), row)
         elif noisy:
             std = noise
             if row_variance.size:
                 std = np.sqrt(noise * noise + row_variance[n])
-            _add_noise(product[n], std, row)
+            _add_noise(exact, std, row)
         else:
-            row[:] = product[n]
-        _round(row, step)
+            row[:] = exact
+        round_to(row, step)
         factor = np.float32(1.0) / gain[n]
         if start.size:
             y[n] = start
         for tile in range(ends.size - 1):
             part = slice(ends[tile], ends[tile + 1])
-            clipped[n, tile] = _largest(row[part]) > limit
+            clipped[n, tile] = largest(row[part]) > limit
             if clipped[n, tile]:
                 if hold:
                     continue
-                _clip(row[part], bound)
+                clip(row[part], bound)
             _add(row[part], factor, scale[part], y[n, part])
+
+
+@numba.njit(fastmath={"contract"})
+def _join(product: NDArray, unit: Floats, row: Floats) -> None:
+    """Compute analog products from sums of limbs."""
+    columns = row.size
+    limbs = product.size // columns
+    if unit.size == 0:
+        for o in range(columns):
+            row[o] = np.float32(product[o])
+    elif limbs == 1:
+        for o in range(columns):
+            row[o] = np.float32(product[o]) * unit[o]
+    elif limbs == 2:
+        second = product[columns:]
+        for o in range(columns):
+            row[o] = (np.float32(product[o]) + np.float32(second[o]) * _NEXT) * unit[o]
+    else:
+        second, third = product[columns : 2 * columns], product[2 * columns :]
+        for o in range(columns):
+            rest = np.float32(second[o]) + np.float32(third[o]) * _NEXT
+            row[o] = (np.float32(product[o]) + rest * _NEXT) * unit[o]
 
 
 @numba.njit(fastmath={"contract"})
@@ -234,7 +177,7 @@ def read_columns(
                     row[d] = weight[o, d] + std * row[d]
         else:
             row[:] = weight[o]
-        _round(row, step)
+        round_to(row, step)
         readout[o] = _mean_magnitude(row, bound)
 
 
@@ -249,8 +192,9 @@ def _mean_magnitude(row: Floats, bound: np.float32) -> np.float32:
 def read(
     x: Tensor,
     first: int,
+    inputs: Inputs,
     weight: Tensor,
-    packed: Packed | None,
+    limbs: Limbs | None,
     variance: Variance,
     settings: ReadSettings,
     input_range: float | None,
@@ -265,8 +209,9 @@ def read(
     Args:
         x: All inputs of the layer, ``(N, D)``, contiguous.
         first: Index of the tiles' first input.
-        weight: Weights of the tiles, ``(D_out, width)``; as the next five, see `reference.read`.
-        packed: The weights as `matmul.pack` returned them.
+        inputs: The inputs of the tiles, converted; codes if there are limbs.
+        weight: Weights of the tiles, ``(D_out, width)``; as the next four, see `reference.read`.
+        limbs: The weights as `matmul.pack` returned them; None for a product in float32.
         variance: Variance of the weights from read to read.
         settings: The converters.
         input_range: The input magnitude at the DAC's full scale; None for the settings' scaling.
@@ -277,31 +222,26 @@ def read(
         y: Outputs, ``(N, D_out)``; updated in place.
     """
     rows, width = len(x), weight.shape[1]
-    inputs, product = _INPUTS.get(rows, width), _PRODUCTS.get(rows, len(weight))
-    gain = x.new_full((rows,), 1.0 / (input_range or 1.0))
-    by_row = isinstance(variance, float)
-    squares = np.empty(rows if by_row else 0, np.float32)
-    convert_inputs(
-        rows,
-        x.numpy(),
-        first,
-        gain.numpy(),
-        settings.by_maximum and input_range is None,
-        np.float32(settings.dac_step),
-        inputs.numpy(),
-        squares,
-    )
+    if limbs is None:
+        out = _BUFFERS.get(rows * len(weight), torch.float32).view(rows, -1)
+        product = torch.mm(inputs.values, weight.float().T, out=out)
+    else:
+        size = len(limbs.values)
+        out = _BUFFERS.get(rows * size, torch.int32).view(rows, size)
+        product = multiply(inputs.values, limbs, out)
     matrix = _NO_MATRIX
     if isinstance(variance, Tensor):
-        matrix = (inputs.square() @ variance.float().T).numpy()
+        step = 1.0 if limbs is None else settings.dac_step
+        matrix = (inputs.values.float().mul_(step).square_() @ variance.float().T).numpy()
     clipped = np.empty((rows, len(tiles)), np.bool_)
     convert_outputs(
         rows,
-        multiply(inputs, weight, packed, settings.dac_step, product).numpy(),
-        gain.numpy(),
+        product.numpy(),
+        _NONE if limbs is None else limbs.unit.numpy(),
+        inputs.gain.numpy(),
         scale.numpy(),
         np.float32(settings.output_noise),
-        squares * np.float32(variance) if by_row else _NONE,
+        inputs.squares * np.float32(variance) if isinstance(variance, float) else _NONE,
         matrix,
         np.float32(settings.adc_step),
         np.float32(settings.output_bound),
@@ -324,22 +264,7 @@ def read(
             y[chosen, tile] += again * scale[tile]
 
 
-class _Scratch(threading.local):
-    """A scratch buffer per thread, reused between calls."""
-
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0)
-
-    def get(self, rows: int, columns: int) -> Tensor:
-        """Return an uninitialised matrix, valid until the next call."""
-        if self._buffer.numel() < rows * columns:
-            # A tensor made in inference mode cannot be written to outside it.
-            with torch.inference_mode(False):
-                self._buffer = torch.empty(rows * columns)
-        return self._buffer[: rows * columns].view(rows, columns)
-
-
-_INPUTS, _PRODUCTS = _Scratch(), _Scratch()
+_BUFFERS = Buffers()
 
 
 def column_readout(

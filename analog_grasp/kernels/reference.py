@@ -180,7 +180,9 @@ def _read_once(
     gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
     if settings.by_maximum and input_range is None:
         largest = x.detach().abs().amax(1, keepdim=True)
-        gain = torch.where(largest > 0, 1.0 / (largest * reduction), 1.0)
+        # Finite also where the largest is subnormal.
+        gain = (1.0 / (largest * reduction)).clamp(max=torch.finfo(x.dtype).max)
+        gain = torch.where(largest > 0, gain, 1.0)
         # No input exceeds the range, so clipping would only zero the gradient at its edge.
         inputs = _rounded(x * gain, settings.dac_step)
     else:

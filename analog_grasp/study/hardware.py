@@ -125,8 +125,8 @@ class HardwareSettings(Section):
     )
     precision: Literal["exact", "fast"] = Field(
         default="exact",
-        description="Arithmetic of the tiles: exact (float32, as aihwkit) or fast (bfloat16 or "
-        "int8, whichever the processor multiplies faster; see docs/fidelity.md).",
+        description="Arithmetic of the tiles: exact (as accurate as float32) or fast (weights "
+        "rounded to 8 bits; see docs/fidelity.md).",
     )
     programming_noise: bool = Field(default=True, description="Simulate programming noise.")
     drift: bool = Field(default=True, description="Simulate conductance drift.")

@@ -1,7 +1,5 @@
 """The memory of a deployment, and its precision."""
 
-import copy
-
 import pytest
 import torch
 from peft import get_peft_model
@@ -9,7 +7,6 @@ from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, deploy
 from analog_grasp.crossbar.linear import CrossbarLinear
-from analog_grasp.kernels import matmul as products
 
 CARD = DeviceCard.load("pcm-hermes-2")
 # Its noise from read to read differs by conductance, so that a layer stores it by weight.
@@ -65,118 +62,6 @@ def test_stored_weights_are_the_float32_weights_rounded(card, dtype):
         outputs.append(crossbar(x))
     error = (outputs[0] - outputs[1]).square().mean().sqrt() / outputs[0].std()
     assert 0 < error < 0.02
-
-
-IN_BYTES = pytest.mark.skipif(
-    not products.multiplies_in_bytes(), reason="torch does not multiply bytes on this processor"
-)
-
-
-@torch.inference_mode()
-def read(crossbar, x, way, monkeypatch):
-    """Read under the same noise, on a processor that multiplies in one way."""
-    monkeypatch.setattr(products, "multiplies_in_bfloat16", lambda: way == "bfloat16")
-    monkeypatch.setattr(products, "multiplies_in_bytes", lambda: way == "bytes")
-    for split in crossbar.splits:
-        split.packed = None
-    torch.manual_seed(1)
-    return crossbar(x)
-
-
-def of_signs(columns, rows, dac_bits):
-    """Return a layer of weights of -1, 0 and 1, without noise and without an output bound."""
-    linear = nn.Linear(rows, columns, bias=False)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randint(-1, 2, linear.weight.shape))
-        linear.weight[:, 0] = 1.0
-    ideal = DeviceCard.load("ideal").with_(dac_bits=dac_bits, adc_bits=0, output_noise=0.0)
-    endless = {"output_range": None, "bound_management": "none"}
-    converters = ideal.converters.model_copy(update=endless)
-    ideal = ideal.model_copy(update={"converters": converters})
-    return CrossbarLinear(linear, ideal, "layer", dtype=torch.bfloat16)
-
-
-def test_products_exact_in_bfloat16_are_exact(monkeypatch):
-    crossbar, x = of_signs(20, 32, dac_bits=4), torch.randn(50, 32)
-    native, single = (read(crossbar, x, way, monkeypatch) for way in ("bfloat16", "float32"))
-    # Sums of 32 codes of at most 7 steps are whole numbers below 256.
-    torch.testing.assert_close(native, single, rtol=1e-5, atol=1e-6)
-
-
-@IN_BYTES
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_products_exact_in_bytes_are_exact(bits, monkeypatch):
-    crossbar = of_signs(33, 700, bits)
-    extremes = torch.tensor([-1.0, 1.0])[torch.randint(2, (9, 700))]
-    x = torch.cat([torch.randn(50, 700), extremes, torch.ones(1, 700), torch.zeros(1, 700)])
-    native, single = (read(crossbar, x, way, monkeypatch) for way in ("bytes", "float32"))
-    torch.testing.assert_close(native, single, rtol=1e-5, atol=1e-3)
-
-
-@pytest.mark.parametrize("card", [CARD, SONOS], ids=lambda card: card.name)
-def test_products_in_bfloat16_differ_by_their_rounding(card, monkeypatch):
-    quiet = card.with_(adc_bits=0)
-    half = layer(quiet, torch.bfloat16)
-    half.program(3)
-    x = torch.randn(64, 300)
-    native, single = (read(half, x, way, monkeypatch) for way in ("bfloat16", "float32"))
-    # The median: a vector that just clips may be read again for one of them alone.
-    error = ((native - single) / single).abs().median()
-    assert 0 < error < 2**-9
-
-
-@IN_BYTES
-@pytest.mark.parametrize("card", [CARD, SONOS], ids=lambda card: card.name)
-def test_products_in_bytes_differ_by_the_rounding_of_the_weights(card, monkeypatch):
-    half = layer(card.with_(adc_bits=0), torch.bfloat16)
-    half.program(3)
-    x = torch.randn(64, 300)
-    native, single = (read(half, x, way, monkeypatch) for way in ("bytes", "float32"))
-    variance = torch.zeros(64, 270)
-    for split in half.splits:
-        steps = split.weight.float().abs().amax(1) / 63 * split.gain
-        variance += steps**2 / 12 * x[:, split.rows].square().sum(1, keepdim=True)
-    # By the median, which is 0.6745 standard deviations: few vectors clip for one of them alone.
-    ratio = ((native - single).abs() / variance.sqrt()).median() / 0.6745
-    assert ratio == pytest.approx(1, abs=0.05)
-
-
-@IN_BYTES
-def test_products_in_bytes_follow_the_weights(monkeypatch):
-    aged, direct = (layer(dtype=torch.bfloat16) for _ in range(2))
-    x = torch.randn(16, 300)
-    monkeypatch.setattr(products, "multiplies_in_bfloat16", lambda: False)
-    with torch.inference_mode():
-        aged.program(3)
-        aged(x)
-        aged.drift_to(86_400.0)
-        direct.program(3)
-        direct.drift_to(86_400.0)
-        found = []
-        for crossbar in (aged, direct, copy.deepcopy(aged)):
-            torch.manual_seed(1)
-            found.append(crossbar(x))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    assert aged(x[:0]).shape == (0, 270)
-
-
-@pytest.mark.parametrize("way", ["bfloat16", pytest.param("bytes", marks=IN_BYTES)])
-def test_finer_codes_are_multiplied_in_float32(way, monkeypatch):
-    finest = {"bfloat16": 9, "bytes": 8}[way]
-    for bits, equal in ((finest, False), (finest + 1, True), (0, True)):
-        half = layer(CARD.with_(dac_bits=bits), torch.bfloat16)
-        x = torch.randn(16, 300)
-        native, single = (read(half, x, each, monkeypatch) for each in (way, "float32"))
-        assert torch.equal(native, single) == equal
-
-
-def test_a_torch_that_multiplies_no_bytes_is_detected(monkeypatch):
-    def without(*_):
-        raise AttributeError("'_OpNamespace' 'quantized' object has no attribute")
-
-    monkeypatch.setattr(products, "_multiply_in_bytes", without)
-    assert not products.multiplies_in_bytes.__wrapped__()
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,19 @@ import pytest
 import torch
 from scipy import stats
 
-from analog_grasp.kernels.cpu import convert_inputs, convert_outputs, read_columns
+from analog_grasp.kernels.cpu import convert_outputs, read_columns
 
 
 def outputs(product, *, y, gain=None, scale=None, noise=0.0, step=0.0, bound=np.inf, key=0,
-            row_variance=(), variance=(), start=(), hold=False):  # fmt: skip
+            row_variance=(), variance=(), start=(), hold=False, unit=()):  # fmt: skip
     """Call the kernel with defaults; return a mask of the clipped tiles, of two."""
-    rows, columns = product.shape
+    rows, columns = y.shape
     ends = np.array([0, columns // 2, columns])
     clipped = np.empty((rows, 2), np.bool_)
     convert_outputs(
         rows,
         product,
+        np.asarray(unit, np.float32),
         np.ones(rows, np.float32) if gain is None else gain,
         np.ones(columns, np.float32) if scale is None else scale,
         np.float32(noise),
@@ -85,25 +86,6 @@ def test_the_same_key_gives_the_same_bits_with_any_number_of_threads(monkeypatch
     assert not np.array_equal(noise(257, 133, key=12), expected)
 
 
-@pytest.mark.parametrize("by_maximum", [True, False])
-@pytest.mark.parametrize("step", [0.0, 2 / 254])
-def test_inputs_are_scaled_rounded_and_clipped(by_maximum, step):
-    x = (3 * torch.randn(5, 12)).numpy()
-    x[2] = 0
-    out, squares = np.empty((5, 6), np.float32), np.empty(5, np.float32)
-    gain = np.full(5, 0.5, np.float32)
-    convert_inputs(5, x, 4, gain, by_maximum, np.float32(step), out, squares)
-    part = x[:, 4:10]
-    largest = np.abs(part).max(1)
-    if by_maximum:
-        wanted = np.divide(1, largest, where=largest > 0, out=np.ones(5))
-        np.testing.assert_allclose(gain, wanted, rtol=1e-6)
-    expected = part * gain[:, None]
-    expected = np.rint(expected / np.float32(step)) * np.float32(step) if step else expected
-    np.testing.assert_allclose(out, expected.clip(-1, 1), rtol=1e-6)
-    np.testing.assert_allclose(squares, (out**2).sum(1), rtol=1e-5)
-
-
 def test_outputs_are_rounded_clipped_scaled_and_added():
     product = (4 * torch.randn(5, 7)).numpy()
     gain, scale = torch.rand(5).numpy() + 0.5, torch.rand(7).numpy()
@@ -116,6 +98,28 @@ def test_outputs_are_rounded_clipped_scaled_and_added():
     np.testing.assert_array_equal(clipped[:, 1], over[:, 3:].any(1))
     assert clipped.sum() > 0
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("limbs", [1, 2, 3])
+def test_sums_of_limbs_are_joined(limbs):
+    largest = 512 * 127 * 127
+    product = torch.randint(-largest, largest, (4, limbs, 6), dtype=torch.int32).numpy()
+    unit = torch.rand(6).numpy()
+    y = np.zeros((4, 6), np.float32)
+    outputs(product.reshape(4, -1), y=y, unit=unit)
+    expected = (product * 254.0 ** -np.arange(limbs)[:, None]).sum(1) * unit
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-7 * np.abs(expected).max())
+
+
+def test_the_noise_does_not_depend_on_how_the_product_is_given():
+    product = torch.randint(-100, 100, (4, 6), dtype=torch.int32).numpy()
+    unit = np.full(6, 0.25, np.float32)
+    found = []
+    for given, units in ((product, unit), (product * np.float32(0.25), ())):
+        y = np.zeros((4, 6), np.float32)
+        outputs(given.astype(given.dtype), y=y, unit=units, noise=0.04, key=9)
+        found.append(y)
+    np.testing.assert_array_equal(*found)
 
 
 def test_tiles_to_be_read_again_are_not_added():

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from analog_grasp.kernels import cpu, reference
+from analog_grasp.kernels.inputs import convert
+from analog_grasp.kernels.matmul import pack
 from analog_grasp.kernels.parameters import ReadSettings
 
 BITS = 2 / 254
@@ -45,14 +47,19 @@ def test_the_limits_of_bound_management_are_aihwkits():
 @pytest.mark.parametrize("variance", [None, 1e-3, "matrix"])
 @pytest.mark.parametrize("input_range", [None, 2.0])
 @pytest.mark.parametrize("large", [1.0, 6.0])
-def test_compiled_kernels_equal_the_reference(variance, input_range, large):
+@pytest.mark.parametrize("limbs", [0, 3])
+def test_compiled_kernels_equal_the_reference(variance, input_range, large, limbs):
     x, weight = example(large)
     if variance == "matrix":
         variance = 1e-3 * torch.rand(weight.shape, generator=torch.Generator().manual_seed(2))
     scale, bias = torch.rand(20) + 0.5, torch.randn(20)
     y = torch.empty(30, 20)
     arguments = (variance, SETTINGS, input_range, 7, TILES)
-    cpu.read(x, 0, weight, None, *arguments, scale, bias, y)
+    packed = pack(weight, limbs, BITS) if limbs else None
+    [inputs] = convert(
+        x, [slice(0, 64)], SETTINGS, input_range, limbs > 0, isinstance(variance, float)
+    )
+    cpu.read(x, 0, inputs, weight, packed, *arguments, scale, bias, y)
     expected = reference.read(x, weight, *arguments) * scale + bias
     # A product that lies between two codes may be rounded to either.
     assert ((y - expected).abs() > 1e-4).float().mean() < 0.01
