@@ -187,6 +187,8 @@ class HardwareSettings(Section):
             task: The task, of which a few training rows are used.
             model: The model on the deployment; its own if None. Only its own rescales it.
         """
+        if self.rescale is None and self.calibrate is None:
+            return
         few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
 
         def observe(each: "nn.Module") -> object:
