@@ -1,5 +1,7 @@
 """Classification and regression of texts and pairs of texts, such as the tasks of GLUE."""
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -125,8 +127,21 @@ class SentenceTask(Task):
         kind = "multi" if self.multi_label else "single"
         config.problem_type = f"{kind}_label_classification"
         if order is None:
+            self._warn_of_other_classes(config)
             config.id2label = dict(enumerate(self.label_names))
             config.label2id = {label: i for i, label in config.id2label.items()}
+
+    def _warn_of_other_classes(self, config: PretrainedConfig) -> None:
+        names = [str(name) for name in (config.id2label or {}).values()]
+        named = not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+        same = {n.casefold() for n in names} == {n.casefold() for n in self.label_names}
+        if named and not same and len(names) == len(self.label_names):
+            warnings.warn(
+                f"The classes of the model are {', '.join(names)} and those of the task "
+                f"{', '.join(self.label_names)}: the model's outputs are taken in this order, so "
+                "train its head, or give the task the names of the model.",
+                stacklevel=2,
+            )
 
     def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:
         """Set the bias of a new regression head to the mean of the training labels.
@@ -218,7 +233,7 @@ class SentenceTask(Task):
         batch_size = batch_size or self.batch_size
         device = next(model.parameters()).device
         parts = []
-        with evaluation_mode(model), torch.inference_mode():
+        with evaluation_mode(model), torch.no_grad():
             for start in range(0, len(order), batch_size):
                 columns = inputs[order[start : start + batch_size]]
                 rows = [

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -317,6 +318,16 @@ def test_the_label_order_of_a_fine_tuned_model_is_kept(reversed_folder, small_re
     hook = perfect("validation")
     assert small_reviews.evaluate(model) == 1.0
     hook.remove()
+
+
+def test_other_classes_of_a_fine_tuned_model_are_warned_of(reversed_folder, tiny_folder):
+    rows = rows_with([0, 1] * 8, ["plot of the film", "food of the inn"] * 8)
+    task = SentenceTask("plots", rows, rows, ("joy", "anger"))
+    with pytest.warns(UserWarning, match="model are Positive, NEGATIVE and .* task joy, anger"):
+        assert load_base_model(task, reversed_folder).config.id2label == {0: "joy", 1: "anger"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_base_model(task, str(tiny_folder))
 
 
 def test_training_follows_the_label_order_of_the_model(reversed_folder):
