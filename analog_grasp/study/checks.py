@@ -154,8 +154,8 @@ def check_costs(costs: Sequence[str], devices: int) -> None:
         CostModel.load(name)
     if len(costs) not in (1, devices):
         raise ValueError(
-            f"The setting costs names {len(costs)} cost models, but there are {devices} devices: "
-            "name one, or one per device."
+            f"The setting costs names {len(costs)} cost models for "
+            f"{'1 device' if devices == 1 else f'{devices} devices'}: name one, or one per device."
         )
 
 

@@ -58,6 +58,18 @@ def test_the_file_holds_what_is_shown(deploy):
     assert written["share_on_tiles"] == on_tiles / (on_tiles + digital)
 
 
+def test_costs_are_shown_and_written(deploy):
+    ended, written = deploy("--costs", "hermes-1phase", "--tiles", "3")
+    assert "IBM HERMES Project Chip" in ended.out
+    assert "3 of 7 tiles: " in ended.out
+    rows = {row["quantity"]: row for row in written["costs"]}
+    assert rows["tiles"]["value"] == 7
+    assert rows["energy, tile reads"]["value"] > 0
+    # HERMES's sources do not state the time to rewrite its tiles.
+    assert rows["latency"]["value"] is None
+    assert deploy()[1]["costs"] == []
+
+
 def test_the_same_chip_gives_the_same(deploy):
     given = ["--time", "30d", "--seed", "3"]
     assert deploy(*given)[1] == deploy(*given)[1]
@@ -133,6 +145,9 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
         (("--export", "/no/such/chip.safetensors"), "/no/such of the export"),
         (("--export", "/"), "is a folder"),
         (("--calibrate", "0"), "calibrate"),
+        (("--costs", "hermes"), "Unknown cost model 'hermes'. Did you mean 'hermes-"),
+        (("--costs", "neurram,hermes-1phase"), "names 2 cost models for 1 device:"),
+        (("--tiles", "4"), "no effect without costs"),
         (("--precision", "int8"), "precision"),
         (("--stuck-off", "0.7", "--stuck-on", "0.7"), "stuck"),
     ],
