@@ -206,7 +206,7 @@ class GenerationTask(Task):
         order = np.argsort([len(ids) for ids in prompts], kind="stable")
         size = batch_size or self.batch_size
         texts = [""] * len(prompts)
-        with evaluation_mode(model), torch.inference_mode():
+        with evaluation_mode(model), torch.no_grad():
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
                 written = self._generate(model, tokenizer, [prompts[i] for i in chosen], length)

@@ -212,7 +212,7 @@ class LanguageModelingTask(Task):
         order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
         size = batch_size or self.batch_size
         found: list[np.ndarray] = [np.empty(0)] * len(windows)
-        with evaluation_mode(model), torch.inference_mode():
+        with evaluation_mode(model), torch.no_grad():
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
                 batch = [windows[i] for i in chosen]
