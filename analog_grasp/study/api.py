@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.costs.table import read_costs
+from analog_grasp.study.card_files import with_card_files
 from analog_grasp.study.config import SETTINGS, WORK, flat, resolve, takes_settings
 from analog_grasp.study.cost_table import COSTS_FILE
 from analog_grasp.study.evaluator import LAYERS_FILE, read_layers
@@ -18,6 +19,7 @@ from analog_grasp.study.runner import run
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import adapter_names
+from analog_grasp.study.variants import TreatmentCost, treatment_costs
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -33,6 +35,7 @@ class Results:
         adapters: The adapters, with their sizes and digital scores.
         layers: Tiles and weight errors of the layers, on one chip per device.
         files: results.csv, results.parquet, summary.md, the figures and report.html.
+        treatments: The mean costs of recalibrated and scheduled adapters.
     """
 
     directory: Path
@@ -40,6 +43,7 @@ class Results:
     adapters: list[AdapterRecord]
     layers: list[LayerRecord]
     files: list[Path]
+    treatments: list[TreatmentCost] = field(default_factory=list)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the measurements as a table with the columns of results.csv.
@@ -65,15 +69,16 @@ def compare(
 ) -> Results:
     """Train adapters, measure each on simulated devices over drift time, and write a report.
 
-    The same call resumes an interrupted run. A call with more devices, times or repeats adds to a
-    run, without measuring again what is measured.
+    The same call resumes an interrupted run. A call with more devices, times, repeats or trainings
+    adds to a run, without measuring again what is measured.
 
     Args:
         out: The run's folder; a new one, or that of the same run.
         config: A TOML file of settings; those given here take precedence.
         progress: Called for each stage and step.
         settings: The settings of `analog_grasp.study.config.SETTINGS`, as in a config file; the
-            signature lists them.
+            signature lists them. Devices may also be cards (`DeviceCard`), and devices at a time
+            ``card.at("1d")``; changed cards are written to ``out``.
 
     Returns:
         The measurements; results.csv, summary.md, the figures and report.html are in ``out``.
@@ -86,7 +91,8 @@ def compare(
     Example:
         ``compare("runs/mine", devices=["pcm-hermes-2"], times=["0s", "1y"], repeats=5)``
     """
-    resolved = resolve(settings, Path(config) if config else None)
+    asked = with_card_files(settings, Path(out))
+    resolved = resolve(asked, Path(config) if config else None)
     run(prepare(resolved, Path(out)), progress)
     return report(out)
 
@@ -159,6 +165,7 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
     training = (name for name, setting in SETTINGS.items() if setting.section == "training")
     hidden = {*WORK, *(() if trained else training)}
     layers = read_layers(directory / LAYERS_FILE)
+    treatments = treatment_costs(directory)
     files = write_report(
         out,
         question=_question(adapters, config.task.name),
@@ -167,8 +174,9 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
         adapters=adapters,
         layers=layers,
         costs=read_costs(directory / COSTS_FILE),
+        treatments=treatments,
     )
-    return Results(directory, measurements, adapters, layers, files)
+    return Results(directory, measurements, adapters, layers, files, treatments)
 
 
 def _question(adapters: Sequence[AdapterRecord], task: str) -> str:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from analog_grasp.tasks import Task
 
 RUN_FILE, STORE_FILE, LOG_FILE = "run.toml", "results.sqlite", "run.log"
+CARDS_FOLDER = "devices"
+"""The subfolder of device cards that a run was given in Python."""
 _PACKAGES = ("analog-grasp", "torch", "aihwkit", "transformers", "peft", "numpy")
 # The text fields of a card, which no figure depends on.
 _PROSE = {"title", "source", "valid_range", "not_modelled"}
@@ -122,11 +124,8 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
         config.hardware.cards()
         if there == config:
             return config
-    elif directory.exists() and (not directory.is_dir() or any(visible(directory))):
-        raise ValueError(
-            f"The output {directory} holds files that do not belong to a run: name an empty or new "
-            "folder."
-        )
+    else:
+        check_new(directory)
     directory.mkdir(parents=True, exist_ok=True)
     records = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
@@ -137,6 +136,17 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
     }
     write_atomically(directory / RUN_FILE, tomli_w.dumps(flat(config) | records).encode())
     return config
+
+
+def check_new(directory: Path, work: str = "run") -> None:
+    """Raise ValueError if a folder holds anything but device cards."""
+    if directory.exists() and (
+        not directory.is_dir() or any(path.name != CARDS_FOLDER for path in visible(directory))
+    ):
+        raise ValueError(
+            f"The output {directory} holds files that do not belong to a {work}: name an empty or "
+            "new folder."
+        )
 
 
 def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:

@@ -10,6 +10,7 @@ import tomli_w
 
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 from analog_grasp.study import api as studies
+from analog_grasp.study.card_files import with_card_files
 from analog_grasp.study.config import StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.runner import run
@@ -111,9 +112,10 @@ def tune_noise_weight(
         ``tune_noise_weight("runs/mine", devices=["pcm-hermes-2"], times=["1d"], trials=30)``
     """
     require_optuna()
-    from analog_grasp.tuning.tuner import prepare_tuning
+    from analog_grasp.tuning.tuner import STUDY_FILE, TUNE_FILE, prepare_tuning
 
-    resolved = resolve(settings, Path(config) if config else None)
+    asked = with_card_files(settings, Path(out), (TUNE_FILE, STUDY_FILE))
+    resolved = resolve(asked, Path(config) if config else None)
     tuning = prepare_tuning(
         resolved,
         Path(out),

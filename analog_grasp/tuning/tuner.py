@@ -24,7 +24,7 @@ from analog_grasp.adapters.registry import ADAPTERS, check_placement
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import CHANGEABLE, StudyConfig, first_change, flat
 from analog_grasp.study.progress import Progress, logged, silent
-from analog_grasp.study.provenance import LOG_FILE, card_hash, visible, without_folders
+from analog_grasp.study.provenance import LOG_FILE, card_hash, check_new, without_folders
 from analog_grasp.study.study import check_single_process
 from analog_grasp.study.trained_adapters import new_adapter
 from analog_grasp.tasks import Task
@@ -302,11 +302,8 @@ def _check_folder(directory: Path, asked: Mapping[str, Any]) -> None:
         _check_same(f"The output {directory}", there, asked)
     elif (directory / STUDY_FILE).is_file():
         return
-    elif directory.exists() and (not directory.is_dir() or any(visible(directory))):
-        raise ValueError(
-            f"The output {directory} holds files that do not belong to a tuning: name an empty or "
-            "new folder."
-        )
+    else:
+        check_new(directory, "tuning")
 
 
 def _study(
