@@ -121,6 +121,7 @@ def _fill(tiles: CrossbarLinear, weight: Tensor) -> None:
     split: Any
     for split in tiles.splits:
         torch.div(weight[:, split.rows], split.scale[:, None], out=split.weight)
+        split.limbs = None  # packed again at the next read
 
 
 class StraightThrough(torch.autograd.Function):

@@ -32,6 +32,9 @@ from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
+# Rows on which the size of the layers' inputs is measured.
+_SIZE_ROWS = 32
+
 
 class ChipEvaluation:
     """The scores of a model in training on one programmed chip at one age.
@@ -81,7 +84,8 @@ class AdapterTrainer(Trainer):
         injection: The noise on the weights in training; see `WeightNoise`.
         converters: The device whose converters are in the loop; see `ConverterLoop`.
         chip: The chip that evaluations are made on; Trainer's own evaluation if None.
-        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters.
+        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
+            for layers whose inputs have a root mean square of 1; see `train`.
     """
 
     def __init__(
@@ -107,11 +111,38 @@ class AdapterTrainer(Trainer):
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Return Trainer's optimizer, with the shifts of GRASP in their own parameter groups."""
+        """Return Trainer's optimizer, with the shifts of each layer in a parameter group."""
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
-            _scale_rate(optimizer, _shifts(model or self.model), self.shift_lr_ratio)
+            for layer, size in self._input_sizes(model or self.model).items():
+                shifts = [layer.means(name)[1] for name in layer.group_of]
+                _scale_rate(optimizer, shifts, self.shift_lr_ratio * size)
         return self.optimizer
+
+    def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
+        """Return the root mean square of the inputs of GRASP's layers on the first training rows.
+
+        Every process measures the same rows, so that their optimizers agree.
+        """
+        sizes: dict[GraspLinear, float] = {}
+
+        def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, GraspLinear)
+            sizes[layer] = inputs[0].float().square().mean().sqrt().item()
+
+        layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
+        hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+        if layers:
+            rows = self.train_dataset
+            assert rows is not None
+            few = [rows[row] for row in range(min(_SIZE_ROWS, len(rows)))]
+            mode = model.training
+            with torch.no_grad():
+                model.eval()(**self._prepare_inputs(self.data_collator(few)))
+            model.train(mode)
+        for hook in hooks:
+            hook.remove()
+        return sizes
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run one forward and backward pass under one draw of the injected noise."""
@@ -193,7 +224,7 @@ def train(
     then: Ages | None = None,
     then_steps: int = STEPS,
     epochs: float = 3,
-    learning_rate: float = 1e-2,
+    learning_rate: float | None = None,
     shift_lr_ratio: float = SHIFT_LR_RATIO,
     batch_size: int = 32,
     seed: int = 0,
@@ -227,10 +258,13 @@ def train(
             learned, the adapter is distilled on simulated chips of these; see `distil`.
         then_steps: Steps of this second stage.
         epochs: Number of epochs.
-        learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps.
-        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters.
-            A shift moves all features of its group for every input; at the full rate, training
-            on small tasks collapses to a constant prediction.
+        learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
+            that of the adapter's method in `ADAPTERS`, or of GRASP for other methods.
+        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
+            for layers whose inputs have a root mean square of 1; multiplied by that of the layer
+            on the first training rows. A shift adds to the inputs, whose size differs fivefold
+            between layers and models: one rate for all makes small ones collapse to a constant
+            prediction.
         batch_size: Examples per step and process.
         seed: Seed of the order of the examples, the samples, the noise and the rows held out.
         dropout: Enable the pre-trained model's dropout.
@@ -267,6 +301,8 @@ def train(
     if then is not None:
         then = parse_ages(then)
         check_adapter(model)
+    if learning_rate is None:
+        learning_rate = ADAPTERS[kind_of(model) or "grasp"].learning_rate
     if tokenizer is not None:
         task = replace(task, tokenizer=tokenizer)
     chip, whole = None, task
@@ -339,12 +375,6 @@ def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str
         # The best checkpoint is kept whatever the limit.
         defaults |= {} if kept else {"save_total_limit": 1}
     return {**defaults, **given}
-
-
-def _shifts(model: nn.Module) -> list[Tensor]:
-    """Return the shifts of every GRASP adapter in a model."""
-    layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
-    return [layer.means(name)[1] for layer in layers for name in layer.group_of]
 
 
 def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float) -> None:

@@ -8,6 +8,9 @@ from typing import Literal
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """The built-in model's id on the Hub."""
 
+HARNESS_PREFIX = "lm-eval/"
+"""What the name of a task of lm-eval begins with."""
+
 TASK_NAMES = (
     "reviews", "glue/cola", "glue/sst2", "glue/mrpc", "glue/qqp", "glue/mnli", "glue/qnli",
     "glue/rte", "glue/stsb", "glue/wnli", "e2e", "e2e/dev", "csv", "lm",
@@ -17,7 +20,7 @@ TASK_NAMES = (
 LOWER_IS_BETTER = ("mse", "perplexity", "bits_per_byte")
 """Metrics of which a lower value is better."""
 
-SHIFT_LR_RATIO = 0.3
+SHIFT_LR_RATIO = 0.5
 """Learning rate of GRASP's shifts relative to that of its scales."""
 
 Placement = Literal["digital", "folded", "programmed"]
