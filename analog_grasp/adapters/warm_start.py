@@ -7,6 +7,8 @@ from peft.config import PeftConfig
 
 STARTABLE = ("grasp", "stochgrasp")
 """The adapters of a study that a saved one can start."""
+# Settings under which equal parameters mean the same function.
+_SAME = ("groups", "grouping", "grouping_seed", "form")
 # The standard deviations of StochGRASP, which a GRASP adapter does not have.
 _SIGMAS = "_log_sigma"
 
@@ -35,6 +37,13 @@ def start_from(model: PeftModel, path: str | Path) -> None:
             f"The adapter in {path} is of the model {names[0]} and cannot start one of {names[1]}: "
             "give one that was trained on the same model."
         )
+    for name in _SAME:
+        there, here = getattr(saved, name, None), getattr(config, name, None)
+        if there != here:
+            raise ValueError(
+                f"The adapter in {path} has {name} {there!r} and cannot start one with {here!r}: "
+                "give the same setting."
+            )
     state = load_peft_weights(str(path), device="cpu")
     if str(saved.peft_type) != str(config.peft_type):
         state = {name.replace(".grasp_", ".stochgrasp_"): v for name, v in state.items()}

@@ -25,6 +25,7 @@ from analog_grasp.report.tables import (
     rich_table,
     scores_line,
 )
+from analog_grasp.report.treatments import treatment_text
 from analog_grasp.study import api as studies
 from analog_grasp.study.checks import check_empty
 from analog_grasp.study.config import StudyConfig, first_change, flat
@@ -245,6 +246,8 @@ def _show_study(results: studies.Results) -> None:
         show(rich_table(device_text(table)))
     show(LEGEND)
     show(rich_table(adapter_text(results.adapters)))
+    if results.treatments:
+        show(rich_table(treatment_text(results.treatments)))
     sentences = findings(results.measurements, results.adapters)
     _show_end([*sentences, *coverage(results.layers)], results.files)
 

@@ -68,6 +68,7 @@ from analog_grasp.report.tables import (
     score_text,
     settings_text,
 )
+from analog_grasp.report.treatments import treatment_text
 from analog_grasp.study.records import (
     AdapterRecord,
     LayerRecord,
@@ -77,6 +78,7 @@ from analog_grasp.study.records import (
     write_parquet,
 )
 from analog_grasp.study.statistics import Variant, is_fraction
+from analog_grasp.study.variants import TreatmentCost
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
@@ -148,6 +150,7 @@ def write_report(
     adapters: Sequence[AdapterRecord],
     layers: Sequence[LayerRecord] = (),
     costs: Sequence[CostRow] = (),
+    treatments: Sequence[TreatmentCost] = (),
 ) -> list[Path]:
     """Write results.csv, results.parquet, summary.md, the figures and report.html.
 
@@ -161,6 +164,7 @@ def write_report(
         adapters: Trained adapters; the others are compared with the first.
         layers: Tiles and weight error per layer, where known.
         costs: The rows of costs.csv, where known.
+        treatments: The costs of recalibrated and scheduled adapters, where there are any.
 
     Returns:
         The paths of results.csv, results.parquet, summary.md, accuracy_vs_drift.png, .svg, .pdf
@@ -194,11 +198,11 @@ def write_report(
     )
     write_csv(measurements, csv_path)
     write_parquet(measurements, parquet_path)
-    summary = summary_markdown(question, settings, measurements, adapters, layers)
+    summary = summary_markdown(question, settings, measurements, adapters, layers, treatments)
     write_atomically(summary_path, summary.encode())
     stem = directory / "accuracy_vs_drift"
     figures = accuracy_vs_drift(measurements, stem, adapters=adapters)
-    page = comparison_page(question, settings, measurements, adapters, layers, costs)
+    page = comparison_page(question, settings, measurements, adapters, layers, costs, treatments)
     write_atomically(page_path, page.encode())
     noise_figures = accuracy_vs_noise(
         measurements,
@@ -218,6 +222,7 @@ def comparison_page(
     adapters: Sequence[AdapterRecord],
     layers: Sequence[LayerRecord] = (),
     costs: Sequence[CostRow] = (),
+    treatments: Sequence[TreatmentCost] = (),
 ) -> str:
     """Return the text of report.html; the arguments are those of `write_report`."""
     first, *further = findings(measurements, adapters)
@@ -271,6 +276,7 @@ def comparison_page(
             "Adapters and settings",
             tables=[
                 *([PageTable(adapter_text(adapters))] if adapters else []),
+                *([PageTable(treatment_text(treatments))] if treatments else []),
                 PageTable(settings_text(settings)),
             ],
         ),

@@ -24,8 +24,10 @@ from analog_grasp.report.tables import (
     markdown_table,
     settings_text,
 )
+from analog_grasp.report.treatments import treatment_text
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
+from analog_grasp.study.variants import TreatmentCost
 from analog_grasp.utils.time import format_time
 
 METHODOLOGY = (
@@ -233,6 +235,7 @@ def summary_markdown(
     measurements: Sequence[Measurement],
     adapters: Sequence[AdapterRecord],
     layers: Sequence[LayerRecord] = (),
+    treatments: Sequence[TreatmentCost] = (),
 ) -> str:
     """Return the text of summary.md: result, figure, tables, settings and methodology.
 
@@ -253,6 +256,8 @@ def summary_markdown(
     ]
     if adapters:
         parts.append(markdown_table(adapter_text(adapters)))
+    if treatments:
+        parts.append(markdown_table(treatment_text(treatments)))
     if chips := chip_summaries(layers):
         parts.append(markdown_table(chip_text(chips)))
         parts.append(markdown_escape(CHIPS_LEGEND))

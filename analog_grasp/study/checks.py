@@ -16,7 +16,7 @@ from analog_grasp.study.sections import (
     TrainingSettings,
 )
 from analog_grasp.utils.errors import unknown_name
-from analog_grasp.utils.types import TASK_NAMES, Placement
+from analog_grasp.utils.types import HARNESS_PREFIX, TASK_NAMES, Placement
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a saved adapter, as PEFT writes them."""
@@ -77,11 +77,12 @@ def check_task(task: TaskSettings) -> None:
     """Raise an error if the task is unknown or the folder of its data is missing."""
     registry = sys.modules.get("analog_grasp.tasks.registry")
     known = registry.task_names() if registry else TASK_NAMES
-    if task.name not in known:
+    harness = task.name.startswith(HARNESS_PREFIX)
+    if task.name not in known and not harness:
         raise ValueError(unknown_name("task", task.name, known))
     if task.data_dir is None or Path(task.data_dir).is_dir():
         return
-    if task.name == "lm":
+    if task.name == "lm" or harness:
         # A text file, or a data set of the Hub, which is looked up when the task is loaded.
         if not Path(task.data_dir).is_file() and not is_dataset_id(task.data_dir):
             raise FileNotFoundError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from peft import PeftModel
@@ -18,8 +18,11 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import Progress, own_warnings
 from analog_grasp.study.records import LayerRecord
+from analog_grasp.study.variants import SCHEDULED, TreatedAdapter
 from analog_grasp.tasks import Task
+from analog_grasp.training.distillation import adapter_parameters
 from analog_grasp.training.recalibration import recalibrate
+from analog_grasp.training.schedule import AgeSchedule
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
@@ -27,30 +30,6 @@ LAYERS_FILE = "layers.csv"
 LAYER_COLUMNS = tuple(column.name for column in fields(LayerRecord))
 # Bytes at whose multiples torch puts the tensors that it allocates.
 _ALIGNMENT = 64
-
-
-_RECALIBRATED = "+recalibrated-"
-
-
-def variant_name(adapter: str, examples: int) -> str:
-    """Return the name of an adapter after recalibration with a number of examples, 0 for none.
-
-    Example:
-        >>> variant_name("grasp", 64), variant_name("grasp", 0)
-        ('grasp+recalibrated-64', 'grasp')
-    """
-    return f"{adapter}{_RECALIBRATED}{examples}" if examples else adapter
-
-
-def base_and_examples(name: str) -> tuple[str, int]:
-    """Return the adapter of a name and its number of examples, 0 without recalibration.
-
-    Example:
-        >>> base_and_examples("grasp+recalibrated-64"), base_and_examples("grasp")
-        (('grasp', 64), ('grasp', 0))
-    """
-    adapter, separator, examples = name.rpartition(_RECALIBRATED)
-    return (adapter, int(examples)) if separator else (name, 0)
 
 
 def training_folder(adapter: str, training: int) -> str:
@@ -61,6 +40,16 @@ def training_folder(adapter: str, training: int) -> str:
         ('grasp', 'grasp-training-2')
     """
     return f"{adapter}-training-{training}" if training else adapter
+
+
+def place_name(text: str) -> str:
+    """Return the name of a folder for a device, whose name may have a colon.
+
+    Example:
+        >>> place_name("gaussian:0.1")
+        'gaussian-0.1'
+    """
+    return text.replace(":", "-")
 
 
 type ModelKey = tuple[str, int]
@@ -86,7 +75,7 @@ class Subject(NamedTuple):
     """What is measured on a chip: an adapter from one training at one drift time.
 
     Attributes:
-        adapter: The adapter's name, of `variant_name`.
+        adapter: The variant's name, as of `TreatedAdapter`.
         training: Index of the training.
         time_s: Seconds since programming finished.
     """
@@ -97,8 +86,8 @@ class Subject(NamedTuple):
 
     @property
     def model(self) -> ModelKey:
-        """The trained adapter, before recalibration."""
-        return base_and_examples(self.adapter)[0], self.training
+        """The trained adapter, before its treatment."""
+        return TreatedAdapter.parse(self.adapter).adapter, self.training
 
 
 @dataclass(frozen=True)
@@ -150,6 +139,7 @@ class Evaluator:
         cards: The device cards by name.
         hardware: Placement, switches and calibration of the deployments.
         recalibrated: The folder in which recalibrated adapters are saved; None to save none.
+        schedules: The adapters by age, by trained adapter and device.
     """
 
     task: Task
@@ -157,6 +147,7 @@ class Evaluator:
     cards: dict[str, DeviceCard]
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     recalibrated: Path | None = None
+    schedules: dict[tuple[ModelKey, str], AgeSchedule] = field(default_factory=dict)
     _deployed: tuple[str, dict[ModelKey, tuple[Deployment, nn.Module]]] = field(
         default=("", {}), init=False, repr=False
     )
@@ -167,7 +158,7 @@ class Evaluator:
 
     def measure(self, job: Job) -> Iterator[Cell]:
         """Program the chip of a job, age it, and yield each cell as it is measured."""
-        deployed = self._deployed_on(job.chip.device)
+        deployed = self.deployed_on(job.chip.device)
         asked = {subject.model for subject in job.cells}
         pairs = {key: pair for key, pair in deployed.items() if key in asked}
         for deployment in {id(d): d for d, _ in pairs.values()}.values():
@@ -177,9 +168,8 @@ class Evaluator:
             deployment, model = pairs[subject.model]
             if deployment.time_s != subject.time_s:
                 deployment.drift_to(subject.time_s)
-            if base_and_examples(subject.adapter)[1]:
-                model = self._recalibrate(job.chip, subject, deployment, model)
-            yield self._score(job.chip, subject, model)
+            treated = self._treated(job.chip, subject, deployment, model)
+            yield self._score(job.chip, subject, treated)
 
     def layers(self, chip: Chip, times: Iterable[float]) -> Iterator[LayerRecord]:
         """Yield the layers of a chip at each drift time, without measuring a score.
@@ -193,6 +183,7 @@ class Evaluator:
         """
         model = next(iter(self.models.values()))
         deployment = deploy(model, self.cards[chip.device], **self.hardware.deploy_arguments())
+        self.hardware.calibrate_inputs(deployment, self.task)
         deployment.program(chip.seed)
         for seconds in sorted(times):
             report, key = deployment.drift_to(seconds).report(), (chip.device, chip.seed, seconds)
@@ -201,14 +192,24 @@ class Evaluator:
             for module in report.digital:
                 yield LayerRecord(*key, module.name, 0, module.weights, 0.0, 0.0)
 
-    def _recalibrate(
+    def _treated(
         self, chip: Chip, subject: Subject, deployment: Deployment, model: nn.Module
     ) -> nn.Module:
-        """Return a model re-fitted on the chip as it is now, and save its adapter."""
-        examples = base_and_examples(subject.adapter)[1]
-        result = recalibrate(deployment, self.task, examples=examples, model=model, seed=chip.seed)
+        """Return a model after the treatment of its variant, on the chip as it is now."""
+        variant = TreatedAdapter.parse(subject.adapter)
+        if variant.treatment == SCHEDULED:
+            assert isinstance(model, PeftModel)
+            own = dict(adapter_parameters(model))
+            scheduled = cast(PeftModel, deployment.copy_model(model, own))
+            self.schedules[subject.model, chip.device].apply(scheduled, subject.time_s)
+            return scheduled
+        if not variant.examples:
+            return model
+        result = recalibrate(
+            deployment, self.task, examples=variant.examples, model=model, seed=chip.seed
+        )
         if self.recalibrated is not None:
-            place = f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}".replace(":", "-")
+            place = place_name(f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}")
             folder = training_folder(subject.adapter, subject.training)
             result.save(self.recalibrated / folder / place)
         return result.model
@@ -221,7 +222,7 @@ class Evaluator:
             return Cell(chip, subject, {}, str(error))
         return Cell(chip, subject, scores)
 
-    def _deployed_on(self, device: str) -> dict[ModelKey, tuple[Deployment, nn.Module]]:
+    def deployed_on(self, device: str) -> dict[ModelKey, tuple[Deployment, nn.Module]]:
         """Return each adapter deployed on a device; the chips of the previous device are freed.
 
         Digital adapters share the deployment of the frozen weights.

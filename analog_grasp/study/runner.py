@@ -26,7 +26,6 @@ from analog_grasp.study.evaluator import (
     Job,
     ModelKey,
     Subject,
-    base_and_examples,
     check_metrics,
     share_frozen,
     training_folder,
@@ -44,6 +43,7 @@ from analog_grasp.study.provenance import (
     training_seed,
 )
 from analog_grasp.study.records import AdapterRecord, Measurement, Origin
+from analog_grasp.study.schedules import fit_schedules
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import Study, deployment_text
 from analog_grasp.study.trained_adapters import (
@@ -54,6 +54,7 @@ from analog_grasp.study.trained_adapters import (
     save_adapter,
     train_adapter,
 )
+from analog_grasp.study.variants import TreatedAdapter
 from analog_grasp.utils.time import format_time
 
 type _Place = tuple[Chip, Subject]
@@ -81,6 +82,8 @@ def run(study: Study, progress: Progress = silent) -> None:
                 *(study.task, models, study.cards, study.config.hardware),
                 recalibrated=study.directory / "recalibrated",
             )
+            if study.config.run.schedule:
+                fit_schedules(study, evaluator, leases, progress)
             origins = {
                 (subject, device): _origin(study, records, subject, hashed)
                 for subject in study.subjects(trainings)
@@ -117,8 +120,10 @@ def _origin(
 ) -> Origin:
     """Return what the measurements of a subject on a device depend on."""
     record, deployed = records[subject.model], deployment_text(study.config)
-    if examples := base_and_examples(subject.adapter)[1]:
-        deployed = ", ".join(filter(None, (deployed, f"recalibrate={examples}")))
+    variant = TreatedAdapter.parse(subject.adapter)
+    if variant.treatment:
+        text = f"recalibrate={variant.examples}" if variant.examples else variant.treatment
+        deployed = ", ".join(filter(None, (deployed, text)))
     return Origin(record.model_hash, record.data_hash, record.fingerprint, card, deployed)
 
 

@@ -67,13 +67,14 @@ class TaskSettings(Section):
     name: str = Field(
         default="reviews",
         alias="task",
-        description="The task: reviews, glue/sst2, e2e, csv, lm and others.",
+        description="The task: reviews, glue/sst2, e2e, csv, lm, lm-eval/arc_easy,hellaswag (zero-"
+        "shot tasks of lm-eval) and others.",
     )
     data_dir: Annotated[str | None, Note("the Hub, or built in")] = Field(
         default=None,
         description="A folder with the task's files in their official layout, such as "
-        "SST-2/train.tsv. Task lm: a text file, a folder of .txt files, or a data set of the Hub "
-        "such as Salesforce/wikitext:wikitext-2-raw-v1.",
+        "SST-2/train.tsv. Tasks lm and lm-eval: a text file, a folder of .txt files, or a data set "
+        "of the Hub such as Salesforce/wikitext:wikitext-2-raw-v1.",
     )
     text_column: Annotated[str | None, Note("text")] = Field(
         default=None,
@@ -166,7 +167,7 @@ class TrainingSettings(Section):
     """The training of the adapters; without effect on saved ones."""
 
     groups: Annotated[int, GRASP] = Field(
-        default=16, ge=1, description="K, the number of scale-and-shift pairs per layer."
+        default=64, ge=1, description="K, the number of scale-and-shift pairs per layer."
     )
     target_modules: Annotated[str | tuple[str, ...], TARGETED] = Field(
         default="all-linear",
@@ -230,7 +231,8 @@ class TrainingSettings(Section):
     shift_lr_ratio: Annotated[float, GRASP] = Field(
         default=SHIFT_LR_RATIO,
         gt=0,
-        description="Learning rate of the shifts, in units of the learning rate.",
+        description="Learning rate of the shifts, in units of the learning rate times the root "
+        "mean square of the layer's inputs.",
     )
     batch_size: int = Field(default=32, ge=1, description="Batch size.")
     gradient_accumulation_steps: int = Field(
@@ -272,6 +274,17 @@ class RunSettings(Section):
         max_length=10,
         description="Also measure each adapter after recalibration on the chip at each drift time, "
         "once with each of these numbers of unlabelled examples, such as 16,64.",
+    )
+    schedule: Annotated[
+        Literal["simulated"] | None,
+        Note(
+            "off",
+            needs=("placement", lambda placement: placement == "digital", "the placement digital"),
+        ),
+    ] = Field(
+        default=None,
+        description="Also measure each adapter with parameters of its own for each drift time, "
+        "fitted on simulated chips of the device other than those measured.",
     )
     costs: Annotated[tuple[str, ...], BeforeValidator(as_names), Note("off", changeable=True)] = (
         Field(

@@ -15,8 +15,6 @@ from analog_grasp.study.evaluator import (
     Chip,
     ModelKey,
     Subject,
-    base_and_examples,
-    variant_name,
 )
 from analog_grasp.study.plan import Place, Plan, make_plan
 from analog_grasp.study.provenance import open_run
@@ -27,6 +25,7 @@ from analog_grasp.study.trained_adapters import (
     load_with_hash,
     new_adapter,
 )
+from analog_grasp.study.variants import SCHEDULED, TreatedAdapter, recalibrated
 from analog_grasp.tasks import Task
 from analog_grasp.training.loss import target_std
 from analog_grasp.utils.time import parse_time
@@ -58,7 +57,9 @@ class Study:
         """Return the trainings and chip instances to measure, given what is measured so far."""
         metrics, variants = self.task.metrics, self.variants
         places = [Place(m, v, t) for m in metrics for v in variants for t in self.times]
-        once = [v for v in variants if is_saved(self.adapters[base_and_examples(v)[0]])]
+        once = [
+            name for name in variants if is_saved(self.adapters[TreatedAdapter.parse(name).adapter])
+        ]
         return make_plan(self.config, list(self.cards), places, measured, once)
 
     def chips(self, plan: Plan) -> list[Chip]:
@@ -79,11 +80,10 @@ class Study:
 
     def subjects(self, trainings: int) -> list[Subject]:
         """Return what is measured on each chip instance, with so many trainings."""
-        counts = (0, *self.config.run.recalibrate)
         return [
-            Subject(variant_name(adapter, examples), training, seconds)
+            Subject(str(TreatedAdapter(adapter, treatment)), training, seconds)
             for adapter, training in self.trainings(trainings)
-            for examples in counts
+            for treatment in self.treatments
             for seconds in self.times
         ]
 
@@ -94,9 +94,14 @@ class Study:
 
     @property
     def variants(self) -> list[str]:
-        """The adapters, and each of them after recalibration with each number of examples."""
-        counts = (0, *self.config.run.recalibrate)
-        return [variant_name(adapter, n) for adapter in self.adapters for n in counts]
+        """The adapters, each as trained and after each treatment."""
+        return [str(TreatedAdapter(name, t)) for name in self.adapters for t in self.treatments]
+
+    @property
+    def treatments(self) -> list[str]:
+        """The treatments of each adapter, the first being none."""
+        run = self.config.run
+        return ["", *([SCHEDULED] if run.schedule else []), *map(recalibrated, run.recalibrate)]
 
     def key(self, chip: Chip, metric: str, subject: Subject) -> CellKey:
         """Return the key of a measurement."""

@@ -19,6 +19,8 @@ from analog_grasp.tasks.base import position_limit
 from analog_grasp.training.converter_loop import StraightThrough
 
 Batch = dict[str, Tensor]
+HIDDEN_WEIGHT = 0.3
+"""Default weight of the hidden states in the distillation loss."""
 _ROUNDING = 1e-6
 _SHARE = 1e-3
 
@@ -111,6 +113,12 @@ def check_deployed(deployment: Deployment, model: nn.Module | None) -> PeftModel
     if not adapter_parameters(model):
         raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
     return model
+
+
+def count_devices(deployment: Deployment) -> int:
+    """Return the number of memory devices that hold the weights on tiles."""
+    weights = sum(chip_layer(layer).cells for layer in deployment.layers.values())
+    return weights * (2 if deployment.card.conductance.mapping == "pair" else 1)
 
 
 @contextmanager

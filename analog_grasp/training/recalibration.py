@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from peft import PeftModel
@@ -18,19 +18,21 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
+    HIDDEN_WEIGHT,
     Batch,
     Fit,
     Teacher,
     adapter_parameters,
     check_deployed,
+    count_devices,
     descend,
     draw_examples,
     pick,
 )
 from analog_grasp.training.layerwise import fit_least_squares, fit_statistics
+from analog_grasp.training.refinement import refine
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.io import write_atomically
 
@@ -106,7 +108,8 @@ def recalibrate(
     labels: bool = False,
     method: Method = "gradient",
     backward: Backward = "target",
-    hidden_weight: float = 0.3,
+    groups: int | None = None,
+    hidden_weight: float = HIDDEN_WEIGHT,
     steps: int = 100,
     learning_rate: float | None = None,
     batch_size: int | None = None,
@@ -129,6 +132,8 @@ def recalibrate(
             deviation of each group's inputs. The last two are for GRASP and StochGRASP.
         backward: The weights of the backward pass: ``"target"``, which are known on hardware, or
             ``"chip"``, the present ones, which only a simulation knows: an upper bound.
+        groups: Divide the groups of a GRASP adapter into so many, a multiple of the present number;
+            more parameters are then fitted, and the adapter that is kept has them.
         hidden_weight: Weight of the hidden states in the distillation loss, beside the outputs.
         steps: Optimiser steps of the method ``"gradient"``.
         learning_rate: Its peak learning rate; by default that of the adapter's method.
@@ -139,7 +144,8 @@ def recalibrate(
     Raises:
         ValueError: The chip is not programmed; the adapter is folded, programmed or missing; too
             few examples, or fewer than a batch; labels of texts; an unknown method; a method that
-            does not suit the adapter; a number out of its range.
+            does not suit the adapter; a number out of its range; `groups` for another adapter, or
+            that do not divide the present ones.
 
     Source:
         docs/method.md, "Recalibration".
@@ -164,8 +170,10 @@ def recalibrate(
             f"batch_size is {batch_size}, but {len(fitted)} of the {examples} examples are fitted "
             "to: give more examples or a smaller batch."
         )
-    student = deployment.copy_model(chosen, own=dict(adapter_parameters(chosen)))
-    assert isinstance(student, PeftModel)
+    own = dict(adapter_parameters(chosen))
+    student = cast(PeftModel, deployment.copy_model(chosen, own))
+    if groups is not None:
+        refine(student, groups)
     teacher = Teacher(deployment, chosen, hidden_weight)
     loss = _label_loss if labels else teacher.loss
     fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss)
@@ -179,6 +187,8 @@ def recalibrate(
     else:
         fit_statistics(fit, teacher)
     rewritten = fit.finish()
+    if not rewritten:
+        student = cast(PeftModel, deployment.copy_model(chosen, own))
     return Recalibration(
         model=student.requires_grad_(False),
         device=deployment.card.name,
@@ -193,7 +203,7 @@ def recalibrate(
         seconds=time.perf_counter() - begin,
         parameters=sum(p.numel() for p in rewritten),
         bytes=sum(p.numel() * p.element_size() for p in rewritten),
-        devices=_devices(deployment),
+        devices=count_devices(deployment),
     )
 
 
@@ -215,17 +225,13 @@ def _checked(
     chosen = check_deployed(deployment, model)
     if labels and not isinstance(data, Task):
         raise ValueError("labels is True, but texts have no labels: give a task.")
-    if method != "gradient" and kind_of(chosen) not in ("grasp", "stochgrasp"):
+    form = getattr(chosen.active_peft_config, "form", None)
+    if method != "gradient" and form != "affine":
         raise ValueError(
-            f"The method {method!r} is for GRASP and StochGRASP: use 'gradient' for this adapter."
+            f"The method {method!r} is for GRASP and StochGRASP of the form 'affine': use "
+            "'gradient' for this adapter."
         )
     return chosen
-
-
-def _devices(deployment: Deployment) -> int:
-    """Return the number of memory devices that hold the weights on tiles."""
-    weights = sum(chip_layer(layer).cells for layer in deployment.layers.values())
-    return weights * (2 if deployment.card.conductance.mapping == "pair" else 1)
 
 
 def _label_loss(model: nn.Module, batch: Batch) -> Tensor:

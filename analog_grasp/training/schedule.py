@@ -26,6 +26,7 @@ from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
     adapter_parameters,
     check_deployed,
+    count_devices,
     draw_examples,
 )
 from analog_grasp.training.simulated_chips import fit_on_chips, set_parameters
@@ -50,16 +51,20 @@ class Cost:
     """The cost of the adapter of one age.
 
     Attributes:
-        steps: Optimiser steps on simulated chips; none on the chip that is used later.
+        examples: Unlabelled examples, of which none is run on the chip that is used later.
+        steps: Optimiser steps on simulated chips.
         seconds: Time of the fit, s.
         parameters: Parameters of the adapter and the task head.
         bytes: Their size in memory.
+        devices: As in `Recalibration`.
     """
 
+    examples: int
     steps: int
     seconds: float
     parameters: int
     bytes: int
+    devices: int
 
 
 @dataclass
@@ -222,10 +227,12 @@ def fit_schedule(
             set_parameters(fitted, found)
             schedule.adapters[age] = _state(fitted)
             schedule.costs[age] = Cost(
+                len(next(iter(rows.values()))),
                 steps,
                 time.perf_counter() - begin,
                 sum(tensor.numel() for tensor in found.values()),
                 sum(tensor.numel() * tensor.element_size() for tensor in found.values()),
+                count_devices(deployment),
             )
     if chip is not None:
         deployment.program(chip).drift_to(age_before)

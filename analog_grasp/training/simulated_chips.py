@@ -17,6 +17,7 @@ from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
+    HIDDEN_WEIGHT,
     Batch,
     Teacher,
     adapter_parameters,
@@ -28,8 +29,6 @@ from analog_grasp.utils.seed import derive_seed
 
 STEPS = 150
 """Default number of optimiser steps on simulated chips."""
-HIDDEN_WEIGHT = 0.3
-"""Default weight of the hidden states in the distillation loss."""
 _BATCH_SIZE = 32
 _STEPS_PER_CHIP = 3
 # Beyond the seeds of a study's chips, so that no simulated chip is one that is measured.

@@ -5,8 +5,9 @@ import torch
 from peft import get_peft_model
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.adapters.warm_start import start_from
 
 
@@ -76,8 +77,10 @@ def test_an_adapter_that_does_not_fit_raises_one_sentence(adapted, saved, make_m
     folder, _ = saved
     with pytest.raises(ValueError, match="is of the model mine/bert and cannot start one of other"):
         start_from(adapted(name="other"), folder)
-    with pytest.raises(ValueError, match=r"of shape \(4,\) there and \(8,\) here"):
+    with pytest.raises(ValueError, match="has groups 4 and cannot start one with 8"):
         start_from(adapted(groups=8), folder)
+    with pytest.raises(ValueError, match="has grouping 'contiguous' and cannot start"):
+        start_from(adapted(grouping="strided"), folder)
     with pytest.raises(ValueError, match="method, layers, groups and task must be the same"):
         start_from(adapted(target_modules=["query"]), folder)
     adapted(StochGraspConfig).save_pretrained(str(tmp_path / "s"), save_embedding_layers=False)

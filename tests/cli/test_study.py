@@ -15,6 +15,7 @@ from analog_grasp.devices import noise_model as noise
 from analog_grasp.study.config import resolve
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
+from analog_grasp.study.variants import treatment_costs
 from analog_grasp.tasks.classification import SentenceTask
 
 REPORT = ("results.csv", "results.parquet", "summary.md", "report.html",
@@ -284,3 +285,20 @@ def test_large_grids_use_one_worker_per_core(tmp_path, monkeypatch, given, threa
     cells = {"adapters": ("head",), "times": ("0s",), "repeats": 16, "devices": ("ideal",)}
     study = prepare(resolve(cells | given), tmp_path / "run")
     assert _with_workers(study).config.run.workers == workers
+
+
+def test_recalibrate_measures_each_treatment_and_its_cost(ag, finished, tiny, tmp_path):
+    out = tmp_path / "run"
+    few = ["--devices", "pcm-hermes-2", "--times", "1d", "--repeats", "1", "--examples", "4"]
+    folder = finished / "adapters" / "grasp"
+    ended = ag("recalibrate", folder, *tiny[2:], *few, "--schedule", "simulated", "--out", out)
+    assert ended.status == 0, ended.err
+    variants = {row["adapter"] for row in rows(out)}
+    assert variants == {"grasp", "grasp+scheduled", "grasp+recalibrated-4"}
+    assert "Costs per age" in ended.out
+    summary = (out / "summary.md").read_text()
+    assert "devices that reprogramming would write" in summary
+    (costs,) = [c for c in treatment_costs(out) if c.variant == "grasp+recalibrated-4"]
+    assert (costs.fits, costs.examples) == (1, 4)
+    assert costs.examples_read > 4
+    assert costs.devices > 10 * costs.parameters

@@ -3,9 +3,12 @@
 import sys
 
 import pytest
+import torch
 from peft import PeftConfig
+from safetensors.torch import load_file
 
 from analog_grasp.cli import runs
+from analog_grasp.study import trained_adapters
 from analog_grasp.training import AdapterTrainer
 
 
@@ -95,7 +98,7 @@ def test_the_same_command_resumes_an_interrupted_training(
 
 def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
     given = ["--evaluate-on", "pcm-hermes-2@1d", "--gradient-accumulation-steps", "2", "--bf16"]
-    given += ["--epochs", "2", "--batch-size", "8", "--out", tmp_path / "mine"]
+    given += ["--groups", "4", "--epochs", "2", "--batch-size", "8", "--out", tmp_path / "mine"]
     assert ag("train", "--adapter", "grasp", *tiny, *given).status == 0
 
 
@@ -106,6 +109,10 @@ def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
         ("injection", "-1", "injection is"),
         ("evaluate-on", "pcm-hermes-2@soon", "soon"),
         ("evaluate-on", "hermes@1d", "hermes"),
+        ("injection", "pcm-hermes-2@1y..1h", "reversed range of ages"),
+        ("then", "pcm-hermes-2@1y..1h", "then is 'pcm-hermes-2@1y..1h': "),
+        ("then", "pcm-hermes-2@1h,hermes@1h", "Unknown device 'hermes'"),
+        ("start-from", "/nothing", "/nothing holds no adapter"),
         ("converters", "ideal", "converters is 'ideal', a device whose card states no converters"),
     ],
 )
@@ -131,8 +138,68 @@ def test_a_folder_into_which_another_process_trains(error_of, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("target-modules", "query"), ("groups", "4"), ("noise-weight", "2")]
+    ("option", "value"), [("sampling", "weight"), ("groups", "4"), ("noise-weight", "2")]
 )
 def test_settings_that_an_adapter_does_not_have_are_errors(error_of, tiny, tmp_path, option, value):
     asked = ["--adapter", "lora", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
     assert "which has no effect on lora: it applies to" in error_of("train", *asked)
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same_bits(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first | second)
+
+
+@pytest.fixture
+def trained(ag, tiny, tmp_path):
+    """Return a function that trains an adapter into a folder by the command."""
+
+    def train(name, *given, adapter="grasp", epochs="1"):
+        out = tmp_path / name
+        asked = ["--adapter", adapter, *tiny, "--epochs", epochs, "--batch-size", "8"]
+        ended = ag("train", *asked, *given, "--out", out)
+        assert ended.status == 0, ended.err
+        return out
+
+    return train
+
+
+def test_a_second_stage_resumes_after_the_first(ag, tiny, trained, tmp_path, monkeypatch):
+    given = ["--groups", "4", "--then", "pcm-hermes-2@0s..1y,rram-wan2022@1d", "--then-steps", "4"]
+    whole, first = trained("whole", *given), trained("first", "--groups", "4")
+    assert not same_bits(weights(whole), weights(first))
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trained_adapters, "distil", stopped)
+        asked = ["--adapter", "grasp", *tiny, "--epochs", "1", "--batch-size", "8", *given]
+        assert ag("train", *asked, "--out", tmp_path / "mine").status == 1
+    assert same_bits(weights(trained("mine", *given)), weights(whole))
+
+
+def test_injection_may_vary_from_batch_to_batch(trained):
+    varied = trained("varied", "--groups", "4", "--injection", "pcm-hermes-2@1h..1y x1.5,ideal@0s")
+    again = trained("again", "--groups", "4", "--injection", "pcm-hermes-2@1h..1y x1.5,ideal@0s")
+    assert same_bits(weights(varied), weights(again))
+    assert not same_bits(weights(varied), weights(trained("fixed", "--groups", "4")))
+
+
+def test_stochgrasp_starts_from_a_trained_grasp(trained, error_of, tiny, tmp_path):
+    first = trained("first", "--groups", "4")
+    # A learning rate at which nothing is learned shows the start.
+    still = ["--learning-rate", "1e-12", "--start-from", first, "--groups"]
+    second = weights(trained("second", *still, "4", adapter="stochgrasp"))
+    for name, value in weights(first).items():
+        torch.testing.assert_close(second[name.replace(".grasp_", ".stochgrasp_")], value)
+    asked = ["--adapter", "stochgrasp", *tiny, "--out", tmp_path / "third", *still, "2"]
+    assert "has groups 4 and cannot start one with 2" in error_of("train", *asked)
+
+
+def test_full_fine_tuning_has_no_second_stage(error_of, tiny, tmp_path):
+    asked = ["--adapter", "full", *tiny, "--out", tmp_path / "mine", "--then", "ideal@0s"]
+    assert "has no adapter to distil" in error_of("train", *asked)

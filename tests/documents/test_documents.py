@@ -18,6 +18,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 # Pages that train or deploy the built-in model.
 SLOW = {
     "tutorials/deployment.md",
+    "tutorials/recalibration.md",
     "how-to/results.md",
     "how-to/task.md",
     "scaling.md",

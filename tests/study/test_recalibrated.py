@@ -1,15 +1,16 @@
-"""Recalibrated variants of adapters in a study: cells, saved adapters, and resuming."""
+"""Recalibrated and scheduled variants in a study: cells, saved adapters, and resuming."""
 
 import json
 
 import pytest
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 
+from analog_grasp import AgeSchedule, deploy, load_base_model
 from analog_grasp.report.tables import comparison_tables
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
-from analog_grasp.study.evaluator import base_and_examples
 from analog_grasp.study.store import Store
+from analog_grasp.study.variants import TreatedAdapter
 
 # 12 of the task's pairs are training rows.
 EXAMPLES = (4, 8)
@@ -28,7 +29,6 @@ def test_each_adapter_is_measured_with_and_without_recalibration(results):
     assert cells == {
         (name, time, seed) for name in names for time in (0.0, 86400.0) for seed in (3, 4)
     }
-    assert all(base_and_examples(name)[0] == "grasp" for name in names)
     (table, *_) = comparison_tables(results.measurements, results.adapters)
     assert [row.label for row in table.scores] == list(names)
 
@@ -62,3 +62,65 @@ def test_numbers_are_read_from_text():
     assert resolve({"recalibrate": ("16", "64")}).run.recalibrate == (16, 64)
     with pytest.raises(ValueError, match="The setting recalibrate is 1"):
         resolve({"recalibrate": (1,)})
+
+
+@pytest.fixture(scope="module")
+def scheduled(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scheduled") / "run"
+    return compare(folder, **(settings | FEW), schedule="simulated")
+
+
+def test_each_age_has_an_adapter_of_its_own(scheduled):
+    cells = {(m.adapter, m.time_s, m.seed) for m in scheduled.measurements}
+    assert cells == {
+        (name, time, seed)
+        for name in ("grasp", "grasp+scheduled")
+        for time in (0.0, 86400.0)
+        for seed in (3, 4)
+    }
+    folder = scheduled.directory / "scheduled" / "grasp" / "pcm-hermes-2"
+    assert sorted(path.name for path in folder.iterdir()) == ["0s", "1d", "schedule.json"]
+    assert PeftConfig.from_pretrained(folder / "1d").peft_type == "GRASP"
+    values = {(m.adapter, m.time_s, m.seed, m.metric): m.value for m in scheduled.measurements}
+    plain = {key[1:]: value for key, value in values.items() if key[0] == "grasp"}
+    assert all(value != plain[key[1:]] for key, value in values.items() if key[0] != "grasp")
+
+
+def test_a_saved_schedule_gives_the_score_of_its_cells(scheduled, settings, task):
+    adapter = PeftModel.from_pretrained(
+        load_base_model(task, settings["model"]), scheduled.directory / "adapters" / "grasp"
+    )
+    deployment = deploy(adapter, "pcm-hermes-2").program(4)
+    folder = scheduled.directory / "scheduled" / "grasp" / "pcm-hermes-2"
+    AgeSchedule.load(folder).follow(deployment)
+    scores = task.scores(deployment.drift_to("1d").model)
+    key = ("grasp+scheduled", 86400.0, 4)
+    found = {m.metric: m.value for m in scheduled.measurements
+             if (m.adapter, m.time_s, m.seed) == key}  # fmt: skip
+    assert found == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_grown_run_fits_only_the_ages_that_it_lacks(scheduled, settings, tmp_path):
+    few = settings | FEW | {"repeats": 1}
+    run = compare(tmp_path / "run", **(few | {"times": ("0s",)}), schedule="simulated")
+    index = run.directory / "scheduled" / "grasp" / "pcm-hermes-2" / "schedule.json"
+    first = json.loads(index.read_text())["ages"]["0s"]
+    grown = compare(tmp_path / "run", **few, schedule="simulated")
+    ages = json.loads(index.read_text())["ages"]
+    assert list(ages) == ["0s", "1d"]
+    assert ages["0s"] == first
+    expected = {m.key: m.value for m in scheduled.measurements}
+    assert all(expected[m.key] == m.value for m in grown.measurements)
+
+
+@pytest.mark.parametrize("setting", [{"recalibrate": (4,)}, {"schedule": "simulated"}])
+def test_treatments_need_a_digital_adapter(setting):
+    with pytest.raises(ValueError, match="has no effect without the placement digital"):
+        resolve(setting | {"placement": "folded"})
+
+
+def test_names_of_variants():
+    assert TreatedAdapter.parse("a+b") == ("a+b", "")
+    assert TreatedAdapter.parse("a+b+recalibrated-16") == ("a+b", "recalibrated-16")
+    assert TreatedAdapter.parse("a+b+recalibrated-16").examples == 16
+    assert TreatedAdapter.parse("mine+scheduled") == ("mine", "scheduled")

@@ -9,7 +9,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch import nn
 
-from analog_grasp import DeviceCard, deploy, train
+from analog_grasp import DeviceCard, deploy, recalibrate, train
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.tasks import GenerationTask, load_base_model, tokenizer_for
 
@@ -243,3 +243,27 @@ def test_a_chip_repeats_its_texts_without_changing_the_random_state(model, resta
     first = written("1d", 1)
     assert written("10y", 5) != first
     assert written("1d", 7) == first
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_an_adapter_is_recalibrated_on_generated_text(model, restaurants, labels):
+    adapter = adapted(model)
+    train(adapter, restaurants, epochs=3, batch_size=4)
+    deployment = deploy(adapter, "gaussian:0.1").program(1)
+    # Three prompts with several references each.
+    settings = {"examples": 3, "labels": labels, "steps": 30, "learning_rate": 5e-3}
+    result = recalibrate(deployment, restaurants, **settings)
+    assert result.improved
+    assert 0 < result.loss_after < result.loss_before
+    assert len(restaurants.predict(result.model)) == len(restaurants.validation)
+
+
+def test_a_writer_is_trained_in_two_stages(model, restaurants):
+    adapter = adapted(model)
+    train(adapter, restaurants, epochs=1, batch_size=4, then="pcm-hermes-2@0s..1y", then_steps=4)
+    first = adapted(load_base_model(restaurants, model.name_or_path))
+    train(first, restaurants, epochs=1, batch_size=4)
+    assert any(
+        not torch.equal(one, other)
+        for one, other in zip(adapter.parameters(), first.parameters(), strict=True)
+    )

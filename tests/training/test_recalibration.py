@@ -13,6 +13,7 @@ from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import train
 from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
 from analog_grasp.training.layerwise import _least_squares, _statistics
+from analog_grasp.training.refinement import refine
 
 CONFIGS = {
     "grasp": GraspConfig(task_type="SEQ_CLS", groups=4),
@@ -85,6 +86,15 @@ def test_no_method_is_worse_on_the_held_out_examples(trained, task, method):
     assert result.loss_after <= result.loss_before
     assert result.improved == (result.loss_after < result.loss_before)
     assert result.examples_read > 24
+
+
+@pytest.mark.parametrize("method", ["least-squares", "statistics"])
+def test_the_form_normalize_is_recalibrated_by_the_gradient_alone(reader, task, method):
+    config = GraspConfig(task_type="SEQ_CLS", groups=4, form="normalize")
+    deployment = deploy(get_peft_model(reader("bert"), config), "gaussian:0.1").program(0)
+    with pytest.raises(ValueError, match="of the form 'affine': use 'gradient'"):
+        recalibrate(deployment, task, examples=16, method=method)
+    assert recalibrate(deployment, task, examples=16, steps=5).examples_read > 16
 
 
 def test_the_deployed_model_computes_as_before(trained, task, batch):
@@ -161,6 +171,39 @@ def test_statistics_restore_mean_and_standard_deviation_of_each_group():
         )
 
 
+@pytest.mark.parametrize("kind", ["grasp", "stochgrasp"])
+@pytest.mark.parametrize("grouping", ["contiguous", "strided", "random"])
+@pytest.mark.parametrize("groups", [4, 8, 28])
+def test_divided_groups_compute_the_same(reader, batch, kind, grouping, groups):
+    settings = {"groups": 4, "grouping": grouping, "grouping_seed": 3}
+    config = CONFIGS[kind].__class__(task_type="SEQ_CLS", **settings)
+    torch.manual_seed(0)
+    model = get_peft_model(reader("bert", dropout=False), config).eval()
+    for _, parameter in adapter_parameters(model):
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        refine(model, groups)
+        assert torch.equal(model(**batch).logits, expected)
+    scales = [p for name, p in adapter_parameters(model) if name.endswith("_scale.default")]
+    assert {len(scale) for scale in scales} == {groups}
+
+
+def test_more_groups_are_fitted_and_saved(trained, task, reader, tmp_path):
+    deployment = deploy(trained(), "gaussian:0.1").program(3)
+    result = recalibrate(deployment, task, examples=48, steps=40, learning_rate=1e-2, groups=32)
+    assert result.improved
+    head = sum(p.numel() for n, p in adapter_parameters(result.model) if "modules_to_save" in n)
+    layers = sum(isinstance(m, GraspLinear) for m in result.model.modules())
+    assert result.parameters <= head + layers * 2 * 32
+    assert result.parameters > head + layers * 2 * 4
+    result.save(tmp_path)
+    loaded = PeftModel.from_pretrained(reader("bert", dropout=False), tmp_path)
+    assert same_bits(bits(loaded), bits(result.model))
+    kept = recalibrate(deploy(trained(), "ideal").program(0), task, examples=8, steps=2, groups=32)
+    assert kept.model.active_peft_config.groups == 4
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -173,6 +216,9 @@ def test_statistics_restore_mean_and_standard_deviation_of_each_group():
         ({"batch_size": 0}, "batch_size is 0: a number of at least 1"),
         ({"hidden_weight": -0.1}, r"hidden_weight is -0\.1: a number of at least 0"),
         ({"hidden_weight": float("nan")}, "hidden_weight is nan"),
+        ({"groups": 6}, "groups is 6, which does not divide the adapter's 4 contiguous groups"),
+        ({"groups": 2}, "groups is 2, which does not divide"),
+        ({"groups": 64}, "groups is 64; for a layer of 32 input features"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0: a number above 0"),
     ],
 )
@@ -195,3 +241,5 @@ def test_requests_that_cannot_be_met_raise_one_sentence(trained, reader, task):
     lora = deploy(adapt(reader(), "lora"), DeviceCard.load("ideal")).program(0)
     with pytest.raises(ValueError, match="'statistics' is for GRASP and StochGRASP"):
         recalibrate(lora, task, method="statistics")
+    with pytest.raises(ValueError, match=r"groups is 8, which has no effect on .*LORA"):
+        recalibrate(lora, task, groups=8)

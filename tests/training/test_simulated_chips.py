@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import nn
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
-from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.training import distil, train
 from analog_grasp.training.distillation import adapter_parameters
 
@@ -63,8 +63,8 @@ def test_a_second_stage_brings_other_chips_closer_to_the_digital_model(trained, 
     model = trained(kind)
     digital, before = logits(model, task), distances(model, logits(model, task), task)
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
-    distil(model, task, STUCK.at("0s"), steps=60, learning_rate=2e-2)
-    assert distances(model, digital, task) < 0.9 * before
+    distil(model, task, STUCK.at("0s"), steps=60, learning_rate=5e-3)
+    assert distances(model, digital, task) < 0.95 * before
     assert all(torch.equal(dict(model.named_parameters())[n], p) for n, p in frozen.items())
 
 
@@ -129,17 +129,22 @@ def drifting_chip(model):
     return deploy(model, "pcm-hermes-2").program(5).drift_to("1h")
 
 
-def test_each_age_has_an_adapter_fitted_on_other_chips(trained, task, tmp_path):
+def test_each_age_has_an_adapter_fitted_on_other_chips(trained, task):
     model = trained()
     deployment = deploy(model, STUCK).program(2)
     digital, chip = logits(model, task), bits(deployment.model)
     outputs = logits(deployment.model, task)
-    schedule = fit_schedule(deployment, task, ["0s"], steps=60, learning_rate=2e-2)
+    schedule = fit_schedule(deployment, task, ["0s"], steps=60, learning_rate=5e-3)
     assert same_bits(bits(deployment.model), chip)
     assert torch.equal(logits(deployment.program(2).model, task), outputs)
-    before = distance(deployment.model, digital, task)
+
+    def total():
+        aged = (deployment.program(chip).drift_to("0s").model for chip in range(4))
+        return sum(distance(model, digital, task) for model in aged)
+
+    before = total()
     schedule.follow(deployment)
-    assert distance(deployment.model, digital, task) < 0.9 * before
+    assert total() < 0.95 * before
     cost = schedule.costs[0.0]
     assert cost.steps == 60
     assert cost.parameters == sum(p.numel() for p in chip.values())
