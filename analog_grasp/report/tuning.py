@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
 
 from analog_grasp.report.summary import findings
 from analog_grasp.report.tables import (
@@ -25,7 +29,7 @@ from analog_grasp.report.tables import (
     score_text,
     settings_text,
 )
-from analog_grasp.study.intervals import estimate
+from analog_grasp.study.intervals import Estimate, estimate, holm
 from analog_grasp.study.records import AdapterRecord, Measurement
 from analog_grasp.study.statistics import is_fraction
 from analog_grasp.tuning.search_space import WORSE, Range, Trial, value_text, values_text
@@ -40,10 +44,17 @@ METHODOLOGY = (
     "The score of the best of many trials is biased upwards. The best setting is therefore trained"
     " again on the whole training split and measured on the task's own validation split and on"
     " other chip instances, which no trial has used.",
+    "Whether a searched setting matters at a noise level, a device at a time, is decided by a"
+    " parabola in its logarithm, fitted to the differences of all trials from the best one on the"
+    " same chips (F-test, Holm's correction over the noise levels). The scatter of the trials about"
+    " it contains that of the trainings.",
     "The importance of a setting is its share in being among the best quarter of the trials"
     " (PED-ANOVA, Watanabe et al., IJCAI 2023); a single setting has all of it.",
 )
 _BEST_TRIALS = 10
+# Fewest trials to which a curve is fitted, and the level at which a setting matters.
+_FEWEST_FOR_CURVE, _MATTERS = 6, 0.05
+_NAMED_LEVELS = 4
 VALIDATION_TITLE = "Best setting on the validation split, which no trial has used"
 TOO_FEW = "There are too few complete trials to compute the importance of the settings."
 
@@ -87,7 +98,8 @@ def trials_csv(found: Trials) -> str:
     levels = [f"{device}@{format_time(time_s)}" for device, time_s in found.levels]
     writer.writerow(["number", *found.space, "score", "digital", "seconds", "pruned", *levels])
     for trial in found.trials:
-        means = [level_mean(trial, level) for level in found.levels]
+        found_at = [level_estimate(trial, level) for level in found.levels]
+        means = [score and score.mean for score in found_at]
         values = [trial.values[name] for name in found.space]
         outcome = (trial.score, trial.digital, trial.seconds, trial.pruned)
         writer.writerow([trial.number, *values, *outcome, *means])
@@ -110,6 +122,7 @@ def tuning_findings(found: Trials) -> list[str]:
         if other is not None and other.number != best.number and values:
             comparison = _compared(best, other, found)
             sentences.append(f"The setting {title} ({values_text(values)}) {comparison}.")
+    sentences += filter(None, (effect_sentence(found, name) for name in found.space))
     if found.multi:
         sentences.append(
             f"{len(found.front)} trials are on the Pareto front: no other trial is better in both "
@@ -126,6 +139,84 @@ def tuning_findings(found: Trials) -> list[str]:
         if trial not in worse
     ]
     return sentences
+
+
+class Effect(NamedTuple):
+    """Effect of a searched setting on the score at a noise level.
+
+    Attributes:
+        level: Device and drift time, s.
+        span: Difference between the highest and the lowest fitted score of the trials.
+        p_value: Of no effect, corrected for the number of levels.
+    """
+
+    level: tuple[str, float]
+    span: float
+    p_value: float
+
+
+def setting_effects(found: Trials, name: str) -> list[Effect]:
+    """Return the effect of a setting at each noise level, by parabolas fitted to the trials.
+
+    Args:
+        found: The trials; those with a value of zero or of text do not count.
+        name: The setting.
+
+    Returns:
+        One effect per level; none with fewer than six trials.
+    """
+    best, effects = found.front[0], []
+    for level in found.levels:
+        points = [
+            (math.log10(value), statistics.fmean(np.subtract(scores, best.cells[level][:count])))
+            for trial in found.trials
+            if (scores := trial.cells.get(level))
+            and (count := len(scores)) <= len(best.cells[level])
+            and isinstance(value := trial.values[name], int | float)
+            and value > 0
+        ]
+        if len({x for x, _ in points}) < _FEWEST_FOR_CURVE:
+            return []
+        x, y = np.array(points).T
+        fitted = np.polynomial.Polynomial.fit(x, y, 2)(x)
+        explained, left = float(((fitted - y.mean()) ** 2).sum()), float(((y - fitted) ** 2).sum())
+        ratio = (explained / 2) / (left / (len(x) - 3)) if left else math.inf * explained
+        p_value = float(stats.f.sf(ratio, 2, len(x) - 3)) if explained else 1.0
+        effects.append(Effect(level, float(np.ptp(fitted)), p_value))
+    corrected = holm([effect.p_value for effect in effects]).tolist()
+    return [e._replace(p_value=p) for e, p in zip(effects, corrected, strict=True)]
+
+
+def effect_sentence(found: Trials, name: str) -> str:
+    """Return at which noise levels a setting matters; empty with too few trials."""
+    effects = setting_effects(found, name)
+    if not effects:
+        return ""
+    matters = [effect for effect in effects if effect.p_value < _MATTERS]
+    values = [v for t in found.trials if isinstance(v := t.values[name], int | float) and v > 0]
+    across = f"{name} from {value_text(min(values))} to {value_text(max(values))}"
+    if not matters:
+        most = max(effects, key=lambda effect: effect.span)
+        return (
+            f"The score does not depend on {across} at any of {len(effects)} noise levels: the "
+            f"fitted scores differ by at most {_span(most, found)}, which is not significant."
+        )
+    named = sorted(matters, key=lambda effect: effect.p_value)[:_NAMED_LEVELS]
+    listed = ", ".join(f"{_span(effect, found)} at {_level(effect.level)}" for effect in named)
+    more = len(matters) - len(named)
+    others = f" and {more} more" if more else ""
+    return (
+        f"The score depends on {across} at {len(matters)} of {len(effects)} noise levels "
+        f"({listed}{others}); at the others it does not matter."
+    )
+
+
+def _span(effect: Effect, found: Trials) -> str:
+    return f"{100 * effect.span:.1f} points" if is_fraction(found.metric) else f"{effect.span:.3g}"
+
+
+def _level(level: tuple[str, float]) -> str:
+    return f"{level[0]}@{format_time(level[1])}"
 
 
 def tuning_markdown(
@@ -147,7 +238,7 @@ def tuning_markdown(
     parts = [
         f"# {markdown_escape(tuning_title(found))}",
         markdown_escape(first),
-        *(f"![{name}]({name}.svg)" for name in [*figures, *(["front"] if found.multi else [])]),
+        *(f"![{name}]({name}.svg)" for name in [*figures, "front"]),
         markdown_table(trial_table(found)),
         markdown_table(importance_table(found)) if found.importance else markdown_escape(TOO_FEW),
         *(["## Further results", markdown_bullets(further)] if further else []),
@@ -200,10 +291,10 @@ def importance_table(found: Trials) -> TextTable:
     return TextTable(title, ("setting", *(goals[goal] for goal in shown)), rows)
 
 
-def level_mean(trial: Trial, level: tuple[str, float]) -> float | None:
-    """Return the mean over the measured chips at a noise level; None without a measurement."""
+def level_estimate(trial: Trial, level: tuple[str, float]) -> Estimate | None:
+    """Return mean and interval over the measured chips at a noise level; None without any."""
     scores = trial.cells.get(level)
-    return statistics.fmean(scores) if scores else None
+    return estimate(scores) if scores else None
 
 
 def _compared(best: Trial, other: Trial, found: Trials) -> str:

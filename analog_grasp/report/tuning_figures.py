@@ -49,7 +49,7 @@ from analog_grasp.report.tuning import (
     VALIDATION_TITLE,
     Trials,
     importance_table,
-    level_mean,
+    level_estimate,
     trial_table,
     trials_csv,
     tuning_findings,
@@ -73,7 +73,7 @@ _FRONT_CAPTION = f"{_CAPTION} The line joins the Pareto front: no trial is bette
 
 
 def write_figures(found: Trials, directory: Path) -> list[Path]:
-    """Draw score against each searched setting, and the Pareto front with two goals.
+    """Draw score against each searched setting, and the Pareto front of both scores.
 
     Returns:
         The paths, such as ``accuracy_vs_noise_weight.png``, ``.svg`` and ``.pdf``, and those of
@@ -86,9 +86,7 @@ def write_figures(found: Trials, directory: Path) -> list[Path]:
     for name in found.space:
         stem = directory / f"{found.metric}_vs_{name}"
         paths += write_figure(partial(_draw_setting, found, name), stem)
-    if found.multi:
-        paths += write_figure(partial(_front_figure, found), directory / "front")
-    return paths
+    return paths + write_figure(partial(_front_figure, found), directory / "front")
 
 
 class _Axis:
@@ -172,18 +170,25 @@ def _draw_device(
     axis: _Axis,
     styles: Mapping[float, Mapping[str, Any]],
 ) -> None:
-    """Draw the means over chips per drift time, and the digital scores; hollow if pruned."""
+    """Draw means over chips with intervals per drift time, and digital scores; hollow if pruned."""
     placed = [(place, trial) for trial in found.trials if (place := axis.of(trial)) is not None]
     placed.sort(key=lambda pair: pair[0])
     for time_s, style in styles.items():
         points = [
-            (place, mean, trial)
+            (place, score, trial)
             for place, trial in placed
-            if (mean := level_mean(trial, (device, time_s))) is not None
+            if (score := level_estimate(trial, (device, time_s))) is not None
         ]
-        _draw_points(panel, found, axis, [p for p in points if not p[2].pruned], style)
-        for place, mean, _ in (p for p in points if p[2].pruned):
-            panel.plot(place, unit(found.metric) * mean, **style, markerfacecolor="white", zorder=2)
+        complete = [(place, score.mean, t) for place, score, t in points if not t.pruned]
+        _draw_points(panel, found, axis, complete, style)
+        for place, score, trial in points:
+            mean, low, high = (
+                unit(found.metric) * (score.mean if end is None else end) for end in score[:3]
+            )
+            if trial.pruned:
+                panel.plot(place, mean, **style, markerfacecolor="white", zorder=2)
+            else:
+                panel.vlines(place, low, high, color=style["color"], linewidth=0.9, alpha=0.6)
     digital = [(place, t.digital, t) for place, t in placed if t.digital is not None]
     _draw_points(panel, found, axis, digital, _DIGITAL)
     best = axis.of(found.front[0])

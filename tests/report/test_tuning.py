@@ -3,13 +3,17 @@
 import base64
 import csv
 import io
+import math
+import random
 import re
 
 import pytest
 
 from analog_grasp.report.tuning import (
     Trials,
+    effect_sentence,
     importance_table,
+    setting_effects,
     trial_table,
     trials_csv,
     tuning_findings,
@@ -114,7 +118,7 @@ def test_tables_have_the_best_trials_or_the_front_and_a_column_per_goal(found):
 def test_summary_has_the_figures_and_the_missing_importance(found, measurements):
     text = tuning_markdown(found, {"seed": 0}, measurements, [])
     assert "(accuracy_vs_noise_weight.svg)" in text
-    assert "front.svg" not in text
+    assert "front.svg" in text
     few = trials_of(*found.trials, front=found.front, importance={})
     assert "too few complete trials" in tuning_markdown(few, {}, measurements, [])
 
@@ -155,3 +159,55 @@ def test_zero_is_drawn_beyond_a_break_and_text_is_not_drawn(found):
     space = search_space(["noise_target"])
     axis = _Axis(trials_of(named, numbered, front=[named], space=space), "noise_target")
     assert (axis.of(named), axis.of(numbered)) == (None, -1)
+
+
+def many_trials(score):
+    """Return trials over four decades, whose scores on two chips follow a formula."""
+    weights = [10 ** (power / 4) for power in range(-8, 9)]
+    found = []
+    for number, weight in enumerate(weights):
+        cells = {
+            level: [score(weight, level, number) + chip for chip in (-0.01, 0.01)]
+            for level in LEVELS
+        }
+        found.append(Trial(number, {"noise_weight": weight}, 0.8, 0.8, cells, 1.0, ""))
+    return trials_of(*found, front=found[:1])
+
+
+def test_a_setting_that_matters_at_some_noise_levels_is_reported():
+    def score(weight, level, number):
+        drop = 0.02 * math.log10(weight) if level == ("pcm", 86_400.0) else 0.0
+        return 0.8 - drop + 0.002 * (number % 3 - 1)
+
+    found = many_trials(score)
+    effects = {effect.level: effect for effect in setting_effects(found, "noise_weight")}
+    assert effects["pcm", 86_400.0].span == pytest.approx(0.08, abs=0.004)
+    matters = [level for level, effect in effects.items() if effect.p_value < 0.05]
+    assert matters == [("pcm", 86_400.0)]
+    sentence = effect_sentence(found, "noise_weight")
+    assert sentence.startswith(
+        "The score depends on noise_weight from 0.01 to 100 at 1 of 4 noise levels ("
+    )
+    assert sentence.endswith(" points at pcm@1d); at the others it does not matter.")
+    assert sentence in tuning_findings(found)
+
+
+def test_a_setting_that_does_not_matter_is_reported():
+    chance = random.Random(0)
+    found = many_trials(lambda *_: 0.8 + chance.gauss(0, 0.01))
+    sentence = effect_sentence(found, "noise_weight")
+    assert "does not depend on noise_weight from 0.01 to 100 at any of 4 noise" in sentence
+    assert sentence.endswith("points, which is not significant.")
+
+
+def test_pruned_trials_count_on_the_chips_that_they_have():
+    found = many_trials(lambda weight, level, number: 0.8 - 0.02 * math.log10(weight))
+    pruned = [
+        Trial(t.number, t.values, None, t.digital, {k: v[:1] for k, v in t.cells.items()}, 1.0, "x")
+        if t.values["noise_weight"] > 10
+        else t
+        for t in found.trials
+    ]
+    effects = setting_effects(trials_of(*pruned, front=found.front), "noise_weight")
+    assert effects == setting_effects(found, "noise_weight")
+    assert setting_effects(trials_of(*pruned[:5], front=found.front), "noise_weight") == []

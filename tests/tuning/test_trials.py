@@ -81,7 +81,8 @@ def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(setti
     for file in tuned.files:
         assert file.stat().st_size > 0
     names = {"trials.csv", "best.toml", "summary.md", "report.html"}
-    drawn = {f"pearson_vs_noise_weight.{kind}" for kind in ("png", "svg", "pdf")}
+    stems = ("pearson_vs_noise_weight", "front")
+    drawn = {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")}
     assert {file.name for file in tuned.files} == names | drawn
 
 
