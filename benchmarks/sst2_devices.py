@@ -1,7 +1,8 @@
 """Accuracy of GRASP and StochGRASP on SST-2, on every device card.
 
 Trains GRASP and StochGRASP with noise injected into the frozen weights, GRASP without, and the
-linear head alone, each for a quarter of an epoch of SST-2's 67,349 training sentences, and measures the adapters on the shipped cards. Prints tables of docs/results.md.
+linear head alone, each for a quarter of an epoch of SST-2's 67,349 training sentences, and measures
+the adapters on the shipped cards. Prints tables of docs/results.md.
 
     python benchmarks/sst2_devices.py --data-dir path/to/glue
 
