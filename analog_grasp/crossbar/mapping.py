@@ -17,6 +17,8 @@ type Clip = float | Literal["least-error"]
 _CLIP_TIME = "1d"
 # Candidates for the largest weight of a column, relative to the largest one that it has.
 _CANDIDATES = torch.linspace(1.0, 0.2, 33)
+# Bins of the magnitudes of a column, by which its error is computed.
+_BINS = 256
 
 
 def check_clip(clip: object) -> None:
@@ -66,19 +68,24 @@ def column_scale(
 
 
 def _least_error(weight: Tensor, largest: Tensor, card: DeviceCard) -> Tensor:
-    """Return the best of the candidates for each column, ``(D_out,)``."""
+    """Return the best of the candidates for each column, ``(D_out,)``, from its histogram."""
     noise = profile(card, _CLIP_TIME)
     # That of the drift compensation.
     gain = float((noise.values**2).sum() / (noise.values * noise.mean).sum())
     unit = weight / torch.where(largest > 0, largest, 1.0)[:, None]
+    bins = unit.abs_().mul_(_BINS).long().clamp_(max=_BINS - 1)
+    bins += _BINS * torch.arange(len(weight), device=weight.device)[:, None]
+    counts = torch.bincount(bins.flatten(), minlength=_BINS * len(weight)).view(-1, _BINS).float()
+    middle = (torch.arange(_BINS, device=weight.device) + 0.5) / _BINS
     errors = []
     for candidate in _CANDIDATES.tolist():
-        stored = (unit / candidate).clamp_(-1, 1)
-        bias = unit - candidate * gain * noise.mean_at(stored)
-        spread = candidate * gain * noise.std_at(stored)
-        errors.append((bias.square_() + spread.square_()).mean(1))
-    best = torch.stack(errors).argmin(0)
-    return _CANDIDATES.to(weight.device)[best]
+        squares = torch.zeros_like(middle)
+        for sign in (1, -1):
+            stored = sign * (middle / candidate).clamp(max=1)
+            bias = sign * middle - candidate * gain * noise.mean_at(stored)
+            squares += bias.square() + (candidate * gain * noise.std_at(stored)).square()
+        errors.append(counts @ squares)
+    return _CANDIDATES.to(weight.device)[torch.stack(errors).argmin(0)]
 
 
 def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:

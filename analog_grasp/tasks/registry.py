@@ -9,10 +9,12 @@ from typing import Any
 from analog_grasp.tasks.base import Task
 from analog_grasp.tasks.e2e.data import e2e, e2e_dev
 from analog_grasp.tasks.glue import GLUE, glue
+from analog_grasp.tasks.harness import named_harness_task
 from analog_grasp.tasks.language_modeling import language_modeling
 from analog_grasp.tasks.reviews import reviews
 from analog_grasp.tasks.tables import table_task
 from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.types import HARNESS_PREFIX
 
 Loader = Callable[..., Task]
 
@@ -57,9 +59,10 @@ def load_task(
     """Return a task by name.
 
     Args:
-        name: One of `task_names()`.
+        name: One of `task_names()`, or ``"lm-eval/"`` and the names of tasks of lm-eval, separated
+            by commas.
         data_dir: Folder with the files of the task in their official layout; if None, the Hub, or
-            none for a built-in task. Task "lm": see `language_modeling`.
+            none for a built-in task. Tasks "lm" and those of lm-eval: see `language_modeling`.
         max_length: Number of tokens at which texts are cut; the task's own if None.
         text_column: Task "csv": column of the text, or two columns separated by a comma.
         label_column: Task "csv": column of the label.
@@ -73,7 +76,8 @@ def load_task(
         >>> len(load_task("reviews").validation)
         200
     """
-    if name not in _LOADERS:
+    harness = name.startswith(HARNESS_PREFIX) and name not in _LOADERS
+    if name not in _LOADERS and not harness:
         raise ValueError(unknown_name("task", name, _LOADERS))
     columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
     columns = {key: value for key, value in columns.items() if value is not None}
@@ -83,7 +87,8 @@ def load_task(
             f"The setting {key} is {value!r}, which has no effect on the task '{name}'; omit it, "
             "or use the task csv."
         )
-    task = _LOADERS[name](None if data_dir is None else Path(data_dir), **columns)
+    loader = partial(named_harness_task, name) if harness else _LOADERS[name]
+    task = loader(None if data_dir is None else Path(data_dir), **columns)
     return task if max_length is None else replace(task, max_length=max_length)
 
 

@@ -1,0 +1,187 @@
+"""Zero-shot tasks of lm-eval, measured by the harness's own code (extra ``lm-eval``)."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from analog_grasp.tasks.base import Split, Task, evaluation_mode
+from analog_grasp.tasks.language_modeling import LanguageModelingTask, language_modeling
+from analog_grasp.utils.types import HARNESS_PREFIX
+
+
+@dataclass(eq=False)
+class HarnessTask(LanguageModelingTask):
+    """Tasks of lm-eval for measuring, and a text for training and calibration.
+
+    Each metric of each task is a score, such as ``"arc_easy/acc"``. Metrics of which lower is
+    better are omitted: the perplexity of a text is measured by the task lm.
+
+    Args:
+        name: Name in reports, such as "lm-eval/arc_easy".
+        train: Text for training, as in `LanguageModelingTask`.
+        validation: More text.
+        metrics: The scores, of `metrics_of`; the first is the primary one.
+        names: The tasks as lm-eval names them: tasks, groups or tags.
+        include_path: A folder with the files of further tasks, whose code is trusted.
+
+    Source:
+        EleutherAI, lm-evaluation-harness.
+
+    Example:
+        ``harness_task(["arc_easy"]).scores(deployment.model)``
+    """
+
+    names: tuple[str, ...] = field(default=(), kw_only=True)
+    include_path: Path | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        # The metrics are the harness's; the rows are checked by the task of the text.
+        Task.__post_init__(self)
+        _ = self._text
+
+    @cached_property
+    def _text(self) -> LanguageModelingTask:
+        return LanguageModelingTask(
+            self.name, self.train, self.validation,
+            stride=self.stride, max_length=self.max_length, tokenizer=self.tokenizer,
+        )  # fmt: skip
+
+    def predict(
+        self,
+        model: nn.Module,
+        split: Split = "validation",
+        batch_size: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Any:
+        """Return the results of the harness, or of the split "train" the text's likelihoods."""
+        tokenizer = self.tokenizer_of(model, tokenizer)
+        if split == "train":
+            return self._text.predict(model, split, batch_size, tokenizer)
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        # The harness takes no model of peft.
+        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        with evaluation_mode(model), torch.no_grad(), _quiet():
+            adapted = HFLM(
+                pretrained=inner,
+                tokenizer=tokenizer,
+                batch_size=batch_size or self.batch_size,
+                max_length=self.length_for(model),
+            )
+            tasks = _loaded(self.names, self.include_path)
+            return evaluate(adapted, tasks, bootstrap_iters=0, log_samples=False)["results"]
+
+    def _score(self, predicted: Any, split: Split) -> dict[str, float]:
+        if split == "train":
+            return self._text._score(predicted, split)
+        scores = {}
+        for metric in self.metrics:
+            task, _, name = metric.partition("/")
+            keys = (key for key in predicted[task] if key.partition(",")[0] == name)
+            scores[metric] = float(predicted[task][next(keys)])
+        return scores
+
+
+def harness_task(
+    names: Sequence[str], data_dir: Path | None = None, *, include_path: Path | None = None
+) -> HarnessTask:
+    """Return tasks of lm-eval as one task.
+
+    Args:
+        names: The tasks as lm-eval names them.
+        data_dir: The text for training and calibration, as in `language_modeling`.
+        include_path: A folder with the files of further tasks. Such a file can let code run.
+
+    Raises:
+        ValueError: lm-eval is not installed, a task is unknown or cannot be loaded, or no metric
+            of the tasks is one of which higher is better.
+        FileNotFoundError: The text is missing, or the Hub cannot be reached.
+    """
+    if find_spec("lm_eval") is None:
+        raise ValueError(
+            "Tasks of lm-eval require the package lm-eval, which is not installed: install "
+            "analog-grasp[lm-eval]."
+        )
+    metrics = metrics_of(names, include_path)
+    text = language_modeling(data_dir)
+    return HarnessTask(
+        HARNESS_PREFIX + ",".join(names), text.train, text.validation, metrics,
+        names=tuple(names), include_path=include_path,
+    )  # fmt: skip
+
+
+def metrics_of(names: Sequence[str], include_path: Path | None = None) -> tuple[str, ...]:
+    """Return the scores of tasks of lm-eval: their metrics of which higher is better.
+
+    Raises:
+        ValueError: A task is unknown or cannot be loaded, or there is no such metric.
+        FileNotFoundError: The data of a task are on the Hub, which cannot be reached.
+    """
+    metrics = tuple(
+        f"{task}/{metric}"
+        for task, loaded in _loaded(names, include_path)["tasks"].items()
+        for metric, higher in loaded.higher_is_better().items()
+        if higher
+    )
+    if not metrics:
+        raise ValueError(
+            f"The lm-eval tasks {', '.join(names)} have no metric of which higher is better: "
+            "choose others, or the task lm for the perplexity of a text."
+        )
+    return metrics
+
+
+def _loaded(names: Sequence[str], include_path: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    with _quiet():
+        manager = TaskManager(include_path=include_path)
+        if unknown := [name for name in names if name not in manager.all_tasks]:
+            raise ValueError(
+                f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists those that it has."
+            )
+        try:
+            return manager.load(list(names))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"The data of the lm-eval tasks {', '.join(names)} could not be loaded from the "
+                "Hub, which cannot be reached or lacks them."
+            ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's log of its own steps off the console."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def named_harness_task(name: str, data_dir: Path | None) -> HarnessTask:
+    """Return the task of a name such as ``"lm-eval/arc_easy,hellaswag"``.
+
+    Raises:
+        ValueError: As `harness_task`, or the name has no task after the prefix.
+    """
+    names = [part.strip() for part in name.removeprefix(HARNESS_PREFIX).split(",") if part.strip()]
+    if not names:
+        raise ValueError(
+            f"The task {name!r} names no task of lm-eval: give one or more, such as "
+            f"{HARNESS_PREFIX}arc_easy,hellaswag."
+        )
+    return harness_task(names, data_dir)
