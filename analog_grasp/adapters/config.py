@@ -10,8 +10,11 @@ from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.types import Sampling
 
-Grouping = Literal["contiguous", "strided"]
+Grouping = Literal["contiguous", "strided", "random"]
 """Division of the input features of a layer into groups."""
+
+Form = Literal["affine", "normalize"]
+"""The modulated input: ``s x + b``, or ``(x - b) / s``."""
 
 NoiseLoss = Literal["l2", "kl"]
 """The form of the noise-aware loss."""
@@ -28,8 +31,14 @@ class GraspConfig(PeftConfig):
         groups (`int`):
             K, the number of scale-and-shift pairs that the input features of a layer share; from 1
             to D, the number of input features.
-        grouping (`"contiguous"` or `"strided"`):
-            How the features are divided into groups: blocks of adjacent features, or every K-th.
+        grouping (`"contiguous"`, `"strided"` or `"random"`):
+            How the features are divided into groups: blocks of adjacent features, every K-th, or a
+            random permutation of these, which layers of equal width share.
+        grouping_seed (`int`):
+            The seed of the permutation of `"random"`.
+        form (`"affine"` or `"normalize"`):
+            The modulated input: `s x + b`, or `(x - b) / s`. Both span the same functions, but
+            train differently.
         target_modules (`list[str]` or `str`):
             The nn.Linear and Conv1D layers to modulate: a list of names or of their endings, a
             regular expression that matches the whole name, or `"all-linear"` for all layers but
@@ -61,12 +70,21 @@ class GraspConfig(PeftConfig):
     """
 
     groups: int = field(
-        default=16,
+        default=64,
         metadata={"help": "K, the number of scale-and-shift pairs that the features share."},
     )
     grouping: Grouping = field(
         default="contiguous",
-        metadata={"help": "How features are divided into groups: 'contiguous' or 'strided'."},
+        metadata={
+            "help": "How features are divided into groups: 'contiguous', 'strided' or 'random'."
+        },
+    )
+    grouping_seed: int = field(
+        default=0, metadata={"help": "The seed of the permutation of the grouping 'random'."}
+    )
+    form: Form = field(
+        default="affine",
+        metadata={"help": "The modulated input: 'affine', s x + b; or 'normalize', (x - b) / s."},
     )
     target_modules: list[str] | set[str] | str | None = field(
         default="all-linear",
@@ -106,6 +124,9 @@ class GraspConfig(PeftConfig):
         # Saved as in_features; apart from it, as one configuration may serve several models.
         self.present_in_features: dict[str, int] | None = None
         _check_choice("grouping", self.grouping, Grouping)
+        _check_choice("form", self.form, Form)
+        if not isinstance(self.grouping_seed, int):
+            raise ValueError(f"grouping_seed is {self.grouping_seed!r}; it must be an integer.")
         if not isinstance(self.groups, int) or self.groups < 1:
             raise ValueError(f"groups is {self.groups!r}; it must be an integer of at least 1.")
         if isinstance(self.target_modules, list):
@@ -143,8 +164,13 @@ class StochGraspConfig(GraspConfig):
     Args:
         groups (`int`):
             K, the number of scale-and-shift pairs that the input features of a layer share.
-        grouping (`"contiguous"` or `"strided"`):
+        grouping (`"contiguous"`, `"strided"` or `"random"`):
             How the features are divided into groups.
+        grouping_seed (`int`):
+            The seed of the permutation of `"random"`.
+        form (`"affine"` or `"normalize"`):
+            The modulated input: `s x + b`, or `(x - b) / s`; the Gaussians are those of s and b.
+            `"normalize"` is sampled by feature or group.
         target_modules (`list[str]` or `str`):
             The layers to modulate: names or their endings, a regular expression, or `"all-linear"`.
         exclude_modules (`list[str]` or `str`, *optional*):
@@ -214,6 +240,11 @@ class StochGraspConfig(GraspConfig):
         self.peft_type = PeftType["STOCHGRASP"]
         _check_choice("sampling", self.sampling, Sampling)
         _check_choice("noise_loss", self.noise_loss, NoiseLoss)
+        if self.form == "normalize" and self.sampling in ("weight", "token"):
+            raise ValueError(
+                f"sampling is {self.sampling!r}, but the cross-points of form 'normalize' have no "
+                "Gaussian errors: sample by 'feature' or 'group'."
+            )
         low, high = SIGMA_RANGE
         if not low <= self.init_sigma <= high:
             raise ValueError(

@@ -1,7 +1,6 @@
 """Modulated layers: frozen projections whose input features share K scale-and-shift pairs."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -12,24 +11,24 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.base import AdapterLayer
-from analog_grasp.adapters.config import (
-    SIGMA_RANGE,
-    GraspConfig,
-    Grouping,
-    StochGraspConfig,
-)
-from analog_grasp.adapters.frozen import dense_weight, is_quantised
+from analog_grasp.adapters.config import Form, GraspConfig, Grouping
+from analog_grasp.adapters.frozen import is_quantised
 from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.seed import derive_seed
 
 
-def group_index(features: int, groups: int, grouping: Grouping = "contiguous") -> Tensor:
+def group_index(
+    features: int, groups: int, grouping: Grouping = "contiguous", seed: int = 0
+) -> Tensor:
     """Return the map g: {0..D-1} -> {0..K-1} from input features to groups.
 
     Args:
         features: D, the number of input features of the layer.
         groups: K, the number of scale-and-shift pairs, from 1 to D.
-        grouping: ``"contiguous"``, K blocks of adjacent features, or ``"strided"``, every K-th
-            feature. The sizes of two groups differ by at most one, so K need not divide D.
+        grouping: ``"contiguous"``, K blocks of adjacent features; ``"strided"``, every K-th
+            feature; or ``"random"``, a random permutation. The sizes of two groups differ by at
+            most one, so K need not divide D.
+        seed: The seed of the permutation, which is a function of it and of D alone.
 
     Returns:
         An int64 tensor of shape ``(D,)`` with values in 0..K-1.
@@ -45,6 +44,8 @@ def group_index(features: int, groups: int, grouping: Grouping = "contiguous") -
         [0, 0, 0, 1, 1, 2, 2]
         >>> group_index(7, 3, "strided").tolist()
         [0, 1, 2, 0, 1, 2, 0]
+        >>> group_index(7, 3, "random", seed=1).sort().values.tolist()
+        [0, 0, 0, 1, 1, 2, 2]
     """
     if not 1 <= groups <= features:
         raise ValueError(
@@ -56,6 +57,10 @@ def group_index(features: int, groups: int, grouping: Grouping = "contiguous") -
         return position * groups // features
     if grouping == "strided":
         return position % groups
+    if grouping == "random":
+        # Of hashes, which are the same in every version of torch that may read a saved adapter.
+        order = sorted(range(features), key=lambda i: derive_seed(seed, "grouping", features, i))
+        return torch.tensor(order) % groups
     raise ValueError(unknown_name("grouping", grouping, get_args(Grouping)))
 
 
@@ -63,9 +68,10 @@ class GraspLinear(AdapterLayer):
     """A frozen projection ``y = W x' + c`` of a modulated input ``x'_i = s[g(i)] x_i + b[g(i)]``.
 
     W has shape ``(D_out, D)`` and c ``(D_out,)``; both are frozen. The K scales s and K shifts b
-    are learned; g maps each of the D input features to its group, see `group_index`. The frozen
-    layer is an ``nn.Linear``, a quantised subclass of it, or the ``Conv1D`` of GPT-2. Several
-    active adapters modulate the input one after another, in their order.
+    are learned; g maps each of the D input features to its group, see `group_index`. Under the form
+    ``"normalize"`` the modulated input is ``x'_i = (x_i - b[g(i)]) / s[g(i)]``. The frozen layer is
+    an ``nn.Linear``, a quantised subclass of it, or the ``Conv1D`` of GPT-2. Several active
+    adapters modulate the input one after another, in their order.
 
     Args:
         base_layer: The frozen projection.
@@ -85,7 +91,7 @@ class GraspLinear(AdapterLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("grasp_scale", "grasp_shift")
-    other_param_names: tuple[str, ...] = ("group_of",)
+    other_param_names: tuple[str, ...] = ("group_of", "form")
     group_of: BufferDict
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: GraspConfig) -> None:
@@ -94,13 +100,17 @@ class GraspLinear(AdapterLayer):
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         self.group_of = BufferDict(persistent=False)
+        self.form: dict[str, Form] = {}
         self._frozen: _FrozenState | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
         """Add the parameters of an adapter at the identity: s = 1, b = 0."""
-        self.group_of[adapter_name] = group_index(self.in_features, config.groups, config.grouping)
+        self.group_of[adapter_name] = group_index(
+            self.in_features, config.groups, config.grouping, config.grouping_seed
+        )
+        self.form[adapter_name] = config.form
         scale, shift = self.adapter_layer_names[:2]
         self._add(scale, adapter_name, torch.ones(config.groups))
         if config.learn_shift:
@@ -114,31 +124,40 @@ class GraspLinear(AdapterLayer):
         self.group_of._non_persistent_buffers_set.discard(adapter_name)
 
     def means(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """Return the scales and the shifts of an adapter, each of shape ``(K,)``."""
+        """Return the learned scales s and shifts b of an adapter, each of shape ``(K,)``."""
         scales, shifts = (getattr(self, name) for name in self.adapter_layer_names[:2])
         scale = cast(Tensor, scales[adapter_name])
         return scale, shifts[adapter_name] if adapter_name in shifts else torch.zeros_like(scale)
 
     def modulation(self, adapter_names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the scale and the shift of every feature under adapters applied in order.
+        """Return the factor and the offset of every feature under adapters applied in order.
 
         Args:
             adapter_names: At least one adapter of this layer.
 
         Returns:
-            The scale and the shift, each of shape ``(D,)``.
+            The factor and the offset, each of shape ``(D,)``: s and b, or 1/s and -b/s under the
+            form ``"normalize"``.
         """
+
+        def of(name: str) -> tuple[Tensor, Tensor]:
+            scale, shift = (mean[self.group_of[name]] for mean in self.means(name))
+            return self._factor_and_offset(name, scale, shift)
+
         first, *others = adapter_names
-        scale, shift = (mean[self.group_of[first]] for mean in self.means(first))
+        scale, shift = of(first)
         for name in others:
-            next_scale, next_shift = (mean[self.group_of[name]] for mean in self.means(name))
+            next_scale, next_shift = of(name)
             scale, shift = scale * next_scale, shift * next_scale + next_shift
         return scale, shift
+
+    def _factor_and_offset(self, name: str, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        return (scale, shift) if self.form[name] == "affine" else (1 / scale, -shift / scale)
 
     def forward(
         self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return ``y = W x' + c`` with ``x'_i = s[g(i)] x_i + b[g(i)]``.
+        """Return ``y = W x' + c`` with ``x'_i = s[g(i)] x_i + b[g(i)]``, or as the form says.
 
         Args:
             x: The input, ``(..., D)``: D input features, any leading axes, such as B examples and
@@ -158,7 +177,7 @@ class GraspLinear(AdapterLayer):
 
     def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         scale, shift = self.modulation(names)
-        return self.base_layer(_modulated(x, scale, shift), *args, **kwargs)
+        return self.base_layer(modulated(x, scale, shift), *args, **kwargs)
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         names = sorted(name for name in set(adapter_names) if self._has(name))
@@ -171,7 +190,7 @@ class GraspLinear(AdapterLayer):
         row = [names.index(name) if name in names else -1 for name in adapter_names]
         shape = (len(row), *(1,) * (x.dim() - 2), self.in_features)
         return self.base_layer(
-            _modulated(x, scale[row].view(shape), shift[row].view(shape)), *args, **kwargs
+            modulated(x, scale[row].view(shape), shift[row].view(shape)), *args, **kwargs
         )
 
     def _fold(self, names: list[str], safe: bool) -> None:
@@ -224,165 +243,6 @@ class GraspLinear(AdapterLayer):
         getattr(self, parameters)[adapter_name] = nn.Parameter(value)
 
 
-class StochGraspLinear(GraspLinear):
-    """A GRASP layer in which every scale and shift is a Gaussian.
-
-    ``s_i ~ N(mu_s[g(i)], sigma_s[g(i)]^2)`` and ``b_i ~ N(mu_b[g(i)], sigma_b[g(i)]^2)`` for input
-    feature i in group g(i). Learned are the means mu and the logarithm of each standard deviation
-    relative to the layer's largest mean of its kind, so that sigma is above 0 and comparable with
-    the relative noise that a device card states.
-
-    In training every example (the first axis of the input) draws its own samples; see ``sampling``
-    in `StochGraspConfig`. In evaluation the means are used, unless `sample_in_eval` is set.
-
-    ``"weight"`` draws every cross-point of the folded weight once per example: the tokens of one
-    example see the same error. ``"token"`` draws it for every token through the exact mean and
-    variance of the output, the local reparameterisation, which Kingma et al. derive for one input
-    vector per example; only there do the two agree.
-
-    Raises:
-        ValueError: As `GraspLinear`; and from `forward`, if ``"weight"`` or ``"token"`` sampling
-            finds no digital weight in the base layer, as on a deployed model.
-
-    Source:
-        Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP); Kingma, Salimans and Welling,
-        NeurIPS 2015, equation 6 (local reparameterisation).
-
-    Example:
-        >>> layer = StochGraspLinear(nn.Linear(6, 2), "default", StochGraspConfig(groups=3))
-        >>> layer.sigmas("default")[0].shape
-        torch.Size([3])
-    """
-
-    adapter_layer_names = (
-        "stochgrasp_scale",
-        "stochgrasp_shift",
-        "stochgrasp_scale_log_sigma",
-        "stochgrasp_shift_log_sigma",
-    )
-    other_param_names = ("group_of", "sampling")
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: StochGraspConfig) -> None:
-        self.sampling: dict[str, str] = {}
-        self.sample_in_eval = False
-        super().__init__(base_layer, adapter_name, config)
-
-    def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
-        """Add an adapter: means at the identity, standard deviations at ``config.init_sigma``."""
-        assert isinstance(config, StochGraspConfig)
-        self.sampling[adapter_name] = config.sampling
-        start = torch.full((config.groups,), float(config.init_sigma)).log()
-        for name in self.adapter_layer_names[2 : 4 if config.learn_shift else 3]:
-            self._add(name, adapter_name, start.clone())
-        super().update_layer(adapter_name, config)
-
-    def relative_sigmas(self, adapter_name: str) -> tuple[Tensor, ...]:
-        """Return the learned standard deviations relative to the largest mean of their kind.
-
-        Returns:
-            Those of the scales and, where shifts are learned, of the shifts; each ``(K,)``.
-        """
-        kinds = (getattr(self, name) for name in self.adapter_layer_names[2:])
-        return tuple(_bounded_exp(kind[adapter_name]) for kind in kinds if adapter_name in kind)
-
-    def sigmas(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """Return the standard deviations of scales and of shifts, each ``(K,)``, in their units."""
-        means = self.means(adapter_name)
-        scale, *shift = (
-            # The largest mean sets the mapping, as on a device: it is a constant for the gradient.
-            sigma * mean.detach().abs().max()
-            for sigma, mean in zip(self.relative_sigmas(adapter_name), means, strict=False)
-        )
-        return scale, shift[0] if shift else torch.zeros_like(scale)
-
-    def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        if not (self.training or self.sample_in_eval):
-            return super()._adapted(x, names, *args, **kwargs)
-        *first, last = names
-        for name in first:
-            x = self._sampled_input(x, name)
-        if self.sampling[last] in ("weight", "token"):
-            return self._sampled_output(x, last, *args, **kwargs)
-        return self.base_layer(self._sampled_input(x, last), *args, **kwargs)
-
-    def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        if self.sample_in_eval:
-            raise ValueError("adapter_names cannot be combined with sampling in evaluation.")
-        return super()._mixed(x, adapter_names, *args, **kwargs)
-
-    def _sampled_input(self, x: Tensor, name: str) -> Tensor:
-        by_feature = self.sampling[name] != "group"
-        scale, shift = (
-            self._draw(x, mean, sigma, self.group_of[name], by_feature)
-            for mean, sigma in zip(self.means(name), self.sigmas(name), strict=True)
-        )
-        return _modulated(x, scale, shift)
-
-    @staticmethod
-    def _draw(x: Tensor, mean: Tensor, sigma: Tensor, group: Tensor, by_feature: bool) -> Tensor:
-        """Return a sample per example: ``(B, 1, ..., D)`` for an input ``(B, ..., D)``."""
-        examples = (x.shape[0],) if x.dim() > 1 else ()
-        between = (1,) * max(x.dim() - 2, 0)
-        if by_feature:
-            mean, sigma = mean[group], sigma[group]
-        noise = torch.randn(
-            *examples, *between, mean.shape[0], device=mean.device, dtype=mean.dtype
-        )
-        sample = torch.addcmul(mean, sigma, noise)
-        return sample if by_feature else sample[..., group]
-
-    def _sampled_output(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the output under a sample of every cross-point of the folded weight."""
-        scale, shift = self.modulation([name])
-        weight = dense_weight(self.get_base_layer()).to(scale.dtype)
-        sigma_scale, sigma_shift = (sigma[self.group_of[name]] for sigma in self.sigmas(name))
-        mean = self.base_layer(_modulated(x, scale, shift), *args, **kwargs)
-        scaled = x.to(scale.dtype) * sigma_scale
-        one_vector = x.dim() < 3 or x[0].numel() == self.in_features
-        if one_vector or self.sampling[name] == "token":
-            std = _root((scaled.square() + sigma_shift.square()) @ weight.square().T)
-            return mean + (std * torch.randn_like(std)).to(mean.dtype)
-        seed = int(torch.randint(2**62, ()))
-        noise = _CrossPointNoise.apply(scaled.flatten(1, -2), weight, seed).view(mean.shape)
-        # The shifts' errors add up to one Gaussian per output, the same for every token.
-        std = _root(weight.square() @ sigma_shift.square())
-        shape = (len(x), *(1,) * (x.dim() - 2), self.out_features)
-        noise = noise + std * torch.randn(shape, device=std.device, dtype=std.dtype)
-        return mean + noise.to(mean.dtype)
-
-
-class _CrossPointNoise(torch.autograd.Function):
-    """``n_et = (W * E_e) u_et`` for example e and token t, ``E_e ~ N(0, 1)`` of shape (D_out, D).
-
-    E_e is drawn again in the backward pass, so that one sample of the matrix is held at a time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, weight: Tensor, seed: int) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.seed = seed
-        samples = _samples(weight, seed, len(u))
-        with torch.autocast(u.device.type, enabled=False):
-            return torch.stack([row @ sample.T for row, sample in zip(u, samples, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        gradient = gradients[0].to(weight.dtype)
-        samples = _samples(weight, ctx.seed, len(gradient))
-        rows = [row @ sample for row, sample in zip(gradient, samples, strict=True)]
-        return torch.stack(rows), None, None
-
-
-def _samples(weight: Tensor, seed: int, count: int) -> Iterator[Tensor]:
-    generator = torch.Generator(weight.device).manual_seed(seed)
-    for _ in range(count):
-        noise = torch.randn(
-            weight.shape, generator=generator, device=weight.device, dtype=weight.dtype
-        )
-        yield weight * noise
-
-
 @dataclass
 class _FrozenState:
     """The state that restores a folded layer bit for bit, without a second copy of its weight.
@@ -424,20 +284,9 @@ def _bits(value: Tensor) -> torch.dtype:
     return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
 
 
-def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return ``scale x + shift`` in the type of x, computed in the type of the parameters."""
     return torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype)
-
-
-def _bounded_exp(log_sigma: Tensor) -> Tensor:
-    """Return the exponential within `SIGMA_RANGE`; the gradient leads back from beyond it."""
-    low, high = (math.log(limit) for limit in SIGMA_RANGE)
-    fixed = log_sigma.detach()
-    return (fixed.clamp(low, high) + (log_sigma - fixed)).exp()
-
-
-def _root(variance: Tensor) -> Tensor:
-    # The square root has no slope at 0, where a layer's input and shifts are all 0.
-    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
 
 
 def _sizes(base_layer: nn.Module) -> tuple[int, int]:

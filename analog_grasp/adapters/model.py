@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from analog_grasp.adapters.base import AdapterModel, register
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import base_name
-from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 
 # Settings under which transformers builds linear layers with a bias that have none otherwise.
 _BIAS_SETTINGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
@@ -84,7 +85,7 @@ class GraspModel(AdapterModel):
         are averaged with the weights ``|w_j|``. The new adapter is frozen.
 
         Args:
-            adapters: The adapters to combine; of equal ``groups``, ``grouping`` and
+            adapters: The adapters to combine; of equal ``groups``, ``grouping``, ``form`` and
                 ``learn_shift``, and without task heads or other modules of their own.
             weights: Their weights w_j; of any sign.
             adapter_name: The name of the new adapter.
@@ -132,7 +133,7 @@ class GraspModel(AdapterModel):
                 "task heads cannot be interpolated."
             )
         configs = [self.peft_config[name] for name in adapters]
-        for field in ("groups", "grouping", "learn_shift"):
+        for field in ("groups", "grouping", "grouping_seed", "form", "learn_shift"):
             if len(values := {getattr(config, field) for config in configs}) > 1:
                 raise ValueError(
                     f"Adapters to combine must have the same {field}, but have "

@@ -9,7 +9,9 @@ output C:
   whole range; ``...offset``, the weight at g_min, where the card has one device per weight.
 
 For a StochGRASP layer, ``LAYER.tolerance.scale`` and ``LAYER.tolerance.shift``, ``(K,)`` for K
-groups: the standard deviation to which each stored value is to be written and verified.
+groups: the standard deviation to which each stored value is to be written and verified. With write
+tolerances of the frozen weights, ``LAYER.tolerance.weight``, ``(D_out, D)`` or ``(1, D)``: half the
+width of the accepted range in units of the conductance range, infinite without verification.
 
 Under ``digital.``, all that is not on tiles, by the names of the model's state dict: embeddings,
 norms, biases, the adapter, the task head. The metadata holds the card and the structure of the
@@ -17,7 +19,7 @@ model, so that the file suffices to make the model again; see `read_chip`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output
-from analog_grasp.adapters.layer import StochGraspLinear
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.crossbar.frozen_weights import fused_weights, linear_layers, split_fused
 from analog_grasp.crossbar.mapping import column_scale, parts
 from analog_grasp.crossbar.saving import describe, digital_state, restore
@@ -41,7 +43,11 @@ _DIGITAL = "digital."
 
 
 def export_chip(
-    model: nn.Module, device: Device, path: str | Path, layers: LayerPattern = "all-linear"
+    model: nn.Module,
+    device: Device,
+    path: str | Path,
+    layers: LayerPattern = "all-linear",
+    write_tolerances: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the target conductances of every tile, and what is needed beside them.
 
@@ -50,6 +56,8 @@ def export_chip(
         device: The device: the name of a card, the path of a TOML file, or a `DeviceCard`.
         path: The file.
         layers: The frozen layers that go onto tiles; see `frozen_layers`.
+        write_tolerances: Tolerances of the frozen weights by layer; see
+            `analog_grasp.crossbar.write_tolerance`.
 
     Raises:
         ValueError: The pattern matches no layer.
@@ -75,6 +83,8 @@ def export_chip(
             tensors |= _tiles(part, weight.float().cpu(), card)
     tensors |= {_DIGITAL + key: tensor for key, tensor in digital.items()}
     tensors |= _tolerances(model)
+    for name, tolerance in (write_tolerances or {}).items():
+        tensors[f"{name}.tolerance.weight"] = tolerance.cpu()
     geometry = {
         "g_min": card.conductance.g_min,
         "g_max": card.conductance.g_max,

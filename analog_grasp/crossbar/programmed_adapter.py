@@ -10,7 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import base_name
-from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.crossbar.chip_layer import ChipLayer, TileSettings, chip_layer
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
@@ -94,7 +95,7 @@ class ProgrammedModulation(nn.Module):
 
     Raises:
         ValueError: No standard deviations were learned, several adapters are active, or the
-            adapter is sampled by weight.
+            adapter is sampled by weight or has the form ``"normalize"``.
 
     Source:
         docs/method.md, "Analog deployment".
@@ -259,6 +260,11 @@ def _only_adapter(layer: BaseTunerLayer) -> str:
         raise ValueError(
             f"placement is 'programmed' and {len(active)} adapters are active, but devices store "
             "one: activate one with set_adapter."
+        )
+    if isinstance(layer, GraspLinear) and layer.form[active[0]] != "affine":
+        raise ValueError(
+            "placement is 'programmed', but the adapter has the form 'normalize', which divides by "
+            "values that devices would store: use placement='digital' or 'folded'."
         )
     sampling = layer.sampling[active[0]] if isinstance(layer, StochGraspLinear) else "feature"
     if sampling in ("weight", "token"):

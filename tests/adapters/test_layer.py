@@ -10,7 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear, group_index
+from analog_grasp.adapters.layer import GraspLinear, group_index
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 
 D, OUT, K = 10, 6, 4
 
@@ -60,7 +61,7 @@ def base(request):
 
 
 @given(st.integers(1, 200).flatmap(lambda d: st.tuples(st.just(d), st.integers(1, d))))
-@pytest.mark.parametrize("grouping", ["contiguous", "strided"])
+@pytest.mark.parametrize("grouping", ["contiguous", "strided", "random"])
 def test_every_group_is_used_and_sizes_differ_by_at_most_one(grouping, sizes):
     features, groups = sizes
     index = group_index(features, groups, grouping)
@@ -69,7 +70,13 @@ def test_every_group_is_used_and_sizes_differ_by_at_most_one(grouping, sizes):
     assert len(counts) == groups
     assert counts.min() >= 1
     assert counts.max() - counts.min() <= 1
-    assert grouping == "strided" or (index.diff() >= 0).all()
+    assert grouping != "contiguous" or (index.diff() >= 0).all()
+
+
+def test_random_groups_are_a_fixed_function_of_the_seed():
+    # Saved adapters hold the seed alone, so that these values must never change.
+    assert group_index(9, 4, "random").tolist() == [3, 2, 0, 1, 2, 0, 3, 1, 0]
+    assert group_index(9, 4, "random", seed=1).tolist() == [2, 0, 2, 1, 0, 3, 3, 1, 0]
 
 
 @pytest.mark.parametrize("groups", [0, 9])
@@ -79,8 +86,8 @@ def test_groups_are_limited_by_the_features(groups):
 
 
 def test_an_unknown_grouping_raises():
-    with pytest.raises(ValueError, match=r"'random'.*contiguous, strided"):
-        group_index(8, 2, "random")
+    with pytest.raises(ValueError, match=r"'blocks'.*contiguous, strided, random"):
+        group_index(8, 2, "blocks")
 
 
 def test_a_new_adapter_is_the_identity(base):
@@ -97,6 +104,46 @@ def test_modulation_follows_the_formula_where_k_does_not_divide_d(base):
 def test_strided_groups_share_every_kth_feature(base):
     scale, _ = adapted(base, grouping="strided").modulation(["default"])
     assert torch.equal(scale[:K], scale[K : 2 * K])
+
+
+def normalized(x, scale, shift, group):
+    return torch.stack([(x[..., i] - shift[g]) / scale[g] for i, g in enumerate(group)], -1)
+
+
+@pytest.mark.parametrize("grouping", ["contiguous", "random"])
+def test_the_form_normalize_subtracts_the_shift_and_divides_by_the_scale(base, grouping):
+    layer = adapted(base, form="normalize", grouping=grouping, grouping_seed=3)
+    x = torch.randn(3, 5, D)
+    group = group_index(D, K, grouping, 3).tolist()
+    expected = base(normalized(x, *layer.means("default"), group))
+    torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-4)
+    layer.merge(safe_merge=True)
+    torch.testing.assert_close(base(x), expected, atol=1e-4, rtol=1e-4)
+    layer.unmerge()
+    layer.update_layer("second", GraspConfig(groups=2))
+    randomised(layer, "second")
+    layer.set_adapter(["default", "second"])
+    scale, shift = layer.modulation(["second"])
+    both = base(scale * normalized(x, *layer.means("default"), group) + shift)
+    torch.testing.assert_close(layer(x), both, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", ["feature", "group"])
+def test_the_form_normalize_draws_the_divisor(sampling):
+    torch.manual_seed(6)
+    base = linear()
+    nn.init.zeros_(base.bias)
+    settings = {"form": "normalize", "sampling": sampling, "learn_shift": False}
+    layer = stochastic(base, init_sigma=0.05, **settings).train()
+    base.weight.data = torch.eye(OUT, D)
+    with torch.no_grad():
+        divisors = 1 / layer(torch.ones(20_000, 1, D))[:, 0]
+        (scale, _), (sigma, _) = layer.means("default"), layer.sigmas("default")
+    group = layer.group_of["default"][:OUT]
+    torch.testing.assert_close(divisors.mean(0), scale[group], atol=2e-3, rtol=0)
+    torch.testing.assert_close(divisors.std(0), sigma[group], atol=0, rtol=0.03)
+    same = torch.corrcoef(divisors[:, :2].T)[0, 1]
+    assert same == pytest.approx(1 if sampling == "group" else 0, abs=0.05)
 
 
 def test_without_shifts_only_scales_are_learned(base):

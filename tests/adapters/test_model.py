@@ -230,7 +230,10 @@ def test_the_heads_are_listed_once(make_model, tmp_path):
     ("settings", "sentence"),
     [
         ({"groups": 0}, "groups is 0"),
-        ({"grouping": "random"}, "contiguous, strided"),
+        ({"grouping": "blocks"}, "contiguous, strided, random"),
+        ({"grouping_seed": 0.5}, "grouping_seed is 0.5"),
+        ({"form": "divide"}, "affine, normalize"),
+        ({"form": "normalize", "sampling": "weight"}, "sampling is 'weight', .* 'normalize'"),
         ({"sampling": "layer"}, "feature, group, weight, token"),
         ({"noise_loss": "l1"}, "l2, kl"),
         ({"init_sigma": 0.0}, "init_sigma is 0.0"),

@@ -32,6 +32,11 @@ CASES = [
     pytest.param(Mlp, {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}, id="saved module"),
     pytest.param(Mlp, {"target_modules": ["lin1"], "learn_shift": False}, id="scales alone"),
     pytest.param(Mlp, {"target_modules": ["lin0"], "grouping": "strided"}, id="strided"),
+    pytest.param(
+        Mlp,
+        {"target_modules": ["lin0"], "grouping": "random", "grouping_seed": 3, "form": "normalize"},
+        id="random and normalize",
+    ),
     pytest.param(lambda: Mlp(bias=False), {"target_modules": ["lin0"]}, id="no bias"),
     pytest.param(Conv1DMlp, {"target_modules": ["conv1d"]}, id="Conv1D"),
     pytest.param(Deep, {"target_modules": ["up", "down"]}, id="blocks"),

@@ -148,6 +148,13 @@ def test_adapters_that_cannot_be_combined_raise(pair, adapters, weights, name, e
     assert "mix" not in pair.peft_config
 
 
+@pytest.mark.parametrize("setting", [{"grouping": "random"}, {"form": "normalize"}])
+def test_adapters_of_other_groups_or_forms_are_not_combined(pair, make_config, setting):
+    pair.add_adapter("small", make_config(target_modules=["lin0"], **setting))
+    with pytest.raises(ValueError, match=f"must have the same {next(iter(setting))}, but have"):
+        pair.add_weighted_adapter(["default", "small"], [1, 1], "mix")
+
+
 def test_adapters_with_heads_of_their_own_are_not_combined(make_config):
     settings = {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}
     model = get_peft_model(build(Mlp), make_config(**settings))

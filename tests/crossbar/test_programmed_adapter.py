@@ -7,7 +7,8 @@ from scipy import stats
 from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
-from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, ProgrammedVector
 from analog_grasp.devices.profile import profile as device_profile
 
@@ -189,6 +190,12 @@ def test_lora_on_embeddings_is_an_error(bert):
 def test_parameters_sampled_by_cross_point_have_no_devices(bert, sampling):
     model = get_peft_model(bert, StochGraspConfig(task_type="SEQ_CLS", groups=2, sampling=sampling))
     with pytest.raises(ValueError, match=rf"sampled by {sampling}.*placement='folded'"):
+        programmed(model, "ideal")
+
+
+def test_values_to_divide_by_have_no_devices(bert):
+    model = get_peft_model(bert, GraspConfig(task_type="SEQ_CLS", groups=2, form="normalize"))
+    with pytest.raises(ValueError, match="the form 'normalize', which divides by values that dev"):
         programmed(model, "ideal")
 
 

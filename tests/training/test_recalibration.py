@@ -230,6 +230,8 @@ def test_invalid_settings_raise_one_sentence(trained, task, settings, sentence):
 
 def test_requests_that_cannot_be_met_raise_one_sentence(trained, reader, task):
     model = trained()
+    with pytest.raises(ValueError, match=r"is on a chip.* by recalibrate"):
+        train(deploy(model, "ideal").program(0).model, task)
     with pytest.raises(ValueError, match="not programmed: call program"):
         recalibrate(deploy(model, "ideal"), task)
     with pytest.raises(ValueError, match="placement is 'folded'"):
