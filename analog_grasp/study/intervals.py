@@ -117,8 +117,8 @@ def mean_error(squares: MeanSquares, trainings: int, chips: int) -> NDArray[np.f
     degrees of freedom.
 
     For normally distributed effects of any ratio the intervals contain the true mean with a
-    probability of 93.3 to 97.4 % with 3 trainings and 5 chips, of 94.1 to 97.2 % with 5 of each,
-    and of 89 to 97.5 % with 2 trainings and 5 chips (simulated; see docs/method.md).
+    probability of 93.2 to 97.4 % with 3 trainings and 5 chips, of 94.4 to 97.4 % with 5 of each,
+    and of 89.4 to 97.4 % with 2 trainings and 5 chips (simulated; see docs/method.md).
 
     Args:
         squares: From `mean_squares`, of shape (...).
