@@ -172,7 +172,10 @@ def test_lora_goes_onto_tiles_of_its_own(bert, batch):
     ],
 )
 def test_an_adapter_that_devices_cannot_store_is_an_error(bert, config, settings, sentence):
-    model, more = bert, {"total_step": 10} if config is AdaLoraConfig else {}
+    model, more = (
+        bert,
+        {AdaLoraConfig: {"total_step": 10}, GraspConfig: {"groups": 2}}.get(config, {}),
+    )
     if config is not None:
         model = get_peft_model(bert, config(task_type="SEQ_CLS", target_modules=["query"], **more))
     with pytest.raises(ValueError, match=sentence):
