@@ -92,6 +92,12 @@ def deploy_on(
         adapted = load_adapter(folder, config.model.name, task, config.model.trust_remote_code)
         placement = config.hardware.placement
         check_placement(kind_of(adapted) or "grasp", placement)
+        changed = config.hardware.changes().keys() & {"rescale", "clip", "layers"}
+        if export is not None and changed:
+            raise ValueError(
+                f"The setting {min(changed)} has no effect on an exported chip, whose weights are "
+                "mapped as they are: omit it, or --export."
+            )
         deployment = deploy(adapted, card, **config.hardware.deploy_arguments())
         out.mkdir(parents=True, exist_ok=True)
     outcome, report, costs = _measure(adapted, deployment, config, task, sensitivity)

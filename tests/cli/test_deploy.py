@@ -110,6 +110,12 @@ def test_effects_can_be_switched_off(deploy):
         (("--drift-compensation", "none"), lambda w: True),
         (("--calibrate", "99"), lambda w: w["settings"] == {"calibrate": 99.0}),
         (("--precision", "fast"), lambda w: w["settings"] == {"precision": "fast"}),
+        (("--rescale", "0.5"), lambda w: w["settings"] == {"rescale": 0.5}),
+        (("--clip", "2.5"), lambda w: w["settings"] == {"clip": 2.5}),
+        (("--clip", "least-error"), lambda w: w["settings"] == {"clip": "least-error"}),
+        (("--calibrate", "least-error"), lambda w: w["settings"] == {"calibrate": "least-error"}),
+        (("--first-token", "digital"), lambda w: w["settings"] == {"first_token": "digital"}),
+        (("--layers", "query,value"), lambda w: len(w["layers"]) == 2),
     ],
 )
 def test_the_hardware_can_be_changed(deploy, given, differs):
@@ -145,6 +151,10 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
         (("--export", "/no/such/chip.safetensors"), "/no/such of the export"),
         (("--export", "/"), "is a folder"),
         (("--calibrate", "0"), "calibrate"),
+        (("--clip", "most"), "clip"),
+        (("--rescale", "1.5"), "rescale"),
+        (("--layers", "nothing"), "matches no frozen linear layer"),
+        (("--clip", "2", "--export", "chip.safetensors"), "clip has no effect on an exported chip"),
         (("--costs", "hermes"), "Unknown cost model 'hermes'. Did you mean 'hermes-"),
         (("--costs", "neurram,hermes-1phase"), "names 2 cost models for 1 device:"),
         (("--tiles", "4"), "no effect without costs"),

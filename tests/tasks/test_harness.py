@@ -40,8 +40,6 @@ ACCURACY = """\
   - metric: acc_norm
     higher_is_better: true
 """
-    f"  - metric: {name}\n    higher_is_better: true\n" for name in ("acc", "acc_norm")
-)
 
 
 @pytest.fixture(scope="module")
