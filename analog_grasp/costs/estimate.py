@@ -12,6 +12,7 @@ from analog_grasp.costs.programming import Programming
 from analog_grasp.costs.table import costs_text
 from analog_grasp.costs.work import LayerWork, Work, count_work
 from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.write_tolerance import mean_pulses
 from analog_grasp.devices.cost_model import CostModel, Range, times
 
 
@@ -136,7 +137,7 @@ def costs(
 
     The work is counted in one digital forward pass. A read of a tile is charged in full, whether
     the tile is full or not. For a model that this package does not map, state its `Work` and make
-    `Costs` from it.
+    `Costs` from it. Write tolerances of the deployment set the pulses per device.
 
     Args:
         deployment: The deployment; its chip need not be programmed.
@@ -158,4 +159,5 @@ def costs(
         ``print(costs(deploy(model, "pcm-hermes-2"), "hermes-1phase"))``
     """
     model = CostModel.load(hardware)
-    return Costs(model, count_work(deployment, sequence, batch, inputs), tiles)
+    work = count_work(deployment, sequence, batch, inputs)
+    return Costs(model, work, tiles, mean_pulses(deployment))

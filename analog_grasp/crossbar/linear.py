@@ -61,6 +61,8 @@ class CrossbarLinear(nn.Module):
         input_range: The DAC's full scale for the inputs; None for the converters' own scaling.
         input_scale: The factors r of the input features, see `rescale`; None for 1.
         digital: Compute with the frozen weight, exactly.
+        write_tolerance: Tolerances to which the weights are written, broadcast to ``(D_out, D)``;
+            see `analog_grasp.crossbar.write_tolerance`. None for the card's own.
         exact_at: The position of each row of inputs ``(B, T, D)`` to be computed so, ``(B,)``.
         reads: The number of forward passes through the layer.
 
@@ -91,6 +93,7 @@ class CrossbarLinear(nn.Module):
         self._converters = None if converters is None else converters.read_settings()
         self.input_range: float | None = None
         self.input_scale: Tensor | None = None
+        self.write_tolerance: Tensor | None = None
         self.exact_at: Tensor | None = None
         self.digital = False
         self.reads = 0
@@ -126,6 +129,10 @@ class CrossbarLinear(nn.Module):
     def cells(self) -> int:
         """Number of cross-points that store a weight."""
         return self.in_features * self.out_features
+
+    def targets(self) -> Tensor:
+        """Return the target weights, ``(D_out, D)``, in units of the column maximum of a tile."""
+        return torch.cat([self._target(split, slice(None)) for split in self._splits()], 1)
 
     def rescale(self, input_scale: Tensor) -> None:
         """Map ``W diag(r)`` to the tiles, which are then fed with ``x / r``; program it afterwards.
@@ -347,11 +354,17 @@ class CrossbarLinear(nn.Module):
             now = weight.float()
             variance = None if matrix is None else matrix[columns].float()
             self._target(split, columns, out=now)
-            noise = CardNoiseModel(card, seed, self._chip)
+            noise = CardNoiseModel(card, seed, self._chip, self._tolerance(split, columns))
             noise.read_weights(now, seconds, out=now, variance_out=variance)
             weight.copy_(now)
             if matrix is not None and variance is not None:
                 matrix[columns] = variance
+
+    def _tolerance(self, split: "_Split", columns: slice) -> Tensor | None:
+        """Return the write tolerances of one tile of a split."""
+        if self.write_tolerance is None:
+            return None
+        return self.write_tolerance.expand(self.frozen.shape)[columns, split.rows]
 
     def _readout(self, split: "_Split", purpose: str, seconds: float = 0.0) -> Tensor:
         """Return the read-out that drift compensation divides by, ``(D_out,)``."""

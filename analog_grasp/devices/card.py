@@ -23,6 +23,7 @@ from analog_grasp.devices.schema import (
     Stuck,
     TabulatedDrift,
     TileSize,
+    WriteVerify,
 )
 from analog_grasp.utils.errors import (
     CardError,
@@ -88,6 +89,8 @@ class DeviceCard(Section):
             conductance from read to read, as a function of its present conductance; or None.
         die_to_die: Variation from chip to chip, or None.
         stuck: Fractions of devices that cannot be programmed, or None.
+        write: Program-and-verify with which the devices were programmed, or None; see
+            `analog_grasp.devices.write_verify`.
         converters: DAC, ADC and output noise; None for exact arithmetic.
         circuit: Wire resistance and nonlinear read-out, or None.
         tile: The size of one crossbar tile, in weights.
@@ -114,6 +117,7 @@ class DeviceCard(Section):
     short_term: StdCurve | None = None
     die_to_die: DieToDie | None = None
     stuck: Stuck | None = None
+    write: WriteVerify | None = None
     converters: Converters | None = None
     circuit: Circuit | None = None
     tile: TileSize

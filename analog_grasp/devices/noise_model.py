@@ -26,6 +26,7 @@ from analog_grasp.devices.schema import (
     RelaxationDrift,
     TabulatedDrift,
 )
+from analog_grasp.devices.write_verify import WriteTolerance
 from analog_grasp.kernels.noise import fits_kernel, read_tile
 from analog_grasp.kernels.parameters import TileParameters
 from analog_grasp.kernels.rng import normal, uniform
@@ -67,6 +68,11 @@ class CardNoiseModel(BaseNoiseModel):
         card: The device.
         seed: Identifies the tile's devices.
         chip: Identifies the chip instance, for variation from die to die; None: the seed.
+        tolerance: Write tolerances in place of the card's own, in units of the conductance range,
+            broadcast to the weights; see `analog_grasp.devices.write_verify`.
+
+    Raises:
+        ValueError: A tolerance is given, but the card states no program-and-verify.
 
     Attributes:
         card: The device on the chip instance's die.
@@ -83,10 +89,18 @@ class CardNoiseModel(BaseNoiseModel):
         True
     """
 
-    def __init__(self, card: DeviceCard, seed: int = 0, chip: int | None = None) -> None:
+    def __init__(
+        self,
+        card: DeviceCard,
+        seed: int = 0,
+        chip: int | None = None,
+        tolerance: Tensor | None = None,
+    ) -> None:
         super().__init__(CardConductanceConverter(card.conductance))
         self.card = card_on_die(card, seed if chip is None else chip)
         self.seed = seed
+        self._tolerance = tolerance
+        self._write = None if tolerance is None else WriteTolerance(card)
 
     @torch.no_grad()
     def read_weights(
@@ -125,7 +139,8 @@ class CardNoiseModel(BaseNoiseModel):
         if noiseless and variance_out is None:
             return out.copy_(targets)
         tensors = [tensor for tensor in (targets, out, variance_out) if tensor is not None]
-        if noiseless or not all(fits_kernel(tensor) for tensor in tensors):
+        simple = noiseless or self._write is not None
+        if simple or not all(fits_kernel(tensor) for tensor in tensors):
             return self._read_in_steps(targets, time, out, variance_out)
         scale, offset = (np.float32(term) for term in self.g_converter.scale_of(targets))
         tile = TileParameters(scale, offset, self._keys(time))
@@ -220,7 +235,7 @@ class CardNoiseModel(BaseNoiseModel):
         shift, g_max, mean = self.card.programming.shift, self.card.conductance.g_max, g_target
         if shift is not None:
             mean = g_target + shift.at(g_target, g_max)
-        std = self.card.programming.at(mean, g_max)
+        std = self._written(self.card.programming.at(mean, g_max))
         return self._stuck(self._clipped(g.mul_(std).add_(mean)), device)
 
     @torch.no_grad()
@@ -336,7 +351,13 @@ class CardNoiseModel(BaseNoiseModel):
         state = state_curves(self.card, time)
         g_target, deviate = coefficients
         mean = g_target + self._sum(state.shifts, g_target)
-        return self._clipped(self._sum(state.stds, mean).mul_(deviate).add_(mean))
+        return self._clipped(self._written(self._sum(state.stds, mean)).mul_(deviate).add_(mean))
+
+    def _written(self, std: Tensor) -> Tensor:
+        """Return the standard deviation of programmed conductances, µS, with the tolerances."""
+        if self._write is None or self._tolerance is None:
+            return std
+        return self._write.std(std, self._tolerance)
 
     def _sum(self, curves: CurveSum, g: Tensor) -> Tensor:
         """Return a weighted sum of curves at conductances `g`."""

@@ -323,6 +323,20 @@ class Converters(Section):
         )
 
 
+class WriteVerify(Section):
+    """Program-and-verify as published: pulses until the conductance is accepted.
+
+    Attributes:
+        tolerance: Half the width of the accepted range about the target, µS.
+        pulses: Mean number of pulses per device.
+        location: The place in the source.
+    """
+
+    tolerance: Conductance
+    pulses: Annotated[float, Field(gt=1, le=1e6, allow_inf_nan=False)]
+    location: Text
+
+
 class Circuit(Section):
     """The electronics between devices and converters; simulated by aihwkit's own tiles only.
 

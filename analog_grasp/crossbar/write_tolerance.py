@@ -1,0 +1,232 @@
+"""Write tolerances of frozen weights: the accuracy to which each device is programmed and verified.
+
+A tolerance is half the width of the accepted range about a weight's target, in units of the
+conductance range, which is the largest weight of a column; infinite for a single pulse without
+verification. Tolerances are given by layer, broadcast to its weight ``(D_out, D)``: one for all
+weights, one per group of input features as StochGRASP learns them, or two kinds of weights as in
+selective verification.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from analog_grasp.adapters.frozen import base_name, frozen_layers
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.crossbar.deployment import Deployment
+from analog_grasp.crossbar.linear import CrossbarLinear
+from analog_grasp.devices.write_verify import WriteTolerance
+from analog_grasp.utils.errors import unknown_name
+
+# The standard deviation of a uniform error within a tolerance, per tolerance.
+_UNIFORM = 1 / math.sqrt(3)
+
+
+def set_write_tolerances(
+    deployment: Deployment, tolerances: float | Mapping[str, Tensor]
+) -> Deployment:
+    """Set the tolerances to which the weights of a chip are written, and return the deployment.
+
+    A chip that is programmed is programmed again, with the same seed, and aged to the same time.
+
+    Args:
+        deployment: On a card that states its program-and-verify.
+        tolerances: One tolerance for all weights, or a tensor for each layer by its name in the
+            base model.
+
+    Raises:
+        ValueError: The card states no program-and-verify, a layer is unknown, or a tolerance is
+            not above 0 or has a shape that does not fit.
+
+    Source:
+        docs/method.md, "Write tolerances".
+
+    Example:
+        ``set_write_tolerances(deploy(model, "rram-wan2022"), 0.05).program(seed=0)``
+    """
+    WriteTolerance(deployment.card)
+    layers = _layers(deployment)
+    if not isinstance(tolerances, Mapping):
+        tolerances = dict.fromkeys(layers, torch.tensor(float(tolerances)))
+    for name, tolerance in tolerances.items():
+        if name not in layers:
+            raise ValueError(unknown_name("layer", name, layers))
+        if not bool((tolerance > 0).all()):
+            raise ValueError(
+                f"A write tolerance of the layer {name} is not above 0: give half the width of "
+                "the accepted range, in units of the conductance range."
+            )
+        try:
+            tolerance.expand(layers[name].frozen.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"The write tolerances of the layer {name} have the shape "
+                f"{tuple(tolerance.shape)}, which does not fit its weight of "
+                f"{tuple(layers[name].frozen.shape)}."
+            ) from None
+    for name, layer in layers.items():
+        layer.write_tolerance = tolerances.get(name)
+    if deployment.seed is not None:
+        seconds = deployment.time_s
+        deployment.program(deployment.seed).drift_to(seconds)
+    return deployment
+
+
+def learned_tolerances(deployment: Deployment, factor: float = 1.0) -> dict[str, Tensor]:
+    """Return the write tolerances that the StochGRASP adapter of a deployment has learned.
+
+    A group's relative standard deviation, ``sigma_s / |mu_s|``, is that of each of its weights.
+    The tolerance of the group is that of a uniform error of this size for the root mean square of
+    its weights, so that small weights need no finer one.
+
+    Args:
+        deployment: With a digital StochGRASP adapter.
+        factor: Multiplies every tolerance, to trade accuracy for pulses.
+
+    Returns:
+        By layer, ``(1, D)``, the same for all features of a group.
+
+    Raises:
+        ValueError: The model has no StochGRASP layer on tiles.
+    """
+    found = {}
+    for module in deployment.model.modules():
+        if not isinstance(module, StochGraspLinear):
+            continue
+        layer: Any = module.get_base_layer()
+        if isinstance(layer, CrossbarLinear):
+            adapter = module.active_adapters[0]
+            scale, _ = module.means(adapter)
+            sigma, _ = module.sigmas(adapter)
+            relative = (sigma / scale.abs().clamp(min=1e-6)).detach()
+            group = module.group_of[adapter]
+            square = layer.targets().square().mean(0)
+            by_group = torch.zeros_like(relative).index_add_(0, group, square.to(relative))
+            count = torch.bincount(group, minlength=len(relative)).clamp(min=1)
+            size = (by_group / count).sqrt()
+            found[layer.name] = (factor / _UNIFORM * relative * size)[group][None]
+    if not found:
+        raise ValueError(
+            "The deployed model has no StochGRASP layer on tiles, whose learned standard "
+            "deviations are write tolerances: deploy a StochGRASP adapter, or give tolerances."
+        )
+    return found
+
+
+def selected_tolerances(
+    scores: Mapping[str, Tensor], share: float, tolerance: float
+) -> dict[str, Tensor]:
+    """Return tolerances that verify only the weights with the highest scores.
+
+    Args:
+        scores: By layer, ``(D_out, D)``; see `magnitudes` and `sensitivities`.
+        share: The share of all weights that is verified, from 0 to 1.
+        tolerance: Their tolerance; the others get a single pulse.
+
+    Raises:
+        ValueError: The share is not from 0 to 1.
+
+    Source:
+        Selective write-verify: Yan, Hu and Shi, SWIM, DAC 2022, arXiv 2202.08395.
+
+    Example:
+        >>> scores = {"dense": torch.tensor([[1.0, 3.0], [2.0, 0.0]])}
+        >>> selected_tolerances(scores, 0.5, 0.1)["dense"]
+        tensor([[   inf, 0.1000],
+                [0.1000,    inf]])
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}: a share from 0 to 1 is accepted.")
+    every = torch.cat([score.flatten() for score in scores.values()])
+    verified = round(share * len(every))
+    lowest = math.inf if not verified else every.kthvalue(len(every) - verified + 1).values
+    return {
+        name: torch.where(score >= lowest, tolerance, math.inf) for name, score in scores.items()
+    }
+
+
+def magnitudes(deployment: Deployment) -> dict[str, Tensor]:
+    """Return the magnitude of each weight by layer, in units of the column maximum."""
+    return {name: layer.targets().abs_() for name, layer in _layers(deployment).items()}
+
+
+def sensitivities(
+    deployment: Deployment, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return how much the loss depends on an error of each weight, by layer.
+
+    This is the diagonal of the empirical Fisher matrix, the mean squared gradient, which stands in
+    for SWIM's second derivative (choice of this project), in units of the column maximum, since
+    write errors are relative to it.
+
+    Args:
+        deployment: The deployment, for the scales of its columns.
+        model: The digital model; its weights do not change.
+        batches: Inputs with labels, one example each.
+
+    Returns:
+        By layer, ``(D_out, D)``.
+    """
+    on_chip = _layers(deployment)
+    layers = {
+        base_name(path): layer
+        for path, layer in frozen_layers(model, "all-linear")
+        if base_name(path) in on_chip
+    }
+    weights = [layer.weight for layer in layers.values()]
+    flags = [weight.requires_grad for weight in weights]
+    total = [torch.zeros_like(weight) for weight in weights]
+    model.eval()
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for batch in batches:
+            loss: Tensor = cast(Any, model)(**batch).loss
+            for square, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
+                square.addcmul_(gradient, gradient)
+    finally:
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
+    scores = {}
+    for (name, layer), square in zip(layers.items(), total, strict=True):
+        tiles = on_chip[name]
+        # The column maximum, in units of the weight; a weight of 0 has no scale and no score.
+        scale = (tiles.frozen / tiles.targets()).nan_to_num(0.0)
+        scores[name] = (square.T if isinstance(layer, Conv1D) else square) * scale.square()
+    return scores
+
+
+def mean_pulses(deployment: Deployment) -> float | None:
+    """Return the programming pulses per device; None if no write tolerance is set."""
+    layers = _layers(deployment, strict=False)
+    if all(layer.write_tolerance is None for layer in layers.values()):
+        return None
+    write, card = WriteTolerance(deployment.card), deployment.card
+    assert card.write is not None
+    total = 0.0
+    for layer in layers.values():
+        if layer.write_tolerance is None:
+            total += card.write.pulses * layer.cells
+        else:
+            pulses = write.pulses(layer.write_tolerance)
+            total += float(pulses.expand(layer.frozen.shape).sum())
+    return total / sum(layer.cells for layer in layers.values())
+
+
+def _layers(deployment: Deployment, strict: bool = True) -> dict[str, CrossbarLinear]:
+    """Return the layers on the tiles of this package, by name."""
+    layers = {
+        name: layer
+        for name, layer in deployment.layers.items()
+        if isinstance(layer, CrossbarLinear)
+    }
+    if strict and len(layers) < len(deployment.layers):
+        raise ValueError(
+            "Write tolerances need the tiles of this package, but aihwkit's are used: deploy with "
+            "tile='torch'."
+        )
+    return layers
