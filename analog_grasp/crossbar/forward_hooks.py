@@ -116,7 +116,7 @@ class ForwardHooks:
             if version_of(tensor) != version:
                 raise RuntimeError(
                     f"The parameter {name} was changed in place after the model was deployed: "
-                    "deploy the model again."
+                    "deploy the model again, or fit its adapter to the chip by recalibrate."
                 )
 
 

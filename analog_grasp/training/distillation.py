@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding
 from transformers.modeling_outputs import ModelOutput
 
+from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import Deployment
 from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.crossbar.forward_hooks import computed_digitally
@@ -21,6 +22,8 @@ from analog_grasp.training.converter_loop import StraightThrough
 Batch = dict[str, Tensor]
 HIDDEN_WEIGHT = 0.3
 """Default weight of the hidden states in the distillation loss."""
+# Of an adapter that has learned its task: half of what GRASP learns the task with.
+_LARGEST_RATE = 1e-2
 _ROUNDING = 1e-6
 _SHARE = 1e-3
 
@@ -113,6 +116,11 @@ def check_deployed(deployment: Deployment, model: nn.Module | None) -> PeftModel
     if not adapter_parameters(model):
         raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
     return model
+
+
+def refit_rate(model: nn.Module) -> float:
+    """Return the default learning rate of a fit on chips: the method's own, at most 0.01."""
+    return min(ADAPTERS[kind_of(model) or "lora"].learning_rate, _LARGEST_RATE)
 
 
 def count_devices(deployment: Deployment) -> int:

@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import Deployment
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
@@ -30,6 +29,7 @@ from analog_grasp.training.distillation import (
     descend,
     draw_examples,
     pick,
+    refit_rate,
 )
 from analog_grasp.training.layerwise import fit_least_squares, fit_statistics
 from analog_grasp.training.refinement import refine
@@ -136,7 +136,7 @@ def recalibrate(
             more parameters are then fitted, and the adapter that is kept has them.
         hidden_weight: Weight of the hidden states in the distillation loss, beside the outputs.
         steps: Optimiser steps of the method ``"gradient"``.
-        learning_rate: Its peak learning rate; by default that of the adapter's method.
+        learning_rate: Its peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Its batch size; by default 32, or all examples if they are fewer.
         seed: Seed of the examples, of those held out and of the batches.
         model: A model from `Deployment.attach`; by default ``deployment.model``.
@@ -178,7 +178,7 @@ def recalibrate(
     loss = _label_loss if labels else teacher.loss
     fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss)
     if method == "gradient":
-        rate = learning_rate or ADAPTERS[kind_of(chosen) or "lora"].learning_rate
+        rate = learning_rate or refit_rate(chosen)
         batch_size = min(batch_size or 32, len(fitted))
         known = [deployment] if backward == "target" else []
         _fit_by_gradient(fit, steps, rate, batch_size, seed, known)

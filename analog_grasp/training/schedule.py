@@ -189,7 +189,7 @@ def fit_schedule(
         task: The task, of which at most 2,000 training rows are drawn.
         times: The ages since programming.
         steps: Optimiser steps per age.
-        learning_rate: The peak learning rate; by default that of the adapter's method.
+        learning_rate: The peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Examples per step.
         seed: Seed of the examples and the chips.
         model: A model from `Deployment.attach`; by default ``deployment.model``.

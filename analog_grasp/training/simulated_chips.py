@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.registry import ADAPTERS, kind_of
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.tasks import Task
@@ -24,6 +23,7 @@ from analog_grasp.training.distillation import (
     descend,
     draw_examples,
     pick,
+    refit_rate,
 )
 from analog_grasp.utils.seed import derive_seed
 
@@ -57,7 +57,7 @@ def distil(
         task: The task, of which training rows are drawn.
         ages: The devices and their ages, such as ``"pcm-hermes-2@0s..1y"``; see `parse_ages`.
         steps: Optimiser steps.
-        learning_rate: The peak learning rate; by default that of the adapter's method.
+        learning_rate: The peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Examples per step.
         seed: Seed of the examples, the chips and the ages.
         advance: Called after every step.
@@ -130,7 +130,7 @@ def fit_on_chips(
         _share(student, parameters)
     count = len(next(iter(rows.values())))
     generator = torch.Generator().manual_seed(seed)
-    rate = learning_rate or ADAPTERS[kind_of(first) or "lora"].learning_rate
+    rate = learning_rate or refit_rate(first)
     index = 0
 
     def loss(step: int) -> Tensor:

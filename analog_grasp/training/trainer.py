@@ -283,14 +283,19 @@ def train(
         The output of `transformers.Trainer.train`: steps, mean loss and speed.
 
     Raises:
-        ValueError: The model has no trainable parameter; `injection` is negative; `shift_lr_ratio`
-            is not above 0; a device or a time is unknown, or a range of times reversed;
-            `converters` names a device without converters; `then` is given for a model without an
-            adapter; there is no checkpoint to resume from.
+        ValueError: The model is deployed, or has no trainable parameter; `injection` is negative;
+            `shift_lr_ratio` is not above 0; a device or a time is unknown, or a range of times
+            reversed; `converters` names a device without converters; `then` is given for a model
+            without an adapter; there is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
     """
+    if "forward_hooks" in vars(model):
+        raise ValueError(
+            "The model is on a chip, where its frozen weights give no gradient: train the digital "
+            "model and deploy it, or fit its adapter to the chip by recalibrate."
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
             "The model has no trainable parameter: wrap it with peft.get_peft_model, or load its "
