@@ -47,10 +47,10 @@ def main() -> None:
     task = ag.load_task(options.task, options.data_dir)
     model = load_adapter(options.adapter, options.model, task, False)
     print(f"digital: {task.evaluate(model):.3f}\n")
-    deployment = ag.deploy(model, options.device)
+    mapped = ag.deploy(model, options.device)
     rows = []
-    for label, tolerances in settings(deployment, model, task, options.examples):
-        set_write_tolerances(deployment, tolerances)
+    for label, tolerances in settings(mapped, model, task, options.examples):
+        deployment = set_write_tolerances(ag.deploy(model, options.device), tolerances)
         scores, errors = [], []
         for chip in range(options.repeats):
             deployment.program(chip).drift_to(options.time)
