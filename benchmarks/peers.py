@@ -127,13 +127,14 @@ def _answer(pipe: Connection, function: Callable[..., object], arguments: tuple[
 
 def _watched(function: Callable[..., object], arguments: tuple[object, ...]) -> Memory:
     # Not getrusage, whose maximum is inherited from the parent process.
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     function(*arguments)
-    return Memory(before, _status("VmHWM"))
+    return Memory(before, status("VmHWM"))
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Return a size of this process in bytes, such as VmRSS, by its name in /proc."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
 

@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
     ("script", "rows"),
     [
         ("memory.py", ["aihwkit, torch tile", "ours, bfloat16 from the file"]),
+        ("streaming.py", ["1", "5"]),
         ("program_drift.py", ["pcm-nandakumar2019", "pcm-hermes-1"]),
     ],
 )

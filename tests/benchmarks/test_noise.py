@@ -37,7 +37,9 @@ def test_tuning_training_measuring_and_resuming(noise, bert_folder, tmp_path, mo
 def test_interval_is_over_several_trainings(noise):
     def run(grasp, other):
         return [
-            noise.Measurement("reviews", "accuracy", adapter, 0, "digital", "pcm", 0.0, chip, 7, score)
+            noise.Measurement(
+                "reviews", "accuracy", adapter, 0, "digital", "pcm", 0.0, chip, 7, score
+            )
             for adapter, scores in (("grasp", grasp), ("stochgrasp", other))
             for chip, score in enumerate(scores)
         ]

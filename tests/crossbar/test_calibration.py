@@ -117,3 +117,17 @@ def test_the_output_layer_is_on_tiles_where_it_is_named(llama, tied):
     assert not torch.allclose(on_chip.model(input_ids=IDS).logits, expected, atol=1e-3)
     digital = [m.name for m in on_chip.report().digital]
     assert "model.embed_tokens" in digital
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"first_token": "digital"}])
+def test_generation_on_tiles_with_and_without_a_cache(llama, settings):
+    def texts(device, **generation):
+        model = deploy(llama, device, **settings).program(0).model
+        return model.generate(IDS, max_new_tokens=6, do_sample=False, **generation)
+
+    digital = llama.generate(IDS, max_new_tokens=6, do_sample=False)
+    for use_cache in (True, False):
+        assert torch.equal(texts("ideal", use_cache=use_cache), digital)
+        assert texts("pcm-hermes-2", use_cache=use_cache).shape == digital.shape
+    assert torch.equal(texts("pcm-hermes-2"), texts("pcm-hermes-2"))
