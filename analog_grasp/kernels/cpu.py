@@ -25,6 +25,8 @@ Ends = NDArray[np.int64]
 _NONE = np.empty(0, np.float32)
 _NO_MATRIX = np.empty((0, 0), np.float32)
 _NEXT = np.float32(1 / RADIX)
+# Larger products are computed in blocks of rows, for the memory: 64 MiB.
+_LARGEST_PRODUCT = 1 << 24
 
 
 @parallel_kernel
@@ -222,49 +224,59 @@ def read(
         y: Outputs, ``(N, D_out)``; updated in place.
     """
     rows, width = len(x), weight.shape[1]
-    if limbs is None:
-        out = _BUFFERS.get(rows * len(weight), torch.float32).view(rows, -1)
-        product = torch.mm(inputs.values, weight.float().T, out=out)
-    else:
-        size = len(limbs.values)
-        out = _BUFFERS.get(rows * size, torch.int32).view(rows, size)
-        product = multiply(inputs.values, limbs, out)
-    matrix = _NO_MATRIX
-    if isinstance(variance, Tensor):
-        step = 1.0 if limbs is None else settings.dac_step
-        matrix = (inputs.values.float().mul_(step).square_() @ variance.float().T).numpy()
     clipped = np.empty((rows, len(tiles)), np.bool_)
-    convert_outputs(
-        rows,
-        product.numpy(),
-        _NONE if limbs is None else limbs.unit.numpy(),
-        inputs.gain.numpy(),
-        scale.numpy(),
-        np.float32(settings.output_noise),
-        inputs.squares * np.float32(variance) if isinstance(variance, float) else _NONE,
-        matrix,
-        np.float32(settings.adc_step),
-        np.float32(settings.output_bound),
-        settings.iterative,
-        np.array([tile.start for tile in tiles] + [tiles[-1].stop]),
-        np.uint64(key),
-        _NONE if start is None else start.numpy(),
-        y.numpy(),
-        clipped,
-    )
+    block = max(_LARGEST_PRODUCT // (len(weight) if limbs is None else len(limbs.values)), 1)
+    for begin in range(0, rows, block):
+        part = slice(begin, begin + block)
+        values = inputs.values[part]
+        convert_outputs(
+            len(values),
+            _product(values, weight, limbs).numpy(),
+            _NONE if limbs is None else limbs.unit.numpy(),
+            inputs.gain[part].numpy(),
+            scale.numpy(),
+            np.float32(settings.output_noise),
+            inputs.squares[part] * np.float32(variance) if isinstance(variance, float) else _NONE,
+            _output_variance(values, variance, 1.0 if limbs is None else settings.dac_step),
+            np.float32(settings.adc_step),
+            np.float32(settings.output_bound),
+            settings.iterative,
+            np.array([tile.start for tile in tiles] + [tiles[-1].stop]),
+            np.uint64(key + begin),
+            _NONE if start is None else start.numpy(),
+            y[part].numpy(),
+            clipped[part],
+        )
     if not (settings.iterative and clipped.any()):
         return
     for tile, mask in zip(tiles, clipped.T, strict=True):
         if mask.any():
             chosen = torch.from_numpy(mask.nonzero()[0])
-            part = x[chosen, first : first + width]
+            part_of_x = x[chosen, first : first + width]
             again = read_again(
-                part, weight[tile], of_tile(variance, tile), settings, input_range, key
+                part_of_x, weight[tile], of_tile(variance, tile), settings, input_range, key
             )
             y[chosen, tile] += again * scale[tile]
 
 
 _BUFFERS = Buffers()
+
+
+def _product(values: Tensor, weight: Tensor, limbs: Limbs | None) -> Tensor:
+    """Return analog products or sums of limbs, in a buffer of this thread."""
+    if limbs is None:
+        out = _BUFFERS.get(len(values) * len(weight), torch.float32).view(len(values), -1)
+        return torch.mm(values, weight.float().T, out=out)
+    size = len(limbs.values)
+    out = _BUFFERS.get(len(values) * size, torch.int32).view(len(values), size)
+    return multiply(values, limbs, out)
+
+
+def _output_variance(values: Tensor, variance: Variance, step: float) -> Floats:
+    """Return the variance of each output where that of the weights differs; else none."""
+    if not isinstance(variance, Tensor):
+        return _NO_MATRIX
+    return (values.float().mul_(step).square_() @ variance.float().T).numpy()
 
 
 def column_readout(
