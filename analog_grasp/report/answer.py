@@ -1,6 +1,6 @@
 """Answer of a comparison: which adapter, on which device, for how long, as a sentence and a table.
 
-A score is kept while it is at least 95 % of that of the adapter's digital model.
+A score is retained while it is at least 95 % of that of the adapter's digital model.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from analog_grasp.study.statistics import PairedDifference, Summary, Variant, is
 from analog_grasp.utils.time import format_time
 from analog_grasp.utils.types import LOWER_IS_BETTER
 
-KEPT = 0.95
-"""Share of the digital model's score down to which a score is kept."""
+RETAINED = 0.95
+"""Share of the digital model's score down to which it counts as retained."""
 ANSWER_LEGEND = (
     "Mean ± 95 % interval. Marks compare with the first adapter on the same chips: ▲ better, ▼"
     " worse, * also after Holm's correction."
@@ -41,12 +41,12 @@ _KINDS = {"grasp": "Deterministic", "stochgrasp": "Stochastic"}
 
 @dataclass(frozen=True)
 class Lifetime:
-    """How long a variant keeps its score on a device.
+    """Time for which a variant retains its score on a device.
 
     Attributes:
         label: Label of the variant.
         device: Name of the device.
-        seconds: The last drift time up to which every mean is kept; None if none is.
+        seconds: The last drift time up to which every mean is retained; None if none is.
         last: The score at the last time that was measured.
     """
 
@@ -90,16 +90,16 @@ def lifetimes(
             if cells:
                 # A recalibrated adapter is compared with the adapter before it.
                 start = digital.get(variant.adapter.partition("+")[0], cells[0].mean)
-                seconds = _kept_until(cells, start)
+                seconds = _retained_until(cells, start)
                 found.append(Lifetime(row.label, table.device, seconds, cells[-1]))
     return found
 
 
-def _kept_until(cells: Sequence[Summary], start: float) -> float | None:
+def _retained_until(cells: Sequence[Summary], start: float) -> float | None:
     seconds = None
     for cell in cells:
         lower = cell.metric in LOWER_IS_BETTER
-        if (cell.mean > start / KEPT) if lower else (cell.mean < KEPT * start):
+        if (cell.mean > start / RETAINED) if lower else (cell.mean < RETAINED * start):
             break
         seconds = cell.time_s
     return seconds
@@ -114,7 +114,7 @@ def answer(measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord
     """Return the answer of a comparison as one sentence.
 
     Adapters are called better or worse by the differences that are significant after Holm's
-    correction. The device is the one on which the score is kept longest, then the one with the
+    correction. The device is the one on which the score is retained longest, then the one with the
     best score at the last time.
 
     Args:
@@ -138,8 +138,8 @@ def answer(measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord
     devices = len({life.device for life in found})
     name = best.label if choice or reason else "it"
     known = best.label.partition("+")[0].partition(" ")[0] in {r.adapter for r in adapters}
-    share = f"{100 * KEPT:.0f} % of its {'digital' if known else 'first'} {best.last.metric}"
-    result = f"{name} {_kept(best, devices, share)}"
+    share = f"{100 * RETAINED:.0f} % of its {'digital' if known else 'first'} {best.last.metric}"
+    result = f"{name} {_retained(best, devices, share)}"
     return f"{choice or best.label}, on {best.device}{duration}: {reason}{result}."
 
 
@@ -204,21 +204,21 @@ def _conditions(count: int) -> str:
     return f"{count} condition{'' if count == 1 else 's'}"
 
 
-def _kept(best: Lifetime, devices: int, share: str) -> str:
-    """Return how well the best variant keeps a share of its score."""
+def _retained(best: Lifetime, devices: int, share: str) -> str:
+    """Return how well the best variant retains a share of its score."""
     unit = " %" if is_fraction(best.last.metric) else ""
     score = f"{interval_text(best.last, best.last.metric)}{unit} at {format_time(best.last.time_s)}"
     if best.seconds is None:
         among = f", the best of {devices} devices" if devices > 1 else ""
-        return f"does not keep {share}, and has {score}{among}"
+        return f"does not retain {share}, and has {score}{among}"
     among = f" (the longest of {devices} devices)" if devices > 1 else ""
-    return f"keeps {share} there{among} and has {score}"
+    return f"retains {share} there{among} and has {score}"
 
 
 def answer_table(
     measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord] = ()
 ) -> TextTable:
-    """Return one table of all devices: scores over time, and how long they are kept."""
+    """Return one table of all devices: scores over time, and how long they are retained."""
     tables = main_tables(measurements, adapters)
     measured = ordered_variants(measurements, adapters)
     lives = {(life.device, life.label): life for life in lifetimes(tables, measured, adapters)}
@@ -228,15 +228,17 @@ def answer_table(
         for index, (variant, row) in enumerate(zip(measured, table.scores, strict=True)):
             differences = table.differences[index - 1].differences if index else ()
             life = lives.get((table.device, row.label))
-            kept = MISSING if life is None or life.seconds is None else format_time(life.seconds)
+            retained = (
+                MISSING if life is None or life.seconds is None else format_time(life.seconds)
+            )
             entries = (
                 Entry(_digital_text(digital, variant, table.metric)),
                 *_score_entries(row, differences, table.metric),
-                Entry(kept),
+                Entry(retained),
             )
             rows.append(TextRow(f"{table.device}, {row.label}", entries))
     times = (format_time(time) for time in tables[0].times)
-    columns = ("device, adapter", "digital", *times, f"{100 * KEPT:.0f} % kept for")
+    columns = ("device, adapter", "digital", *times, f"{100 * RETAINED:.0f} % retained for")
     return TextTable(f"{metric_title(tables[0].metric)} on {tables[0].task}", columns, tuple(rows))
 
 

@@ -42,8 +42,9 @@ METHODOLOGY = (
     " be better or worse by chance in about one condition in twenty. Differences marked with * are"
     " also significant at the level of 5 % after Holm's correction over all differences of the same"
     " task and metric (paired t-test).",
-    "A score is kept up to the last time before its mean falls below 95 % of that of the digital"
-    " model. The 5th percentile of the chips is that of the scores of one training on one chip.",
+    "A score is retained up to the last time before its mean falls below 95 % of that of the"
+    " digital model. The 5th percentile of the chips is that of the scores of one training on one"
+    " chip.",
     "Devices and chips are simulated.",
 )
 _ONE_TRAINING = (

@@ -160,7 +160,7 @@ def complete_table(values: Mapping[Repetition, float]) -> NDArray[np.float64]:
     """Return the largest complete table of trainings and chips, of shape (I, J).
 
     It has the first I trainings, and the chips on which all of these were measured; a run that is
-    interrupted while it grows has further values, which are left out until they are complete.
+    interrupted while it grows has further values, which are ignored until they are complete.
 
     Args:
         values: By training and chip, at least one.

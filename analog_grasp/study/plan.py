@@ -80,14 +80,14 @@ def make_plan(
         if not all(tables.values()) and trainings < limit:
             return Plan(trainings, chips)
         widest = {d: max(found, key=_width) for d, found in tables.items() if found}
-        wide = {d: _Spread.of(t) for d, t in widest.items() if _width(t) > run.until_ci}
+        wide = {d: _Variances.of(t) for d, t in widest.items() if _width(t) > run.until_ci}
         growing = {d: s for d, s in wide.items() if s.narrowed_by_chips(run.repeats_limit)}
         if trainings < limit and _training_gain(wide, chips) > _chip_gain(growing):
             trainings += 1
         elif growing:
-            for device, spread in growing.items():
+            for device, variances in growing.items():
                 most = min(2 * chips[device], run.repeats_limit)
-                chips[device] = spread.chips_needed(run.until_ci, most)
+                chips[device] = variances.chips_needed(run.until_ci, most)
         else:
             return Plan(trainings, chips)
 
@@ -125,7 +125,7 @@ class _Scores:
         return [*scores.values(), *differences]
 
 
-class _Spread(NamedTuple):
+class _Variances(NamedTuple):
     """Variances by which a table's mean is expected to vary, for any number of values.
 
     Attributes:
@@ -141,7 +141,7 @@ class _Spread(NamedTuple):
     rest: float
 
     @classmethod
-    def of(cls, table: NDArray[np.float64]) -> "_Spread":
+    def of(cls, table: NDArray[np.float64]) -> "_Variances":
         trainings, chips = table.shape
         if trainings == 1:
             return cls(trainings, chips, 0.0, float(table.var(ddof=1)) if chips > 1 else 0.0, 0.0)
@@ -184,13 +184,13 @@ def _width(table: NDArray[np.float64]) -> float:
     return float(half_widths(table.std(ddof=1) / math.sqrt(chips), chips - 1))
 
 
-def _training_gain(wide: Mapping[str, _Spread], chips: Mapping[str, int]) -> float:
+def _training_gain(wide: Mapping[str, _Variances], chips: Mapping[str, int]) -> float:
     """Return by how much a training narrows the widest intervals, per cell that it adds."""
     gain = sum(s.half_width() - s.half_width(more_trainings=1) for s in wide.values())
     return gain / sum(chips.values())
 
 
-def _chip_gain(growing: Mapping[str, _Spread]) -> float:
+def _chip_gain(growing: Mapping[str, _Variances]) -> float:
     """Return by how much a chip of each device narrows its widest interval, per cell it adds."""
     gain = sum(s.half_width() - s.half_width(more_chips=1) for s in growing.values())
     return gain / sum(s.trainings for s in growing.values()) if growing else 0.0

@@ -25,7 +25,7 @@ from analog_grasp.study.records import Measurement
 from analog_grasp.utils.types import LOWER_IS_BETTER
 
 TAIL = 5
-"""Percentile of the chips that is stated beside the mean, counted from the worst."""
+"""Percentile of the chips that is stated with the mean, counted from the worst."""
 # Beginnings of the names of scores that are fractions of one.
 _FRACTIONS = (
     *("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge"),

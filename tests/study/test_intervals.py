@@ -122,7 +122,7 @@ def test_what_varies_decides_about_the_interval():
     assert table_estimate(np.full((2, 3), 0.1)) == (0.1, 0.1, 0.1, 0.0)
 
 
-def test_incomplete_trainings_are_left_out():
+def test_incomplete_trainings_are_ignored():
     values = {(i, (j, j)): 10.0 * i + j for i, j in product(range(3), range(4))}
     assert complete_table(values).shape == (3, 4)
     # The third training was measured on one chip only, the second on three.
