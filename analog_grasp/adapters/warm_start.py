@@ -37,6 +37,12 @@ def start_from(model: PeftModel, path: str | Path) -> None:
             f"The adapter in {path} is of the model {names[0]} and cannot start one of {names[1]}: "
             "give one that was trained on the same model."
         )
+    methods = [str(each.peft_type).rpartition(".")[2] for each in (saved, config)]
+    if methods[0] != methods[1] and methods != ["GRASP", "STOCHGRASP"]:
+        raise ValueError(
+            f"The adapter in {path} is of the method {methods[0]} and cannot start one of "
+            f"{methods[1]}: give one of the same method, or a GRASP adapter for StochGRASP."
+        )
     for name in _SAME:
         there, here = getattr(saved, name, None), getattr(config, name, None)
         if there != here:
@@ -45,7 +51,7 @@ def start_from(model: PeftModel, path: str | Path) -> None:
                 "give the same setting."
             )
     state = load_peft_weights(str(path), device="cpu")
-    if str(saved.peft_type) != str(config.peft_type):
+    if methods[0] != methods[1]:
         state = {name.replace(".grasp_", ".stochgrasp_"): v for name, v in state.items()}
     adapter = str(model.active_adapter)
     own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)

@@ -84,9 +84,9 @@ def test_an_adapter_that_does_not_fit_raises_one_sentence(adapted, saved, make_m
     with pytest.raises(ValueError, match="method, layers, groups and task must be the same"):
         start_from(adapted(target_modules=["query"]), folder)
     adapted(StochGraspConfig).save_pretrained(str(tmp_path / "s"), save_embedding_layers=False)
-    with pytest.raises(ValueError, match="cannot start this one"):
+    with pytest.raises(ValueError, match="STOCHGRASP and cannot start one of GRASP"):
         start_from(adapted(), tmp_path / "s")
     model = make_model("bert")
     model.config._name_or_path = model.name_or_path = "mine/bert"
-    with pytest.raises(ValueError, match="cannot start this one"):
+    with pytest.raises(ValueError, match="GRASP and cannot start one of BITFIT"):
         start_from(adapt(model, "bitfit"), folder)
