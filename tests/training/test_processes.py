@@ -42,6 +42,8 @@ bits, drawn = trained("full", injection=0.1)
 contiguous = {name: value.contiguous() for name, value in bits.items()}
 save_file(contiguous, folder / f"noisy-{batch_size}-{rank}.safetensors")
 save_file({"drawn": drawn[0]}, folder / f"drawn-{batch_size}-{rank}.safetensors")
+stages = {"then": "pcm-hermes-2@0s..1y", "then_steps": 3}
+save_file(trained("grasp", **stages)[0], folder / f"stages-{batch_size}-{rank}.safetensors")
 """
 
 
@@ -78,6 +80,9 @@ def test_two_processes_equal_one_with_twice_the_batch_size(folder):
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-4)
         assert torch.equal(first[name], second[name])
+    stages = read("stages-8-0")
+    for name, value in read("stages-8-1").items():
+        assert torch.equal(value, stages[name])
     # Each process draws its own noise, also on trainable weights; the results agree.
     assert not torch.equal(read("drawn-8-0")["drawn"], read("drawn-8-1")["drawn"])
     assert torch.equal(read("drawn-8-0")["drawn"], read("drawn-16-0")["drawn"])
