@@ -2,6 +2,7 @@
 
 import pytest
 
+from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.study.config import StudyConfig
 from analog_grasp.tuning import optuna_study
 from analog_grasp.tuning.optuna_study import first_values
@@ -21,7 +22,7 @@ def test_the_given_settings_come_first_then_those_without_the_loss(formula, sett
 def test_a_given_zero_is_not_tried_twice():
     space = search_space(["noise_weight", "groups"])
     assert first_values(StudyConfig().replace(noise_weight=0), space) == [
-        {"noise_weight": 0.0, "groups": 16}
+        {"noise_weight": 0.0, "groups": StudyConfig().training.groups}
     ]
 
 
@@ -55,7 +56,7 @@ def test_several_settings_are_searched_in_their_ranges(formula, settings, tmp_pa
     first, without, *others = tuning.trials()
     # The learning rate is the adapter's own where none is given.
     given = {"noise_weight": 1.0, "noise_target": 0.1, "groups": 4, "injection": 0.04}
-    assert first.values == given | {"learning_rate": 0.01}
+    assert first.values == given | {"learning_rate": ADAPTERS["stochgrasp"].learning_rate}
     assert without.values == first.values | {"noise_weight": 0.0}
     for trial in others:
         assert trial.values["groups"] in range(2, 9)
