@@ -25,7 +25,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from analog_grasp import deploy
 from analog_grasp.crossbar.chip_layer import chip_layer
 
-CARD = "pcm-hermes-2"
 SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
 MIB = 2**20
@@ -35,6 +34,7 @@ HEADER = ("layers", "weights", "on tiles, MiB", "largest layer, MiB", "memory, M
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 5], help="layers of the model")
+    parser.add_argument("--device", default="pcm-hermes-2", help="the device card")
     parser.add_argument("--quick", action="store_true", help="a tiny shape")
     asked = parser.parse_args()
     print(f"{machine()}\n")
@@ -43,7 +43,7 @@ def main() -> None:
         shape = (SMALL if asked.quick else SHAPE) | {"num_hidden_layers": layers}
         with tempfile.TemporaryDirectory() as folder:
             write_sparse(shape, Path(folder) / "model.safetensors")
-            weights, largest, memory = apart(deployed, shape, folder)
+            weights, largest, memory = apart(deployed, shape, folder, asked.device)
         figures = (2 * weights, 2 * largest, memory, memory - 2 * weights)
         rows.append((str(layers), f"{weights:,}", *(f"{n / MIB:,.0f}" for n in figures)))
     print(markdown(HEADER, rows))
@@ -69,7 +69,7 @@ def write_sparse(shape: dict[str, int], path: Path) -> None:
 
 
 @torch.no_grad()
-def deployed(shape: dict[str, int], folder: str) -> tuple[int, int, int]:
+def deployed(shape: dict[str, int], folder: str, device: str) -> tuple[int, int, int]:
     """Return the weights on tiles, those of the largest layer, and the memory in bytes."""
     before, memory, done = status("RssAnon"), [0], threading.Event()
 
@@ -79,7 +79,7 @@ def deployed(shape: dict[str, int], folder: str) -> tuple[int, int, int]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    chip = deploy(empty(shape), CARD, weights=folder, inplace=True, dtype=torch.bfloat16)
+    chip = deploy(empty(shape), device, weights=folder, inplace=True, dtype=torch.bfloat16)
     chip.program(0).drift_to("1d")
     assert chip.model(input_ids=torch.arange(4)[None]).logits.isfinite().all()
     done.set()

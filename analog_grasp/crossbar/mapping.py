@@ -69,7 +69,7 @@ def column_scale(
 
 def _least_error(weight: Tensor, largest: Tensor, card: DeviceCard) -> Tensor:
     """Return the best of the candidates for each column, ``(D_out,)``, from its histogram."""
-    noise = profile(card, _CLIP_TIME)
+    noise = profile(card, "0s" if card.drift is None else _CLIP_TIME)
     # That of the drift compensation.
     gain = float((noise.values**2).sum() / (noise.values * noise.mean).sum())
     unit = weight / torch.where(largest > 0, largest, 1.0)[:, None]
