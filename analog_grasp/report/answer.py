@@ -18,10 +18,11 @@ from analog_grasp.report.tables import (
     TextTable,
     comparison_tables,
     difference_mark,
-    digital_scores,
+    digital_means,
     interval_text,
     metric_title,
     ordered_variants,
+    percent,
     score_text,
     verdict,
 )
@@ -82,7 +83,7 @@ def lifetimes(
         measured: The variants in the order of the tables.
         adapters: Give the digital scores; a variant without one is compared with its first score.
     """
-    digital = _digital(tables[0], adapters)
+    digital = digital_means(tables[0], adapters)
     found = []
     for table in tables:
         for variant, row in zip(measured, table.scores, strict=True):
@@ -103,11 +104,6 @@ def _retained_until(cells: Sequence[Summary], start: float) -> float | None:
             break
         seconds = cell.time_s
     return seconds
-
-
-def _digital(table: DeviceTable, adapters: Sequence[AdapterRecord]) -> dict[str, float]:
-    found = digital_scores(table.task, table.metric, adapters)
-    return {adapter: score.mean for adapter, score in found.items()}
 
 
 def answer(measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord] = ()) -> str:
@@ -152,7 +148,7 @@ def _comparison(tables: Sequence[DeviceTable]) -> tuple[str, str | None, str]:
     if len(rows) != 1:
         if not any(count.tested for count in counts):
             return "", None, ""
-        tested = _conditions(max(count.tested for count in counts))
+        tested = conditions(max(count.tested for count in counts))
         pairs = zip(rows, counts, strict=True)
         listed = ", ".join(f"{row.adapter} {c.better} / {c.worse}" for row, c in pairs)
         return "", None, f"better / worse than {rows[0].baseline}: {listed} of {tested}; "
@@ -160,7 +156,7 @@ def _comparison(tables: Sequence[DeviceTable]) -> tuple[str, str | None, str]:
     both = f"{row.adapter} and {row.baseline}"
     if not count.tested:
         return "", None, f"{both} share a single chip, too few to compare them; "
-    among = f"of {_conditions(count.tested)}"
+    among = f"of {conditions(count.tested)}"
     known = {row.adapter, row.baseline} == set(_KINDS)
     if not count.better and not count.worse:
         reason = f"{both} differ significantly in none {among}{count.span}; "
@@ -200,14 +196,17 @@ def _mean(cell: PairedDifference) -> float:
     return cell.mean
 
 
-def _conditions(count: int) -> str:
+def conditions(count: int) -> str:
+    """Return a number of conditions as text."""
     return f"{count} condition{'' if count == 1 else 's'}"
 
 
 def _retained(best: Lifetime, devices: int, share: str) -> str:
     """Return how well the best variant retains a share of its score."""
-    unit = " %" if is_fraction(best.last.metric) else ""
-    score = f"{interval_text(best.last, best.last.metric)}{unit} at {format_time(best.last.time_s)}"
+    last = best.last
+    score = (
+        f"{interval_text(last, last.metric)}{percent(last.metric)} at {format_time(last.time_s)}"
+    )
     if best.seconds is None:
         among = f", the best of {devices} devices" if devices > 1 else ""
         return f"does not retain {share}, and has {score}{among}"
@@ -222,7 +221,7 @@ def answer_table(
     tables = main_tables(measurements, adapters)
     measured = ordered_variants(measurements, adapters)
     lives = {(life.device, life.label): life for life in lifetimes(tables, measured, adapters)}
-    digital = _digital(tables[0], adapters)
+    digital = digital_means(tables[0], adapters)
     rows = []
     for table in tables:
         for index, (variant, row) in enumerate(zip(measured, table.scores, strict=True)):

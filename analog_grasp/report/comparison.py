@@ -19,7 +19,6 @@ from analog_grasp.report.figures import (
     NoiseScores,
     accuracy_vs_drift,
     accuracy_vs_noise,
-    digital_means,
     draw_drift,
     draw_noise,
     draw_utilisation,
@@ -62,9 +61,11 @@ from analog_grasp.report.tables import (
     adapter_text,
     comparison_tables,
     device_text,
+    digital_means,
     interval_text,
     metric_title,
     ordered_variants,
+    percent,
     score_text,
     settings_text,
 )
@@ -77,7 +78,7 @@ from analog_grasp.study.records import (
     write_csv,
     write_parquet,
 )
-from analog_grasp.study.statistics import Variant, is_fraction
+from analog_grasp.study.statistics import Variant
 from analog_grasp.study.variants import TreatmentCost
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
@@ -339,7 +340,7 @@ def _digital_series(
     for index, adapter in enumerate(dict.fromkeys(variant.adapter for variant in measured)):
         if adapter in scores:
             tokens = [switches.variant(v) for v in measured if v.adapter == adapter]
-            score = score_text(scores[adapter], metric) + _percent(metric)
+            score = score_text(scores[adapter], metric) + percent(metric)
             label = f"{adapter}, digital model: {score}"
             series[f"digital{index}"] = Series(" ".join(tokens), [label])
     return series
@@ -356,7 +357,7 @@ def _score_series(
     for index, row in rows.items():
         tokens = switches.variant(measured[index])
         labels = [
-            f"{row.label}, {condition}: {interval_text(cell, cell.metric)}{_percent(cell.metric)},"
+            f"{row.label}, {condition}: {interval_text(cell, cell.metric)}{percent(cell.metric)},"
             f" {cell.n} chip{'' if cell.n == 1 else 's'}"
             for condition, cell in zip(conditions, row.summaries, strict=True)
             if cell
@@ -364,10 +365,6 @@ def _score_series(
         series[f"series{index}"] = Series(tokens, labels)
         series |= {f"band{index}{part}": Series(tokens, ()) for part in ("", "-0", "-1", "-2")}
     return series
-
-
-def _percent(metric: str) -> str:
-    return " %" if is_fraction(metric) else ""
 
 
 def _noise_charts(

@@ -38,7 +38,7 @@ from analog_grasp.report.tables import (
     DeviceTable,
     ScoreRow,
     comparison_tables,
-    digital_scores,
+    digital_means,
     metric_title,
     ordered_variants,
 )
@@ -238,12 +238,6 @@ def _points(row: ScoreRow, positions: Sequence[float], metric: str) -> np.ndarra
             low, high = (cell.mean if end is None else end for end in (cell.low, cell.high))
             points.append([x, *(unit(metric) * score for score in (cell.mean, low, high))])
     return np.array(points).reshape(-1, 4).T
-
-
-def digital_means(table: DeviceTable, adapters: Sequence[AdapterRecord]) -> dict[str, float]:
-    """Return the scores of the digital models by adapter, means over its trainings."""
-    found = digital_scores(table.task, table.metric, adapters)
-    return {adapter: score.mean for adapter, score in found.items()}
 
 
 def score_limits(

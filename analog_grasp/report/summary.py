@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from analog_grasp.report.answer import ANSWER_LEGEND, answer, answer_table
+from analog_grasp.report.answer import ANSWER_LEGEND, answer, answer_table, conditions
 from analog_grasp.report.tables import (
     LEGEND,
     MARKS,
@@ -22,6 +22,7 @@ from analog_grasp.report.tables import (
     markdown_bullets,
     markdown_escape,
     markdown_table,
+    percent,
     settings_text,
 )
 from analog_grasp.report.treatments import treatment_text
@@ -137,9 +138,8 @@ def findings(
 
 
 def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
-    """Return an overview of several variants, then the differences of each from the first."""
-    sentences, overview = [], []
-    subject, conditions = f"{tables[0].task}, {tables[0].metric}", 0
+    """Return the differences of each variant from the first."""
+    sentences, subject = [], f"{tables[0].task}, {tables[0].metric}"
     for index, row in enumerate(tables[0].differences):
         all_cells = (table.differences[index].differences for table in tables)
         cells = [cell for row_cells in all_cells for cell in row_cells if cell and cell.n]
@@ -148,31 +148,18 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
         if tested:
             sentences.append(
                 f"{row.adapter} is better than {row.baseline} in {counts['better']} of"
-                f" {_conditions(tested)} (device and time), worse in {counts['worse']} and not"
+                f" {conditions(tested)} (device and time), worse in {counts['worse']} and not"
                 f" significantly different in {counts['not significant']}{_corrected(cells)}"
                 f" ({subject})."
             )
-            conditions = max(conditions, tested)
-            overview.append(f"{row.adapter} {counts['better']} / {counts['worse']}")
         if counts["open"]:
             sentences.append(
                 f"{row.adapter} and {row.baseline} share a single chip instance in"
-                f" {_conditions(counts['open'])} ({subject}), too few for an interval."
+                f" {conditions(counts['open'])} ({subject}), too few for an interval."
             )
         if len(cells) > 1:
             sentences.append(_extremes(row.adapter, row.baseline, cells))
-    if len(overview) > 1:
-        baseline = tables[0].differences[0].baseline
-        sentences.insert(
-            0,
-            f"Of {_conditions(conditions)} (device and time), better / worse than {baseline} in:"
-            f" {', '.join(overview)} ({subject}).",
-        )
     return sentences
-
-
-def _conditions(count: int) -> str:
-    return f"{count} condition{'' if count == 1 else 's'}"
 
 
 def _corrected(cells: Sequence[PairedDifference]) -> str:
@@ -210,9 +197,8 @@ def _ranges(tables: Sequence[DeviceTable]) -> list[str]:
 
 
 def _score(cell: Summary) -> str:
-    unit = " %" if is_fraction(cell.metric) else ""
     where = f"{cell.device} at {format_time(cell.time_s)}"
-    return f"{interval_text(cell, cell.metric)}{unit} on {where}"
+    return f"{interval_text(cell, cell.metric)}{percent(cell.metric)} on {where}"
 
 
 def _gaps(measurements: Sequence[Measurement]) -> list[str]:

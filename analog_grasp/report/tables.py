@@ -199,6 +199,11 @@ def metric_title(metric: str) -> str:
     return f"{metric} (%)" if is_fraction(metric) else metric
 
 
+def percent(metric: str) -> str:
+    """Return the unit that follows a score in a sentence."""
+    return " %" if is_fraction(metric) else ""
+
+
 def score_text(value: float, metric: str) -> str:
     """Return a score as text, in per cent for a fraction.
 
@@ -258,6 +263,12 @@ def digital_scores(
         if record.task == task and metric in record.digital:
             found.setdefault(record.adapter, []).append(record.digital[metric])
     return {adapter: estimate(scores) for adapter, scores in found.items()}
+
+
+def digital_means(table: DeviceTable, adapters: Sequence[AdapterRecord]) -> dict[str, float]:
+    """Return the scores of the digital models for a table, means over trainings by adapter."""
+    found = digital_scores(table.task, table.metric, adapters)
+    return {adapter: score.mean for adapter, score in found.items()}
 
 
 def _number(value: float, metric: str, sign: str) -> str:

@@ -1,6 +1,5 @@
 """Findings and summary of a comparison."""
 
-import re
 from dataclasses import replace
 
 from analog_grasp.report.summary import coverage, findings, summary_markdown
@@ -56,12 +55,8 @@ def test_every_metric_has_its_own_finding(measurements):
 
 def test_the_first_of_several_comparisons_names_every_adapter(make):
     names = ("grasp", "stochgrasp", "lora")
-    _, first, *_ = findings(make(adapters=names)[0])
-    pattern = (
-        r"Of 6 conditions \(device and time\), better / worse than grasp in: stochgrasp \d / \d,"
-        r" lora \d / \d \(reviews, accuracy\)\."
-    )
-    assert re.fullmatch(pattern, first)
+    first, *_ = findings(make(adapters=names)[0])
+    assert "better / worse than grasp: stochgrasp 0 / 0, lora 0 / 0 of 6 conditions;" in first
 
 
 def test_a_partial_grid_is_reported(measurements):
