@@ -1,4 +1,4 @@
-"""The table of what recalibrated and scheduled adapters cost, beside their gain."""
+"""Table of the costs of recalibrated and scheduled adapters."""
 
 from collections.abc import Sequence
 

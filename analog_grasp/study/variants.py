@@ -82,7 +82,7 @@ class TreatmentCost:
 
 
 def treatment_costs(directory: Path) -> list[TreatmentCost]:
-    """Return the costs of the treatments of a run, read from the files beside its adapters.
+    """Return the costs of the treatments of a run, read from the files that its adapters have.
 
     Args:
         directory: The run's folder.
