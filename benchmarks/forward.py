@@ -4,10 +4,10 @@ The peers take turns on the same batches: the digital model, aihwkit's torch and
 aihwkit-lightning if it is installed, and this package ("ours"). 8-bit converters, output noise
 0.04, inputs scaled by their maximum, iterative bound management, tiles of 512 x 512, column-wise
 scaling, digital bias. No programming noise and no drift, which take no time in a forward pass.
-"Fast" stores the weights in bfloat16 (`--precision fast`).
+"Fast" rounds the weights to 8 bits (`--precision fast`).
 
     python benchmarks/forward.py --data-dir path/to/glue     # MiniLM over SST-2's 872 sentences
-    python benchmarks/forward.py --shapes                    # two layers of larger models
+    python benchmarks/forward.py --shapes                    # two or three layers of larger models
 
 "aihwkit-lightning" has no bound management; fixed input ranges are the same for both packages.
 Prints Markdown tables; a few minutes each on 2 cores.
@@ -24,7 +24,16 @@ from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfi
 from aihwkit_peer import configured, converted, digital_layers, with_linear_layers
 from peers import interleaved, machine, ratio_table
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from analog_grasp import DeviceCard, deploy, load_task
 from analog_grasp.crossbar.linear import CrossbarLinear
@@ -34,7 +43,7 @@ from analog_grasp.tasks.models import load_base_model
 BATCH = 64
 RANGE = 4.0
 """The fixed input range; its value does not affect the time."""
-# Two layers of each: the time is proportional to their number.
+# Few layers of each: the time is proportional to their number.
 SHAPES: dict[str, Callable[[], nn.Module]] = {
     "RoBERTa-base": lambda: RobertaModel(RobertaConfig(num_hidden_layers=2, vocab_size=1000)),
     "RoBERTa-large": lambda: RobertaModel(
@@ -49,7 +58,20 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
     "GPT-2 Medium": lambda: with_linear_layers(
         GPT2Model(GPT2Config(n_layer=2, n_embd=1024, n_head=16, vocab_size=1000))
     ),
+    "SmolLM2-135M": lambda: LlamaModel(
+        LlamaConfig(
+            num_hidden_layers=3,
+            vocab_size=1000,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+        )
+    ),
 }
+SIZES = ((1, 16), (1, 128), (64, 16), (64, 128))
+# Generation reads few vectors, a prompt many.
+SIZES_OF = {"SmolLM2-135M": ((1, 1), (1, 512))}
 
 type Batch = dict[str, Tensor]
 
@@ -69,8 +91,8 @@ def main() -> None:
         print(table("tiny BERT", BertModel(tiny), [tokens(4, 8)], 1))
     elif asked.shapes is not None:
         for name in asked.shapes or SHAPES:
-            for size, length in ((1, 16), (1, 128), (64, 16), (64, 128)):
-                title = f"{name}, 2 layers, batch {size}, sequence {length}"
+            for size, length in SIZES_OF.get(name, SIZES):
+                title = f"{name}, batch {size}, sequence {length}"
                 print(table(title, SHAPES[name](), [tokens(size, length)], asked.repeats), "\n")
     else:
         model, batches = minilm(asked.data_dir)
@@ -99,7 +121,8 @@ def table(title: str, model: nn.Module, batches: Sequence[Batch], repeats: int) 
     """Return the table of the seconds of every peer and their ratio to the digital model."""
 
     def reader(peer: nn.Module) -> Callable[[], None]:
-        @torch.inference_mode()
+        # As tasks evaluate.
+        @torch.no_grad()
         def read() -> None:
             for batch in batches:
                 peer(**batch)
