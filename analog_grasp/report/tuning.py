@@ -26,6 +26,7 @@ from analog_grasp.report.tables import (
     markdown_escape,
     markdown_table,
     metric_title,
+    percent,
     score_text,
     settings_text,
 )
@@ -110,7 +111,7 @@ def tuning_findings(found: Trials) -> list[str]:
     """Return the results of the trials as sentences, the best setting first."""
     best = found.front[0]
     whole = sum(trial.score is not None for trial in found.trials)
-    unit = " %" if is_fraction(found.metric) else ""
+    unit = percent(found.metric)
     sentences = [
         f"The best of {whole} complete trials has {values_text(best.values)}: {found.metric} "
         f"{_score(best.score, found)}{unit} after drift and {_score(best.digital, found)}{unit} "
@@ -205,9 +206,10 @@ def effect_sentence(found: Trials, name: str) -> str:
     listed = ", ".join(f"{_span(effect, found)} at {_level(effect.level)}" for effect in named)
     more = len(matters) - len(named)
     others = f" and {more} more" if more else ""
+    rest = "; at the others it does not matter" if len(matters) < len(effects) else ""
     return (
         f"The score depends on {across} at {len(matters)} of {len(effects)} noise levels "
-        f"({listed}{others}); at the others it does not matter."
+        f"({listed}{others}){rest}."
     )
 
 
