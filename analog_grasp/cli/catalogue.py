@@ -31,7 +31,9 @@ def devices(
 ) -> None:
     """List the device cards, or show one with its source and its noise."""
     with request():
-        from analog_grasp.devices import card_names
+        from analog_grasp.devices import card_names, check_name
+
+        check_name(name)
         from analog_grasp.devices.figures import card_figures
 
         cards = card_figures([name] if name else card_names())

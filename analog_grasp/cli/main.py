@@ -1,5 +1,6 @@
 """Entry point of the command line: the list of commands, exit statuses and error messages."""
 
+import gc
 import os
 import sys
 import traceback
@@ -30,7 +31,7 @@ COMMANDS = {
     "train": ("commands", "Train one adapter into a folder that PEFT, deploy and drift can load."),
     "deploy": (
         "commands",
-        "Deploy one saved adapter on one device: its score, the tiles and the weight error.",
+        "Deploy one saved adapter on one device: its score, tiles, weight error and costs.",
     ),
     "drift": ("commands", "Measure saved adapters over devices and drift times, without training."),
     "recalibrate": (
@@ -142,6 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         print_line("error", sentence(error))
         return _WRONG_REQUEST if isinstance(error, RequestError) else _FAILED
+    finally:
+        if "torch" not in sys.modules:
+            # The end of the process would search all objects for garbage once more.
+            gc.freeze()
     if status == _INTERRUPTED:
         print_line("Interrupted", "the command did not finish.")
         return _FAILED

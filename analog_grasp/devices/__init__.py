@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from analog_grasp.utils.errors import CardError, unknown_name
+
 
 def cards_folder() -> Path:
     """Return the folder of the shipped cards: in a wheel's package, or in a clone's root."""
@@ -18,3 +20,25 @@ def card_names() -> list[str]:
         True
     """
     return sorted(path.stem for path in cards_folder().glob("*.toml"))
+
+
+def is_path(device: object) -> bool:
+    """Return whether a device is given by the path of its card, not by name.
+
+    Example:
+        >>> is_path("cards/mine.toml"), is_path("pcm-hermes-2")
+        (True, False)
+    """
+    text = str(device)
+    return isinstance(device, Path) or text.endswith(".toml") or "/" in text or "\\" in text
+
+
+def check_name(device: object) -> None:
+    """Raise CardError if a device is given by a name that no shipped card has.
+
+    It takes a fraction of the time of reading a card.
+    """
+    if not isinstance(device, str) or is_path(device):
+        return
+    if device.partition(":")[0] not in (names := card_names()):
+        raise CardError(unknown_name("device", device, names))

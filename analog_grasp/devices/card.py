@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack,
 
 from pydantic import Field, ValidationError, model_validator
 
-from analog_grasp.devices import card_names, cards_folder
+from analog_grasp.devices import card_names, cards_folder, check_name, is_path
 from analog_grasp.devices.curve import Curve, StdCurve
 from analog_grasp.devices.fields import Section, Text
 from analog_grasp.devices.schema import (
@@ -142,11 +142,10 @@ class DeviceCard(Section):
         if isinstance(device, DeviceCard):
             return device
         text = str(device)
-        if isinstance(device, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
+        if is_path(device):
             return cls._from_data(_read(Path(device)), text)
+        check_name(text)
         name, colon, level = text.partition(":")
-        if name not in cls.names():
-            raise CardError(unknown_name("device", text, cls.names()))
         data = _read(cards_folder() / f"{name}.toml")
         if colon:
             data = _at_noise_level(data, name, level)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from analog_grasp.devices import check_name
 from analog_grasp.study.config import StudyConfig, is_folder
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
@@ -43,25 +44,28 @@ def check_study(config: StudyConfig) -> None:
 
 def check_training(training: TrainingSettings) -> None:
     """Raise ValueError if a device or time of the training is unknown."""
-    from analog_grasp.devices.ages import parse_ages
-    from analog_grasp.devices.card import DeviceAtTime, DeviceCard
-
-    for name, parse in (
-        ("noise_target", DeviceAtTime.parse),
-        ("injection", parse_ages),
-        ("evaluate_on", DeviceAtTime.parse),
-        ("then", parse_ages),
-    ):
+    for name in ("noise_target", "injection", "evaluate_on", "then"):
         where = getattr(training, name)
         if isinstance(where, str) or (where and name == "then"):
+            asked = where if isinstance(where, str) else ",".join(where)
             try:
-                parse(where)
+                for part in asked.split(","):
+                    if "@" in part:
+                        check_name(part.rpartition("@")[0])
+                from analog_grasp.devices.ages import parse_ages
+                from analog_grasp.devices.card import DeviceAtTime
+
+                (parse_ages if name in ("injection", "then") else DeviceAtTime.parse)(where)
             except ValueError as error:
-                asked = where if isinstance(where, str) else ",".join(where)
                 raise ValueError(f"The setting {name} is {asked!r}: {error}") from None
     if training.start_from is not None:
         check_saved(Path(training.start_from))
-    if training.converters is not None and DeviceCard.load(training.converters).converters is None:
+    if training.converters is None:
+        return
+    check_name(training.converters)
+    from analog_grasp.devices.card import DeviceCard
+
+    if DeviceCard.load(training.converters).converters is None:
         raise ValueError(
             f"The setting converters is {training.converters!r}, a device whose card states no "
             "converters: choose one that does, or omit the setting for exact arithmetic."

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from analog_grasp.devices import check_name
 from analog_grasp.study.fields import (
     CARD,
     NUMBER,
@@ -138,6 +139,7 @@ class HardwareSettings(Section):
         Raises:
             CardError: The device is unknown, or a change does not fit its card.
         """
+        check_name(device)
         from analog_grasp.devices.card import DeviceCard
 
         values = {name: getattr(self, name) for name in _CARD_VALUES}
