@@ -120,7 +120,7 @@ _HELD_OUT = 5  # One in five is held out of training.
 _MOST = 20_000
 
 
-def reviews(train: int = 2000, validation: int = 200, seed: int = 0) -> SentenceTask:
+def reviews(train: int = 2000, validation: int = 1000, seed: int = 0) -> SentenceTask:
     """Return the task `reviews`: the sentiment of a sentence, negative (0) or positive (1).
 
     Both splits are balanced to within one sentence, and no sentence occurs twice. One adjective in
