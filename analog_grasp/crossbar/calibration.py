@@ -23,7 +23,7 @@ _OCTAVES, _PER_OCTAVE = (-40, 24), 16
 def observed_ranges(
     layers: Mapping[str, nn.Module], observe: Callable[[], object], rule: RangeRule
 ) -> dict[str, float]:
-    """Return a DAC range for each layer from its inputs in digital passes of the model.
+    """Return a DAC range for each layer from its inputs in digital forward passes.
 
     Inputs are those of the tiles, after rescaling, and without tokens that are computed exactly.
 
@@ -54,10 +54,10 @@ def observed_ranges(
 def rescale_layers(
     layers: Mapping[str, nn.Module], observe: Callable[[], object], exponent: float
 ) -> None:
-    """Rescale the inputs and weights of layers on tiles by the inputs in digital passes.
+    """Rescale the inputs and weights of layers on tiles by the inputs in digital forward passes.
 
     Args:
-        layers: Layers on tiles, by name; those that the passes do not use are left as they are.
+        layers: Layers on tiles, by name; those without an input are left as they are.
         observe: Runs the model on data.
         exponent: a of `input_scale`.
 
