@@ -78,17 +78,17 @@ from analog_grasp.study.records import (
     write_csv,
     write_parquet,
 )
-from analog_grasp.study.statistics import Variant
+from analog_grasp.study.statistics import Summary, Variant
 from analog_grasp.study.variants import TreatmentCost
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
 _DRIFT_CAPTION = (
-    "Lines: mean over chip instances; bands: its 95 % interval; dashed lines: the digital model"
+    "Lines: mean over trainings and chips; bands: its 95 % interval; dashed lines: the digital model"
     " before deployment. The time axis is logarithmic, with 0 s on its left."
 )
 _NOISE_CAPTION = (
-    "Lines: mean over chip instances; bands: its 95 % interval; dashed lines: the digital model."
+    "Lines: mean over trainings and chips; bands: its 95 % interval; dashed lines: the digital model."
     " These devices do not drift; the scores are those at the first time."
 )
 
@@ -358,13 +358,18 @@ def _score_series(
         tokens = switches.variant(measured[index])
         labels = [
             f"{row.label}, {condition}: {interval_text(cell, cell.metric)}{percent(cell.metric)},"
-            f" {cell.n} chip{'' if cell.n == 1 else 's'}"
+            f" {_repetitions(cell)}"
             for condition, cell in zip(conditions, row.summaries, strict=True)
             if cell
         ]
         series[f"series{index}"] = Series(tokens, labels)
         series |= {f"band{index}{part}": Series(tokens, ()) for part in ("", "-0", "-1", "-2")}
     return series
+
+
+def _repetitions(cell: Summary) -> str:
+    chips = f"{cell.n} chip{'' if cell.n == 1 else 's'}"
+    return chips if cell.trainings == 1 else f"{cell.trainings} trainings on {chips}"
 
 
 def _noise_charts(

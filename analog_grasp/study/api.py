@@ -32,7 +32,7 @@ class Results:
     Attributes:
         directory: The run's folder.
         measurements: One for each cell and metric.
-        adapters: The adapters, with their sizes and digital scores.
+        adapters: One record per training of each adapter, with its size and digital scores.
         layers: Tiles and weight errors of the layers, on one chip per device.
         files: results.csv, results.parquet, summary.md, the figures and report.html.
         treatments: The mean costs of recalibrated and scheduled adapters.
@@ -159,7 +159,7 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
         measurements = store.measurements()
         # As in the settings: processes that share a run add them in any order.
         order = list(adapter_names(config.model.adapters))
-        adapters = sorted(store.adapters(), key=lambda record: order.index(record.adapter))
+        adapters = sorted(store.adapters(), key=lambda r: (order.index(r.adapter), r.training))
     # Settings without influence on the figures are not shown with them.
     trained = any(record.train_seconds for record in adapters)
     training = (name for name, setting in SETTINGS.items() if setting.section == "training")
