@@ -84,11 +84,11 @@ from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
 _DRIFT_CAPTION = (
-    "Lines: mean over trainings and chips; bands: its 95 % interval; dashed lines: the digital model"
+    "Lines: mean over trainings and chips; bands: 95 % interval; dashed lines: the digital model"
     " before deployment. The time axis is logarithmic, with 0 s on its left."
 )
 _NOISE_CAPTION = (
-    "Lines: mean over trainings and chips; bands: its 95 % interval; dashed lines: the digital model."
+    "Lines: mean over trainings and chips; bands: 95 % interval; dashed lines: the digital model."
     " These devices do not drift; the scores are those at the first time."
 )
 
