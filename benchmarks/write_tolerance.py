@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import analog_grasp as ag
+from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.crossbar.write_tolerance import (
     learned_tolerances,
     magnitudes,
@@ -76,12 +77,26 @@ def settings(
         yield f"uniform, {tolerance:g}", tolerance
     for factor in FACTORS:
         yield f"StochGRASP, x {factor:g}", learned_tolerances(deployment, factor)
+    # The control: groups of the same weights, with one standard deviation for all.
+    make_sigmas_equal(deployment)
+    for factor in FACTORS:
+        yield f"equal sigmas, x {factor:g}", learned_tolerances(deployment, factor)
     by_size = magnitudes(deployment)
     by_loss = sensitivities(deployment, model, batches(model, task, examples))
     for name, scores in (("magnitude", by_size), ("SWIM", by_loss)):
         for share in SHARES:
             chosen = selected_tolerances(scores, share, UNIFORM[-1])
             yield f"{name}, {share:.0%} verified", chosen
+
+
+def make_sigmas_equal(deployment: ag.Deployment) -> None:
+    """Give all groups of all layers the mean relative standard deviation of the scales."""
+    layers = [m for m in deployment.model.modules() if isinstance(m, StochGraspLinear)]
+    learned = [layer.relative_sigmas(layer.active_adapters[0])[0] for layer in layers]
+    average = torch.cat(learned).mean().log()
+    for layer in layers:
+        logarithms = getattr(layer, layer.adapter_layer_names[2])
+        logarithms[layer.active_adapters[0]].data.fill_(average)
 
 
 def batches(model, task, examples: int) -> Iterator[Mapping[str, Tensor]]:
