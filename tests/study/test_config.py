@@ -204,7 +204,10 @@ def test_a_missing_file_is_an_error(tmp_path):
         resolve({}, tmp_path / "nowhere.toml")
 
 
-@pytest.mark.parametrize(("name", "without"), [("compare", set()), ("drift_sweep", {"adapters"})])
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [("compare", set()), ("drift_sweep", {"adapters", "trainings", "trainings_limit"})],
+)
 def test_the_signature_lists_every_setting(name, without):
     parameters = inspect.signature(getattr(ag, name)).parameters
     assert SETTINGS.keys() - parameters.keys() == without - parameters.keys()
