@@ -1,5 +1,6 @@
 """A linear layer on crossbar tiles: programmed, drifting, read through converters."""
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -8,14 +9,15 @@ from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
 from analog_grasp.crossbar.mapping import Clip, column_scale, parts, tile_seed
+from analog_grasp.crossbar.split import Split
 from analog_grasp.crossbar.tile_weight import TileWeight, reject_loading
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels import cpu, reference
 from analog_grasp.kernels.inputs import convert
-from analog_grasp.kernels.matmul import Limbs, number_of_limbs, pack
+from analog_grasp.kernels.matmul import analog_product, number_of_limbs
 from analog_grasp.kernels.noise import fits_kernel
-from analog_grasp.kernels.reference import Variance, of_tile
+from analog_grasp.kernels.reference import of_tile
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DriftCompensation
 
@@ -107,9 +109,7 @@ class CrossbarLinear(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
         self._rows = parts(self.in_features, card.tile.rows)
         self._columns = parts(self.out_features, card.tile.columns)
-        self.splits = nn.ModuleList(
-            _Split(rows, self.frozen[:, rows], dtype) for rows in self._rows
-        )
+        self.splits = nn.ModuleList(Split(rows, self.frozen[:, rows], dtype) for rows in self._rows)
         self._clip = clip
         self._map()
         self._chip = 0
@@ -257,8 +257,7 @@ class CrossbarLinear(nn.Module):
         converters, splits = self._converters, self._present_splits()
         assert converters is not None
         step = converters.dac_step
-        width = max(split.weight.shape[1] for split in splits)
-        limbs = number_of_limbs(splits[0].weight.dtype, width, step)
+        limbs = min(number_of_limbs(split.weight, step) for split in splits)
         inputs = convert(
             x,
             self._rows,
@@ -271,14 +270,12 @@ class CrossbarLinear(nn.Module):
         y = x.new_empty(len(x), self.out_features)
         start = x.new_zeros(self.out_features) if bias is None else bias.float()
         for split, converted in zip(splits, inputs, strict=True):
-            if split.limbs is None and limbs:
-                split.limbs = pack(split.weight, limbs, step)
             cpu.read(
                 x,
                 split.rows.start,
                 converted,
                 split.weight,
-                split.limbs,
+                split.packed(limbs, step),
                 split.variance,
                 converters,
                 self.input_range,
@@ -305,14 +302,24 @@ class CrossbarLinear(nn.Module):
                     self.input_range,
                     _noise_key(),
                     self._columns,
+                    self._product(part, split),
                 )
             y = y + out * split.gain
         return y if bias is None else y + bias
 
-    def _splits(self) -> "list[_Split]":
-        return cast("list[_Split]", list(self.splits))
+    def _product(self, x: Tensor, split: Split) -> reference.Product | None:
+        """Return the product on a GPU's integer units; None where it is torch's own."""
+        assert self._converters is not None
+        step = self._converters.dac_step
+        if not x.is_cuda or not len(x) or (torch.is_grad_enabled() and x.requires_grad):
+            return None
+        limbs = split.packed(number_of_limbs(split.weight, step), step)
+        return None if limbs is None else partial(analog_product, limbs=limbs, dac_step=step)
 
-    def _present_splits(self) -> "list[_Split]":
+    def _splits(self) -> list[Split]:
+        return cast(list[Split], list(self.splits))
+
+    def _present_splits(self) -> list[Split]:
         """Return the splits as they are at the present time."""
         if self._unread:
             self.drift_to(0.0)
@@ -325,7 +332,7 @@ class CrossbarLinear(nn.Module):
                 "deployed: deploy the model again."
             )
 
-    def _target(self, split: "_Split", columns: slice, out: Tensor | None = None) -> Tensor:
+    def _target(self, split: Split, columns: slice, out: Tensor | None = None) -> Tensor:
         """Return the targets of one tile of a split, float32, ``(columns, width)``."""
         weight = self._programmed_weight(columns, split.rows)
         target = torch.div(weight, split.scale[columns, None], out=out)
@@ -336,13 +343,13 @@ class CrossbarLinear(nn.Module):
         weight = self.frozen[columns, rows]
         return weight if self.input_scale is None else weight * self.input_scale[rows]
 
-    def _tiles(self, split: "_Split") -> list[tuple[slice, int]]:
+    def _tiles(self, split: Split) -> list[tuple[slice, int]]:
         """Return the columns of each tile, and the seed of its devices."""
         return [
             (part, tile_seed(self._chip, self.name, split.rows, part)) for part in self._columns
         ]
 
-    def _read_back(self, split: "_Split", card: DeviceCard, seconds: float) -> None:
+    def _read_back(self, split: Split, card: DeviceCard, seconds: float) -> None:
         """Compute the weights at a time, and their variance from read to read, tile by tile."""
         constant = CardNoiseModel(card).constant_short_term_variance(split.ends)
         matrix = split.matrix() if constant is None else None
@@ -360,13 +367,13 @@ class CrossbarLinear(nn.Module):
             if matrix is not None and variance is not None:
                 matrix[columns] = variance
 
-    def _tolerance(self, split: "_Split", columns: slice) -> Tensor | None:
+    def _tolerance(self, split: Split, columns: slice) -> Tensor | None:
         """Return the write tolerances of one tile of a split."""
         if self.write_tolerance is None:
             return None
         return self.write_tolerance.expand(self.frozen.shape)[columns, split.rows]
 
-    def _readout(self, split: "_Split", purpose: str, seconds: float = 0.0) -> Tensor:
+    def _readout(self, split: Split, purpose: str, seconds: float = 0.0) -> Tensor:
         """Return the read-out that drift compensation divides by, ``(D_out,)``."""
         columns = []
         for part, seed in self._tiles(split):
@@ -404,69 +411,6 @@ class CrossbarLinear(nn.Module):
         super().__setstate__(state)
         # A copy has a frozen weight of its own, whose changes are counted from here.
         self._version = version_of(self.frozen)
-
-
-class _Split(nn.Module):
-    """The state of the tiles that share their inputs.
-
-    Attributes:
-        rows: The inputs.
-        weight: The weights now, ``(D_out, width)``; the largest of a column is about 1.
-        scale: The scale of each column, ``(D_out,)``.
-        gain: Column scale times drift compensation, ``(D_out,)``.
-        reference: The compensation's read-out after programming, ``(D_out,)``.
-        variance: The variance of the weights from read to read.
-        limbs: The weights as integers, from the first read on, where products are computed so.
-        ends: The smallest and the largest target, ``(2,)``.
-
-    Args:
-        rows: The inputs.
-        frozen: Their frozen weights, ``(D_out, width)``.
-        dtype: The type in which the weights are stored.
-    """
-
-    weight: Tensor
-    scale: Tensor
-    gain: Tensor
-    reference: Tensor
-
-    def __init__(self, rows: slice, frozen: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.rows = rows
-        self.register_buffer("weight", frozen.new_empty(frozen.shape, dtype=dtype), False)
-        ones = frozen.new_ones(len(frozen), dtype=torch.float32)
-        for name in ("scale", "gain", "reference"):
-            self.register_buffer(name, ones, persistent=False)
-        self.variance: Variance = None
-        self.limbs: Limbs | None = None
-
-    def map(self, weight: Tensor, scale: Tensor) -> None:
-        """Set the scale of the columns for weights that are programmed, ``(D_out, width)``."""
-        self.scale = self.gain = scale
-        self.reference = torch.ones_like(scale)
-        ends = [(weight.amin(1) / scale).min(), (weight.amax(1) / scale).max()]
-        self.ends = torch.stack(ends).clamp_(-1, 1)
-        self.limbs = None
-
-    def matrix(self) -> Tensor:
-        """Return the memory for the variance of each weight; once made, the same for all times."""
-        if isinstance(self.variance, Tensor):
-            return self.variance
-        # Variances are too small for the range of float16.
-        wide = self.weight.dtype != torch.float16
-        return torch.empty_like(self.weight, dtype=None if wide else torch.bfloat16)
-
-    def move_to(self, device: torch.device) -> None:
-        """Move the tiles to another device."""
-        for name in ("weight", "scale", "gain", "reference", "ends"):
-            setattr(self, name, getattr(self, name).to(device))
-        if isinstance(self.variance, Tensor):
-            self.variance = self.variance.to(device)
-        self.limbs = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Limbs are not copied or saved; they are made again at the next read.
-        return {**self.__dict__, "limbs": None}
 
 
 def version_of(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Products of DAC codes with weights on a CPU or GPU, as sums of integers.
+"""Products of DAC codes with weights, as sums of integers, on a CPU or a GPU.
 
 A DAC of at most 8 bits outputs codes of at most 127 steps. A weight relative to the largest of its
 column is written as limbs, int8 numbers l1, l2, l3:
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from analog_grasp.kernels.inputs import as_float, largest
 from analog_grasp.kernels.rng import Floats
@@ -38,6 +39,8 @@ _STEPS_WITHOUT_INSTRUCTIONS = 63
 _WIDEST = 2**31 // _LARGEST**2
 # Sums of products below 2^24 are exact in float32 too.
 _WIDEST_IN_FLOAT32 = 2**24 // _LARGEST**2
+_INT8_CORES = (7, 5)
+_FEWEST_ROWS_ON_GPU = 32
 _LIMBS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 _NOT_A_NUMBER = np.float32(np.nan)
 _FINITE = np.int32(0x7F7FFFFF)
@@ -52,32 +55,37 @@ class Limbs(NamedTuple):
     """The output of one DAC step times one unit of the first limb, ``(D_out,)``, float32."""
 
 
-def number_of_limbs(dtype: torch.dtype, width: int, dac_step: float) -> int:
+def number_of_limbs(weight: Tensor, dac_step: float) -> int:
     """Return the number of limbs of weights, or 0 where products are computed in float32.
 
     A function of the processor and the arguments only, so that all workers on a machine agree.
 
     Args:
-        dtype: The type in which the weights are stored.
-        width: Inputs of the tile.
+        weight: ``(D_out, width)``, in the type in which it is stored.
         dac_step: The DAC's step, in units of the full scale; 0 for exact inputs.
 
     Example:
-        >>> number_of_limbs(torch.bfloat16, 512, 1 / 127), number_of_limbs(torch.bfloat16, 512, 0.0)
+        >>> weight = torch.ones(2, 8, dtype=torch.bfloat16)
+        >>> number_of_limbs(weight, 1 / 127), number_of_limbs(weight, 0.0)
         (1, 0)
     """
+    columns, width = weight.shape
     if dac_step < _FINEST_CODED or width > _WIDEST:
         return 0
-    limbs = _LIMBS[dtype]
-    # Without such instructions several products of bytes take longer than one in float32.
-    return limbs if limbs == 1 or has_byte_instructions() else 0
+    limbs = _LIMBS[weight.dtype]
+    if weight.device.type == "cpu":
+        # Without such instructions several products of bytes take longer than one in float32.
+        return limbs if limbs == 1 or has_byte_instructions() else 0
+    if weight.device.type != "cuda" or columns % 8 or width % 8:
+        return 0
+    return limbs if torch.cuda.get_device_capability(weight.device) >= _INT8_CORES else 0
 
 
 def pack(weight: Tensor, limbs: int, dac_step: float) -> Limbs:
-    """Return weights as limbs for `multiply`.
+    """Return weights as limbs for `multiply`; the unit of a column with NaN is NaN.
 
     Args:
-        weight: ``(D_out, width)``, on a CPU, contiguous.
+        weight: ``(D_out, width)``, contiguous.
         limbs: The number of limbs, from `number_of_limbs`.
         dac_step: The DAC's step, in units of the full scale.
 
@@ -88,18 +96,60 @@ def pack(weight: Tensor, limbs: int, dac_step: float) -> Limbs:
                 [-127,    0]], dtype=torch.int8), 0.5)
     """
     with torch.inference_mode(False):
-        values = torch.empty(limbs, *weight.shape, dtype=torch.int8)
-        unit = torch.empty(len(weight))
-    steps = _LARGEST if limbs > 1 else steps_of_one_limb()
-    _split_into_limbs(
-        len(weight),
-        weight.float().numpy(),
-        float(steps),
-        dac_step,
-        values.numpy(),
-        unit.numpy(),
-    )
-    return Limbs(values.view(-1, weight.shape[1]), unit)
+        values = weight.new_empty((limbs, *weight.shape), dtype=torch.int8)
+        unit = weight.new_empty(len(weight), dtype=torch.float32)
+    packed = Limbs(values.view(-1, weight.shape[1]), unit)
+    steps = float(_LARGEST if limbs > 1 or weight.is_cuda else steps_of_one_limb())
+    if weight.device.type == "cpu":
+        single = weight.float().numpy()
+        _split_into_limbs(len(weight), single, steps, dac_step, values.numpy(), unit.numpy())
+        return packed
+    split_by_torch(weight, steps, dac_step, values, unit)
+    return packed
+
+
+def split_by_torch(
+    weight: Tensor, steps: float, dac_step: float, limbs: Tensor, unit: Tensor
+) -> None:
+    """Split the weights of each column into limbs, as `pack`, on any device.
+
+    Args:
+        weight: ``(D_out, width)``.
+        steps: The largest magnitude of the first limb.
+        dac_step: The DAC's step, in units of the full scale.
+        limbs: Filled, ``(L, D_out, width)``, int8.
+        unit: Filled, ``(D_out,)``.
+    """
+    largest_of_column = weight.abs().amax(1).double()
+    unit.copy_(largest_of_column / steps * dac_step)
+    factor = torch.where(largest_of_column > 0, steps / largest_of_column, 0.0)
+    residue = weight.double() * factor[:, None]
+    for limb in limbs:
+        nearest = residue.round()
+        limb.copy_(nearest)
+        residue.sub_(nearest).mul_(RADIX)
+
+
+def analog_product(inputs: Tensor, limbs: Limbs, dac_step: float) -> Tensor:
+    """Return the analog products of converted inputs in plain torch, on any device.
+
+    Args:
+        inputs: Multiples of the DAC's step, ``(N, width)``.
+        limbs: The weights.
+        dac_step: The DAC's step.
+
+    Returns:
+        ``(N, D_out)``, in the type of the inputs; NaN where an input of the vector is.
+    """
+    codes = (inputs / dac_step).round().to(torch.int8)
+    # The sizes that torch._int_mm takes on a GPU.
+    padded = functional.pad(codes, (0, 0, 0, max(_FEWEST_ROWS_ON_GPU - len(codes), 0)))
+    out = codes.new_empty(len(padded), len(limbs.values), dtype=torch.int32)
+    sums = multiply(padded, limbs, out)[: len(codes)].to(inputs.dtype)
+    product = torch.zeros_like(sums[:, : len(limbs.unit)])
+    for part in reversed(sums.split(len(limbs.unit), dim=1)):
+        product = product / RADIX + part
+    return (product * limbs.unit).where(inputs.isfinite().all(1, keepdim=True), torch.nan)
 
 
 def multiply(codes: Tensor, limbs: Limbs, out: Tensor) -> Tensor:
@@ -115,7 +165,7 @@ def multiply(codes: Tensor, limbs: Limbs, out: Tensor) -> Tensor:
     """
     if not len(codes):
         return out
-    if _in_bytes(codes.shape[1]):
+    if codes.is_cuda or _in_bytes(codes.shape[1]):
         return torch._int_mm(codes, limbs.values.T, out=out)
     return codes.float() @ limbs.values.float().T
 

@@ -17,7 +17,7 @@ again with a halved, until no output is clipped or a limit is reached.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from analog_grasp.kernels.rng import normal
 
 type Variance = Tensor | float | None
 """The variance of each weight from read to read: ``(D_out, width)``, or the same for all."""
+type Product = Callable[[Tensor], Tensor]
+"""Computes products ``(N, D_out)`` of converted inputs ``(N, width)`` with the weights."""
 
 
 def read_exactly(x: Tensor, weight: Tensor, variance: Variance, key: int) -> Tensor:
@@ -58,6 +60,7 @@ def read(
     input_range: float | None,
     key: int,
     tiles: Sequence[slice],
+    product: Product | None = None,
 ) -> Tensor:
     """Read the tiles that share their inputs, through their converters.
 
@@ -73,6 +76,7 @@ def read(
             scaling of the settings.
         key: Key of the noise of this read, 64 bits.
         tiles: The outputs of each tile.
+        product: Computes the products of the first read; None for torch's own.
 
     Returns:
         ``(N, D_out)``, in units of the inputs times the weights.
@@ -85,7 +89,7 @@ def read(
         >>> read(torch.tensor([[0.9, 0.2]]), torch.eye(2), None, settings, None, 0, [slice(0, 2)])
         tensor([[1., 0.]])
     """
-    y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key)
+    y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key, product)
     if settings.iterative:
         for tile in tiles:
             rows = clipped[:, tile].any(1).nonzero().squeeze(1)
@@ -175,6 +179,7 @@ def _read_once(
     input_range: float | None,
     reduction: float,
     key: int,
+    product: Product | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs, and a mask of the clipped ones, both ``(N, D_out)``."""
     gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
@@ -187,12 +192,12 @@ def _read_once(
         inputs = _rounded(x * gain, settings.dac_step)
     else:
         inputs = _rounded(x * gain, settings.dac_step).clamp(-1.0, 1.0)
-    product = inputs @ weight.to(x.dtype).T
+    analog = inputs @ weight.to(x.dtype).T if product is None else product(inputs)
     std = _output_std(inputs.detach(), settings.output_noise, variance)
     if std is not None:
-        product = product + std * _normal_like(product, key)
+        analog = analog + std * _normal_like(analog, key)
     bound = settings.output_bound
-    out = _rounded(product, settings.adc_step)
+    out = _rounded(analog, settings.adc_step)
     return out.clamp(-bound, bound) / gain, out.detach().abs() > bound
 
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from analog_grasp.kernels import matmul
-from analog_grasp.kernels.matmul import RADIX, multiply, number_of_limbs, pack
+from analog_grasp.kernels.matmul import (
+    RADIX,
+    analog_product,
+    multiply,
+    number_of_limbs,
+    pack,
+    split_by_torch,
+)
 
 STEP = 1 / 127
 VNNI = pytest.mark.skipif(
@@ -108,16 +115,59 @@ def test_columns_of_zeros_of_subnormal_numbers_and_of_nan(count):
     torch.testing.assert_close(found[3].float(), weight[3], rtol=0, atol=0.01)
 
 
+def stored(dtype, width=512):
+    """Return weights of a type that take no memory."""
+    return torch.empty(1, 1, dtype=dtype).expand(8, width)
+
+
 def test_the_number_of_limbs_follows_the_stored_type_and_the_dac():
-    assert number_of_limbs(torch.bfloat16, 512, STEP) == 1
-    assert number_of_limbs(torch.bfloat16, 512, 2 / (2**4 - 2)) == 1
+    assert number_of_limbs(stored(torch.bfloat16), STEP) == 1
+    assert number_of_limbs(stored(torch.bfloat16), 2 / (2**4 - 2)) == 1
     several = (3, 2) if matmul.has_byte_instructions() else (0, 0)
-    assert number_of_limbs(torch.float32, 512, STEP) == several[0]
-    assert number_of_limbs(torch.float16, 512, STEP) == several[1]
+    assert number_of_limbs(stored(torch.float32), STEP) == several[0]
+    assert number_of_limbs(stored(torch.float16), STEP) == several[1]
     for dtype in (torch.float32, torch.bfloat16):
-        assert number_of_limbs(dtype, 512, 2 / (2**9 - 2)) == 0
-        assert number_of_limbs(dtype, 512, 0.0) == 0
-        assert number_of_limbs(dtype, 200_000, STEP) == 0
+        assert number_of_limbs(stored(dtype), 2 / (2**9 - 2)) == 0
+        assert number_of_limbs(stored(dtype), 0.0) == 0
+        assert number_of_limbs(stored(dtype, 200_000), STEP) == 0
+        assert number_of_limbs(stored(dtype).to("meta"), STEP) == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_torch_splits_weights_as_the_compiled_kernel_does(count):
+    weight = example(1, 50, 200)[1]
+    weight[3], weight[4] = 0, 1e-40
+    compiled = pack(weight, count, STEP)
+    limbs, unit = torch.empty(count, 50, 200, dtype=torch.int8), torch.empty(50)
+    steps = 127 if count > 1 else matmul.steps_of_one_limb()
+    split_by_torch(weight, steps, STEP, limbs, unit)
+    assert torch.equal(limbs.view(-1, 200), compiled.values)
+    assert torch.equal(unit, compiled.unit)
+
+
+@VNNI
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_analog_products_in_torch(rows, count):
+    codes, weight = example(rows, 24, 64)
+    inputs = codes * torch.tensor(STEP)
+    found = analog_product(inputs, pack(weight, count, STEP), STEP)
+    tolerance = {2: 5e-4, 3: 1e-5}[count]
+    torch.testing.assert_close(found, inputs @ weight.T, rtol=0, atol=tolerance)
+    inputs[0, 3] = torch.nan
+    assert analog_product(inputs, pack(weight, count, STEP), STEP)[0].isnan().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_sums_on_a_gpu_are_those_of_the_processor(count):
+    codes, weight = example(40, 24, 64)
+    here, there = pack(weight, count, STEP), pack(weight.cuda(), count, STEP)
+    if count > 1:
+        assert torch.equal(there.values.cpu(), here.values)
+    expected = codes.double() @ there.values.cpu().double().T
+    out = torch.empty(expected.shape, dtype=torch.int32, device="cuda")
+    assert torch.equal(multiply(codes.cuda(), there, out).cpu().double(), expected)
 
 
 def test_a_processor_whose_sums_saturate_has_no_byte_instructions(monkeypatch):
@@ -129,8 +179,8 @@ def test_a_processor_without_byte_instructions_uses_float32_for_several_limbs(mo
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     monkeypatch.setattr(matmul, "has_byte_instructions", matmul.has_byte_instructions.__wrapped__)
     assert matmul.steps_of_one_limb.__wrapped__() == 63
-    assert number_of_limbs(torch.float32, 512, STEP) == 0
-    assert number_of_limbs(torch.bfloat16, 512, STEP) == 1
+    assert number_of_limbs(stored(torch.float32), STEP) == 0
+    assert number_of_limbs(stored(torch.bfloat16), STEP) == 1
 
 
 @pytest.mark.parametrize("count", [1, 3])
