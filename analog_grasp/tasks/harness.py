@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,8 @@ def metrics_of(names: Sequence[str], include_path: Path | None = None) -> tuple[
 
 
 def _loaded(names: Sequence[str], include_path: Path | None) -> Any:
-    from lm_eval.tasks import TaskManager
-
     with _quiet():
-        manager = TaskManager(include_path=include_path)
+        manager = _manager(include_path)
         if unknown := [name for name in names if name not in manager.all_tasks]:
             raise ValueError(
                 f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists those that it has."
@@ -158,6 +156,14 @@ def _loaded(names: Sequence[str], include_path: Path | None) -> Any:
                 f"The data of the lm-eval tasks {', '.join(names)} could not be loaded from the "
                 "Hub, which cannot be reached or lacks them."
             ) from error
+
+
+@lru_cache
+def _manager(include_path: Path | None) -> Any:
+    """Return the harness's index of tasks, which takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
 
 
 @contextmanager
