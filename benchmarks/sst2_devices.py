@@ -31,6 +31,7 @@ DRIFTING = {
         "pcm-nandakumar2019",
         "pcm-hermes-1",
         "pcm-hermes-2",
+        "pcm-joshi2020",
         "rram-wan2022",
         "rram-cmo-falcone",
         "rram-cmo-falcone-2pct",
@@ -39,7 +40,7 @@ DRIFTING = {
     "times": ("0s", "1d", "1y"),
 }
 # Cards without drift data do not depend on time.
-STILL = {"devices": ("pcm-joshi2020", "rram-milo2021", "gaussian"), "times": ("0s",)}
+STILL = {"devices": ("rram-milo2021", "gaussian"), "times": ("0s",)}
 DIGITAL = {"devices": ("ideal",), "times": ("0s",), "repeats": 1}
 
 
