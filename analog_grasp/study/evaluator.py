@@ -72,7 +72,7 @@ class Chip:
 
 
 class Subject(NamedTuple):
-    """What is measured on a chip: an adapter from one training at one drift time.
+    """Subject of a measurement on a chip: an adapter from one training at one drift time.
 
     Attributes:
         adapter: The variant's name, as of `TreatedAdapter`.
