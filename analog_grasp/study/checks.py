@@ -40,6 +40,19 @@ def check_study(config: StudyConfig) -> None:
     check_devices(config.hardware)
     check_costs(config.run.costs, len(config.hardware.devices))
     check_training(config.training)
+    if config.training.then:
+        check_then(config.hardware)
+
+
+def check_then(hardware: HardwareSettings) -> None:
+    """Raise ValueError if tiles are mapped in a way that the second stage of training is not."""
+    changed = hardware.changes()
+    for name in ("layers", "rescale", "clip", "calibrate", "first_token"):
+        if name in changed:
+            raise ValueError(
+                f"The setting {name} is {changed[name]!r}, but the second stage of training "
+                f"(then) maps its simulated chips without it: omit {name}, or omit then."
+            )
 
 
 def check_training(training: TrainingSettings) -> None:
