@@ -8,7 +8,7 @@ from peft.utils import PeftType
 
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.utils.errors import unknown_name
-from analog_grasp.utils.types import Sampling
+from analog_grasp.utils.types import DEFAULT_GROUPS, Sampling
 
 Grouping = Literal["contiguous", "strided", "random"]
 """Division of the input features of a layer into groups."""
@@ -28,9 +28,9 @@ class GraspConfig(PeftConfig):
     """Configuration of a [`GraspModel`][analog_grasp.adapters.model.GraspModel].
 
     Args:
-        groups (`int`):
+        groups (`int`, *optional*):
             K, the number of scale-and-shift pairs that the input features of a layer share; from 1
-            to D, the number of input features.
+            to D, the number of input features. By default 64, or D in layers where that is less.
         grouping (`"contiguous"`, `"strided"` or `"random"`):
             How the features are divided into groups: blocks of adjacent features, every K-th, or a
             random permutation of these, which layers of equal width share.
@@ -69,8 +69,8 @@ class GraspConfig(PeftConfig):
         4
     """
 
-    groups: int = field(
-        default=64,
+    groups: int | None = field(
+        default=None,
         metadata={"help": "K, the number of scale-and-shift pairs that the features share."},
     )
     grouping: Grouping = field(
@@ -118,6 +118,15 @@ class GraspConfig(PeftConfig):
         metadata={"help": "Written on saving: the input features of each modulated layer."},
     )
 
+    def groups_of(self, in_features: int) -> int:
+        """Return K for a layer with a number of input features.
+
+        Example:
+            >>> GraspConfig().groups_of(384), GraspConfig().groups_of(32)
+            (64, 32)
+        """
+        return min(DEFAULT_GROUPS, in_features) if self.groups is None else self.groups
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["GRASP"]
@@ -127,7 +136,7 @@ class GraspConfig(PeftConfig):
         _check_choice("form", self.form, Form)
         if not isinstance(self.grouping_seed, int):
             raise ValueError(f"grouping_seed is {self.grouping_seed!r}; it must be an integer.")
-        if not isinstance(self.groups, int) or self.groups < 1:
+        if self.groups is not None and (not isinstance(self.groups, int) or self.groups < 1):
             raise ValueError(f"groups is {self.groups!r}; it must be an integer of at least 1.")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)

@@ -107,14 +107,15 @@ class GraspLinear(AdapterLayer):
 
     def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
         """Add the parameters of an adapter at the identity: s = 1, b = 0."""
+        groups = config.groups_of(self.in_features)
         self.group_of[adapter_name] = group_index(
-            self.in_features, config.groups, config.grouping, config.grouping_seed
+            self.in_features, groups, config.grouping, config.grouping_seed
         )
         self.form[adapter_name] = config.form
         scale, shift = self.adapter_layer_names[:2]
-        self._add(scale, adapter_name, torch.ones(config.groups))
+        self._add(scale, adapter_name, torch.ones(groups))
         if config.learn_shift:
-            self._add(shift, adapter_name, torch.zeros(config.groups))
+            self._add(shift, adapter_name, torch.zeros(groups))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 

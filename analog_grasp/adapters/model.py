@@ -137,7 +137,7 @@ class GraspModel(AdapterModel):
             if len(values := {getattr(config, field) for config in configs}) > 1:
                 raise ValueError(
                     f"Adapters to combine must have the same {field}, but have "
-                    f"{', '.join(map(str, sorted(values)))}."
+                    f"{', '.join(sorted(map(str, values)))}."
                 )
         return configs
 

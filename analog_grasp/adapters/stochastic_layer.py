@@ -59,7 +59,8 @@ class StochGraspLinear(GraspLinear):
         """Add an adapter: means at the identity, standard deviations at ``config.init_sigma``."""
         assert isinstance(config, StochGraspConfig)
         self.sampling[adapter_name] = config.sampling
-        start = torch.full((config.groups,), float(config.init_sigma)).log()
+        groups = config.groups_of(self.in_features)
+        start = torch.full((groups,), float(config.init_sigma)).log()
         for name in self.adapter_layer_names[2 : 4 if config.learn_shift else 3]:
             self._add(name, adapter_name, start.clone())
         super().update_layer(adapter_name, config)

@@ -88,7 +88,7 @@ def settings_markdown() -> str:
     """Return a table of all settings by section, for the reference page.
 
     Example:
-        >>> "| `groups` | 64 | " in settings_markdown()
+        >>> "| `batch_size` | 32 | " in settings_markdown()
         True
     """
     lines = []

@@ -25,6 +25,7 @@ from analog_grasp.report.plotting import PALETTE, draw_legend, write_figure
 from analog_grasp.report.tables import Entry, TextRow, TextTable, markdown_bullets, markdown_table
 from analog_grasp.study.intervals import holm
 from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.types import DEFAULT_GROUPS
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ALL_LAYERS = "all layers"
@@ -132,7 +133,7 @@ def _labels(folders: Sequence[Path], configs: Sequence[dict[str, object]]) -> li
     """Return labels of the adapters: names of their folders, or paths where names are equal."""
     for shorten in (lambda path: path.resolve().name, str):
         labels = [
-            f"{shorten(folder)}, K = {config.get('groups')}"
+            f"{shorten(folder)}, K = {config.get('groups') or DEFAULT_GROUPS}"
             for folder, config in zip(folders, configs, strict=True)
         ]
         if len(set(labels)) == len(labels):

@@ -51,8 +51,8 @@ class StudyConfig(Section):
         """Return the value of a setting by its flat name.
 
         Example:
-            >>> StudyConfig().value("groups")
-            16
+            >>> StudyConfig().value("repeats")
+            3
         """
         setting = SETTINGS[name]
         return getattr(getattr(self, setting.section), setting.attribute)

@@ -26,6 +26,7 @@ from analog_grasp.study.fields import (
 )
 from analog_grasp.utils.time import format_time, parse_time
 from analog_grasp.utils.types import (
+    DEFAULT_GROUPS,
     DEFAULT_MODEL,
     SHIFT_LR_RATIO,
     Sampling,
@@ -166,9 +167,9 @@ class TaskSettings(Section):
 class TrainingSettings(Section):
     """The training of the adapters; without effect on saved ones."""
 
-    groups: Annotated[int, GRASP] = Field(
-        default=64, ge=1, description="K, the number of scale-and-shift pairs per layer."
-    )
+    groups: Annotated[
+        int | None, Note(f"{DEFAULT_GROUPS}, or a layer's features", GRASP.adapters)
+    ] = Field(default=None, ge=1, description="K, the number of scale-and-shift pairs per layer.")
     target_modules: Annotated[str | tuple[str, ...], TARGETED] = Field(
         default="all-linear",
         description="The linear layers to adapt: endings of their names, or all-linear, with which "

@@ -41,9 +41,10 @@ def refine(model: PeftModel, groups: int) -> None:
         parent = torch.zeros(groups, dtype=old.dtype, device=old.device)
         parent[new] = old
         if not torch.equal(parent[new], old):
+            present = int(old.max()) + 1
             raise ValueError(
-                f"groups is {groups}, which does not divide the adapter's {config.groups} "
-                f"{config.grouping} groups into parts: a multiple of {config.groups} does."
+                f"groups is {groups}, which does not divide the adapter's {present} "
+                f"{config.grouping} groups into parts: a multiple of {present} does."
             )
         for kind in layer.adapter_layer_names:
             values = getattr(layer, kind)

@@ -46,6 +46,7 @@ from analog_grasp.tuning.optuna_study import (
 )
 from analog_grasp.tuning.search_space import TRIALS, Range, Trial, search_space, values_text
 from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.types import DEFAULT_GROUPS
 
 STUDY_FILE, TUNE_FILE = "study.sqlite", "tune.toml"
 
@@ -171,6 +172,8 @@ def prepare_tuning(
     space = search_space(search, ranges)
     if "learning_rate" in space and config.training.learning_rate is None and adapter in ADAPTERS:
         config = config.replace(learning_rate=ADAPTERS[adapter].learning_rate)
+    if "groups" in space and config.training.groups is None:
+        config = config.replace(groups=DEFAULT_GROUPS)
     cards = config.hardware.cards()
     task = tuning_task(config.task.load(), config.run.seed, held_out)
     if not task.greater_is_better:

@@ -20,6 +20,9 @@ TASK_NAMES = (
 LOWER_IS_BETTER = ("mse", "perplexity", "bits_per_byte")
 """Metrics of which a lower value is better."""
 
+DEFAULT_GROUPS = 64
+"""K of GRASP and StochGRASP where none is given; fewer in layers with fewer input features."""
+
 SHIFT_LR_RATIO = 0.5
 """Learning rate of GRASP's shifts relative to that of its scales."""
 

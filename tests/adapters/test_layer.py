@@ -409,3 +409,9 @@ def test_sampling_by_cross_points_requires_a_digital_weight(sampling):
     layer.base_layer = nn.Identity()
     with pytest.raises(ValueError, match="Identity has no digital weight"):
         layer(torch.randn(3, D))
+
+
+def test_default_groups_are_64_or_one_per_feature():
+    assert GraspLinear(nn.Linear(96, 2), "default", GraspConfig()).means("default")[0].numel() == 64
+    narrow = GraspLinear(nn.Linear(8, 2), "default", GraspConfig())
+    assert narrow.group_of["default"].tolist() == list(range(8))

@@ -38,7 +38,7 @@ def test_the_defaults_are_the_main_job():
     assert config.run.times == ("0s", "1h", "1d", "30d", "1y")
     assert (config.hardware.placement, config.training.groups, config.run.seed) == (
         "digital",
-        64,
+        None,
         0,
     )
     assert config.run.repeats > 1
@@ -183,7 +183,7 @@ def test_settings_without_effect_are_errors(given, sentence):
 @pytest.mark.parametrize(
     "given",
     [
-        {"groups": 64, "adapters": ["lora"]},
+        {"shift_lr_ratio": 0.5, "adapters": ["lora"]},
         {"groups": 4, "adapters": ["lora", "grasp"]},
         {"programming_error": "learned", "placement": "programmed"},
         {"length_penalty": 0.5, "beams": 2},
