@@ -53,8 +53,8 @@ REDUCED = ("lora", "bitfit")
 ADAPTERS = ("head", "grasp", "stochgrasp", "ia3", "bitfit", "lora", "full")
 TITLES = {
     "head": "linear head",
-    "grasp": "GRASP, K = 16",
-    "stochgrasp": "StochGRASP, K = 16",
+    "grasp": "GRASP",
+    "stochgrasp": "StochGRASP",
     "ia3": "(IA)³",
     "bitfit": "BitFit",
     "lora": "LoRA, r = 8",
