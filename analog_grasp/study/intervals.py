@@ -67,7 +67,7 @@ def crossed_estimate(table: ArrayLike) -> Estimate:
     Example:
         >>> interval = crossed_estimate([[0.80, 0.82, 0.84], [0.81, 0.83, 0.85]])
         >>> round(interval.mean, 3), round(interval.low, 3), round(interval.high, 3)
-        (0.825, 0.767, 0.883)
+        (0.825, 0.782, 0.868)
     """
     values = np.asarray(table, dtype=float)
     if values.ndim != 2 or min(values.shape) < 2:

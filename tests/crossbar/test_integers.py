@@ -192,10 +192,12 @@ def test_a_vector_that_is_not_a_number_has_outputs_that_are_none(
     assert found[2].isnan().all()
     others = [0, 1, 3, 4, 5]
     assert found[others].isfinite().all()
-    # Which vectors are read again determines the noise of that; without codes torch may sum in
-    # another order.
-    if dac_bits and not (noise and management == "iterative"):
+    # Which vectors are read again determines the noise of that. Repeated reads, and all without
+    # codes, multiply in float32, in an order that depends on the number of vectors.
+    if dac_bits and management == "none":
         assert torch.equal(found[others], expected[others])
+    elif not noise:
+        torch.testing.assert_close(found[others], expected[others], rtol=1e-5, atol=1e-5)
     # The differentiable path is torch's own.
     assert layer(x.clone().requires_grad_())[2].isnan().all()
 

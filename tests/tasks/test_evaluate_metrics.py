@@ -11,6 +11,7 @@ from analog_grasp.study.config import flat, resolve
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.evaluate_metrics import EvaluateMetric, _load, with_metric
+from analog_grasp.tasks.reviews import reviews
 
 SCRIPT = """
 import datasets
@@ -48,7 +49,7 @@ def script(tmp_path):
 @needs_evaluate
 def test_a_script_is_the_primary_metric_of_a_task(script):
     path = script("share", "{'share': sum(p == r for p, r in zip(predictions, references)) / 50}")
-    task = with_metric(load_task("reviews"), path)
+    task = with_metric(reviews(validation=200), path)
     assert task.metrics == ("share", "accuracy")
     logits = np.eye(2)[[0, 1] * 75 + [0] * 50]
     scores = task._score(logits, "validation")
