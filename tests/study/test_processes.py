@@ -105,7 +105,7 @@ def test_workers_end_with_a_parent_that_is_terminated(command, settings, tmp_pat
     if interface == "command":
         process = start([*command, "--workers", "2"], out)
     else:
-        many = settings | {"repeats": 4, "workers": 2}
+        many = settings | {"repeats": 12, "workers": 2}
         process = FORKS.Process(target=api_compare, args=(many, out))
         process.start()
     while len(cells(out)) < 4:
