@@ -181,4 +181,4 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
 
 def _question(adapters: Sequence[AdapterRecord], task: str) -> str:
     titles = [ADAPTERS[r.adapter].title if r.adapter in ADAPTERS else r.adapter for r in adapters]
-    return f"Accuracy of {' and '.join(titles)} on {task} over drift time"
+    return f"Accuracy of {' and '.join(dict.fromkeys(titles))} on {task} over drift time"
