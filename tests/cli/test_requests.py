@@ -21,7 +21,6 @@ from analog_grasp.study import api as studies
         (["--adapters", "no/such/adapter"], "no/such/adapter"),
         (["--placement", "floating"], "'digital', 'folded' or 'programmed'"),
         (["--programming-error", "learned"], "programmed"),
-        (["--then", "pcm-hermes-2@0s..1y", "--clip", "2.5"], "omit clip, or omit then"),
         (["--times", "1parsec"], "parsec"),
         (["--times", "-3s"], "negative"),
         (["--repeats", "0"], "repeats"),
