@@ -17,6 +17,7 @@ _SECTIONS = {
     "Recalibration": "method-recalibration",
     "Energy, latency and programming cost": "method-costs",
     "Tasks and metrics": "method-tasks",
+    "Write tolerances": "method-write-tolerances",
 }
 
 
