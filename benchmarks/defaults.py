@@ -26,6 +26,7 @@ from analog_grasp.study.trained_adapters import learned_parameters, new_adapter,
 from analog_grasp.tasks import Task, load_task
 from analog_grasp.tasks.splits import tuning_task
 from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.types import DEFAULT_GROUPS, SHIFT_LR_RATIO
 
 
 class Setting(NamedTuple):
@@ -64,8 +65,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--adapters", nargs="+", choices=RATES, default=list(RATES))
-    parser.add_argument("--groups", type=int, default=64, help="K of GRASP and StochGRASP")
-    parser.add_argument("--shift-lr-ratio", type=float, default=0.3)
+    parser.add_argument(
+        "--groups", type=int, default=DEFAULT_GROUPS, help="K of GRASP and StochGRASP"
+    )
+    parser.add_argument("--shift-lr-ratio", type=float, default=SHIFT_LR_RATIO)
     parser.add_argument("--rates", type=int, default=4, help="learning rates per adapter")
     asked = parser.parse_args()
     found: dict[tuple[str, str, float], dict[str, float]] = {}

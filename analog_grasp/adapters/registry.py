@@ -291,6 +291,19 @@ def kind_of(model: "nn.Module") -> str | None:
     return name if name in ADAPTERS else None
 
 
+def own_learning_rate(model: "nn.Module") -> float:
+    """Return the default peak learning rate of a model's adapter: GRASP's for other PEFT methods.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                   intermediate_size=16, vocab_size=10)
+        >>> own_learning_rate(adapt(BertForSequenceClassification(tiny), "bitfit"))
+        0.003
+    """
+    return ADAPTERS[kind_of(model) or "grasp"].learning_rate
+
+
 def check_placement(name: str, placement: str) -> None:
     """Raise an error if an adapter does not have a placement.
 

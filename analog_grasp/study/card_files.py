@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 
 from analog_grasp.devices.card import DeviceAtTime, DeviceCard
+from analog_grasp.study.evaluator import place_name
 from analog_grasp.study.provenance import CARDS_FOLDER, RUN_FILE, check_new
 from analog_grasp.utils.errors import CardError
 from analog_grasp.utils.io import write_atomically
@@ -55,7 +56,7 @@ def _name_or_file(
 ) -> str:
     if _is_shipped(card):
         return card.name
-    path = (directory / CARDS_FOLDER / f"{card.name.replace(':', '-')}.toml").resolve()
+    path = (directory / CARDS_FOLDER / f"{place_name(card.name)}.toml").resolve()
     if written.setdefault(path, card) != card:
         raise ValueError(
             f"Two different cards have the name {card.name}: give each its own, as in "

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback
 
 from analog_grasp.adapters.frozen import head_names
-from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of
+from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of, own_learning_rate
 from analog_grasp.adapters.warm_start import STARTABLE, start_from
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceAtTime
@@ -262,7 +262,7 @@ def train_adapter(
         ValueError: As `analog_grasp.train`.
     """
     kind = kind_of(model)
-    learning_rate = config.training.learning_rate or ADAPTERS[kind or "grasp"].learning_rate
+    learning_rate = config.training.learning_rate or own_learning_rate(model)
     saving: dict[str, Any] = {} if save_steps is None else {"save_steps": save_steps}
     if checkpoints is not None:
         saving |= {"output_dir": checkpoints, "save_total_limit": 1}

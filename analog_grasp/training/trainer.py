@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.adapters.registry import ADAPTERS, kind_of
+from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
@@ -307,7 +307,7 @@ def train(
         then = parse_ages(then)
         check_adapter(model)
     if learning_rate is None:
-        learning_rate = ADAPTERS[kind_of(model) or "grasp"].learning_rate
+        learning_rate = own_learning_rate(model)
     if tokenizer is not None:
         task = replace(task, tokenizer=tokenizer)
     chip, whole = None, task
