@@ -12,20 +12,16 @@ adapters or tasks can share a folder.
 """
 
 import argparse
-import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from glue import once, trained_score
 from peers import markdown
 from rich.console import Console
 
-from analog_grasp.study.config import resolve
-from analog_grasp.study.progress import silent
-from analog_grasp.study.trained_adapters import learned_parameters, new_adapter, train_adapter
 from analog_grasp.tasks import Task, load_task
 from analog_grasp.tasks.splits import tuning_task
-from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.types import DEFAULT_GROUPS, SHIFT_LR_RATIO
 
 
@@ -97,10 +93,7 @@ def cell(asked: argparse.Namespace, adapter: str, name: str, rate: float) -> dic
     """Return the held-out score and the number of parameters of a training, made once."""
     own = f"-{asked.groups}-{asked.shift_lr_ratio:g}" if "grasp" in adapter else ""
     path = asked.out / name.replace(", ", "-").replace(" ", "-") / f"{adapter}{own}-{rate:g}.json"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(measure(asked, adapter, name, rate)).encode())
-    return json.loads(path.read_text())
+    return once(path, partial(measure, asked, adapter, name, rate))
 
 
 def measure(asked: argparse.Namespace, adapter: str, name: str, rate: float) -> dict[str, float]:
@@ -108,22 +101,21 @@ def measure(asked: argparse.Namespace, adapter: str, name: str, rate: float) -> 
     own: dict[str, Any] = {}
     if "grasp" in adapter:
         own = {"groups": asked.groups, "shift_lr_ratio": asked.shift_lr_ratio}
-    settings = resolve(
+    data_dir = asked.data_dir if setting.task.startswith("glue/") else None
+    return trained_score(
         {
             "task": setting.task,
-            "data_dir": asked.data_dir if setting.task.startswith("glue/") else None,
+            "data_dir": data_dir,
             "model": asked.second_model if setting.second_model else None,
             "bf16": setting.second_model,
             "epochs": setting.epochs,
             "batch_size": setting.batch_size,
             "learning_rate": rate,
             **own,
-        }
+        },
+        held_out(setting.task, data_dir),
+        adapter,
     )
-    data = held_out(setting.task, settings.task.data_dir)
-    model = new_adapter(settings, data, adapter)
-    train_adapter(model, settings, data, adapter, silent)
-    return {"score": data.evaluate(model), "parameters": learned_parameters(model)[0]}
 
 
 @cache

@@ -17,10 +17,10 @@ other adapters or tasks can share a folder.
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from peers import markdown
@@ -81,11 +81,8 @@ def main() -> None:
         for task in asked.tasks:
             for adapter in asked.adapters:
                 path = asked.out / task.replace("/", "-") / f"{adapter}-{seed}.json"
-                if not path.is_file():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    found = measure(task, adapter, seed, str(asked.data_dir), asked.bf16)
-                    write_atomically(path, json.dumps(found).encode())
-                found = json.loads(path.read_text())
+                given = (task, adapter, seed, str(asked.data_dir), asked.bf16)
+                found = once(path, lambda given=given: measure(*given))
                 scores[adapter, task].append(100 * found["score"])
                 sizes[adapter] = found["parameters"]
                 Console(stderr=True).print(f"{task}, {adapter}, seed {seed}: {found}")
@@ -96,7 +93,7 @@ def measure(task: str, adapter: str, seed: int, data_dir: str, bf16: bool) -> di
     """Train once; return the digital score (the task's first metric) and the parameters."""
     training = TRAININGS[task]
     share = training.share if adapter in REDUCED else 1.0
-    settings = resolve(
+    return trained_score(
         {
             "task": task,
             "data_dir": data_dir,
@@ -106,9 +103,23 @@ def measure(task: str, adapter: str, seed: int, data_dir: str, bf16: bool) -> di
             "injection": 0.0,
             "seed": seed,
             "bf16": bf16,
-        }
+        },
+        _task(task, data_dir),
+        adapter,
     )
-    data = _task(task, data_dir)
+
+
+def once(path: Path, measured: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """Return the result in a file; measure and write it if there is none."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(measured()).encode())
+    return json.loads(path.read_text())
+
+
+def trained_score(values: Mapping[str, Any], data: Task, adapter: str) -> dict[str, float]:
+    """Train an adapter; return its digital score, its parameters and the time, s."""
+    settings = resolve(values)
     model = new_adapter(settings, data, adapter)
     seconds = train_adapter(model, settings, data, adapter, silent)
     parameters, _ = learned_parameters(model)
