@@ -12,7 +12,8 @@
 
 FOLDER is that of `benchmarks/pretrained.py smollm2`, or any other causal model. The text is the
 premises of GLUE's RTE: those of the training rows to calibrate, distil and recalibrate on, those of
-the validation rows to measure, each premise once. An interrupted run resumes when started again.
+the validation rows to measure, each premise once. Weights on tiles are stored in bfloat16. An
+interrupted run resumes when started again.
 """
 
 import argparse
@@ -96,9 +97,10 @@ def main() -> None:
         for treatment in given.treatments:
             for chip in range(given.chips):
                 key = f"{device} {treatment} {chip}"
-                if not known.get(key, {}).keys() >= set(given.times):
-                    found = measure(asked, device, TREATMENTS[treatment], given.times, chip)
-                    known[key] = append(given.out, key, found)
+                missing = [time for time in given.times if time not in known.get(key, {})]
+                if missing:
+                    found = measure(asked, device, TREATMENTS[treatment], missing, chip)
+                    known[key] = known.get(key, {}) | append(given.out, key, found)
                     print(key, json.dumps(found), flush=True)
     print(f"digital {known['digital']['digital']:.4g}\n")
     print(table(known, given.devices, given.treatments, given.times, given.chips))
@@ -139,7 +141,7 @@ def measure(
         )
     deployment = mapped(asked, model, device, treatment)
     if groups:
-        distil(asked, deployment, device)
+        set_parameters(deployment.model, distilled(asked, deployment, device, groups))  # type: ignore[arg-type]
     deployment.program(chip)
     found = {}
     for time in times:
@@ -160,7 +162,7 @@ def measure(
 def mapped(asked: Asked, model: nn.Module, device: str, treatment: dict[str, Any]) -> Deployment:
     """Return a deployment, rescaled and calibrated as a treatment says."""
     settings = {name: treatment[name] for name in ("clip", "first_token") if name in treatment}
-    deployment = deploy(model, device, **settings)
+    deployment = deploy(model, device, dtype=torch.bfloat16, **settings)
     observe = partial(asked.calibration.scores, split="train")
     if "rescale" in treatment:
         deployment.rescale(observe, treatment["rescale"])
@@ -169,23 +171,34 @@ def mapped(asked: Asked, model: nn.Module, device: str, treatment: dict[str, Any
     return deployment
 
 
-def distil(asked: Asked, deployment: Deployment, device: str) -> None:
-    """Fit the adapter to simulated chips of all ages, mapped as the deployment is."""
-    rows = draw_examples(
-        asked.task, asked.steps * asked.batch_size, deployment.model, seed=0, at_most=True
-    )
-    ages = parse_ages(f"{device}@0s..1y")
-    found = fit_on_chips(
-        [deployment], [deployment.model], rows, ages, steps=asked.steps,
-        learning_rate=None, batch_size=asked.batch_size, seed=0,
-    )  # fmt: skip
-    set_parameters(deployment.model, found)  # type: ignore[arg-type]
+_DISTILLED: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+
+
+def distilled(
+    asked: Asked, deployment: Deployment, device: str, groups: int
+) -> dict[str, torch.Tensor]:
+    """Return the adapter's parameters, fitted to simulated chips of all ages.
+
+    The chips are mapped as the deployment is. Each device and number of groups is fitted once.
+    """
+    if (device, groups) not in _DISTILLED:
+        rows = draw_examples(
+            asked.task, asked.steps * asked.batch_size, deployment.model, seed=0, at_most=True
+        )
+        _DISTILLED[device, groups] = fit_on_chips(
+            [deployment], [deployment.model], rows, parse_ages(f"{device}@0s..1y"),
+            steps=asked.steps, learning_rate=None, batch_size=asked.batch_size, seed=0,
+        )  # fmt: skip
+    return _DISTILLED[device, groups]
 
 
 def read(path: Path) -> dict[str, dict[str, float]]:
     """Return the perplexities measured so far, by device, treatment and chip."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {key: found for line in lines for key, found in json.loads(line).items()}
+    known: dict[str, dict[str, float]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        for key, found in json.loads(line).items():
+            known.setdefault(key, {}).update(found)
+    return known
 
 
 def append(path: Path, key: str, found: dict[str, float]) -> dict[str, float]:

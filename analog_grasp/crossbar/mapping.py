@@ -1,5 +1,6 @@
 """Mapping of a weight to tiles: splitting, column scales, clipping, rescaling of the inputs."""
 
+import functools
 import math
 from typing import Literal, cast
 
@@ -69,14 +70,21 @@ def column_scale(
 
 def _least_error(weight: Tensor, largest: Tensor, card: DeviceCard) -> Tensor:
     """Return the best of the candidates for each column, ``(D_out,)``, from its histogram."""
-    noise = profile(card, "0s" if card.drift is None else _CLIP_TIME)
-    # That of the drift compensation.
-    gain = float((noise.values**2).sum() / (noise.values * noise.mean).sum())
     unit = weight / torch.where(largest > 0, largest, 1.0)[:, None]
     bins = unit.abs_().mul_(_BINS).long().clamp_(max=_BINS - 1)
     bins += _BINS * torch.arange(len(weight), device=weight.device)[:, None]
     counts = torch.bincount(bins.flatten(), minlength=_BINS * len(weight)).view(-1, _BINS).float()
-    middle = (torch.arange(_BINS, device=weight.device) + 0.5) / _BINS
+    errors = [counts @ squares.to(counts.device) for squares in _squared_errors(card)]
+    return _CANDIDATES.to(weight.device)[torch.stack(errors).argmin(0)]
+
+
+@functools.lru_cache(maxsize=64)
+def _squared_errors(card: DeviceCard) -> list[Tensor]:
+    """Return the squared error of the weights of each bin, ``(_BINS,)``, for each candidate."""
+    noise = profile(card, "0s" if card.drift is None else _CLIP_TIME)
+    # That of the drift compensation.
+    gain = float((noise.values**2).sum() / (noise.values * noise.mean).sum())
+    middle = (torch.arange(_BINS) + 0.5) / _BINS
     errors = []
     for candidate in _CANDIDATES.tolist():
         squares = torch.zeros_like(middle)
@@ -84,8 +92,8 @@ def _least_error(weight: Tensor, largest: Tensor, card: DeviceCard) -> Tensor:
             stored = sign * (middle / candidate).clamp(max=1)
             bias = sign * middle - candidate * gain * noise.mean_at(stored)
             squares += bias.square() + (candidate * gain * noise.std_at(stored)).square()
-        errors.append(counts @ squares)
-    return _CANDIDATES.to(weight.device)[torch.stack(errors).argmin(0)]
+        errors.append(squares)
+    return errors
 
 
 def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:
