@@ -9,7 +9,7 @@ from analog_grasp.cli.console import Debug, request, show
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from analog_grasp.devices.figures import CardFigures
+    from analog_grasp.devices import CardFigures
 
 _MAPPINGS = {
     "pair": "a weight is the difference of two devices",
@@ -31,12 +31,10 @@ def devices(
 ) -> None:
     """List the device cards, or show one with its source and its noise."""
     with request():
-        from analog_grasp.devices import card_names, check_name
+        from analog_grasp.devices import card_figures, card_names, check_name
 
         check_name(name)
-        from analog_grasp.devices.figures import card_figures
-
-        cards = card_figures([name] if name else card_names())
+        cards = [card_figures(each) for each in ([name] if name else card_names())]
     if name is None:
         show(
             "std: standard deviation of devices programmed to 0.1 / 0.5 / 1.0 of the range, before "
@@ -79,30 +77,33 @@ def _card_table(cards: "list[CardFigures]") -> "Table":
     for card in cards:
         stds = (" / ".join(f"{std:.2f}" for std in card.stds[time]) for time in ("0s", "1d"))
         facts = card.facts
-        table.add_row(facts["name"], facts["technology"], _range(facts), *stds, facts["citation"])
+        table.add_row(
+            facts["name"], facts["technology"], _range(facts), *stds, facts["source"]["citation"]
+        )
     return table
 
 
 def _facts(card: "CardFigures") -> list[str]:
     facts = card.facts
+    source, tile = facts["source"], facts["tile"]
     return [
         f"{facts['name']}: {facts['title']}",
         f"technology: {facts['technology']}",
-        f"source: {facts['citation']}" + (f", doi:{facts['doi']}" if facts["doi"] else ""),
-        f"taken from: {facts['location']}",
+        f"source: {source['citation']}" + (f", doi:{source['doi']}" if source["doi"] else ""),
+        f"taken from: {source['location']}",
         f"valid for: {facts['valid_range']}",
         f"not modelled: {facts['not_modelled']}",
-        f"conductance: {_range(facts)} µS, {_MAPPINGS[facts['mapping']]}",
-        f"tile: {facts['rows']} x {facts['columns']} weights",
+        f"conductance: {_range(facts)} µS, {_MAPPINGS[facts['conductance']['mapping']]}",
+        f"tile: {tile['rows']} x {tile['columns']} weights",
     ]
 
 
 def _conductance_table(card: "CardFigures") -> "Table":
     from rich.table import Table
 
-    from analog_grasp.devices.figures import FRACTIONS
+    from analog_grasp.devices import FRACTIONS
 
-    low, high = card.facts["g_min"], card.facts["g_max"]
+    low, high = card.facts["conductance"]["g_min"], card.facts["conductance"]["g_max"]
     table = Table("time", *(f"to {low + part * (high - low):.3g} µS" for part in FRACTIONS))
     for time, means in card.means.items():
         moments = zip(means, card.stds[time], strict=True)
@@ -113,7 +114,7 @@ def _conductance_table(card: "CardFigures") -> "Table":
 def _weight_table(card: "CardFigures") -> "Table":
     from rich.table import Table
 
-    from analog_grasp.devices.figures import FRACTIONS
+    from analog_grasp.devices import FRACTIONS
 
     table = Table("time", *(f"weight {part:g}" for part in FRACTIONS))
     for time, stds in card.weight_stds.items():
@@ -122,4 +123,4 @@ def _weight_table(card: "CardFigures") -> "Table":
 
 
 def _range(facts: dict[str, Any]) -> str:
-    return f"{facts['g_min']:g} to {facts['g_max']:g}"
+    return f"{facts['conductance']['g_min']:g} to {facts['conductance']['g_max']:g}"

@@ -36,7 +36,7 @@ from analog_grasp.crossbar.frozen_weights import fused_weights, linear_layers, s
 from analog_grasp.crossbar.mapping import column_scale, parts
 from analog_grasp.crossbar.saving import describe, digital_state, restore
 from analog_grasp.devices.card import Device, DeviceCard
-from analog_grasp.devices.conductance import CardConductanceConverter
+from analog_grasp.devices.programming import CardConductanceConverter
 
 FORMAT = "analog-grasp chip 2"
 _DIGITAL = "digital."

@@ -19,7 +19,7 @@ from analog_grasp.adapters.frozen import base_name, frozen_layers
 from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.crossbar.deployment import Deployment
 from analog_grasp.crossbar.linear import CrossbarLinear
-from analog_grasp.devices.write_verify import WriteTolerance
+from analog_grasp.devices.programming import WriteTolerance
 from analog_grasp.utils.errors import unknown_name
 
 # The standard deviation of a uniform error within a tolerance, per tolerance.

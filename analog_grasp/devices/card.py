@@ -4,11 +4,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from analog_grasp.devices import card_names, cards_folder, check_name, is_path
-from analog_grasp.devices.curve import Curve, StdCurve
-from analog_grasp.devices.fields import Section, Text
+from analog_grasp.devices.fields import Curve, Section, StdCurve, Text
 from analog_grasp.devices.schema import (
     Circuit,
     ConductanceRange,
@@ -25,14 +24,7 @@ from analog_grasp.devices.schema import (
     TileSize,
     WriteVerify,
 )
-from analog_grasp.utils.errors import (
-    CardError,
-    describe_problem,
-    first_problem,
-    key_in,
-    shown,
-    unknown_name,
-)
+from analog_grasp.utils.errors import CardError, shown, unknown_name
 from analog_grasp.utils.io import read_toml
 from analog_grasp.utils.time import format_time, parse_time
 
@@ -90,7 +82,7 @@ class DeviceCard(Section):
         die_to_die: Variation from chip to chip, or None.
         stuck: Fractions of devices that cannot be programmed, or None.
         write: Program-and-verify with which the devices were programmed, or None; see
-            `analog_grasp.devices.write_verify`.
+            `analog_grasp.devices.programming`.
         converters: DAC, ADC and output noise; None for exact arithmetic.
         circuit: Wire resistance and nonlinear read-out, or None.
         tile: The size of one crossbar tile, in weights.
@@ -143,13 +135,13 @@ class DeviceCard(Section):
             return device
         text = str(device)
         if is_path(device):
-            return cls._from_data(_read(Path(device)), text)
+            return cls.from_data(_read(Path(device)), f'device card "{text}"')
         check_name(text)
         name, colon, level = text.partition(":")
         data = _read(cards_folder() / f"{name}.toml")
         if colon:
             data = _at_noise_level(data, name, level)
-        return cls._from_data(data, text)
+        return cls.from_data(data, f'device card "{text}"')
 
     @classmethod
     def names(cls) -> list[str]:
@@ -162,10 +154,7 @@ class DeviceCard(Section):
         return card_names()
 
     def at(self, time: float | str) -> "DeviceAtTime":
-        """Return this device at a drift time, as `noise_target` and `injection` take it.
-
-        Args:
-            time: Time since programming: seconds, or text such as "1d".
+        """Return this device at a time since programming: seconds, or text such as "1d".
 
         Raises:
             ValueError: The time is unreadable, negative or not finite.
@@ -209,7 +198,8 @@ class DeviceCard(Section):
             (6, 8, 0.001)
         """
         stated = {name: getattr(self, name) for name in self.model_fields_set}
-        return self._from_data({**stated, **_changed_sections(self, changes)}, self.name)
+        data = {**stated, **_changed_sections(self, changes)}
+        return self.from_data(data, f'device card "{self.name}"')
 
     def scaled(self, means: float, stds: float) -> Self:
         """Return the card of one die: means of change and standard deviations multiplied.
@@ -233,15 +223,6 @@ class DeviceCard(Section):
             }
         )
 
-    @classmethod
-    def _from_data(cls, data: dict[str, Any], label: str) -> Self:
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            problem = first_problem(error)
-            sentence = describe_problem(problem, key_in(data, problem), _known_keys())
-        raise CardError(f'device card "{label}": {sentence}.')
-
     @model_validator(mode="before")
     @classmethod
     def _programmed_state(cls, data: Any) -> Any:
@@ -262,8 +243,8 @@ class DeviceCard(Section):
         # Imported here, as it takes longer than to find that a name is wrong.
         import numpy as np
 
-        g_min, g_max = self.conductance.g_min, self.conductance.g_max
-        g = np.linspace(g_min, g_max, 2001)
+        g_max = self.conductance.g_max
+        g = np.linspace(self.conductance.g_min, g_max, 2001)
         for key, curve in self._std_curves():
             # Not `StdCurve.at`, which clips at 0.
             std = Curve.at(curve, g, g_max)
@@ -282,18 +263,17 @@ class DeviceCard(Section):
 
     def _std_curves(self) -> list[tuple[str, Curve]]:
         """Return every curve that is a standard deviation, with its key."""
-        curves: list[tuple[str, Curve]] = []
-        if isinstance(self.drift, TabulatedDrift):
-            curves += [(f"drift.table[{i}]", row) for i, row in enumerate(self.drift.table)]
-        elif self.programming is not None:
-            curves.append(("programming", self.programming))
-        if isinstance(self.drift, PowerLawDrift):
-            curves.append(("drift.nu_std", self.drift.nu_std))
-        if isinstance(self.read, RelativeRead):
-            curves.append(("read.q", self.read.q))
-        if self.short_term is not None:
-            curves.append(("short_term", self.short_term))
-        return curves
+        drift, read = self.drift, self.read
+        tabulated = isinstance(drift, TabulatedDrift)
+        curves = {
+            "programming": None if tabulated else self.programming,
+            "drift.nu_std": drift.nu_std if isinstance(drift, PowerLawDrift) else None,
+            "read.q": read.q if isinstance(read, RelativeRead) else None,
+            "short_term": self.short_term,
+        }
+        rows = drift.table if isinstance(drift, TabulatedDrift) else ()
+        stated = [(f"drift.table[{i}]", row) for i, row in enumerate(rows)]
+        return stated + [(key, curve) for key, curve in curves.items() if curve is not None]
 
 
 type Device = str | Path | DeviceCard
@@ -394,12 +374,3 @@ def _changed_sections(card: DeviceCard, changes: Changes) -> dict[str, Any]:
     if stuck:
         sections["stuck"] = {**(card.stuck.model_dump() if card.stuck else {}), **stuck}
     return sections
-
-
-def _known_keys() -> set[str]:
-    """Return every key that a card can have."""
-    models: list[type[Section]] = [Section]
-    for model in models:
-        # Sections of other files, such as cost models, are defined in other packages.
-        models += [m for m in model.__subclasses__() if m.__module__.startswith(__package__)]
-    return {key for model in models for key in model.model_fields}

@@ -1,82 +1,304 @@
-"""Conversion of weights to conductances and back, by a card's mapping."""
+"""Conductances of a card at a drift time: formulas, kernel parameters and moments, in NumPy.
 
+The moments serve tables that are shown before torch is imported. Their formulas are those of the
+noise model (`analog_grasp.devices.noise_model`); in place of its random streams there is one fixed
+set of 2,039 deviates, with which standard deviations agree with those of large samples to about
+1 %.
+"""
+
+import functools
 import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
 
-import torch
-from aihwkit.inference.converter.base import BaseConductanceConverter
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from analog_grasp.devices.schema import ConductanceRange
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.fields import Curve, StdCurve
+from analog_grasp.devices.schema import (
+    LogarithmicRead,
+    PowerLawDrift,
+    Read,
+    RelativeRead,
+    RelaxationDrift,
+    TabulatedDrift,
+)
+from analog_grasp.kernels.parameters import (
+    FIRST_COEFFICIENT,
+    FORMS,
+    MAX_COEFFICIENTS,
+    DeviceParameters,
+)
 
-# For a tile of zeros, as in aihwkit's converters.
-_SMALLEST_RANGE = 1e-7
+type Floats = NDArray[np.float64]
+
+CurveSum = tuple[tuple[float, Curve], ...]
+"""A weighted sum of curves."""
+
+# A prime, and a multiplier whose lattice (1, a, a^2) fills the unit cube evenly.
+_POINTS = 2039
+_MULTIPLIER = 889
 
 
-class CardConductanceConverter(BaseConductanceConverter):
-    """Converter of weights to conductances and back; see `ConductanceRange` for the mappings.
+class StateCurves(NamedTuple):
+    """The distribution of conductances before power-law drift or relaxation.
 
-    Args:
-        conductance: The card's section.
-
-    Example:
-        >>> import torch
-        >>> section = ConductanceRange(g_min="0 uS", g_max="25 uS", mapping="pair")
-        >>> g, scale = CardConductanceConverter(section).convert_to_conductances(
-        ...     torch.tensor([[1.0, -0.5]]))
-        >>> g
-        [tensor([[25.,  0.]]), tensor([[ 0.0000, 12.5000]])]
+    Attributes:
+        stds: Standard deviation, a function of the mean g + shift(g).
+        shifts: Shift of the mean, a function of the target g.
     """
 
-    def __init__(self, conductance: ConductanceRange) -> None:
-        self.g_min = conductance.g_min
-        self.g_max = conductance.g_max
-        self.mapping = conductance.mapping
+    stds: CurveSum
+    shifts: CurveSum
 
-    def convert_to_conductances(self, weights: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return conductances, µS, one tensor per device of a cell, and the scale.
 
-        Args:
-            weights: Weights of any shape.
+def state_curves(card: DeviceCard, time: float) -> StateCurves:
+    """Return the curves of the programmed state, or of the table's state at a time, s."""
+    table = card.drift.table if isinstance(card.drift, TabulatedDrift) else ()
+    if not table or time <= table[0].time:
+        state = card.programming
+        if state is None:
+            return StateCurves((), ())
+        return StateCurves(((1.0, state),), () if state.shift is None else ((1.0, state.shift),))
+    after = next((i for i, row in enumerate(table) if time <= row.time), len(table) - 1)
+    rows = [(1.0, table[after])]
+    held = time >= table[after].time and card.drift.beyond == "hold"  # type: ignore[union-attr]
+    if not held and time != table[after].time:
+        before = table[after - 1]
+        fraction = math.log(time / before.time) / math.log(table[after].time / before.time)
+        rows = [(1.0 - fraction, before), (fraction, table[after])]
+    stds: CurveSum = tuple(rows)
+    if card.programming is None:
+        # Without programming noise a device relaxes by the growth of the standard deviation.
+        stds += ((-1.0, table[0]),)
+    return StateCurves(
+        stds, tuple((weight, row.shift) for weight, row in rows if row.shift is not None)
+    )
 
-        Returns:
-            The conductances; and the scale, µS per unit of weight, with the weight that maps to
-            g_min.
 
-        Raises:
-            ValueError: A weight is not finite.
-        """
-        scale, offset = self.scale_of(weights)
-        params = {"scale": scale, "offset": offset}
-        if self.mapping == "single":
-            return [(weights - offset).mul_(scale).add_(self.g_min)], params
-        g = weights * scale
-        if self.mapping == "signed":
-            return [g], params
-        minus = (-g).clamp_(min=0.0).add_(self.g_min)
-        return [g.clamp_(min=0.0).add_(self.g_min), minus], params
+def drift_growth(drift: PowerLawDrift, time: float) -> float:
+    """Return ln((t + t0) / t0), the factor of the drift exponent nu."""
+    return math.log(time + drift.t0) - math.log(drift.t0)
 
-    def scale_of(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scale, µS per unit of weight, and the weight that maps to g_min.
 
-        Raises:
-            ValueError: A weight is not finite.
-        """
-        low, high = torch.aminmax(weights)
-        if not math.isfinite(float(high - low)):
-            raise ValueError(
-                "the weights contain NaN or infinity: only finite weights can be programmed."
-            )
-        span = self.g_max - self.g_min
-        if self.mapping == "single":
-            return span / (high - low).clamp(min=_SMALLEST_RANGE), low
-        scale = span / torch.maximum(high, -low).clamp(min=_SMALLEST_RANGE)
-        return scale, torch.zeros_like(scale)
+def relaxation(drift: RelaxationDrift, time: float) -> tuple[float, float]:
+    """Return mean and standard deviation of the relaxation, µS; both 0 at t = 0."""
+    if time == 0:
+        return 0.0, 0.0
+    mean, std = (a + b * math.log(time) for a, b in (drift.mean, drift.std))
+    return mean, max(std, 0.0)
 
-    def convert_back_to_weights(
-        self, conductances: list[Tensor], params: dict[str, Tensor]
-    ) -> Tensor:
-        """Return the weights of conductances, with the scale of `convert_to_conductances`."""
-        if self.mapping == "pair":
-            return (conductances[0] - conductances[1]).div_(params["scale"])
-        g_zero = 0.0 if self.mapping == "signed" else self.g_min
-        return (conductances[0] - g_zero).div_(params["scale"]).add_(params["offset"])
+
+def read_factor(read: Read | None, time: float) -> float:
+    """Return the time-dependent factor of the accumulated read noise, k included."""
+    if read is None:
+        return 0.0
+    age = time + read.t0 if isinstance(read, RelativeRead) else time
+    # A difference of logarithms stays finite where the ratio of the times would overflow.
+    logarithm = math.log(age + read.t_read) - math.log(2 * read.t_read)
+    k = read.k if isinstance(read, LogarithmicRead) else 1.0
+    return k * math.sqrt(max(logarithm, 0.0))
+
+
+@functools.lru_cache(maxsize=256)
+def device_parameters(card: DeviceCard, time: float) -> DeviceParameters:
+    """Return a card at a time, s since programming, as parameters of the compiled kernel."""
+    drift, read, conductance = card.drift, card.read, card.conductance
+    power_law = isinstance(drift, PowerLawDrift) and time > 0
+    relaxes = isinstance(drift, RelaxationDrift) and time > 0
+    factor = read_factor(read, time)
+    lowest = -math.inf if conductance.mapping == "signed" else 0.0
+    mean, std = relaxation(drift, time) if isinstance(drift, RelaxationDrift) else (0.0, 0.0)
+    curves, points, starts = _encoded_curves(card, time)
+    return DeviceParameters(
+        curves,
+        points,
+        starts,
+        np.array([starts[1] < starts[2], power_law or relaxes, factor > 0]),
+        conductance.mapping == "pair",
+        power_law,
+        isinstance(read, LogarithmicRead),
+        growth=np.float32(drift_growth(drift, time) if isinstance(drift, PowerLawDrift) else 0.0),
+        relaxed_mean=np.float32(mean),
+        relaxed_std=np.float32(std),
+        read_factor=np.float32(factor),
+        programmed_min=np.float32(lowest),
+        read_min=np.float32(conductance.g_min if relaxes else lowest),
+        read_max=np.float32(conductance.g_max if relaxes else math.inf),
+        g_min=np.float32(conductance.g_min),
+        g_max=np.float32(conductance.g_max),
+        stuck_off=np.float32(card.stuck.off if card.stuck else 0.0),
+        stuck_on=np.float32(card.stuck.on if card.stuck else 0.0),
+    )
+
+
+def _encoded_curves(
+    card: DeviceCard, time: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return `curves`, `points` and `starts` of `DeviceParameters`."""
+    drift, read, state = card.drift, card.read, state_curves(card, time)
+    nu = (drift.nu_mean, drift.nu_std) if isinstance(drift, PowerLawDrift) else (None, None)
+    q = read.q if isinstance(read, RelativeRead) else None
+    sums: list[tuple[CurveSum, float]] = [(state.shifts, -math.inf), (state.stds, 0.0)]
+    for curve, lowest in ((nu[0], -math.inf), (nu[1], -math.inf), (q, 0.0), (card.short_term, 0.0)):
+        sums.append((() if curve is None else ((1.0, curve),), lowest))
+    points: list[tuple[float, float]] = []
+    rows: list[list[float]] = []
+    starts = [0]
+    for curve_sum, lowest in sums:
+        for weight, curve in curve_sum:
+            rows += _rows(weight, curve, card.conductance.g_max, lowest, points)
+        starts.append(len(rows))
+    return (
+        np.array(rows, np.float64).reshape(-1, FIRST_COEFFICIENT + MAX_COEFFICIENTS),
+        np.array(points, np.float64).reshape(-1, 2),
+        np.array(starts, np.int64),
+    )
+
+
+def _rows(
+    weight: float, curve: Curve, g_max: float, lowest: float, points: list[tuple[float, float]]
+) -> list[list[float]]:
+    """Return the rows of one curve of a sum, and append its points to `points`."""
+    if isinstance(curve, StdCurve):
+        weight *= 1.0 if curve.reference_g_max is None else g_max / curve.reference_g_max
+    rows = []
+    for piece in reversed(curve.pieces):
+        coefficients = piece.coefficients
+        if piece.form == "points":
+            coefficients = (len(points), len(points) + len(piece.points))
+            points += piece.points
+        rows.append(
+            [
+                weight,
+                g_max if curve.variable == "u" else 0.0,
+                lowest,
+                FORMS.index(piece.form),
+                math.inf if piece.below is None else piece.below,
+                -math.inf if piece.min is None else piece.min,
+                math.inf if piece.max is None else piece.max,
+                len(coefficients),
+                *coefficients,
+                *[0.0] * (MAX_COEFFICIENTS - len(coefficients)),
+            ]
+        )
+    return rows
+
+
+def conductance_moments(
+    card: DeviceCard, fractions: Sequence[float], time: float
+) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation, µS, of single devices as read at a time.
+
+    Args:
+        card: The device; drift compensation is not applied.
+        fractions: Targets, as fractions of the range from g_min to g_max, ``(n,)``.
+        time: Time since programming, s.
+
+    Returns:
+        Mean and standard deviation, each ``(n,)``.
+
+    Example:
+        >>> mean, std = conductance_moments(DeviceCard.load("gaussian"), [0.5], 0.0)
+        >>> mean.round(3).tolist(), std.round(3).tolist()
+        ([12.5], [1.25])
+    """
+    low, high = card.conductance.g_min, card.conductance.g_max
+    mean, variance, _ = _moments(card, low + np.asarray(fractions) * (high - low), time)
+    return mean, np.sqrt(variance)
+
+
+def weight_std(card: DeviceCard, values: Sequence[float], time: float) -> Floats:
+    """Return the standard deviation of stored values as read back at a time.
+
+    This is the `std` of `analog_grasp.devices.profile.profile`, for a few values.
+
+    Args:
+        card: The device.
+        values: Stored values relative to the largest, in [-1, 1], ``(n,)``.
+        time: Time since programming, s.
+
+    Returns:
+        Standard deviations relative to the largest stored value, ``(n,)``.
+
+    Example:
+        >>> weight_std(DeviceCard.load("gaussian:0.1"), [-1.0, 0.5], 0.0).round(3).tolist()
+        [0.1, 0.1]
+    """
+    section, v = card.conductance, np.asarray(values, np.float64)
+    span = section.g_max - section.g_min
+    if section.mapping == "pair":
+        sides = [section.g_min + span * np.maximum(side * v, 0.0) for side in (1, -1)]
+    elif section.mapping == "single":
+        sides = [section.g_min + span * (v + 1.0) / 2.0]
+        span /= 2.0
+    else:
+        sides = [span * v]
+    variances = [sum(_moments(card, side, time)[1:]) for side in sides]
+    return np.sqrt(sum(variances)) / span
+
+
+def _moments(card: DeviceCard, targets: Floats, time: float) -> tuple[Floats, Floats, Floats]:
+    """Return mean and variance of conductances, and their mean variance from read to read."""
+    g = _read(card, targets[:, None], time)
+    short_term = _sum(card, () if card.short_term is None else ((1.0, card.short_term),), g)
+    mean, square, each_read = g.mean(1), (g**2).mean(1), (short_term**2).mean(1)
+    if card.stuck is not None:
+        ends = np.array([card.conductance.g_min, card.conductance.g_max])
+        parts = np.array([card.stuck.off, card.stuck.on])
+        healthy = 1.0 - parts.sum()
+        mean = healthy * mean + parts @ ends
+        square = healthy * square + parts @ ends**2
+        if card.short_term is not None:
+            at_ends = card.short_term.at(ends, card.conductance.g_max)
+            each_read = healthy * each_read + parts @ at_ends**2
+    return mean, np.maximum(square - mean**2, 0.0), each_read
+
+
+def _read(card: DeviceCard, targets: Floats, time: float) -> Floats:
+    """Return conductances as read, ``(n, 2039)``, of targets ``(n, 1)``; see `CardNoiseModel`."""
+    drift, read, g_max = card.drift, card.read, card.conductance.g_max
+    lowest = -np.inf if card.conductance.mapping == "signed" else 0.0
+    z_programming, z_drift, z_read = _deviates()
+    state = state_curves(card, time)
+    means = targets + _sum(card, state.shifts, targets)
+    g = np.maximum(means + _sum(card, state.stds, means) * z_programming, lowest)
+    programmed = g
+    if isinstance(drift, PowerLawDrift) and time > 0:
+        nu = np.abs(drift.nu_mean.at(targets, g_max) + drift.nu_std.at(targets, g_max) * z_drift)
+        g = g * np.exp(-drift_growth(drift, time) * nu)
+    elif isinstance(drift, RelaxationDrift):
+        mean, std = relaxation(drift, time)
+        g = g + mean + std * z_drift
+    noise = read_factor(read, time) * z_read
+    if isinstance(read, LogarithmicRead):
+        g = g + noise * np.log10(np.maximum(g, 1.0))
+    elif read is not None:
+        base = g if isinstance(drift, TabulatedDrift) else programmed
+        g = g * (1.0 + noise * np.maximum(read.q.at(base, g_max), 0.0))
+    g = np.maximum(g, lowest)
+    if isinstance(drift, RelaxationDrift) and time > 0:
+        g = np.clip(g, card.conductance.g_min, g_max)
+    return g
+
+
+def _sum(card: DeviceCard, curves: CurveSum, g: Floats) -> Floats:
+    """Return a weighted sum of curves at conductances `g`."""
+    total = np.zeros_like(g)
+    for weight, curve in curves:
+        total += weight * curve.at(g, card.conductance.g_max)
+    return total
+
+
+@functools.cache
+def _deviates() -> Floats:
+    """Return deviates of programming, drift and read noise, ``(3, 2039)``, exactly uncorrelated."""
+    normal = NormalDist()
+    quantiles = np.array([normal.inv_cdf((i + 0.5) / _POINTS) for i in range(_POINTS)])
+    index = np.arange(_POINTS)
+    lattice = np.stack([index, index * _MULTIPLIER, index * _MULTIPLIER**2]) % _POINTS
+    z = quantiles[lattice]
+    z -= z.mean(1, keepdims=True)
+    return np.linalg.solve(np.linalg.cholesky(z @ z.T / _POINTS), z)

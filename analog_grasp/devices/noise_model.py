@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.card_at_time import (
+from analog_grasp.devices.conductance import (
     CurveSum,
     device_parameters,
     drift_growth,
@@ -19,14 +19,13 @@ from analog_grasp.devices.card_at_time import (
     relaxation,
     state_curves,
 )
-from analog_grasp.devices.conductance import CardConductanceConverter
+from analog_grasp.devices.programming import CardConductanceConverter, WriteTolerance
 from analog_grasp.devices.schema import (
     LogarithmicRead,
     PowerLawDrift,
     RelaxationDrift,
     TabulatedDrift,
 )
-from analog_grasp.devices.write_verify import WriteTolerance
 from analog_grasp.kernels.noise import fits_kernel, read_tile
 from analog_grasp.kernels.parameters import TileParameters
 from analog_grasp.kernels.rng import normal, uniform
@@ -69,7 +68,7 @@ class CardNoiseModel(BaseNoiseModel):
         seed: Identifies the tile's devices.
         chip: Identifies the chip instance, for variation from die to die; None: the seed.
         tolerance: Write tolerances in place of the card's own, in units of the conductance range,
-            broadcast to the weights; see `analog_grasp.devices.write_verify`.
+            broadcast to the weights; see `analog_grasp.devices.programming`.
 
     Raises:
         ValueError: A tolerance is given, but the card states no program-and-verify.
@@ -157,14 +156,14 @@ class CardNoiseModel(BaseNoiseModel):
             The variance, in squared units of the weights: 0 for a card without short-term noise,
             None if it depends on the conductance; see `read_weights`.
         """
-        if self.card.short_term is None:
+        curve, section = self.card.short_term, self.card.conductance
+        if curve is None:
             return 0.0
-        std = self.card.short_term.constant(self.card.conductance.g_max)
+        std = curve.constant(section.g_max)
         if std is None:
             return None
-        devices = 2 if self.card.conductance.mapping == "pair" else 1
         scale, _ = self.g_converter.scale_of(targets)
-        return devices * (std / float(scale)) ** 2
+        return (2 if section.mapping == "pair" else 1) * (std / float(scale)) ** 2
 
     @torch.no_grad()
     def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -231,12 +230,8 @@ class CardNoiseModel(BaseNoiseModel):
         """
         if self.card.programming is None:
             return self._stuck(g_target.clone(), device)
-        g = self._normal(g_target, "programming", device)
-        shift, g_max, mean = self.card.programming.shift, self.card.conductance.g_max, g_target
-        if shift is not None:
-            mean = g_target + shift.at(g_target, g_max)
-        std = self._written(self.card.programming.at(mean, g_max))
-        return self._stuck(self._clipped(g.mul_(std).add_(mean)), device)
+        deviate = self._normal(g_target, "programming", device)
+        return self._stuck(self._state(g_target, deviate, 0.0), device)
 
     @torch.no_grad()
     def generate_drift_coefficients(self, g_target: Tensor, device: int = 0) -> Tensor | None:
@@ -348,16 +343,17 @@ class CardNoiseModel(BaseNoiseModel):
             return coefficients.mul(std).add_(mean).add_(g_prog)
         if time <= drift.table[0].time:
             return g_prog.clone()
-        state = state_curves(self.card, time)
         g_target, deviate = coefficients
-        mean = g_target + self._sum(state.shifts, g_target)
-        return self._clipped(self._written(self._sum(state.stds, mean)).mul_(deviate).add_(mean))
+        return self._state(g_target, deviate, time)
 
-    def _written(self, std: Tensor) -> Tensor:
-        """Return the standard deviation of programmed conductances, µS, with the tolerances."""
-        if self._write is None or self._tolerance is None:
-            return std
-        return self._write.std(std, self._tolerance)
+    def _state(self, g_target: Tensor, deviate: Tensor, time: float) -> Tensor:
+        """Return conductances as programmed, or as relaxed by the card's table."""
+        state = state_curves(self.card, time)
+        mean = g_target + self._sum(state.shifts, g_target)
+        std = self._sum(state.stds, mean)
+        if self._write is not None and self._tolerance is not None:
+            std = self._write.std(std, self._tolerance)
+        return self._clipped(std.mul_(deviate).add_(mean))
 
     def _sum(self, curves: CurveSum, g: Tensor) -> Tensor:
         """Return a weighted sum of curves at conductances `g`."""
@@ -425,14 +421,14 @@ def _warn_beyond_data(card: DeviceCard, time: float) -> None:
     """Warn, once per card, of a time for which the card has no data."""
     if card.name in _warned:
         return
-    drift, at = card.drift, format_time(time)
+    drift = card.drift
     if isinstance(drift, TabulatedDrift) and time > drift.table[-1].time:
         last = format_time(drift.table[-1].time)
         how = f"that of {last}" if drift.beyond == "hold" else "extrapolated in ln t"
-        message = f"is tabulated up to {last}: at {at} its standard deviation is {how}"
+        message = f"is tabulated up to {last}: from then on its standard deviation is {how}"
     # A card whose drift was switched off states so; one without drift data does not.
     elif time > 0 and card.technology != "none" and "drift" not in card.model_fields_set:
-        message = f"has no drift data: at {at} it is read as at 0s"
+        message = "has no drift data: it is read at all times as at 0s"
     else:
         return
     _warned.add(card.name)

@@ -5,16 +5,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from analog_grasp.devices.curve import Curve, ShiftCurve, StdCurve
 from analog_grasp.devices.fields import (
     Bits,
     Conductance,
     Count,
+    Curve,
     Fraction,
     Pair,
     Resistance,
     Seconds,
     Section,
+    ShiftCurve,
+    StdCurve,
     Text,
 )
 from analog_grasp.kernels.parameters import ReadSettings

@@ -273,7 +273,7 @@ def test_any_value_anywhere_is_valid_or_a_card_error(data):
     part[key] = data.draw(JUNK)
     # Any other exception fails the test.
     with contextlib.suppress(CardError):
-        DeviceCard._from_data(card, "junk")
+        DeviceCard.from_data(card, 'device card "junk"')
 
 
 def test_a_card_is_frozen():
@@ -390,7 +390,7 @@ def test_cards_and_their_moments_need_neither_torch_nor_numba():
     code = """
 import sys
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.moments import conductance_moments, weight_std
+from analog_grasp.devices.conductance import conductance_moments, weight_std
 for name in DeviceCard.names():
     card = DeviceCard.load(name)
     conductance_moments(card, [0.5], 86400.0), weight_std(card, [0.5], 86400.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from analog_grasp.devices.curve import Curve, Piece, StdCurve
+from analog_grasp.devices.fields import Curve, Piece, StdCurve
 
 PIECES = [
     {"form": "polynomial", "coefficients": [0.3]},

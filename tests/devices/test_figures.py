@@ -5,17 +5,17 @@ import shutil
 import numpy as np
 import pytest
 
-from analog_grasp.devices import card_names, cards_folder, figures
+from analog_grasp import devices
+from analog_grasp.devices import FRACTIONS, TIMES, card_figures, card_names, cards_folder
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.figures import FRACTIONS, TIMES, card_figures
-from analog_grasp.devices.moments import conductance_moments, weight_std
+from analog_grasp.devices.conductance import conductance_moments, weight_std
 from analog_grasp.utils.errors import CardError
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """The folder of a cache of its own."""
-    monkeypatch.setattr(figures, "user_cache_path", lambda _: tmp_path / "cache")
+    monkeypatch.setattr(devices, "user_cache_path", lambda _: tmp_path / "cache")
     return tmp_path / "cache" / "figures"
 
 
@@ -25,14 +25,11 @@ def not_computed(device: str) -> None:
 
 def test_figures_are_the_cards_moments_and_cached(cache, monkeypatch):
     names = card_names()
-    computed = card_figures(names)
+    computed = [card_figures(name) for name in names]
     for name, found in zip(names, computed, strict=True):
         card = DeviceCard.load(name)
         assert found.facts["name"] == name
-        assert (found.facts["g_min"], found.facts["g_max"]) == (
-            card.conductance.g_min,
-            card.conductance.g_max,
-        )
+        assert found.facts["conductance"] == card.conductance.model_dump()
         for text, time in TIMES.items():
             mean, std = conductance_moments(card, FRACTIONS, time)
             np.testing.assert_array_equal(found.means[text], mean)
@@ -41,37 +38,37 @@ def test_figures_are_the_cards_moments_and_cached(cache, monkeypatch):
                 found.weight_stds[text], weight_std(card, FRACTIONS, time)
             )
     assert len(list(cache.iterdir())) == len(names)
-    monkeypatch.setattr(figures, "_computed", not_computed)
-    assert card_figures(names) == computed
+    monkeypatch.setattr(devices, "_computed", not_computed)
+    assert [card_figures(name) for name in names] == computed
 
 
 def test_a_changed_card_is_computed_again(tmp_path):
     path = tmp_path / "mine.toml"
     shutil.copy(cards_folder() / "gaussian.toml", path)
-    (before,) = card_figures([str(path)])
+    before = card_figures(str(path))
     path.write_text(path.read_text().replace("[1.25]", "[2.5]"))
-    (after,) = card_figures([str(path)])
+    after = card_figures(str(path))
     assert after.stds["0s"] == pytest.approx(2 * np.array(before.stds["0s"]))
-    (level,) = card_figures(["gaussian:0.2"])
+    level = card_figures("gaussian:0.2")
     assert level.facts["name"] == "gaussian:0.2"
     assert level.weight_stds["1d"] == pytest.approx([0.2] * 3)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"facts": {}', "\0"])
 def test_a_damaged_cache_is_replaced(cache, content):
-    (expected,) = card_figures(["ideal"])
+    expected = card_figures("ideal")
     (file,) = cache.iterdir()
     file.write_text(content)
-    assert card_figures(["ideal"]) == [expected]
+    assert card_figures("ideal") == expected
     assert file.read_text() != content
 
 
 def test_figures_need_no_writable_cache(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder would be")
-    assert card_figures(["ideal"])[0].facts["name"] == "ideal"
+    assert card_figures("ideal").facts["name"] == "ideal"
 
 
 @pytest.mark.parametrize("device", ["nope", "ideal:0.1", "no/such.toml", "a\0.toml"])
 def test_unknown_cards_are_errors(device):
     with pytest.raises(CardError):
-        card_figures([device])
+        card_figures(device)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.curve import ShiftCurve
-from analog_grasp.devices.moments import conductance_moments
+from analog_grasp.devices.conductance import conductance_moments
+from analog_grasp.devices.fields import ShiftCurve
 from analog_grasp.devices.noise_model import CardNoiseModel
 
 N = 400_000

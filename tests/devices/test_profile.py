@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.moments import conductance_moments, weight_std
+from analog_grasp.devices.conductance import conductance_moments, weight_std
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.devices.profile import profile
 from analog_grasp.utils.time import parse_time

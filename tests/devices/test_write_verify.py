@@ -7,7 +7,7 @@ import torch
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
-from analog_grasp.devices.write_verify import WriteTolerance
+from analog_grasp.devices.programming import WriteTolerance
 
 CARD = DeviceCard.load("rram-wan2022")
 
