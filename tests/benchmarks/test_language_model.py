@@ -65,7 +65,8 @@ def test_every_treatment_is_measured_and_resumed(
     assert len(found) == 1 + 2 * len(script["TREATMENTS"])
     values = [found[f"pcm-hermes-2 {name} 0"]["1y"] for name in script["TREATMENTS"]]
     assert all(value > 1 for value in values)
-    assert len(set(values)) == len(values)
+    # Recalibration keeps the adapter where no step lowers the held-out loss.
+    assert len(set(values[:-1])) == len(values) - 1
     # That card has no drift.
     assert found["pcm-afm-2025 direct 0"]["0s"] == found["pcm-afm-2025 direct 0"]["1y"]
     assert f"| pcm-hermes-2 | direct | {found['pcm-hermes-2 direct 0']['0s']:.4g} |" in printed
