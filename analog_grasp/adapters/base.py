@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import peft
@@ -22,15 +22,11 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import save_head
 
-# The name for no adapter in a batch that mixes adapters, as in PEFT.
-BASE = "__base__"
-
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """A layer around a frozen one: merging, disabling, and batches that mix adapters.
 
-    A subclass defines ``_adapted`` and ``_mixed`` (the output under adapters), and ``_fold`` and
-    ``_unfold`` (which write adapters into the frozen layer, and restore it).
+    A subclass defines ``_adapted``, ``_mixed``, ``_fold`` and ``_unfold``.
 
     Args:
         base_layer: The frozen layer. A layer put into a model in evaluation mode is in it too.
@@ -98,9 +94,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if not enabled:
             self._suspend()
         elif self._suspended:
-            names = [name for name in self._suspended if self._has(name)]
-            self._suspended = []
-            self.merge(adapter_names=names)
+            names, self._suspended = self._suspended, []
+            self.merge(adapter_names=[name for name in names if self._has(name)])
 
     def forward(
         self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
@@ -113,7 +108,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             adapter_names: The adapter of each example; ``"__base__"`` for none.
         """
         if adapter_names is not None:
-            self._check_mixed(x, adapter_names)
+            if len(x) != len(adapter_names):
+                raise ValueError(
+                    "Length of `adapter_names` should be the same as the number of inputs, but got "
+                    f"{len(adapter_names)} and {len(x)} respectively."
+                )
+            if self.merged:
+                raise ValueError(
+                    "Cannot pass `adapter_names` when there are merged adapters, please call "
+                    "`unmerge_adapter` first."
+                )
         if self.disable_adapters:
             self._suspend()
             return self.base_layer(x, *args, **kwargs)
@@ -129,31 +133,23 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
             self._suspended = merged
 
-    def _check_mixed(self, x: Tensor, adapter_names: list[str]) -> None:
-        if len(x) != len(adapter_names):
-            raise ValueError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(adapter_names)} and {len(x)} respectively."
-            )
-        if self.merged:
-            raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call "
-                "`unmerge_adapter` first."
-            )
-
     def _has(self, adapter_name: str) -> bool:
         return adapter_name in getattr(self, self.adapter_layer_names[0])
 
     def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output under adapters, applied in order."""
         raise NotImplementedError
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output of a batch that mixes adapters."""
         raise NotImplementedError
 
     def _fold(self, names: list[str], safe: bool) -> None:
+        """Write adapters into the frozen layer."""
         raise NotImplementedError
 
     def _unfold(self) -> None:
+        """Restore the frozen layer."""
         raise NotImplementedError
 
 
@@ -245,7 +241,7 @@ class AdapterModel(BaseTuner):
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
         layers = [m for m in self.modules() if isinstance(m, self.tuner_layer_cls)]
         known = {name for layer in layers for name in layer._get_available_adapters()}
-        if unknown := sorted(set(adapter_names) - known - {BASE}):
+        if unknown := sorted(set(adapter_names) - known - {"__base__"}):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
         # Beam search repeats each example, but not in the encoder of an encoder-decoder model.
         beams = kwargs.get("num_beams") or 1
@@ -257,7 +253,7 @@ class AdapterModel(BaseTuner):
         for module in self.modules():
             if isinstance(module, self.tuner_layer_cls | AuxiliaryTrainingWrapper):
                 names = adapter_names if module in in_encoder else repeated
-                hook = _with_adapter_names(names)
+                hook = partial(_with_adapter_names, names)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         try:
             yield
@@ -296,30 +292,23 @@ class AdapterModel(BaseTuner):
             )
 
 
-def _with_adapter_names(names: list[str]) -> Any:
-    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "adapter_names": names}
+def _with_adapter_names(
+    names: list[str], _: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": names}
 
-    return hook
 
-
-def _no_change(*_: Any) -> None:
-    """Change nothing before a forward pass."""
+def _no_change(*_: Any) -> None: ...
 
 
 def remove_adapter(model: nn.Module, adapter_name: str) -> None:
-    """Remove an adapter of ours from a model; what it alone wrapped is unwrapped.
-
-    Args:
-        model: The model, with or without what peft puts around it.
-        adapter_name: The adapter's name.
-    """
+    """Remove an adapter of ours from a model; what it alone wrapped is unwrapped."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, ModulesToSaveWrapper) and [*child.modules_to_save] == [
-                adapter_name
-            ]:
-                setattr(parent, name, child.original_module)
+            if isinstance(child, ModulesToSaveWrapper):
+                if [*child.modules_to_save] == [adapter_name]:
+                    setattr(parent, name, child.original_module)
+                continue
             if not isinstance(child, AdapterLayer) or not child._has(adapter_name):
                 continue
             with warnings.catch_warnings():
@@ -376,11 +365,6 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
 
     peft's `register_peft_method` takes only members of its own `PeftType` enumeration, which offers
     no way to add one, so the enumeration is extended first.
-
-    Args:
-        name: The method's name in lower case, such as ``"grasp"``.
-        config_cls: Its configuration.
-        model_cls: Its tuner.
 
     Raises:
         ImportError: The installed peft does not accept the method.

@@ -34,15 +34,10 @@ class BitFitConfig(PeftConfig):
     """
 
     target_modules: list[str] | set[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "The layers whose biases are trained; where None, every linear, Conv1D and "
-            "LayerNorm layer with a bias, but not those of the task head."
-        },
+        default=None, metadata={"help": "The layers whose biases are trained; all where None."}
     )
     modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Further modules to train and save with the adapter and the task head."},
+        default=None, metadata={"help": "Further modules to train and save with the adapter."}
     )
 
     def __post_init__(self) -> None:
@@ -58,16 +53,8 @@ class BitFitLayer(AdapterLayer):
     Training d from 0 equals training c, as both have the same gradient. Kept apart, the frozen
     layer can serve other adapters too. Several active adapters add up.
 
-    Args:
-        base_layer: A linear, Conv1D or LayerNorm layer with a bias of shape ``(D_out,)``.
-        adapter_name: The name of the first adapter.
-        config: The adapter's configuration.
-
     Raises:
-        ValueError: The layer is of another type or has no bias.
-
-    Source:
-        Ben Zaken, Ravfogel and Goldberg, BitFit, ACL 2022, arXiv 2106.10199.
+        ValueError: The layer is not a linear, Conv1D or LayerNorm layer with a bias.
 
     Example:
         >>> BitFitLayer(nn.Linear(6, 2), "default", BitFitConfig())(torch.ones(4, 6)).shape
@@ -133,9 +120,6 @@ class BitFitLayer(AdapterLayer):
 class BitFitModel(AdapterModel):
     """A frozen model whose biases are trained.
 
-    Source:
-        Ben Zaken, Ravfogel and Goldberg, BitFit, ACL 2022, arXiv 2106.10199.
-
     Raises:
         ValueError: The model has no biases, such as Llama and T5.
 
@@ -156,28 +140,24 @@ class BitFitModel(AdapterModel):
     def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
         super()._prepare(config, model)
         assert isinstance(config, BitFitConfig)
-        if config.target_modules is None:
-            config.target_modules = _layers_with_bias(model)
+        if config.target_modules is not None:
+            return
+        heads = tuple(f"{head}." for head in head_names(model))
+        config.target_modules = {
+            name.removesuffix(".base_layer")
+            for name, module in model.named_modules()
+            if _has_bias(module) and not f"{name}.".startswith(heads)
+        }
+        if not config.target_modules:
+            raise ValueError(
+                f"The {type(model).__name__} has no biases for BitFit to train: use another "
+                "adapter."
+            )
 
 
 def _has_bias(module: nn.Module) -> bool:
     kinds = nn.Linear | Conv1D | nn.LayerNorm
     return isinstance(module, kinds) and module.bias is not None
-
-
-def _layers_with_bias(model: nn.Module) -> set[str]:
-    """Return the names of a model's layers with a bias, but not those of the task head."""
-    heads = tuple(f"{head}." for head in head_names(model))
-    names = {
-        name.removesuffix(".base_layer")
-        for name, module in model.named_modules()
-        if _has_bias(module) and not f"{name}.".startswith(heads)
-    }
-    if not names:
-        raise ValueError(
-            f"The {type(model).__name__} has no biases for BitFit to train: use another adapter."
-        )
-    return names
 
 
 register("bitfit", BitFitConfig, BitFitModel)

@@ -70,52 +70,37 @@ class GraspConfig(PeftConfig):
     """
 
     groups: int | None = field(
-        default=None,
-        metadata={"help": "K, the number of scale-and-shift pairs that the features share."},
+        default=None, metadata={"help": "K, the scale-and-shift pairs that the features share."}
     )
     grouping: Grouping = field(
-        default="contiguous",
-        metadata={
-            "help": "How features are divided into groups: 'contiguous', 'strided' or 'random'."
-        },
+        default="contiguous", metadata={"help": "Groups: 'contiguous', 'strided' or 'random'."}
     )
     grouping_seed: int = field(
         default=0, metadata={"help": "The seed of the permutation of the grouping 'random'."}
     )
     form: Form = field(
-        default="affine",
-        metadata={"help": "The modulated input: 'affine', s x + b; or 'normalize', (x - b) / s."},
+        default="affine", metadata={"help": "'affine', s x + b; or 'normalize', (x - b) / s."}
     )
     target_modules: list[str] | set[str] | str | None = field(
-        default="all-linear",
-        metadata={
-            "help": "The nn.Linear and Conv1D layers to modulate: a list of names or of their "
-            "endings, a regular expression, or 'all-linear' for all but the output layer."
-        },
+        default="all-linear", metadata={"help": "The nn.Linear and Conv1D layers to modulate."}
     )
     exclude_modules: list[str] | set[str] | str | None = field(
-        default=None,
-        metadata={"help": "The layers not to modulate: a list of names or a regular expression."},
+        default=None, metadata={"help": "The layers not to modulate."}
     )
     modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Further modules to train and save with the adapter and the task head."},
+        default=None, metadata={"help": "Further modules to train and save with the adapter."}
     )
     layers_to_transform: list[int] | int | None = field(
-        default=None,
-        metadata={"help": "The indices of the transformer layers to modulate; all where None."},
+        default=None, metadata={"help": "The indices of the transformer layers to modulate."}
     )
     layers_pattern: list[str] | str | None = field(
-        default=None,
-        metadata={"help": "The name of the list of transformer layers in the model."},
+        default=None, metadata={"help": "The name of the list of transformer layers."}
     )
     learn_shift: bool = field(
-        default=True,
-        metadata={"help": "Whether shifts are learned in addition to scales."},
+        default=True, metadata={"help": "Whether shifts are learned in addition to scales."}
     )
     in_features: dict[str, int] | None = field(
-        default=None,
-        metadata={"help": "Written on saving: the input features of each modulated layer."},
+        default=None, metadata={"help": "Written on saving: the input features of each layer."}
     )
 
     def groups_of(self, in_features: int) -> int:
@@ -170,30 +155,10 @@ class StochGraspConfig(GraspConfig):
     scales) or largest shift (for shifts), because a crossbar maps the largest stored value to its
     largest conductance.
 
+    It has the settings of [`GraspConfig`][analog_grasp.adapters.config.GraspConfig] too. Under the
+    form `"normalize"` the Gaussians are those of s and b, sampled by feature or group.
+
     Args:
-        groups (`int`):
-            K, the number of scale-and-shift pairs that the input features of a layer share.
-        grouping (`"contiguous"`, `"strided"` or `"random"`):
-            How the features are divided into groups.
-        grouping_seed (`int`):
-            The seed of the permutation of `"random"`.
-        form (`"affine"` or `"normalize"`):
-            The modulated input: `s x + b`, or `(x - b) / s`; the Gaussians are those of s and b.
-            `"normalize"` is sampled by feature or group.
-        target_modules (`list[str]` or `str`):
-            The layers to modulate: names or their endings, a regular expression, or `"all-linear"`.
-        exclude_modules (`list[str]` or `str`, *optional*):
-            The layers not to modulate.
-        modules_to_save (`list[str]`, *optional*):
-            Further modules to train and save with the adapter and the task head.
-        layers_to_transform (`int` or `list[int]`, *optional*):
-            The indices of the transformer layers to modulate; all where None.
-        layers_pattern (`str` or `list[str]`, *optional*):
-            The name of the list of transformer layers in the model.
-        learn_shift (`bool`):
-            Whether shifts are learned in addition to scales.
-        in_features (`dict[str, int]`, *optional*):
-            Written when the adapter is saved: the number of input features of each layer.
         sampling (`"feature"`, `"group"`, `"weight"` or `"token"`):
             What draws a sample of its own in training, for every example of a batch: each input
             feature, each group, or each cross-point of the folded weight matrix. With `"token"`
@@ -219,26 +184,16 @@ class StochGraspConfig(GraspConfig):
     """
 
     sampling: Sampling = field(
-        default="feature",
-        metadata={
-            "help": "What draws its own sample in training: each 'feature', each 'group', each "
-            "cross-point of the folded 'weight', or each cross-point for every 'token'."
-        },
+        default="feature", metadata={"help": "The unit that draws its own sample in training."}
     )
     init_sigma: float = field(
-        default=0.05,
-        metadata={"help": "The relative standard deviation at the start of training."},
+        default=0.05, metadata={"help": "The relative standard deviation at the start."}
     )
     noise_weight: float = field(
-        default=1.0,
-        metadata={"help": "lambda, the weight of the noise-aware loss; 0 leaves sigma free."},
+        default=1.0, metadata={"help": "lambda, the weight of the noise-aware loss."}
     )
     noise_target: float | str | DeviceAtTime = field(
-        default=0.1,
-        metadata={
-            "help": "sigma*, the relative standard deviation toward which the learned one is "
-            "regularised: a number, or a device at a drift time, such as 'pcm-hermes-2@1d'."
-        },
+        default=0.1, metadata={"help": "sigma*, a number, or a device such as 'pcm-hermes-2@1d'."}
     )
     noise_loss: NoiseLoss = field(
         default="l2", metadata={"help": "The form of the noise-aware loss: 'l2' or 'kl'."}

@@ -1,4 +1,4 @@
-"""The frozen layers, the task head and the folding of an adapted model."""
+"""The frozen layers of a model and their roles, its task head, and the folding of its adapter."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,21 @@ type LayerPattern = str | Sequence[str]
 
 # Classes whose modules after the body are pre-trained with it, so that they are no task head.
 _PRETRAINED_HEADS = ("WithProjection", "PreTraining", "NextSentencePrediction", "MaskedImage")
+# The endings of the names in transformers: query, key and value, or one layer with all of them.
+_ATTENTION = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("to_q", "to_k", "to_v"),
+    ("q", "k", "v"),
+    *((name,) for name in ("qkv_proj", "Wqkv", "query_key_value", "c_attn", "qkv", "in_proj")),
+)
+# The second layer of the feed-forward block. BERT's name is also that of its attention's output.
+_FEED_FORWARD = (
+    *("down_proj", "fc2", "ffn.lin2", "ffn_output", "wo", "mlp.c_proj", "mlp.Wo"),
+    *("dense_4h_to_h", "output.dense"),
+)
 
 
 def frozen_layers(
@@ -65,12 +80,7 @@ def frozen_layers(
 
 
 def by_output(layer: FrozenLayer) -> Tensor:
-    """Return a view of a layer's weight, ``(D_out, D)`` also for ``Conv1D``, which transposes it.
-
-    Example:
-        >>> by_output(Conv1D(2, 6)).shape
-        torch.Size([2, 6])
-    """
+    """Return a view of a layer's weight, ``(D_out, D)`` also for ``Conv1D``."""
     weight = layer.weight.detach()
     return weight.T if isinstance(layer, Conv1D) else weight
 
@@ -86,12 +96,7 @@ def base_name(path: str) -> str:
 
 
 def is_quantised(layer: FrozenLayer) -> bool:
-    """Return whether a layer stores its weight in a quantised form.
-
-    Example:
-        >>> is_quantised(nn.Linear(2, 2))
-        False
-    """
+    """Return whether a layer stores its weight in a quantised form."""
     weight = layer.weight
     return not weight.is_floating_point() or type(weight).__module__.startswith("torchao.")
 
@@ -99,15 +104,8 @@ def is_quantised(layer: FrozenLayer) -> bool:
 def dense_weight(layer: nn.Module) -> Tensor:
     """Return the weight of a layer as floating-point numbers, ``(D_out, D)``.
 
-    Args:
-        layer: An ``nn.Linear`` or ``Conv1D``, or a quantised layer that peft can dequantise.
-
     Raises:
         ValueError: The layer has no weight, as one that is deployed, or it cannot be dequantised.
-
-    Example:
-        >>> dense_weight(Conv1D(2, 6)).shape
-        torch.Size([2, 6])
     """
     if not isinstance(layer, nn.Linear | Conv1D):
         raise ValueError(
@@ -194,6 +192,74 @@ def fold(model: nn.Module) -> nn.Module:
     # Not merge_and_unload, which warns of biases that a saved model would lose.
     tuner: Any = model.base_model
     return tuner._unload_and_optionally_merge(safe_merge=True)
+
+
+def attention_layers(model: nn.Module) -> tuple[str, ...]:
+    """Return the endings of the names of a model's query, key and value layers.
+
+    Returns:
+        Three, or one where the three are a single fused layer.
+
+    Raises:
+        ValueError: The model has no layers of such names.
+
+    Example:
+        >>> from transformers import Phi3Config, Phi3Model
+        >>> tiny = Phi3Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                   intermediate_size=16, vocab_size=10, pad_token_id=0)
+        >>> attention_layers(Phi3Model(tiny))
+        ('qkv_proj',)
+    """
+    names = linear_names(model)
+    for endings in _ATTENTION:
+        if all(any(matches(name, [ending]) for name in names) for ending in endings):
+            return endings
+    raise ValueError(
+        f"A {type(model).__name__} has no layers that are named like query and value projections: "
+        "give target_modules, or use the adapter lora-all-linear."
+    )
+
+
+def feed_forward_layer(model: nn.Module) -> tuple[str, ...]:
+    """Return the ending of the names of a model's second feed-forward layers; () if unknown.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> feed_forward_layer(BertModel(BertConfig(hidden_size=8, num_hidden_layers=1,
+        ...                    num_attention_heads=2, intermediate_size=16, vocab_size=10)))
+        ('output.dense',)
+    """
+    names = linear_names(model)
+    found = (e for e in _FEED_FORWARD if any(matches(name, [e]) for name in names))
+    return tuple(found)[:1]
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Return the names, in the base model, of the frozen linear layers that adapters can wrap.
+
+    The output layer of ``nn.MultiheadAttention`` is not among them: it is never called, as its
+    weight is read instead.
+
+    Example:
+        >>> linear_names(nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1)))
+        ['0']
+    """
+    return [base_name(path) for path in _linear_paths(model)]
+
+
+def are_all_wrapped(model: nn.Module) -> bool:
+    """Return whether every linear layer that an adapter can wrap has one; False if deployed."""
+    try:
+        paths = _linear_paths(model)
+    except ValueError:
+        return False
+    return all(path.endswith(".base_layer") for path in paths)
+
+
+def _linear_paths(model: nn.Module) -> list[str]:
+    attention = [path for path, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    barred = tuple(f"{path}." for path in attention)
+    return [path for path, _ in frozen_layers(model) if not path.startswith(barred)]
 
 
 def _barred(model: nn.Module, pattern: LayerPattern) -> list[str]:

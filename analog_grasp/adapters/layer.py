@@ -22,12 +22,13 @@ def group_index(
 ) -> Tensor:
     """Return the map g: {0..D-1} -> {0..K-1} from input features to groups.
 
+    The sizes of two groups differ by at most one, so K need not divide D.
+
     Args:
         features: D, the number of input features of the layer.
         groups: K, the number of scale-and-shift pairs, from 1 to D.
         grouping: ``"contiguous"``, K blocks of adjacent features; ``"strided"``, every K-th
-            feature; or ``"random"``, a random permutation. The sizes of two groups differ by at
-            most one, so K need not divide D.
+            feature; or ``"random"``, a permutation of these.
         seed: The seed of the permutation, which is a function of it and of D alone.
 
     Returns:
@@ -67,16 +68,12 @@ def group_index(
 class GraspLinear(AdapterLayer):
     """A frozen projection ``y = W x' + c`` of a modulated input ``x'_i = s[g(i)] x_i + b[g(i)]``.
 
-    W has shape ``(D_out, D)`` and c ``(D_out,)``; both are frozen. The K scales s and K shifts b
-    are learned; g maps each of the D input features to its group, see `group_index`. Under the form
-    ``"normalize"`` the modulated input is ``x'_i = (x_i - b[g(i)]) / s[g(i)]``. The frozen layer is
-    an ``nn.Linear``, a quantised subclass of it, or the ``Conv1D`` of GPT-2. Several active
-    adapters modulate the input one after another, in their order.
-
-    Args:
-        base_layer: The frozen projection.
-        adapter_name: The name of the first adapter.
-        config: The adapter's configuration.
+    The input is ``(..., D)`` and the output ``(..., D_out)``; W has shape ``(D_out, D)`` and c
+    ``(D_out,)``, and both are frozen. The K scales s and K shifts b are learned; g maps each of the
+    D input features to its group, see `group_index`. Under the form ``"normalize"`` the modulated
+    input is ``x'_i = (x_i - b[g(i)]) / s[g(i)]``. The frozen layer is an ``nn.Linear``, a quantised
+    subclass of it, or the ``Conv1D`` of GPT-2. Several active adapters modulate the input one after
+    another, in their order.
 
     Raises:
         ValueError: The layer is of another type, or K is above D.
@@ -113,9 +110,9 @@ class GraspLinear(AdapterLayer):
         )
         self.form[adapter_name] = config.form
         scale, shift = self.adapter_layer_names[:2]
-        self._add(scale, adapter_name, torch.ones(groups))
+        getattr(self, scale)[adapter_name] = nn.Parameter(torch.ones(groups))
         if config.learn_shift:
-            self._add(shift, adapter_name, torch.zeros(groups))
+            getattr(self, shift)[adapter_name] = nn.Parameter(torch.zeros(groups))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -133,48 +130,20 @@ class GraspLinear(AdapterLayer):
     def modulation(self, adapter_names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the factor and the offset of every feature under adapters applied in order.
 
-        Args:
-            adapter_names: At least one adapter of this layer.
-
         Returns:
-            The factor and the offset, each of shape ``(D,)``: s and b, or 1/s and -b/s under the
-            form ``"normalize"``.
+            Each of shape ``(D,)``: s and b, or 1/s and -b/s under the form ``"normalize"``.
         """
-
-        def of(name: str) -> tuple[Tensor, Tensor]:
-            scale, shift = (mean[self.group_of[name]] for mean in self.means(name))
-            return self._factor_and_offset(name, scale, shift)
-
-        first, *others = adapter_names
-        scale, shift = of(first)
-        for name in others:
-            next_scale, next_shift = of(name)
+        first, *others = (
+            self._factor_and_offset(n, *(mean[self.group_of[n]] for mean in self.means(n)))
+            for n in adapter_names
+        )
+        scale, shift = first
+        for next_scale, next_shift in others:
             scale, shift = scale * next_scale, shift * next_scale + next_shift
         return scale, shift
 
     def _factor_and_offset(self, name: str, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         return (scale, shift) if self.form[name] == "affine" else (1 / scale, -shift / scale)
-
-    def forward(
-        self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
-    ) -> Tensor:
-        """Return ``y = W x' + c`` with ``x'_i = s[g(i)] x_i + b[g(i)]``, or as the form says.
-
-        Args:
-            x: The input, ``(..., D)``: D input features, any leading axes, such as B examples and
-                T tokens.
-            args, kwargs: Passed to the frozen layer.
-            adapter_names: The adapter of each of the B examples along the first axis, for a batch
-                that mixes adapters; ``"__base__"`` for none. The active adapters where None.
-
-        Returns:
-            The output, ``(..., D_out)``: D_out output features, in the type of the frozen layer's
-            output.
-
-        Raises:
-            ValueError: `adapter_names` is not of length B, or an adapter is merged.
-        """
-        return super().forward(x, *args, adapter_names=adapter_names, **kwargs)
 
     def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         scale, shift = self.modulation(names)
@@ -197,7 +166,16 @@ class GraspLinear(AdapterLayer):
     def _fold(self, names: list[str], safe: bool) -> None:
         """Replace W by W diag(s) and c by c + W b."""
         base: Any = self.get_base_layer()
-        self._check_foldable(base)
+        if is_quantised(base):
+            raise ValueError(
+                f"An adapter cannot be merged into the quantised weights of a "
+                f"{type(base).__name__}: dequantise the base model first, or keep it unmerged."
+            )
+        if isinstance(self.base_layer, BaseTunerLayer) and not self.base_layer.merged:
+            raise ValueError(
+                f"The {type(self.base_layer).__name__} below a {type(self).__name__} is not "
+                "merged: merge its adapters first."
+            )
         weight, bias = base.weight.data, None if base.bias is None else base.bias.data
         with torch.no_grad():
             scale, shift = self.modulation(names)
@@ -228,29 +206,14 @@ class GraspLinear(AdapterLayer):
             base.bias.data = self._frozen.bias.to(base.bias)
         self._frozen = None
 
-    def _check_foldable(self, base: nn.Module) -> None:
-        if is_quantised(base):
-            raise ValueError(
-                f"An adapter cannot be merged into the quantised weights of a "
-                f"{type(base).__name__}: dequantise the base model first, or keep it unmerged."
-            )
-        if isinstance(self.base_layer, BaseTunerLayer) and not self.base_layer.merged:
-            raise ValueError(
-                f"The {type(self.base_layer).__name__} below a {type(self).__name__} is not "
-                "merged: merge its adapters first."
-            )
-
-    def _add(self, parameters: str, adapter_name: str, value: Tensor) -> None:
-        getattr(self, parameters)[adapter_name] = nn.Parameter(value)
-
 
 @dataclass
 class _FrozenState:
     """The state that restores a folded layer bit for bit, without a second copy of its weight.
 
-    The frozen weight is the folded one divided by the scales, up to rounding: `steps` counts the
-    representable numbers between the two, in one byte per weight. Where that does not suffice
-    (under a scale of 0, for instance), the frozen weight itself is kept.
+    `steps` counts the representable numbers between the frozen weight and the folded one divided by
+    the scales, in one byte per weight. Where that does not suffice (under a scale of 0, for
+    instance), the frozen weight itself is kept.
     """
 
     scale: Tensor

@@ -1,14 +1,15 @@
-"""The PEFT tuners of GRASP and StochGRASP, which wrap the chosen layers of a model."""
+"""The PEFT tuners of GRASP and StochGRASP, and their start from a saved adapter."""
 
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.config import PeftConfig
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 
 # Settings under which transformers builds linear layers with a bias that have none otherwise.
 _BIAS_SETTINGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
+# Settings under which equal parameters mean the same function.
+_SAME_FUNCTION = ("groups", "grouping", "grouping_seed", "form")
 
 
 class GraspModel(AdapterModel):
@@ -56,9 +59,7 @@ class GraspModel(AdapterModel):
         A layer without a bias gets one, which holds W b, the folded shifts. Where the architecture
         has a setting for biases, such as Llama's `attention_bias`, it is switched on in
         `model.config`, so that the biases are saved and loaded; elsewhere a warning is raised.
-
-        Args:
-            args, kwargs: As `peft.tuners.tuners_utils.BaseTuner.merge_and_unload` takes them.
+        Arguments are those of `peft.tuners.tuners_utils.BaseTuner.merge_and_unload`.
 
         Raises:
             ValueError: As `GraspLinear.merge`.
@@ -133,7 +134,7 @@ class GraspModel(AdapterModel):
                 "task heads cannot be interpolated."
             )
         configs = [self.peft_config[name] for name in adapters]
-        for field in ("groups", "grouping", "grouping_seed", "form", "learn_shift"):
+        for field in (*_SAME_FUNCTION, "learn_shift"):
             if len(values := {getattr(config, field) for config in configs}) > 1:
                 raise ValueError(
                     f"Adapters to combine must have the same {field}, but have "
@@ -160,7 +161,7 @@ class GraspModel(AdapterModel):
     ) -> dict[str, Tensor]:
         """Check that saved weights fit the layers of the model; K does not depend on its widths."""
         assert isinstance(config, GraspConfig)
-        widths, recorded = _in_features(model, adapter_name), config.in_features
+        widths, recorded = _in_features(model, adapter_name), config.in_features or {}
         names = {_plain(name): name for name, _ in _modulated_layers(model)}
         remapped, saved = {}, set()
         for key, value in state_dict.items():
@@ -173,7 +174,7 @@ class GraspModel(AdapterModel):
         problem = None
         if recorded and (foreign := sorted(saved - widths.keys())):
             problem = f"it has {len(foreign)} layers that this model lacks, such as {foreign[0]}"
-        for name, width in (recorded or {}).items():
+        for name, width in recorded.items():
             if widths.get(name, width) != width:
                 problem = f"its layer {name} has {width} features, and here {widths[name]}"
         if problem:
@@ -246,16 +247,14 @@ def _plain(name: str) -> str:
 
 
 def _keep_biases(model: nn.Module) -> bool:
-    """Switch on the settings under which a model is built with the biases that it has now.
+    """Switch on the settings under which a model is built with the biases that it has now, if any.
 
-    Returns:
-        Whether there are such settings. Biases that come with them and that the model does not have
-        are added as zeros.
+    Biases that come with them and that the model does not have are added as zeros.
     """
     if not isinstance(model, PreTrainedModel):
         return False
     off = [name for name in _BIAS_SETTINGS if getattr(model.config, name, None) is False]
-    for names in chain(((name,) for name in off), (off,)):
+    for names in (*([name] for name in off), off):
         config = copy.deepcopy(model.config)
         for name in names:
             setattr(config, name, True)
@@ -270,6 +269,61 @@ def _keep_biases(model: nn.Module) -> bool:
             setattr(model.config, name, True)
         return True
     return False
+
+
+def start_from(model: PeftModel, path: str | Path) -> None:
+    """Set the active adapter and the task head of a model to those of a saved adapter, in place.
+
+    A StochGRASP adapter also starts from a GRASP adapter: it takes its scales and shifts as means,
+    and its standard deviations stay as they are.
+
+    Raises:
+        ValueError: The saved adapter is of another pre-trained model, of another method, of other
+            layers or groups, or of a task with another head.
+
+    Example:
+        ``start_from(get_peft_model(base_model, StochGraspConfig(groups=64)), "runs/train/grasp")``
+    """
+    saved, config = PeftConfig.from_pretrained(str(path)), model.active_peft_config
+    names = [each.base_model_name_or_path or "" for each in (saved, config)]
+    if PurePath(names[0]).name != PurePath(names[1]).name:
+        raise ValueError(
+            f"The adapter in {path} is of the model {names[0]} and cannot start one of {names[1]}: "
+            "give one that was trained on the same model."
+        )
+    methods = [str(each.peft_type).rpartition(".")[2] for each in (saved, config)]
+    if methods[0] != methods[1] and methods != ["GRASP", "STOCHGRASP"]:
+        raise ValueError(
+            f"The adapter in {path} is of the method {methods[0]} and cannot start one of "
+            f"{methods[1]}: give one of the same method, or a GRASP adapter for StochGRASP."
+        )
+    for name in _SAME_FUNCTION:
+        there, here = getattr(saved, name, None), getattr(config, name, None)
+        if there != here:
+            raise ValueError(
+                f"The adapter in {path} has {name} {there!r} and cannot start one with {here!r}: "
+                "give the same setting."
+            )
+    state = load_peft_weights(str(path), device="cpu")
+    if methods[0] != methods[1]:
+        state = {name.replace(".grasp_", ".stochgrasp_"): v for name, v in state.items()}
+    adapter = str(model.active_adapter)
+    own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    shapes = {name: tuple(v.shape) for name, v in own.items()}
+    found = {name: tuple(v.shape) for name, v in state.items()}
+    wrong = [
+        name
+        for name in sorted(shapes.keys() | found.keys())
+        if shapes.get(name) != found.get(name)
+        and not (name.endswith("_log_sigma") and name not in found)
+    ]
+    if wrong:
+        raise ValueError(
+            f"The adapter in {path} cannot start this one: {len(wrong)} parameters differ, such as "
+            f"{wrong[0]}, of shape {found.get(wrong[0])} there and {shapes.get(wrong[0])} here; "
+            "method, layers, groups and task must be the same."
+        )
+    set_peft_model_state_dict(model, own | state, adapter_name=adapter)
 
 
 register("grasp", GraspConfig, GraspModel)

@@ -43,46 +43,44 @@ class AdapterMethod:
 def _grasp(task_type: str | None, **settings: Any) -> "PeftConfig":
     from analog_grasp.adapters.config import GraspConfig
 
-    taken = {name: settings[name] for name in ("groups", "target_modules")}
-    return GraspConfig(task_type=task_type, **taken)
+    return GraspConfig(task_type=task_type, **_chosen(settings, "groups", "target_modules"))
 
 
 def _stochgrasp(task_type: str | None, **settings: Any) -> "PeftConfig":
     from analog_grasp.adapters.config import StochGraspConfig
 
     names = ("groups", "target_modules", "noise_weight", "noise_target", "sampling")
-    return StochGraspConfig(task_type=task_type, **{name: settings[name] for name in names})
+    return StochGraspConfig(task_type=task_type, **_chosen(settings, *names))
+
+
+def _chosen(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
 
 
 def _lora(
     task_type: str | None,
-    model: "nn.Module | None" = None,
+    model: "nn.Module",
     target_modules: "str | list[str]" = "all-linear",
     **_: object,
 ) -> "PeftConfig":
-    from analog_grasp.adapters.projections import attention_layers
+    from analog_grasp.adapters.frozen import attention_layers
 
     # "all-linear", the default of GRASP, leaves LoRA its own layers; see "lora-all-linear".
-    targets: str | list[str] | None = target_modules
     if target_modules == "all-linear":
-        found = () if model is None else attention_layers(model)
+        found = attention_layers(model)
         # Query and value of three, or the one that is fused.
-        targets = sorted({*found[:1], *found[-1:]}) or None
-    return _lora_config(task_type, model, targets, alpha=16)
+        target_modules = sorted({found[0], found[-1]})
+    return _lora_config(task_type, model, target_modules, alpha=16)
 
 
-def _lora_all(task_type: str | None, model: "nn.Module | None" = None, **_: object) -> "PeftConfig":
-    from analog_grasp.adapters.projections import linear_names
+def _lora_all(task_type: str | None, model: "nn.Module", **_: object) -> "PeftConfig":
+    from analog_grasp.adapters.frozen import linear_names
 
-    targets = "all-linear" if model is None else linear_names(model)
-    return _lora_config(task_type, model, targets, alpha=32)
+    return _lora_config(task_type, model, linear_names(model), alpha=32)
 
 
 def _lora_config(
-    task_type: str | None,
-    model: "nn.Module | None",
-    targets: "str | list[str] | None",
-    alpha: int,
+    task_type: str | None, model: "nn.Module", targets: "str | list[str]", alpha: int
 ) -> "PeftConfig":
     from peft import LoraConfig
 
@@ -91,18 +89,18 @@ def _lora_config(
         r=8,
         lora_alpha=alpha,
         target_modules=targets,
-        fan_in_fan_out=_is_transposed(model),
+        fan_in_fan_out=_model_type(model) == "gpt2",
     )
 
 
-def _ia3(task_type: str | None, model: "nn.Module | None" = None, **_: object) -> "PeftConfig":
+def _ia3(task_type: str | None, model: "nn.Module", **_: object) -> "PeftConfig":
     from peft import IA3Config
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
-    from analog_grasp.adapters.projections import attention_layers, feed_forward_layer
+    from analog_grasp.adapters.frozen import attention_layers, feed_forward_layer
 
     targets, feed_forward = None, None
-    if model is not None and _model_type(model) not in KNOWN:
+    if _model_type(model) not in KNOWN:
         feed_forward = list(feed_forward_layer(model))
         # Key and value of three, or the one that is fused.
         targets = [*attention_layers(model)[-2:], *feed_forward]
@@ -110,17 +108,13 @@ def _ia3(task_type: str | None, model: "nn.Module | None" = None, **_: object) -
         task_type=task_type,
         target_modules=targets,
         feedforward_modules=feed_forward,
-        fan_in_fan_out=_is_transposed(model),
+        fan_in_fan_out=_model_type(model) == "gpt2",
     )
 
 
-def _model_type(model: "nn.Module | None") -> str | None:
+def _model_type(model: "nn.Module") -> str | None:
+    """Return the architecture; the layers of ``"gpt2"`` store their weight transposed."""
     return getattr(getattr(model, "config", None), "model_type", None)
-
-
-def _is_transposed(model: "nn.Module | None") -> bool:
-    """Return whether the layers are Conv1D, as in GPT-2, which store their weight transposed."""
-    return _model_type(model) == "gpt2"
 
 
 def _bitfit(task_type: str | None, **_: object) -> "PeftConfig":
@@ -195,33 +189,6 @@ ADAPTERS: dict[str, AdapterMethod] = {
 }
 
 
-def adapter_config(
-    name: str, *, task_type: str | None = "SEQ_CLS", **settings: object
-) -> "PeftConfig":
-    """Return the PEFT configuration of an adapter.
-
-    Args:
-        name: A key of `ADAPTERS`, but not ``"full"``.
-        task_type: The task type as PEFT names it: ``"SEQ_CLS"``, ``"CAUSAL_LM"``, ...; or None.
-        settings: ``groups``, ``target_modules``, ``noise_weight``, ``noise_target``, ``sampling``
-            and ``model``, in which LoRA and (IA)^3 find their layers; each adapter uses those that
-            it has. LoRA is on the query and value projections where ``target_modules`` is
-            ``"all-linear"``, which ``"lora-all-linear"`` takes literally.
-
-    Raises:
-        ValueError: An unknown adapter or one without a configuration, a setting out of range, or a
-            model in which LoRA or (IA)^3 recognises no layers.
-
-    Example:
-        >>> adapter_config("lora", task_type="CAUSAL_LM").r
-        8
-    """
-    make = _method(name).config
-    if make is None:
-        raise ValueError(f"The adapter {name!r} has no PEFT configuration, as it trains the model.")
-    return make(task_type=task_type, **settings)
-
-
 def adapt(
     model: "PreTrainedModel", name: str, *, task_type: str | None = "SEQ_CLS", **settings: object
 ) -> "PeftModel | PreTrainedModel":
@@ -231,11 +198,15 @@ def adapt(
         model: The pre-trained model, which becomes part of the returned one.
         name: A key of `ADAPTERS`. With ``"full"`` the model itself is returned, all of its
             parameters trainable; it is saved and loaded as any transformers model.
-        task_type: As in `adapter_config`.
-        settings: As in `adapter_config`, without ``model``.
+        task_type: The task type as PEFT names it: ``"SEQ_CLS"``, ``"CAUSAL_LM"``, ...; or None.
+        settings: ``groups``, ``target_modules``, ``noise_weight``, ``noise_target`` and
+            ``sampling``; each adapter uses those that it has. LoRA is on the query and value
+            projections where ``target_modules`` is ``"all-linear"``, which ``"lora-all-linear"``
+            takes literally.
 
     Raises:
-        ValueError: As `adapter_config`; or the settings do not fit the model.
+        ValueError: An unknown adapter, a setting that is out of range or does not fit the model, or
+            a model in which LoRA or (IA)^3 recognises no layers.
 
     Example:
         >>> from transformers import DistilBertConfig, DistilBertForSequenceClassification
@@ -248,9 +219,10 @@ def adapt(
 
     from analog_grasp.adapters.frozen import head_names, save_head
 
-    if _method(name).config is None:
+    make = _method(name).config
+    if make is None:
         return model.requires_grad_(True)
-    config = adapter_config(name, task_type=task_type, model=model, **settings)
+    config = make(task_type=task_type, model=model, **settings)
     if name == "head" and not head_names(model):
         raise ValueError(
             f"A {type(model).__name__} has no task head to train: use another adapter."
@@ -278,7 +250,7 @@ def kind_of(model: "nn.Module") -> str | None:
     from peft import PeftModel
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    from analog_grasp.adapters.projections import are_all_wrapped
+    from analog_grasp.adapters.frozen import are_all_wrapped
 
     if not isinstance(model, PeftModel):
         return "full"
@@ -292,24 +264,12 @@ def kind_of(model: "nn.Module") -> str | None:
 
 
 def own_learning_rate(model: "nn.Module") -> float:
-    """Return the default peak learning rate of a model's adapter: GRASP's for other PEFT methods.
-
-    Example:
-        >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                   intermediate_size=16, vocab_size=10)
-        >>> own_learning_rate(adapt(BertForSequenceClassification(tiny), "bitfit"))
-        0.003
-    """
+    """Return the default peak learning rate of a model's adapter; GRASP's for other methods."""
     return ADAPTERS[kind_of(model) or "grasp"].learning_rate
 
 
 def check_placement(name: str, placement: str) -> None:
     """Raise an error if an adapter does not have a placement.
-
-    Args:
-        name: A key of `ADAPTERS`.
-        placement: One of `Placement`.
 
     Raises:
         ValueError: The adapter is unknown, or cannot be placed there.

@@ -60,9 +60,9 @@ class StochGraspLinear(GraspLinear):
         assert isinstance(config, StochGraspConfig)
         self.sampling[adapter_name] = config.sampling
         groups = config.groups_of(self.in_features)
-        start = torch.full((groups,), float(config.init_sigma)).log()
         for name in self.adapter_layer_names[2 : 4 if config.learn_shift else 3]:
-            self._add(name, adapter_name, start.clone())
+            start = torch.full((groups,), float(config.init_sigma)).log()
+            getattr(self, name)[adapter_name] = nn.Parameter(start)
         super().update_layer(adapter_name, config)
 
     def relative_sigmas(self, adapter_name: str) -> tuple[Tensor, ...]:

@@ -14,19 +14,17 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback
 
 from analog_grasp.adapters.frozen import head_names
-from analog_grasp.adapters.registry import ADAPTERS, adapt, kind_of, own_learning_rate
-from analog_grasp.adapters.warm_start import STARTABLE, start_from
-from analog_grasp.devices.ages import parse_ages
-from analog_grasp.devices.card import DeviceAtTime
+from analog_grasp.adapters.model import start_from
+from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
 from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES, check_saved
-from analog_grasp.study.config import StudyConfig, is_folder
+from analog_grasp.study.config import StudyConfig, is_saved
 from analog_grasp.study.evaluator import processor
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import model_hash
+from analog_grasp.study.sections import GRASP
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import last_line, quiet, tokenizer_for
 from analog_grasp.training import train
-from analog_grasp.training.converter_loop import card_with_converters
 from analog_grasp.training.simulated_chips import check_adapter, distil
 
 # Largest configuration of an adapter that is read, in bytes.
@@ -38,10 +36,10 @@ _COLLAPSE_ROWS = 128
 def load_adapter(
     path: Path, model: str | None, task: Task, trust_remote_code: bool = False
 ) -> PeftModel | PreTrainedModel:
-    """Load a saved adapter on its pre-trained model, ready to be measured.
+    """Load a saved adapter, or a model that was trained whole, ready to be measured.
 
     Args:
-        path: The adapter's folder, or that of a model that was trained whole.
+        path: Its folder.
         model: Hub id or folder of the pre-trained model; the one that the adapter names if None.
         task: Determines the shape of the head.
         trust_remote_code: Allow Python code that comes with the model to run.
@@ -162,74 +160,50 @@ def _base_model_name(path: Path) -> str | None:
 
 
 def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | PreTrainedModel:
-    """Return an untrained adapter on its pre-trained model.
-
-    Args:
-        config: Names the model, and has the adapter's own settings.
-        task: Determines the shape of the head.
-        adapter: One of `analog_grasp.adapters.registry.ADAPTERS`.
+    """Return an untrained adapter, by its name, on the pre-trained model of some settings.
 
     Raises:
         FileNotFoundError: The model is missing.
-        ValueError: The adapter is unknown, a setting does not fit the model, or a setting of the
-            training names an unknown device or time.
+        ValueError: The adapter is unknown, or a setting does not fit the model.
     """
-    _check_devices(config)
+    training, seed = config.training, config.run.seed
     base = load_base_model(
-        task,
-        config.model.name,
-        seed=config.run.seed,
-        trust_remote_code=config.model.trust_remote_code,
+        task, config.model.name, seed=seed, trust_remote_code=config.model.trust_remote_code
     )
     try:
         # Some methods are initialised at random.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.run.seed)
+            torch.default_generator.manual_seed(seed)
+            targets = training.target_modules
             adapted = adapt(
                 base,
                 adapter,
                 task_type=task.task_type,
-                groups=config.training.groups,
-                target_modules=config.training.target_modules
-                if isinstance(config.training.target_modules, str)
-                else list(config.training.target_modules),
-                noise_weight=config.training.noise_weight,
-                noise_target=config.training.noise_target,
-                sampling=config.training.sampling,
+                groups=training.groups,
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                noise_weight=training.noise_weight,
+                noise_target=training.noise_target,
+                sampling=training.sampling,
             )
     except ValueError as error:
         # peft has several messages for this, none of which says what is accepted.
         if "module" not in str(error).lower():
             raise
-        chosen = "target_modules" in config.given()
-        if chosen and config.training.target_modules != "all-linear":
+        if config.is_changed("target_modules"):
             raise ValueError(
                 f"No layer of the model {base.name_or_path} matches the target_modules "
-                f"{config.training.target_modules!r}: give endings of the names of its linear "
-                "layers, or all-linear."
+                f"{targets!r}: give endings of the names of its linear layers, or all-linear."
             ) from error
         raise ValueError(
             f"The model {base.name_or_path} has no layer that {adapter} can adapt "
             f"({last_line(error)}): use another model or another adapter."
         ) from error
-    if config.training.then:
+    if config.second_stage():
         check_adapter(adapted)
-    if config.training.start_from is not None and adapter in STARTABLE:
+    if training.start_from is not None and adapter in GRASP.adapters:
         assert isinstance(adapted, PeftModel)
-        start_from(adapted, config.training.start_from)
+        start_from(adapted, training.start_from)
     return adapted.to(processor())
-
-
-def _check_devices(config: StudyConfig) -> None:
-    """Raise for an unknown device or time, before anything is loaded."""
-    if isinstance(config.training.injection, str):
-        parse_ages(config.training.injection)
-    if config.training.then:
-        parse_ages(config.training.then)
-    if config.training.evaluate_on is not None:
-        DeviceAtTime.parse(config.training.evaluate_on)
-    if config.training.converters is not None:
-        card_with_converters(config.training.converters)
 
 
 def train_adapter(
@@ -241,28 +215,22 @@ def train_adapter(
     checkpoints: Path | None = None,
     save_steps: int | None = None,
 ) -> float:
-    """Train an adapter in place, as the settings say.
+    """Train an adapter from `new_adapter` in place, as the settings say; return the time in s.
 
     Warns if the trained adapter has collapsed to a constant prediction.
 
     Args:
-        model: From `new_adapter`.
-        config: The settings of the training.
-        task: The task to learn.
-        description: Text for the progress.
-        progress: Called for each step.
+        model, config, task: The adapter, the settings and the task to learn.
+        description, progress: What the progress of the steps is called, and where it is shown.
         checkpoints: A folder for checkpoints; training resumes from the latest one in it.
         save_steps: Steps between two checkpoints, and between two evaluations on a chip; one epoch
             if None.
 
-    Returns:
-        Training time, s.
-
     Raises:
         ValueError: As `analog_grasp.train`.
     """
-    kind = kind_of(model)
-    learning_rate = config.training.learning_rate or own_learning_rate(model)
+    training, seed = config.training, config.run.seed
+    learning_rate = training.learning_rate or own_learning_rate(model)
     saving: dict[str, Any] = {} if save_steps is None else {"save_steps": save_steps}
     if checkpoints is not None:
         saving |= {"output_dir": checkpoints, "save_total_limit": 1}
@@ -270,35 +238,34 @@ def train_adapter(
     train(
         model,
         task,
-        injection=config.training.injection,
-        converters=config.training.converters,
-        evaluate_on=config.training.evaluate_on,
-        epochs=config.training.epochs,
+        injection=training.injection,
+        converters=training.converters,
+        evaluate_on=training.evaluate_on,
+        epochs=training.epochs,
         learning_rate=learning_rate,
-        shift_lr_ratio=config.training.shift_lr_ratio,
-        batch_size=config.training.batch_size,
-        seed=config.run.seed,
-        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
-        bf16=config.training.bf16,
+        shift_lr_ratio=training.shift_lr_ratio,
+        batch_size=training.batch_size,
+        seed=seed,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        bf16=training.bf16,
         resume_from_checkpoint=_last_checkpoint(checkpoints),
         callbacks=[_Steps(description, progress)],
         **saving,
     )
-    if config.training.then:
-        steps = config.training.then_steps
-        advance = progress(f"{description}, on simulated chips", steps)
+    if ages := config.second_stage():
+        advance = progress(f"{description}, on simulated chips", training.then_steps)
         assert isinstance(model, PeftModel)
         distil(
-            model, task, config.training.then, steps=steps, seed=config.run.seed,
-            batch_size=config.training.batch_size, advance=advance,
+            model, task, ages, steps=training.then_steps, seed=seed,
+            batch_size=training.batch_size, advance=advance,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):
         few = task.subset(train=min(_COLLAPSE_ROWS, len(task.train)))
         if _is_constant(model, few):
             warnings.warn(
-                f"The adapter {kind} predicts the same for {len(few.train)} training sentences of "
-                f"{task.name}: train it longer (--epochs, here {config.training.epochs:g}) or "
+                f"The adapter {kind_of(model)} predicts the same for {len(few.train)} training "
+                f"sentences of {task.name}: train it longer (--epochs, here {training.epochs:g}) or "
                 f"with a lower learning rate (--learning-rate, here {learning_rate:g}).",
                 stacklevel=2,
             )
@@ -341,8 +308,7 @@ def save_adapter(model: PeftModel | PreTrainedModel, path: Path) -> None:
 def adapter_names(adapters: Iterable[str]) -> dict[str, str]:
     """Return the adapters by their names in tables: their own, or the last part of a folder's path.
 
-    Raises:
-        ValueError: Two have the same name.
+    Raises ValueError where two have the same name.
 
     Example:
         >>> adapter_names(["grasp", "runs/one/mine"])
@@ -358,26 +324,16 @@ def adapter_names(adapters: Iterable[str]) -> dict[str, str]:
     return named
 
 
-def is_saved(adapter: str) -> bool:
-    """Return whether an entry of the settings is the folder of a saved adapter, not a name."""
-    return adapter not in ADAPTERS and is_folder(adapter)
-
-
 def learned_parameters(model: PeftModel | PreTrainedModel) -> tuple[int, int]:
     """Return the number of parameters of the active adapter, and of the task head saved with it."""
-    own = head = 0
     weights: dict[str, torch.Tensor]
     if isinstance(model, PeftModel):
         weights = get_peft_model_state_dict(model, save_embedding_layers=False)
         heads = set(model.modules_to_save or ())
     else:
         weights, heads = dict(model.named_parameters()), set(head_names(model))
-    for name, tensor in weights.items():
-        if heads.intersection(name.split(".")):
-            head += tensor.numel()
-        else:
-            own += tensor.numel()
-    return own, head
+    head = sum(t.numel() for name, t in weights.items() if heads.intersection(name.split(".")))
+    return sum(tensor.numel() for tensor in weights.values()) - head, head
 
 
 class _Steps(TrainerCallback):

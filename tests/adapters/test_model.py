@@ -262,7 +262,7 @@ def test_help_lists_every_setting(config):
     own = {field.name for field in fields(config)} - {field.name for field in fields(PeftConfig)}
     assert len(own) >= 9
     for name in own:
-        assert f"\n        {name} (`" in config.__doc__, name
+        assert f"\n        {name} (`" in GraspConfig.__doc__ + config.__doc__, name
 
 
 def test_a_peft_that_does_not_accept_a_method_is_named(monkeypatch):

@@ -17,7 +17,6 @@ from analog_grasp import DeviceCard, deploy
 from analog_grasp.adapters.registry import (
     ADAPTERS,
     adapt,
-    adapter_config,
     check_placement,
     kind_of,
 )
@@ -200,10 +199,12 @@ def test_another_placement_raises(name, placement, use):
         check_placement(name, placement)
 
 
-@pytest.mark.parametrize("use", [adapter_config, lambda name: check_placement(name, "digital")])
-def test_an_unknown_adapter_raises(use):
+@pytest.mark.parametrize(
+    "use", [lambda name, bert: adapt(bert, name), lambda name, _: check_placement(name, "digital")]
+)
+def test_an_unknown_adapter_raises(use, bert):
     with pytest.raises(ValueError, match=r"Unknown adapter 'lorra'. Did you mean 'lora'\?"):
-        use("lorra")
+        use("lorra", bert)
 
 
 def test_other_methods_of_peft_have_no_name(bert):
@@ -230,11 +231,6 @@ def test_lora_takes_target_modules(bert):
     wrapped = {n.rpartition(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n}
     assert len(wrapped) == 3 * LAYERS
     assert kind_of(adapted) == "lora"
-
-
-def test_a_model_trained_whole_has_no_configuration():
-    with pytest.raises(ValueError, match="'full' has no PEFT configuration"):
-        adapter_config("full")
 
 
 def test_names_and_titles_are_found_without_torch():

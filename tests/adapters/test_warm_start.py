@@ -6,9 +6,9 @@ from peft import get_peft_model
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.model import start_from
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.adapters.stochastic_layer import StochGraspLinear
-from analog_grasp.adapters.warm_start import start_from
 
 
 @pytest.fixture
