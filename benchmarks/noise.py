@@ -20,11 +20,11 @@ from rich.console import Console
 
 from analog_grasp import drift_sweep, tune_noise_weight
 from analog_grasp.study.config import resolve
-from analog_grasp.study.intervals import estimate
 from analog_grasp.study.progress import silent
 from analog_grasp.study.records import Measurement
 from analog_grasp.study.statistics import (
     PairedDifference,
+    estimate,
     paired_differences,
     summarise,
 )

@@ -33,9 +33,8 @@ from analog_grasp.report.figures import accuracy_vs_drift
 from analog_grasp.report.tables import comparison_tables, device_text, rich_table
 from analog_grasp.report.treatments import treatment_text
 from analog_grasp.study.api import Results
-from analog_grasp.study.fields import split_names
-from analog_grasp.study.records import AdapterRecord, Measurement
-from analog_grasp.study.variants import SCHEDULED, TreatedAdapter
+from analog_grasp.study.records import SCHEDULED, AdapterRecord, Measurement, TreatedAdapter
+from analog_grasp.study.sections import split_names
 from analog_grasp.utils.time import format_time
 
 ADAPTERS = "grasp,stochgrasp,lora,ia3,bitfit"

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from analog_grasp.adapters.registry import check_placement
 from analog_grasp.cli.console import Debug, RequestError, loading, request
 from analog_grasp.cli.options import Config, Out, Quiet, Verbose, given, takes
 from analog_grasp.study import checks
 from analog_grasp.study.config import check_effects, resolve
-from analog_grasp.study.fields import split_names
+from analog_grasp.study.sections import split_names
 from analog_grasp.tuning.search_space import RANGES, TRIALS, search_space
 
 _OTHER = "the one that the adapter names"
@@ -128,11 +129,18 @@ def train(
     """
     folder = out or Path("runs/train") / adapter
     with request():
-        checks.check_kind(adapter)
+        check_placement(adapter, "folded")
         settings = resolve(given(context) | {"adapters": (adapter,)}, config)
         checks.check_task(settings.task)
         checks.check_model(settings.model.name)
-        checks.check_training(settings.training)
+        if settings.training.then == ("devices",) and "devices" not in settings.given():
+            if "then" in settings.given():
+                raise RequestError(
+                    "The setting then is devices, of which train has none: name them, as in "
+                    "pcm-hermes-2@0s..1y, or give devices in a config file."
+                )
+            settings = settings.replace(then="none")
+        checks.check_training(settings)
         checks.check_empty(folder)
     with loading("train"):
         from analog_grasp.cli.runs import train_one
@@ -206,7 +214,7 @@ def tune(
     """
     with request():
         settings = given(context)
-        checks.check_kind(adapter)
+        check_placement(adapter, "folded")
         resolved = resolve(settings, config)
         stated = [name for name, value in settings.items() if value is not None]
         check_effects(resolved, [adapter], stated)
@@ -271,7 +279,7 @@ def deploy(
         checks.check_saved(folder)
         checks.check_task(settings.task)
         checks.check_model(settings.model.name)
-        checks.check_devices(settings.hardware)
+        settings.hardware.cards()
         checks.check_costs(settings.run.costs, 1)
         if export is not None:
             checks.check_export(export)

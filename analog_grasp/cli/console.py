@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -182,14 +181,17 @@ class Stages:
 
 @contextmanager
 def without_chatter() -> Iterator[None]:
-    """Silence the packages below; warnings of our own become notes, each once."""
+    """Silence the packages below; warnings of our own become notes at the end, each once."""
+    notes: list[str] = []
     _show_progress_bars(False)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with own_warnings(partial(print_line, "note")):
+        with own_warnings(notes.append):
             yield
     finally:
+        for text in notes:
+            print_line("note", text)
         logging.disable(disabled)
         _show_progress_bars(True)
 

@@ -26,7 +26,7 @@ from analog_grasp.report.inspection import (
 )
 from analog_grasp.report.tables import metric_title, rich_table, score_text, scores_line
 from analog_grasp.study.config import StudyConfig
-from analog_grasp.study.cost_table import sequence_costs
+from analog_grasp.study.runner import sequence_costs
 from analog_grasp.study.trained_adapters import load_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.utils.io import write_atomically

@@ -14,7 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from analog_grasp.study.config import SETTINGS, Setting, StudyConfig, plain_types
-from analog_grasp.study.fields import split_names
+from analog_grasp.study.sections import split_names
 
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 

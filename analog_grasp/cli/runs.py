@@ -60,23 +60,22 @@ def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> 
         quiet: Show errors only.
         verbose: Show each figure.
     """
-    early: list[str] = []
-    with request(), own_warnings(early.append):
-        study = _with_workers(prepare(config, out))
-
-    def note(text: str) -> None:
-        log_line(out / LOG_FILE, f"note: {text}")
+    notes: list[str] = []
+    try:
+        with request(), own_warnings(notes.append):
+            study = _with_workers(prepare(config, out))
+        with own_warnings(notes.append), _reported_end(study):
+            with Stages(quiet=quiet, verbose=verbose) as stages:
+                run(study, stages)
+            results = studies.report(out)
         if not quiet:
-            print_line("note", text)
-
-    for text in early:
-        note(text)
-    with own_warnings(note), _reported_end(study):
-        with Stages(quiet=quiet, verbose=verbose) as stages:
-            run(study, stages)
-        results = studies.report(out)
-    if not quiet:
-        _show_study(results)
+            _show_study(results)
+    finally:
+        for text in dict.fromkeys(notes):
+            with suppress(OSError):
+                log_line(out / LOG_FILE, f"note: {text}")
+            if not quiet:
+                print_line("note", text)
 
 
 def report_again(directory: Path, out: Path | None) -> None:

@@ -45,12 +45,12 @@ from analog_grasp.report.plotting import (
 )
 from analog_grasp.report.summary import (
     CHIPS_LEGEND,
-    METHODOLOGY,
     ChipSummary,
     chip_summaries,
     chip_text,
     coverage,
     findings,
+    methodology,
     summary_markdown,
     trainings_text,
 )
@@ -74,12 +74,12 @@ from analog_grasp.study.records import (
     AdapterRecord,
     LayerRecord,
     Measurement,
+    TreatmentCost,
     csv_text,
     write_csv,
     write_parquet,
 )
 from analog_grasp.study.statistics import Summary, Variant
-from analog_grasp.study.variants import TreatmentCost
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
@@ -281,7 +281,7 @@ def comparison_page(
                 PageTable(settings_text(settings)),
             ],
         ),
-        Section("Methodology", sentences=METHODOLOGY),
+        Section("Methodology", sentences=methodology(settings)),
     ]
     link = (f"Download the {len(measurements):,} measurements (CSV)", "results.csv")
     return render_page(question, first, sections, *link, csv_text(measurements), switches.groups())

@@ -1,6 +1,6 @@
 """Costs in a report: energy by part, score against energy, and a table.
 
-The rows are those of costs.csv, per sequence; see `analog_grasp.study.cost_table`.
+The rows are those of costs.csv, per sequence; see `analog_grasp.study.runner`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from analog_grasp.report.modality import Values, dip, dip_p_value
 from analog_grasp.report.plotting import PALETTE, draw_legend, write_figure
 from analog_grasp.report.tables import Entry, TextRow, TextTable, markdown_bullets, markdown_table
-from analog_grasp.study.intervals import holm
+from analog_grasp.study.statistics import holm
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.types import DEFAULT_GROUPS
 

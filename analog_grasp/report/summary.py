@@ -26,9 +26,8 @@ from analog_grasp.report.tables import (
     settings_text,
 )
 from analog_grasp.report.treatments import treatment_text
-from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
+from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement, TreatmentCost
 from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
-from analog_grasp.study.variants import TreatmentCost
 from analog_grasp.utils.time import format_time
 
 METHODOLOGY = (
@@ -47,6 +46,11 @@ METHODOLOGY = (
     " digital model. The 5th percentile of the chips is that of the scores of one training on one"
     " chip.",
     "Devices and chips are simulated.",
+)
+_SECOND_STAGE = (
+    "Second stage of training: after it has learned the task, each adapter was distilled without"
+    " labels, in {steps} steps, on simulated chips, none of them measured, of {chips}. Its training"
+    " time and cost contain this stage."
 )
 _ONE_TRAINING = (
     "Each adapter was trained once: the intervals (Student's t) cover the variation between chips"
@@ -109,6 +113,15 @@ def trainings_text(measurements: Sequence[Measurement]) -> str:
     once = [adapter for adapter, count in counts.items() if count == 1]
     but = f" Of {', '.join(once)} there is one training, and no interval over them." if once else ""
     return _TRAININGS.format(count=most) + but
+
+
+def methodology(settings: Mapping[str, object]) -> list[str]:
+    """Return how the adapters were trained and measured, as sentences."""
+    chips = settings.get("then", ["none"])
+    if not isinstance(chips, list) or chips == ["none"]:
+        return list(METHODOLOGY)
+    stage = _SECOND_STAGE.format(steps=settings.get("then_steps"), chips=", ".join(chips))
+    return [stage, *METHODOLOGY]
 
 
 def findings(
@@ -252,7 +265,7 @@ def summary_markdown(
     parts += [
         markdown_table(settings_text(settings)),
         "## Methodology",
-        markdown_bullets(METHODOLOGY),
+        markdown_bullets(methodology(settings)),
     ]
     return "\n\n".join(parts) + "\n"
 

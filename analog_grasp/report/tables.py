@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from analog_grasp.study.intervals import Estimate, estimate
 from analog_grasp.study.records import AdapterRecord, Measurement
 from analog_grasp.study.statistics import (
+    Estimate,
     PairedDifference,
     Summary,
     Variant,
+    estimate,
     holm_corrected,
     is_fraction,
     paired_differences,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from analog_grasp.report.tables import MISSING, Entry, TextRow, TextTable
-from analog_grasp.study.variants import TreatmentCost
+from analog_grasp.study.records import TreatmentCost
 
 TITLE = (
     "Costs per age: examples, those read by the chip, parameters and bytes rewritten, and devices"

@@ -30,9 +30,8 @@ from analog_grasp.report.tables import (
     score_text,
     settings_text,
 )
-from analog_grasp.study.intervals import Estimate, estimate, holm
 from analog_grasp.study.records import AdapterRecord, Measurement
-from analog_grasp.study.statistics import is_fraction
+from analog_grasp.study.statistics import Estimate, estimate, holm, is_fraction
 from analog_grasp.tuning.search_space import WORSE, Range, Trial, value_text, values_text
 from analog_grasp.utils.time import format_time
 

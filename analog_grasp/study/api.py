@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.costs.table import read_costs
-from analog_grasp.study.card_files import with_card_files
-from analog_grasp.study.config import SETTINGS, WORK, flat, resolve, takes_settings
-from analog_grasp.study.cost_table import COSTS_FILE
-from analog_grasp.study.evaluator import LAYERS_FILE, read_layers
+from analog_grasp.study.config import SETTINGS, WORK, StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
-from analog_grasp.study.provenance import STORE_FILE, read_run
-from analog_grasp.study.records import COLUMNS, AdapterRecord, LayerRecord, Measurement
-from analog_grasp.study.runner import run
+from analog_grasp.study.provenance import STORE_FILE, read_run, with_card_files
+from analog_grasp.study.records import (
+    COLUMNS,
+    LAYERS_FILE,
+    AdapterRecord,
+    LayerRecord,
+    Measurement,
+    TreatmentCost,
+    read_layers,
+    treatment_costs,
+)
+from analog_grasp.study.runner import COSTS_FILE, run
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import adapter_names
-from analog_grasp.study.variants import TreatmentCost, treatment_costs
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -166,10 +171,13 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
     hidden = {*WORK, *(() if trained else training)}
     layers = read_layers(directory / LAYERS_FILE)
     treatments = treatment_costs(directory)
+    settings = flat(config, hidden) | records
+    if "then" in settings and (stage := config.second_stage()):
+        settings["then"] = [str(each) for each in stage]
     files = write_report(
         out,
-        question=_question(adapters, config.task.name),
-        settings=flat(config, hidden) | records,
+        question=_question(adapters, config),
+        settings=settings,
         measurements=measurements,
         adapters=adapters,
         layers=layers,
@@ -179,6 +187,9 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
     return Results(directory, measurements, adapters, layers, files, treatments)
 
 
-def _question(adapters: Sequence[AdapterRecord], task: str) -> str:
+def _question(adapters: Sequence[AdapterRecord], config: StudyConfig) -> str:
     titles = [ADAPTERS[r.adapter].title if r.adapter in ADAPTERS else r.adapter for r in adapters]
-    return f"Accuracy of {' and '.join(dict.fromkeys(titles))} on {task} over drift time"
+    names = " and ".join(dict.fromkeys(titles))
+    trained = any(record.train_seconds for record in adapters)
+    stage = ", distilled on simulated chips," if trained and config.second_stage() else ""
+    return f"Accuracy of {names}{stage} on {config.task.name} over drift time"

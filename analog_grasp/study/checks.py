@@ -4,21 +4,16 @@ They run before anything that takes seconds to import, so that a wrong name is r
 """
 
 import sys
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from analog_grasp.adapters.registry import check_placement
 from analog_grasp.devices import check_name
-from analog_grasp.study.config import StudyConfig, is_folder
-from analog_grasp.study.hardware import HardwareSettings
-from analog_grasp.study.sections import (
-    RunSettings,
-    TaskSettings,
-    TrainingSettings,
-)
+from analog_grasp.study.config import StudyConfig, is_saved
+from analog_grasp.study.sections import TaskSettings
 from analog_grasp.utils.errors import unknown_name
-from analog_grasp.utils.types import HARNESS_PREFIX, TASK_NAMES, Placement
+from analog_grasp.utils.types import HARNESS_PREFIX, TASK_NAMES
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a saved adapter, as PEFT writes them."""
@@ -33,46 +28,41 @@ def check_study(config: StudyConfig) -> None:
         ValueError: A task, device, adapter or engine is unknown, or a setting does not fit.
         FileNotFoundError: A folder or file is missing.
     """
-    check_engine(config.run)
+    if config.run.engine == "ray" and find_spec("ray") is None:
+        raise ValueError(
+            "The engine ray requires the package ray, which is not installed: run pip install "
+            "'analog-grasp[ray]', or use the engine local."
+        )
     check_task(config.task)
     check_model(config.model.name)
-    check_adapters(config.model.adapters, config.hardware)
+    for adapter in config.model.adapters:
+        if is_saved(adapter):
+            check_saved(Path(adapter))
+        else:
+            check_placement(adapter, config.hardware.placement)
     # Last, as cards take longest to read.
-    check_devices(config.hardware)
+    config.hardware.cards()
     check_costs(config.run.costs, len(config.hardware.devices))
-    check_training(config.training)
-    if config.training.then:
-        check_then(config.hardware)
+    check_training(config)
 
 
-def check_then(hardware: HardwareSettings) -> None:
-    """Warn if tiles are mapped in a way that the second stage of training is not."""
-    changed = hardware.changes()
-    for name in ("layers", "rescale", "clip", "calibrate", "first_token"):
-        if name in changed:
-            warnings.warn(
-                f"The second stage of training (then) maps its simulated chips without {name}, "
-                f"which is {changed[name]!r} where the adapters are measured.",
-                stacklevel=2,
-            )
+def check_training(config: StudyConfig) -> None:
+    """Raise an error if a device, time or saved adapter of the training is unknown."""
+    training = config.training
+    named = {name: getattr(training, name) for name in ("noise_target", "injection", "evaluate_on")}
+    for name, where in (named | {"then": ",".join(training.then)}).items():
+        if not isinstance(where, str) or (name == "then" and where in ("none", "devices")):
+            continue
+        try:
+            for part in where.split(","):
+                if "@" in part:
+                    check_name(part.rpartition("@")[0])
+            from analog_grasp.devices.ages import parse_ages
+            from analog_grasp.devices.card import DeviceAtTime
 
-
-def check_training(training: TrainingSettings) -> None:
-    """Raise ValueError if a device or time of the training is unknown."""
-    for name in ("noise_target", "injection", "evaluate_on", "then"):
-        where = getattr(training, name)
-        if isinstance(where, str) or (where and name == "then"):
-            asked = where if isinstance(where, str) else ",".join(where)
-            try:
-                for part in asked.split(","):
-                    if "@" in part:
-                        check_name(part.rpartition("@")[0])
-                from analog_grasp.devices.ages import parse_ages
-                from analog_grasp.devices.card import DeviceAtTime
-
-                (parse_ages if name in ("injection", "then") else DeviceAtTime.parse)(where)
-            except ValueError as error:
-                raise ValueError(f"The setting {name} is {asked!r}: {error}") from None
+            (parse_ages if name in ("injection", "then") else DeviceAtTime.parse)(where)
+        except ValueError as error:
+            raise ValueError(f"The setting {name} is {where!r}: {error}") from None
     if training.start_from is not None:
         check_saved(Path(training.start_from))
     if training.converters is None:
@@ -87,11 +77,6 @@ def check_training(training: TrainingSettings) -> None:
         )
 
 
-def check_devices(hardware: HardwareSettings) -> None:
-    """Raise ValueError if a device is unknown, or a changed value does not fit its card."""
-    hardware.cards()
-
-
 def check_task(task: TaskSettings) -> None:
     """Raise an error if the task is unknown or the folder of its data is missing."""
     registry = sys.modules.get("analog_grasp.tasks.registry")
@@ -101,17 +86,16 @@ def check_task(task: TaskSettings) -> None:
         raise ValueError(unknown_name("task", task.name, known))
     if task.data_dir is None or Path(task.data_dir).is_dir():
         return
-    if task.name == "lm" or harness:
-        # A text file, or a data set of the Hub, which is looked up when the task is loaded.
-        if not Path(task.data_dir).is_file() and not is_dataset_id(task.data_dir):
-            raise FileNotFoundError(
-                f"The text {task.data_dir} does not exist: give a text file, a folder of .txt "
-                "files, or a data set of the Hub such as Salesforce/wikitext:wikitext-2-raw-v1."
-            )
-    else:
+    if task.name != "lm" and not harness:
         raise FileNotFoundError(
             f"The data folder {task.data_dir} does not exist: give the folder with the files of "
             f"the task {task.name}."
+        )
+    # A text file, or a data set of the Hub, which is looked up when the task is loaded.
+    if not Path(task.data_dir).is_file() and not is_dataset_id(task.data_dir):
+        raise FileNotFoundError(
+            f"The text {task.data_dir} does not exist: give a text file, a folder of .txt "
+            "files, or a data set of the Hub such as Salesforce/wikitext:wikitext-2-raw-v1."
         )
 
 
@@ -138,22 +122,6 @@ def check_model(name: str | None) -> None:
         )
 
 
-def check_adapters(adapters: Iterable[str], hardware: HardwareSettings) -> None:
-    """Raise an error if an adapter is unknown, missing, or cannot have the placement."""
-    for adapter in adapters:
-        if is_folder(adapter):
-            check_saved(Path(adapter))
-        else:
-            check_kind(adapter, hardware.placement)
-
-
-def check_kind(adapter: str, placement: Placement = "folded") -> None:
-    """Raise ValueError if an adapter is unknown, or cannot have the placement."""
-    from analog_grasp.adapters.registry import check_placement
-
-    check_placement(adapter, placement)
-
-
 def check_saved(folder: Path) -> None:
     """Raise FileNotFoundError if a folder holds no saved adapter."""
     whole = not (folder / ADAPTER_FILES[0]).is_file() and (folder / MODEL_FILES[0]).is_file()
@@ -176,15 +144,6 @@ def check_costs(costs: Sequence[str], devices: int) -> None:
         raise ValueError(
             f"The setting costs names {len(costs)} cost models for "
             f"{'1 device' if devices == 1 else f'{devices} devices'}: name one, or one per device."
-        )
-
-
-def check_engine(run: RunSettings) -> None:
-    """Raise ValueError if the engine needs a package that is not installed."""
-    if run.engine == "ray" and find_spec("ray") is None:
-        raise ValueError(
-            "The engine ray needs the package ray, which is not installed: run pip install "
-            "'analog-grasp[ray]', or use the engine local."
         )
 
 

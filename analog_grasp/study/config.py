@@ -8,21 +8,27 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from analog_grasp.study.fields import Note, Section
+from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
     ModelSettings,
+    Note,
     RunSettings,
+    Section,
     TaskSettings,
     TrainingSettings,
 )
 from analog_grasp.utils.errors import describe_problem, first_problem, shown, unknown_name
 from analog_grasp.utils.io import read_toml
+from analog_grasp.utils.time import parse_time
+
+if TYPE_CHECKING:
+    from analog_grasp.devices.ages import AgeRange
 
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
 RECORDS = ("versions", "seeds")
@@ -56,6 +62,26 @@ class StudyConfig(Section):
         """
         setting = SETTINGS[name]
         return getattr(getattr(self, setting.section), setting.attribute)
+
+    def second_stage(self) -> "tuple[AgeRange, ...]":
+        """Return the devices, as the run has them, and the ages that the setting `then` names.
+
+        Raises:
+            ValueError: A device or a time is unknown, or a range is reversed.
+
+        Example:
+            >>> config = StudyConfig().replace(then="devices", devices="pcm-hermes-2", adc_bits=6)
+            >>> [(str(each), each.card.converters.adc_bits) for each in config.second_stage()]
+            [('pcm-hermes-2@0s..1y', 6)]
+        """
+        from analog_grasp.devices.ages import AgeRange, parse_ages
+
+        if self.training.then == ("none",):
+            return ()
+        if self.training.then == ("devices",):
+            longest = max(map(parse_time, self.run.times))
+            return tuple(AgeRange(card, 0.0, longest) for card in self.hardware.cards().values())
+        return parse_ages(self.training.then)
 
     def given(self) -> set[str]:
         """Return the flat names of the settings that were given, and not left at their defaults."""
@@ -119,10 +145,7 @@ class Setting(NamedTuple):
 def _settings() -> dict[str, Setting]:
     found = {}
     for section, info in StudyConfig.model_fields.items():
-        model = info.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, BaseModel)
-        for attribute, field in model.model_fields.items():
+        for attribute, field in info.annotation.model_fields.items():  # type: ignore[union-attr]  # each is a Section
             note = next((data for data in field.metadata if isinstance(data, Note)), Note())
             found[field.alias or attribute] = Setting(section, attribute, field, note)
     return found
@@ -136,34 +159,28 @@ CHANGEABLE = frozenset(name for name, setting in SETTINGS.items() if setting.not
 
 
 def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ValueError if a setting has no effect on any of the adapters.
+    """Raise ValueError if one of some settings is changed and affects none of the adapters.
 
-    Args:
-        config: The settings; those at their defaults are not checked.
-        adapters: The adapters that are trained or measured: names, or folders of saved ones.
-        names: The settings to check.
+    Adapters are those trained or measured: names, or folders of saved ones.
     """
-    kinds = list(adapters)
-    saved = [adapter for adapter in kinds if is_folder(adapter)]
-    for name in SETTINGS:
-        note = SETTINGS[name].note
-        if name not in set(names) or not config.is_changed(name):
+    kinds, names = list(adapters), set(names)
+    saved = [adapter for adapter in kinds if is_saved(adapter)]
+    for name, setting in SETTINGS.items():
+        affected = setting.note.adapters
+        if name not in names or not config.is_changed(name):
             continue
-        if len(saved) == len(kinds) and SETTINGS[name].section == "training":
+        stated = f"The setting {name} is {config.value(name)!r}, which has no effect on"
+        if len(saved) == len(kinds) and setting.section == "training":
+            raise ValueError(f"{stated} saved adapters, as these are trained already: omit {name}.")
+        if affected and not saved and not set(kinds) & set(affected):
             raise ValueError(
-                f"The setting {name} is {config.value(name)!r}, which has no effect on saved "
-                f"adapters, as these are trained already: omit {name}."
-            )
-        if note.adapters and not saved and not set(kinds) & set(note.adapters):
-            raise ValueError(
-                f"The setting {name} is {config.value(name)!r}, which has no effect on "
-                f"{' or '.join(kinds)}: it applies to {' and '.join(note.adapters)}."
+                f"{stated} {' or '.join(kinds)}: it applies to {' and '.join(affected)}."
             )
 
 
-def is_folder(adapter: str) -> bool:
+def is_saved(adapter: str) -> bool:
     """Return whether an entry of `adapters` is the folder of a saved adapter, and not a name."""
-    return "/" in adapter or Path(adapter).is_dir()
+    return "/" in adapter or (adapter not in ADAPTERS and Path(adapter).is_dir())
 
 
 def resolve(given: Mapping[str, Any], config: Path | None = None) -> StudyConfig:
@@ -213,12 +230,7 @@ def flat(config: StudyConfig, exclude: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def plain_types(annotation: Any) -> list[Any]:
-    """Return the types that an annotation allows, without constraints.
-
-    Example:
-        >>> plain_types(SETTINGS["until_ci"].info.annotation)
-        [<class 'float'>, <class 'NoneType'>]
-    """
+    """Return the types that an annotation allows, without constraints."""
     if get_origin(annotation) is Annotated:
         return plain_types(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -229,17 +241,7 @@ def plain_types(annotation: Any) -> list[Any]:
 def takes_settings[**P, R](
     *, without: tuple[str, ...] = ()
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show each setting in the signature of a function that takes ``**settings``.
-
-    Args:
-        without: Settings that the function does not take.
-
-    Example:
-        >>> @takes_settings()
-        ... def run(out: str, **settings: object) -> None: ...
-        >>> inspect.signature(run).parameters["repeats"]
-        <Parameter "repeats: int = 3">
-    """
+    """Show each setting, but those `without`, in the signature of a function of ``**settings``."""
 
     def with_signature(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)

@@ -1,10 +1,7 @@
 """Evaluator of a study: a chip instance, programmed once, scores all adapters and drift times."""
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -16,44 +13,22 @@ from analog_grasp.adapters.frozen import base_name
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.hardware import HardwareSettings
-from analog_grasp.study.progress import Progress, own_warnings
-from analog_grasp.study.records import LayerRecord
-from analog_grasp.study.variants import SCHEDULED, TreatedAdapter
+from analog_grasp.study.progress import own_warnings
+from analog_grasp.study.provenance import place_name
+from analog_grasp.study.records import (
+    SCHEDULED,
+    LayerRecord,
+    ModelKey,
+    TreatedAdapter,
+    training_folder,
+)
 from analog_grasp.tasks import Task
+from analog_grasp.training import AgeSchedule, recalibrate
 from analog_grasp.training.distillation import adapter_parameters
-from analog_grasp.training.recalibration import recalibrate
-from analog_grasp.training.schedule import AgeSchedule
-from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
-LAYERS_FILE = "layers.csv"
-LAYER_COLUMNS = tuple(column.name for column in fields(LayerRecord))
 # Bytes at whose multiples torch puts the tensors that it allocates.
 _ALIGNMENT = 64
-
-
-def training_folder(adapter: str, training: int) -> str:
-    """Return the folder's name of a training of an adapter.
-
-    Example:
-        >>> training_folder("grasp", 0), training_folder("grasp", 2)
-        ('grasp', 'grasp-training-2')
-    """
-    return f"{adapter}-training-{training}" if training else adapter
-
-
-def place_name(text: str) -> str:
-    """Return the name of a folder for a device, whose name may have a colon.
-
-    Example:
-        >>> place_name("gaussian:0.1")
-        'gaussian-0.1'
-    """
-    return text.replace(":", "-")
-
-
-type ModelKey = tuple[str, int]
-"""A trained adapter: its name and the index of its training."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +67,7 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """The cells to measure on one chip instance.
-
-    Attributes:
-        chip: The chip instance.
-        cells: What to measure on it.
-    """
+    """The cells to measure on one chip instance."""
 
     chip: Chip
     cells: frozenset[Subject]
@@ -158,28 +128,29 @@ class Evaluator:
 
     def measure(self, job: Job) -> Iterator[Cell]:
         """Program the chip of a job, age it, and yield each cell as it is measured."""
-        deployed = self.deployed_on(job.chip.device)
-        asked = {subject.model for subject in job.cells}
-        pairs = {key: pair for key, pair in deployed.items() if key in asked}
-        for deployment in {id(d): d for d, _ in pairs.values()}.values():
-            deployment.program(job.chip.seed)
-        order = {key: place for place, key in enumerate(pairs)}
+        chip, deployed = job.chip, self.deployed_on(job.chip.device)
+        asked = [deployed[subject.model][0] for subject in job.cells]
+        for deployment in {id(each): each for each in asked}.values():
+            deployment.program(chip.seed)
+        order = {key: place for place, key in enumerate(deployed)}
         for subject in sorted(job.cells, key=lambda s: (s.time_s, order[s.model], s.adapter)):
-            deployment, model = pairs[subject.model]
+            deployment, _ = deployed[subject.model]
             if deployment.time_s != subject.time_s:
                 deployment.drift_to(subject.time_s)
-            treated = self._treated(job.chip, subject, deployment, model)
-            yield self._score(job.chip, subject, treated)
+            treated = self._treated(chip, subject)
+            try:
+                scores = self.task.scores(treated)
+                check_metrics(self.task, scores)
+            except ValueError as error:
+                yield Cell(chip, subject, {}, str(error))
+            else:
+                yield Cell(chip, subject, scores)
 
     def layers(self, chip: Chip, times: Iterable[float]) -> Iterator[LayerRecord]:
-        """Yield the layers of a chip at each drift time, without measuring a score.
+        """Yield the layers of a chip at each drift time in s, without measuring a score.
 
         Those of the first adapter: digital adapters share the frozen weights on the tiles. Modules
         with digital weights follow the layers on tiles.
-
-        Args:
-            chip: The chip instance.
-            times: Drift times, s.
         """
         model = next(iter(self.models.values()))
         deployment = deploy(model, self.cards[chip.device], **self.hardware.deploy_arguments())
@@ -192,10 +163,9 @@ class Evaluator:
             for module in report.digital:
                 yield LayerRecord(*key, module.name, 0, module.weights, 0.0, 0.0)
 
-    def _treated(
-        self, chip: Chip, subject: Subject, deployment: Deployment, model: nn.Module
-    ) -> nn.Module:
-        """Return a model after the treatment of its variant, on the chip as it is now."""
+    def _treated(self, chip: Chip, subject: Subject) -> nn.Module:
+        """Return the model of a subject after its treatment, on the chip as it is now."""
+        deployment, model = self._deployed[1][subject.model]
         variant = TreatedAdapter.parse(subject.adapter)
         if variant.treatment == SCHEDULED:
             assert isinstance(model, PeftModel)
@@ -213,14 +183,6 @@ class Evaluator:
             folder = training_folder(subject.adapter, subject.training)
             result.save(self.recalibrated / folder / place)
         return result.model
-
-    def _score(self, chip: Chip, subject: Subject, model: nn.Module) -> Cell:
-        try:
-            scores = self.task.scores(model)
-            check_metrics(self.task, scores)
-        except ValueError as error:
-            return Cell(chip, subject, {}, str(error))
-        return Cell(chip, subject, scores)
 
     def deployed_on(self, device: str) -> dict[ModelKey, tuple[Deployment, nn.Module]]:
         """Return each adapter deployed on a device; the chips of the previous device are freed.
@@ -245,11 +207,7 @@ class Evaluator:
 
 
 def check_metrics(task: Task, scores: Mapping[str, float]) -> None:
-    """Raise where scores lack a metric of their task, for which a study would wait in vain.
-
-    Raises:
-        ValueError: A metric is missing.
-    """
+    """Raise ValueError where scores lack a metric of their task, for which a study would wait."""
     if missing := [metric for metric in task.metrics if metric not in scores]:
         raise ValueError(
             f"The scores of the task {task.name} lack {', '.join(missing)} (they hold "
@@ -332,79 +290,3 @@ def align(models: Iterable[nn.Module]) -> None:
 def _equal(first: nn.Parameter, second: nn.Parameter) -> bool:
     alike = (first.dtype, first.device) == (second.dtype, second.device)
     return alike and torch.equal(first, second)
-
-
-def write_layers(
-    path: Path,
-    evaluator: Evaluator,
-    chips: Sequence[Chip],
-    times: Sequence[float],
-    progress: Progress,
-) -> None:
-    """Write layers.csv: the tiles and the weight errors of every layer, on one chip per device.
-
-    Records that the file holds already are kept, so that a run that grows adds its own.
-
-    Args:
-        path: The file.
-        evaluator: Deploys the layers.
-        chips: The chip instances, one per device.
-        times: Drift times, s.
-        progress: Called for each chip that is programmed.
-
-    Raises:
-        OSError: The file cannot be written.
-        ValueError: An existing file is damaged.
-    """
-    records = read_layers(path)
-    known = {(record.device, record.seed, record.time_s) for record in records}
-    missing = {
-        chip: left
-        for chip in chips
-        if (left := [s for s in times if (chip.device, chip.seed, s) not in known])
-    }
-    if not missing:
-        return
-    advance = progress("weight errors", len(missing))
-    for chip, left in missing.items():
-        records += evaluator.layers(chip, left)
-        advance(f"weights on {chip.device}, chip {chip.seed}")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LAYER_COLUMNS)
-    writer.writerows(astuple(record) for record in records)
-    write_atomically(path, text.getvalue().encode())
-
-
-def read_layers(path: Path) -> list[LayerRecord]:
-    """Return the records of layers.csv; none where it does not exist, as in an unfinished run.
-
-    Raises:
-        ValueError: The file is damaged.
-
-    Example:
-        >>> read_layers(Path("nowhere/layers.csv"))
-        []
-    """
-    if not path.is_file():
-        return []
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_text("utf-8")))
-        if reader.fieldnames != list(LAYER_COLUMNS):
-            raise ValueError
-        return [_layer_record(row) for row in reader]
-    except (TypeError, ValueError, csv.Error):
-        raise ValueError(
-            f"The file {path} is damaged: it should have the columns {', '.join(LAYER_COLUMNS)}; "
-            "delete it, and the command of the run writes it again."
-        ) from None
-
-
-def _layer_record(row: Mapping[str, str]) -> LayerRecord:
-    types = LayerRecord.__annotations__
-    record = LayerRecord(**{name: types[name](row[name]) for name in LAYER_COLUMNS})
-    figures = (record.time_s, record.weight_error)
-    fits = 0 < record.use <= 1 if record.tiles else record.use == 0
-    if not (record.cells > 0 and fits and all(map(math.isfinite, figures))):
-        raise ValueError
-    return record

@@ -5,16 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from analog_grasp.devices import check_name
-from analog_grasp.study.fields import (
-    CARD,
-    NUMBER,
-    PROGRAMMED,
-    Bits,
-    Names,
-    Note,
-    Section,
-    Share,
-)
+from analog_grasp.study.sections import NUMBER, Names, Note, Section
 from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
 if TYPE_CHECKING:
@@ -24,6 +15,10 @@ if TYPE_CHECKING:
     from analog_grasp.devices.card import DeviceCard
     from analog_grasp.tasks import Task
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Bits = Annotated[int, Field(ge=0, le=16)]
+_CARD = Note("the card's")
+_PROGRAMMED = Note(needs=("placement", lambda p: p == "programmed", "the placement programmed"))
 # Training rows on which inputs are observed.
 _CALIBRATION_ROWS = 128
 # Settings that change a card.
@@ -50,43 +45,43 @@ class HardwareSettings(Section):
         description="Placement of the adapter: digital (exact, next to the chip), folded "
         "(programmed with the weights) or programmed (on analog devices of its own).",
     )
-    weights: Annotated[Literal["analog", "digital"], PROGRAMMED] = Field(
+    weights: Annotated[Literal["analog", "digital"], _PROGRAMMED] = Field(
         default="analog",
         description="The frozen weights: analog (on tiles) or digital (exact), to study the noise "
         "of a programmed adapter alone.",
     )
-    programming_error: Annotated[ProgrammingError, PROGRAMMED] = Field(
+    programming_error: Annotated[ProgrammingError, _PROGRAMMED] = Field(
         default="device",
         description="The programming error of a programmed adapter: device (the card's) or "
         "learned (the standard deviations that StochGRASP has learned).",
     )
-    dac_bits: Annotated[Bits | None, CARD] = Field(
+    dac_bits: Annotated[_Bits | None, _CARD] = Field(
         default=None, description="DAC resolution in bits; 0 for exact inputs."
     )
-    adc_bits: Annotated[Bits | None, CARD] = Field(
+    adc_bits: Annotated[_Bits | None, _CARD] = Field(
         default=None, description="ADC resolution in bits; 0 for exact outputs."
     )
-    output_noise: Annotated[float | None, CARD] = Field(
+    output_noise: Annotated[float | None, _CARD] = Field(
         default=None,
         ge=0,
         description="Standard deviation of the output noise of a bit line, in units of full input "
         "times largest weight.",
     )
-    tile_size: Annotated[int | None, CARD] = Field(
+    tile_size: Annotated[int | None, _CARD] = Field(
         default=None, ge=1, description="Rows and columns of a tile, in weights."
     )
-    g_max: Annotated[float | None, CARD] = Field(
+    g_max: Annotated[float | None, _CARD] = Field(
         default=None, gt=0, description="Largest conductance, µS."
     )
-    die_to_die: Annotated[Share | None, CARD] = Field(
+    die_to_die: Annotated[_Share | None, _CARD] = Field(
         default=None,
         description="Relative die-to-die spread of the card's means and standard deviations.",
     )
-    stuck_off: Annotated[Share | None, CARD] = Field(
-        default=None, description="Share of devices stuck at the smallest conductance."
+    stuck_off: Annotated[_Share | None, _CARD] = Field(
+        default=None, description="_Share of devices stuck at the smallest conductance."
     )
-    stuck_on: Annotated[Share | None, CARD] = Field(
-        default=None, description="Share of devices stuck at the largest conductance."
+    stuck_on: Annotated[_Share | None, _CARD] = Field(
+        default=None, description="_Share of devices stuck at the largest conductance."
     )
     drift_compensation: DriftCompensation = Field(
         default="global",
@@ -100,7 +95,7 @@ class HardwareSettings(Section):
         description="The linear layers on tiles: endings of their names, or all-linear, to which "
         "the output layer of a language model belongs only if it is named (all-linear,lm_head).",
     )
-    rescale: Annotated[Share | None, Note("off")] = Field(
+    rescale: Annotated[_Share | None, Note("off")] = Field(
         default=None,
         description="Rescale the inputs and weights of each layer by its inputs on training rows "
         "(NORA): 0 evens out the weights, 1 the inputs, 0.5 both.",

@@ -1,4 +1,4 @@
-"""Provenance of a run: hashes of everything a value is computed from, and the folder with run.toml.
+"""Provenance of a run: hashes of everything a value is computed from, and the files of its folder.
 
 torch and transformers are imported where they are used, so that the folder of a run can be checked
 without them.
@@ -8,13 +8,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.card import DeviceAtTime, DeviceCard
 from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES
 from analog_grasp.study.config import (
     CHANGEABLE,
@@ -24,7 +25,9 @@ from analog_grasp.study.config import (
     flat,
     resolve,
 )
+from analog_grasp.utils.errors import CardError
 from analog_grasp.utils.io import read_toml, write_atomically
+from analog_grasp.utils.time import format_time
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +46,7 @@ _GROWING = ("devices", "times", "repeats", "trainings")
 # Settings that may be paths; the hashes decide whether it is still the same content.
 _PATHS = (
     *("model", "data_dir", "adapters", "devices"),
-    *("noise_target", "injection", "converters", "evaluate_on"),
+    *("noise_target", "injection", "converters", "evaluate_on", "then"),
 )
 
 
@@ -51,10 +54,6 @@ def adapter_hash(path: Path) -> str:
     """Return a hash of the weights of a saved adapter or model, and one of its configuration.
 
     peft writes sets as lists in any order, which does not count. A missing file counts as empty.
-
-    Example:
-        >>> len(adapter_hash(Path("nowhere")))
-        64
     """
     files = ADAPTER_FILES if (path / ADAPTER_FILES[0]).is_file() else MODEL_FILES
     config, weights = (path / name for name in files)
@@ -103,14 +102,8 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
 
     Writes run.toml: the settings, the versions, and the seeds of the trainings and the chips. A
     resumed run may be executed differently, and may grow: devices, times, chip instances and
-    trainings are added to those that it has. Settings that change a figure must be the same.
-
-    Args:
-        directory: The output folder; new, empty, or that of the same run.
-        config: The requested settings.
-
-    Returns:
-        The requested settings with the devices, times, chips and trainings that the run has.
+    trainings are added to those that it has, and are in the settings returned. Settings that change
+    a figure must be the same.
 
     Raises:
         ValueError: The folder holds another run, or files that do not belong to a run.
@@ -119,7 +112,7 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
     if (directory / RUN_FILE).is_file():
         there, _ = read_run(directory)
         config = _grown(there, config)
-        _check_same(directory, there, config)
+        check_same(f"The output {directory}", "run", _fixed(there), _fixed(config))
         # Raises where an added device has the name of another one.
         config.hardware.cards()
         if there == config:
@@ -139,10 +132,10 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
 
 
 def check_new(directory: Path, work: str = "run") -> None:
-    """Raise ValueError if a folder holds anything but device cards."""
-    if directory.exists() and (
-        not directory.is_dir() or any(path.name != CARDS_FOLDER for path in visible(directory))
-    ):
+    """Raise ValueError if a folder holds anything but device cards and files being written."""
+    own = directory.iterdir() if directory.is_dir() else ()
+    foreign = any(path.name != CARDS_FOLDER and not path.name.startswith(".") for path in own)
+    if foreign or directory.is_file():
         raise ValueError(
             f"The output {directory} holds files that do not belong to a {work}: name an empty or "
             "new folder."
@@ -166,19 +159,23 @@ def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
     return resolve({}, path), {name: recorded[name] for name in RECORDS if name in recorded}
 
 
-def training_seed(config: StudyConfig, training: int) -> int:
-    """Return the seed of a training, by its index.
+def place_name(text: str) -> str:
+    """Return the name of a folder for a device, whose name may have a colon."""
+    return text.replace(":", "-")
 
-    Example:
-        >>> training_seed(resolve({"seed": 7}), 2)
-        9
-    """
+
+def training_seed(config: StudyConfig, training: int) -> int:
+    """Return the seed of a training, by its index."""
     return (config.run.seed + training) % 2**32
 
 
-def visible(directory: Path) -> list[Path]:
-    """Return the files of a folder, without those that another process is writing."""
-    return [path for path in directory.iterdir() if not path.name.startswith(".")]
+def check_same(where: str, work: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError if a setting of some work differs from that where it is to be resumed."""
+    if name := first_change(before, now):
+        raise ValueError(
+            f"{where} holds another {work}, whose {name} is {before.get(name)!r} and not "
+            f"{now.get(name)!r}: name another folder, or the same settings to resume it."
+        )
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +192,73 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
         return Path(value).name if isinstance(value, str) else value
 
     return {name: last(value) if name in _PATHS else value for name, value in settings.items()}
+
+
+def with_card_files(
+    settings: Mapping[str, Any], directory: Path, own: tuple[str, ...] = (RUN_FILE,)
+) -> dict[str, Any]:
+    """Return settings in which each `DeviceCard` is the path of its file in a run's folder.
+
+    A card that is equal to the shipped one of its name is that name. A device at a time, such as
+    ``card.at("1d")``, becomes ``"PATH@1d"``. Files are written to the subfolder ``devices``; `own`
+    are the files that show that a folder is that of a run.
+
+    Raises:
+        ValueError: A card cannot be written, two different cards have the same name, or the folder
+            holds files that do not belong to a run.
+        OSError: A file cannot be written.
+
+    Example:
+        >>> card = DeviceCard.load("pcm-hermes-2")
+        >>> with_card_files({"devices": [card], "injection": card.at("1d")}, Path("run"))
+        {'devices': ['pcm-hermes-2'], 'injection': 'pcm-hermes-2@1d'}
+    """
+    written: dict[Path, DeviceCard] = {}
+
+    def text(value: Any) -> Any:
+        if isinstance(value, list | tuple) and not isinstance(value, DeviceAtTime):
+            return [text(each) for each in value]
+        if isinstance(value, DeviceAtTime):
+            return f"{text(value.card)}@{format_time(value.time)}"
+        if isinstance(value, DeviceCard):
+            return _name_or_file(value, directory, own, written)
+        return value
+
+    return {name: text(value) for name, value in settings.items()}
+
+
+def _name_or_file(
+    card: DeviceCard, directory: Path, own: tuple[str, ...], written: dict[Path, DeviceCard]
+) -> str:
+    with suppress(CardError):
+        if DeviceCard.load(card.name) == card:
+            return card.name
+    path = (directory / CARDS_FOLDER / f"{place_name(card.name)}.toml").resolve()
+    if written.setdefault(path, card) != card:
+        raise ValueError(
+            f"Two different cards have the name {card.name}: give each its own, as in "
+            "card.model_copy(update={'name': 'mine'})."
+        )
+    content = card_toml(card)
+    if not any((directory / name).is_file() for name in own):
+        check_new(directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.encode())
+    return str(path)
+
+
+def card_toml(card: DeviceCard) -> str:
+    """Return a card as the text of its TOML file; raise ValueError if no file can state it."""
+    data = card.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    if "table" in data.get("drift", {}):
+        # The table begins with the programmed state.
+        data.pop("programming", None)
+    if DeviceCard.model_validate(data) != card:
+        raise ValueError(
+            f"The card {card.name} cannot be written to a file, as its drift table begins with the "
+            "programming noise that it lacks: use the setting programming_noise=False instead."
+        )
+    return tomli_w.dumps(data)
 
 
 def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
@@ -221,15 +285,13 @@ def _with_added(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...
     return tuple(dict.fromkeys((*map(present, before), *now)))
 
 
-def _check_same(directory: Path, there: StudyConfig, asked: StudyConfig) -> None:
-    """Raise ValueError if a setting differs on which the figures of a run depend."""
-    free = (*CHANGEABLE, *_GROWING)
-    before, now = (without_folders(flat(config, free)) for config in (there, asked))
-    if name := first_change(before, now):
-        raise ValueError(
-            f"The output {directory} holds another run, whose {name} is {there.value(name)!r} and "
-            f"not {asked.value(name)!r}: name another folder, or the same settings to resume it."
-        )
+def _fixed(config: StudyConfig) -> dict[str, Any]:
+    """Return the settings that must stay the same, also while a run grows."""
+    values = without_folders(flat(config, (*CHANGEABLE, *_GROWING)))
+    if config.training.then == ("devices",):
+        # Added devices and later times would be none of those that adapters were distilled on.
+        values["then"] = [str(each) for each in config.second_stage()]
+    return values
 
 
 def _columns(rows: "Dataset") -> Mapping[str, Any]:

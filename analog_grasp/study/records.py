@@ -1,20 +1,30 @@
-"""Records of a run: measurements, trained adapters, layers on chips; CSV and Parquet files."""
+"""Records of a run: measurements, adapters and their variants, layers on chips; their files."""
 
 import csv
 import io
 import json
 import math
+import re
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow
 from pyarrow import parquet
 
 from analog_grasp.utils.io import write_atomically
 
+SCHEDULED = "scheduled"
+"""Treatment: an adapter of its own for each drift time, fitted on other simulated chips."""
+LAYERS_FILE = "layers.csv"
+_RECALIBRATED = "recalibrated-"
+_VARIANT = re.compile(rf"(?P<adapter>.+)\+(?P<treatment>{SCHEDULED}|{_RECALIBRATED}\d+)")
+
 Row = tuple[str | float | int, ...]
+type ModelKey = tuple[str, int]
+"""A trained adapter: its name and the index of its training."""
 
 
 class CellKey(NamedTuple):
@@ -143,11 +153,82 @@ class LayerRecord:
     weight_error: float
 
 
+class TreatedAdapter(NamedTuple):
+    """An adapter and its treatment, as the name of a variant in a study states them.
+
+    Example:
+        >>> str(TreatedAdapter("grasp", "recalibrated-64")), str(TreatedAdapter("grasp"))
+        ('grasp+recalibrated-64', 'grasp')
+        >>> TreatedAdapter.parse("grasp+scheduled").treatment
+        'scheduled'
+    """
+
+    adapter: str
+    treatment: str = ""
+    """Empty for the adapter as trained."""
+
+    @classmethod
+    def parse(cls, name: str) -> "TreatedAdapter":
+        """Return the parts of a variant's name."""
+        found = _VARIANT.fullmatch(name)
+        return cls(found["adapter"], found["treatment"]) if found else cls(name)
+
+    @property
+    def examples(self) -> int:
+        """The number of examples of the recalibration; 0 without one."""
+        number = self.treatment.removeprefix(_RECALIBRATED)
+        return int(number) if number != self.treatment else 0
+
+    def __str__(self) -> str:
+        return f"{self.adapter}+{self.treatment}" if self.treatment else self.adapter
+
+
+def recalibrated(examples: int) -> str:
+    """Return the treatment of recalibration on the chip with a number of examples."""
+    return f"{_RECALIBRATED}{examples}"
+
+
+@dataclass(frozen=True)
+class TreatmentCost:
+    """The mean cost of a treatment per age, over the devices, chips and ages of a run.
+
+    Attributes:
+        variant: The variant's name.
+        fits: The number of adapters that were fitted.
+        examples: Unlabelled examples; those of a schedule are not of the deployed chip.
+        examples_read: Examples that the deployed chip computed for a fit; none for a schedule.
+        seconds: Time of a fit, s.
+        parameters: Parameters rewritten.
+        bytes: Their size.
+        devices: Devices that reprogramming the chip would write instead; None where not known.
+    """
+
+    variant: str
+    fits: int
+    examples: float
+    examples_read: float
+    seconds: float
+    parameters: float
+    bytes: float
+    devices: float | None
+
+
 COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Measurement))
 ADAPTER_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(AdapterRecord))
+LAYER_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(LayerRecord))
 
 _ARROW = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
 _SCHEMA = pyarrow.schema([(name, _ARROW[Measurement.__annotations__[name]]) for name in COLUMNS])
+
+
+def training_folder(adapter: str, training: int) -> str:
+    """Return the folder's name of a training of an adapter.
+
+    Example:
+        >>> training_folder("grasp", 0), training_folder("grasp", 2)
+        ('grasp', 'grasp-training-2')
+    """
+    return f"{adapter}-training-{training}" if training else adapter
 
 
 def measurement_row(cell: Measurement) -> Row:
@@ -169,8 +250,7 @@ def measurement_row(cell: Measurement) -> Row:
         raise ValueError(f"The time of {where} must be a finite number of seconds, 0 or more.")
     if not -(2**63) <= cell.seed < 2**63:
         raise ValueError(f"The seed {cell.seed} of {where} must fit into 64 bits with its sign.")
-    names = (cell.task, cell.metric, cell.adapter, int(cell.training), cell.placement, cell.device)
-    return (*names, float(cell.time_s), int(cell.repeat), int(cell.seed), float(cell.value))
+    return tuple(Measurement.__annotations__[name](getattr(cell, name)) for name in COLUMNS)
 
 
 def adapter_row(record: AdapterRecord) -> Row:
@@ -185,14 +265,7 @@ def adapter_row(record: AdapterRecord) -> Row:
             raise ValueError(
                 f"The {name} of adapter {record.adapter!r} is {figure}; it must be finite."
             )
-    columns = vars(record) | {
-        "trainable_parameters": int(record.trainable_parameters),
-        "head_parameters": int(record.head_parameters),
-        "training": int(record.training),
-        "digital": json.dumps(digital),
-        "train_seconds": float(record.train_seconds),
-    }
-    return tuple(columns[name] for name in ADAPTER_COLUMNS)
+    return tuple((vars(record) | {"digital": json.dumps(digital)}).values())
 
 
 def adapter_record(row: Row) -> AdapterRecord:
@@ -203,40 +276,33 @@ def adapter_record(row: Row) -> AdapterRecord:
         >>> adapter_record(adapter_row(record)) == record
         True
     """
-    columns = dict(zip(ADAPTER_COLUMNS, row, strict=True))
-    return AdapterRecord(**columns | {"digital": json.loads(str(columns["digital"]))})
+    columns: dict[str, Any] = dict(zip(ADAPTER_COLUMNS, row, strict=True))
+    return AdapterRecord(**columns | {"digital": json.loads(columns["digital"])})
 
 
-def write_csv(measurements: Iterable[Measurement], path: Path | str) -> None:
-    """Write measurements as comma-separated values, one row per measurement, below a header.
+def csv_text(measurements: Iterable[Measurement]) -> str:
+    """Return the text of results.csv: a header and one row per measurement.
 
     Floats are written in their shortest form that reads back to the same number.
 
     Raises:
         ValueError: A value is not finite.
-        OSError: The file cannot be written; an older one is then unchanged.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_csv([], Path(folder) / "results.csv")
-        ...     (Path(folder) / "results.csv").read_text()
+        >>> csv_text([])
         'task,metric,adapter,training,placement,device,time_s,repeat,seed,value\\n'
     """
-    write_atomically(path, csv_text(measurements).encode())
+    return _csv(COLUMNS, map(measurement_row, measurements))
 
 
-def csv_text(measurements: Iterable[Measurement]) -> str:
-    """Return the text of results.csv.
+def write_csv(measurements: Iterable[Measurement], path: Path | str) -> None:
+    """Write measurements as comma-separated values; see `csv_text`.
 
     Raises:
         ValueError: A value is not finite.
+        OSError: The file cannot be written; an older one is then unchanged.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(measurement_row(measurement) for measurement in measurements)
-    return text.getvalue()
+    write_atomically(path, csv_text(measurements).encode())
 
 
 def write_parquet(measurements: Iterable[Measurement], path: Path | str) -> None:
@@ -244,16 +310,95 @@ def write_parquet(measurements: Iterable[Measurement], path: Path | str) -> None
 
     Raises:
         ValueError, OSError: As `write_csv`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_parquet([], Path(folder) / "results.parquet")
-        ...     parquet.read_table(Path(folder) / "results.parquet").num_columns
-        10
     """
     rows = [dict(zip(COLUMNS, measurement_row(cell), strict=True)) for cell in measurements]
     table = pyarrow.Table.from_pylist(rows, schema=_SCHEMA)
     content = io.BytesIO()
     parquet.write_table(table, content)
     write_atomically(path, content.getvalue())
+
+
+def write_layers(records: Iterable[LayerRecord], path: Path) -> None:
+    """Write layers.csv.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_atomically(path, _csv(LAYER_COLUMNS, map(astuple, records)).encode())
+
+
+def read_layers(path: Path) -> list[LayerRecord]:
+    """Return the records of layers.csv; none where it does not exist, as in an unfinished run.
+
+    Raises:
+        ValueError: The file is damaged.
+
+    Example:
+        >>> read_layers(Path("nowhere/layers.csv"))
+        []
+    """
+    if not path.is_file():
+        return []
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+        if reader.fieldnames != list(LAYER_COLUMNS):
+            raise ValueError
+        return [_layer_record(row) for row in reader]
+    except (TypeError, ValueError, csv.Error):
+        raise ValueError(
+            f"The file {path} is damaged: it should have the columns {', '.join(LAYER_COLUMNS)}; "
+            "delete it, and the command of the run writes it again."
+        ) from None
+
+
+def treatment_costs(directory: Path) -> list[TreatmentCost]:
+    """Return the costs of the treatments of a run, read from the files that its adapters have.
+
+    Args:
+        directory: The run's folder.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(directory.glob("recalibrated/*/*/recalibration.json")):
+        found.setdefault(path.parents[1].name, []).append(_read_json(path))
+    for path in sorted(directory.glob("scheduled/*/*/schedule.json")):
+        variant = str(TreatedAdapter(path.parents[1].name, SCHEDULED))
+        found.setdefault(variant, []).extend(_read_json(path)["ages"].values())
+    return [_treatment_cost(variant, fits) for variant, fits in found.items()]
+
+
+def _treatment_cost(variant: str, fits: list[dict[str, Any]]) -> TreatmentCost:
+    names = ("examples", "examples_read", "seconds", "parameters", "bytes", "devices")
+    means = {name: statistics.mean(fit.get(name, 0) for fit in fits) for name in names}
+    known = all("devices" in fit for fit in fits)
+    return TreatmentCost(variant, len(fits), **means | ({} if known else {"devices": None}))
+
+
+def _csv(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _layer_record(row: Mapping[str, str]) -> LayerRecord:
+    types = LayerRecord.__annotations__
+    record = LayerRecord(**{name: types[name](row[name]) for name in LAYER_COLUMNS})
+    figures = (record.time_s, record.weight_error)
+    fits = 0 < record.use <= 1 if record.tiles else record.use == 0
+    if not (record.cells > 0 and fits and all(map(math.isfinite, figures))):
+        raise ValueError
+    return record
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError:
+        raise ValueError(
+            f"The file {path} is damaged: delete its folder, and the command of the run fits the "
+            "adapter again."
+        ) from None

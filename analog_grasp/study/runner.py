@@ -1,9 +1,9 @@
 """Runner of a study: trains each adapter, programs each chip once, stores each cell at once.
 
-`run` executes a study from `analog_grasp.study.study.prepare`: `_train_adapters`, then
-`_measure_cells`, both again if `until_ci` asks for more trainings, then the weight errors of the
-layers. Several processes may run the same study,
-on one or several machines; leases in the store divide the work between them.
+`run` executes a study from `analog_grasp.study.study.prepare`: it trains the adapters and measures
+the cells, both again if `until_ci` asks for more trainings, then the weight errors of the layers
+and the costs. Several processes may run the same study, on one or several machines; leases in the
+store divide the work between them.
 """
 
 import os
@@ -11,28 +11,28 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from peft import PeftModel
 
-from analog_grasp.study.cost_table import COSTS_FILE, write_costs
+from analog_grasp.costs.estimate import Costs
+from analog_grasp.costs.table import cost_rows, costs_csv
+from analog_grasp.costs.work import count_work
+from analog_grasp.crossbar import Deployment, deploy
+from analog_grasp.devices.cost_model import CostModel
+from analog_grasp.study.config import is_saved
 from analog_grasp.study.engines import engine
 from analog_grasp.study.evaluator import (
-    LAYERS_FILE,
     Cell,
     Chip,
     Evaluator,
     Job,
-    ModelKey,
     Subject,
     check_metrics,
     share_frozen,
-    training_folder,
-    write_layers,
 )
-from analog_grasp.study.leases import POLL_SECONDS, Leases, open_leases
-from analog_grasp.study.plan import Plan
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import (
     LOG_FILE,
@@ -40,22 +40,38 @@ from analog_grasp.study.provenance import (
     adapter_hash,
     card_hash,
     data_hash,
+    place_name,
     training_seed,
 )
-from analog_grasp.study.records import AdapterRecord, Measurement, Origin
-from analog_grasp.study.schedules import fit_schedules
-from analog_grasp.study.store import Store
-from analog_grasp.study.study import Study, deployment_text
+from analog_grasp.study.records import (
+    LAYERS_FILE,
+    AdapterRecord,
+    Measurement,
+    ModelKey,
+    Origin,
+    TreatedAdapter,
+    read_layers,
+    training_folder,
+    write_layers,
+)
+from analog_grasp.study.sections import RunSettings
+from analog_grasp.study.store import POLL_SECONDS, Leases, Store, open_leases
+from analog_grasp.study.study import Plan, Study, deployment_text
 from analog_grasp.study.trained_adapters import (
-    is_saved,
     learned_parameters,
     load_with_hash,
     new_adapter,
     save_adapter,
     train_adapter,
 )
-from analog_grasp.study.variants import TreatedAdapter
+from analog_grasp.tasks.base import position_limit
+from analog_grasp.training.schedule import INDEX_FILE, STEPS, AgeSchedule, fit_schedule
+from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
+
+COSTS_FILE = "costs.csv"
+# Tokens per sequence of the costs, or as many as the model has positions for.
+_SEQUENCE = 128
 
 type _Place = tuple[Chip, Subject]
 """A cell: where, and what is measured there."""
@@ -71,35 +87,7 @@ def run(study: Study, progress: Progress = silent) -> None:
     """
     progress = logged(progress, study.directory / LOG_FILE)
     with Store(study.directory / STORE_FILE) as store, open_leases(store) as leases:
-        hashes = {name: card_hash(card) for name, card in study.cards.items()}
-        for name, hashed in hashes.items():
-            store.set_card(name, hashed)
-        trainings = 0
-        while (wanted := study.plan(store.measurements()).trainings) > trainings:
-            trainings = wanted
-            models, records = _train_adapters(study, trainings, store, leases, progress)
-            evaluator = Evaluator(
-                *(study.task, models, study.cards, study.config.hardware),
-                recalibrated=study.directory / "recalibrated",
-            )
-            if study.config.run.schedule:
-                fit_schedules(study, evaluator, leases, progress)
-            origins = {
-                (subject, device): _origin(study, records, subject, hashed)
-                for subject in study.subjects(trainings)
-                for device, hashed in hashes.items()
-            }
-            _measure_cells(study, evaluator, origins, store, leases, progress)
-        if leases.acquire(LAYERS_FILE):
-            first = [Chip(device, 0, study.config.run.seed) for device in study.cards]
-            path = study.directory / LAYERS_FILE
-            write_layers(path, evaluator, first, study.times, progress)
-            leases.release(LAYERS_FILE)
-        if study.config.run.costs and leases.acquire(COSTS_FILE):
-            by_name = {adapter: model for (adapter, index), model in models.items() if index == 0}
-            devices, settings = list(study.cards), study.config
-            write_costs(study.directory, by_name, devices, settings.hardware, settings.run)
-            leases.release(COSTS_FILE)
+        _Run(study, store, leases, progress).execute()
 
 
 def measured_cells(study: Study) -> tuple[int, int]:
@@ -111,74 +99,282 @@ def measured_cells(study: Study) -> tuple[int, int]:
     return len(done), _count_cells(study, study.plan(measured))
 
 
+def sequence_costs(deployment: Deployment, run: RunSettings) -> list[Costs]:
+    """Return the costs of one sequence of a deployment, one for each cost model."""
+    sequence = min(_SEQUENCE, position_limit(deployment.model) or _SEQUENCE)
+    work = count_work(deployment, sequence) if run.costs else None
+    return [Costs(CostModel.load(name), work, run.tiles) for name in run.costs if work]
+
+
+@dataclass
+class _Run:
+    """The execution of a study by this process, among others on the same store.
+
+    Attributes:
+        study, store, leases, progress: As in `run`.
+        models, records: The trained adapters.
+        origins: What the measurements of each subject on each device depend on.
+        failures: Why cells cannot be scored.
+    """
+
+    study: Study
+    store: Store
+    leases: Leases
+    progress: Progress
+    models: dict[ModelKey, PeftModel] = field(default_factory=dict)
+    records: dict[ModelKey, AdapterRecord] = field(default_factory=dict)
+    origins: dict[tuple[Subject, str], Origin] = field(default_factory=dict)
+    failures: dict[_Place, str] = field(default_factory=dict)
+
+    def execute(self) -> None:
+        """Train and measure until nothing is missing."""
+        study, trainings = self.study, 0
+        cards = {name: card_hash(card) for name, card in study.cards.items()}
+        for name, hashed in cards.items():
+            self.store.set_card(name, hashed)
+        while (wanted := study.plan(self.store.measurements()).trainings) > trainings:
+            trainings = wanted
+            self._train(trainings)
+            evaluator = Evaluator(
+                *(study.task, self.models, study.cards, study.config.hardware),
+                recalibrated=study.directory / "recalibrated",
+            )
+            if study.config.run.schedule:
+                self._fit_schedules(evaluator)
+            self.origins = {
+                (subject, device): self._origin(subject, hashed)
+                for subject in study.subjects(trainings)
+                for device, hashed in cards.items()
+            }
+            self._measure(evaluator)
+        if self.leases.acquire(LAYERS_FILE):
+            self._write_layers(evaluator)
+            self.leases.release(LAYERS_FILE)
+        if study.config.run.costs and self.leases.acquire(COSTS_FILE):
+            self._write_costs()
+            self.leases.release(COSTS_FILE)
+
+    def _in_turn[K](self, works: Mapping[K, str]) -> Iterator[K]:
+        """Yield the key of each piece of work while this process holds its lease.
+
+        Another process may have done it before.
+        """
+        left = dict(works)
+        while left:
+            before = len(left)
+            for key, work in works.items():
+                if key in left and self.leases.acquire(work):
+                    yield key
+                    self.leases.release(work)
+                    del left[key]
+            if len(left) == before:
+                time.sleep(POLL_SECONDS)
+
+    def _train(self, trainings: int) -> None:
+        """Load every adapter, trained by this process or by another on the store."""
+        wanted = self.study.trainings(trainings)
+        for key in self._in_turn({key: f"adapter {training_folder(*key)}" for key in wanted}):
+            self.models[key], self.records[key] = self._trained(key)
+            # At once, as each brings a copy of the pre-trained model.
+            share_frozen(self.models.values())
+        self.models = {key: self.models[key] for key in wanted}
+
+    def _trained(self, key: ModelKey) -> tuple[PeftModel, AdapterRecord]:
+        """Train an adapter unless it is trained, and return it as loaded from its folder."""
+        study, config, (adapter, training) = self.study, self.study.config, key
+        asked = study.adapters[adapter]
+        saved = is_saved(asked)
+        path = Path(asked) if saved else study.directory / "adapters" / training_folder(*key)
+        known = next((r for r in self.store.adapters() if (r.adapter, r.training) == key), None)
+        seconds = 0.0
+        if known is None and not saved:
+            seeded = config.replace(seed=training_seed(config, training))
+            fresh = new_adapter(seeded, study.task, asked)
+            text = f"training {adapter}" + (f", seed {seeded.run.seed}" if training else "")
+            seconds = train_adapter(fresh, seeded, study.task, text, self.progress)
+            save_adapter(fresh, path)
+        fingerprint = adapter_hash(path)
+        if known is not None and known.fingerprint != fingerprint:
+            raise _changed(f"adapter in {path}")
+        if key not in study.loaded:
+            study.loaded[key] = load_with_hash(
+                path, config.model.name, study.task, config.model.trust_remote_code
+            )
+        model, base = study.loaded[key]
+        data = data_hash(study.task, study.task.tokenizer_of(model))
+        if known is None:
+            known = _record(study, key, path, seconds, (fingerprint, base, data))
+            self.store.add_adapter(known)
+        if known.model_hash != base:
+            raise _changed(f"model of the adapter {adapter}")
+        if known.data_hash != data:
+            raise _changed(f"data of the task {study.task.name}")
+        return model, known
+
+    def _fit_schedules(self, evaluator: Evaluator) -> None:
+        """Fit and save the schedule of each adapter and device, and give them to the evaluator."""
+        works = {
+            (key, device): f"schedule of {training_folder(*key)} on {device}"
+            for device in self.study.cards
+            for key in self.models
+        }
+        for key, device in self._in_turn(works):
+            evaluator.schedules[key, device] = self._schedule(evaluator, key, device)
+
+    def _schedule(self, evaluator: Evaluator, key: ModelKey, device: str) -> AgeSchedule:
+        """Return the schedule of an adapter, in which ages are fitted that it does not have yet."""
+        study, name = self.study, training_folder(*key)
+        folder = study.directory / "scheduled" / name / place_name(device)
+        known = AgeSchedule.load(folder) if (folder / INDEX_FILE).is_file() else None
+        missing = [age for age in study.times if known is None or age not in known.adapters]
+        if known is not None and not missing:
+            return known
+        deployment, model = evaluator.deployed_on(device)[key]
+        advance = self.progress(
+            f"fitting {name} to {len(missing)} ages of {device}", STEPS * len(missing)
+        )
+        seed = study.config.run.seed
+        fitted = fit_schedule(
+            deployment, study.task, missing, seed=seed, model=model, advance=advance
+        )
+        if known is not None:
+            fitted.adapters |= known.adapters
+            fitted.costs |= known.costs
+        fitted.save(folder)
+        return fitted
+
+    def _origin(self, subject: Subject, card: str) -> Origin:
+        """Return what the measurements of a subject on a device depend on."""
+        record, deployed = self.records[subject.model], deployment_text(self.study.config)
+        variant = TreatedAdapter.parse(subject.adapter)
+        if variant.treatment:
+            text = f"recalibrate={variant.examples}" if variant.examples else variant.treatment
+            deployed = ", ".join(filter(None, (deployed, text)))
+        return Origin(record.model_hash, record.data_hash, record.fingerprint, card, deployed)
+
+    def _measure(self, evaluator: Evaluator) -> None:
+        """Measure until no cell is missing, together with other processes on the same store.
+
+        Raises:
+            ValueError: A cell cannot be scored. All other cells are measured before that.
+            RuntimeError: Workers die repeatedly, or a measured cell is still missing.
+            OSError: The disk is full or the store cannot be written; measured cells are kept.
+        """
+        measure = engine(self.study.config.run)
+        stored: set[_Place] = set()
+        notes: list[str] = []
+        try:
+            while missing := self._missing():
+                _check_progress(missing, stored)
+                handed_out: dict[Chip, set[Subject]] = {}
+                jobs = self._jobs(missing, handed_out)
+                first = next(jobs, None)
+                if first is None:
+                    # Other processes hold every chip that is left.
+                    time.sleep(POLL_SECONDS)
+                    continue
+                count = sum(map(len, missing.values()))
+                total = _count_cells(self.study, self.study.plan(self.store.measurements()))
+                advance = self.progress(f"measuring {count} of {total} cells", count)
+                with closing(measure(evaluator, chain([first], jobs))) as cells:
+                    for cell in cells:
+                        left = handed_out.get(cell.chip, set())
+                        if cell.subject not in left:
+                            continue  # Yielded before, by a job that was restarted.
+                        self._keep(cell, stored)
+                        left.remove(cell.subject)
+                        if not left:
+                            self.leases.release(_chip_name(cell.chip))
+                        notes += cell.notes
+                        advance(_cell_text(cell))
+        finally:
+            for note in dict.fromkeys(notes):
+                warnings.warn(note, stacklevel=2)
+        if self.failures:
+            raise ValueError(_failure_text(self.failures))
+
+    def _keep(self, cell: Cell, stored: set[_Place]) -> None:
+        """Store a cell, or the reason why it has no score."""
+        if cell.failure:
+            self.failures[cell.chip, cell.subject] = cell.failure
+            return
+        measured = [
+            Measurement(*self.study.key(cell.chip, metric, cell.subject), value=value)
+            for metric, value in cell.scores.items()
+        ]
+        self.store.add(measured, self.origins[cell.subject, cell.chip.device])
+        stored.add((cell.chip, cell.subject))
+
+    def _missing(self, chip: Chip | None = None) -> dict[Chip, set[Subject]]:
+        """Return the cells to measure by chip, of all chips or of one; others are omitted.
+
+        A cell is missing while any metric of the task has no measurement with its present origin.
+        """
+        study = self.study
+        if chip is None:
+            chips, done = study.chips(study.plan(self.store.measurements())), self.store.cells()
+        else:
+            chips, done = [chip], self.store.cells(chip.device, chip.seed)
+        subjects = dict.fromkeys(subject for subject, _ in self.origins)
+        missing = {
+            chip: {
+                subject
+                for subject in subjects
+                if (chip, subject) not in self.failures
+                for metric in study.task.metrics
+                if (study.key(chip, metric, subject), self.origins[subject, chip.device])
+                not in done
+            }
+            for chip in chips
+        }
+        return {chip: cells for chip, cells in missing.items() if cells}
+
+    def _jobs(self, missing: Iterable[Chip], handed_out: dict[Chip, set[Subject]]) -> Iterator[Job]:
+        """Yield a job for each chip that this process can lease, when the engine asks for more."""
+        for chip in missing:
+            if not self.leases.acquire(_chip_name(chip)):
+                continue
+            # Another process may have measured it since.
+            left = self._missing(chip)
+            if not left:
+                self.leases.release(_chip_name(chip))
+                continue
+            handed_out[chip] = left[chip]
+            yield Job(chip, frozenset(left[chip]))
+
+    def _write_layers(self, evaluator: Evaluator) -> None:
+        """Write layers.csv: every layer on the first chip of each device, added to those there."""
+        study, seed = self.study, self.study.config.run.seed
+        records = read_layers(study.directory / LAYERS_FILE)
+        known = {(record.device, record.seed, record.time_s) for record in records}
+        missing = {
+            device: left
+            for device in study.cards
+            if (left := [s for s in study.times if (device, seed, s) not in known])
+        }
+        if missing:
+            advance = self.progress("weight errors", len(missing))
+            for device, left in missing.items():
+                records += evaluator.layers(Chip(device, 0, seed), left)
+                advance(f"weights on {device}, chip {seed}")
+            write_layers(records, study.directory / LAYERS_FILE)
+
+    def _write_costs(self) -> None:
+        """Write costs.csv: every quantity of a sequence, for each adapter and device."""
+        config, devices, rows = self.study.config, list(self.study.cards), []
+        for (adapter, training), model in self.models.items():
+            if training:
+                continue
+            deployment = deploy(model, "ideal", **config.hardware.deploy_arguments())
+            found = sequence_costs(deployment, config.run)
+            by_device = found if len(found) == len(devices) else found[:1] * len(devices)
+            for device, costs in zip(devices, by_device, strict=True):
+                rows += cost_rows(costs, adapter, device)
+        write_atomically(self.study.directory / COSTS_FILE, costs_csv(rows).encode())
+
+
 def _count_cells(study: Study, plan: Plan) -> int:
     return len(study.subjects(plan.trainings)) * len(study.chips(plan))
-
-
-def _origin(
-    study: Study, records: Mapping[ModelKey, AdapterRecord], subject: Subject, card: str
-) -> Origin:
-    """Return what the measurements of a subject on a device depend on."""
-    record, deployed = records[subject.model], deployment_text(study.config)
-    variant = TreatedAdapter.parse(subject.adapter)
-    if variant.treatment:
-        text = f"recalibrate={variant.examples}" if variant.examples else variant.treatment
-        deployed = ", ".join(filter(None, (deployed, text)))
-    return Origin(record.model_hash, record.data_hash, record.fingerprint, card, deployed)
-
-
-def _train_adapters(
-    study: Study, trainings: int, store: Store, leases: Leases, progress: Progress
-) -> tuple[dict[ModelKey, PeftModel], dict[ModelKey, AdapterRecord]]:
-    """Return every adapter and its record, trained by this process or by another on the store."""
-    wanted = study.trainings(trainings)
-    found: dict[ModelKey, tuple[PeftModel, AdapterRecord]] = {}
-    while len(found) < len(wanted):
-        before = len(found)
-        for key in [key for key in wanted if key not in found]:
-            work = f"adapter {training_folder(*key)}"
-            if leases.acquire(work):
-                found[key] = _trained(study, key, store, progress)
-                leases.release(work)
-                # At once, as each brings a copy of the pre-trained model.
-                share_frozen(model for model, _ in found.values())
-        if len(found) == before:
-            time.sleep(POLL_SECONDS)
-    return {key: found[key][0] for key in wanted}, {key: found[key][1] for key in wanted}
-
-
-def _trained(
-    study: Study, key: ModelKey, store: Store, progress: Progress
-) -> tuple[PeftModel, AdapterRecord]:
-    """Train an adapter unless it is trained, and return it as loaded from its folder."""
-    config, (adapter, training) = study.config, key
-    asked, name = study.adapters[adapter], training_folder(*key)
-    path = Path(asked) if is_saved(asked) else study.directory / "adapters" / name
-    known = next((r for r in store.adapters() if (r.adapter, r.training) == key), None)
-    seconds = 0.0
-    if known is None and not is_saved(asked):
-        seeded = config.replace(seed=training_seed(config, training))
-        fresh = new_adapter(seeded, study.task, asked)
-        text = f"training {adapter}" + (f", seed {seeded.run.seed}" if training else "")
-        seconds = train_adapter(fresh, seeded, study.task, text, progress)
-        save_adapter(fresh, path)
-    fingerprint = adapter_hash(path)
-    if known is not None and known.fingerprint != fingerprint:
-        raise _changed(f"adapter in {path}")
-    if key not in study.loaded:
-        study.loaded[key] = load_with_hash(
-            path, config.model.name, study.task, config.model.trust_remote_code
-        )
-    model, base = study.loaded[key]
-    data = data_hash(study.task, study.task.tokenizer_of(model))
-    if known is None:
-        known = _record(study, key, path, seconds, (fingerprint, base, data))
-        store.add_adapter(known)
-    if known.model_hash != base:
-        raise _changed(f"model of the adapter {adapter}")
-    if known.data_hash != data:
-        raise _changed(f"data of the task {study.task.name}")
-    return model, known
 
 
 def _changed(what: str) -> ValueError:
@@ -206,110 +402,6 @@ def _record(
     )
 
 
-def _measure_cells(
-    study: Study,
-    evaluator: Evaluator,
-    origins: Mapping[tuple[Subject, str], Origin],
-    store: Store,
-    leases: Leases,
-    progress: Progress,
-) -> None:
-    """Measure until no cell is missing, together with other processes on the same store.
-
-    Raises:
-        ValueError: A cell cannot be scored. All other cells are measured before that.
-        RuntimeError: Workers die repeatedly, or a measured cell is still missing.
-        OSError: The disk is full or the store cannot be written; measured cells are kept.
-    """
-    measure = engine(study.config.run)
-    failures: dict[_Place, str] = {}
-    stored: set[_Place] = set()
-    notes: dict[str, None] = {}
-    try:
-        while missing := _missing_cells(study, origins, store, failures):
-            _check_progress(missing, stored)
-            handed_out: dict[Chip, set[Subject]] = {}
-            jobs = _leased_jobs(study, origins, store, leases, missing, failures, handed_out)
-            first = next(jobs, None)
-            if first is None:
-                # Other processes hold every chip that is left.
-                time.sleep(POLL_SECONDS)
-                continue
-            count = sum(map(len, missing.values()))
-            total = _count_cells(study, study.plan(store.measurements()))
-            advance = progress(f"measuring {count} of {total} cells", count)
-            with closing(measure(evaluator, chain([first], jobs))) as cells:
-                for cell in cells:
-                    left = handed_out.get(cell.chip, set())
-                    if cell.subject not in left:
-                        continue  # Yielded before, by a job that was restarted.
-                    place = (cell.chip, cell.subject)
-                    if cell.failure:
-                        failures[place] = cell.failure
-                    else:
-                        origin = origins[cell.subject, cell.chip.device]
-                        store.add(_measurements(study, cell), origin)
-                        stored.add(place)
-                    left.remove(cell.subject)
-                    if not left:
-                        leases.release(_chip_name(cell.chip))
-                    notes |= dict.fromkeys(cell.notes)
-                    advance(_cell_text(cell))
-    finally:
-        for note in notes:
-            warnings.warn(note, stacklevel=2)
-    if failures:
-        raise ValueError(_failure_text(failures))
-
-
-def _missing_cells(
-    study: Study,
-    origins: Mapping[tuple[Subject, str], Origin],
-    store: Store,
-    failures: Mapping[_Place, str],
-    chip: Chip | None = None,
-) -> dict[Chip, set[Subject]]:
-    """Return the cells to measure by chip, of all chips or of one; chips without any are omitted.
-
-    A cell is missing while any metric of the task has no measurement with its present origin.
-    """
-    done = store.cells() if chip is None else store.cells(chip.device, chip.seed)
-    chips = study.chips(study.plan(store.measurements())) if chip is None else [chip]
-    missing = {
-        chip: {
-            subject
-            for subject in dict.fromkeys(subject for subject, _ in origins)
-            if (chip, subject) not in failures
-            for metric in study.task.metrics
-            if (study.key(chip, metric, subject), origins[subject, chip.device]) not in done
-        }
-        for chip in chips
-    }
-    return {chip: cells for chip, cells in missing.items() if cells}
-
-
-def _leased_jobs(
-    study: Study,
-    origins: Mapping[tuple[Subject, str], Origin],
-    store: Store,
-    leases: Leases,
-    missing: Iterable[Chip],
-    failures: Mapping[_Place, str],
-    handed_out: dict[Chip, set[Subject]],
-) -> Iterator[Job]:
-    """Yield a job for each chip that this process can lease, when the engine asks for more."""
-    for chip in missing:
-        if not leases.acquire(_chip_name(chip)):
-            continue
-        # Another process may have measured it since.
-        left = _missing_cells(study, origins, store, failures, chip)
-        if not left:
-            leases.release(_chip_name(chip))
-            continue
-        handed_out[chip] = left[chip]
-        yield Job(chip, frozenset(left[chip]))
-
-
 def _check_progress(missing: Mapping[Chip, set[Subject]], stored: set[_Place]) -> None:
     """Raise if a stored cell is still missing: it would be measured endlessly."""
     for chip, subjects in missing.items():
@@ -319,13 +411,6 @@ def _check_progress(missing: Mapping[Chip, set[Subject]], stored: set[_Place]) -
                     f"The cell {_cell_name(chip, subject)}, was measured but is still missing from "
                     "the store: its scores must hold every metric of the task."
                 )
-
-
-def _measurements(study: Study, cell: Cell) -> list[Measurement]:
-    return [
-        Measurement(*study.key(cell.chip, metric, cell.subject), value=value)
-        for metric, value in cell.scores.items()
-    ]
 
 
 def _chip_name(chip: Chip) -> str:

@@ -5,25 +5,20 @@ from these models by `analog_grasp.study.config`. torch and the device cards are
 are used, so that `--help` needs neither.
 """
 
-from dataclasses import replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
-
-from analog_grasp.study.fields import (
-    GRASP,
-    STOCHGRASP,
-    TARGETED,
-    Count,
-    DevicesAtTimes,
-    Names,
-    Note,
-    NumberOrDevice,
-    Section,
-    as_names,
-    number_or_text,
-    unique,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
 )
+
 from analog_grasp.utils.time import format_time, parse_time
 from analog_grasp.utils.types import (
     DEFAULT_GROUPS,
@@ -35,11 +30,88 @@ from analog_grasp.utils.types import (
 if TYPE_CHECKING:
     from analog_grasp.tasks import Task
 
+
+@dataclass(frozen=True)
+class Note:
+    """Further facts about a field, for help texts and checks.
+
+    Attributes:
+        default: The text shown for a default of None.
+        adapters: The adapters on which the setting has an effect; all where empty.
+        needs: Another setting, a test of its value, and the phrase for an accepted value:
+            without it the setting has no effect.
+        changeable: May change when a run is resumed, as no measured value depends on it.
+    """
+
+    default: str | None = None
+    adapters: tuple[str, ...] = ()
+    needs: tuple[str, Callable[[Any], bool], str] | None = None
+    changeable: bool = False
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, without unknown fields and infinite numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a text at its commas, but not within the path of a file that exists.
+
+    Example:
+        >>> split_names("grasp, lora")
+        ('grasp', 'lora')
+    """
+    parts, names = text.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        # Unlike that of Path, it is False for what can be no path.
+        exists = os.path.exists
+        end = next((end for end in ends if exists(",".join(parts[:end]).strip())), 1)
+        names.append(",".join(parts[:end]).strip())
+        parts = parts[end:]
+    return tuple(name for name in names if name)
+
+
+def _as_names(value: Any) -> Any:
+    return split_names(value) if isinstance(value, str) else value
+
+
+def _as_number(value: Any) -> Any:
+    """Return the number that a text states, or the value as it is."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]} is listed more than once")
+    return values
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_names),
+    AfterValidator(_unique),
+    Field(min_length=1, max_length=1000),
+]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+NUMBER = BeforeValidator(_as_number)
+
+GRASP = Note(adapters=("grasp", "stochgrasp"))
+_STOCHGRASP = Note(adapters=("stochgrasp",))
+_TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
+_UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
+_DIGITAL = ("placement", lambda placement: placement == "digital", "the placement digital")
+
 # Settings that change a task's data, its text generation and its windows.
 _DATA = ("max_length", "text_column", "label_column")
 _GENERATION = ("beams", "length_penalty", "no_repeat_ngram")
 _WINDOWS = ("stride",)
-_UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
 
 
 class ModelSettings(Section):
@@ -139,24 +211,25 @@ class TaskSettings(Section):
         """
         from analog_grasp.tasks import GenerationTask, LanguageModelingTask, load_task
 
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        given = {name: value for name, value in given.items() if value is not None}
-        data = {name: given[name] for name in _DATA if name in given}
-        task = load_task(self.name, self.data_dir, **data)
+        given = {
+            name: value
+            for name in self.model_fields_set
+            if (value := getattr(self, name)) is not None
+        }
+        task = load_task(self.name, self.data_dir, **{n: given[n] for n in _DATA if n in given})
         for names, kind, lacks, example in (
             (_GENERATION, GenerationTask, "generates no text", "e2e"),
             (_WINDOWS, LanguageModelingTask, "measures no perplexity", "lm"),
         ):
             changes = {name: given[name] for name in names if name in given}
-            if not changes:
-                continue
-            if not isinstance(task, kind):
+            if changes and not isinstance(task, kind):
                 name = next(iter(changes))
                 raise ValueError(
                     f"The setting {name} is {changes[name]!r}, but the task '{task.name}' {lacks}: "
                     f"omit {name}, or choose a task that does, such as {example}."
                 )
-            task = replace(task, **changes)
+            if changes:
+                task = replace(task, **changes)
         if self.metric is not None:
             from analog_grasp.tasks.evaluate_metrics import with_metric
 
@@ -170,20 +243,20 @@ class TrainingSettings(Section):
     groups: Annotated[
         int | None, Note(f"{DEFAULT_GROUPS}, or a layer's features", GRASP.adapters)
     ] = Field(default=None, ge=1, description="K, the number of scale-and-shift pairs per layer.")
-    target_modules: Annotated[str | tuple[str, ...], TARGETED] = Field(
+    target_modules: Annotated[str | tuple[str, ...], _TARGETED] = Field(
         default="all-linear",
         description="The linear layers to adapt: endings of their names, or all-linear, with which "
         "LoRA is on query and value projections.",
     )
-    noise_weight: Annotated[float, STOCHGRASP] = Field(
+    noise_weight: Annotated[float, _STOCHGRASP] = Field(
         default=1.0, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
     )
-    noise_target: Annotated[NumberOrDevice, STOCHGRASP] = Field(
+    noise_target: Annotated[float | str, NUMBER, _STOCHGRASP] = Field(
         default=0.1,
         description="The relative standard deviation to learn: a number, or that of a device at a "
         "time, such as pcm-hermes-2@1d.",
     )
-    sampling: Annotated[Sampling, STOCHGRASP] = Field(
+    sampling: Annotated[Sampling, _STOCHGRASP] = Field(
         default="feature",
         description="The unit that draws its own sample in training.",
     )
@@ -203,14 +276,15 @@ class TrainingSettings(Section):
         description="A device at a time, such as pcm-hermes-2@1d, on which the best epoch is "
         "selected, with rows held out from the training rows.",
     )
-    then: Annotated[DevicesAtTimes, Note("off")] = Field(
-        default=(),
-        description="Devices at ranges of ages, such as pcm-hermes-2@0s..1y: the trained adapter "
-        "is then distilled, without labels, on simulated chips of these, for use at all ages.",
+    then: Names = Field(
+        default=("none",),
+        description="The second stage: the trained adapter is distilled, without labels, on "
+        "simulated chips of devices (those of the run, from 0s to its longest time), or of devices "
+        "at ranges of ages, such as pcm-hermes-2@0s..1y; none for no second stage.",
     )
-    then_steps: Annotated[Count, Note(needs=("then", bool, "then"))] = Field(
-        default=150, description="Steps of the distillation on simulated chips."
-    )
+    then_steps: Annotated[
+        Count, Note(needs=("then", lambda then: then != ("none",), "a second stage (then)"))
+    ] = Field(default=150, description="Steps of the distillation on simulated chips.")
     trainings: Count = Field(
         default=1,
         description="Trainings of each adapter, each from its own seed; every chip is measured "
@@ -241,10 +315,15 @@ class TrainingSettings(Section):
     )
     bf16: bool = Field(default=False, description="Train in mixed precision.")
 
+    @field_validator("then", mode="before")
+    @classmethod
+    def _none_from_empty(cls, value: Any) -> Any:
+        return value or ("none",)
+
     @field_validator("injection", mode="before")
     @classmethod
     def _number_from_text(cls, value: Any) -> Any:
-        return number_or_text(value)
+        return _as_number(value)
 
 
 class RunSettings(Section):
@@ -266,10 +345,7 @@ class RunSettings(Section):
     )
     recalibrate: Annotated[
         tuple[Annotated[int, Field(ge=2)], ...],
-        Note(
-            "off",
-            needs=("placement", lambda placement: placement == "digital", "the placement digital"),
-        ),
+        Note("off", needs=_DIGITAL),
     ] = Field(
         default=(),
         max_length=10,
@@ -278,16 +354,13 @@ class RunSettings(Section):
     )
     schedule: Annotated[
         Literal["simulated"] | None,
-        Note(
-            "off",
-            needs=("placement", lambda placement: placement == "digital", "the placement digital"),
-        ),
+        Note("off", needs=_DIGITAL),
     ] = Field(
         default=None,
         description="Also measure each adapter with parameters of its own for each drift time, "
         "fitted on simulated chips of the device other than those measured.",
     )
-    costs: Annotated[tuple[str, ...], BeforeValidator(as_names), Note("off", changeable=True)] = (
+    costs: Annotated[tuple[str, ...], BeforeValidator(_as_names), Note("off", changeable=True)] = (
         Field(
             default=(),
             max_length=100,
@@ -335,4 +408,4 @@ class RunSettings(Section):
     @field_validator("times")
     @classmethod
     def _canonical_times(cls, times: tuple[str, ...]) -> tuple[str, ...]:
-        return unique(tuple(format_time(parse_time(time)) for time in times))
+        return _unique(tuple(format_time(parse_time(time)) for time in times))

@@ -1,18 +1,21 @@
-"""SQLite store of a run: measurements, adapters and leases, kept through interruptions.
+"""SQLite store of a run: measurements and adapters, and leases by which processes share the work.
 
 A measured cell is one row: on the disk when :meth:`Store.add` returns, never overwritten, its
 value always finite. An interrupted run therefore resumes where it stopped, and a report can be
-made at any time. Several processes share the work on a store, see `analog_grasp.study.leases`.
+made at any time.
 
 The store uses SQLite's rollback journal. A write-ahead log would need memory that all processes
 share, which network file systems (NFS) do not provide; a commit per cell takes milliseconds.
 """
 
+import os
+import platform
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from analog_grasp.study.records import (
@@ -27,6 +30,11 @@ from analog_grasp.study.records import (
     measurement_row,
 )
 
+# How long a lease is valid without being renewed, and how often it is renewed, in seconds.
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 10.0
+# How often to look whether another process has finished the work that it holds, in seconds.
+POLL_SECONDS = 0.5
 # How long a process waits for another one that is writing, in seconds.
 BUSY_SECONDS = 30.0
 SCHEMA_VERSION = 4
@@ -103,16 +111,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; what was added is kept."""
+    def __exit__(self, *_: object) -> None:
         self._connection.close()
 
     def add(self, measurements: Iterable[Measurement], origin: Origin) -> None:
@@ -121,10 +120,6 @@ class Store:
         A cell that is already there keeps its first value: the same cell may be measured twice
         when an interrupted run resumes or two processes overlap, and a published figure must not
         change.
-
-        Args:
-            measurements: The cells.
-            origin: Common origin of all of them.
 
         Raises:
             ValueError: A value or time is not finite, a time negative, or a seed over 64 bits.
@@ -144,10 +139,9 @@ class Store:
         self, device: str | None = None, seed: int | None = None
     ) -> set[tuple[CellKey, Origin]]:
         """Return every measured cell, or those of one device or chip, with their origins."""
-        columns = _listed(CellKey._fields + Origin._fields)
         size = len(CellKey._fields)
         rows = self._select(
-            f"SELECT {columns} FROM measurements"
+            f"SELECT {_listed(CellKey._fields + Origin._fields)} FROM measurements"
             " WHERE device = ifnull(?, device) AND seed = ifnull(?, seed)",
             (device, seed),
         )
@@ -167,15 +161,7 @@ class Store:
         return [Measurement(*row) for row in rows]
 
     def set_card(self, device: str, card_hash: str) -> None:
-        """Set the card that a device's name refers to from now on.
-
-        Args:
-            device: The card's name.
-            card_hash: As in `Origin`.
-
-        Raises:
-            OSError: As for :meth:`add`.
-        """
+        """Set the card that a device's name refers to from now on."""
         with self._transaction():
             self._connection.execute(
                 "INSERT OR REPLACE INTO cards (device, card_hash) VALUES (?, ?)",
@@ -216,65 +202,17 @@ class Store:
         rows = self._select(f"SELECT {_listed(ADAPTER_COLUMNS)} FROM adapters ORDER BY position")
         return [adapter_record(row) for row in rows]
 
-    def acquire(
-        self, work: str, owner: str, expires: float, lapsed: Callable[[str, float], bool]
-    ) -> bool:
-        """Acquire the lease of a piece of work, unless another owner's lease is still valid.
-
-        Args:
-            work: Name of the work.
-            owner: Name of the process that acquires it.
-            expires: End of the lease, in seconds since the epoch.
-            lapsed: Given another's owner and expiry, returns whether that lease is void.
-
-        Raises:
-            OSError: As for :meth:`add`.
-        """
-        with self._transaction():
-            held = self._connection.execute(
-                "SELECT owner, expires FROM leases WHERE work = ?", (work,)
-            ).fetchone()
-            if held and held[0] != owner and not lapsed(*held):
-                return False
-            self._connection.execute(
-                "INSERT OR REPLACE INTO leases (work, owner, expires) VALUES (?, ?, ?)",
-                (work, owner, expires),
-            )
-            return True
-
-    def renew(self, owner: str, expires: float) -> None:
-        """Extend all leases of an owner.
-
-        Raises:
-            OSError: As for :meth:`add`.
-        """
-        with self._transaction():
-            self._connection.execute(
-                "UPDATE leases SET expires = ? WHERE owner = ?", (expires, owner)
-            )
-
-    def release(self, owner: str, work: str | None = None) -> None:
-        """Release one lease of an owner, or all of them.
-
-        Raises:
-            OSError: As for :meth:`add`.
-        """
-        with self._transaction():
-            self._connection.execute(
-                "DELETE FROM leases WHERE owner = ? AND work = ifnull(?, work)", (owner, work)
-            )
-
     def _select(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple]:
         with _plain_errors(self.path):
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit everything or nothing; the write lock is taken first, so that no upgrade fails."""
         with _plain_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
                 # SQLite has rolled back by itself after some errors, a full disk among them.
@@ -301,6 +239,88 @@ class Store:
 
     def _pragma(self, name: str) -> int:
         return self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+class Leases:
+    """The leases of this process on the work of a store, from `open_leases`; used by one thread.
+
+    A lease is void once it has expired, or once its process no longer exists on this machine;
+    any other process can then acquire the work.
+    """
+
+    def __init__(self, store: Store, owner: str) -> None:
+        self._store, self._owner = store, owner
+
+    def acquire(self, work: str) -> bool:
+        """Acquire a piece of work; return False if another process holds it."""
+        with self._store._transaction() as connection:
+            held = connection.execute(
+                "SELECT owner, expires FROM leases WHERE work = ?", (work,)
+            ).fetchone()
+            if held and held[0] != self._owner and not _lapsed(*held):
+                return False
+            connection.execute(
+                "INSERT OR REPLACE INTO leases (work, owner, expires) VALUES (?, ?, ?)",
+                (work, self._owner, time.time() + LEASE_SECONDS),
+            )
+            return True
+
+    def release(self, work: str | None = None) -> None:
+        """Release a piece of work, which is done or abandoned, or all of it."""
+        with self._store._transaction() as connection:
+            connection.execute(
+                "DELETE FROM leases WHERE owner = ? AND work = ifnull(?, work)", (self._owner, work)
+            )
+
+
+@contextmanager
+def open_leases(store: Store) -> Iterator[Leases]:
+    """Yield leases that are renewed while the block runs and released at its end.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Store(Path(folder) / "results.sqlite") as store, open_leases(store) as leases:
+        ...         leases.acquire("chip 0 of pcm")
+        True
+    """
+    # The thread distinguishes two blocks of one process.
+    owner = f"{platform.node()}/{os.getpid()}/{threading.get_ident()}"
+    ended = threading.Event()
+    heart = threading.Thread(target=_renew_until, args=(store.path, owner, ended), daemon=True)
+    heart.start()
+    leases = Leases(store, owner)
+    try:
+        yield leases
+    finally:
+        ended.set()
+        heart.join()
+        # What cannot be released, since the disk is full, expires.
+        with suppress(OSError):
+            leases.release()
+
+
+def _renew_until(path: Path, owner: str, ended: threading.Event) -> None:
+    """Renew the leases periodically; they expire if the store cannot be written."""
+    while not ended.wait(HEARTBEAT_SECONDS):
+        with suppress(OSError), Store(path) as store, store._transaction() as connection:
+            expires = time.time() + LEASE_SECONDS
+            connection.execute("UPDATE leases SET expires = ? WHERE owner = ?", (expires, owner))
+
+
+def _lapsed(owner: str, expires: float) -> bool:
+    node, pid, _ = owner.rsplit("/", 2)
+    return time.time() > expires or (node == platform.node() and not _runs(int(pid)))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It exists and belongs to another user.
+    return True
 
 
 def _listed(names: Iterable[str]) -> str:

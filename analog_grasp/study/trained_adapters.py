@@ -265,8 +265,8 @@ def train_adapter(
         if _is_constant(model, few):
             warnings.warn(
                 f"The adapter {kind_of(model)} predicts the same for {len(few.train)} training "
-                f"sentences of {task.name}: train it longer (--epochs, here {training.epochs:g}) or "
-                f"with a lower learning rate (--learning-rate, here {learning_rate:g}).",
+                f"sentences of {task.name}: train it longer (--epochs, here {training.epochs:g}) "
+                f"or with a lower learning rate (--learning-rate, here {learning_rate:g}).",
                 stacklevel=2,
             )
     return seconds

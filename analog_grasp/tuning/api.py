@@ -10,9 +10,9 @@ import tomli_w
 
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 from analog_grasp.study import api as studies
-from analog_grasp.study.card_files import with_card_files
 from analog_grasp.study.config import StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
+from analog_grasp.study.provenance import with_card_files
 from analog_grasp.study.runner import run
 from analog_grasp.study.study import prepare
 from analog_grasp.tuning.search_space import TRIALS, Trial
@@ -117,25 +117,14 @@ def tune_noise_weight(
     asked = with_card_files(settings, Path(out), (TUNE_FILE, STUDY_FILE))
     resolved = resolve(asked, Path(config) if config else None)
     tuning = prepare_tuning(
-        resolved,
-        Path(out),
-        adapter=adapter,
-        search=search,
-        ranges=ranges,
-        multi=multi,
-        held_out=held_out,
-        storage=storage,
-    )
+        resolved, Path(out), adapter=adapter, search=search, ranges=ranges, multi=multi,
+        held_out=held_out, storage=storage,
+    )  # fmt: skip
     return run_tuning(tuning, trials, progress)
 
 
 def run_tuning(tuning: "Tuning", trials: int = TRIALS, progress: Progress = silent) -> Tuned:
-    """Run the missing trials, then evaluate the best settings on the validation split.
-
-    Args:
-        tuning: From `prepare_tuning`.
-        trials: Number of trials in total.
-        progress: Called for each stage and step.
+    """Run the missing trials of `trials` in total, then evaluate the best settings.
 
     Raises:
         ValueError: No trial could be measured completely.
@@ -154,19 +143,21 @@ def run_tuning(tuning: "Tuning", trials: int = TRIALS, progress: Progress = sile
             f"No trial of the study in {directory} could be measured completely: see "
             f"{TRIALS_FILE} for the reasons, and search other ranges."
         )
-    settings = tuning.config_of(shown.front[0])
-    write_atomically(directory / BEST_FILE, _toml(settings).encode())
-    figures = write_figures(shown, directory)
-    results = _evaluate_best(tuning, shown.front[0], progress)
+    best = shown.front[0]
+    settings = tuning.config_of(best)
     record = flat(settings)
-    summary = tuning_markdown(shown, record, results.measurements, results.adapters)
-    write_atomically(directory / SUMMARY_FILE, summary.encode())
-    page = tuning_page(shown, record, results.measurements, results.adapters)
-    write_atomically(directory / PAGE_FILE, page.encode())
+    write_atomically(directory / BEST_FILE, tomli_w.dumps(record).encode())
+    figures = write_figures(shown, directory)
+    # In a folder of the trial, since another may be the best when the tuning is resumed.
+    own = directory / f"trial-{best.number}"
+    run(prepare(settings.replace(adapters=(tuning.adapter,)), own), progress)
+    results = studies.report(own)
+    measured = (shown, record, results.measurements, results.adapters)
+    write_atomically(directory / SUMMARY_FILE, tuning_markdown(*measured).encode())
+    write_atomically(directory / PAGE_FILE, tuning_page(*measured).encode())
     names = (TRIALS_FILE, BEST_FILE, SUMMARY_FILE, PAGE_FILE)
-    return Tuned(
-        directory, settings, shown, results, [*(directory / name for name in names), *figures]
-    )
+    files = [*(directory / name for name in names), *figures]
+    return Tuned(directory, settings, shown, results, files)
 
 
 def _shown(tuning: "Tuning") -> Trials:
@@ -180,18 +171,3 @@ def _shown(tuning: "Tuning") -> Trials:
         multi=tuning.multi,
         importance=tuning.importance(),
     )
-
-
-def _toml(settings: StudyConfig) -> str:
-    return tomli_w.dumps(flat(settings))
-
-
-def _evaluate_best(tuning: "Tuning", best: Trial, progress: Progress) -> studies.Results:
-    """Train the best settings on all training data and measure them on the validation split.
-
-    In a folder of the trial, since another trial may be the best when the tuning is resumed.
-    """
-    settings = tuning.config_of(best).replace(adapters=(tuning.adapter,))
-    directory = tuning.directory / f"trial-{best.number}"
-    run(prepare(settings, directory), progress)
-    return studies.report(directory)

@@ -4,7 +4,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -70,12 +69,6 @@ def propose(
 
     A first value outside its range (noise weight 0, which no logarithmic range contains) is tried
     without being a point of the range.
-
-    Args:
-        trial: Of a study whose sampler is `PositionSeededTPE`.
-        place: See `position`.
-        space: See `analog_grasp.tuning.search_space.search_space`.
-        first: See `first_values`.
     """
     fixed = first[place] if place < len(first) else {}
     outside = {name: value for name, value in fixed.items() if value not in space[name]}
@@ -89,10 +82,6 @@ class PositionSeededTPE(BaseSampler):
 
     Processes that share a study therefore propose different values, and a resumed study proposes
     what it would have proposed without the interruption.
-
-    Args:
-        seed: Seed of the study.
-        first: See `first_values`.
 
     Source:
         Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011 (TPE).
@@ -135,12 +124,7 @@ class PositionSeededTPE(BaseSampler):
 
 
 def position(trial: FrozenTrial, everyone: Sequence[FrozenTrial]) -> int:
-    """Return a trial's position in the study, which retries of other trials do not change.
-
-    Args:
-        trial: A retry has the position of its first attempt.
-        everyone: All trials of the study, in their order.
-    """
+    """Return a trial's position among all of the study; a retry has that of its first attempt."""
     first = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
     number = trial.number if first is None else first
     attempts = map(RetryHeartbeatStaleTrialCallback.retried_trial_number, everyone[:number])
@@ -160,21 +144,8 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def file_url(path: Path) -> str:
-    """Return the URL of a SQLite file.
-
-    Example:
-        >>> file_url(Path("runs/tune/study.sqlite"))
-        'sqlite:///runs/tune/study.sqlite'
-    """
-    return f"sqlite:///{path.as_posix()}"
-
-
 def shown_url(url: str) -> str:
-    """Return the URL of a database without its password.
-
-    Raises:
-        ValueError: It is not the URL of a database.
+    """Return the URL of a database without its password; raise ValueError if it is none.
 
     Example:
         >>> shown_url("postgresql://me:secret@host/trials")

@@ -53,11 +53,7 @@ RANGES: dict[str, Range] = {
 def search_space(
     names: Sequence[str], ranges: Mapping[str, tuple[float, float]] | None = None
 ) -> dict[str, Range]:
-    """Return the settings to search with their ranges.
-
-    Args:
-        names: Of `RANGES`, one or more.
-        ranges: Lowest and highest value of settings that deviate from `RANGES`.
+    """Return the settings to search, some of `RANGES`, with their ranges or others.
 
     Raises:
         ValueError: A name is unknown or given twice, or a range is empty or out of bounds.
@@ -126,12 +122,7 @@ class Trial:
 
 
 def value_text(value: object) -> str:
-    """Return a setting's value as text.
-
-    Example:
-        >>> value_text(0.314159), value_text(16), value_text("pcm-hermes-2@1d")
-        ('0.3142', '16', 'pcm-hermes-2@1d')
-    """
+    """Return a setting's value as text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

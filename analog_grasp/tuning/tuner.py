@@ -5,10 +5,10 @@ simulated chips. Neither the task's own validation split nor the chip instances 
 used, so that both remain valid for evaluating the best settings.
 """
 
+import statistics
 import time
-import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,22 +20,28 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from analog_grasp.adapters.registry import ADAPTERS, check_placement
+from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.config import CHANGEABLE, StudyConfig, first_change, flat
+from analog_grasp.study.checks import check_study
+from analog_grasp.study.config import CHANGEABLE, StudyConfig, flat
+from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.progress import Progress, logged, silent
-from analog_grasp.study.provenance import LOG_FILE, card_hash, check_new, without_folders
-from analog_grasp.study.study import check_single_process
-from analog_grasp.study.trained_adapters import new_adapter
+from analog_grasp.study.provenance import (
+    LOG_FILE,
+    card_hash,
+    check_new,
+    check_same,
+    without_folders,
+)
+from analog_grasp.study.study import check_single_process, drift_times
+from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.splits import tuning_task
 from analog_grasp.training.loss import target_std
-from analog_grasp.tuning.objective import measure, record
 from analog_grasp.tuning.optuna_study import (
     PositionSeededTPE,
     Values,
     connect,
-    file_url,
     first_values,
     position,
     propose,
@@ -44,8 +50,9 @@ from analog_grasp.tuning.optuna_study import (
     shown_url,
     storage_errors,
 )
-from analog_grasp.tuning.search_space import TRIALS, Range, Trial, search_space, values_text
-from analog_grasp.utils.io import write_atomically
+from analog_grasp.tuning.search_space import TRIALS, WORSE, Range, Trial, search_space, values_text
+from analog_grasp.utils.io import read_toml, write_atomically
+from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DEFAULT_GROUPS
 
 STUDY_FILE, TUNE_FILE = "study.sqlite", "tune.toml"
@@ -87,7 +94,7 @@ class Tuning:
 
     def trials(self) -> list[Trial]:
         """Return the finished trials, in their order."""
-        return [record(t) for t in self._finished(TrialState.COMPLETE, TrialState.PRUNED)]
+        return [_record(t) for t in self._finished(TrialState.COMPLETE, TrialState.PRUNED)]
 
     def front(self) -> list[Trial]:
         """Return the Pareto front of the two scores, the best score after drift first.
@@ -151,16 +158,8 @@ def prepare_tuning(
 ) -> Tuning:
     """Check a tuning, and create its study or open the one to resume.
 
-    Args:
-        config: The settings that are not searched, and the start of the search.
-        directory: The output folder: a new one, or that of the same tuning.
-        adapter: The adapter to tune.
-        search: The settings to search; see `analog_grasp.tuning.search_space.RANGES`.
-        ranges: Lowest and highest value of settings that deviate from the default range.
-        multi: Treat the digital score as a second objective.
-        held_out: Training rows to tune on; a fifth, at most 1,000, if None.
-        storage: URL of the database for the study, which is named after the folder; a SQLite file
-            in the folder if None.
+    The arguments are those of `analog_grasp.tune_noise_weight`; a study in a storage is named after
+    the folder.
 
     Raises:
         ValueError: A name is unknown, a setting does not fit, the training split is too small, the
@@ -169,6 +168,7 @@ def prepare_tuning(
         OSError: The folder or the storage cannot be used.
     """
     check_single_process()
+    check_study(config.replace(adapters=(adapter,)))
     space = search_space(search, ranges)
     if "learning_rate" in space and config.training.learning_rate is None and adapter in ADAPTERS:
         config = config.replace(learning_rate=ADAPTERS[adapter].learning_rate)
@@ -193,7 +193,7 @@ def prepare_tuning(
     if storage is None:
         directory.mkdir(parents=True, exist_ok=True)
     with quiet_optuna():
-        database = connect(storage or file_url(directory / STUDY_FILE))
+        database = connect(storage or f"sqlite:///{(directory / STUDY_FILE).as_posix()}")
         study = _study(database, directory.resolve().name, asked, first_values(config, space))
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / TUNE_FILE, tomli_w.dumps(asked).encode())
@@ -201,16 +201,10 @@ def prepare_tuning(
 
 
 def tune(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> None:
-    """Run trials until the study has so many finished ones.
+    """Run trials until the study has so many finished ones, earlier and other processes' included.
 
     Any number of processes may do so with the same study at once. A trial is finished when it is
     measured or pruned; one whose process was killed is tried again.
-
-    Args:
-        tuning: From `prepare_tuning`.
-        trials: Number of finished trials in total, including those of earlier calls and of other
-            processes.
-        progress: Called for each trial that finishes from now on.
 
     Raises:
         OSError: The storage can no longer be used, or the disk is full.
@@ -268,6 +262,76 @@ def _run_trial(tuning: Tuning, trial: optuna.Trial, trials: int) -> float | Sequ
     return (score, digital) if tuning.multi else score
 
 
+def tuning_rounds(config: StudyConfig, devices: Iterable[str]) -> list[list[Chip]]:
+    """Return the chip instances to tune on, in rounds of one per device.
+
+    None of them is among those that a comparison with the same settings measures.
+    """
+    seed = derive_seed(config.run.seed, "tuning") % 2**31
+    return [
+        [Chip(device, repeat, seed + repeat) for device in devices]
+        for repeat in range(config.run.repeats)
+    ]
+
+
+def measure(
+    trial: optuna.Trial,
+    config: StudyConfig,
+    adapter: str,
+    task: Task,
+    cards: Mapping[str, DeviceCard],
+) -> tuple[float, float]:
+    """Train an adapter and measure it on every chip, cell by cell, which the trial records.
+
+    A trial with one objective is pruned between two rounds if it is worse than the best trial on
+    the same chips.
+
+    Returns:
+        The mean score over chip instances, devices and drift times, and the digital score.
+
+    Raises:
+        optuna.TrialPruned: The trial is pruned.
+        ValueError: A score is missing or not finite, as after a training that diverged.
+    """
+    model = new_adapter(config, task, adapter)
+    train_adapter(model, config, task, "", silent)
+    digital = task.evaluate(model)
+    trial.set_user_attr("digital", digital)
+    evaluator = Evaluator(task, {(adapter, 0): model}, dict(cards), config.hardware)
+    one_objective = len(trial.study.directions) == 1
+    asked = frozenset(Subject(adapter, 0, seconds) for seconds in drift_times(config))
+    scores: dict[tuple[str, float], list[float]] = {}
+    for chips in tuning_rounds(config, cards):
+        if scores and one_objective and trial.should_prune():
+            trial.set_user_attr("pruned", WORSE)
+            raise optuna.TrialPruned
+        for cell in (c for chip in chips for c in evaluator.measure(Job(chip, asked))):
+            if cell.failure:
+                raise ValueError(cell.failure)
+            score = cell.scores[task.metrics[0]]
+            scores.setdefault((cell.chip.device, cell.subject.time_s), []).append(score)
+            if one_objective:
+                # By the number of the cell: trials are compared cell by cell.
+                trial.report(score, sum(map(len, scores.values())))
+        trial.set_user_attr("cells", [[*place, found] for place, found in scores.items()])
+    return statistics.fmean(score for found in scores.values() for score in found), digital
+
+
+def _record(trial: FrozenTrial) -> Trial:
+    """Return a finished trial as optuna has stored it."""
+    attributes = trial.user_attrs
+    score = trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None
+    return Trial(
+        number=trial.number,
+        values=attributes["values"],
+        score=score,
+        digital=attributes.get("digital"),
+        cells={(device, time_s): scores for device, time_s, scores in attributes.get("cells", [])},
+        seconds=trial.duration.total_seconds() if trial.duration else 0.0,
+        pruned=attributes.get("pruned", ""),
+    )
+
+
 def _outcome(trial: Trial, metric: str) -> str:
     found = trial.pruned or f"{metric} {trial.score:.4f} after drift, {trial.digital:.4f} digital"
     return f"trial {trial.number} ({values_text(trial.values)}): {found}"
@@ -288,7 +352,6 @@ def _check_adapter(
     """Raise for an adapter that does not fit, with the largest K of the search."""
     target_std(config.training.noise_target)
     most = {"groups": int(space["groups"].high)} if "groups" in space else {}
-    check_placement(adapter, config.hardware.placement)
     peft_config = new_adapter(config.replace(**most), task, adapter).active_peft_config
     for name in {"noise_weight", "noise_target", "groups"} & space.keys():
         if not hasattr(peft_config, name):
@@ -300,12 +363,10 @@ def _check_adapter(
 
 def _check_folder(directory: Path, asked: Mapping[str, Any]) -> None:
     """Raise if a folder holds anything but this tuning."""
-    if (directory / TUNE_FILE).is_file():
-        there = tomllib.loads((directory / TUNE_FILE).read_text(encoding="utf-8"))
-        _check_same(f"The output {directory}", there, asked)
-    elif (directory / STUDY_FILE).is_file():
-        return
-    else:
+    file = directory / TUNE_FILE
+    if file.is_file():
+        _check_same(f"The output {directory}", read_toml(file, f"The file {file}"), asked)
+    elif not (directory / STUDY_FILE).is_file():
         check_new(directory, "tuning")
 
 
@@ -330,8 +391,4 @@ def _study(
 
 
 def _check_same(where: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    if name := first_change(without_folders(there), without_folders(asked)):
-        raise ValueError(
-            f"{where} holds another study, whose {name} is {there.get(name)!r} and not "
-            f"{asked.get(name)!r}: name another folder, or the same settings to resume it."
-        )
+    check_same(where, "study", without_folders(there), without_folders(asked))

@@ -15,7 +15,7 @@ from analog_grasp.devices import noise_model as noise
 from analog_grasp.study.config import resolve
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
-from analog_grasp.study.variants import treatment_costs
+from analog_grasp.study.records import treatment_costs
 from analog_grasp.tasks.classification import SentenceTask
 
 REPORT = ("results.csv", "results.parquet", "summary.md", "report.html",

@@ -200,6 +200,15 @@ def test_stochgrasp_starts_from_a_trained_grasp(trained, error_of, tiny, tmp_pat
     assert "has groups 4 and cannot start one with 2" in error_of("train", *asked)
 
 
+def test_the_second_stage_of_train_has_devices_only_from_a_file(error_of, trained, tiny, tmp_path):
+    asked = ["--adapter", "grasp", *tiny, "--out", tmp_path / "mine", "--then", "devices"]
+    assert "then is devices, of which train has none: name them" in error_of("train", *asked)
+    config = tmp_path / "best.toml"
+    config.write_text('devices = ["ideal"]\ntimes = ["0s"]\nthen = ["devices"]\nthen_steps = 2')
+    own = weights(trained("own", "--config", config))
+    assert same_bits(own, weights(trained("named", "--then", "ideal@0s", "--then-steps", "2")))
+
+
 def test_full_fine_tuning_has_no_second_stage(error_of, tiny, tmp_path):
     asked = ["--adapter", "full", *tiny, "--out", tmp_path / "mine", "--then", "ideal@0s"]
     assert "has no adapter to distil" in error_of("train", *asked)

@@ -132,7 +132,7 @@ def test_a_recipe_runs_from_training_to_page(recipe, tmp_path, capsys):
         "model": tmp_path / "model", "data-dir": data, "times": "0s", "repeats": 1, "groups": 4,
         "batch-size": 4, "epochs": 0.5, "max-length": 32, "workers": 1, "out": tmp_path / "run",
     }  # fmt: skip
-    if stated.training.then:
+    if stated.second_stage():
         small["then-steps"] = 2
     options = [part for name, value in small.items() for part in (f"--{name}", str(value))]
     assert main(["compare", "--config", str(recipe), *options]) == 0, capsys.readouterr().err

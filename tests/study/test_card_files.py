@@ -4,8 +4,8 @@ import pytest
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.api import compare
-from analog_grasp.study.card_files import card_toml, with_card_files
 from analog_grasp.study.config import resolve
+from analog_grasp.study.provenance import card_toml, with_card_files
 from analog_grasp.study.store import Store
 from analog_grasp.tasks.classification import SentenceTask
 

@@ -8,15 +8,15 @@ import pytest
 import tomli_w
 
 import analog_grasp as ag
-from analog_grasp.study.checks import check_study
+from analog_grasp.study import study
 from analog_grasp.study.config import (
     SETTINGS,
     StudyConfig,
     flat,
     resolve,
 )
-from analog_grasp.study.fields import split_names
 from analog_grasp.study.provenance import open_run
+from analog_grasp.study.sections import split_names
 
 
 @pytest.fixture
@@ -219,4 +219,4 @@ def test_the_signature_lists_every_setting(name, without):
 def test_a_second_stage_that_maps_tiles_differently_is_warned_of():
     asked = resolve({"then": "pcm-hermes-2@1d", "clip": 2.5})
     with pytest.warns(UserWarning, match="without clip, which is 2.5"):
-        check_study(asked)
+        study._warn_of_mapping(asked)

@@ -11,17 +11,13 @@ from analog_grasp import GraspConfig, deploy
 from analog_grasp.devices import noise_model
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.evaluator import (
-    LAYER_COLUMNS,
     Chip,
     Evaluator,
     Job,
     Subject,
     measure_in_worker,
-    read_layers,
     share_frozen,
-    write_layers,
 )
-from analog_grasp.study.progress import silent
 
 
 @pytest.fixture
@@ -75,48 +71,21 @@ def test_a_worker_receives_one_pre_trained_model(adapted, task):
     assert parameter_count(*evaluator.models.values()) < 1.2 * one
 
 
-def test_rows_are_those_of_the_deployment(bert, tmp_path):
+def test_layers_are_those_of_the_deployment(bert):
     cards = {name: DeviceCard.load(name) for name in ("pcm-hermes-2", "ideal")}
     evaluator = Evaluator(None, {"plain": bert}, cards)
-    path = tmp_path / "layers.csv"
-    chips = [Chip(device, 0, 7) for device in cards]
-    # A run that grows adds its own records.
-    write_layers(path, evaluator, chips, [86400.0], silent)
-    write_layers(path, evaluator, chips, [86400.0, 0.0], silent)
-    rows = read_layers(path)
+    rows = list(evaluator.layers(Chip("pcm-hermes-2", 0, 7), [86400.0, 0.0]))
     report = deploy(bert, cards["pcm-hermes-2"]).program(7).drift_to("1d").report()
-    aged = [row for row in rows if (row.device, row.time_s) == ("pcm-hermes-2", 86400.0)]
+    aged = [row for row in rows if row.time_s == 86400.0]
     assert [(r.layer, r.tiles, r.cells, r.use, r.weight_error) for r in aged] == [
         *((r.name, r.tiles, r.cells, r.use, r.weight_error) for r in report),
         *((module.name, 0, module.weights, 0.0, 0.0) for module in report.digital),
     ]
     assert report.digital
-    assert {row.seed for row in rows} == {7}
-    assert len(rows) == 2 * 2 * len(aged)
-    assert all(row.weight_error < 1e-6 for row in rows if row.device == "ideal")
-
-
-HEADER = ",".join(LAYER_COLUMNS)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\x00",
-        "device,seed\npcm,0\n",
-        f"{HEADER}\npcm,0,0.0\n",
-        f"{HEADER}\npcm,0,0.0,query,1,100,0.0,0.1\n",
-        f"{HEADER}\npcm,0,0.0,query,1,100,0.5,nan\n",
-        f"{HEADER}\npcm,0,0.0,query,0,100,0.5,0.1\n",
-        f"{HEADER}\n{'x' * 200_000}",
-    ],
-)
-def test_a_damaged_file_raises(tmp_path, text):
-    path = tmp_path / "layers.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"layers\.csv is damaged: it should have the columns dev"):
-        read_layers(path)
+    assert len(rows) == 2 * len(aged)
+    assert {(row.device, row.seed) for row in rows} == {("pcm-hermes-2", 7)}
+    exact = evaluator.layers(Chip("ideal", 0, 7), [0.0])
+    assert all(row.weight_error < 1e-6 for row in exact)
 
 
 def test_warnings_of_a_worker_travel_with_its_cells(adapted, task, capsys, monkeypatch):

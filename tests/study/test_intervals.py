@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analog_grasp.study.intervals import (
+from analog_grasp.study.statistics import (
     complete_table,
     crossed_estimate,
     estimate,

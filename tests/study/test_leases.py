@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from analog_grasp.study import leases as module
-from analog_grasp.study.leases import open_leases
-from analog_grasp.study.store import Store
+from analog_grasp.study import store as module
+from analog_grasp.study.store import Store, open_leases
 
 
 @pytest.fixture
@@ -22,11 +21,10 @@ def owners(store):
     return dict(store._select("SELECT work, owner FROM leases"))
 
 
-def elsewhere(store, work, pid, expires):
-    """Acquire a lease in the name of another process of this machine."""
-    owner = f"{platform.node()}/{pid}/1"
-    assert store.acquire(work, owner, expires, lambda *_: False)
-    return owner
+def elsewhere(store, work, pid, expires, machine=None):
+    """Acquire a lease in the name of another process, of this machine or another one."""
+    lease = (work, f"{machine or platform.node()}/{pid}/1", expires)
+    store._connection.execute("INSERT INTO leases VALUES (?, ?, ?)", lease)
 
 
 def test_leased_work_cannot_be_acquired(store):
@@ -71,7 +69,7 @@ def test_the_work_of_a_killed_process_is_taken_over_at_once(store):
 
 
 def test_a_lease_of_another_machine_is_valid_until_it_expires(store):
-    store.acquire("chip 0", "another/999999999/1", time.time() + 60, lambda *_: False)
+    elsewhere(store, "chip 0", 999_999_999, time.time() + 60, machine="another")
     with open_leases(store) as leases:
         assert not leases.acquire("chip 0")
 

@@ -9,8 +9,8 @@ from analog_grasp import AgeSchedule, deploy, load_base_model
 from analog_grasp.report.tables import comparison_tables
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
+from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.store import Store
-from analog_grasp.study.variants import TreatedAdapter
 
 # 12 of the task's pairs are training rows.
 EXAMPLES = (4, 8)

@@ -12,6 +12,7 @@ from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import evaluator, runner, trained_adapters
 from analog_grasp.study.config import resolve
+from analog_grasp.study.records import read_layers
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import learned_parameters, load_adapter
@@ -302,7 +303,7 @@ def test_a_finished_run_grows_without_measuring_again(
     assert found == read_values(finished_run)
     with Store(tmp_path / "run" / "results.sqlite") as store:
         assert len(store.measurements()) == 16 * len(METRICS)
-    layers = evaluator.read_layers(tmp_path / "run" / "layers.csv")
+    layers = read_layers(tmp_path / "run" / "layers.csv")
     assert {(row.device, row.time_s) for row in layers} == set(product(DEVICES, TIMES))
     fewer = config.replace(devices=DEVICES[:1], repeats=1)
     assert prepare(fewer, tmp_path / "run").config.run.repeats == 2

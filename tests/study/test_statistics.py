@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analog_grasp.study.intervals import crossed_estimate, holm
 from analog_grasp.study.records import Measurement
 from analog_grasp.study.statistics import (
     PairedDifference,
     Variant,
+    crossed_estimate,
+    holm,
     holm_corrected,
     paired_differences,
     summarise,

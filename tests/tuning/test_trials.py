@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 
+from analog_grasp import StochGraspConfig
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import flat, resolve
@@ -12,10 +13,9 @@ from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.splits import tuning_task
-from analog_grasp.tuning import objective, tuner
+from analog_grasp.tuning import tuner
 from analog_grasp.tuning.api import tune_noise_weight
-from analog_grasp.tuning.objective import tuning_rounds
-from analog_grasp.tuning.tuner import prepare_tuning, tune
+from analog_grasp.tuning.tuner import prepare_tuning, tune, tuning_rounds
 
 
 def test_a_trial_is_the_mean_over_chips_of_its_own_on_held_out_training_rows(settings, tmp_path):
@@ -99,14 +99,17 @@ def formula_by_cell(monkeypatch):
                 aged = 0.8 - 0.01 * self.model - subject.time_s / 1e6
                 yield Cell(job.chip, subject, {"pearson": aged + job.chip.seed % 7 / 100}, "")
 
+    class Weight(float):
+        active_peft_config = StochGraspConfig()
+
     def made(settings, task, adapter):
         if settings.training.noise_weight == 0:
             raise ValueError("A logit is NaN.")
-        return settings.training.noise_weight
+        return Weight(settings.training.noise_weight)
 
-    monkeypatch.setattr(objective, "Evaluator", Formula)
-    monkeypatch.setattr(objective, "new_adapter", made)
-    monkeypatch.setattr(objective, "train_adapter", lambda *_: 0.0)
+    monkeypatch.setattr(tuner, "Evaluator", Formula)
+    monkeypatch.setattr(tuner, "new_adapter", made)
+    monkeypatch.setattr(tuner, "train_adapter", lambda *_: 0.0)
     monkeypatch.setattr(SentenceTask, "evaluate", lambda *_: 0.9)
 
 

@@ -6,11 +6,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from analog_grasp.study import plan as module
+from analog_grasp.study import study as module
 from analog_grasp.study.config import StudyConfig, resolve
-from analog_grasp.study.intervals import estimate, table_estimate
-from analog_grasp.study.plan import Place, Plan, make_plan
 from analog_grasp.study.records import Measurement
+from analog_grasp.study.statistics import estimate, table_estimate
+from analog_grasp.study.study import Place, Plan, make_plan
 
 UNTIL = resolve({"repeats": 3, "until_ci": 1.0, "repeats_limit": 20})
 ADAPTERS, TIMES = ("grasp", "lora"), (0.0, 60.0)

@@ -1,0 +1,60 @@
+"""The second stage of training in a study: on the run's own devices, named in its report."""
+
+import pytest
+
+from analog_grasp.devices.ages import parse_ages
+from analog_grasp.study.api import compare
+from analog_grasp.study.config import resolve
+from analog_grasp.study.provenance import adapter_hash, open_run, read_run
+
+FEW = {"adapters": ("grasp",), "devices": ("pcm-hermes-2",), "times": ("1d", "0s"), "repeats": 1}
+STAGE = {"then": "devices", "then_steps": 2}
+
+
+def test_without_a_second_stage_nothing_is_distilled():
+    for none in (None, "none", ()):
+        assert resolve({"then": none}).second_stage() == ()
+    with pytest.raises(ValueError, match="then_steps is 2, which has no effect without a second"):
+        resolve({"then_steps": 2})
+
+
+def test_the_devices_of_the_run_are_those_of_its_settings():
+    config = resolve({"then": "devices", "devices": "ideal,pcm-hermes-2", "times": "1d,1y,0s"})
+    assert [str(each) for each in config.second_stage()] == ["ideal@0s..1y", "pcm-hermes-2@0s..1y"]
+    changed = config.replace(devices="pcm-hermes-2", adc_bits=5).second_stage()[0].card
+    assert changed.converters.adc_bits == 5
+
+
+def test_devices_at_times_are_those_named():
+    asked = "pcm-hermes-2@1h..1y,rram-wan2022@1d x1.5"
+    assert resolve({"then": asked}).second_stage() == parse_ages(asked)
+
+
+def test_adapters_are_distilled_on_the_devices_of_the_run(settings, tmp_path):
+    asked = settings | FEW
+    own = compare(tmp_path / "own", **asked, **STAGE)
+    named = compare(tmp_path / "named", **asked, then="pcm-hermes-2@0s..1d", then_steps=2)
+    plain = compare(tmp_path / "plain", **asked)
+    hashes = [adapter_hash(run.directory / "adapters/grasp") for run in (own, named, plain)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert own.measurements == named.measurements != plain.measurements
+    log = (own.directory / "run.log").read_text()
+    assert "training grasp, on simulated chips" in log
+    for file in ("summary.md", "report.html"):
+        text = (own.directory / file).read_text()
+        assert "distilled on simulated chips, on glue/stsb" in text
+        assert "in 2 steps, on simulated chips, none of them measured, of pcm-hermes-2@0s..1d" in (
+            text.replace("\\", "")
+        )
+        assert "simulated chips" not in (plain.directory / file).read_text()
+
+
+def test_a_run_grows_but_not_beyond_what_its_adapters_were_distilled_on(tmp_path):
+    config = resolve(FEW | STAGE)
+    open_run(tmp_path, config)
+    assert read_run(tmp_path)[0] == config
+    more = open_run(tmp_path, config.replace(repeats=2, times=("1h",)))
+    assert more.run.times == ("1d", "0s", "1h")
+    for change in ({"times": ("1y",)}, {"devices": ("ideal",)}):
+        with pytest.raises(ValueError, match=r"another run, whose then is \['pcm-hermes-2@0s..1d'"):
+            open_run(tmp_path, config.replace(**change))
