@@ -150,7 +150,7 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
         OSError: The run's folder is read-only and `out` is None, or a file cannot be written.
     """
     # Loaded late: it imports matplotlib.
-    from analog_grasp.report.comparison import write_report
+    from analog_grasp.report.page import write_report
 
     directory = Path(directory)
     config, records = read_run(directory)

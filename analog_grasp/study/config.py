@@ -54,17 +54,14 @@ class StudyConfig(Section):
     run: RunSettings = Field(default_factory=RunSettings)
 
     def value(self, name: str) -> Any:
-        """Return the value of a setting by its flat name.
-
-        Example:
-            >>> StudyConfig().value("repeats")
-            3
-        """
+        """Return the value of a setting by its flat name."""
         setting = SETTINGS[name]
         return getattr(getattr(self, setting.section), setting.attribute)
 
     def second_stage(self) -> "tuple[AgeRange, ...]":
         """Return the devices, as the run has them, and the ages that the setting `then` names.
+
+        None where it has no effect, as all adapters are saved ones.
 
         Raises:
             ValueError: A device or a time is unknown, or a range is reversed.
@@ -76,7 +73,7 @@ class StudyConfig(Section):
         """
         from analog_grasp.devices.ages import AgeRange, parse_ages
 
-        if self.training.then == ("none",):
+        if self.training.then == ("none",) or all(map(is_saved, self.model.adapters)):
             return ()
         if self.training.then == ("devices",):
             longest = max(map(parse_time, self.run.times))
@@ -127,14 +124,7 @@ class StudyConfig(Section):
 
 
 class Setting(NamedTuple):
-    """Definition of a setting.
-
-    Attributes:
-        section: The section's name in `StudyConfig`.
-        attribute: The field's name within the section.
-        info: The field: type, default, description.
-        note: Further facts; see `Note`.
-    """
+    """Definition of a setting: its section in `StudyConfig`, the name of its field, and the field."""
 
     section: str
     attribute: str
@@ -263,12 +253,7 @@ def takes_settings[**P, R](
 
 
 def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first setting in which two requests differ; None where they are equal.
-
-    Example:
-        >>> first_change({"seed": 0, "repeats": 3}, {"seed": 0})
-        'repeats'
-    """
+    """Return the first setting in which two requests differ; None where they are equal."""
     return next((name for name in {**now, **before} if now.get(name) != before.get(name)), None)
 
 

@@ -1,7 +1,7 @@
 """Evaluator of a study: a chip instance, programmed once, scores all adapters and drift times."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -31,15 +31,8 @@ from analog_grasp.utils.time import format_time
 _ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
-class Chip:
-    """One chip instance of one device.
-
-    Attributes:
-        device: Name of the device card.
-        repeat: Index of the instance within the study.
-        seed: Integer that names the instance.
-    """
+class Chip(NamedTuple):
+    """One chip instance of a device: its index within the study, and the seed that names it."""
 
     device: str
     repeat: int
@@ -47,15 +40,10 @@ class Chip:
 
 
 class Subject(NamedTuple):
-    """Subject of a measurement on a chip: an adapter from one training at one drift time.
-
-    Attributes:
-        adapter: The variant's name, as of `TreatedAdapter`.
-        training: Index of the training.
-        time_s: Seconds since programming finished.
-    """
+    """Subject of a measurement on a chip: a variant of an adapter, its training, and its age."""
 
     adapter: str
+    """The variant's name, as of `TreatedAdapter`."""
     training: int
     time_s: float
 
@@ -65,31 +53,22 @@ class Subject(NamedTuple):
         return TreatedAdapter.parse(self.adapter).adapter, self.training
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """The cells to measure on one chip instance."""
 
     chip: Chip
     cells: frozenset[Subject]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A measured cell with every metric of the task, or the reason why it has no score.
-
-    Attributes:
-        chip: The chip instance.
-        subject: The adapter, its training and the drift time.
-        scores: By metric; empty where the measurement failed.
-        failure: Why it failed; empty where it did not.
-        notes: Warnings that a worker process must not print.
-    """
+class Cell(NamedTuple):
+    """A measured cell with every metric of the task, or the reason why it has no score."""
 
     chip: Chip
     subject: Subject
     scores: Mapping[str, float]
     failure: str = ""
     notes: tuple[str, ...] = ()
+    """Warnings that a worker process must not print."""
 
 
 @dataclass
@@ -225,7 +204,7 @@ def measure_in_worker(evaluator: Evaluator, job: Job) -> Iterator[Cell]:
             cell = next(cells, None)
         if cell is None:
             return
-        yield replace(cell, notes=tuple(notes))
+        yield cell._replace(notes=tuple(notes))
         notes.clear()
 
 
@@ -240,19 +219,6 @@ def share_frozen(models: Iterable[nn.Module]) -> None:
     Adapters that were loaded one by one each bring their own copy of the pre-trained model;
     afterwards they take the memory of one, also when they are pickled together or moved to a GPU.
     What is trainable, or differs in a single bit, stays a model's own.
-
-    Args:
-        models: Models with any adapters.
-
-    Example:
-        >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-        >>> for model in (first, second):
-        ...     _ = model.requires_grad_(False)
-        >>> second.weight.copy_(first.weight) is second.weight
-        True
-        >>> share_frozen([first, second])
-        >>> second.weight is first.weight, second.bias is first.bias
-        (True, False)
     """
     held: dict[str, nn.Parameter] = {}
     for model in models:
@@ -269,17 +235,7 @@ def align(models: Iterable[nn.Module]) -> None:
 
     A tensor of a memory-mapped file may begin at any address, and libraries for matrix products
     round their sums by the alignment of their operands: differently in this process than in a
-    worker, whose copy torch has allocated.
-
-    Args:
-        models: Models that may share tensors, and still do afterwards.
-
-    Example:
-        >>> model = nn.Linear(3, 3)
-        >>> model.weight.data = torch.arange(10.0)[1:].view(3, 3)
-        >>> align([model])
-        >>> model.weight.data_ptr() % 64
-        0
+    worker, whose copy torch has allocated. Tensors that models share are shared afterwards.
     """
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):

@@ -78,10 +78,10 @@ class HardwareSettings(Section):
         description="Relative die-to-die spread of the card's means and standard deviations.",
     )
     stuck_off: Annotated[_Share | None, _CARD] = Field(
-        default=None, description="_Share of devices stuck at the smallest conductance."
+        default=None, description="Share of devices stuck at the smallest conductance."
     )
     stuck_on: Annotated[_Share | None, _CARD] = Field(
-        default=None, description="_Share of devices stuck at the largest conductance."
+        default=None, description="Share of devices stuck at the largest conductance."
     )
     drift_compensation: DriftCompensation = Field(
         default="global",
@@ -164,25 +164,20 @@ class HardwareSettings(Section):
 
         names = ("placement", "programming_error", "drift_compensation", "clip", "first_token")
         effects = ("programming_noise", "drift", "read_noise")
-        dtype = torch.float32 if self.precision == "exact" else torch.bfloat16
-        layers = () if self.weights == "digital" else self.layers
-        values = {name: getattr(self, name) for name in names + effects}
-        return values | {"layers": layers, "dtype": dtype}
+        return {name: getattr(self, name) for name in names + effects} | {
+            "layers": () if self.weights == "digital" else self.layers,
+            "dtype": torch.float32 if self.precision == "exact" else torch.bfloat16,
+        }
 
     def changes(self) -> dict[str, Any]:
         """Return the settings, by name, that differ from a plain deployment on the cards."""
-        fields = type(self).model_fields
-        columns = ("devices", "placement", "programming_error")
-        values = {name: getattr(self, name) for name in fields if name not in columns}
-        return {name: v for name, v in values.items() if v != fields[name].default}
+        columns = {"devices", "placement", "programming_error"}
+        return self.model_dump(exclude_defaults=True, exclude=columns)
 
     def calibrate_inputs(self, deployment: "Deployment", task: "Task", model: Any = None) -> None:
-        """Rescale a deployment, and calibrate a model's input ranges, as the settings say.
+        """Rescale a deployment, and calibrate a model's input ranges, on a few training rows.
 
-        Args:
-            deployment: The deployment.
-            task: The task, of which a few training rows are used.
-            model: The model on the deployment; its own if None. Only its own rescales it.
+        The model is one on the deployment; its own, which alone rescales it, if None.
         """
         if self.rescale is None and self.calibrate is None:
             return

@@ -179,12 +179,7 @@ def check_same(where: str, work: str, before: Mapping[str, Any], now: Mapping[st
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with paths reduced to their last part, which a move of the tree keeps.
-
-    Example:
-        >>> without_folders({"model": "/here/bert", "devices": ["cards/mine.toml"], "groups": 4})
-        {'model': 'bert', 'devices': ['mine.toml'], 'groups': 4}
-    """
+    """Return settings with paths reduced to their last part, which a move of the tree keeps."""
 
     def last(value: Any) -> Any:
         if isinstance(value, list | tuple):

@@ -222,12 +222,7 @@ _SCHEMA = pyarrow.schema([(name, _ARROW[Measurement.__annotations__[name]]) for 
 
 
 def training_folder(adapter: str, training: int) -> str:
-    """Return the folder's name of a training of an adapter.
-
-    Example:
-        >>> training_folder("grasp", 0), training_folder("grasp", 2)
-        ('grasp', 'grasp-training-2')
-    """
+    """Return the folder's name of a training of an adapter, such as grasp-training-2."""
     return f"{adapter}-training-{training}" if training else adapter
 
 
@@ -235,21 +230,14 @@ def measurement_row(cell: Measurement) -> Row:
     """Return the columns as plain Python numbers (SQLite would store numpy's own as bytes).
 
     Raises:
-        ValueError: The value or the time is not finite, the time is negative, or the seed exceeds
-            64 bits.
+        ValueError: The value is not finite.
     """
-    where = (
-        f"{cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, training {cell.training},"
-        f" repeat {cell.repeat}"
-    )
     if not math.isfinite(cell.value):
         raise ValueError(
-            f"The {cell.metric} of {where} is {cell.value}; a measured value must be finite."
+            f"The {cell.metric} of {cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, "
+            f"training {cell.training}, repeat {cell.repeat} is {cell.value}; a measured value "
+            "must be finite."
         )
-    if not (math.isfinite(cell.time_s) and cell.time_s >= 0):
-        raise ValueError(f"The time of {where} must be a finite number of seconds, 0 or more.")
-    if not -(2**63) <= cell.seed < 2**63:
-        raise ValueError(f"The seed {cell.seed} of {where} must fit into 64 bits with its sign.")
     return tuple(Measurement.__annotations__[name](getattr(cell, name)) for name in COLUMNS)
 
 
@@ -269,13 +257,7 @@ def adapter_row(record: AdapterRecord) -> Row:
 
 
 def adapter_record(row: Row) -> AdapterRecord:
-    """Return the record of such columns.
-
-    Example:
-        >>> record = AdapterRecord("grasp", "reviews", 1, 2, {"accuracy": 0.5}, 3.0, "a", "f")
-        >>> adapter_record(adapter_row(record)) == record
-        True
-    """
+    """Return the record of such columns."""
     columns: dict[str, Any] = dict(zip(ADAPTER_COLUMNS, row, strict=True))
     return AdapterRecord(**columns | {"digital": json.loads(columns["digital"])})
 
@@ -319,11 +301,7 @@ def write_parquet(measurements: Iterable[Measurement], path: Path | str) -> None
 
 
 def write_layers(records: Iterable[LayerRecord], path: Path) -> None:
-    """Write layers.csv.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write layers.csv; raise OSError if it cannot be written."""
     write_atomically(path, _csv(LAYER_COLUMNS, map(astuple, records)).encode())
 
 
@@ -332,10 +310,6 @@ def read_layers(path: Path) -> list[LayerRecord]:
 
     Raises:
         ValueError: The file is damaged.
-
-    Example:
-        >>> read_layers(Path("nowhere/layers.csv"))
-        []
     """
     if not path.is_file():
         return []
@@ -352,10 +326,7 @@ def read_layers(path: Path) -> list[LayerRecord]:
 
 
 def treatment_costs(directory: Path) -> list[TreatmentCost]:
-    """Return the costs of the treatments of a run, read from the files that its adapters have.
-
-    Args:
-        directory: The run's folder.
+    """Return the costs of the treatments in a run's folder, read from the files of its adapters.
 
     Raises:
         ValueError: A file is damaged.

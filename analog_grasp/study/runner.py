@@ -257,15 +257,13 @@ class _Run:
 
         Raises:
             ValueError: A cell cannot be scored. All other cells are measured before that.
-            RuntimeError: Workers die repeatedly, or a measured cell is still missing.
+            RuntimeError: Workers die repeatedly.
             OSError: The disk is full or the store cannot be written; measured cells are kept.
         """
         measure = engine(self.study.config.run)
-        stored: set[_Place] = set()
         notes: list[str] = []
         try:
             while missing := self._missing():
-                _check_progress(missing, stored)
                 handed_out: dict[Chip, set[Subject]] = {}
                 jobs = self._jobs(missing, handed_out)
                 first = next(jobs, None)
@@ -281,7 +279,7 @@ class _Run:
                         left = handed_out.get(cell.chip, set())
                         if cell.subject not in left:
                             continue  # Yielded before, by a job that was restarted.
-                        self._keep(cell, stored)
+                        self._keep(cell)
                         left.remove(cell.subject)
                         if not left:
                             self.leases.release(_chip_name(cell.chip))
@@ -293,7 +291,7 @@ class _Run:
         if self.failures:
             raise ValueError(_failure_text(self.failures))
 
-    def _keep(self, cell: Cell, stored: set[_Place]) -> None:
+    def _keep(self, cell: Cell) -> None:
         """Store a cell, or the reason why it has no score."""
         if cell.failure:
             self.failures[cell.chip, cell.subject] = cell.failure
@@ -303,7 +301,6 @@ class _Run:
             for metric, value in cell.scores.items()
         ]
         self.store.add(measured, self.origins[cell.subject, cell.chip.device])
-        stored.add((cell.chip, cell.subject))
 
     def _missing(self, chip: Chip | None = None) -> dict[Chip, set[Subject]]:
         """Return the cells to measure by chip, of all chips or of one; others are omitted.
@@ -400,17 +397,6 @@ def _record(
     return AdapterRecord(
         *(adapter, study.task.name, own, head, digital, seconds, relative), *hashes, training
     )
-
-
-def _check_progress(missing: Mapping[Chip, set[Subject]], stored: set[_Place]) -> None:
-    """Raise if a stored cell is still missing: it would be measured endlessly."""
-    for chip, subjects in missing.items():
-        for subject in subjects:
-            if (chip, subject) in stored:
-                raise RuntimeError(
-                    f"The cell {_cell_name(chip, subject)}, was measured but is still missing from "
-                    "the store: its scores must hold every metric of the task."
-                )
 
 
 def _chip_name(chip: Chip) -> str:

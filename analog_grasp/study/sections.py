@@ -278,9 +278,9 @@ class TrainingSettings(Section):
     )
     then: Names = Field(
         default=("none",),
-        description="The second stage: the trained adapter is distilled, without labels, on "
-        "simulated chips of devices (those of the run, from 0s to its longest time), or of devices "
-        "at ranges of ages, such as pcm-hermes-2@0s..1y; none for no second stage.",
+        description="A second stage, in which the trained adapter is distilled, without labels, on "
+        "simulated chips: none; devices, for those of the run, from 0s to its longest time; or "
+        "devices at ranges of ages, such as pcm-hermes-2@0s..1y.",
     )
     then_steps: Annotated[
         Count, Note(needs=("then", lambda then: then != ("none",), "a second stage (then)"))

@@ -122,7 +122,7 @@ class Store:
         change.
 
         Raises:
-            ValueError: A value or time is not finite, a time negative, or a seed over 64 bits.
+            ValueError: A value is not finite.
             OSError: The disk is full or the file cannot be written.
         """
         rows = [(*measurement_row(measurement), *origin) for measurement in measurements]
@@ -177,7 +177,6 @@ class Store:
             OSError: As for :meth:`add`.
         """
         row = adapter_row(record)
-        hashes = (record.fingerprint, record.model_hash, record.data_hash)
         with self._transaction():
             known = self._connection.execute(
                 "SELECT fingerprint, model_hash, data_hash FROM adapters"
@@ -190,7 +189,7 @@ class Store:
                     f" VALUES ({_listed('?' for _ in row)})",
                     row,
                 )
-            elif known != hashes:
+            elif known != (record.fingerprint, record.model_hash, record.data_hash):
                 raise ValueError(
                     f"The store {self.path} holds the adapter {record.adapter!r} on"
                     f" {record.task!r} as trained from other settings or data; use another output"

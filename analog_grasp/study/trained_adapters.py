@@ -54,7 +54,7 @@ def load_adapter(
 def load_with_hash(
     path: Path, model: str | None, task: Task, trust_remote_code: bool = False
 ) -> tuple[PeftModel | PreTrainedModel, str]:
-    """Load as `load_adapter`, and hash the pre-trained model's weights and configuration.
+    """Load as `load_adapter`, and return the hash of the pre-trained model too.
 
     A model that was trained whole is its own: its hash is that of its present weights.
     """

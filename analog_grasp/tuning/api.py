@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from analog_grasp.report.comparison import Comparison
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
 from analog_grasp.study import api as studies
 from analog_grasp.study.config import StudyConfig, flat, resolve, takes_settings
@@ -152,7 +153,7 @@ def run_tuning(tuning: "Tuning", trials: int = TRIALS, progress: Progress = sile
     own = directory / f"trial-{best.number}"
     run(prepare(settings.replace(adapters=(tuning.adapter,)), own), progress)
     results = studies.report(own)
-    measured = (shown, record, results.measurements, results.adapters)
+    measured = (shown, record, Comparison(results.measurements, results.adapters))
     write_atomically(directory / SUMMARY_FILE, tuning_markdown(*measured).encode())
     write_atomically(directory / PAGE_FILE, tuning_page(*measured).encode())
     names = (TRIALS_FILE, BEST_FILE, SUMMARY_FILE, PAGE_FILE)

@@ -6,7 +6,7 @@ import pytest
 from peft import PeftConfig, PeftModel
 
 from analog_grasp import AgeSchedule, deploy, load_base_model
-from analog_grasp.report.tables import comparison_tables
+from analog_grasp.report.comparison import Comparison
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
 from analog_grasp.study.records import TreatedAdapter
@@ -29,8 +29,8 @@ def test_each_adapter_is_measured_with_and_without_recalibration(results):
     assert cells == {
         (name, time, seed) for name in names for time in (0.0, 86400.0) for seed in (3, 4)
     }
-    (table, *_) = comparison_tables(results.measurements, results.adapters)
-    assert [row.label for row in table.scores] == list(names)
+    (table, *_) = Comparison(results.measurements, results.adapters).tables
+    assert table.labels == list(names)
 
 
 def test_refitted_adapters_are_saved_with_their_chip_and_age(results):

@@ -1,15 +1,18 @@
-"""Store: measurements survive every interruption, and several processes share one file."""
+"""Store: measurements survive every interruption, and processes that share it do no work twice."""
 
 import multiprocessing
 import os
+import platform
 import sqlite3
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
+from analog_grasp.study import store as module
 from analog_grasp.study.records import COLUMNS, AdapterRecord, Measurement, Origin
-from analog_grasp.study.store import SCHEMA_VERSION, Store
+from analog_grasp.study.store import SCHEMA_VERSION, Store, open_leases
 
 CELL = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 20.0, 0, 7, 0.8125)
 RECORD = AdapterRecord(
@@ -21,6 +24,12 @@ ORIGIN = Origin("m1", "d1", "a1", "c1", "")
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "results.sqlite"
+
+
+@pytest.fixture
+def store(path):
+    with Store(path) as store:
+        yield store
 
 
 def start(work, *arguments):
@@ -78,17 +87,6 @@ def test_a_value_that_is_not_finite_rejects_its_batch(path, value):
         with pytest.raises(ValueError, match=r"accuracy of 'grasp' on device 'pcm' .* finite"):
             store.add([CELL, replace(CELL, repeat=1, value=value)], ORIGIN)
         assert store.measurements() == []
-
-
-@pytest.mark.parametrize("time", [float("nan"), -1.0])
-def test_an_invalid_drift_time_raises(path, time):
-    with Store(path) as store, pytest.raises(ValueError, match="finite number of seconds"):
-        store.add([replace(CELL, time_s=time)], ORIGIN)
-
-
-def test_a_seed_beyond_64_bits_raises(path):
-    with Store(path) as store, pytest.raises(ValueError, match="64 bits"):
-        store.add([replace(CELL, seed=2**63)], ORIGIN)
 
 
 def add_and_die(path):
@@ -247,3 +245,87 @@ def test_another_adapter_with_the_same_name_raises(path):
 def test_an_adapter_with_a_nan_score_raises(path):
     with Store(path) as store, pytest.raises(ValueError, match="accuracy of adapter 'grasp'"):
         store.add_adapter(replace(RECORD, digital={"accuracy": float("nan")}))
+
+
+def owners(store):
+    return dict(store._select("SELECT work, owner FROM leases"))
+
+
+def elsewhere(store, work, pid, expires, machine=None):
+    """Acquire a lease in the name of another process, of this machine or another one."""
+    lease = (work, f"{machine or platform.node()}/{pid}/1", expires)
+    store._connection.execute("INSERT INTO leases VALUES (?, ?, ?)", lease)
+
+
+def test_leased_work_cannot_be_acquired(store):
+    elsewhere(store, "chip 0", os.getppid(), time.time() + 60)
+    with open_leases(store) as leases:
+        assert not leases.acquire("chip 0")
+        assert leases.acquire("chip 1")
+        assert leases.acquire("chip 1")  # its own
+
+
+def test_released_work_is_free_again(store):
+    with open_leases(store) as leases:
+        leases.acquire("chip 0")
+        leases.acquire("chip 1")
+        leases.release("chip 0")
+        assert owners(store).keys() == {"chip 1"}
+    assert owners(store) == {}
+
+
+def test_a_lease_that_is_not_renewed_lapses(store):
+    elsewhere(store, "chip 0", os.getppid(), time.time() - 1)
+    with open_leases(store) as leases:
+        assert leases.acquire("chip 0")
+
+
+def acquire_and_die(path):
+    with Store(path) as store, open_leases(store) as leases:
+        assert leases.acquire("chip 0")
+        os._exit(9)
+
+
+def test_the_work_of_a_killed_process_is_taken_over_at_once(store):
+    assert ended(start(acquire_and_die, store.path)) == 9
+    assert owners(store).keys() == {"chip 0"}
+    with open_leases(store) as leases:
+        assert leases.acquire("chip 0")
+
+
+def test_a_lease_of_another_machine_is_valid_until_it_expires(store):
+    elsewhere(store, "chip 0", 999_999_999, time.time() + 60, machine="another")
+    with open_leases(store) as leases:
+        assert not leases.acquire("chip 0")
+
+
+def test_leases_are_renewed_during_the_work(store, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "LEASE_SECONDS", 0.2)
+    with open_leases(store) as leases:
+        leases.acquire("chip 0")
+        deadline = time.time() + 0.5
+        while time.time() < deadline:
+            time.sleep(0.05)
+        ((expires,),) = store._select("SELECT expires FROM leases")
+        assert expires > deadline
+
+
+def race(path, works, taken, end):
+    with Store(path) as store, open_leases(store) as leases:
+        for work in works:
+            if leases.acquire(work):
+                taken.put(work)
+        # The leases of a process that ends are free again.
+        end.wait(60)
+
+
+def test_each_piece_of_work_goes_to_one_of_several_processes(store):
+    works = [f"chip {number}" for number in range(40)]
+    fork = multiprocessing.get_context("fork")
+    taken, end = fork.Queue(), fork.Barrier(3)
+    processes = [start(race, store.path, works, taken, end) for _ in range(3)]
+    got = sorted(taken.get(timeout=60) for _ in works)
+    assert [ended(process) for process in processes] == [0, 0, 0]
+    assert got == sorted(works)
+    assert taken.empty()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analog_grasp.report.tables import comparison_tables
+from analog_grasp.report.comparison import Comparison
 from analog_grasp.study import trained_adapters
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
@@ -52,7 +52,7 @@ def test_records_and_differences_cover_the_trainings(results):
     assert keys == [("grasp", 0), ("grasp", 1), ("stochgrasp", 0), ("stochgrasp", 1)]
     found = paired_differences(results.measurements, "grasp", "stochgrasp")
     assert {(d.trainings, d.n, d.unpaired) for d in found} == {(2, 2, 0)}
-    (table, _) = comparison_tables(results.measurements, results.adapters)
+    (table, _) = Comparison(results.measurements, results.adapters).tables
     assert [row.label for row in table.scores] == ["grasp", "stochgrasp"]
 
 

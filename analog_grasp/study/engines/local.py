@@ -8,7 +8,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -71,7 +71,7 @@ def _distribute(evaluator: Evaluator, jobs: Iterator[Job], count: int) -> Iterat
                 match _receive(worker):
                     case Cell() as cell:
                         left = worker.job.cells - {cell.subject}
-                        worker.job = replace(worker.job, cells=left)
+                        worker.job = worker.job._replace(cells=left)
                         yield cell
                     case "free":
                         if not _assign(worker, content, jobs):
