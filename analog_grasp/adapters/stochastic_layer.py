@@ -28,13 +28,19 @@ class StochGraspLinear(GraspLinear):
     variance of the output, the local reparameterisation, which Kingma et al. derive for one input
     vector per example; only there do the two agree.
 
+    With ``"feature"`` and ``"group"`` the gradient of a standard deviation is sigma times the mean
+    over the examples of the squared gradient of their sample, by which Khan et al. estimate the
+    curvature; that of reparameterisation is mostly noise. The loss must be a mean over the examples
+    times `loss_scale`.
+
     Raises:
         ValueError: As `GraspLinear`; and from `forward`, if ``"weight"`` or ``"token"`` sampling
             finds no digital weight in the base layer, as on a deployed model.
 
     Source:
         Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP); Kingma, Salimans and Welling,
-        NeurIPS 2015, equation 6 (local reparameterisation).
+        NeurIPS 2015, equation 6 (local reparameterisation); Khan et al., ICML 2018, arXiv
+        1806.04854 (gradient of standard deviations).
 
     Example:
         >>> layer = StochGraspLinear(nn.Linear(6, 2), "default", StochGraspConfig(groups=3))
@@ -53,6 +59,7 @@ class StochGraspLinear(GraspLinear):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: StochGraspConfig) -> None:
         self.sampling: dict[str, str] = {}
         self.sample_in_eval = False
+        self.loss_scale: float | Tensor = 1.0
         super().__init__(base_layer, adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
@@ -107,8 +114,9 @@ class StochGraspLinear(GraspLinear):
         )
         return modulated(x, *self._factor_and_offset(name, scale, shift))
 
-    @staticmethod
-    def _draw(x: Tensor, mean: Tensor, sigma: Tensor, group: Tensor, by_feature: bool) -> Tensor:
+    def _draw(
+        self, x: Tensor, mean: Tensor, sigma: Tensor, group: Tensor, by_feature: bool
+    ) -> Tensor:
         """Return a sample per example: ``(B, 1, ..., D)`` for an input ``(B, ..., D)``."""
         examples = (x.shape[0],) if x.dim() > 1 else ()
         between = (1,) * max(x.dim() - 2, 0)
@@ -117,7 +125,7 @@ class StochGraspLinear(GraspLinear):
         noise = torch.randn(
             *examples, *between, mean.shape[0], device=mean.device, dtype=mean.dtype
         )
-        sample = torch.addcmul(mean, sigma, noise)
+        sample = _Sample.apply(mean, sigma, noise, self)
         return sample if by_feature else sample[..., group]
 
     def _sampled_output(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
@@ -138,6 +146,25 @@ class StochGraspLinear(GraspLinear):
         shape = (len(x), *(1,) * (x.dim() - 2), self.out_features)
         noise = noise + std * torch.randn(shape, device=std.device, dtype=std.dtype)
         return mean + noise.to(mean.dtype)
+
+
+class _Sample(torch.autograd.Function):
+    """Samples ``mean + sigma noise``, one per example; see `StochGraspLinear` for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mean: Tensor, sigma: Tensor, noise: Tensor, layer: StochGraspLinear
+    ) -> Tensor:
+        ctx.save_for_backward(sigma)
+        ctx.layer = layer
+        return torch.addcmul(mean, sigma, noise)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (sigma,), (gradient,) = ctx.saved_tensors, gradients
+        examples = len(gradient) if gradient.dim() > 1 else 1
+        curvature = examples / ctx.layer.loss_scale * gradient.square().sum_to_size(sigma.shape)
+        return gradient.sum_to_size(sigma.shape), sigma * curvature, None, None
 
 
 class _CrossPointNoise(torch.autograd.Function):

@@ -389,6 +389,31 @@ def test_gradients_reach_means_and_standard_deviations(sampling):
         assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize("sampling", ["feature", "group"])
+def test_the_gradient_of_a_standard_deviation_is_that_of_the_mean_loss(sampling):
+    # A Gaussian likelihood whose targets have the model's own variance, of 1.
+    torch.manual_seed(8)
+    layer = stochastic(linear(), sampling=sampling, init_sigma=0.02).train()
+    examples, factor = 60_000, 3.0
+    x = torch.randn(D)
+    target = explicit(layer, x, layer.base_layer).detach() + torch.randn(examples, OUT)
+    outputs = layer(x.expand(examples, 1, D))[:, 0]
+    layer.loss_scale = factor
+    (factor * (outputs - target).square().sum(1).mean() / 2).backward()
+    member = torch.nn.functional.one_hot(layer.group_of["default"], K).float()
+    for name, sigma, inputs in zip(
+        layer.adapter_layer_names[2:], layer.sigmas("default"), (x, torch.ones(D)), strict=True
+    ):
+        by_input = inputs * layer.base_layer.weight
+        curvature = by_input.square().sum(0) @ member
+        if sampling == "group":
+            curvature = (by_input @ member).square().sum(0)
+        expected = factor * sigma.square() * curvature
+        torch.testing.assert_close(
+            getattr(layer, name)["default"].grad, expected, rtol=0.05, atol=0
+        )
+
+
 def test_the_gradient_of_weight_samples_is_that_of_the_sampled_output():
     layer = stochastic(linear(), sampling="weight").double().train()
 

@@ -181,6 +181,13 @@ def test_accumulated_small_batches_equal_one_large_batch(adapted, task):
     assert max((large[name] - start[name]).abs().max() for name in large) > 1e-2
 
 
+def test_stochgrasp_knows_the_scale_of_an_accumulated_loss(adapted, task):
+    model = adapted("stochgrasp", noise_weight=1.0)
+    train(model, task, epochs=1, batch_size=8, gradient_accumulation_steps=4)
+    layers = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
+    assert {float(layer.loss_scale) for layer in layers} == {0.25}
+
+
 def test_model_without_trainable_parameters_raises(adapted, task):
     model = adapted().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
