@@ -114,6 +114,14 @@ class HardwareSettings(Section):
         description="Fix the input range of each layer on training rows: at this percentile of its "
         "inputs, 100 being the largest, or at the least-error of clipping and rounding.",
     )
+    output_ranges: Annotated[
+        Annotated[float, Field(gt=0, le=100)] | Literal["least-error"] | None, NUMBER, _CARD
+    ] = Field(
+        default=None,
+        description="Give the ADC of each tile a range of its own on training rows: at this "
+        "percentile of the tile's outputs, or at the least-error of clipping and rounding; by "
+        "default all tiles have the range of the card.",
+    )
     first_token: Literal["analog", "digital"] = Field(
         default="analog",
         description="Where a language model computes the first token of each sequence, whose "
@@ -175,11 +183,11 @@ class HardwareSettings(Section):
         return self.model_dump(exclude_defaults=True, exclude=columns)
 
     def calibrate_inputs(self, deployment: "Deployment", task: "Task", model: Any = None) -> None:
-        """Rescale a deployment, and calibrate a model's input ranges, on a few training rows.
+        """Rescale a deployment, and calibrate a model's ranges, on a few training rows.
 
         The model is one on the deployment; its own, which alone rescales it, if None.
         """
-        if self.rescale is None and self.calibrate is None:
+        if self.rescale is None and self.calibrate is None and self.output_ranges is None:
             return
         few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
 
@@ -190,3 +198,5 @@ class HardwareSettings(Section):
             deployment.rescale(observe, self.rescale)
         if self.calibrate is not None:
             deployment.calibrate(observe, self.calibrate, model)
+        if self.output_ranges is not None:
+            deployment.calibrate_outputs(observe, self.output_ranges, model)

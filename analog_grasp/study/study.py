@@ -190,7 +190,7 @@ def check_single_process() -> None:
 def _warn_of_mapping(config: StudyConfig) -> None:
     """Warn if tiles are mapped in a way that those of the second stage of training are not."""
     changed = config.hardware.changes() if config.second_stage() else {}
-    for name in ("layers", "rescale", "clip", "calibrate", "first_token"):
+    for name in ("layers", "rescale", "clip", "calibrate", "output_ranges", "first_token"):
         if name in changed:
             warnings.warn(
                 f"The second stage of training (then) maps its simulated chips without {name}, "
