@@ -18,7 +18,7 @@ from analog_grasp.adapters.registry import adapt
 from analog_grasp.costs import CostModel, Costs, Work, count_work, year_of_operation
 from analog_grasp.costs.table import quantity
 from analog_grasp.devices.cost_model import Accelerator, joules_of
-from analog_grasp.report.tables import Entry, TextRow, TextTable, markdown_table
+from analog_grasp.report.tables import TextTable, markdown_table
 
 ADAPTERS = {"GRASP, K = 64": ("grasp", {"groups": 64}), "LoRA, r = 8": ("lora", {})}
 OTHERS = {"target_modules": "all-linear"}
@@ -85,7 +85,7 @@ def energy_table(title: str, works: dict[str, Work]) -> TextTable:
                 quantity(programming.energy, "J"),
                 quantity(costs.model.memory_energy(each.adapter_bytes), "J"),
             )
-            rows.append(TextRow(f"{name}, {label}", tuple(map(Entry, values))))
+            rows.append((f"{name}, {label}", *values))
     columns = (
         "hardware, adapter", "reads and converters", "adapter", "attention", "all parts, per token",
         "TOPS/W", "latency", "tiles", "programming", "rewriting the adapter",
@@ -102,8 +102,8 @@ def digital_table(title: str, works: dict[str, Work]) -> TextTable:
             joules_of(2 * each.macs / each.tokens, accelerator.tops_per_watt.range)
             for each in works.values()
         ]
-        entries = [Entry(accelerator.node), *(Entry(quantity(each, "J")) for each in joules)]
-        rows.append(TextRow(accelerator.title, tuple(entries)))
+        energies = (quantity(each, "J") for each in joules)
+        rows.append((accelerator.title, accelerator.node, *energies))
     return TextTable(f"{title}: all digital, per token", ("", "node", *works), tuple(rows))
 
 
@@ -122,8 +122,7 @@ def year_table(title: str, works: dict[str, Work], batches: int) -> TextTable:
                 first.inference, *(year.recalibration for year in years.values()),
                 first.reprogramming,
             )  # fmt: skip
-            entries = tuple(Entry(quantity(value, "J")) for value in values)
-            rows.append(TextRow(f"{name}, {label}", entries))
+            rows.append((f"{name}, {label}", *(quantity(value, "J") for value in values)))
     columns = (
         "hardware, adapter", f"{batches:,} sequences a day",
         *(f"12 recalibrations, {how}" for how in PASSES), "12 reprogrammings",
@@ -144,7 +143,7 @@ def sharing_table(title: str, each: Work) -> TextTable:
                 f"{pipeline.rewritten:,}",
                 *("not stated" if speed is None else f"{speed:,.3g}" for speed in speeds),
             )
-            rows.append(TextRow(name, tuple(map(Entry, values))))
+            rows.append((name, *values))
     columns = ("hardware", "tiles", "rewritten per batch", *(f"batch {n}" for n in BATCHES))
     return TextTable(f"{title}: sequences per second", columns, tuple(rows))
 

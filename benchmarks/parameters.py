@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.report.tables import Entry, TextRow, TextTable, markdown_table, rich_table
+from analog_grasp.report.tables import TextTable, markdown_table, rich_table
 from analog_grasp.study.trained_adapters import learned_parameters
 
 # Liu et al., arXiv 1907.11692, table 9, and the vocabulary of section 4.4; two labels.
@@ -112,7 +112,7 @@ def parameter_table() -> TextTable:
     counts = {label: [count(model, label) for model in MODELS] for label in ADAPTERS}
     columns = [text for model in MODELS for text in (model, "×")]
     rows = (
-        TextRow(label, tuple(Entry(text) for pair in formatted(row, counts) for text in pair))
+        (label, *(text for pair in formatted(row, counts) for text in pair))
         for label, row in counts.items()
     )
     return TextTable(

@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from analog_grasp import compare
+from analog_grasp.report.comparison import Comparison, device_text, treatment_text
 from analog_grasp.report.figures import accuracy_vs_drift
-from analog_grasp.report.tables import comparison_tables, device_text, rich_table
-from analog_grasp.report.treatments import treatment_text
+from analog_grasp.report.tables import rich_table
 from analog_grasp.study.api import Results
 from analog_grasp.study.records import SCHEDULED, AdapterRecord, Measurement, TreatedAdapter
 from analog_grasp.study.sections import split_names
@@ -129,7 +129,7 @@ def show(
     own = [cell for cell in cells if parts(cell)[0] == adapter]
     primary = next(iter(next(r for r in records if r.adapter == adapter).digital))
     own = [cell for cell in own if cell.metric == primary]
-    for table in comparison_tables(own, [r for r in records if r.adapter.startswith(adapter)]):
+    for table in Comparison(own, [r for r in records if r.adapter.startswith(adapter)]).tables:
         console.print(rich_table(device_text(table)))
     digital = statistics.mean(r.digital[primary] for r in records if r.adapter == adapter)
     times = sorted({cell.time_s for cell in own})
@@ -173,7 +173,7 @@ def draw(cells: Sequence[Measurement], records: Sequence[AdapterRecord], stem: P
     baseline = next(r for r in records if r.adapter == parts(cells[0])[0])
     primary = next(iter(baseline.digital))
     named = [cell for cell in named if cell.metric == primary]
-    return accuracy_vs_drift(named, stem, adapters=[replace(baseline, adapter=LABELS[""])])
+    return accuracy_vs_drift(Comparison(named, [replace(baseline, adapter=LABELS[""])]), stem)
 
 
 if __name__ == "__main__":

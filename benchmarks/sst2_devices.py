@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from analog_grasp import compare, drift_sweep
-from analog_grasp.report.tables import adapter_text, comparison_tables, device_text, rich_table
+from analog_grasp.report.comparison import Comparison, adapter_text, device_text
+from analog_grasp.report.tables import rich_table
 from analog_grasp.study.api import Results
 
 TRAINING = {"epochs": 0.25, "seed": 0}
@@ -76,7 +77,7 @@ def show(console: Console, results: list[Results]) -> None:
     """Print the adapters and one table per device."""
     console.print(rich_table(adapter_text(results[0].adapters)))
     for part in results:
-        for table in comparison_tables(part.measurements, part.adapters):
+        for table in Comparison(part.measurements, part.adapters).tables:
             console.print(rich_table(device_text(table)))
 
 

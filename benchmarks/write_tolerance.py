@@ -26,7 +26,7 @@ from analog_grasp.crossbar.write_tolerance import (
     sensitivities,
     set_write_tolerances,
 )
-from analog_grasp.report.tables import Entry, TextRow, TextTable, markdown_table
+from analog_grasp.report.tables import TextTable, markdown_table
 from analog_grasp.study.trained_adapters import load_adapter
 
 UNIFORM = (math.inf, 0.2, 0.1, 0.05, 0.025)
@@ -62,7 +62,7 @@ def main() -> None:
             f"{mean_pulses(deployment):.2f}", f"{100 * mean(scores):.1f}", spread,
             f"{mean(errors):.2%}",
         )  # fmt: skip
-        rows.append(TextRow(label, tuple(map(Entry, entries))))
+        rows.append((label, *entries))
         print(label, *entries, flush=True)
     columns = ("write tolerance", "pulses per device", task.metrics[0], "chips", "weight error")
     title = f"{options.device} at {options.time}, {options.repeats} chips"

@@ -64,7 +64,7 @@ def test_wheel_contains_code_and_data_only(wheel):
 
 def test_installed_package_lists_its_devices(run, installed):
     script = (
-        "import sys, analog_grasp, analog_grasp.report.comparison, analog_grasp.report.tuning; "
+        "import sys, analog_grasp, analog_grasp.report.page, analog_grasp.report.tuning; "
         "from analog_grasp.cli import main; "
         "print(analog_grasp.__file__); sys.argv = ['analog-grasp', 'devices']; main()"
     )

@@ -43,18 +43,18 @@ def devices(
         show(_card_table(cards))
         return
     (card,) = cards
-    for line in _facts(card):
-        show(line)
+    show("\n".join(_facts(card)))
+    devices, weights = _noise_tables(card)
     show(
         "\nConductance of devices programmed to 0.1, 0.5 and 1.0 of the range: mean ± standard "
         "deviation, µS, before any drift compensation"
     )
-    show(_conductance_table(card))
+    show(devices)
     show(
         "\nStandard deviation of a stored weight, % of the largest weight: what --noise-target "
         f"{name}@TIME refers to"
     )
-    show(_weight_table(card))
+    show(weights)
 
 
 def adapters(debug: Debug = False) -> None:
@@ -76,10 +76,8 @@ def _card_table(cards: "list[CardFigures]") -> "Table":
     table = Table("name", "technology", "range, µS", "std at 0s, µS", "std at 1d, µS", "source")
     for card in cards:
         stds = (" / ".join(f"{std:.2f}" for std in card.stds[time]) for time in ("0s", "1d"))
-        facts = card.facts
-        table.add_row(
-            facts["name"], facts["technology"], _range(facts), *stds, facts["source"]["citation"]
-        )
+        name, technology, source = (card.facts[key] for key in ("name", "technology", "source"))
+        table.add_row(name, technology, _range(card.facts), *stds, source["citation"])
     return table
 
 
@@ -98,29 +96,22 @@ def _facts(card: "CardFigures") -> list[str]:
     ]
 
 
-def _conductance_table(card: "CardFigures") -> "Table":
-    from rich.table import Table
-
-    from analog_grasp.devices import FRACTIONS
-
-    low, high = card.facts["conductance"]["g_min"], card.facts["conductance"]["g_max"]
-    table = Table("time", *(f"to {low + part * (high - low):.3g} µS" for part in FRACTIONS))
-    for time, means in card.means.items():
-        moments = zip(means, card.stds[time], strict=True)
-        table.add_row(time, *(f"{mean:.2f} ± {std:.2f}" for mean, std in moments))
-    return table
-
-
-def _weight_table(card: "CardFigures") -> "Table":
-    from rich.table import Table
-
-    from analog_grasp.devices import FRACTIONS
-
-    table = Table("time", *(f"weight {part:g}" for part in FRACTIONS))
-    for time, stds in card.weight_stds.items():
-        table.add_row(time, *(f"{100 * std:.2f}" for std in stds))
-    return table
-
-
 def _range(facts: dict[str, Any]) -> str:
     return f"{facts['conductance']['g_min']:g} to {facts['conductance']['g_max']:g}"
+
+
+def _noise_tables(card: "CardFigures") -> "tuple[Table, Table]":
+    """Return the conductance of devices, and the noise of weights, over time."""
+    from rich.table import Table
+
+    from analog_grasp.devices import FRACTIONS
+
+    low, high = (card.facts["conductance"][end] for end in ("g_min", "g_max"))
+    devices = Table("time", *(f"to {low + part * (high - low):.3g} µS" for part in FRACTIONS))
+    for time, means in card.means.items():
+        moments = zip(means, card.stds[time], strict=True)
+        devices.add_row(time, *(f"{mean:.2f} ± {std:.2f}" for mean, std in moments))
+    weights = Table("time", *(f"weight {part:g}" for part in FRACTIONS))
+    for time, stds in card.weight_stds.items():
+        weights.add_row(time, *(f"{100 * std:.2f}" for std in stds))
+    return devices, weights

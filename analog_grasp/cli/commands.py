@@ -284,7 +284,7 @@ def deploy(
         if export is not None:
             checks.check_export(export)
     with loading("deploy"):
-        from analog_grasp.cli.deploy import deploy_on
+        from analog_grasp.cli.runs import deploy_on
 
     deploy_on(folder, settings, sensitivity=sensitivity, export=export, out=out)
 
@@ -309,7 +309,7 @@ def inspect(
         for folder in folders:
             checks.check_saved(folder)
     with loading("inspect"):
-        from analog_grasp.cli.deploy import show_learned
+        from analog_grasp.cli.runs import show_learned
 
     show_learned(folders, out)
 

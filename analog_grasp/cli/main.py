@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,10 +82,23 @@ def _quick(parameters: list[Any]) -> list[Any]:
 
 
 class _Command(TyperCommand):
-    """A command whose options cost nothing unless they are given."""
+    """A command whose options cost nothing unless they are given, and its plain help."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _quick(super().get_params(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options by panel, which typer does only with tables of rich."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            panel = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
+            name, text = parameter.get_help_record(ctx)
+            text = re.sub(r"  \[default: \((.*)\)]$", r" [default: \1]", text)
+            panels.setdefault(panel, []).append((name, text))
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 class _Commands(TyperGroup):
@@ -92,6 +106,11 @@ class _Commands(TyperGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _quick(super().get_params(ctx))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the whole line of each command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)
@@ -102,14 +121,19 @@ class _Commands(TyperGroup):
         return name, command, rest
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+_PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+app = typer.Typer(cls=_Commands, **_PLAIN)
 
 
 def load_command(name: str) -> Any:
     """Import a command and return it as a click command."""
     with loading(name):
         module = import_module(f"analog_grasp.cli.{COMMANDS[name][0]}")
-    alone = typer.Typer(add_completion=False)
+    alone = typer.Typer(**_PLAIN)
     alone.command(name, cls=_Command)(getattr(module, name))
     return typer.main.get_command(alone)
 

@@ -5,18 +5,15 @@ An option that is not given is None, so that a config file or the setting's defa
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic.fields import FieldInfo
 
-from analog_grasp.study.config import SETTINGS, Setting, StudyConfig, plain_types
+from analog_grasp.study.config import SETTINGS, Setting, plain_types
 from analog_grasp.study.sections import split_names
-
-_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 Config = Annotated[
     Path | None,
@@ -84,56 +81,37 @@ def given(context: typer.Context) -> dict[str, Any]:
     return values
 
 
-def settings_markdown() -> str:
-    """Return a table of all settings by section, for the reference page.
-
-    Example:
-        >>> "| `batch_size` | 32 | " in settings_markdown()
-        True
-    """
-    lines = []
-    for section, info in StudyConfig.model_fields.items():
-        summary = str(inspect.getdoc(info.annotation)).split("\n\n")[0]
-        lines += [f"### {section.title()}", "", summary, ""]
-        lines += ["| setting | default | values | description |", "|---|---|---|---|"]
-        for name, setting in SETTINGS.items():
-            if setting.section == section:
-                values = _values(setting)
-                default = _default(setting).replace("|", "\\|")
-                lines.append(f"| `{name}` | {default} | {values} | {_help(setting)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def _option(name: str, setting: Setting, model: str) -> Any:
-    kind = _kind(setting)
+    kinds = _alternatives(setting)
+    # The configuration reads every other type from text.
+    kind = kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float) else str
     flag = f"--{name.replace('_', '-')}"
-    default: str | bool = model if name == "model" and model else _default(setting)
-    panel = setting.section.title()
-    if kind is bool:
-        default = False
-        # No file may grant remote code, so that there is nothing to switch off.
-        if name != "trust_remote_code":
-            # In a panel of their own, as the second flag takes a column of its width.
-            flag, panel = f"{flag}/--no-{flag[2:]}", f"{panel} switches"
+    default = model if name == "model" and model else default_text(setting)
+    # No file may grant remote code, so that there is nothing to switch off.
+    if kind is bool and name != "trust_remote_code":
+        flag = f"{flag}/--no-{flag[2:]}"
     option = typer.Option(
         flag,
-        help=_help(setting),
+        help=help_text(setting),
         show_default=default,
-        rich_help_panel=panel,
+        rich_help_panel=setting.section.title(),
     )
     return Annotated[kind | None, option]
 
 
-def _help(setting: Setting) -> str:
+def help_text(setting: Setting) -> str:
+    """Return the description of a setting, with its choices and the adapters that it applies to."""
     text, adapters = str(setting.info.description), setting.note.adapters
-    choices = _choices(setting)
-    if not all(choice in text for choice in choices):
-        text += f" One of {', '.join(choices)}."
-    return f"{text} Applies to {' and '.join(adapters)}." if adapters else text
+    listed = choices(setting)
+    if not all(choice in text for choice in listed):
+        text += f" One of {', '.join(listed)}."
+    if not adapters:
+        return text
+    return f"{text} Applies to {' and '.join(', '.join(adapters).rsplit(', ', 1))}."
 
 
-def _default(setting: Setting) -> str:
+def default_text(setting: Setting) -> str:
+    """Return the default of a setting as text."""
     default = setting.info.default
     if setting.note.default is not None:
         return setting.note.default
@@ -142,49 +120,18 @@ def _default(setting: Setting) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-def _alternatives(setting: Setting) -> list[Any]:
-    """Return the types that a setting may have, without None."""
-    return [kind for kind in plain_types(setting.info.annotation) if kind is not NoneType]
-
-
-def _kind(setting: Setting) -> type:
-    """Return the type by which the command line reads a setting; the configuration checks it."""
-    kinds = _alternatives(setting)
-    return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float) else str
-
-
-def _holds_several(setting: Setting) -> bool:
-    return any(get_origin(kind) is tuple for kind in _alternatives(setting))
-
-
-def _choices(setting: Setting) -> list[str]:
+def choices(setting: Setting) -> list[str]:
+    """Return the words that a setting accepts; none if it accepts others too."""
     kinds = _alternatives(setting)
     return [
         str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
     ]
 
 
-def _values(setting: Setting) -> str:
-    """Return what a setting accepts: its choices, or its type and range."""
-    names: Mapping[Any, str] = {
-        bool: "on or off", int: "integer", float: "number", str: "text",
-    }  # fmt: skip
-    others = [kind for kind in _alternatives(setting) if get_origin(kind) is not Literal]
-    kinds = (*_choices(setting), *(names.get(kind, "list of texts") for kind in others))
-    return " or ".join(kinds) + "".join(f", {bound}" for bound in _bounds(setting.info))
+def _alternatives(setting: Setting) -> list[Any]:
+    """Return the types that a setting may have, without None."""
+    return [kind for kind in plain_types(setting.info.annotation) if kind is not NoneType]
 
 
-def _bounds(annotation: Any) -> Iterator[str]:
-    """Yield the limits of a number, as in "at least 1", from constraints on any level."""
-    if isinstance(annotation, FieldInfo):
-        for constraint in annotation.metadata:
-            for key, phrase in _LIMITS.items():
-                if (limit := getattr(constraint, key, None)) is not None:
-                    yield f"{phrase} {limit:,}"
-        yield from _bounds(annotation.annotation)
-    elif get_origin(annotation) is Annotated:
-        for part in get_args(annotation)[1:]:
-            yield from _bounds(part)
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _bounds(part)
+def _holds_several(setting: Setting) -> bool:
+    return any(get_origin(kind) is tuple for kind in _alternatives(setting))

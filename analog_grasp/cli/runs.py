@@ -1,45 +1,60 @@
-"""The commands that train: whole studies, single adapters and tunings, executed and shown."""
+"""The work of the commands: studies, trainings, tunings and deployments, and what they show."""
 
+import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
 import torch
 import typer
 from peft import PeftModel
 
+from analog_grasp.adapters.frozen import fold
+from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.cli.console import RequestError, Stages, print_line, request, show
-from analog_grasp.report.summary import coverage, findings
-from analog_grasp.report.tables import (
+from analog_grasp.costs.estimate import Costs
+from analog_grasp.costs.table import cost_rows
+from analog_grasp.crossbar.deployment import Deployment, deploy
+from analog_grasp.crossbar.export import export_chip
+from analog_grasp.report.comparison import (
     LEGEND,
+    Comparison,
     adapter_text,
-    comparison_tables,
     device_text,
+    treatment_text,
+)
+from analog_grasp.report.findings import coverage, findings
+from analog_grasp.report.tables import (
+    TextTable,
+    metric_title,
     rich_table,
+    score_text,
     scores_line,
 )
-from analog_grasp.report.treatments import treatment_text
 from analog_grasp.study import api as studies
 from analog_grasp.study.checks import check_empty
 from analog_grasp.study.config import StudyConfig, first_change, flat
 from analog_grasp.study.progress import log_line, own_warnings
 from analog_grasp.study.provenance import LOG_FILE
-from analog_grasp.study.runner import measured_cells, run
+from analog_grasp.study.runner import measured_cells, run, sequence_costs
 from analog_grasp.study.study import Study, prepare
 from analog_grasp.study.trained_adapters import (
     learned_parameters,
+    load_adapter,
     new_adapter,
     save_adapter,
     train_adapter,
 )
+from analog_grasp.tasks import Task
 from analog_grasp.utils.io import read_toml, write_atomically
+from analog_grasp.utils.time import format_time, parse_time
 
 if TYPE_CHECKING:
     from analog_grasp.tuning.api import Tuned
@@ -52,14 +67,7 @@ _SETTINGS_FILE = "train.toml"
 
 
 def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> None:
-    """Run a study, or resume it; report and show what it has measured.
-
-    Args:
-        config: The settings, checked by `analog_grasp.study.checks`.
-        out: The run's folder.
-        quiet: Show errors only.
-        verbose: Show each figure.
-    """
+    """Run a study, or resume it; report and show what it has measured."""
     notes: list[str] = []
     try:
         with request(), own_warnings(notes.append):
@@ -86,14 +94,7 @@ def report_again(directory: Path, out: Path | None) -> None:
 
 
 def train_one(config: StudyConfig, adapter: str, out: Path, save_steps: int | None) -> None:
-    """Train an adapter, or resume from its last checkpoint; save it and show its score.
-
-    Args:
-        config: The settings.
-        adapter: Its name.
-        out: Its folder, which must be new or empty.
-        save_steps: Steps between checkpoints; an epoch where None.
-    """
+    """Train an adapter, or resume from its last checkpoint; save it and show its score."""
     first = os.environ.get("RANK", "0") == "0"
     checkpoints = out.with_name(f".{out.name}.training")
     with request():
@@ -141,14 +142,7 @@ def _locked(checkpoints: Path, out: Path) -> Iterator[None]:
 
 
 def tune_adapter(config: StudyConfig, out: Path, trials: int, **others: Any) -> None:
-    """Run a tuning, or resume it, and show the result.
-
-    Args:
-        config: The settings that are not searched.
-        out: The output folder.
-        trials: Number of trials in total.
-        others: Further arguments of `analog_grasp.tuning.tuner.prepare_tuning`.
-    """
+    """Run a tuning, or resume it, and show the result; `others` are for `prepare_tuning`."""
     from analog_grasp.tuning.api import require_optuna, run_tuning
 
     with request():
@@ -241,14 +235,13 @@ def _save(adapted: PeftModel, out: Path) -> None:
 
 
 def _show_study(results: studies.Results) -> None:
-    for table in comparison_tables(results.measurements, results.adapters):
-        show(rich_table(device_text(table)))
+    comparison = Comparison(results.measurements, results.adapters)
+    _show_tables(*map(device_text, comparison.tables))
     show(LEGEND)
-    show(rich_table(adapter_text(results.adapters)))
+    _show_tables(adapter_text(results.adapters))
     if results.treatments:
-        show(rich_table(treatment_text(results.treatments)))
-    sentences = findings(results.measurements, results.adapters)
-    _show_end([*sentences, *coverage(results.layers)], results.files)
+        _show_tables(treatment_text(results.treatments))
+    _show_end([*findings(comparison), *coverage(results.layers)], results.files)
 
 
 def _show_tuning(tuned: "Tuned") -> None:
@@ -259,20 +252,172 @@ def _show_tuning(tuned: "Tuned") -> None:
         tuning_findings,
     )
 
-    show(rich_table(trial_table(tuned.trials)))
+    _show_tables(trial_table(tuned.trials))
     if tuned.trials.importance:
-        show(rich_table(importance_table(tuned.trials)))
-    for text in tuning_findings(tuned.trials):
-        show(f"- {text}")
+        _show_tables(importance_table(tuned.trials))
+    _show_end(tuning_findings(tuned.trials))
     show(f"{VALIDATION_TITLE}:")
-    measured, adapters = tuned.results.measurements, tuned.results.adapters
-    for table in comparison_tables(measured, adapters):
-        show(rich_table(device_text(table)))
-    _show_end(findings(measured, adapters), tuned.files)
+    comparison = Comparison(tuned.results.measurements, tuned.results.adapters)
+    _show_tables(*map(device_text, comparison.tables))
+    _show_end(findings(comparison), tuned.files)
 
 
-def _show_end(sentences: Sequence[str], files: Sequence[Path]) -> None:
+def _show_tables(*tables: TextTable) -> None:
+    for table in tables:
+        show(rich_table(table))
+
+
+def _show_end(sentences: Sequence[str], files: Sequence[Path] = ()) -> None:
     for text in sentences:
         show(f"- {text}")
     for file in files:
         show(f"wrote {file}")
+
+
+def deploy_on(
+    folder: Path,
+    config: StudyConfig,
+    *,
+    sensitivity: Literal["analog", "digital"] | None,
+    export: Path | None,
+    out: Path,
+) -> None:
+    """Deploy a saved adapter on the first device and at the first time of the settings.
+
+    With a sensitivity, each layer is also scored alone on the chip, or alone off the chip.
+    """
+    with request():
+        card, task = config.hardware.card(config.hardware.devices[0]), config.task.load()
+        adapted = load_adapter(folder, config.model.name, task, config.model.trust_remote_code)
+        placement = config.hardware.placement
+        check_placement(kind_of(adapted) or "grasp", placement)
+        changed = config.hardware.changes().keys() & {"rescale", "clip", "layers"}
+        if export is not None and changed:
+            raise ValueError(
+                f"The setting {min(changed)} has no effect on an exported chip, whose weights are "
+                "mapped as they are: omit it, or --export."
+            )
+        deployment = deploy(adapted, card, **config.hardware.deploy_arguments())
+        out.mkdir(parents=True, exist_ok=True)
+    outcome, report, costs = _measure(adapted, deployment, config, task, sensitivity)
+    at = format_time(outcome["time_s"])
+    show(scores_line("digital", outcome["digital"]))
+    show(scores_line(f"on {card.name} at {at}, chip {outcome['seed']}", outcome["scores"]))
+    tiles, cells = (sum(layer[key] for layer in outcome["layers"]) for key in ("tiles", "cells"))
+    use = cells / max(tiles * card.tile.rows * card.tile.columns, 1)
+    show(
+        f"tiles: {tiles} of {card.tile.rows} x {card.tile.columns} weights, {use:.1%} in use; "
+        f"{cells:,} weights"
+    )
+    show(report)
+    _show_tables(_layer_table(outcome["layers"], at))
+    if sensitivity is not None:
+        _show_tables(_sensitivity_table(outcome["sensitivity"]))
+    for found in costs:
+        show(str(found))
+    target = out / "deployment.json"
+    content = json.dumps({"adapter": str(folder), **outcome}, indent=1)
+    write_atomically(target, content.encode())
+    show(f"wrote {target}")
+    if export is not None:
+        export_chip(fold(adapted) if placement == "folded" else adapted, card, export)
+        show(f"wrote {export}")
+
+
+def _measure(
+    adapted: PeftModel,
+    deployment: Deployment,
+    config: StudyConfig,
+    task: Task,
+    sensitivity: Literal["analog", "digital"] | None,
+) -> tuple[dict[str, Any], str, list[Costs]]:
+    """Return the content of deployment.json, a sentence on what is on tiles, and the costs."""
+    config.hardware.calibrate_inputs(deployment, task)
+    programmed = deployment.program(config.run.seed).report()
+    seconds = parse_time(config.run.times[0])
+    deployment.drift_to(seconds)
+    scores = task.scores(deployment.model)
+    # After the evaluation, so that layers on tiles that it has not used are known.
+    now = deployment.report()
+    by_layer = None
+    if sensitivity is not None:
+        by_layer = {
+            "alone": sensitivity,
+            "metric": task.metrics[0],
+            "scores": deployment.layer_sensitivity(task.evaluate, sensitivity),
+        }
+    card = deployment.card
+    costs = sequence_costs(deployment, config.run)
+    outcome = {
+        "device": card.name,
+        "placement": config.hardware.placement,
+        "seed": config.run.seed,
+        "time_s": seconds,
+        "settings": config.hardware.changes(),
+        "digital": task.scores(adapted),
+        "scores": scores,
+        "tile": (card.tile.rows, card.tile.columns),
+        "share_on_tiles": now.share_on_tiles,
+        "digital_modules": [asdict(module) for module in now.digital],
+        "layers": [
+            {
+                "name": layer.name,
+                "tiles": layer.tiles,
+                "cells": layer.cells,
+                "use": layer.use,
+                "programmed_error": first.weight_error,
+                "weight_error": layer.weight_error,
+            }
+            for first, layer in zip(programmed, now, strict=True)
+        ],
+        "sensitivity": by_layer,
+        "costs": [row._asdict() for c in costs for row in cost_rows(c, "", card.name)],
+    }
+    return outcome, str(now), costs
+
+
+def _layer_table(layers: Sequence[Mapping[str, Any]], at: str) -> TextTable:
+    return TextTable(
+        "Weight error: root mean square of (weight now - target), % of the column maximum",
+        ("layer", "tiles", "weights", "use", "error at 0s", f"error at {at}"),
+        [
+            (
+                layer["name"], str(layer["tiles"]), f"{layer['cells']:,}", f"{layer['use']:.1%}",
+                f"{layer['programmed_error']:.2%}", f"{layer['weight_error']:.2%}",
+            )
+            for layer in layers
+        ],
+    )  # fmt: skip
+
+
+def _sensitivity_table(sensitivity: Mapping[str, Any]) -> TextTable:
+    """Return the layers in the order of the score that each one costs."""
+    is_analog, metric = sensitivity["alone"] == "analog", sensitivity["metric"]
+    scores = sensitivity["scores"].items()
+    return TextTable(
+        f"Each layer alone {'on' if is_analog else 'off'} the chip",
+        ("layer", metric_title(metric)),
+        [
+            (name, score_text(score, metric))
+            for name, score in sorted(scores, key=lambda pair: pair[1], reverse=not is_analog)
+        ],
+    )
+
+
+def show_learned(folders: Sequence[Path], out: Path | None) -> None:
+    """Show the parameters that adapters have learned; write them too, if a folder is given."""
+    from analog_grasp.report.inspection import (
+        LEGEND,
+        inspect_adapters,
+        inspection_findings,
+        inspection_tables,
+        write_inspection,
+    )
+
+    with request():
+        found = inspect_adapters(folders)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+    _show_tables(*inspection_tables(found))
+    show(LEGEND)
+    _show_end(inspection_findings(found), [] if out is None else write_inspection(found, out))

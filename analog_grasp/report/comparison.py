@@ -1,427 +1,293 @@
-"""The report of a run: results, summary, figure and page.
-
-Each adapter, placement and device has a token, such as ``a0``, ``p0`` and ``d1``, by which the
-page's switches find its content.
-"""
+"""Measurements of a run, arranged for its report: scores and paired differences by device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
-from markupsafe import Markup
-
-from analog_grasp.costs.table import CostRow
-from analog_grasp.report.answer import ANSWER_LEGEND, answer_table
-from analog_grasp.report.costs import cost_section, write_costs
-from analog_grasp.report.figures import (
-    NoiseScores,
-    accuracy_vs_drift,
-    accuracy_vs_noise,
-    draw_drift,
-    draw_noise,
-    draw_utilisation,
-    draw_weight_error,
-    noise_scores,
-    noise_target,
-    score_limits,
-)
-from analog_grasp.report.html import (
-    Chart,
-    PageTable,
-    Section,
-    Series,
-    Switch,
-    page_svg,
-    render_page,
-    swatch,
-)
-from analog_grasp.report.plotting import (
-    MARKERS,
-    PALETTE,
-    adapter_colours,
-    variant_styles,
-)
-from analog_grasp.report.summary import (
-    CHIPS_LEGEND,
-    ChipSummary,
-    chip_summaries,
-    chip_text,
-    coverage,
-    findings,
-    methodology,
-    summary_markdown,
-    trainings_text,
-)
 from analog_grasp.report.tables import (
-    LEGEND,
-    DeviceTable,
-    ScoreRow,
-    adapter_text,
-    comparison_tables,
-    device_text,
-    digital_means,
+    MISSING,
+    TextTable,
+    difference_mark,
     interval_text,
+    mean_text,
     metric_title,
-    ordered_variants,
-    percent,
     score_text,
-    settings_text,
 )
-from analog_grasp.report.treatments import treatment_text
 from analog_grasp.study.records import (
     AdapterRecord,
-    LayerRecord,
     Measurement,
+    TreatedAdapter,
     TreatmentCost,
-    csv_text,
-    write_csv,
-    write_parquet,
 )
-from analog_grasp.study.statistics import Summary, Variant
-from analog_grasp.utils.io import write_atomically
+from analog_grasp.study.statistics import (
+    Estimate,
+    PairedDifference,
+    Summary,
+    Variant,
+    estimate,
+    holm_corrected,
+    paired_differences,
+    summarise,
+    variants,
+)
 from analog_grasp.utils.time import format_time
+from analog_grasp.utils.types import LOWER_IS_BETTER
 
-_DRIFT_CAPTION = (
-    "Lines: mean over trainings and chips; bands: 95 % interval; dashed lines: the digital model"
-    " before deployment. The time axis is logarithmic, with 0 s on its left."
+RETAINED = 0.95
+"""Share of the digital model's score down to which it counts as retained."""
+LEGEND = (
+    "Mean ± 95 % interval over chip instances, and over trainings where there are several (in"
+    " parentheses: 5th percentile of the chips). Differences are paired by training and chip: ▲"
+    " better and ▼ worse where the interval excludes zero, no mark where the difference is not"
+    " significant, * where it is also significant after Holm's correction over all differences of"
+    " the metric."
 )
-_NOISE_CAPTION = (
-    "Lines: mean over trainings and chips; bands: 95 % interval; dashed lines: the digital model."
-    " These devices do not drift; the scores are those at the first time."
+ANSWER_LEGEND = (
+    "Mean ± 95 % interval. Marks compare with the first adapter on the same chips: ▲ better, ▼"
+    " worse, * also after Holm's correction."
+)
+_TREATMENTS = (
+    "Costs per age: examples, those read by the chip, parameters and bytes rewritten, and devices"
+    " that reprogramming would write instead"
 )
 
 
-class Switches:
-    """Switches of a comparison, and the tokens of its parts.
+class DeviceTable(NamedTuple):
+    """One metric of one task on one device over drift times.
 
-    Args:
-        measured: Variants in the order of the tables.
-        devices: Devices in the order of the tables.
-
-    Example:
-        >>> switches = Switches([Variant("grasp", "digital")], ["pcm", "rram"])
-        >>> switches.variant(Variant("grasp", "digital")), switches.devices(["rram"])
-        ('a0 p0', 'd1')
+    Attributes:
+        task, metric, device: As in the measurements.
+        labels: Labels of the variants.
+        times: Drift times in seconds, ascending; the same in all tables of a comparison.
+        scores: One row per variant, one summary per time; None where nothing was measured.
+        differences: One row per variant except the first, from which they are paired differences.
     """
 
-    def __init__(self, measured: Sequence[Variant], devices: Iterable[str]) -> None:
-        self._colours = adapter_colours(variant_styles(measured))
-        self._adapters = list(dict.fromkeys(variant.adapter for variant in measured))
-        self._placements = list(dict.fromkeys(variant.placement for variant in measured))
-        self._devices = list(dict.fromkeys(devices))
-
-    def variant(self, variant: Variant) -> str:
-        """Return the tokens of an adapter at a placement."""
-        return f"a{self._adapters.index(variant.adapter)} {self.placement(variant.placement)}"
-
-    def placement(self, name: str) -> str:
-        """Return the token of a placement."""
-        return f"p{self._placements.index(name)}"
-
-    def devices(self, names: Iterable[str]) -> str:
-        """Return the tokens of the devices that the tables contain."""
-        return " ".join(f"d{self._devices.index(n)}" for n in names if n in self._devices)
-
-    def groups(self) -> dict[str, list[Switch]]:
-        """Return the switches by title; a single placement or device needs none."""
-        groups = {
-            "Adapter": [
-                Switch(f"a{i}", name, swatch("o", self._colours[name]))
-                for i, name in enumerate(self._adapters)
-            ],
-            "Placement": [
-                Switch(f"p{i}", name, swatch(MARKERS[i % len(MARKERS)]))
-                for i, name in enumerate(self._placements)
-            ],
-            "Device": [Switch(f"d{i}", name, Markup()) for i, name in enumerate(self._devices)],
-        }
-        return {
-            title: group for title, group in groups.items() if title == "Adapter" or len(group) > 1
-        }
+    task: str
+    metric: str
+    device: str
+    labels: Sequence[str]
+    times: Sequence[float]
+    scores: Sequence[Sequence[Summary | None]]
+    differences: Sequence[Sequence[PairedDifference | None]]
 
 
-def write_report(
-    directory: Path | str,
-    *,
-    question: str,
-    settings: Mapping[str, object],
-    measurements: Sequence[Measurement],
-    adapters: Sequence[AdapterRecord],
-    layers: Sequence[LayerRecord] = (),
-    costs: Sequence[CostRow] = (),
-    treatments: Sequence[TreatmentCost] = (),
-) -> list[Path]:
-    """Write results.csv, results.parquet, summary.md, the figures and report.html.
+class Comparison:
+    """The measurements of a run by variant, device and drift time.
 
-    The measurements may be those of an interrupted run: a missing score is shown as a dash.
+    On the page each adapter, placement and device has a token, such as ``a0``, ``p0`` and ``d1``,
+    by which the switches find its content.
 
     Args:
-        directory: Output folder; created where it does not exist.
-        question: Title of the summary and the page.
-        settings: Names and values to show; nested mappings are flattened.
-        measurements: Measurements, at least one.
-        adapters: Trained adapters; the others are compared with the first.
-        layers: Tiles and weight error per layer, where known.
-        costs: The rows of costs.csv, where known.
-        treatments: The costs of recalibrated and scheduled adapters, where there are any.
+        measurements: Measurements of a complete or partial run.
+        adapters: Give the order of the rows, the baseline and the digital scores.
 
-    Returns:
-        The paths of results.csv, results.parquet, summary.md, accuracy_vs_drift.png, .svg, .pdf
-        and report.html; with several noise levels of the Gaussian card also those of
-        accuracy_vs_noise.png, .svg and .pdf; with costs costs.csv and those of
-        energy_by_part and accuracy_vs_energy.
-
-    Raises:
-        ValueError: `measurements` is empty.
-        OSError: A file cannot be written.
+    Attributes:
+        variants: The measured variants in the order of the records; the first is the baseline.
+        labels: Their labels, with the placement where there are several.
+        tables: One table per task, metric and device in order of first appearance, those of the
+            primary metric first where `adapters` are given; empty without a measurement.
+        subjects: The same tables by task and metric.
 
     Example:
-        >>> import tempfile
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, 0.5 + i)
+        ...     for name in ["grasp", "lora"]
+        ...     for i in range(2)
         ... ]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     paths = write_report(
-        ...         folder, question="GRASP on reviews", settings={"seed": 7},
-        ...         measurements=cells, adapters=[],
-        ...     )
-        >>> paths[-1].name
-        'report.html'
+        >>> table, = Comparison(cells).tables
+        >>> table.differences[0][0].verdict
+        'not significant'
+        >>> Comparison(cells).tokens(Variant("lora", "digital"), devices=["pcm"])
+        'a1 p0 d0'
     """
-    if not measurements:
-        raise ValueError("The run has no measurements yet: a report needs at least one.")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    csv_path, parquet_path, summary_path, page_path = (
-        directory / name for name in ("results.csv", "results.parquet", "summary.md", "report.html")
-    )
-    write_csv(measurements, csv_path)
-    write_parquet(measurements, parquet_path)
-    summary = summary_markdown(question, settings, measurements, adapters, layers, treatments)
-    write_atomically(summary_path, summary.encode())
-    stem = directory / "accuracy_vs_drift"
-    figures = accuracy_vs_drift(measurements, stem, adapters=adapters)
-    page = comparison_page(question, settings, measurements, adapters, layers, costs, treatments)
-    write_atomically(page_path, page.encode())
-    noise_figures = accuracy_vs_noise(
-        measurements,
-        directory / "accuracy_vs_noise",
-        adapters=adapters,
-        weights=str(settings.get("weights", "analog")),
-    )
-    cost_files = write_costs(costs, measurements, adapters, directory)
-    written = [csv_path, parquet_path, summary_path, *figures, page_path]
-    return [*written, *noise_figures, *cost_files]
 
-
-def comparison_page(
-    question: str,
-    settings: Mapping[str, object],
-    measurements: Sequence[Measurement],
-    adapters: Sequence[AdapterRecord],
-    layers: Sequence[LayerRecord] = (),
-    costs: Sequence[CostRow] = (),
-    treatments: Sequence[TreatmentCost] = (),
-) -> str:
-    """Return the text of report.html; the arguments are those of `write_report`."""
-    first, *further = findings(measurements, adapters)
-    tables = comparison_tables(measurements, adapters)
-    measured = ordered_variants(measurements, adapters)
-    switches = Switches(measured, (table.device for table in tables))
-    rows = [switches.variant(variant) for variant in (*measured, *measured[1:])]
-    chips = chip_summaries(layers)
-    noise = noise_scores(tables, measured, adapters)
-    weights = str(settings.get("weights", "analog"))
-    lead = [table for table in tables if table.metric == tables[0].metric]
-    others = [table for table in tables if table.metric != tables[0].metric]
-    sections = [
-        Section(
-            "Score against time since programming",
-            charts=_drift_charts(lead, measured, adapters, switches, "drift"),
-            small=len(lead) > 2,
-            caption=_DRIFT_CAPTION,
-            tables=[_lead_table(measurements, adapters, lead, measured, switches)],
-            note=f"{ANSWER_LEGEND} {trainings_text(measurements)}",
-        ),
-        Section(
-            "Other metrics",
-            charts=_drift_charts(others, measured, adapters, switches, "other"),
-            small=len(others) > 2,
-            caption=_DRIFT_CAPTION,
-        ),
-        Section(
-            "Scores and paired differences",
-            text=LEGEND,
-            tables=[
-                PageTable(device_text(table), switches.devices([table.device]), rows)
-                for table in tables
-            ],
-        ),
-        Section("Further results", sentences=further),
-        Section(
-            "Score against noise level",
-            charts=_noise_charts(noise, measured, switches, weights),
-            caption=_NOISE_CAPTION,
-        ),
-        Section(
-            "Chips",
-            charts=_chip_charts(chips, switches) if chips else (),
-            caption=CHIPS_LEGEND if chips else "",
-            tables=[PageTable(chip_text(chips))] if chips else (),
-            sentences=coverage(layers),
-        ),
-        cost_section(costs, measurements, adapters, switches),
-        Section(
-            "Adapters and settings",
-            tables=[
-                *([PageTable(adapter_text(adapters))] if adapters else []),
-                *([PageTable(treatment_text(treatments))] if treatments else []),
-                PageTable(settings_text(settings)),
-            ],
-        ),
-        Section("Methodology", sentences=methodology(settings)),
-    ]
-    link = (f"Download the {len(measurements):,} measurements (CSV)", "results.csv")
-    return render_page(question, first, sections, *link, csv_text(measurements), switches.groups())
-
-
-def _lead_table(
-    measurements: Sequence[Measurement],
-    adapters: Sequence[AdapterRecord],
-    tables: Sequence[DeviceTable],
-    measured: Sequence[Variant],
-    switches: Switches,
-) -> PageTable:
-    """Return the table of all devices, with the tokens of its rows."""
-    rows = [
-        f"{switches.variant(variant)} {switches.devices([table.device])}"
-        for table in tables
-        if table.task == tables[0].task
-        for variant in measured
-    ]
-    return PageTable(answer_table(measurements, adapters), "", rows)
-
-
-def _drift_charts(
-    tables: Sequence[DeviceTable],
-    measured: Sequence[Variant],
-    adapters: Sequence[AdapterRecord],
-    switches: Switches,
-    prefix: str,
-) -> list[Chart]:
-    """Return a figure per table, with the same scale for all devices of a metric."""
-    styles = variant_styles(measured)
-    charts = []
-    for number, table in enumerate(tables):
-        same = [t for t in tables if (t.task, t.metric) == (table.task, table.metric)]
-        limits = score_limits(same, adapters)
-        draw = partial(draw_drift, table=table, styles=styles, adapters=adapters, limits=limits)
-        title, name = metric_title(table.metric), table.device
-        description = (
-            f"{title} on {table.task} against the time since programming on {name}. The table of"
-            " this device has the values."
+    def __init__(
+        self, measurements: Sequence[Measurement], adapters: Sequence[AdapterRecord] = ()
+    ) -> None:
+        self.measurements, self.adapters = measurements, adapters
+        order = list(dict.fromkeys(record.adapter for record in adapters))
+        self.variants = sorted(
+            variants(measurements),
+            key=lambda variant: (*order, variant.adapter).index(variant.adapter),
         )
-        times = [format_time(seconds) for seconds in table.times]
-        series = _score_series(dict(enumerate(table.scores)), measured, switches, times)
-        digital = digital_means(table, adapters)
-        series |= _digital_series(digital, table.metric, measured, switches)
-        svg = page_svg(draw, f"{prefix}{number}-", series, small=len(tables) > 2)
-        charts.append(Chart(name, description, svg, switches.devices([table.device])))
-    return charts
-
-
-def _digital_series(
-    scores: Mapping[str, float], metric: str, measured: Sequence[Variant], switches: Switches
-) -> dict[str, Series]:
-    """Return tokens and labels of the digital scores, by the ids of `draw_drift`."""
-    series = {}
-    for index, adapter in enumerate(dict.fromkeys(variant.adapter for variant in measured)):
-        if adapter in scores:
-            tokens = [switches.variant(v) for v in measured if v.adapter == adapter]
-            score = score_text(scores[adapter], metric) + percent(metric)
-            label = f"{adapter}, digital model: {score}"
-            series[f"digital{index}"] = Series(" ".join(tokens), [label])
-    return series
-
-
-def _score_series(
-    rows: Mapping[int, ScoreRow],
-    measured: Sequence[Variant],
-    switches: Switches,
-    conditions: Sequence[str],
-) -> dict[str, Series]:
-    """Return tokens and labels of scores and their intervals, by the ids of `draw_drift`."""
-    series = {}
-    for index, row in rows.items():
-        tokens = switches.variant(measured[index])
-        labels = [
-            f"{row.label}, {condition}: {interval_text(cell, cell.metric)}{percent(cell.metric)},"
-            f" {_repetitions(cell)}"
-            for condition, cell in zip(conditions, row.summaries, strict=True)
-            if cell
+        self.names = list(dict.fromkeys(variant.adapter for variant in self.variants))
+        self.placements = list(dict.fromkeys(variant.placement for variant in self.variants))
+        self.labels = [
+            f"{adapter} ({placement})" if len(self.placements) > 1 else adapter
+            for adapter, placement in self.variants
         ]
-        series[f"series{index}"] = Series(tokens, labels)
-        series |= {f"band{index}{part}": Series(tokens, ()) for part in ("", "-0", "-1", "-2")}
-    return series
+        self.tables = self._tables()
+        self.devices = list(dict.fromkeys(table.device for table in self.tables))
+        self.subjects: list[list[DeviceTable]] = [
+            [table for table in self.tables if table[:2] == subject]
+            for subject in dict.fromkeys(table[:2] for table in self.tables)
+        ]
 
-
-def _repetitions(cell: Summary) -> str:
-    chips = f"{cell.n} chip{'' if cell.n == 1 else 's'}"
-    return chips if cell.trainings == 1 else f"{cell.trainings} trainings on {chips}"
-
-
-def _noise_charts(
-    found: Sequence[NoiseScores], measured: Sequence[Variant], switches: Switches, weights: str
-) -> list[Chart]:
-    """Return a figure per task, metric and placement with several noise levels."""
-    styles, charts = variant_styles(measured), []
-    for number, noise in enumerate(found):
-        conditions = [f"{100 * level:.3g} % noise" for level in noise.levels]
-        series = _score_series(noise.rows, measured, switches, conditions)
-        series |= _digital_series(noise.digital, noise.metric, measured, switches)
-        svg = page_svg(partial(draw_noise, noise=noise, styles=styles), f"noise{number}-", series)
-        name = f"{noise.task}, noise on the {noise_target(noise.placement, weights)}"
-        description = f"{metric_title(noise.metric)} against the standard deviation of the noise."
-        charts.append(Chart(name, description, svg, switches.placement(noise.placement)))
-    return charts
-
-
-def _chip_charts(chips: Sequence[ChipSummary], switches: Switches) -> list[Chart]:
-    """Return a figure of the weight error, and one per device of the tiles in use.
-
-    Devices with the same tiles share a figure.
-    """
-    series, legend = {}, []
-    for index, chip in enumerate(chips):
-        tokens = switches.devices([chip.device])
-        labels = [f"{chip.device}, {format_time(t)}: {e:.2%}" for t, e in chip.errors.items()]
-        series[f"series{index}"] = Series(tokens, labels)
-        legend.append((chip.device, swatch("o", PALETTE[index % len(PALETTE)]), tokens))
-    names = switches.devices(chip.device for chip in chips)
-    svg = page_svg(partial(draw_weight_error, chips=chips), "error-", series)
-    description = "Weight error against the time since programming, one line per device."
-    charts = [Chart("Weight error", description, svg, names, legend)]
-    same_tiles: dict[tuple[tuple[str, int, float], ...], list[ChipSummary]] = {}
-    for chip in chips:
-        use = tuple((layer.layer, layer.tiles, layer.use) for layer in chip.layers)
-        same_tiles.setdefault(use, []).append(chip)
-    for number, (first, *others) in enumerate(same_tiles.values()):
-        devices = [chip.device for chip in (first, *others)]
-        tokens = switches.devices(devices)
-        series = {
-            f"series{index}": Series(
-                tokens,
-                [f"{x.layer}: {x.use:.1%} of {x.tiles} tile{'' if x.tiles == 1 else 's'},"
-                 f" {x.cells:,} weights"],
+    def _tables(self) -> list[DeviceTable]:
+        times = sorted({cell.time_s for cell in self.measurements})
+        summaries = {
+            (s.task, s.metric, s.device, s.time_s, Variant(s.adapter, s.placement)): s
+            for s in summarise(self.measurements)
+        }
+        differences = {
+            (d.task, d.metric, d.device, d.time_s, d.adapter): d for d in self._differences()
+        }
+        metrics = [metric for record in self.adapters for metric in record.digital]
+        wheres = dict.fromkeys((cell.task, cell.metric, cell.device) for cell in self.measurements)
+        return [
+            DeviceTable(
+                *where,
+                self.labels,
+                times,
+                [[summaries.get((*where, t, v)) for t in times] for v in self.variants],
+                [[differences.get((*where, t, v)) for t in times] for v in self.variants[1:]],
             )
-            for index, x in enumerate(first.layers)
-        }  # fmt: skip
-        title = (
-            f"Utilisation of the tiles of {', '.join(devices)}: {first.weights:,} weights on"
-            f" {first.tiles:,} tiles, {first.utilisation:.0%}"
+            for where in sorted(wheres, key=lambda where: (*metrics, where[1]).index(where[1]))
+        ]
+
+    def _differences(self) -> list[PairedDifference]:
+        """Return every difference from the first variant, corrected per task and metric."""
+        families: dict[tuple[str, str], list[PairedDifference]] = {}
+        for variant in self.variants[1:]:
+            for found in paired_differences(self.measurements, self.variants[0], variant):
+                families.setdefault((found.task, found.metric), []).append(found)
+        return [found for family in families.values() for found in holm_corrected(family)]
+
+    def digital(self, table: DeviceTable) -> dict[str, float]:
+        """Return the score of each adapter's digital model, the mean over its trainings."""
+        found = _digital_scores(table.task, table.metric, self.adapters)
+        return {adapter: score.mean for adapter, score in found.items()}
+
+    def digital_score(self, table: DeviceTable, place: int) -> float | None:
+        """Return the digital score of a variant; that of the adapter before recalibration."""
+        adapter = TreatedAdapter.parse(self.variants[place].adapter).adapter
+        return self.digital(table).get(adapter)
+
+    def retained(self, table: DeviceTable, place: int) -> float | None:
+        """Return the last time up to which every mean of a variant is retained; None if none is.
+
+        A variant without a digital score is compared with its first score.
+        """
+        cells = [cell for cell in table.scores[place] if cell]
+        start = self.digital_score(table, place)
+        lower = table.metric in LOWER_IS_BETTER
+
+        def is_retained(cell: Summary) -> bool:
+            whole = cells[0].mean if start is None else start
+            return cell.mean <= whole / RETAINED if lower else cell.mean >= RETAINED * whole
+
+        return max((cell.time_s for cell in takewhile(is_retained, cells)), default=None)
+
+    def tokens(
+        self, *measured: Variant, placement: str | None = None, devices: Iterable[str] = ()
+    ) -> str:
+        """Return the tokens of variants, of a placement and of those devices that were measured."""
+        found = []
+        for variant in measured:
+            found.append(f"a{self.names.index(variant.adapter)}")
+            found.append(f"p{self.placements.index(variant.placement)}")
+        if placement is not None:
+            found.append(f"p{self.placements.index(placement)}")
+        found += [f"d{self.devices.index(name)}" for name in devices if name in self.devices]
+        return " ".join(found)
+
+
+def device_text(table: DeviceTable) -> TextTable:
+    """Return the table of one device as text: scores, then differences from the first row."""
+    rows = [
+        (label, *(_summary_text(cell) for cell in cells))
+        for label, cells in zip(table.labels, table.scores, strict=True)
+    ]
+    for label, cells in zip(table.labels[1:], table.differences, strict=True):
+        entries = (interval_text(cell, table.metric) + difference_mark(cell) for cell in cells)
+        rows.append((f"{label} − {table.labels[0]}", *entries))
+    columns = (metric_title(table.metric), *map(format_time, table.times))
+    title = f"{table.device}, {table.task}"
+    return TextTable(title, columns, rows, differences=len(table.differences))
+
+
+def _summary_text(cell: Summary | None) -> str:
+    if cell is None:
+        return MISSING
+    tail = "" if cell.tail is None else f" ({score_text(cell.tail, cell.metric)})"
+    return interval_text(cell, cell.metric) + tail
+
+
+def answer_table(comparison: Comparison) -> TextTable:
+    """Return one table of all devices: scores over time, and how long they are retained."""
+    tables, rows = comparison.subjects[0], []
+    for table in tables:
+        for place, cells in enumerate(table.scores):
+            differences = table.differences[place - 1] if place else [None] * len(cells)
+            seconds = comparison.retained(table, place)
+            entries = (
+                score_text(comparison.digital_score(table, place), table.metric),
+                *(
+                    interval_text(cell, table.metric) + difference_mark(difference)
+                    for cell, difference in zip(cells, differences, strict=True)
+                ),
+                MISSING if seconds is None else format_time(seconds),
+            )
+            rows.append((f"{table.device}, {table.labels[place]}", *entries))
+    times = map(format_time, tables[0].times)
+    columns = ("device, adapter", "digital", *times, f"{100 * RETAINED:.0f} % retained for")
+    return TextTable(f"{metric_title(tables[0].metric)} on {tables[0].task}", columns, rows)
+
+
+def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
+    """Return the adapters as text: parameter counts, digital scores and training time.
+
+    Digital scores are means over trainings with their 95 % interval, the training time is their
+    sum; that of an adapter that was saved before the run is missing.
+    """
+    metrics = list(dict.fromkeys(metric for record in adapters for metric in record.digital))
+    rows = []
+    for adapter in dict.fromkeys(record.adapter for record in adapters):
+        own = [record for record in adapters if record.adapter == adapter]
+        task, seconds = own[0].task, sum(record.train_seconds for record in own)
+        digital = [_digital_scores(task, metric, own).get(adapter) for metric in metrics]
+        scores = (
+            MISSING if score is None else mean_text(score.mean, score.high, metric)
+            for score, metric in zip(digital, metrics, strict=True)
         )
-        svg = page_svg(partial(draw_utilisation, chip=first), f"use{number}-", series)
-        charts.append(Chart(title, "Share of each layer's tiles in use.", svg, tokens))
-    return charts
+        counts = (own[0].trainable_parameters, own[0].head_parameters, len(own))
+        time = f"{seconds:,.0f} s" if seconds else MISSING
+        rows.append((adapter, task, *(f"{count:,}" for count in counts), *scores, time))
+    titles = (f"digital {metric_title(metric)}" for metric in metrics)
+    counted = ("adapter parameters", "head parameters", "trainings")
+    columns = ("adapter", "task", *counted, *titles, "training time")
+    return TextTable("Trained adapters", columns, rows)
+
+
+def _digital_scores(
+    task: str, metric: str, adapters: Sequence[AdapterRecord]
+) -> dict[str, Estimate]:
+    """Return the score of each adapter's digital model: mean and interval over its trainings."""
+    found: dict[str, list[float]] = {}
+    for record in adapters:
+        if record.task == task and metric in record.digital:
+            found.setdefault(record.adapter, []).append(record.digital[metric])
+    return {adapter: estimate(scores) for adapter, scores in found.items()}
+
+
+def treatment_text(costs: Sequence[TreatmentCost]) -> TextTable:
+    """Return the mean cost of each recalibrated or scheduled adapter per age as text.
+
+    Example:
+        >>> cost = TreatmentCost("grasp+recalibrated-64", 3, 64, 3376, 49.0, 5506, 22024, 21233664)
+        >>> treatment_text([cost]).rows[0][1:]
+        ('3', '64', '3,376', '49', '5,506', '22,024', '21,233,664')
+    """
+    columns = (
+        "adapter", "fits", "examples", "chip reads", "seconds", "parameters", "bytes", "devices"
+    )  # fmt: skip
+    rows = []
+    for cost in costs:
+        means = (cost.fits, cost.examples, cost.examples_read, cost.seconds, cost.parameters,
+                 cost.bytes, cost.devices)  # fmt: skip
+        texts = (MISSING if mean is None else f"{mean:,.0f}" for mean in means)
+        rows.append((cost.variant, *texts))
+    return TextTable(_TREATMENTS, columns, rows)

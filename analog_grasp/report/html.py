@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import base64
 import copy
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -20,13 +20,12 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from analog_grasp.report.plotting import AXIS_COLOUR, PALETTE, svg_text
-from analog_grasp.report.tables import TextTable
+from analog_grasp.report.plotting import AXIS_COLOUR, PALETTE, Drawn, Series, svg_text
+from analog_grasp.report.tables import TextTable, verdict
 
-FIGURE_INCHES, SMALL_INCHES = (4.6, 2.7), (3.1, 2.4)
-"""Width and height of a figure of the page, which scales it to the width of its column."""
+# Width and height of a figure, which the page scales to the width of its column.
+_INCHES, _SMALL_INCHES = (4.6, 2.7), (3.1, 2.4)
 # Data of more bytes are linked instead of embedded, so that the page opens quickly.
 _EMBEDDED_BYTES = 2_000_000
 # Colours of the figures as custom properties of the page, which has a dark and a light scheme.
@@ -46,28 +45,20 @@ _SHAPES = {
 }
 
 
-class Series(NamedTuple):
-    """Tokens of a series, and a label for each of its points or one for the whole series."""
-
-    tokens: str
-    labels: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A figure of the page.
 
     Attributes:
         title: Heading of the figure.
         description: Text for readers who do not see the figure.
-        svg: From `embedded_svg`.
+        draw: Draws on a panel, and returns labels and tokens of what it has drawn.
         tokens: Tokens of the content.
         legend: Label, swatch and tokens of each line that the switches do not name.
     """
 
     title: str
     description: str
-    svg: Markup
+    draw: Callable[[Axes], Drawn]
     tokens: str = ""
     legend: Sequence[tuple[str, Markup, str]] = ()
 
@@ -80,8 +71,7 @@ class PageTable(NamedTuple):
     row_tokens: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page below a title: text, figures, caption, tables, note and sentences.
 
     Figures are in narrow columns with ``small``.
@@ -123,9 +113,9 @@ def render_page(
         link: Text of the link to the data.
         data_name: Name of the data's file.
         data: Content of that file, embedded unless it is large.
-        switches: From `Switches.groups`.
+        switches: Switches by the title of their group.
     """
-    content = data.encode()
+    content, numbers = data.encode(), itertools.count()
     embedded = f"data:text/csv;base64,{base64.b64encode(content).decode()}"
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -134,6 +124,8 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["verdict"] = verdict
+    environment.filters["svg"] = lambda chart, small: _page_svg(chart, small, next(numbers))
     page: str = environment.get_template("page.html.j2").render(
         title=title,
         finding=finding,
@@ -160,36 +152,13 @@ def swatch(marker: str, colour: str = "currentColor") -> Markup:
     )
 
 
-def page_svg(
-    draw: Callable[[Axes], object],
-    prefix: str,
-    series: Mapping[str, Series],
-    *,
-    small: bool = False,
-) -> Markup:
-    """Draw a figure of one panel and return it as SVG for the page.
+def _page_svg(chart: Chart, small: bool, number: int) -> Markup:
+    """Return a figure as SVG with the colours, tokens and labels of the page.
 
-    Args:
-        draw: Draws on the panel, each series with a `gid`.
-        prefix: Begins every id, and is unique on the page.
-        series: Tokens and labels by `gid`; those that the figure lacks are skipped.
-        small: Draw it for a narrow column.
+    The number makes its ids unique. Each marker of a series becomes an element that has a label
+    and can be focused; a series without markers becomes one such element itself.
     """
-
-    def figure() -> Figure:
-        figure = Figure(figsize=SMALL_INCHES if small else FIGURE_INCHES, layout="constrained")
-        draw(figure.subplots())
-        return figure
-
-    return _embedded(svg_text(figure), prefix, series)
-
-
-def _embedded(text: str, prefix: str, series: Mapping[str, Series]) -> Markup:
-    """Return matplotlib's SVG with the colours, tokens and labels of the page.
-
-    Each marker of a series becomes an element that has a label and can be focused; a series
-    without markers becomes one such element itself.
-    """
+    text, drawn = svg_text(_SMALL_INCHES if small else _INCHES, chart.draw)
     root = ElementTree.fromstring(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text))
     definitions = ElementTree.Element("defs")
     for parent in list(root.iter()):
@@ -200,33 +169,32 @@ def _embedded(text: str, prefix: str, series: Mapping[str, Series]) -> Markup:
                 # Not within a series: hidden with it, they could be missing from another.
                 definitions.extend(part for part in child if _local(part.tag) != "style")
     root.insert(0, definitions)
-    groups = {element.get("id", ""): element for element in root.iter()}
+    for element in root.iter():
+        if (series := drawn.get(element.get("id", ""))) is not None:
+            _label(element, series)
     for element in root.iter():
         element.tag = _local(element.tag)
         element.attrib = {_local(name): value for name, value in element.attrib.items()}
         for name in ("id", "href", "clip-path", "style"):
             if name in element.attrib:
-                element.set(name, _page_value(name, element.attrib[name], prefix))
-    for identifier, (tokens, labels) in series.items():
-        if identifier in groups:
-            _label(groups[identifier], tokens, labels)
+                element.set(name, _page_value(name, element.attrib[name], f"chart{number}-"))
     root.attrib = {"viewBox": root.attrib["viewBox"]}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _label(group: ElementTree.Element, tokens: str, labels: Sequence[str]) -> None:
-    group.set("data-of", tokens)
-    if not labels:
+def _label(group: ElementTree.Element, series: Series) -> None:
+    group.set("data-of", series.tokens)
+    if not series.labels:
         return
     group.set("class", "series")
-    points = list(group.iter("use"))
+    points = [element for element in group.iter() if _local(element.tag) == "use"]
     if not points:
         # Wider than the line, which would be hard to point at.
         area = copy.deepcopy(group[0])
         area.set("style", "fill: none; stroke: transparent; stroke-width: 9")
         group.append(area)
         points = [group]
-    for point, label in zip(points, labels, strict=True):
+    for point, label in zip(points, series.labels, strict=True):
         classes = f"{point.get('class', '')} point".strip()
         point.attrib.update(
             {"class": classes, "role": "img", "aria-label": label, "tabindex": "-1"}

@@ -1,6 +1,7 @@
 """Distribution of the learned parameters of saved adapters, layer by layer: tables and figure.
 
-Only the folders of the adapters are read; the pre-trained models are not needed.
+Only the folders of the adapters are read; the pre-trained models are not needed. A dip test says
+whether the values of a layer have a single mode; unlike a mixture, it assumes no form of the modes.
 """
 
 from __future__ import annotations
@@ -11,25 +12,30 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from analog_grasp.report.modality import Values, dip, dip_p_value
 from analog_grasp.report.plotting import PALETTE, draw_legend, write_figure
-from analog_grasp.report.tables import Entry, TextRow, TextTable, markdown_bullets, markdown_table
+from analog_grasp.report.tables import TextTable, markdown_bullets, markdown_table
 from analog_grasp.study.statistics import holm
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.types import DEFAULT_GROUPS
 
+Values = NDArray[np.float64]
+
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ALL_LAYERS = "all layers"
 LEVEL = 0.05
+MIN_VALUES = 4
+"""With fewer values, a single mode is never rejected."""
 LEGEND = (
     "Mean ± standard deviation of the K parameters of a layer, and the p-value of Hartigan's dip"
     " test of a single mode, with Holm's correction over the layers; † marks several modes"
@@ -56,6 +62,10 @@ _HEIGHT, _GAP = 1.8, 2
 # Equal values have a density too: the smallest bandwidth as a share of the panel's width.
 _LEAST_BANDWIDTH = 1 / 150
 _POINTS = 400
+# Simulated samples of the dip test, and their seed.
+_SAMPLES, _SEED = 4_000, 0
+# The distribution of sqrt(n) dip is nearly constant for larger n.
+_LARGE = 100
 
 
 @dataclass(frozen=True)
@@ -97,16 +107,22 @@ def inspect_adapters(folders: Sequence[Path]) -> list[LayerModes]:
         FileNotFoundError: A folder holds no adapter.
         ValueError: An adapter is of another type, a file is damaged, or a folder is repeated.
     """
-    labels = _labels(folders, [_config(folder) for folder in folders])
-    return [
-        modes
-        for label, folder in zip(labels, folders, strict=True)
-        for parameter, layers in _parameters(folder).items()
-        for modes in _tested(label, parameter, layers)
-    ]
+    labels = _labels(folders, [_groups(folder) for folder in folders])
+    found = []
+    for label, folder in zip(labels, folders, strict=True):
+        for parameter, layers in _parameters(folder).items():
+            p_values = np.array([dip_p_value(values) for values in layers.values()])
+            tests = zip(layers.items(), p_values.tolist(), holm(p_values).tolist(), strict=True)
+            for (layer, values), p, p_holm in tests:
+                found.append(LayerModes(label, parameter, layer, values, p, p_holm))
+            together = np.concatenate(list(layers.values()))
+            p = dip_p_value(together)
+            found.append(LayerModes(label, parameter, ALL_LAYERS, together, p, p))
+    return found
 
 
-def _config(folder: Path) -> dict[str, object]:
+def _groups(folder: Path) -> int:
+    """Return the K of an adapter."""
     path = folder / CONFIG_FILE
     if not path.is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(
@@ -126,16 +142,14 @@ def _config(folder: Path) -> dict[str, object]:
             f"The adapter in {folder} is of type {kind[:40]}, which has no shared scales and "
             f"shifts: use a {' or '.join(_TITLES.values())} adapter."
         )
-    return config
+    return config.get("groups") or DEFAULT_GROUPS
 
 
-def _labels(folders: Sequence[Path], configs: Sequence[dict[str, object]]) -> list[str]:
+def _labels(folders: Sequence[Path], groups: Sequence[int]) -> list[str]:
     """Return labels of the adapters: names of their folders, or paths where names are equal."""
     for shorten in (lambda path: path.resolve().name, str):
-        labels = [
-            f"{shorten(folder)}, K = {config.get('groups') or DEFAULT_GROUPS}"
-            for folder, config in zip(folders, configs, strict=True)
-        ]
+        pairs = zip(folders, groups, strict=True)
+        labels = [f"{shorten(folder)}, K = {count}" for folder, count in pairs]
         if len(set(labels)) == len(labels):
             return labels
     repeated = next(str(folder) for folder in folders if list(folders).count(folder) > 1)
@@ -172,41 +186,113 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", key)]
 
 
-def _tested(adapter: str, parameter: str, layers: dict[str, Values]) -> list[LayerModes]:
-    p_values = np.array([dip_p_value(values) for values in layers.values()])
-    tests = zip(layers.items(), p_values.tolist(), holm(p_values).tolist(), strict=True)
-    together = np.concatenate(list(layers.values()))
-    p_together = dip_p_value(together)
-    return [
-        *(LayerModes(adapter, parameter, layer, v, p, p_holm) for (layer, v), p, p_holm in tests),
-        LayerModes(adapter, parameter, ALL_LAYERS, together, p_together, p_together),
-    ]
+def dip(values: Values) -> float:
+    """Return the dip of a sample, between 1 / (2 n) and 1 / 4.
+
+    The dip is the largest distance between the distribution function of the values and that of
+    the nearest distribution with one mode.
+
+    Args:
+        values: Shape (n,), in any order.
+
+    Source:
+        J. A. Hartigan and P. M. Hartigan, "The Dip Test of Unimodality", Annals of Statistics 13
+        (1985), section 2.
+
+    Example:
+        >>> dip(np.array([0.0, 0.0, 1.0, 1.0])), dip(np.array([0.0, 1.0, 2.0, 3.0]))
+        (0.25, 0.125)
+    """
+    x = np.sort(values)
+    count = len(x)
+    if count < MIN_VALUES or x[0] == x[-1]:
+        return 1 / (2 * count)
+    # In steps of the distribution function, of which the least possible distance is one.
+    distance, low, high = 1.0, 0, count - 1
+    points = x.tolist()
+    while True:
+        convex, concave = _hull(points, low, high, 1), _hull(points, low, high, -1)
+        knots = np.union1d(convex, concave)
+        below, above = (np.interp(x[knots], x[hull], hull) for hull in (convex, concave))
+        gaps = above - below + 1
+        widest = int(gaps.argmax())
+        # The mode lies between the knots of the two hulls on either side of the widest gap.
+        new_low = int(convex[convex <= knots[widest]][-1])
+        new_high = int(concave[concave >= knots[widest]][0])
+        if gaps[widest] <= distance or (new_low, new_high) == (low, high):
+            return distance / (2 * count)
+        left, right = np.arange(low, new_low + 1), np.arange(new_high, high + 1)
+        under = left - np.interp(x[left], x[convex], convex) + 1
+        over = np.interp(x[right], x[concave], concave) - right + 1
+        distance = max(distance, float(under.max()), float(over.max()))
+        low, high = new_low, new_high
+
+
+def _hull(x: list[float], low: int, high: int, side: int) -> NDArray[np.int64]:
+    """Return the knots of the greatest convex minorant (side 1) or least concave majorant (-1)."""
+    knots: list[int] = []
+    for i in range(low, high + 1):
+        if knots and x[i] == x[knots[-1]]:
+            # Of equal values the first bounds the minorant and the last the majorant.
+            if side > 0:
+                continue
+            knots.pop()
+        while len(knots) > 1:
+            a, b = knots[-2:]
+            if side * ((b - a) * (x[i] - x[b]) - (i - b) * (x[b] - x[a])) < 0:
+                break
+            knots.pop()
+        knots.append(i)
+    return np.array(knots)
+
+
+def dip_p_value(values: Values) -> float:
+    """Return the p-value of the dip test; a small one rejects a single mode.
+
+    The reference is the uniform distribution, the least favourable one with a single mode. It is
+    simulated with a fixed seed, so the p-value is at least 1 / 4001 and the same in every call; a
+    sample of more than 100 values is judged by the square root of its size times its dip.
+
+    Args:
+        values: Shape (n,), in any order.
+
+    Example:
+        >>> dip_p_value(np.array([0.0] * 8 + [1.0] * 8)) < 0.001
+        True
+    """
+    if len(values) < MIN_VALUES or np.ptp(values) == 0:
+        return 1.0
+    null = _uniform_dips(min(len(values), _LARGE))
+    scaled = dip(values) * np.sqrt(len(values))
+    return float((1 + np.count_nonzero(null >= scaled)) / (1 + len(null)))
+
+
+@lru_cache
+def _uniform_dips(count: int) -> Values:
+    """Return the dips of uniform samples of `count` values, times the square root of `count`."""
+    samples = np.random.default_rng(_SEED).random((_SAMPLES, count))
+    return np.array([dip(sample) for sample in samples]) * np.sqrt(count)
 
 
 def inspection_tables(found: Sequence[LayerModes]) -> list[TextTable]:
     """Return one table per parameter: a row per layer, a column per adapter; see `LEGEND`."""
     adapters = list(dict.fromkeys(modes.adapter for modes in found))
-    by_place = {(m.parameter, m.layer, m.adapter): m for m in found}
+    entries = {(m.parameter, m.layer, m.adapter): _entry(m) for m in found}
     tables = []
     for parameter in dict.fromkeys(modes.parameter for modes in found):
-        layers = dict.fromkeys(m.layer for m in found if m.parameter == parameter)
-        rows = tuple(
-            TextRow(
-                layer,
-                tuple(_entry(by_place.get((parameter, layer, name))) for name in adapters),
-            )
-            for layer in (*(name for name in layers if name != ALL_LAYERS), ALL_LAYERS)
-        )
+        layers = list(dict.fromkeys(m.layer for m in found if m.parameter == parameter))
+        rows = [
+            (layer, *(entries.get((parameter, layer, name), "-") for name in adapters))
+            for layer in sorted(layers, key=ALL_LAYERS.__eq__)
+        ]
         tables.append(TextTable(parameter, ("layer", *adapters), rows))
     return tables
 
 
-def _entry(modes: LayerModes | None) -> Entry:
-    if modes is None:
-        return Entry("-")
+def _entry(modes: LayerModes) -> str:
     mark = "†" if modes.modes == "several" else " "
     mean, std = modes.values.mean(), modes.values.std()
-    return Entry(f"{mean:.3f} ± {std:.3f}  p {modes.p_holm:.3f}{mark}")
+    return f"{mean:.3f} ± {std:.3f}  p {modes.p_holm:.3f}{mark}"
 
 
 def inspection_findings(found: Sequence[LayerModes]) -> list[str]:
@@ -265,12 +351,12 @@ def _figure(found: Sequence[LayerModes]) -> Figure:
     )
     grid = figure.subplots(len(panels), len(adapters), sharex="row", squeeze=False)
     for row, (parameter, columns) in zip(grid, panels.items(), strict=True):
+        every = np.concatenate([modes.values for own in columns.values() for modes in own])
         for panel, adapter in zip(row, adapters, strict=True):
             # GRASP has no sigmas.
             if adapter not in columns:
                 panel.set_axis_off()
                 continue
-            every = np.concatenate([modes.values for own in columns.values() for modes in own])
             _draw_layers(panel, columns[adapter], float(every.min()), float(every.max()))
             panel.set_xlabel(parameter)
             panel.set_title(adapter)

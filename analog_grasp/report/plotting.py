@@ -17,8 +17,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analog_grasp.report.tables import variant_labels
-from analog_grasp.study.statistics import Variant, is_fraction
+from analog_grasp.report.comparison import Comparison
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
@@ -28,8 +27,6 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # One per placement: an adapter has the same colour at every placement.
 MARKERS = ("o", "s", "^", "D")
 AXIS_COLOUR = "#444444"
-PAGE_INCHES = (4.6, 2.7)
-"""Width and height of a figure of the page."""
 DASHED: dict[str, Any] = {"linestyle": (0, (5, 2.5)), "linewidth": 1.1}
 # File formats, with the metadata that would differ from one run to the next.
 _FORMATS: dict[str, dict[str, None]] = {
@@ -39,12 +36,20 @@ _FORMATS: dict[str, dict[str, None]] = {
 }
 
 
-class Style(NamedTuple):
-    """Colour and marker of a variant's line; the marker is one of `MARKERS`."""
+class Series(NamedTuple):
+    """What the page needs to know of a series that is drawn.
 
-    adapter: str
-    colour: str
-    marker: str
+    Attributes:
+        labels: One for each of its points, or one for the whole series.
+        tokens: From `Comparison.tokens`; it is hidden where all of one kind are switched off.
+    """
+
+    labels: Sequence[str] = ()
+    tokens: str = ""
+
+
+type Drawn = Mapping[str, Series]
+"""The series that a function has drawn, by their element id (`gid`)."""
 
 
 @contextmanager
@@ -75,52 +80,57 @@ def write_figure(draw: Callable[[], Figure], path_stem: Path | str) -> list[Path
         ...     [path.name for path in write_figure(Figure, Path(folder) / "empty")]
         ['empty.png', 'empty.svg', 'empty.pdf']
     """
+    paths = []
     with figure_style():
         figure = draw()
-        paths = [Path(f"{path_stem}.{kind}") for kind in _FORMATS]
-        for path, (kind, metadata) in zip(paths, _FORMATS.items(), strict=True):
+        for kind, metadata in _FORMATS.items():
             content = io.BytesIO()
             figure.savefig(content, format=kind, metadata=metadata)
-            write_atomically(path, content.getvalue())
+            paths.append(Path(f"{path_stem}.{kind}"))
+            write_atomically(paths[-1], content.getvalue())
     return paths
 
 
-def svg_text(draw: Callable[[], Figure]) -> str:
-    """Return a figure as SVG on a transparent background, with its text as text elements."""
+def svg_text(figure_size: tuple[float, float], draw: Callable[[Axes], Drawn]) -> tuple[str, Drawn]:
+    """Draw a figure of one panel, and return it as SVG together with what is drawn.
+
+    Its background is transparent, and its text remains text.
+    """
     content = io.StringIO()
     with figure_style():
         rcParams["svg.fonttype"] = "none"
-        draw().savefig(content, format="svg", metadata={"Date": None}, transparent=True)
-    return content.getvalue()
+        figure = Figure(figsize=figure_size, layout="constrained")
+        drawn = draw(figure.subplots())
+        figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
+    return content.getvalue(), drawn
 
 
-def unit(metric: str) -> float:
-    """Return the factor from a score to the value drawn: 100 for a fraction."""
-    return 100.0 if is_fraction(metric) else 1.0
+def colour_of(index: int) -> str:
+    """Return a colour of the palette, whose colours repeat."""
+    return PALETTE[index % len(PALETTE)]
 
 
-def variant_styles(measured: Sequence[Variant]) -> dict[str, Style]:
-    """Return the style of every line by its label.
+def marker_of(index: int) -> str:
+    """Return one of the markers, which repeat."""
+    return MARKERS[index % len(MARKERS)]
+
+
+def line_styles(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return colour and marker of each variant's line, as arguments of `Axes.plot`.
 
     Example:
-        >>> variant_styles([Variant("grasp", "digital")])["grasp"].colour
-        '#0072B2'
+        >>> from analog_grasp.study.records import Measurement
+        >>> cell = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
+        >>> line_styles(Comparison([cell]))
+        [{'color': '#0072B2', 'marker': 'o'}]
     """
-    names = list(dict.fromkeys(variant.adapter for variant in measured))
-    placements = list(dict.fromkeys(variant.placement for variant in measured))
-    return {
-        label: Style(
-            variant.adapter,
-            PALETTE[names.index(variant.adapter) % len(PALETTE)],
-            MARKERS[placements.index(variant.placement) % len(MARKERS)],
-        )
-        for variant, label in variant_labels(measured).items()
-    }
-
-
-def adapter_colours(styles: Mapping[str, Style]) -> dict[str, str]:
-    """Return the colour of every adapter, whatever its placement."""
-    return {style.adapter: style.colour for style in styles.values()}
+    return [
+        {
+            "color": colour_of(comparison.names.index(variant.adapter)),
+            "marker": marker_of(comparison.placements.index(variant.placement)),
+        }
+        for variant in comparison.variants
+    ]
 
 
 def time_positions(times: Sequence[float]) -> list[float]:
@@ -147,6 +157,7 @@ def draw_time_axis(panel: Axes, times: Sequence[float]) -> None:
     margin = 0.06 * width or 0.5
     panel.set_xlim(positions[0] - margin, positions[-1] + margin)
     panel.set_xticks(positions, _tick_labels(times, positions))
+    panel.set_xlabel("time since programming")
     if times[0] == 0 and len(times) > 1:
         break_axis(panel, (positions[0] + positions[1]) / 2, 0.012 * width)
 

@@ -1,4 +1,4 @@
-"""Report of a tuning: tables, findings, trials.csv, summary.md and report.html."""
+"""Report of a tuning: tables, findings, trials.csv and summary.md."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from analog_grasp.report.summary import findings
+from analog_grasp.report.comparison import Comparison, adapter_text, device_text
+from analog_grasp.report.findings import findings
 from analog_grasp.report.tables import (
-    MISSING,
-    Entry,
-    TextRow,
     TextTable,
-    adapter_text,
-    comparison_tables,
-    device_text,
     markdown_bullets,
     markdown_escape,
     markdown_table,
@@ -29,8 +24,8 @@ from analog_grasp.report.tables import (
     percent,
     score_text,
     settings_text,
+    unit,
 )
-from analog_grasp.study.records import AdapterRecord, Measurement
 from analog_grasp.study.statistics import Estimate, estimate, holm, is_fraction
 from analog_grasp.tuning.search_space import WORSE, Range, Trial, value_text, values_text
 from analog_grasp.utils.time import format_time
@@ -95,11 +90,13 @@ def trials_csv(found: Trials) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    levels = [f"{device}@{format_time(time_s)}" for device, time_s in found.levels]
+    levels = map(_level, found.levels)
     writer.writerow(["number", *found.space, "score", "digital", "seconds", "pruned", *levels])
     for trial in found.trials:
-        found_at = [level_estimate(trial, level) for level in found.levels]
-        means = [score and score.mean for score in found_at]
+        means = [
+            scores and scores.mean
+            for scores in (level_estimate(trial, level) for level in found.levels)
+        ]
         values = [trial.values[name] for name in found.space]
         outcome = (trial.score, trial.digital, trial.seconds, trial.pruned)
         writer.writerow([trial.number, *values, *outcome, *means])
@@ -108,20 +105,19 @@ def trials_csv(found: Trials) -> str:
 
 def tuning_findings(found: Trials) -> list[str]:
     """Return the results of the trials as sentences, the best setting first."""
-    best = found.front[0]
+    best, metric = found.front[0], found.metric
     whole = sum(trial.score is not None for trial in found.trials)
-    unit = percent(found.metric)
+    score, digital = (score_text(s, metric) + percent(metric) for s in (best.score, best.digital))
     sentences = [
-        f"The best of {whole} complete trials has {values_text(best.values)}: {found.metric} "
-        f"{_score(best.score, found)}{unit} after drift and {_score(best.digital, found)}{unit} "
-        f"digital ({found.task}, on held-out training data)."
+        f"The best of {whole} complete trials has {values_text(best.values)}: {metric} {score} "
+        f"after drift and {digital} digital ({found.task}, on held-out training data)."
     ]
     without = {**found.given, "noise_weight": 0.0} if "noise_weight" in found.space else {}
     for title, values in (("as requested", found.given), ("without the noise-aware loss", without)):
         other = next((t for t in found.trials if t.values == values), None)
         if other is not None and other.number != best.number and values:
-            comparison = _compared(best, other, found)
-            sentences.append(f"The setting {title} ({values_text(values)}) {comparison}.")
+            result = _compared(best, other, metric)
+            sentences.append(f"The setting {title} ({values_text(values)}) {result}.")
     sentences += filter(None, (effect_sentence(found, name) for name in found.space))
     if found.multi:
         sentences.append(
@@ -220,19 +216,13 @@ def _level(level: tuple[str, float]) -> str:
     return f"{level[0]}@{format_time(level[1])}"
 
 
-def tuning_markdown(
-    found: Trials,
-    settings: Mapping[str, object],
-    measurements: Sequence[Measurement],
-    adapters: Sequence[AdapterRecord],
-) -> str:
+def tuning_markdown(found: Trials, settings: Mapping[str, object], comparison: Comparison) -> str:
     """Return the text of summary.md: the trials, and the best setting on the validation split.
 
     Args:
         found: The trials, at least one of them complete.
         settings: Names and values to show.
-        measurements: Measurements of the best setting on the task's own validation split.
-        adapters: The adapter trained with it.
+        comparison: Of the best setting on the task's own validation split.
     """
     first, *further = tuning_findings(found)
     figures = [f"{found.metric}_vs_{name}" for name in found.space]
@@ -244,9 +234,9 @@ def tuning_markdown(
         markdown_table(importance_table(found)) if found.importance else markdown_escape(TOO_FEW),
         *(["## Further results", markdown_bullets(further)] if further else []),
         f"## {VALIDATION_TITLE}",
-        markdown_bullets(findings(measurements, adapters)),
-        *(markdown_table(device_text(t)) for t in comparison_tables(measurements, adapters)),
-        markdown_table(adapter_text(adapters)),
+        markdown_bullets(findings(comparison)),
+        *(markdown_table(device_text(table)) for table in comparison.tables),
+        markdown_table(adapter_text(comparison.adapters)),
         markdown_table(settings_text(settings)),
         "## Methodology",
         markdown_bullets(METHODOLOGY),
@@ -263,17 +253,14 @@ def trial_table(found: Trials) -> TextTable:
     """Return the ten best trials, or the Pareto front with two goals."""
     measured = [trial for trial in found.trials if trial.score is not None]
     best = sorted(measured, key=lambda trial: -(trial.score or 0))[:_BEST_TRIALS]
-    rows = tuple(
-        TextRow(
+    rows = [
+        (
             str(trial.number),
-            (
-                *(Entry(value_text(trial.values[name])) for name in found.space),
-                Entry(_score(trial.score, found)),
-                Entry(_score(trial.digital, found)),
-            ),
+            *(value_text(trial.values[name]) for name in found.space),
+            *(score_text(score, found.metric) for score in (trial.score, trial.digital)),
         )
         for trial in (found.front if found.multi else best)
-    )
+    ]
     which = "Trials on the Pareto front" if found.multi else "Best trials"
     title = metric_title(found.metric)
     columns = ("trial", *found.space, f"{title} after drift", f"{title} digital")
@@ -284,10 +271,9 @@ def importance_table(found: Trials) -> TextTable:
     """Return the importance of each searched setting for each goal."""
     goals = {"score": "after drift", "digital": "digital"}
     shown = [goal for goal in goals if goal in found.importance]
-    rows = tuple(
-        TextRow(name, tuple(Entry(f"{found.importance[goal][name]:.0%}") for goal in shown))
-        for name in found.space
-    )
+    rows = [
+        (name, *(f"{found.importance[goal][name]:.0%}" for goal in shown)) for name in found.space
+    ]
     title = "Importance of the settings (PED-ANOVA)"
     return TextTable(title, ("setting", *(goals[goal] for goal in shown)), rows)
 
@@ -298,24 +284,17 @@ def level_estimate(trial: Trial, level: tuple[str, float]) -> Estimate | None:
     return estimate(scores) if scores else None
 
 
-def _compared(best: Trial, other: Trial, found: Trials) -> str:
+def _compared(best: Trial, other: Trial, metric: str) -> str:
     """Return the score of a trial and the difference of the best one on the same chips."""
     if other.score is None:
         return "has a lower score: its trial was pruned"
-    chips = len(next(iter(best.cells.values())))
-    differences = [
-        statistics.fmean(best.cells[level][chip] - other.cells[level][chip] for level in best.cells)
-        for chip in range(chips)
-    ]
-    result = estimate(differences)
-    scale, unit = (100, " points") if is_fraction(found.metric) else (1, "")
-    half = "" if result.high is None else f" ±{scale * (result.high - result.mean):.2g}"
+    by_level = [np.subtract(best.cells[level], other.cells[level]) for level in best.cells]
+    chips = [statistics.fmean(differences) for differences in zip(*by_level, strict=True)]
+    result = estimate(chips)
+    half = "" if result.high is None else f" ±{unit(metric) * (result.high - result.mean):.2g}"
+    points = " points" if is_fraction(metric) else ""
     return (
-        f"has {_score(other.score, found)} after drift; the difference of the best setting is "
-        f"{scale * result.mean:+.2g}{half}{unit} on the same "
-        f"{'chip instance' if chips == 1 else f'{chips} chip instances'} of each device"
+        f"has {score_text(other.score, metric)} after drift; the difference of the best setting is "
+        f"{unit(metric) * result.mean:+.2g}{half}{points} on the same "
+        f"{'chip instance' if len(chips) == 1 else f'{len(chips)} chip instances'} of each device"
     )
-
-
-def _score(score: float | None, found: Trials) -> str:
-    return MISSING if score is None else score_text(score, found.metric)

@@ -14,35 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analog_grasp.report.html import (
-    Chart,
-    PageTable,
-    Section,
-    Series,
-    page_svg,
-    render_page,
-    swatch,
-)
+from analog_grasp.report.comparison import LEGEND, Comparison, adapter_text, device_text
+from analog_grasp.report.findings import findings
+from analog_grasp.report.html import Chart, PageTable, Section, render_page, swatch
 from analog_grasp.report.plotting import (
     AXIS_COLOUR,
     DASHED,
     MARKERS,
     PALETTE,
+    Drawn,
+    Series,
     break_axis,
     draw_legend,
-    unit,
+    marker_of,
     write_figure,
 )
-from analog_grasp.report.summary import findings
-from analog_grasp.report.tables import (
-    LEGEND,
-    adapter_text,
-    comparison_tables,
-    device_text,
-    metric_title,
-    score_text,
-    settings_text,
-)
+from analog_grasp.report.tables import metric_title, score_text, settings_text, unit
 from analog_grasp.report.tuning import (
     METHODOLOGY,
     TOO_FEW,
@@ -55,7 +42,6 @@ from analog_grasp.report.tuning import (
     tuning_findings,
     tuning_title,
 )
-from analog_grasp.study.records import AdapterRecord, Measurement
 from analog_grasp.tuning.search_space import Trial, values_text
 from analog_grasp.utils.time import format_time
 
@@ -97,19 +83,26 @@ class _Axis:
 
     def __init__(self, found: Trials, name: str) -> None:
         self._name, self._bounds = name, found.space[name]
-        values = [trial.values[name] for trial in found.trials]
-        numbers = [v for v in values if isinstance(v, int | float) and not self._is_zero(v)]
-        ends = [self._scaled(v) for v in (*numbers, self._bounds.low, self._bounds.high)]
+        values = [value for trial in found.trials if (value := self._value(trial)) is not None]
+        self._broken = self._bounds.log and 0 in values
+        shown = [value for value in values if value != 0 or not self._bounds.log]
+        ends = [self._scaled(v) for v in (*shown, self._bounds.low, self._bounds.high)]
         self._low, self._high = min(ends), max(ends)
         self._zero = self._low - max(0.6, 0.14 * (self._high - self._low))
-        self._broken = any(map(self._is_zero, values))
+
+    def _value(self, trial: Trial) -> float | None:
+        value = trial.values[self._name]
+        return value if isinstance(value, int | float) else None
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self._bounds.log else float(value)
 
     def of(self, trial: Trial) -> float | None:
         """Return the place of a trial's value; None for a value that is not a number."""
-        value = trial.values[self._name]
-        if not isinstance(value, int | float):
+        value = self._value(trial)
+        if value is None:
             return None
-        return self._zero if self._is_zero(value) else self._scaled(value)
+        return self._zero if self._bounds.log and value == 0 else self._scaled(value)
 
     def is_broken_off(self, place: float) -> bool:
         """Return True for a place beyond the break."""
@@ -130,12 +123,6 @@ class _Axis:
             ticks[self._zero] = "0"
             break_axis(panel, (self._zero + self._low) / 2, 0.012 * (self._high - first))
         panel.set_xticks(list(ticks), list(ticks.values()))
-
-    def _is_zero(self, value: object) -> bool:
-        return self._bounds.log and value == 0
-
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self._bounds.log else float(value)
 
 
 def _draw_setting(found: Trials, name: str) -> Figure:
@@ -164,32 +151,29 @@ def _draw_setting(found: Trials, name: str) -> Figure:
 
 
 def _draw_device(
-    panel: Axes,
-    found: Trials,
-    device: str,
-    axis: _Axis,
-    styles: Mapping[float, Mapping[str, Any]],
+    panel: Axes, found: Trials, device: str, axis: _Axis, styles: Mapping[float, dict[str, Any]]
 ) -> None:
     """Draw means over chips with intervals per drift time, and digital scores; hollow if pruned."""
+    scale = unit(found.metric)
     placed = [(place, trial) for trial in found.trials if (place := axis.of(trial)) is not None]
     placed.sort(key=lambda pair: pair[0])
     for time_s, style in styles.items():
         points = [
-            (place, score, trial)
+            (place, score, bool(trial.pruned))
             for place, trial in placed
             if (score := level_estimate(trial, (device, time_s))) is not None
         ]
-        complete = [(place, score.mean, t) for place, score, t in points if not t.pruned]
+        complete = [(place, scale * score.mean) for place, score, pruned in points if not pruned]
         _draw_points(panel, found, axis, complete, style)
-        for place, score, trial in points:
-            mean, low, high = (
-                unit(found.metric) * (score.mean if end is None else end) for end in score[:3]
+        for place, score, pruned in points:
+            if pruned:
+                panel.plot(place, scale * score.mean, **style, markerfacecolor="white", zorder=2)
+                continue
+            low, high = (score.mean if end is None else end for end in (score.low, score.high))
+            panel.vlines(
+                place, scale * low, scale * high, color=style["color"], linewidth=0.9, alpha=0.6
             )
-            if trial.pruned:
-                panel.plot(place, mean, **style, markerfacecolor="white", zorder=2)
-            else:
-                panel.vlines(place, low, high, color=style["color"], linewidth=0.9, alpha=0.6)
-    digital = [(place, t.digital, t) for place, t in placed if t.digital is not None]
+    digital = [(place, scale * t.digital) for place, t in placed if t.digital is not None]
     _draw_points(panel, found, axis, digital, _DIGITAL)
     best = axis.of(found.front[0])
     if best is not None:
@@ -200,13 +184,12 @@ def _draw_points(
     panel: Axes,
     found: Trials,
     axis: _Axis,
-    points: Sequence[tuple[float, float, Trial]],
+    points: Sequence[tuple[float, float]],
     style: Mapping[str, Any],
 ) -> None:
     """Draw points, joined by a line where a single setting is searched."""
-    scaled = [(place, unit(found.metric) * score) for place, score, _ in points]
-    off = [point for point in scaled if axis.is_broken_off(point[0])]
-    on = [point for point in scaled if not axis.is_broken_off(point[0])]
+    off = [point for point in points if axis.is_broken_off(point[0])]
+    on = [point for point in points if not axis.is_broken_off(point[0])]
     line = {} if len(found.space) == 1 else {"linestyle": "none"}
     for part, joined in ((on, line), (off, {"linestyle": "none"})):
         xs, ys = [x for x, _ in part], [y for _, y in part]
@@ -216,11 +199,10 @@ def _draw_points(
 def _time_styles(found: Trials) -> dict[float, dict[str, Any]]:
     """Return colour and marker of each drift time, from dark to pale."""
     times = sorted({time_s for _, time_s in found.levels})
-    palette = colormaps[_TIME_COLOURS]
-    shares = [_PALEST * place / max(len(times) - 1, 1) for place in range(len(times))]
+    palette, last = colormaps[_TIME_COLOURS], max(len(times) - 1, 1)
     return {
-        time_s: {"color": palette(share), "marker": MARKERS[place % len(MARKERS)]}
-        for place, (time_s, share) in enumerate(zip(times, shares, strict=True))
+        time_s: {"color": palette(_PALEST * place / last), "marker": marker_of(place)}
+        for place, time_s in enumerate(times)
     }
 
 
@@ -248,32 +230,32 @@ def _front_figure(found: Trials) -> Figure:
     return figure
 
 
-def draw_front(panel: Axes, found: Trials) -> None:
+def draw_front(panel: Axes, found: Trials) -> Drawn:
     """Draw score after drift against digital score, the trials of the front joined by a line.
 
     The ids are ``series0`` for the front and ``series1`` for the other complete trials.
     """
-    front, others = _complete(found)
+    drawn, title = {}, metric_title(found.metric)
+    front = [trial for trial in found.front if trial.digital is not None]
     for trials, gid, style in (
-        (others, "series1", {"color": _OTHER_COLOUR, "linestyle": "none"}),
+        (_others(found), "series1", {"color": _OTHER_COLOUR, "linestyle": "none"}),
         (front, "series0", {"color": PALETTE[0], "drawstyle": "steps-pre", "zorder": 3}),
     ):
-        points = [_scores(trial, found) for trial in trials]
-        if points:
-            x, y = zip(*points, strict=True)
+        if trials:
+            x, y = zip(*(_scores(trial, found) for trial in trials), strict=True)
             panel.plot(x, y, marker=MARKERS[0], markeredgecolor="white", gid=gid, **style)
+            drawn[gid] = Series([_label(trial, found.metric) for trial in trials])
     panel.margins(0.12)
-    panel.set_xlabel(f"{metric_title(found.metric)}, digital")
-    panel.set_ylabel(f"{metric_title(found.metric)}, after drift")
+    panel.set_xlabel(f"{title}, digital")
+    panel.set_ylabel(f"{title}, after drift")
+    return drawn
 
 
-def _complete(found: Trials) -> tuple[list[Trial], list[Trial]]:
-    """Return the trials with both scores: those of the front, in its order, and the others."""
-    numbers = {trial.number for trial in found.front}
-    others = [
-        t for t in found.trials if t.number not in numbers and None not in (t.score, t.digital)
-    ]
-    return [trial for trial in found.front if trial.digital is not None], others
+def _others(found: Trials) -> list[Trial]:
+    """Return the trials with both scores that are not on the front."""
+    front = {trial.number for trial in found.front}
+    complete = [t for t in found.trials if None not in (t.score, t.digital)]
+    return [trial for trial in complete if trial.number not in front]
 
 
 def _scores(trial: Trial, found: Trials) -> tuple[float, float]:
@@ -283,55 +265,48 @@ def _scores(trial: Trial, found: Trials) -> tuple[float, float]:
     return unit(found.metric) * trial.digital, unit(found.metric) * trial.score
 
 
-def tuning_page(
-    found: Trials,
-    settings: Mapping[str, object],
-    measurements: Sequence[Measurement],
-    adapters: Sequence[AdapterRecord],
-) -> str:
+def _label(trial: Trial, metric: str) -> str:
+    score, digital = (score_text(each, metric) for each in (trial.score, trial.digital))
+    values = values_text(trial.values)
+    return f"trial {trial.number}, {values}: {score} after drift, {digital} digital"
+
+
+def tuning_page(found: Trials, settings: Mapping[str, object], comparison: Comparison) -> str:
     """Return the text of report.html; the arguments are those of `tuning_markdown`."""
     first, *further = tuning_findings(found)
-    tables = [PageTable(device_text(table)) for table in comparison_tables(measurements, adapters)]
     importance = [PageTable(importance_table(found))] if found.importance else []
+    legend = [("Pareto front" if found.multi else "best trial", swatch("o", PALETTE[0]), "")]
+    if _others(found):
+        legend.append(("other trials", swatch("o", _OTHER_COLOUR), ""))
+    chart = Chart(
+        "Trials",
+        f"{metric_title(found.metric)} after drift against that of the digital model, one point "
+        "per trial.",
+        partial(draw_front, found=found),
+        legend=legend,
+    )
     sections = [
         Section(
             "Score after drift against digital score",
-            charts=[_trials_chart(found)],
+            charts=[chart],
             caption=_FRONT_CAPTION if found.multi else _CAPTION,
             tables=[PageTable(trial_table(found)), *importance],
         ),
         Section("Further results", sentences=further if importance else [*further, TOO_FEW]),
-        Section(VALIDATION_TITLE, sentences=findings(measurements, adapters)),
-        Section("Scores of the best setting", text=LEGEND, tables=tables),
+        Section(VALIDATION_TITLE, sentences=findings(comparison)),
+        Section(
+            "Scores of the best setting",
+            text=LEGEND,
+            tables=[PageTable(device_text(table)) for table in comparison.tables],
+        ),
         Section(
             "Adapter and settings",
-            tables=[PageTable(adapter_text(adapters)), PageTable(settings_text(settings))],
+            tables=[
+                PageTable(adapter_text(comparison.adapters)),
+                PageTable(settings_text(settings)),
+            ],
         ),
         Section("Methodology", sentences=METHODOLOGY),
     ]
     link = f"Download the {len(found.trials):,} trials (CSV)"
     return render_page(tuning_title(found), first, sections, link, "trials.csv", trials_csv(found))
-
-
-def _trials_chart(found: Trials) -> Chart:
-    front, others = _complete(found)
-    series = {
-        gid: Series("", [_label(trial, found) for trial in trials])
-        for gid, trials in (("series0", front), ("series1", others))
-    }
-    title = metric_title(found.metric)
-    description = f"{title} after drift against that of the digital model, one point per trial."
-    legend = [("Pareto front" if found.multi else "best trial", swatch("o", PALETTE[0]), "")]
-    if others:
-        legend.append(("other trials", swatch("o", _OTHER_COLOUR), ""))
-    svg = page_svg(partial(draw_front, found=found), "trials-", series)
-    return Chart("Trials", description, svg, legend=legend)
-
-
-def _label(trial: Trial, found: Trials) -> str:
-    digital, score = (
-        score_text(each, found.metric) for each in (trial.digital, trial.score) if each is not None
-    )
-    return (
-        f"trial {trial.number}, {values_text(trial.values)}: {score} after drift, {digital} digital"
-    )

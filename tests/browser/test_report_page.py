@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from analog_grasp.report.comparison import comparison_page
+from analog_grasp.report.comparison import Comparison
+from analog_grasp.report.page import comparison_page
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -48,7 +49,7 @@ def path(tmp_path_factory):
         for device, time, index in product(devices, times, range(3))
     ]
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(comparison_page("Title", {"seed": 0}, cells, records, layers))
+    path.write_text(comparison_page("Title", {"seed": 0}, Comparison(cells, records), layers))
     return path
 
 

@@ -60,7 +60,7 @@ def test_help_names_every_command(ag, arguments):
     assert ended.status == 0
     assert {"compare", "train", "deploy", "drift", "tune", "devices", "report"} <= {*COMMANDS}
     for command in COMMANDS:
-        assert f"│ {command} " in ended.out
+        assert f"  {command} " in ended.out
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,13 +1,16 @@
 """The command-line page of the documents, generated from the commands and the settings."""
 
 import inspect
-from typing import Any
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from analog_grasp.cli.main import COMMANDS, app
-from analog_grasp.cli.options import settings_markdown
-from analog_grasp.study.config import SETTINGS, StudyConfig
+from analog_grasp.cli.options import choices, default_text, help_text
+from analog_grasp.study.config import SETTINGS, Setting, StudyConfig, plain_types
 
 HEAD = """# Command line
 
@@ -18,6 +21,8 @@ Results are written to the standard output, progress and notes to the standard e
 status is 0 if the command succeeded, 1 if the run failed and 2 if the request is wrong. An error is
 one sentence; `--debug` shows its traceback.
 """
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+TYPES = {bool: "on or off", int: "integer", float: "number", str: "text"}
 SETTINGS_HEAD = """## Settings
 
 Every setting has one name: `noise_weight` in a [configuration file](how-to/configuration.md) and in
@@ -89,3 +94,42 @@ def sections(names: set[str]) -> str:
         else:
             parts.append(f"{', '.join(f'`{name}`' for name in taken)} of {link}")
     return "; ".join(parts)
+
+
+def settings_markdown() -> str:
+    """Return a table of all settings by section."""
+    lines = []
+    for section, info in StudyConfig.model_fields.items():
+        summary = str(inspect.getdoc(info.annotation)).split("\n\n")[0]
+        lines += [f"### {section.title()}", "", summary, ""]
+        lines += ["| setting | default | values | description |", "|---|---|---|---|"]
+        for name, setting in SETTINGS.items():
+            if setting.section == section:
+                default = default_text(setting).replace("|", "\\|")
+                lines.append(f"| `{name}` | {default} | {values(setting)} | {help_text(setting)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def values(setting: Setting) -> str:
+    """Return what a setting accepts: its choices, or its type and range."""
+    kinds = [kind for kind in plain_types(setting.info.annotation) if kind is not NoneType]
+    others = [kind for kind in kinds if get_origin(kind) is not Literal]
+    words = (*choices(setting), *(TYPES.get(kind, "list of texts") for kind in others))
+    return " or ".join(words) + "".join(f", {bound}" for bound in bounds(setting.info))
+
+
+def bounds(annotation: Any) -> Iterator[str]:
+    """Yield the limits of a number, as in "at least 1", from constraints on any level."""
+    if isinstance(annotation, FieldInfo):
+        for constraint in annotation.metadata:
+            for key, phrase in LIMITS.items():
+                if (limit := getattr(constraint, key, None)) is not None:
+                    yield f"{phrase} {limit:,}"
+        yield from bounds(annotation.annotation)
+    elif get_origin(annotation) is Annotated:
+        for part in get_args(annotation)[1:]:
+            yield from bounds(part)
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from bounds(part)

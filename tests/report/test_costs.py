@@ -1,12 +1,14 @@
 """Costs in a report: parts add up to the bars, the Pareto front, files, table and page."""
 
+from dataclasses import replace
+
 import pytest
 
 from analog_grasp.costs import CostModel, Costs, LayerWork, Work
 from analog_grasp.costs.table import cost_rows, costs_csv, read_costs
-from analog_grasp.report.comparison import comparison_page, write_report
+from analog_grasp.report.comparison import Comparison
 from analog_grasp.report.costs import bars, cost_text, front, points, write_costs
-from analog_grasp.study.statistics import Variant
+from analog_grasp.report.page import comparison_page, write_report
 
 DEVICES = {"pcm": "hermes-1phase", "rram": "neurram"}
 
@@ -53,40 +55,40 @@ def test_a_bar_is_the_sum_of_the_parts_that_are_stated(rows):
 
 
 def test_points_are_the_scores_at_the_last_time(rows, measurements, records):
-    found = points(rows, measurements, records)
+    found = points(rows, Comparison(measurements, records))
     assert len(found) == 4
-    assert {point.time_s for point in found} == {86400.0}
+    assert {point.score.time_s for point in found} == {86400.0}
     last = [m.value for m in measurements if (m.adapter, m.device, m.time_s) ==
             ("grasp", "pcm", 86400.0)]  # fmt: skip
-    assert found[0].score == pytest.approx(sum(last) / len(last))
-    assert found[0].variant == Variant("grasp", "digital")
+    assert found[0].score.mean == pytest.approx(sum(last) / len(last))
+    assert (found[0].label, found[0].place) == ("grasp", 0)
 
 
 def test_no_point_of_the_front_is_dominated(rows, measurements, records):
-    found = points(rows, measurements, records)
-    best = front(found, "accuracy")
+    found = points(rows, Comparison(measurements, records))
+    best = front(found)
     for point in found:
-        better = [b for b in best if b.energy <= point.energy and b.score >= point.score]
-        assert better
+        assert any(b.energy <= point.energy and b.score.mean >= point.score.mean for b in best)
     # Where a lower value is better, the front is another one.
-    worst_first = front(found, "perplexity")
-    assert min(point.score for point in found) == worst_first[-1].score
+    lower = [p._replace(score=replace(p.score, metric="perplexity")) for p in found]
+    assert front(lower)[-1].score.mean == min(point.score.mean for point in found)
 
 
 def test_files_and_page(rows, measurements, records, tmp_path):
-    names = [path.name for path in write_costs(rows, measurements, records, tmp_path)]
+    comparison = Comparison(measurements, records)
+    names = [path.name for path in write_costs(rows, comparison, tmp_path)]
     kinds = ("png", "svg", "pdf")
     assert names == [
         "costs.csv", *(f"energy_by_part.{kind}" for kind in kinds),
         *(f"accuracy_vs_energy.{kind}" for kind in kinds),
     ]  # fmt: skip
-    assert write_costs([], measurements, records, tmp_path / "none") == []
-    page = comparison_page("Title", {"seed": 0}, measurements, records, costs=rows)
+    assert write_costs([], comparison, tmp_path / "none") == []
+    page = comparison_page("Title", {"seed": 0}, comparison, costs=rows)
     assert "Energy by part" in page
     assert "accuracy (%) at 1d against energy" in page
     assert "not stated" in page
     assert "grasp, hermes-1phase, tile reads: " in page
-    assert "Energy by part" not in comparison_page("Title", {"seed": 0}, measurements, records)
+    assert "Energy by part" not in comparison_page("Title", {"seed": 0}, comparison)
 
 
 def test_the_report_of_a_run_includes_them(rows, measurements, records, tmp_path):
@@ -98,6 +100,6 @@ def test_the_report_of_a_run_includes_them(rows, measurements, records, tmp_path
 def test_the_table_says_what_is_not_stated(rows):
     table = cost_text(rows)
     assert table.columns[1:3] == ("grasp, hermes-1phase", "grasp, neurram")
-    attention = next(row for row in table.rows if row.label == "energy, attention")
-    assert attention.entries[1].text == "not stated"
-    assert "nJ" in attention.entries[0].text or "pJ" in attention.entries[0].text
+    (attention,) = (entries for label, *entries in table.rows if label == "energy, attention")
+    assert attention[1] == "not stated"
+    assert "nJ" in attention[0] or "pJ" in attention[0]

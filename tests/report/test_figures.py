@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 from matplotlib import rc_context, rcParams
-from matplotlib.figure import Figure
 
 from analog_grasp.report import figures, plotting
+from analog_grasp.report.comparison import Comparison
 from analog_grasp.report.figures import accuracy_vs_drift, accuracy_vs_noise, noise_level
 from analog_grasp.report.plotting import PALETTE
 from analog_grasp.study.records import Measurement
@@ -26,8 +26,8 @@ def axes(monkeypatch):
 
     monkeypatch.setattr(figures, "write_figure", keep)
 
-    def draw(function, *arguments, **settings):
-        function(*arguments, "unused", **settings)
+    def draw(function, cells, adapters=(), **settings):
+        function(Comparison(cells, adapters), "unused", **settings)
         return drawn[0].axes
 
     return draw
@@ -42,8 +42,8 @@ def noisy(devices, placement="digital", adapters=("grasp", "stochgrasp")):
 
 
 def test_files_have_the_same_bytes_twice(tmp_path, measurements, records):
-    first = accuracy_vs_drift(measurements, tmp_path / "a.b", adapters=records)
-    second = accuracy_vs_drift(measurements, tmp_path / "c", adapters=records)
+    comparison = Comparison(measurements, records)
+    first, second = (accuracy_vs_drift(comparison, tmp_path / stem) for stem in ("a.b", "c"))
     assert [path.name for path in first] == ["a.b.png", "a.b.svg", "a.b.pdf"]
     starts = (b"\x89PNG", b"<?xml", b"%PDF")
     for one, other, start in zip(first, second, starts, strict=True):
@@ -128,12 +128,7 @@ def test_missing_scores_are_skipped(axes, measurements):
 
 def test_a_dollar_sign_in_a_name_starts_no_formula(tmp_path, make):
     cells, _ = make(adapters=["$\\nothing"], devices=["a$b"])
-    assert len(accuracy_vs_drift(cells, tmp_path / "a")) == 3
-
-
-def test_no_measurement_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="must not be empty"):
-        accuracy_vs_drift([], tmp_path / "a")
+    assert len(accuracy_vs_drift(Comparison(cells), tmp_path / "a")) == 3
 
 
 def test_noise_levels_are_in_ascending_order(axes, records):
@@ -170,14 +165,14 @@ def test_a_partial_run_has_a_noise_figure(axes):
 
 def test_a_noise_figure_needs_two_levels(tmp_path):
     one_level = noisy(["gaussian", "gaussian:0.05", "ideal"])
-    assert accuracy_vs_noise(one_level, tmp_path / "x") == []
+    assert accuracy_vs_noise(Comparison(one_level), tmp_path / "x") == []
     assert not list(tmp_path.iterdir())
-    paths = accuracy_vs_noise(noisy(NOISE_LEVELS), tmp_path / "x")
+    paths = accuracy_vs_noise(Comparison(noisy(NOISE_LEVELS)), tmp_path / "x")
     assert [path.name for path in paths] == ["x.png", "x.svg", "x.pdf"]
 
 
 def test_the_users_own_style_has_no_influence():
-    plain = plotting.svg_text(Figure)
-    with rc_context({"figure.figsize": (1, 1), "svg.hashsalt": "mine"}):
-        assert plotting.svg_text(Figure) == plain
+    plain, drawn = plotting.svg_text((2, 2), lambda panel: {})
+    with rc_context({"axes.facecolor": "red", "svg.hashsalt": "mine"}):
+        assert plotting.svg_text((2, 2), lambda panel: {}) == (plain, drawn)
         assert rcParams["svg.hashsalt"] == "mine"

@@ -72,7 +72,7 @@ def test_adapters_are_columns(grasp, stochgrasp):
     shown = inspection_tables(inspect_adapters([grasp, stochgrasp]))
     assert [table.title for table in shown][2:] == ["sigma of the scale", "sigma of the shift"]
     assert shown[0].columns == ("layer", "grasp, K = 16", "stochgrasp, K = 16")
-    cells = {row.label: [entry.text for entry in row.entries] for row in shown[0].rows}
+    cells = {label: entries for label, *entries in shown[0].rows}
     assert list(cells)[-1] == ALL_LAYERS
     assert cells["bert.layer.10.query"][0].endswith("†")
     assert cells["bert.layer.10.query"][1] == "-"

@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from analog_grasp.report.comparison import Comparison
 from analog_grasp.report.tuning import (
     Trials,
     effect_sentence,
@@ -102,25 +103,25 @@ def test_the_best_setting_is_not_compared_with_itself():
 
 def test_tables_have_the_best_trials_or_the_front_and_a_column_per_goal(found):
     table = trial_table(found)
-    assert [row.label for row in table.rows] == ["2", "0", "1"]
-    assert [entry.text for entry in table.rows[0].entries] == ["0.1", "84.0", "87.0"]
+    assert [row[0] for row in table.rows] == ["2", "0", "1"]
+    assert table.rows[0][1:] == ("0.1", "84.0", "87.0")
     assert importance_table(found).columns == ("setting", "after drift")
     trials = [trial(0, 1.0, 0.8, 0.9), trial(1, 0.0, 0.7, 0.7), trial(2, 2.0, 0.7, 0.95)]
     importance = {"score": {"noise_weight": 1.0}, "digital": {"noise_weight": 1.0}}
     front = [trials[0], trials[2]]
     two = trials_of(*trials, front=front, multi=True, importance=importance)
-    assert [row.label for row in trial_table(two).rows] == ["0", "2"]
+    assert [row[0] for row in trial_table(two).rows] == ["0", "2"]
     assert "2 trials are on the Pareto front" in " ".join(tuning_findings(two))
     assert importance_table(two).columns == ("setting", "after drift", "digital")
-    assert importance_table(two).rows[0].entries[1].text == "100%"
+    assert importance_table(two).rows[0][2] == "100%"
 
 
 def test_summary_has_the_figures_and_the_missing_importance(found, measurements):
-    text = tuning_markdown(found, {"seed": 0}, measurements, [])
+    text = tuning_markdown(found, {"seed": 0}, Comparison(measurements))
     assert "(accuracy_vs_noise_weight.svg)" in text
     assert "front.svg" in text
     few = trials_of(*found.trials, front=found.front, importance={})
-    assert "too few complete trials" in tuning_markdown(few, {}, measurements, [])
+    assert "too few complete trials" in tuning_markdown(few, {}, Comparison(measurements))
 
 
 def test_figures_have_the_same_bytes_twice(found, tmp_path):
@@ -136,9 +137,8 @@ def test_figures_have_the_same_bytes_twice(found, tmp_path):
 
 @pytest.mark.parametrize("multi", [False, True])
 def test_the_page_has_every_complete_trial_and_the_data(found, measurements, records, multi):
-    page = tuning_page(
-        trials_of(*found.trials, front=found.front, multi=multi), {"seed": 0}, measurements, records
-    )
+    shown = trials_of(*found.trials, front=found.front, multi=multi)
+    page = tuning_page(shown, {"seed": 0}, Comparison(measurements, records))
     for number, text in {0: "noise_weight 1: 80.0", 1: "noise_weight 0: 70.0", 2: "noise"}.items():
         assert page.count(f'aria-label="trial {number}, {text}') == 1
     assert page.count('aria-label="trial ') == 3

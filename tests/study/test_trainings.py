@@ -53,7 +53,7 @@ def test_records_and_differences_cover_the_trainings(results):
     found = paired_differences(results.measurements, "grasp", "stochgrasp")
     assert {(d.trainings, d.n, d.unpaired) for d in found} == {(2, 2, 0)}
     (table, _) = Comparison(results.measurements, results.adapters).tables
-    assert [row.label for row in table.scores] == ["grasp", "stochgrasp"]
+    assert table.labels == ["grasp", "stochgrasp"]
 
 
 def test_trainings_are_added_to_a_finished_run(results, settings, tmp_path, monkeypatch):

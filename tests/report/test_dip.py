@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 
-from analog_grasp.report.modality import MIN_VALUES, dip, dip_p_value
+from analog_grasp.report.inspection import MIN_VALUES, dip, dip_p_value
 
 
 def nearest_with_one_mode(x: np.ndarray) -> float:

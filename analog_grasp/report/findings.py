@@ -1,0 +1,416 @@
+"""Findings of a comparison as sentences, the answer first, and summary.md, which begins with them.
+
+A score is retained while it is at least 95 % of that of the adapter's digital model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from analog_grasp.report.comparison import (
+    ANSWER_LEGEND,
+    LEGEND,
+    RETAINED,
+    Comparison,
+    DeviceTable,
+    adapter_text,
+    answer_table,
+    device_text,
+    treatment_text,
+)
+from analog_grasp.report.tables import (
+    MARKS,
+    MISSING,
+    TextTable,
+    interval_text,
+    markdown_bullets,
+    markdown_escape,
+    markdown_table,
+    percent,
+    settings_text,
+)
+from analog_grasp.study.records import LayerRecord, Measurement, TreatmentCost
+from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
+from analog_grasp.utils.time import format_time
+from analog_grasp.utils.types import LOWER_IS_BETTER
+
+METHODOLOGY = (
+    "A condition is one device at one time since programming. The score of an adapter in a"
+    " condition is the mean over chip instances, each programmed with its own seed, and over"
+    " trainings, with its 95 % interval; a single instance has no interval.",
+    "Adapters that share frozen weights are measured on the same chip instances. The difference of"
+    " two adapters is computed per training and instance, and its interval is that of the paired"
+    " differences. An adapter is better or worse in a condition if this interval excludes zero, and"
+    " otherwise not significantly different.",
+    "The intervals are not corrected for the number of conditions: of two equal adapters, one would"
+    " be better or worse by chance in about one condition in twenty. Differences marked with * are"
+    " also significant at the level of 5 % after Holm's correction over all differences of the same"
+    " task and metric (paired t-test).",
+    "A score is retained up to the last time before its mean falls below 95 % of that of the"
+    " digital model. The 5th percentile of the chips is that of the scores of one training on one"
+    " chip.",
+    "Devices and chips are simulated.",
+)
+_ONE_TRAINING = (
+    "Each adapter was trained once: the intervals (Student's t) cover the variation between chips"
+    " and not between trainings."
+)
+_TRAININGS = (
+    "Each adapter was trained from {count} seeds, and every chip was measured with each training:"
+    " the intervals cover both (crossed random effects, Satterthwaite's degrees of freedom)."
+)
+CHIPS_LEGEND = (
+    "Weight error: root mean square of (present weight - target) over all weights on the first"
+    " chip instance of each device, in per cent of the column maximum, with drift compensation,"
+    " as the first adapter is deployed. Utilisation: share of the tiles' cross-points that hold a"
+    " weight."
+)
+# Digital modules beyond these are summed up.
+_LISTED = 5
+_SECOND_STAGE = (
+    "Second stage of training: after it has learned the task, each adapter was distilled without"
+    " labels, in {steps} steps, on simulated chips, none of them measured, of {chips}. Its training"
+    " time and cost contain this stage."
+)
+_KINDS = {"grasp": "Deterministic", "stochgrasp": "Stochastic"}
+
+
+def methodology(settings: Mapping[str, object]) -> list[str]:
+    """Return how the adapters were trained and measured, as sentences."""
+    chips = settings.get("then", ["none"])
+    if not isinstance(chips, list) or chips == ["none"]:
+        return list(METHODOLOGY)
+    stage = _SECOND_STAGE.format(steps=settings.get("then_steps"), chips=", ".join(chips))
+    return [stage, *METHODOLOGY]
+
+
+def trainings_text(measurements: Sequence[Measurement]) -> str:
+    """Return what the intervals cover, as a sentence."""
+    trainings = {(cell.adapter, cell.training) for cell in measurements}
+    counts = Counter(adapter for adapter, _ in trainings)
+    if max(counts.values()) == 1:
+        return _ONE_TRAINING
+    names = dict.fromkeys(cell.adapter for cell in measurements)
+    once = ", ".join(adapter for adapter in names if counts[adapter] == 1)
+    but = f" Of {once} there is one training, and no interval over them." if once else ""
+    return _TRAININGS.format(count=max(counts.values())) + but
+
+
+def answer(comparison: Comparison) -> str:
+    """Return the answer of a comparison as one sentence.
+
+    Adapters are called better or worse by the differences that are significant after Holm's
+    correction. The device is the one on which the score is retained longest, then the one with the
+    best score at the last time.
+
+    Example:
+        >>> cells = [
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score + i)
+        ...     for name, score in [("grasp", 0.5), ("stochgrasp", 0.75)]
+        ...     for i in range(2)
+        ... ]
+        >>> print(answer(Comparison(cells)).partition(":")[0])
+        Stochastic (stochgrasp), on pcm, for 0s
+    """
+    tables = comparison.subjects[0]
+    choice, winner, reason = _choice(tables)
+    measured = [
+        (table, place) for table in tables for place, cells in enumerate(table.scores) if any(cells)
+    ]
+    devices = len({table.device for table, _ in measured})
+    sign = -1.0 if tables[0].metric in LOWER_IS_BETTER else 1.0
+
+    def rank(table: DeviceTable, place: int) -> tuple[float, float]:
+        seconds = comparison.retained(table, place)
+        return -1.0 if seconds is None else seconds, sign * _last(table, place).mean
+
+    table, place = max(
+        (each for each in measured if winner in (None, each[1])), key=lambda each: rank(*each)
+    )
+    seconds, last = comparison.retained(table, place), _last(table, place)
+    known = comparison.digital_score(table, place) is not None
+    share = f"{100 * RETAINED:.0f} % of its {'digital' if known else 'first'} {table.metric}"
+    score = f"{interval_text(last, table.metric)}{percent(table.metric)}"
+    score += f" at {format_time(last.time_s)}"
+    if seconds is None:
+        among = f", the best of {devices} devices" if devices > 1 else ""
+        result = f"does not retain {share}, and has {score}{among}"
+    else:
+        among = f" (the longest of {devices} devices)" if devices > 1 else ""
+        result = f"retains {share} there{among} and has {score}"
+    duration = "" if seconds is None else f", for {format_time(seconds)}"
+    label = table.labels[place]
+    subject = label if choice or reason else "it"
+    return f"{choice or label}, on {table.device}{duration}: {reason}{subject} {result}."
+
+
+def _last(table: DeviceTable, place: int) -> Summary:
+    return [cell for cell in table.scores[place] if cell][-1]
+
+
+def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
+    """Return what to choose, the place of the only variant to choose if any, and the reason."""
+    baseline, *labels = tables[0].labels
+    differences = [_differences(tables, place) for place in range(len(labels))]
+    better, worse = (
+        [sum(c.verdict == verdict and c.holds_corrected for c in cells) for cells in differences]
+        for verdict in MARKS
+    )
+    tested = max((_tested(cells) for cells in differences), default=0)
+    if len(labels) != 1:
+        counts = zip(labels, better, worse, strict=True)
+        listed = ", ".join(f"{label} {ups} / {downs}" for label, ups, downs in counts)
+        reason = f"better / worse than {baseline}: {listed} of {_conditions(tested)}; "
+        return "", None, reason if tested else ""
+    both, among = f"{labels[0]} and {baseline}", f"of {_conditions(tested)}"
+    if not tested:
+        return "", None, f"{both} share a single chip, too few to compare them; "
+    if not better[0] and not worse[0]:
+        reason = f"{both} differ significantly in none {among}{_span(differences[0])}; "
+        return "Either", None, reason
+    reason = (
+        f"{labels[0]} is better than {baseline} in {better[0]} and worse in {worse[0]} {among}; "
+    )
+    if better[0] and worse[0]:
+        return "It depends on the condition", None, reason
+    place = 1 if better[0] else 0
+    winner = tables[0].labels[place]
+    known = {labels[0], baseline} == set(_KINDS)
+    return f"{_KINDS[winner]} ({winner})" if known else winner, place, reason
+
+
+def _differences(tables: Sequence[DeviceTable], place: int) -> list[PairedDifference]:
+    """Return the measured differences of a variant from the first."""
+    cells = (cell for table in tables for cell in table.differences[place])
+    return [cell for cell in cells if cell and cell.n]
+
+
+def _tested(cells: Sequence[PairedDifference]) -> int:
+    return sum(cell.verdict != "open" for cell in cells)
+
+
+def _span(cells: Sequence[PairedDifference]) -> str:
+    """Return the smallest and the largest mean difference."""
+    if len(cells) < 2:
+        return ""
+    low, high = (interval_text(replace(cell, high=None), cell.metric) for cell in _extremes(cells))
+    return f" ({low} to {high}{' points' if is_fraction(cells[0].metric) else ''})"
+
+
+def _extremes[Cell: (PairedDifference, Summary)](cells: Sequence[Cell]) -> tuple[Cell, Cell]:
+    """Return the cells with the lowest and the highest mean."""
+    return min(cells, key=lambda c: c.mean or 0.0), max(cells, key=lambda c: c.mean or 0.0)
+
+
+def _conditions(count: int) -> str:
+    return f"{count} condition{'' if count == 1 else 's'}"
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """Return the results of a comparison as sentences, the answer first.
+
+    Example:
+        >>> cells = [
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score + i)
+        ...     for name, score in [("grasp", 0.5), ("lora", 0.75)]
+        ...     for i in range(2)
+        ... ]
+        >>> print(findings(Comparison(cells))[1].partition(",")[0])
+        lora is better than grasp in 1 of 1 condition (device and time)
+    """
+    subjects = comparison.subjects
+    sentences = [sentence for tables in subjects for sentence in _comparisons(tables)]
+    sentences += [sentence for tables in subjects for sentence in _ranges(tables)]
+    return [answer(comparison), *sentences, *_gaps(comparison.measurements)]
+
+
+def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
+    """Return the differences of each variant from the first."""
+    sentences, subject = [], f"{tables[0].task}, {tables[0].metric}"
+    baseline, *labels = tables[0].labels
+    for place, label in enumerate(labels):
+        cells = _differences(tables, place)
+        counts = Counter(cell.verdict for cell in cells)
+        if tested := _tested(cells):
+            sentences.append(
+                f"{label} is better than {baseline} in {counts['better']} of"
+                f" {_conditions(tested)} (device and time), worse in {counts['worse']} and not"
+                f" significantly different in {counts['not significant']}{_corrected(cells)}"
+                f" ({subject})."
+            )
+        if counts["open"]:
+            sentences.append(
+                f"{label} and {baseline} share a single chip instance in"
+                f" {_conditions(counts['open'])} ({subject}), too few for an interval."
+            )
+        if len(cells) > 1:
+            low, high = (_at(cell, " points") for cell in _extremes(cells))
+            sentences.append(
+                f"The mean difference {label} − {baseline} ranges from {low} to {high}."
+            )
+    return sentences
+
+
+def _corrected(cells: Sequence[PairedDifference]) -> str:
+    """Return the number of differences that are significant after Holm's correction."""
+    if not any(cell.verdict in MARKS for cell in cells):
+        return ""
+    counts = Counter(cell.verdict for cell in cells if cell.holds_corrected)
+    return (
+        f"; after Holm's correction it is better in {counts['better']} and worse in"
+        f" {counts['worse']}"
+    )
+
+
+def _ranges(tables: Sequence[DeviceTable]) -> list[str]:
+    """Return the lowest and the highest mean score of each variant."""
+    sentences = []
+    for place, label in enumerate(tables[0].labels):
+        if cells := [cell for table in tables for cell in table.scores[place] if cell]:
+            low, high = (_at(cell, " %") for cell in _extremes(cells))
+            sentences.append(
+                f"The {tables[0].metric} of {label} on {tables[0].task} ranges from {low} to"
+                f" {high}."
+            )
+    return sentences
+
+
+def _at(cell: PairedDifference | Summary, unit: str) -> str:
+    """Return a mean with its interval, and where it was measured; fractions have the unit."""
+    shown = interval_text(cell, cell.metric) + unit * is_fraction(cell.metric)
+    return f"{shown} on {cell.device} at {format_time(cell.time_s)}"
+
+
+def _gaps(measurements: Sequence[Measurement]) -> list[str]:
+    """Return the number of measurements that a full grid of the same names and times lacks."""
+    chips = {(cell.device, cell.repeat) for cell in measurements}
+    subjects = {(cell.task, cell.metric) for cell in measurements}
+    trained = {(cell.adapter, cell.training, cell.placement) for cell in measurements}
+    times = {cell.time_s for cell in measurements}
+    full = len(chips) * len(subjects) * len(trained) * len(times)
+    if full <= len(measurements):
+        return []
+    return [
+        f"The results are partial: {len(measurements)} of the {full} measurements of the full grid"
+        " are available."
+    ]
+
+
+class ChipSummary(NamedTuple):
+    """One chip instance of a device, summed over its layers.
+
+    Attributes:
+        device: Name of the card.
+        layers: Its layers right after programming.
+        tiles, weights: Numbers of tiles, and of weights on them.
+        utilisation: Share of the tiles' cross-points that hold a weight.
+        errors: Root mean square weight error over all layers by time in seconds, in units of the
+            column maximum.
+    """
+
+    device: str
+    layers: Sequence[LayerRecord]
+    tiles: int
+    weights: int
+    utilisation: float
+    errors: Mapping[float, float]
+
+
+def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
+    """Return one summary per device, in order of first appearance."""
+    devices: dict[str, dict[float, list[LayerRecord]]] = {}
+    for record in layers:
+        if record.tiles:
+            devices.setdefault(record.device, {}).setdefault(record.time_s, []).append(record)
+    found = []
+    for device, by_time in devices.items():
+        errors = {}
+        for seconds, own in sorted(by_time.items()):
+            squares = sum(layer.cells * layer.weight_error**2 for layer in own)
+            errors[seconds] = (squares / sum(layer.cells for layer in own)) ** 0.5
+        first = by_time[min(by_time)]
+        weights = sum(layer.cells for layer in first)
+        use = weights / sum(layer.cells / layer.use for layer in first)
+        tiles = sum(layer.tiles for layer in first)
+        found.append(ChipSummary(device, first, tiles, weights, use, errors))
+    return found
+
+
+def chip_text(chips: Sequence[ChipSummary]) -> TextTable:
+    """Return the chips as text, with the weight error at each time; see `CHIPS_LEGEND`."""
+    times = sorted({seconds for chip in chips for seconds in chip.errors})
+    columns = ("device", "tiles", "weights", "utilisation")
+    rows = []
+    for chip in chips:
+        errors = (f"{chip.errors[t]:.2%}" if t in chip.errors else MISSING for t in times)
+        counts = (f"{chip.tiles:,}", f"{chip.weights:,}", f"{chip.utilisation:.1%}")
+        rows.append((chip.device, *counts, *errors))
+    titles = (f"error at {format_time(seconds)}" for seconds in times)
+    return TextTable("Tiles and weight error", (*columns, *titles), rows)
+
+
+def coverage(layers: Sequence[LayerRecord]) -> list[str]:
+    """Return which share of the weights is on tiles and which modules are not, as a sentence.
+
+    Args:
+        layers: Layers on tiles, and modules with digital weights, which have no tiles.
+
+    Returns:
+        One sentence; none without layers.
+
+    Example:
+        >>> layer = LayerRecord("pcm", 0, 0.0, "dense", 1, 300, 0.5, 0.1)
+        >>> print(*coverage([layer, LayerRecord("pcm", 0, 0.0, "conv", 0, 100, 0.0, 0.0)]))
+        75.0% of the model's weights are on tiles; digital: conv (100).
+    """
+    if not layers:
+        return []
+    first = [x for x in layers if (x.device, x.time_s) == (layers[0].device, layers[0].time_s)]
+    digital = sorted((x for x in first if not x.tiles), key=lambda x: -x.cells)
+    share = sum(x.cells for x in first if x.tiles) / sum(x.cells for x in first)
+    names = [f"{x.layer} ({x.cells:,})" for x in digital[:_LISTED]]
+    if others := digital[_LISTED:]:
+        names.append(f"{len(others)} more ({sum(x.cells for x in others):,})")
+    listed = f"; digital: {', '.join(names)}" if names else ""
+    return [f"{share:.1%} of the model's weights are on tiles{listed}."]
+
+
+def summary_markdown(
+    question: str,
+    settings: Mapping[str, object],
+    comparison: Comparison,
+    layers: Sequence[LayerRecord] = (),
+    treatments: Sequence[TreatmentCost] = (),
+) -> str:
+    """Return the text of summary.md: result, figure, tables, settings and methodology.
+
+    The arguments are those of `analog_grasp.report.page.write_report`.
+    """
+    first, *further = findings(comparison)
+    chips = chip_summaries(layers)
+    tables = (
+        *([adapter_text(comparison.adapters)] if comparison.adapters else []),
+        *([treatment_text(treatments)] if treatments else []),
+        *([chip_text(chips)] if chips else []),
+    )
+    parts = [
+        f"# {markdown_escape(question)}",
+        markdown_escape(first),
+        "![Score against time since programming](accuracy_vs_drift.svg)",
+        markdown_table(answer_table(comparison)),
+        markdown_escape(f"{ANSWER_LEGEND} {trainings_text(comparison.measurements)}"),
+        "## Scores and paired differences",
+        markdown_escape(LEGEND),
+        *(markdown_table(device_text(table)) for table in comparison.tables),
+        *(["## Further results", markdown_bullets(further)] if further else []),
+        *map(markdown_table, tables),
+        *([markdown_escape(CHIPS_LEGEND)] if chips else []),
+        *map(markdown_escape, coverage(layers)),
+        markdown_table(settings_text(settings)),
+        "## Methodology",
+        markdown_bullets(methodology(settings)),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,214 @@
+"""Findings and summary of a comparison: the answer, counts, ranges, retained scores."""
+
+from dataclasses import replace
+
+import pytest
+
+from analog_grasp.report.comparison import Comparison, answer_table
+from analog_grasp.report.findings import (
+    answer,
+    coverage,
+    findings,
+    summary_markdown,
+    trainings_text,
+)
+
+# Scores of the digital models are 86.75 %, of which 95 % are 82.4 %.
+SCORES = {("pcm", 0.0): 0.85, ("pcm", 20.0): 0.83, ("pcm", 86400.0): 0.8}
+SCORES |= {("rram", 0.0): 0.84, ("rram", 20.0): 0.7, ("rram", 86400.0): 0.83}
+
+
+@pytest.fixture
+def scored(measurements):
+    """Return scores with a gain of stochgrasp, in points, that chips hardly change."""
+
+    def make(gain):
+        return [
+            replace(
+                cell,
+                value=SCORES[cell.device, cell.time_s]
+                + cell.repeat / 500
+                + (cell.adapter == "stochgrasp") * (gain(cell) + cell.repeat % 2 / 1e4),
+            )
+            for cell in measurements
+        ]
+
+    return make
+
+
+def test_a_better_adapter_is_the_answer(scored, records):
+    assert answer(Comparison(scored(lambda cell: 0.02), records)) == (
+        "Stochastic (stochgrasp), on pcm, for 20s: stochgrasp is better than grasp in 6 and worse"
+        " in 0 of 6 conditions; stochgrasp retains 95 % of its digital accuracy there (the longest"
+        " of 2 devices) and has 82.3 ±0.4 % at 1d."
+    )
+    worse = answer(Comparison(scored(lambda cell: -0.02), records))
+    assert worse.startswith("Deterministic (grasp), on pcm, for 20s: stochgrasp is better than")
+
+
+def test_equal_adapters_leave_the_choice(scored, records):
+    text = answer(Comparison(scored(lambda cell: 0.01 * (cell.repeat % 2 - 0.5)), records))
+    assert text.startswith(
+        "Either, on pcm, for 20s: stochgrasp and grasp differ significantly in none of 6 conditions"
+    )
+    assert "points); " in text
+
+
+def test_an_answer_can_depend_on_the_condition(scored, records):
+    cells = scored(lambda cell: 0.02 if cell.device == "pcm" else -0.02)
+    assert answer(Comparison(cells, records)).startswith(
+        "It depends on the condition, on pcm, for 20s: stochgrasp is better than grasp in 3 and"
+        " worse in 3 of 6 conditions; stochgrasp retains"
+    )
+
+
+def test_one_adapter_and_no_record(scored):
+    cells = [c for c in scored(lambda cell: 0.0) if c.adapter == "grasp" and c.device == "pcm"]
+    # Without a digital score, the first one counts: 95 % of 85.3 is 81.0.
+    assert answer(Comparison(cells)) == (
+        "grasp, on pcm, for 20s: it retains 95 % of its first accuracy there and has 80.3 ±0.4 % at"
+        " 1d."
+    )
+
+
+def lifetimes(cells, records):
+    """Returns the time for which each adapter retains its score, by device and label."""
+    comparison = Comparison(cells, records)
+    return {
+        (table.device, label): comparison.retained(table, place)
+        for table in comparison.tables
+        for place, label in enumerate(table.labels)
+    }
+
+
+def test_scores_are_retained_up_to_the_first_that_is_not(scored, records):
+    cells = scored(lambda cell: 0.0)
+    # On rram the score after a day is as good again.
+    retained = lifetimes(cells, records)
+    assert retained["pcm", "grasp"] == retained["pcm", "stochgrasp"] == 20.0
+    assert retained["rram", "grasp"] == 0.0
+    high = [replace(record, digital={"accuracy": 0.99}) for record in records]
+    assert set(lifetimes(cells, high).values()) == {None}
+    text = answer(Comparison(cells, high))
+    assert "does not retain 95 % of its digital accuracy, and has 83.3" in text
+
+
+def test_a_perplexity_is_retained_while_it_is_low(scored, records):
+    cells = [replace(c, metric="perplexity", value=10 / c.value) for c in scored(lambda cell: 0)]
+    lower = [replace(record, digital={"perplexity": 10 / 0.8675}) for record in records]
+    assert list(lifetimes(cells, lower).values()) == [20.0, 20.0, 0.0, 0.0]
+
+
+def test_one_table_has_all_devices_times_and_marks(scored, records):
+    table = answer_table(Comparison(scored(lambda cell: 0.02), records))
+    assert table.columns == ("device, adapter", "digital", "0s", "20s", "1d", "95 % retained for")
+    texts = {label: entries for label, *entries in table.rows}
+    assert texts["pcm, grasp"] == ["86.8", "85.3 ±0.4", "83.3 ±0.4", "80.3 ±0.4", "20s"]
+    assert texts["pcm, stochgrasp"][1] == "87.3 ±0.4 ▲*"
+    assert len(texts) == 4
+
+
+def test_what_the_intervals_cover_is_stated(measurements):
+    assert "trained once: the intervals (Student's t) cover" in trainings_text(measurements)
+    more = [replace(c, training=1) for c in measurements if c.adapter == "grasp"]
+    text = trainings_text(measurements + more)
+    assert "from 2 seeds, and every chip was measured with each training" in text
+    assert text.endswith("Of stochgrasp there is one training, and no interval over them.")
+
+
+def shifted(measurements, shift):
+    """Returns scores that differ between the adapters by the shift of the device only."""
+    return [
+        replace(
+            cell,
+            value=0.5 + cell.repeat / 16 + shift[cell.device] * (cell.adapter == "stochgrasp"),
+        )
+        for cell in measurements
+    ]
+
+
+def test_better_worse_and_insignificant_conditions_are_counted(measurements):
+    cells = shifted(measurements, {"pcm": 0.0625, "rram": -0.0625})
+    cells = [replace(c, value=0.5) if c.time_s == 0 else c for c in cells]
+    sentences = findings(Comparison(cells))
+    assert sentences[1] == (
+        "stochgrasp is better than grasp in 2 of 6 conditions (device and time), worse in 2 and not"
+        " significantly different in 2; after Holm's correction it is better in 2 and worse in 2"
+        " (reviews, accuracy)."
+    )
+    assert sentences[2] == (
+        "The mean difference stochgrasp − grasp ranges from -6.2 ±0.0 points on rram at 20s to"
+        " +6.2 ±0.0 points on pcm at 20s."
+    )
+
+
+def test_a_single_chip_instance_gives_no_comparison(measurements):
+    sentences = findings(Comparison([cell for cell in measurements if cell.repeat == 0]))
+    assert "share a single chip, too few to compare them" in sentences[0]
+    assert "share a single chip instance in 6 conditions" in sentences[1]
+    assert not any("better" in sentence for sentence in sentences)
+
+
+def test_one_adapter_is_described_without_a_comparison(measurements):
+    cells = shifted([c for c in measurements if c.adapter == "grasp"], {"pcm": 0, "rram": 0})
+    assert findings(Comparison(cells))[1:] == [
+        "The accuracy of grasp on reviews ranges from 59.4 ±12.8 % on pcm at 0s to 59.4 ±12.8 % on"
+        " pcm at 0s."
+    ]
+
+
+def test_every_metric_has_its_own_finding(measurements):
+    other = [replace(cell, metric="nist", value=8 * cell.value) for cell in measurements]
+    text = " ".join(findings(Comparison(measurements + other)))
+    assert "(reviews, accuracy)" in text
+    assert "(reviews, nist)" in text
+
+
+def test_the_first_of_several_comparisons_names_every_adapter(make):
+    names = ("grasp", "stochgrasp", "lora")
+    first, *_ = findings(Comparison(make(adapters=names)[0]))
+    assert "better / worse than grasp: stochgrasp 0 / 0, lora 0 / 0 of 6 conditions;" in first
+
+
+def test_a_partial_grid_is_reported(measurements):
+    assert not any("partial" in sentence for sentence in findings(Comparison(measurements)))
+    assert (
+        "47 of the 48 measurements of the full grid" in findings(Comparison(measurements[1:]))[-1]
+    )
+
+
+def test_the_summary_begins_with_the_result(measurements, records, layers):
+    text = summary_markdown("A *title*", {"seed": 0}, Comparison(measurements, records), layers)
+    title, _, finding, *_ = text.splitlines()
+    assert title == r"# A \*title\*"
+    assert finding.startswith("Either, on rram: stochgrasp and grasp differ significantly in none")
+    order = [
+        "accuracy_vs_drift.svg", "**accuracy (%) on reviews**", "Each adapter was trained once",
+        "**pcm, reviews**", "ranges from", "**Trained adapters**",
+        "**Tiles and weight error**", "**Settings**", "## Methodology",
+    ]  # fmt: skip
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    # Errors of 3 % on 100 weights and of 5 % on 300: the root of (9 + 3 x 25) / 4.
+    assert "| pcm | 5 | 400 | 50.0% | 4.58% | 9.17% |" in text
+
+
+def test_the_share_of_weights_on_tiles_is_stated(layers, measurements):
+    (sentence,) = coverage(layers)
+    assert sentence == "40.0% of the model's weights are on tiles; digital: embeddings (600)."
+    comparison = Comparison(measurements)
+    assert sentence in summary_markdown("Title", {}, comparison, layers)
+    others = [replace(layers[2], layer=f"expert.{index}", cells=100) for index in range(7)]
+    assert coverage(layers[:2] + others)[0].endswith("expert.4 (100), 2 more (200).")
+    # The frozen weights can be digital altogether, as for the noise of a programmed adapter.
+    digital = [layer for layer in layers if not layer.tiles]
+    assert coverage(digital)[0].startswith("0.0% of the model's weights")
+    assert "Tiles and weight error" not in summary_markdown("Title", {}, comparison, digital)
+    assert coverage([]) == []
+
+
+def test_a_partial_run_has_a_summary_with_dashes(measurements):
+    cells = [c for c in measurements if not (c.adapter == "stochgrasp" and c.device == "rram")]
+    summary = summary_markdown("Title", {}, Comparison(cells))
+    assert "| stochgrasp | – | – | – |" in summary
+    assert "partial" in summary
