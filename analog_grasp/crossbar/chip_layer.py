@@ -30,6 +30,7 @@ class ChipLayer(Protocol):
         name: The layer's name in the base model, which determines its devices on a chip.
         card: The device.
         input_range: The DAC's full scale for the inputs; None for the converters' own scaling.
+        output_ranges: The ADC's largest output for each tile; None for the converters' own.
         input_scale: The factors by which the tiles' inputs are divided, ``(D,)``; None for 1.
         exact_at: The position of each row that is computed exactly, ``(B,)``; None for none.
         digital: Compute with the frozen weight, exactly.
@@ -41,6 +42,7 @@ class ChipLayer(Protocol):
     name: str
     card: DeviceCard
     input_range: float | None
+    output_ranges: list[list[float]] | None
     input_scale: Tensor | None
     exact_at: Tensor | None
     digital: bool

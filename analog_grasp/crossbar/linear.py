@@ -1,6 +1,6 @@
 """A linear layer on crossbar tiles: programmed, drifting, read through converters."""
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels import cpu, reference
 from analog_grasp.kernels.inputs import convert
-from analog_grasp.kernels.matmul import analog_product, number_of_limbs
+from analog_grasp.kernels.matmul import Limbs, number_of_limbs
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.reference import of_tile
 from analog_grasp.utils.seed import derive_seed
@@ -61,6 +61,8 @@ class CrossbarLinear(nn.Module):
     Attributes:
         frozen: The frozen weight, ``(D_out, D)``: D input and D_out output features.
         input_range: The DAC's full scale for the inputs; None for the converters' own scaling.
+        output_ranges: The ADC's largest output for each tile of each part of the inputs; None for
+            the converters' own.
         input_scale: The factors r of the input features, see `rescale`; None for 1.
         digital: Compute with the frozen weight, exactly.
         write_tolerance: Tolerances to which the weights are written, broadcast to ``(D_out, D)``;
@@ -94,6 +96,7 @@ class CrossbarLinear(nn.Module):
         converters = card.converters
         self._converters = None if converters is None else converters.read_settings()
         self.input_range: float | None = None
+        self.output_ranges: list[list[float]] | None = None
         self.input_scale: Tensor | None = None
         self.write_tolerance: Tensor | None = None
         self.exact_at: Tensor | None = None
@@ -142,6 +145,28 @@ class CrossbarLinear(nn.Module):
         """
         self.input_scale = input_scale.float()
         self._map()
+
+    def tile_outputs(self, x: Tensor) -> list[list[Tensor]]:
+        """Return what an exact chip with converters gives the ADC of each tile.
+
+        Args:
+            x: Inputs after `rescale`, ``(N, D)``.
+
+        Returns:
+            For each part of the inputs, for each tile ``(N, columns)``, in units of a full-scale
+            input times the largest weight.
+        """
+        assert self._converters is not None
+        found = []
+        for split in self._splits():
+            part = x[:, split.rows].float()
+            largest: Tensor | float = self.input_range or 1.0
+            if self._converters.by_maximum and self.input_range is None:
+                largest = part.abs().amax(1, keepdim=True)
+                largest = torch.where(largest > 0, largest, 1.0)
+            y = (part / largest).clamp(-1, 1) @ self._target(split, slice(None)).T
+            found.append([y[:, columns] for columns in self._columns])
+        return found
 
     def _map(self) -> None:
         """Set the scale and the targets of all tiles."""
@@ -269,7 +294,8 @@ class CrossbarLinear(nn.Module):
         x = x.reshape(-1, x.shape[-1]).contiguous().float()
         y = x.new_empty(len(x), self.out_features)
         start = x.new_zeros(self.out_features) if bias is None else bias.float()
-        for split, converted in zip(splits, inputs, strict=True):
+        ranges: Sequence[list[float] | None] = self.output_ranges or [None] * len(splits)
+        for split, converted, of_tiles in zip(splits, inputs, ranges, strict=True):
             cpu.read(
                 x,
                 split.rows.start,
@@ -284,12 +310,15 @@ class CrossbarLinear(nn.Module):
                 split.gain,
                 start if split.rows.start == 0 else None,
                 y,
+                of_tiles,
             )
         return y
 
     def _read_by_torch(self, x: Tensor, bias: Tensor | None) -> Tensor:
         y = x.new_zeros(len(x), self.out_features)
-        for split in self._present_splits():
+        splits = self._present_splits()
+        ranges: Sequence[list[float] | None] = self.output_ranges or [None] * len(splits)
+        for split, of_tiles in zip(splits, ranges, strict=True):
             part = x[:, split.rows].float()
             if self._converters is None:
                 out = reference.read_exactly(part, split.weight, split.variance, _noise_key())
@@ -302,19 +331,19 @@ class CrossbarLinear(nn.Module):
                     self.input_range,
                     _noise_key(),
                     self._columns,
-                    self._product(part, split),
+                    self._limbs_on_gpu(part, split),
+                    of_tiles,
                 )
             y = y + out * split.gain
         return y if bias is None else y + bias
 
-    def _product(self, x: Tensor, split: Split) -> reference.Product | None:
-        """Return the product on a GPU's integer units; None where it is torch's own."""
+    def _limbs_on_gpu(self, x: Tensor, split: Split) -> Limbs | None:
+        """Return the weights for a GPU's integer units; None for products in float32."""
         assert self._converters is not None
-        step = self._converters.dac_step
         if not x.is_cuda or not len(x) or (torch.is_grad_enabled() and x.requires_grad):
             return None
-        limbs = split.packed(number_of_limbs(split.weight, step), step)
-        return None if limbs is None else partial(analog_product, limbs=limbs, dac_step=step)
+        step = self._converters.dac_step
+        return split.packed(number_of_limbs(split.weight, step), step)
 
     def _splits(self) -> list[Split]:
         return cast(list[Split], list(self.splits))

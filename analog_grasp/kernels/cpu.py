@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analog_grasp.kernels.inputs import Buffers, Inputs, as_bits, clip, largest, round_to
+from analog_grasp.kernels.inputs import Buffers, Inputs, clip, copy, largest, round_to
 from analog_grasp.kernels.matmul import RADIX, Limbs, multiply
 from analog_grasp.kernels.parameters import ReadSettings
-from analog_grasp.kernels.reference import Variance, of_tile, read_again
-from analog_grasp.kernels.rng import Floats, fill_normal, row_key
+from analog_grasp.kernels.reference import Variance, read_again
+from analog_grasp.kernels.rng import Floats, as_bits, fill_normal, row_key
 from analog_grasp.kernels.threads import parallel_kernel
 
 Flags = NDArray[np.bool_]
@@ -40,8 +40,8 @@ def convert_outputs(
     noise: np.float32,
     row_variance: Floats,
     variance: Floats,
-    step: np.float32,
-    bound: np.float32,
+    steps: Floats,
+    bounds: Floats,
     hold: bool,
     ends: Ends,
     key: np.uint64,
@@ -63,8 +63,8 @@ def convert_outputs(
         noise: Standard deviation of the output noise.
         row_variance: Additional variance of every output of a row, ``(N,)``; none if empty.
         variance: Additional variance of each output, ``(N, D_out)``; none if empty.
-        step: The ADC's step; 0 for no rounding.
-        bound: The ADC's largest output; infinity for none.
+        steps: The ADC's step in each tile, ``(T,)``; 0 for no rounding.
+        bounds: The ADC's largest output in each tile, ``(T,)``; infinity for none.
         hold: Do not add the outputs of a tile where one of them is clipped.
         ends: The first output of each tile, and ``D_out``, ``(T + 1,)``.
         key: Key of the noise, 64 bits.
@@ -74,11 +74,10 @@ def convert_outputs(
     """
     columns = y.shape[1]
     noisy = noise > 0 or row_variance.size > 0 or variance.size > 0
-    limit = as_bits(bound)
     row = np.empty(columns, np.float32)
     exact = np.empty(columns, np.float32)
     for n in range(first, end):
-        _join(product[n], unit, exact)
+        _join(product[n], unit, exact if noisy else row)
         if noisy:
             fill_normal(row_key(key + np.uint64(n)), row)
         if variance.size:
@@ -90,20 +89,19 @@ def convert_outputs(
             if row_variance.size:
                 std = np.sqrt(noise * noise + row_variance[n])
             _add_noise(exact, std, row)
-        else:
-            row[:] = exact
-        round_to(row, step)
         factor = np.float32(1.0) / gain[n]
         if start.size:
-            y[n] = start
+            copy(start, y[n])
         for tile in range(ends.size - 1):
             part = slice(ends[tile], ends[tile + 1])
-            clipped[n, tile] = largest(row[part]) > limit
+            outputs = row[part]
+            round_to(outputs, steps[tile])
+            clipped[n, tile] = largest(outputs) > as_bits(bounds[tile])
             if clipped[n, tile]:
                 if hold:
                     continue
-                clip(row[part], bound)
-            _add(row[part], factor, scale[part], y[n, part])
+                clip(outputs, bounds[tile])
+            _add(outputs, factor, scale[part], y[n, part])
 
 
 @numba.njit(fastmath={"contract"})
@@ -205,6 +203,7 @@ def read(
     scale: Tensor,
     start: Tensor | None,
     y: Tensor,
+    output_ranges: Sequence[float] | None = None,
 ) -> None:
     """Read the tiles that share their inputs, scale their outputs and add them to ``y``.
 
@@ -222,7 +221,10 @@ def read(
         scale: The digital scale of each column, ``(D_out,)``.
         start: A digital bias, ``(D_out,)``, which replaces the contents of ``y`` first; or None.
         y: Outputs, ``(N, D_out)``; updated in place.
+        output_ranges: The ADC's largest output in each tile; None for that of the settings.
     """
+    ranges: Sequence[float | None] = output_ranges or [None] * len(tiles)
+    converters = [settings.at_range(largest) for largest in ranges]
     rows, width = len(x), weight.shape[1]
     clipped = np.empty((rows, len(tiles)), np.bool_)
     block = max(_LARGEST_PRODUCT // (len(weight) if limbs is None else len(limbs.values)), 1)
@@ -238,8 +240,8 @@ def read(
             np.float32(settings.output_noise),
             inputs.squares[part] * np.float32(variance) if isinstance(variance, float) else _NONE,
             _output_variance(values, variance, 1.0 if limbs is None else settings.dac_step),
-            np.float32(settings.adc_step),
-            np.float32(settings.output_bound),
+            np.array([each.adc_step for each in converters], np.float32),
+            np.array([each.output_bound for each in converters], np.float32),
             settings.iterative,
             np.array([tile.start for tile in tiles] + [tiles[-1].stop]),
             np.uint64(key + begin),
@@ -249,13 +251,11 @@ def read(
         )
     if not (settings.iterative and clipped.any()):
         return
-    for tile, mask in zip(tiles, clipped.T, strict=True):
+    for tile, mask, own in zip(tiles, clipped.T, converters, strict=True):
         if mask.any():
             chosen = torch.from_numpy(mask.nonzero()[0])
             part_of_x = x[chosen, first : first + width]
-            again = read_again(
-                part_of_x, weight[tile], of_tile(variance, tile), settings, input_range, key
-            )
+            again = read_again(part_of_x, weight, variance, own, input_range, key, tile, limbs)
             y[chosen, tile] += again * scale[tile]
 
 

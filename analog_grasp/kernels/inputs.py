@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.kernels.parameters import ReadSettings
-from analog_grasp.kernels.rng import Floats
+from analog_grasp.kernels.rng import Floats, as_float
 from analog_grasp.kernels.threads import parallel_kernel
 
 _MAGNITUDE = 0x7FFFFFFF
@@ -83,8 +83,7 @@ def convert_inputs(
         else:
             round_to(row, step)
             clip(row, np.float32(1.0))
-        for d in range(width):
-            out[n, d] = row[d]
+        copy(row, out[n])
         if squares.size:
             unit = step * step if coded else np.float32(1.0)
             squares[n] = unit * _sum_of_squares(row)
@@ -128,28 +127,19 @@ def largest(row: Floats) -> np.int32:
 
 
 @numba.njit
-def as_float(bits: np.int32) -> np.float32:
-    """Return the number with these bits."""
-    value = np.empty(1, np.int32)
-    value[0] = bits
-    return value.view(np.float32)[0]
-
-
-@numba.njit
-def as_bits(number: np.float32) -> np.int32:
-    """Return the bits of a number."""
-    value = np.empty(1, np.float32)
-    value[0] = number
-    return value.view(np.int32)[0]
-
-
-@numba.njit
 def round_to(row: Floats, step: np.float32) -> None:
     """Round to multiples of a step; 0 for none."""
     if step > 0:
         steps = np.float32(1.0) / step
         for o in range(row.size):
             row[o] = np.rint(row[o] * steps) * step
+
+
+@numba.njit
+def copy(row: NDArray, out: NDArray) -> None:
+    """Copy a row, converted to the type of `out`; an assignment takes several times as long."""
+    for o in range(row.size):
+        out[o] = row[o]
 
 
 @numba.njit

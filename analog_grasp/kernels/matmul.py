@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analog_grasp.kernels.inputs import as_float, largest
-from analog_grasp.kernels.rng import Floats
+from analog_grasp.kernels.inputs import largest
+from analog_grasp.kernels.rng import Floats, as_float
 from analog_grasp.kernels.threads import parallel_kernel
 
 _FINEST_CODED = 1.0 / 127.0
@@ -53,6 +53,11 @@ class Limbs(NamedTuple):
     """``(L * D_out, width)``, int8: the first limb of all columns, then the second, and so on."""
     unit: Tensor
     """The output of one DAC step times one unit of the first limb, ``(D_out,)``, float32."""
+
+    def of_tile(self, tile: slice) -> "Limbs":
+        """Return the limbs of some columns."""
+        values = self.values.view(-1, len(self.unit), self.values.shape[1])[:, tile]
+        return Limbs(values.flatten(0, 1), self.unit[tile])
 
 
 def number_of_limbs(weight: Tensor, dac_step: float) -> int:

@@ -10,8 +10,6 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from analog_grasp.kernels.parameters import (
     DeviceParameters,
     TileParameters,
 )
-from analog_grasp.kernels.rng import Floats, fill_bits, fill_normal, row_key
+from analog_grasp.kernels.rng import Floats, as_bits, as_float, fill_bits, fill_normal, row_key
 from analog_grasp.kernels.threads import parallel_kernel
 
 F = np.float32
@@ -86,22 +84,6 @@ def _read_rows(
 # Logarithm and exponential in arithmetic that the compiler turns into vector instructions.
 
 
-@intrinsic
-def _bits(typing: Any, x: Any) -> Any:
-    """Return the bits of a float32 as an int32."""
-    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.IntType(32)
-    )
-
-
-@intrinsic
-def _from_bits(typing: Any, x: Any) -> Any:
-    """Return the float32 with the bits of an int32."""
-    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.FloatType()
-    )
-
-
 def _fitted(
     function: Callable[[Any], Any], degree: int, low: float, high: float
 ) -> tuple[np.float32, ...]:
@@ -124,10 +106,10 @@ _LN2_REST = F(np.log(2) - 0.693359375)
 @numba.njit(inline="always")
 def _log(x: np.float32) -> np.float32:
     """Return ln x of a normal float32 above 0."""
-    bits = _bits(x)
+    bits = as_bits(x)
     # numba widens integer results to 64 bits; 32-bit integers fill a vector with twice as many.
     exponent = np.int32(np.int32(bits - np.int32(_ROOT_HALF)) >> np.int32(23))
-    m = _from_bits(np.int32(bits - np.int32(exponent << np.int32(23)))) - F(1.0)
+    m = as_float(np.int32(bits - np.int32(exponent << np.int32(23)))) - F(1.0)
     y = F(0.0)
     for c in _LOG:
         y = y * m + c
@@ -144,7 +126,7 @@ def _exp(x: np.float32) -> np.float32:
     for c in _EXP:
         y = y * r + c
     y = y * r * r + r + F(1.0)
-    return y * _from_bits(np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)))
+    return y * as_float(np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
 @numba.njit(fastmath={"contract"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -47,6 +47,18 @@ class ReadSettings:
     output_noise: float = 0.0
     by_maximum: bool = False
     iterative: bool = False
+
+    def at_range(self, output_range: float | None) -> ReadSettings:
+        """Return the settings with another largest output, which the ADC's steps span; None for it.
+
+        Example:
+            >>> ReadSettings(adc_step=0.5, output_bound=12.0).at_range(6.0).adc_step
+            0.25
+        """
+        if output_range is None:
+            return self
+        step = self.adc_step and self.adc_step * output_range / self.output_bound
+        return replace(self, adc_step=step, output_bound=output_range)
 
     def may_halve(self, reduction: float) -> bool:
         """Return whether a vector clipped at this reduction of its inputs is read again.

@@ -17,18 +17,18 @@ again with a halved, until no output is clipped or a limit is reached.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from analog_grasp.kernels.matmul import Limbs, analog_product
 from analog_grasp.kernels.parameters import ReadSettings
 from analog_grasp.kernels.rng import normal
 
 type Variance = Tensor | float | None
 """The variance of each weight from read to read: ``(D_out, width)``, or the same for all."""
-type Product = Callable[[Tensor], Tensor]
-"""Computes products ``(N, D_out)`` of converted inputs ``(N, width)`` with the weights."""
 
 
 def read_exactly(x: Tensor, weight: Tensor, variance: Variance, key: int) -> Tensor:
@@ -60,7 +60,8 @@ def read(
     input_range: float | None,
     key: int,
     tiles: Sequence[slice],
-    product: Product | None = None,
+    limbs: Limbs | None = None,
+    output_ranges: Sequence[float] | None = None,
 ) -> Tensor:
     """Read the tiles that share their inputs, through their converters.
 
@@ -76,7 +77,8 @@ def read(
             scaling of the settings.
         key: Key of the noise of this read, 64 bits.
         tiles: The outputs of each tile.
-        product: Computes the products of the first read; None for torch's own.
+        limbs: The weights as integers, for exact products of DAC codes; None for torch's product.
+        output_ranges: The ADC's largest output in each tile; None for that of the settings.
 
     Returns:
         ``(N, D_out)``, in units of the inputs times the weights.
@@ -89,14 +91,18 @@ def read(
         >>> read(torch.tensor([[0.9, 0.2]]), torch.eye(2), None, settings, None, 0, [slice(0, 2)])
         tensor([[1., 0.]])
     """
-    y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key, product)
+    ranges: Sequence[float | None] = output_ranges or [None] * len(tiles)
+    converters = [settings.at_range(largest) for largest in ranges]
+    bounds: Tensor | None = None
+    if output_ranges is not None:
+        sizes = torch.tensor([tile.stop - tile.start for tile in tiles], device=x.device)
+        bounds = x.new_tensor(output_ranges).repeat_interleave(sizes)
+    y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key, limbs, bounds)
     if settings.iterative:
-        for tile in tiles:
+        for tile, own in zip(tiles, converters, strict=True):
             rows = clipped[:, tile].any(1).nonzero().squeeze(1)
             if len(rows):
-                again = read_again(
-                    x[rows], weight[tile], of_tile(variance, tile), settings, input_range, key
-                )
+                again = read_again(x[rows], weight, variance, own, input_range, key, tile, limbs)
                 columns = torch.arange(tile.start, tile.stop, device=x.device)
                 y = y.index_put((rows[:, None], columns), again)
     return y
@@ -109,27 +115,33 @@ def read_again(
     settings: ReadSettings,
     input_range: float | None,
     key: int,
+    tile: slice,
+    limbs: Limbs | None,
 ) -> Tensor:
     """Read vectors of which an output was clipped, halving their inputs at each attempt.
 
     Args:
         x: The clipped inputs of one tile, ``(N, width)``.
-        weight: The tile's weights, ``(D_out, width)``.
+        weight: As in `read`.
         variance: As in `read`.
         settings: As in `read`.
         input_range: As in `read`.
         key: Key of the first read; each further read has a key of its own.
+        tile: The outputs of the tile.
+        limbs: As in `read`.
 
     Returns:
-        ``(N, D_out)``.
+        ``(N, outputs of the tile)``.
     """
+    weight, variance = weight[tile], of_tile(variance, tile)
+    limbs = None if limbs is None else limbs.of_tile(tile)
     y = x.new_zeros(len(x), len(weight))
     rows, reduction = torch.arange(len(x), device=x.device), 1.0
     while len(rows) and settings.may_halve(reduction):
         reduction *= 2.0
         again = _next_key(key, reduction)
         out, clipped = _read_once(
-            x[rows], weight, variance, settings, input_range, reduction, again
+            x[rows], weight, variance, settings, input_range, reduction, again, limbs
         )
         y = y.index_copy(0, rows, out)
         rows = rows[clipped.any(1)]
@@ -179,9 +191,13 @@ def _read_once(
     input_range: float | None,
     reduction: float,
     key: int,
-    product: Product | None = None,
+    limbs: Limbs | None,
+    bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs, and a mask of the clipped ones, both ``(N, D_out)``."""
+    """Return the outputs, and a mask of the clipped ones, both ``(N, D_out)``.
+
+    `bounds` is the largest output of each column, ``(D_out,)``, in place of that of the settings.
+    """
     gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
     if settings.by_maximum and input_range is None:
         largest = x.detach().abs().amax(1, keepdim=True)
@@ -192,12 +208,18 @@ def _read_once(
         inputs = _rounded(x * gain, settings.dac_step)
     else:
         inputs = _rounded(x * gain, settings.dac_step).clamp(-1.0, 1.0)
-    analog = inputs @ weight.to(x.dtype).T if product is None else product(inputs)
+    if limbs is None:
+        analog = inputs @ weight.to(x.dtype).T
+    else:
+        analog = analog_product(inputs, limbs, settings.dac_step)
     std = _output_std(inputs.detach(), settings.output_noise, variance)
     if std is not None:
         analog = analog + std * _normal_like(analog, key)
-    bound = settings.output_bound
-    out = _rounded(analog, settings.adc_step)
+    bound: Any = settings.output_bound
+    step: Any = settings.adc_step
+    if bounds is not None:
+        step, bound = step and step * (bounds / bound), bounds
+    out = _rounded(analog, step)
     return out.clamp(-bound, bound) / gain, out.detach().abs() > bound
 
 
@@ -211,9 +233,9 @@ def _output_std(inputs: Tensor, noise: float, variance: Variance) -> Tensor | fl
     return (squares.sum(1, keepdim=True) * variance + noise**2).sqrt()
 
 
-def _rounded(v: Tensor, step: float) -> Tensor:
+def _rounded(v: Tensor, step: Tensor | float) -> Tensor:
     """Round to multiples of a step, with a straight-through gradient."""
-    if not step:
+    if not torch.is_tensor(step) and not step:
         return v
     rounded = (v.detach() / step).round() * step
     return v + (rounded - v.detach()) if v.requires_grad else rounded

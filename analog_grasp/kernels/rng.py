@@ -6,10 +6,13 @@ processor up to rounding.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
 from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 from torch import Tensor
@@ -42,6 +45,22 @@ _TWO_LN2 = np.float32(2 * np.log(2))
 # The float32 exponent of 2^31, which represents u = 1.
 _TOP = 127 + 31
 _MANTISSA = 0x7FFFFF
+
+
+@intrinsic
+def as_bits(typing: Any, number: Any) -> Any:
+    """Return the bits of a float32 as an int32."""
+    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(
+        values[0], ir.IntType(32)
+    )
+
+
+@intrinsic
+def as_float(typing: Any, bits: Any) -> Any:
+    """Return the float32 with the bits of an int32."""
+    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(
+        values[0], ir.FloatType()
+    )
 
 
 @numba.njit(inline="always")
@@ -84,45 +103,36 @@ def fill_normal(key: np.uint64, out: Floats) -> None:
         key: 64 bits, from `row_key`.
         out: One row, filled.
     """
-    bits, radius = np.empty(_BLOCK, np.uint32), np.empty(_HALF, np.float32)
-    rest = np.empty(_BLOCK, np.float32)
-    for start in range(0, out.shape[0], _BLOCK):
-        block = out[start : start + _BLOCK] if start + _BLOCK <= out.shape[0] else rest
-        fill_bits(key, start, bits)
-        _radii(bits[:_HALF], radius)
-        _turn(bits, radius, block[:_HALF], block[_HALF:])
-        if start + _BLOCK > out.shape[0]:
-            out[start:] = rest[: out.shape[0] - start]
+    whole = out.size - out.size % _BLOCK
+    for start in range(0, whole, _BLOCK):
+        _fill_block(key, start, out[start : start + _HALF], out[start + _HALF : start + _BLOCK])
+    if whole < out.size:
+        rest = np.empty(_BLOCK, np.float32)
+        _fill_block(key, whole, rest[:_HALF], rest[_HALF:])
+        out[whole:] = rest[: out.size - whole]
 
 
 @numba.njit(inline="always")
-def _radii(bits: Words, radius: Floats) -> None:
-    """Compute sqrt(-2 ln u) from the upper 31 bits."""
+def _fill_block(key: np.uint64, start: int, across: Floats, along: Floats) -> None:
+    """Fill the halves of a block: the radius times cosine and sine of half a turn."""
+    low, high = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
+    low = np.uint32(low + np.uint32(start))
     for j in range(_HALF):
-        radius[j] = np.float32(np.int32(bits[j] >> np.uint32(1))) + np.float32(0.5)
-    pattern = radius.view(np.int32)
-    for j in range(_HALF):
-        exponent = np.float32(np.int32(pattern[j] >> 23) - np.int32(_TOP))
-        m = np.float32(np.int32(pattern[j] & _MANTISSA)) * np.float32(2.0**-23)
-        low = ((((((_L7 * m + _L6) * m + _L5) * m + _L4) * m + _L3) * m + _L2) * m + _L1) * m + _L0
+        first = _mixed(np.uint32(np.uint32(j) + low), high)
+        second = _mixed(np.uint32(np.uint32(j + _HALF) + low), high)
+        # sqrt(-2 ln u) of the upper 31 bits; the lowest bit selects the half of the circle.
+        pattern = as_bits(np.float32(np.int32(first >> np.uint32(1))) + np.float32(0.5))
+        # numba widens integer results to 64 bits; 32-bit integers fill a vector with twice as many.
+        exponent = np.float32(np.int32(np.int32(pattern >> np.int32(23)) - np.int32(_TOP)))
+        m = np.float32(np.int32(pattern & np.int32(_MANTISSA))) * np.float32(2.0**-23)
+        log = ((((((_L7 * m + _L6) * m + _L5) * m + _L4) * m + _L3) * m + _L2) * m + _L1) * m + _L0
         # Where u rounds to 1 the difference may be -1e-7.
-        radius[j] = np.sqrt(abs(low - _TWO_LN2 * exponent))
-
-
-@numba.njit(inline="always")
-def _turn(bits: Words, radius: Floats, across: Floats, along: Floats) -> None:
-    """Multiply by cosine and sine of half a turn; the radius's lowest bit selects the half."""
-    for j in range(_HALF):
-        sign = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32(bits[j] & np.uint32(1)))
-        across[j] = radius[j] * sign
-    for j in range(_HALF):
-        along[j] = np.float32(np.int32(bits[_HALF + j])) * np.float32(2.0**-32)
-    for j in range(_HALF):
-        s = along[j] * along[j]
-        across[j] *= (((_C4 * s + _C3) * s + _C2) * s + _C1) * s + _C0
-    for j in range(_HALF):
-        s = along[j] * along[j]
-        along[j] *= ((((_S4 * s + _S3) * s + _S2) * s + _S1) * s + _S0) * radius[j]
+        radius = np.sqrt(abs(log - _TWO_LN2 * exponent))
+        sign = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32(first & np.uint32(1)))
+        t = np.float32(np.int32(second)) * np.float32(2.0**-32)
+        s = t * t
+        across[j] = radius * sign * ((((_C4 * s + _C3) * s + _C2) * s + _C1) * s + _C0)
+        along[j] = t * (((((_S4 * s + _S3) * s + _S2) * s + _S1) * s + _S0) * radius)
 
 
 @parallel_kernel

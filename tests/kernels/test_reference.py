@@ -48,7 +48,8 @@ def test_the_limits_of_bound_management_are_aihwkits():
 @pytest.mark.parametrize("input_range", [None, 2.0])
 @pytest.mark.parametrize("large", [1.0, 6.0])
 @pytest.mark.parametrize("limbs", [0, 3])
-def test_compiled_kernels_equal_the_reference(variance, input_range, large, limbs):
+@pytest.mark.parametrize("ranges", [None, [1.0, 6.0]])
+def test_compiled_kernels_equal_the_reference(variance, input_range, large, limbs, ranges):
     x, weight = example(large)
     if variance == "matrix":
         variance = 1e-3 * torch.rand(weight.shape, generator=torch.Generator().manual_seed(2))
@@ -59,8 +60,8 @@ def test_compiled_kernels_equal_the_reference(variance, input_range, large, limb
     [inputs] = convert(
         x, [slice(0, 64)], SETTINGS, input_range, limbs > 0, isinstance(variance, float)
     )
-    cpu.read(x, 0, inputs, weight, packed, *arguments, scale, bias, y)
-    expected = reference.read(x, weight, *arguments) * scale + bias
+    cpu.read(x, 0, inputs, weight, packed, *arguments, scale, bias, y, ranges)
+    expected = reference.read(x, weight, *arguments, output_ranges=ranges) * scale + bias
     # A product that lies between two codes may be rounded to either.
     assert ((y - expected).abs() > 1e-4).float().mean() < 0.01
     readout = cpu.column_readout(weight, variance, SETTINGS, 3)
