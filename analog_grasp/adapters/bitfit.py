@@ -1,6 +1,6 @@
 """BitFit: training only the biases of a frozen model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -33,12 +33,8 @@ class BitFitConfig(PeftConfig):
         'BITFIT'
     """
 
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "The layers whose biases are trained; all where None."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save with the adapter."}
-    )
+    target_modules: list[str] | set[str] | str | None = None
+    modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """Configurations of GRASP and StochGRASP, saved as adapter_config.json."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
@@ -69,39 +69,17 @@ class GraspConfig(PeftConfig):
         4
     """
 
-    groups: int | None = field(
-        default=None, metadata={"help": "K, the scale-and-shift pairs that the features share."}
-    )
-    grouping: Grouping = field(
-        default="contiguous", metadata={"help": "Groups: 'contiguous', 'strided' or 'random'."}
-    )
-    grouping_seed: int = field(
-        default=0, metadata={"help": "The seed of the permutation of the grouping 'random'."}
-    )
-    form: Form = field(
-        default="affine", metadata={"help": "'affine', s x + b; or 'normalize', (x - b) / s."}
-    )
-    target_modules: list[str] | set[str] | str | None = field(
-        default="all-linear", metadata={"help": "The nn.Linear and Conv1D layers to modulate."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "The layers not to modulate."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save with the adapter."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "The indices of the transformer layers to modulate."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "The name of the list of transformer layers."}
-    )
-    learn_shift: bool = field(
-        default=True, metadata={"help": "Whether shifts are learned in addition to scales."}
-    )
-    in_features: dict[str, int] | None = field(
-        default=None, metadata={"help": "Written on saving: the input features of each layer."}
-    )
+    groups: int | None = None
+    grouping: Grouping = "contiguous"
+    grouping_seed: int = 0
+    form: Form = "affine"
+    target_modules: list[str] | set[str] | str | None = "all-linear"
+    exclude_modules: list[str] | set[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    learn_shift: bool = True
+    in_features: dict[str, int] | None = None
 
     def groups_of(self, in_features: int) -> int:
         """Return K for a layer with a number of input features.
@@ -183,21 +161,11 @@ class StochGraspConfig(GraspConfig):
         'l2'
     """
 
-    sampling: Sampling = field(
-        default="feature", metadata={"help": "The unit that draws its own sample in training."}
-    )
-    init_sigma: float = field(
-        default=0.05, metadata={"help": "The relative standard deviation at the start."}
-    )
-    noise_weight: float = field(
-        default=1.0, metadata={"help": "lambda, the weight of the noise-aware loss."}
-    )
-    noise_target: float | str | DeviceAtTime = field(
-        default=0.1, metadata={"help": "sigma*, a number, or a device such as 'pcm-hermes-2@1d'."}
-    )
-    noise_loss: NoiseLoss = field(
-        default="l2", metadata={"help": "The form of the noise-aware loss: 'l2' or 'kl'."}
-    )
+    sampling: Sampling = "feature"
+    init_sigma: float = 0.05
+    noise_weight: float = 1.0
+    noise_target: float | str | DeviceAtTime = 0.1
+    noise_loss: NoiseLoss = "l2"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -66,12 +66,17 @@ def build(make):
     return make().eval()
 
 
-def move(model, seed=2):
+def logits(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+def move(model, seed=2, std=0.3):
     """Move all trainable parameters away from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += std * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 
 

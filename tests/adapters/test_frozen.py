@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import logits, move
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -83,21 +84,9 @@ def test_the_head_is_saved_with_any_adapter(config):
     assert asked.modules_to_save == ["pre_classifier", "classifier"]
 
 
-SETTINGS = {"groups": 4, "target_modules": "all-linear", "noise_weight": 1.0, "noise_target": 0.1,
-            "sampling": "feature"}  # fmt: skip
-
-
-def logits(model, batch):
-    with torch.no_grad():
-        return model.eval()(**batch).logits
-
-
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_folded_model_computes_the_same(model, name, batch):
-    adapted = adapt(model, name, **SETTINGS)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in (p for p in adapted.parameters() if p.requires_grad):
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    adapted = move(adapt(model, name, groups=4), std=0.05)
     expected, names = logits(adapted, batch), set(type(model)(model.config).state_dict())
     folded = fold(adapted)
     assert not isinstance(folded, PeftModel)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from peft import LoHaConfig, PeftModel, get_peft_model
+from small_models import logits, move
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -23,13 +24,6 @@ from analog_grasp.adapters.registry import (
 from analog_grasp.study.trained_adapters import learned_parameters, save_adapter
 
 D, FF, LAYERS, LABELS = 32, 70, 2, 2
-SETTINGS = {
-    "groups": 4,
-    "target_modules": "all-linear",
-    "noise_weight": 1.0,
-    "noise_target": 0.1,
-    "sampling": "feature",
-}
 # Parameters of each adapter in one layer of a BERT; its pooler and first norm are in OUTSIDE.
 PER_LAYER = {
     "grasp": 6 * 2 * 4,
@@ -59,23 +53,14 @@ def classifier(request, make_model):
     return make_model(request.param)
 
 
-def logits(model, batch):
-    with torch.no_grad():
-        return model.eval()(**batch).logits
-
-
-def trained(model, name, std=0.05):
+def trained(model, name):
     """Return the model under an adapter whose parameters are all away from their start."""
-    adapted = adapt(model, name, **SETTINGS)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in (p for p in adapted.parameters() if p.requires_grad):
-        parameter.data += std * torch.randn(parameter.shape, generator=generator)
-    return adapted
+    return move(adapt(model, name, groups=4), std=0.05)
 
 
 def test_counts_are_exact(classifier, adapter):
     kind, total = classifier.config.model_type, sum(p.numel() for p in classifier.parameters())
-    adapted = adapt(classifier, adapter, **SETTINGS)
+    adapted = adapt(classifier, adapter, groups=4)
     expected = {
         name: LAYERS * count + OUTSIDE.get(name, {}).get(kind, 0)
         for name, count in PER_LAYER.items()
@@ -87,7 +72,7 @@ def test_counts_are_exact(classifier, adapter):
 
 def test_a_new_adapter_changes_nothing(model, adapter, batch):
     before = logits(model, batch)
-    torch.testing.assert_close(logits(adapt(model, adapter, **SETTINGS), batch), before)
+    torch.testing.assert_close(logits(adapt(model, adapter, groups=4), batch), before)
 
 
 @pytest.mark.parametrize("adapter", PER_LAYER)
@@ -160,10 +145,10 @@ def test_language_models_keep_their_output_embedding(name, tmp_path):
     model.save_pretrained(tmp_path / "base")
     if name == "head":
         with pytest.raises(ValueError, match="GPT2LMHeadModel has no task head"):
-            adapt(model, name, task_type="CAUSAL_LM", **SETTINGS)
+            adapt(model, name, task_type="CAUSAL_LM", groups=4)
         return
     count = sum(p.numel() for p in model.parameters())
-    adapted = adapt(model, name, task_type="CAUSAL_LM", **SETTINGS)
+    adapted = adapt(model, name, task_type="CAUSAL_LM", groups=4)
     own, head = learned_parameters(adapted)
     assert head == 0
     assert own == count if name == "full" else 0 < own < count / 2
@@ -227,7 +212,7 @@ def test_a_model_without_recognised_layers_raises(name):
 
 
 def test_lora_takes_target_modules(bert):
-    adapted = adapt(bert, "lora", **{**SETTINGS, "target_modules": ["key", "output.dense"]})
+    adapted = adapt(bert, "lora", target_modules=["key", "output.dense"])
     wrapped = {n.rpartition(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n}
     assert len(wrapped) == 3 * LAYERS
     assert kind_of(adapted) == "lora"

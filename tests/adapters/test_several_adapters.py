@@ -22,28 +22,19 @@ def pair(make_config):
 
 
 @pytest.mark.parametrize(
-    ("names", "error"),
+    ("prepare", "names", "error"),
     [
-        (["default"] * 4, "Length of `adapter_names` should be the same"),
-        (["default"] * 4 + ["nope"], "non-existing adapter.*: nope"),
+        (None, ["default"] * 4, "Length of `adapter_names` should be the same"),
+        (None, ["default"] * 4 + ["nope"], "non-existing adapter.*: nope"),
+        ("train", ["default"] * 5, "when the model is in training mode"),
+        ("merge_adapter", ["default"] * 5, "when there are merged adapters"),
     ],
 )
-def test_wrong_adapter_names_raise(pair, x, names, error):
+def test_wrong_adapter_names_and_a_merged_or_training_model_raise(pair, x, prepare, names, error):
+    if prepare:
+        getattr(pair, prepare)()
     with pytest.raises(ValueError, match=error):
         pair(x, adapter_names=names)
-
-
-@pytest.mark.parametrize(
-    ("prepare", "error"),
-    [
-        (lambda model: model.train(), "when the model is in training mode"),
-        (lambda model: model.merge_adapter(), "when there are merged adapters"),
-    ],
-)
-def test_adapter_names_require_evaluation_without_a_merge(pair, x, prepare, error):
-    prepare(pair)
-    with pytest.raises(ValueError, match=error):
-        pair(x, adapter_names=["default"] * 5)
 
 
 def test_mixed_batches_of_sampled_adapters_raise(x):
@@ -136,23 +127,20 @@ def test_weighted_adapters_take_the_identity_where_an_adapter_has_no_layer(make_
         (["default", "nope"], [1, 1], "mix", "nope does not exist"),
         (["default", "other"], [1], "mix", "2 adapters and 1 weights"),
         (["default", "other"], [1, 1], "other", "already exists"),
-        (["default", "small"], [1, 1], "mix", "same groups, but have 2, 4"),
+        (["default", "groups"], [1, 1], "mix", "same groups, but have 2, 4"),
+        (["default", "grouping"], [1, 1], "mix", "same grouping, but have"),
+        (["default", "form"], [1, 1], "mix", "same form, but have"),
     ],
 )
 def test_adapters_that_cannot_be_combined_raise(pair, adapters, weights, name, error, make_config):
-    small = make_config(target_modules=["lin0"])
-    small.groups = 2
-    pair.add_adapter("small", small)
+    unlike = {"groups": 2, "grouping": "random", "form": "normalize"}.items()
+    for setting, value in unlike:
+        config = make_config(target_modules=["lin0"])
+        setattr(config, setting, value)
+        pair.add_adapter(setting, config)
     with pytest.raises(ValueError, match=error):
         pair.add_weighted_adapter(adapters, weights, name)
     assert "mix" not in pair.peft_config
-
-
-@pytest.mark.parametrize("setting", [{"grouping": "random"}, {"form": "normalize"}])
-def test_adapters_of_other_groups_or_forms_are_not_combined(pair, make_config, setting):
-    pair.add_adapter("small", make_config(target_modules=["lin0"], **setting))
-    with pytest.raises(ValueError, match=f"must have the same {next(iter(setting))}, but have"):
-        pair.add_weighted_adapter(["default", "small"], [1, 1], "mix")
 
 
 def test_adapters_with_heads_of_their_own_are_not_combined(make_config):
