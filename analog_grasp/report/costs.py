@@ -193,14 +193,7 @@ def _position(point: Point) -> tuple[float, float]:
 
 
 def write_costs(rows: Sequence[CostRow], comparison: Comparison, directory: Path) -> list[Path]:
-    """Write costs.csv, energy_by_part and accuracy_vs_energy, both as PNG, SVG and PDF.
-
-    Returns:
-        The paths; none without rows.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
+    """Write costs.csv, energy_by_part and accuracy_vs_energy; nothing without rows."""
     if not rows:
         return []
     found, scored = bars(rows), points(rows, comparison)

@@ -80,18 +80,6 @@ def accuracy_vs_drift(comparison: Comparison, path_stem: Path | str) -> list[Pat
 
     Raises:
         OSError: A file cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> from analog_grasp.study.records import Measurement
-        >>> cells = [
-        ...     Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", time, 0, 0, 0.8)
-        ...     for time in [0.0, 3600.0]
-        ... ]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     paths = accuracy_vs_drift(Comparison(cells), Path(folder) / "accuracy_vs_drift")
-        >>> [path.name for path in paths]
-        ['accuracy_vs_drift.png', 'accuracy_vs_drift.svg', 'accuracy_vs_drift.pdf']
     """
     return write_figure(lambda: _drift_figure(comparison), path_stem)
 
@@ -135,13 +123,8 @@ def draw_drift(
     """Draw score against drift time, on the same scale for all devices of a metric.
 
     The ids are ``series0``, ``series1``, ... for the lines of `table.scores`, ``band0``, ... for
-    their intervals and ``digital0``, ... for the digital scores of the adapters.
-
-    Args:
-        panel: Axes to draw on.
-        comparison: The comparison.
-        table: One of its tables.
-        prefix: Begins every id in the figure.
+    their intervals and ``digital0``, ... for the digital scores of the adapters; in a figure with
+    several panels they begin with a prefix.
     """
     positions, rows = time_positions(table.times), dict(enumerate(table.scores))
     if len(positions) > 1:
@@ -285,14 +268,7 @@ def noise_level(device: str) -> float | None:
 def draw_noise(
     panel: Axes, comparison: Comparison, noise: NoiseScores, prefix: str = ""
 ) -> dict[str, Series]:
-    """Draw score against noise level; the ids are those of `draw_drift`.
-
-    Args:
-        panel: Axes to draw on.
-        comparison: The comparison.
-        noise: From `noise_scores`.
-        prefix: Begins every id in the figure.
-    """
+    """Draw score against noise level; the ids are those of `draw_drift`."""
     positions = [100 * level for level in noise.levels]
     _draw_lines(panel, comparison, noise.rows, positions, noise.tables[0].metric, prefix)
     digital = _draw_digital(panel, comparison, noise.tables, prefix)
@@ -303,11 +279,7 @@ def draw_noise(
 
 
 def noise_title(placement: str, weights: str = "analog") -> str:
-    """Return what the device noise affects, as a title.
-
-    Args:
-        placement: Placement of the adapter.
-        weights: Placement of the frozen weights, analog or digital.
+    """Return what the device noise affects, by the placement of adapter and frozen weights.
 
     Example:
         >>> noise_title("digital"), noise_title("programmed", "digital")
@@ -326,22 +298,8 @@ def accuracy_vs_noise(
 ) -> list[Path]:
     """Draw score against noise level where a run has several levels of the Gaussian card.
 
-    One panel per task, metric and placement, drawn as in `accuracy_vs_drift`.
-
-    Args:
-        comparison: The comparison.
-        path_stem: The path without its suffix.
-        weights: Placement of the frozen weights, as in the settings.
-
-    Returns:
-        The paths of the PNG, the SVG and the PDF; none with fewer than two levels.
-
-    Raises:
-        OSError: A file cannot be written.
-
-    Example:
-        >>> accuracy_vs_noise(Comparison([]), "accuracy_vs_noise")
-        []
+    One panel per task, metric and placement, drawn as in `accuracy_vs_drift`; `weights` is the
+    placement of the frozen weights. No file is written with fewer than two levels.
     """
     found = noise_scores(comparison)
     return (

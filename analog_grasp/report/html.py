@@ -107,12 +107,10 @@ def render_page(
     """Return a page by the template, which escapes every text.
 
     Args:
-        title: Title of the page.
-        finding: Its first sentence.
+        title, finding: Title of the page, and its first sentence.
         sections: Its parts; those without content are skipped.
-        link: Text of the link to the data.
-        data_name: Name of the data's file.
-        data: Content of that file, embedded unless it is large.
+        link, data_name, data: Text of the link to the data, name of their file, and its content,
+            which is embedded unless it is large.
         switches: Switches by the title of their group.
     """
     content, numbers = data.encode(), itertools.count()

@@ -6,8 +6,6 @@ whether the values of a layer have a single mode; unlike a mixture, it assumes n
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas  # type: ignore[import-untyped]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -309,14 +308,7 @@ def inspection_findings(found: Sequence[LayerModes]) -> list[str]:
 
 
 def write_inspection(found: Sequence[LayerModes], directory: Path) -> list[Path]:
-    """Write inspection.csv, inspection.md and the figure of the densities.
-
-    Returns:
-        The paths of inspection.csv, .md, .png, .svg and .pdf.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
+    """Write inspection.csv, inspection.md and the figure of the densities."""
     directory.mkdir(parents=True, exist_ok=True)
     data, page = directory / "inspection.csv", directory / "inspection.md"
     write_atomically(data, _csv(found).encode())
@@ -327,16 +319,12 @@ def write_inspection(found: Sequence[LayerModes], directory: Path) -> list[Path]
 
 
 def _csv(found: Sequence[LayerModes]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for m in found:
-        v = m.values
-        statistics = [x.item() for x in (v.mean(), v.std(), v.min(), v.max())]
-        writer.writerow(
-            [m.adapter, m.parameter, m.layer, len(v), *statistics, dip(v), m.p, m.p_holm, m.modes]
-        )
-    return text.getvalue()
+    rows = [
+        (m.adapter, m.parameter, m.layer, len(v), v.mean(), v.std(), v.min(), v.max(), dip(v),
+         m.p, m.p_holm, m.modes)
+        for m in found for v in [m.values]
+    ]  # fmt: skip
+    return pandas.DataFrame(rows, columns=_COLUMNS).to_csv(index=False, lineterminator="\n")
 
 
 def _figure(found: Sequence[LayerModes]) -> Figure:

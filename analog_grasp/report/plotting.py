@@ -72,13 +72,7 @@ def write_figure(draw: Callable[[], Figure], path_stem: Path | str) -> list[Path
         The paths of the PNG, the SVG and the PDF.
 
     Raises:
-        OSError: A file cannot be written; an older one is then left unchanged.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [path.name for path in write_figure(Figure, Path(folder) / "empty")]
-        ['empty.png', 'empty.svg', 'empty.pdf']
+        OSError: A file cannot be written; an older one is then unchanged.
     """
     paths = []
     with figure_style():
@@ -106,7 +100,7 @@ def svg_text(figure_size: tuple[float, float], draw: Callable[[Axes], Drawn]) ->
 
 
 def colour_of(index: int) -> str:
-    """Return a colour of the palette, whose colours repeat."""
+    """Return a colour of the palette, which repeats."""
     return PALETTE[index % len(PALETTE)]
 
 
@@ -116,14 +110,7 @@ def marker_of(index: int) -> str:
 
 
 def line_styles(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return colour and marker of each variant's line, as arguments of `Axes.plot`.
-
-    Example:
-        >>> from analog_grasp.study.records import Measurement
-        >>> cell = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
-        >>> line_styles(Comparison([cell]))
-        [{'color': '#0072B2', 'marker': 'o'}]
-    """
+    """Return colour and marker of each variant's line, as arguments of `Axes.plot`."""
     return [
         {
             "color": colour_of(comparison.names.index(variant.adapter)),
@@ -134,10 +121,7 @@ def line_styles(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def time_positions(times: Sequence[float]) -> list[float]:
-    """Return log10 of each time in seconds, and a place left of the first for 0 s.
-
-    Args:
-        times: Seconds, ascending.
+    """Return log10 of each time in seconds, ascending, and a place left of the first for 0 s.
 
     Example:
         >>> time_positions([0.0, 10.0, 1000.0])
@@ -178,12 +162,7 @@ def _tick_labels(times: Sequence[float], positions: Sequence[float]) -> list[str
 
 
 def break_axis(panel: Axes, middle: float, half: float) -> None:
-    """Draw a break in the horizontal axis: two strokes with a gap between them.
-
-    Args:
-        panel: Axes to draw on.
-        middle, half: Middle and half width of the gap, in the units of the axis.
-    """
+    """Draw a break in the horizontal axis: two strokes with a gap of this middle and half width."""
     transform = panel.get_xaxis_transform()
     common: dict[str, Any] = {"transform": transform, "clip_on": False, "solid_capstyle": "butt"}
     panel.plot([middle - half, middle + half], [0, 0], color="white", lw=2.5, zorder=8, **common)

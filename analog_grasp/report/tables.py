@@ -43,12 +43,7 @@ def verdict(entry: str) -> str:
 
 
 def rich_table(table: TextTable) -> Table:
-    """Return the table for a terminal.
-
-    Example:
-        >>> rich_table(TextTable("A", ("adapter", "20s"), ())).row_count
-        0
-    """
+    """Return the table for a terminal."""
     drawn = Table(title=Text(table.title), title_justify="left")
     for place, column in enumerate(table.columns):
         is_left = table.is_prose or place == 0
@@ -145,12 +140,7 @@ def score_text(value: float | None, metric: str, sign: str = "") -> str:
 
 
 def scores_line(where: str, scores: Mapping[str, float]) -> str:
-    """Return every score of one measurement on one line.
-
-    Example:
-        >>> scores_line("digital", {"accuracy": 0.8125})
-        'digital: accuracy (%) 81.2'
-    """
+    """Return every score of one measurement on one line, such as "digital: accuracy (%) 81.2"."""
     texts = (f"{metric_title(name)} {score_text(value, name)}" for name, value in scores.items())
     return f"{where}: {', '.join(texts)}"
 
@@ -167,12 +157,7 @@ def mean_text(mean: float | None, high: float | None, metric: str, sign: str = "
 
 
 def interval_text(cell: Summary | PairedDifference | None, metric: str) -> str:
-    """Return a mean and half the width of its interval; a difference has a sign.
-
-    Example:
-        >>> interval_text(None, "accuracy")
-        '–'
-    """
+    """Return a mean and half the width of its interval; a difference has a sign."""
     if cell is None:
         return MISSING
     sign = "+" if isinstance(cell, PairedDifference) else ""

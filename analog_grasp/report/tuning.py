@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas  # type: ignore[import-untyped]
 from scipy import stats
 
 from analog_grasp.report.comparison import Comparison, adapter_text, device_text
@@ -88,19 +87,15 @@ def trials_csv(found: Trials) -> str:
 
     A pruned trial has an empty score, and the reason in the column ``pruned``.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    levels = map(_level, found.levels)
-    writer.writerow(["number", *found.space, "score", "digital", "seconds", "pruned", *levels])
+    rows = []
     for trial in found.trials:
-        means = [
-            scores and scores.mean
-            for scores in (level_estimate(trial, level) for level in found.levels)
-        ]
-        values = [trial.values[name] for name in found.space]
-        outcome = (trial.score, trial.digital, trial.seconds, trial.pruned)
-        writer.writerow([trial.number, *values, *outcome, *means])
-    return text.getvalue()
+        values = {name: trial.values[name] for name in found.space}
+        outcome = {name: getattr(trial, name) for name in ("score", "digital", "seconds", "pruned")}
+        estimates = {level: level_estimate(trial, level) for level in found.levels}
+        means = {_level(level): e and e.mean for level, e in estimates.items()}
+        rows.append({"number": trial.number, **values, **outcome, **means})
+    # Objects, as a column of numbers would turn whole ones with gaps into floats.
+    return pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def tuning_findings(found: Trials) -> list[str]:
@@ -154,12 +149,7 @@ class Effect(NamedTuple):
 def setting_effects(found: Trials, name: str) -> list[Effect]:
     """Return the effect of a setting at each noise level, by parabolas fitted to the trials.
 
-    Args:
-        found: The trials; those with a value of zero or of text do not count.
-        name: The setting.
-
-    Returns:
-        One effect per level; none with fewer than six trials.
+    Trials with a value of zero or of text do not count; there is no effect with fewer than six.
     """
     best, effects = found.front[0], []
     for level in found.levels:
@@ -222,7 +212,7 @@ def tuning_markdown(found: Trials, settings: Mapping[str, object], comparison: C
     Args:
         found: The trials, at least one of them complete.
         settings: Names and values to show.
-        comparison: Of the best setting on the task's own validation split.
+        comparison: The best setting on the task's own validation split.
     """
     first, *further = tuning_findings(found)
     figures = [f"{found.metric}_vs_{name}" for name in found.space]

@@ -62,11 +62,7 @@ def write_figures(found: Trials, directory: Path) -> list[Path]:
     """Draw score against each searched setting, and the Pareto front of both scores.
 
     Returns:
-        The paths, such as ``accuracy_vs_noise_weight.png``, ``.svg`` and ``.pdf``, and those of
-        ``front``.
-
-    Raises:
-        OSError: A file cannot be written.
+        The paths, such as ``accuracy_vs_noise_weight.png``, ``.svg`` and ``.pdf``, and of front.
     """
     paths: list[Path] = []
     for name in found.space:
