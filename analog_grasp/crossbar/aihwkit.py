@@ -85,6 +85,7 @@ class AihwkitLinear(AnalogLinear):
         self.to(weight.device).eval()
         self.name, self.card = name, card
         self.input_range: float | None = None
+        self.output_ranges: list[list[float]] | None = None
         self.input_scale: Tensor | None = None
         self.exact_at: Tensor | None = None
         self.digital = False

@@ -1,14 +1,16 @@
-"""Calibration on data: static input ranges, and the factors that rescale inputs and weights."""
+"""Calibration on data: static ranges of converters, and factors that rescale inputs and weights."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from analog_grasp.crossbar.chip_layer import ChipLayer, chip_layer
 from analog_grasp.crossbar.forward_hooks import computed_digitally
+from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.mapping import input_scale
 
 type RangeRule = float | Literal["least-error"]
@@ -40,15 +42,59 @@ def observed_ranges(
         ValueError: The percentile is not above 0 and at most 100, or the card has an exact DAC,
             for which no range has an error.
     """
-    if rule == "least-error":
-        bits = {name: _dac_bits(chip_layer(layer)) for name, layer in layers.items()}
-        counts = _observed(layers, observe, _histogram)
-        found = {name: _least_error(sum(counts[name]), bits[name]) for name in counts}
-    else:
-        percentile = _checked_percentile(rule)
-        seen = _observed(layers, observe, lambda x: _sample(x, percentile))
-        found = {name: _percentile(torch.cat(values), percentile) for name, values in seen.items()}
+    summarise, choose = _rule(rule, layers, "dac_bits")
+    seen = _observed(layers, observe, lambda layer, x: summarise(x))
+    found = {name: choose(each) for name, each in seen.items()}
     return {name: size for name, size in found.items() if size > 0}
+
+
+def observed_output_ranges(
+    layers: Mapping[str, nn.Module], observe: Callable[[], object], rule: RangeRule
+) -> dict[str, list[list[float]]]:
+    """Return an ADC range for each tile from what its targets give in digital forward passes.
+
+    Args:
+        layers: Layers on tiles of class `CrossbarLinear`, by name.
+        observe: Runs the model on data.
+        rule: As in `observed_ranges`, of the outputs and the card's ADC.
+
+    Returns:
+        For each layer that was run, by name, the ranges of the tiles of each part of the inputs, at
+        most that of the card; it is that of the card for tiles whose outputs are all 0.
+
+    Raises:
+        ValueError: As `observed_ranges`.
+    """
+    _card_bits(layers, "adc_bits")
+    summarise, choose = _rule(rule, layers, "adc_bits")
+
+    def outputs(layer: ChipLayer, x: Tensor) -> list[list[Tensor]]:
+        parts = cast(CrossbarLinear, layer).tile_outputs(x.reshape(-1, x.shape[-1]))
+        return [[summarise(tile) for tile in part] for part in parts]
+
+    found = {}
+    for name, passes in _observed(layers, observe, outputs).items():
+        largest = cast(Any, chip_layer(layers[name]).card.converters).output_range
+        found[name] = [
+            [min(choose(tile) or largest, largest) for tile in zip(*part, strict=True)]
+            for part in zip(*passes, strict=True)
+        ]
+    return found
+
+
+def _rule(
+    rule: Any, layers: Mapping[str, nn.Module], converter: str
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[Tensor]], float]]:
+    """Return the summary of a pass by which a rule chooses a range, and the choice."""
+    if rule == "least-error":
+        bits = _card_bits(layers, converter)
+        return _histogram, lambda seen: _least_error(sum(seen), bits)
+    if not isinstance(rule, int | float) or not 0 < rule <= 100:
+        raise ValueError(
+            f"The percentile for a range is {rule}: it should be above 0 and at most 100, which is "
+            "the maximum; or 'least-error'."
+        )
+    return partial(_sample, percentile=rule), lambda seen: _percentile(torch.cat(list(seen)), rule)
 
 
 def rescale_layers(
@@ -67,7 +113,7 @@ def rescale_layers(
     if not 0 <= exponent <= 1:
         raise ValueError(f"The exponent of rescaling is {exponent}: it should be from 0 to 1.")
 
-    def largest(x: Tensor) -> Tensor:
+    def largest(_: ChipLayer, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1]).abs().amax(0)
 
     for name, maxima in _observed(layers, observe, largest, scaled=False).items():
@@ -89,14 +135,14 @@ def set_input_scales(
         chip_layer(layers[name]).rescale(torch.tensor(scale, dtype=torch.float32))
 
 
-def _observed(
+def _observed[T](
     layers: Mapping[str, nn.Module],
     observe: Callable[[], object],
-    measure: Callable[[Tensor], Tensor],
+    measure: Callable[[ChipLayer, Tensor], T],
     scaled: bool = True,
-) -> dict[str, list[Tensor]]:
+) -> dict[str, list[T]]:
     """Return a measure of the inputs of each layer, one per pass with an input."""
-    seen: dict[str, list[Tensor]] = {}
+    seen: dict[str, list[T]] = {}
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -108,7 +154,7 @@ def _observed(
                 others[torch.arange(len(x)), layer.exact_at] = False
                 x = x[others]
             if x.numel():
-                seen.setdefault(name, []).append(measure(x))
+                seen.setdefault(name, []).append(measure(layer, x))
 
         return hook
 
@@ -120,15 +166,6 @@ def _observed(
         for handle in handles:
             handle.remove()
     return seen
-
-
-def _checked_percentile(percentile: Any) -> float:
-    if not isinstance(percentile, int | float) or not 0 < percentile <= 100:
-        raise ValueError(
-            f"The percentile of the inputs is {percentile}: it should be above 0 and at most 100, "
-            "which is the maximum; or 'least-error'."
-        )
-    return float(percentile)
 
 
 def _sample(x: Tensor, percentile: float) -> Tensor:
@@ -144,14 +181,21 @@ def _percentile(values: Tensor, percentile: float) -> float:
     return float(values.kthvalue(max(math.ceil(len(values) * percentile / 100), 1)).values)
 
 
-def _dac_bits(layer: ChipLayer) -> int:
-    converters = layer.card.converters
-    if converters is None or converters.dac_bits is None:
+def _card_bits(layers: Mapping[str, nn.Module], converter: str) -> int:
+    """Return the bits of a converter of the card, "dac_bits" or "adc_bits".
+
+    Raises:
+        ValueError: The converter is exact.
+    """
+    card = chip_layer(next(iter(layers.values()))).card
+    bits = getattr(card.converters, converter, None)
+    if bits is None:
+        kind = converter.removesuffix("_bits").upper()
         raise ValueError(
-            f"The card {layer.card.name} has an exact DAC, for which every input range has the "
-            "same error: give a percentile, or a card with dac_bits."
+            f"The card {card.name} has an exact {kind}, for which every range has the same error: "
+            f"give a percentile, or a card with {converter}."
         )
-    return converters.dac_bits
+    return cast(int, bits)
 
 
 def _histogram(x: Tensor) -> Tensor:

@@ -199,11 +199,44 @@ class Deployment:
         """
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
-        hooks.input_ranges = {}
+        hooks.input_ranges, hooks.output_ranges = {}, {}
         ranges = calibration.observed_ranges(self._layers, lambda: observe(chosen), percentile)
         hooks.input_ranges = ranges
         hooks.restart()
         return hooks.input_ranges
+
+    def calibrate_outputs(
+        self,
+        observe: Callable[[nn.Module], object],
+        percentile: calibration.RangeRule = 100.0,
+        model: nn.Module | None = None,
+    ) -> dict[str, list[list[float]]]:
+        """Set the ADC's range of every tile from the outputs that its targets give on data.
+
+        By default all tiles have the range of the card, whose steps are coarse for tiles with small
+        outputs. No range exceeds that of the card. Drift compensation reads out with the card's.
+
+        Args:
+            observe: Runs a model on data, as in `calibrate`, which comes before.
+            percentile: Of the magnitudes of a tile's outputs; or ``"least-error"``, of the ADC.
+            model: As in `calibrate`.
+
+        Returns:
+            For each layer, by name, the ranges of the tiles that share their inputs; they are used
+            until the next call of this method, `calibrate` or `rescale`.
+
+        Raises:
+            ValueError: The percentile is not above 0 and at most 100, the ADC is exact, or the
+                tiles are aihwkit's.
+        """
+        self._settings.check_own("output_ranges")
+        chosen = self.model if model is None else model
+        hooks = hooks_of(chosen)
+        hooks.output_ranges = calibration.observed_output_ranges(
+            self._layers, lambda: observe(chosen), percentile
+        )
+        hooks.restart()
+        return hooks.output_ranges
 
     def rescale(
         self, observe: Callable[[nn.Module], object], exponent: float = 0.5
@@ -222,7 +255,8 @@ class Deployment:
         """
         self._settings.check_own("rescale")
         calibration.rescale_layers(self._layers, lambda: observe(self.model), exponent)
-        hooks_of(self.model).input_ranges = {}
+        hooks = hooks_of(self.model)
+        hooks.input_ranges, hooks.output_ranges = {}, {}
         if (seed := self.seed) is not None:
             seconds = self.time_s
             self.program(seed).drift_to(seconds)
@@ -294,10 +328,13 @@ class Deployment:
             "clip": self._settings.clip,
             "first_token": self._settings.first_token,
         }
-        ranges, scales = hooks_of(self.model).input_ranges, calibration.input_scales(self._layers)
-        chip = {"seed": self.seed, "time_s": self.time_s} | {
-            "input_ranges": ranges,
-            "input_scales": scales,
+        hooks = hooks_of(self.model)
+        chip = {
+            "seed": self.seed,
+            "time_s": self.time_s,
+            "input_ranges": hooks.input_ranges,
+            "output_ranges": hooks.output_ranges,
+            "input_scales": calibration.input_scales(self._layers),
         }
         write_deployment(Path(path), self.model, self._settings, arguments, chip)
 
@@ -318,7 +355,8 @@ class Deployment:
         calibration.set_input_scales(deployment._layers, chip["input_scales"])
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
-        hooks_of(deployment.model).input_ranges = chip["input_ranges"]
+        hooks = hooks_of(deployment.model)
+        hooks.input_ranges, hooks.output_ranges = chip["input_ranges"], chip["output_ranges"]
         return deployment
 
     def _chip_layers(self) -> Iterator[ChipLayer]:

@@ -50,6 +50,7 @@ class ForwardHooks:
 
     Attributes:
         input_ranges: The DAC's range of each layer for this model, by name; see `observed_ranges`.
+        output_ranges: The ADC's range of each tile for this model, by layer.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ForwardHooks:
         first_exact: bool = False,
     ) -> None:
         self.input_ranges: dict[str, float] = {}
+        self.output_ranges: dict[str, list[list[float]]] = {}
         self._first_exact = first_exact
         self._layers, self._chip = layers, chip
         self._shared = {name: (tensor, version_of(tensor)) for name, tensor in shared.items()}
@@ -103,6 +105,7 @@ class ForwardHooks:
         first = _first_tokens(*inputs[:1], **named) if self._first_exact else None
         for name, layer in self._layers.items():
             chip_layer(layer).input_range = self.input_ranges.get(name)
+            chip_layer(layer).output_ranges = self.output_ranges.get(name)
             chip_layer(layer).exact_at = first
 
     @torch.compiler.disable

@@ -21,6 +21,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import TabulatedDrift
 
 _FORMAT = "analog-grasp deployment 1"
+_CHIP = ("seed", "time_s", "input_ranges", "output_ranges", "input_scales")
 _DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
 
 
@@ -63,7 +64,7 @@ def write_deployment(
         model: The deployed model.
         settings: The device, and the type in which weights are stored.
         arguments: Further arguments of `deploy`.
-        chip: The chip instance, its time, its input ranges and its input scales.
+        chip: The chip instance, its time, its input and output ranges and its input scales.
 
     Raises:
         OSError: A file cannot be written.
@@ -110,7 +111,7 @@ def read_deployment(
             raise ValueError(f"format {content['format']!r}")
         card, dtype = card_from_data(content["card"]), getattr(torch, content["dtype"])
         structure, arguments, chip = (content[key] for key in ("model", "arguments", "chip"))
-        chip = {key: chip[key] for key in ("seed", "time_s", "input_ranges", "input_scales")}
+        chip = {key: chip[key] for key in _CHIP}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise ValueError(

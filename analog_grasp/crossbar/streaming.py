@@ -63,6 +63,11 @@ def check_whole(model: nn.Module) -> None:
         ValueError: A tensor is on the meta device.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta and hasattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook"):
+            raise ValueError(
+                f"The tensor {name} of the model is offloaded by accelerate, which tiles cannot "
+                "follow: load the model with a device_map of devices, without cpu or disk offload."
+            )
         if tensor.is_meta:
             raise ValueError(
                 f"The tensor {name} of the model is on the meta device, where it has no values: "

@@ -114,6 +114,7 @@ def test_effects_can_be_switched_off(deploy):
         (("--clip", "2.5"), lambda w: w["settings"] == {"clip": 2.5}),
         (("--clip", "least-error"), lambda w: w["settings"] == {"clip": "least-error"}),
         (("--calibrate", "least-error"), lambda w: w["settings"] == {"calibrate": "least-error"}),
+        (("--output-ranges", "99.9"), lambda w: w["settings"] == {"output_ranges": 99.9}),
         (("--first-token", "digital"), lambda w: w["settings"] == {"first_token": "digital"}),
         (("--layers", "query,value"), lambda w: len(w["layers"]) == 2),
     ],

@@ -1,11 +1,12 @@
-"""Static input ranges by least error, and first tokens that are computed digitally."""
+"""Ranges of converters by least error, and first tokens that are computed digitally."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analog_grasp import deploy
+from analog_grasp import Deployment, DeviceCard, deploy
+from analog_grasp.crossbar.chip_layer import chip_layer
 
 IDS = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -45,6 +46,52 @@ def test_an_exact_converter_has_no_least_error():
     deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "ideal").program(0)
     with pytest.raises(ValueError, match="card ideal has an exact DAC"):
         deployment.calibrate(lambda model: model(torch.ones(2, 8)), "least-error")
+
+
+@pytest.fixture
+def small_outputs():
+    """A layer of 2 x 2 tiles, the outputs of which differ by tile."""
+    linear = nn.Linear(96, 24)
+    generator = torch.Generator().manual_seed(3)
+    linear.weight.data = torch.randn(24, 96, generator=generator)
+    linear.weight.data[:, 0] = 30.0
+    linear.weight.data[:12, 48:] = 0.0
+    x = torch.randn(200, 96, generator=generator)
+    x[:, 0] = 0.0
+    return nn.Sequential(linear), x
+
+
+def adc_alone():
+    """Exact devices behind an ADC of 8 bits."""
+    card = DeviceCard.load("ideal").with_(adc_bits=8, output_noise=0.0, tile_size=(48, 12))
+    converters = card.converters.model_copy(update={"bound_management": "none"})
+    return card.model_copy(update={"converters": converters})
+
+
+@pytest.mark.parametrize("rule", [100.0, "least-error"])
+def test_each_tile_has_an_adc_range_of_its_own(small_outputs, rule, tmp_path):
+    model, x = small_outputs
+    deployment = deploy(model, adc_alone()).program(0)
+    before = deployment.model(x)
+    [upper, lower] = deployment.calibrate_outputs(lambda each: each(x), rule)["0"]
+    # The tile of zeros keeps the card's range.
+    assert lower[0] == 12.0
+    assert max(*upper, lower[1]) < 6.0
+    assert len({*upper, *lower}) == 4
+    after, digital = deployment.model(x), model(x)
+    assert (after - digital).square().mean() < (before - digital).square().mean() / 4
+    deployment.save(tmp_path)
+    assert torch.equal(Deployment.load(tmp_path, model).model(x), after)
+    deployment.calibrate(lambda each: each(x))
+    assert chip_layer(deployment.layers["0"]).output_ranges is None
+
+
+def test_output_ranges_need_an_adc_that_rounds(small_outputs):
+    model, x = small_outputs
+    with pytest.raises(ValueError, match="card ideal has an exact ADC"):
+        deploy(model, "ideal").program(0).calibrate_outputs(lambda each: each(x))
+    with pytest.raises(ValueError, match="output_ranges has no effect with tile='rpucuda'"):
+        deploy(model, adc_alone(), tile="rpucuda").calibrate_outputs(lambda each: each(x))
 
 
 def test_a_layer_without_inputs_has_no_range():

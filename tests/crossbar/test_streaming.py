@@ -1,11 +1,12 @@
 """Models on the meta device, whose weights stay in their file."""
 
+import copy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import init_empty_weights
+from accelerate import dispatch_model, init_empty_weights
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -106,6 +107,24 @@ def test_a_missing_tensor_is_named(bert, tmp_path):
     save_file(held, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"tensor classifier\.weight .* is on the meta device"):
         deploy(empty_like(bert), CARD, weights=tmp_path)
+
+
+def test_a_model_divided_by_accelerate_is_the_same_chip(model, batch):
+    expected = outputs(deploy(model, CARD).program(1).model, batch)
+    places = {name: "cpu" for name, _ in model.named_children()}
+    divided = dispatch_model(copy.deepcopy(model), places, main_device="cpu", force_hooks=True)
+    assert torch.equal(outputs(deploy(divided, CARD).program(1).model, batch), expected)
+    assert torch.equal(outputs(divided, batch), outputs(model, batch))
+
+
+def test_a_model_offloaded_by_accelerate_is_an_error(model, tmp_path):
+    places = {name: "cpu" for name, _ in model.named_children()}
+    places[model.base_model_prefix] = "disk"
+    divided = dispatch_model(
+        copy.deepcopy(model), places, main_device="cpu", offload_dir=tmp_path, force_hooks=True
+    )
+    with pytest.raises(ValueError, match="is offloaded by accelerate"):
+        deploy(divided, CARD)
 
 
 def test_files_that_do_not_fit_are_an_error(bert, tmp_path):
