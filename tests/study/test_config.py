@@ -11,7 +11,6 @@ from datasets import Dataset
 
 import analog_grasp as ag
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.study import study
 from analog_grasp.study.config import (
     SETTINGS,
     StudyConfig,
@@ -218,12 +217,6 @@ def test_the_signature_lists_every_setting(name, without):
     assert SETTINGS.keys() - parameters.keys() == without - parameters.keys()
     assert (parameters["repeats"].annotation, parameters["repeats"].default) == (int, 3)
     assert parameters["until_ci"].annotation == float | None
-
-
-def test_a_second_stage_that_maps_tiles_differently_is_warned_of():
-    asked = resolve({"then": "pcm-hermes-2@1d", "clip": 2.5})
-    with pytest.warns(UserWarning, match="without clip, which is 2.5"):
-        study._warn_of_mapping(asked)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Provenance: run folders, cards given in Python, and cells whose origin has changed."""
 
 import shutil
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -93,17 +92,8 @@ def test_a_folder_of_other_files_raises_and_is_unchanged(tmp_path):
     with pytest.raises(ValueError, match="files that do not belong to a run"):
         open_run(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_file_in_place_of_the_folder_raises(tmp_path):
-    (tmp_path / "run").write_text("a file")
-    with pytest.raises(ValueError, match=r"run holds files that do not belong to a run"):
-        open_run(tmp_path / "run", CONFIG)
-
-
-def test_an_empty_folder_becomes_a_run(tmp_path):
-    open_run(tmp_path, CONFIG)
-    assert tomllib.loads((tmp_path / "run.toml").read_text())["devices"] == ["ideal"]
+    with pytest.raises(ValueError, match=r"thesis\.tex holds files that do not belong to a run"):
+        open_run(tmp_path / "thesis.tex", CONFIG)
 
 
 def test_reading_a_folder_without_a_run_raises(tmp_path):

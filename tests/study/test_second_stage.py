@@ -3,6 +3,7 @@
 import pytest
 
 from analog_grasp.devices.ages import parse_ages
+from analog_grasp.study import study
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
 from analog_grasp.study.provenance import adapter_hash, open_run, read_run
@@ -28,6 +29,13 @@ def test_the_devices_of_the_run_are_those_of_its_settings():
 def test_devices_at_times_are_those_named():
     asked = "pcm-hermes-2@1h..1y,rram-wan2022@1d x1.5"
     assert resolve({"then": asked}).second_stage() == parse_ages(asked)
+
+
+@pytest.mark.parametrize(("then", "count"), [("pcm-hermes-2@1d", 1), ("none", 0)])
+def test_tiles_that_are_mapped_differently_are_warned_of(then, count, recwarn):
+    study._warn_of_mapping(resolve({"then": then, "clip": 2.5}))
+    assert len(recwarn) == count
+    assert all("without clip, which is 2.5" in str(each.message) for each in recwarn)
 
 
 def test_adapters_are_distilled_on_the_devices_of_the_run(settings, tmp_path):
