@@ -72,8 +72,8 @@ CHIPS_LEGEND = (
 _LISTED = 5
 _SECOND_STAGE = (
     "Second stage of training: after it has learned the task, each adapter was distilled without"
-    " labels, in {steps} steps, on simulated chips, none of them measured, of {chips}. Its training"
-    " time and cost contain this stage."
+    " labels, in {steps} steps, on simulated chips, none of them measured, of {chips}. The"
+    " training time contains this stage."
 )
 _KINDS = {"grasp": "Deterministic", "stochgrasp": "Stochastic"}
 
