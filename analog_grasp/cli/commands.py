@@ -115,6 +115,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
+            metavar="<int>",
             help="Steps between two checkpoints, and between two evaluations on a chip.",
             show_default="an epoch",
         ),
@@ -160,7 +161,12 @@ def tune(
     ] = "stochgrasp",
     trials: Annotated[
         int,
-        typer.Option(min=1, help="Number of trials, over all processes.", rich_help_panel=_TUNING),
+        typer.Option(
+            min=1,
+            metavar="<int>",
+            help="Number of trials, over all processes.",
+            rich_help_panel=_TUNING,
+        ),
     ] = TRIALS,
     search: Annotated[
         str,
@@ -216,6 +222,8 @@ def tune(
         settings = given(context)
         check_placement(adapter, "folded")
         resolved = resolve(settings, config)
+        if "then" not in resolved.given():
+            resolved = resolved.replace(then="none")
         stated = [name for name, value in settings.items() if value is not None]
         check_effects(resolved, [adapter], stated)
         checks.check_study(resolved.replace(adapters=(adapter,)))

@@ -66,7 +66,7 @@ _TIMEOUT = 3.0
 _WIDTH = 240
 
 
-class _Wrong(Exception):
+class _CheckError(Exception):
     """What a check has found to be wrong, in its own words."""
 
 
@@ -81,7 +81,7 @@ def _check(name: str, fix: str) -> Callable[[Callable[[], Finding | str]], Check
         def safely() -> Finding:
             try:
                 found = function()
-            except _Wrong as error:
+            except _CheckError as error:
                 return Finding("failed", str(error), fix)
             except Exception as error:
                 return Finding("failed", _error_text(error), fix, error)
@@ -165,7 +165,7 @@ def _adapters() -> str:
         digital = base(x)
         model = get_peft_model(base, config(groups=2, target_modules=["0"]))
         if not torch.allclose(model.eval()(x), digital, atol=_TOLERANCE):
-            raise _Wrong(f"an untrained {config.__name__} changes its layer")
+            raise _CheckError(f"an untrained {config.__name__} changes its layer")
     return "peft knows GRASP and StochGRASP"
 
 
@@ -185,7 +185,7 @@ def _noisy_tile() -> str:
     text = f"pcm-hermes-2 after a day: outputs {error:.1%} off"
     if 0 < error < 1:
         return text
-    raise _Wrong(text)
+    raise _CheckError(text)
 
 
 def _ideal(tile: Literal["torch", "rpucuda"]) -> str:
@@ -193,7 +193,7 @@ def _ideal(tile: Literal["torch", "rpucuda"]) -> str:
     # Not `>=`: NaN is an error.
     if error < _TOLERANCE:
         return "the ideal device reproduces the digital layer"
-    raise _Wrong(f"the ideal device is {error:.1%} off the digital layer")
+    raise _CheckError(f"the ideal device is {error:.1%} off the digital layer")
 
 
 def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:

@@ -87,18 +87,29 @@ class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _quick(super().get_params(ctx))
 
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Write the name of the command with its arguments."""
+        formatter.write_usage(
+            ctx.command_path, " ".join(["[OPTIONS]", *self._arguments().values()])
+        )
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options by panel, which typer does only with tables of rich."""
+        arguments = self._arguments()
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            is_argument = parameter.param_type_name == "argument"
-            panel = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
             name, text = parameter.get_help_record(ctx)
-            text = re.sub(r"  \[default: \((.*)\)]$", r" [default: \1]", text)
-            panels.setdefault(panel, []).append((name, text))
+            # Typer puts a default that is a text in parentheses.
+            text = re.sub(r" +\[default: \(?(.*?)\)?(; x>=\d+)?]$", r" [default: \1]", text)
+            is_argument = parameter.name in arguments
+            panel = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
+            panels.setdefault(panel, []).append((arguments.get(parameter.name, name), text))
         for title, records in panels.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+    def _arguments(self) -> dict[str, str]:
+        return {p.name: p.metavar for p in self.params if p.param_type_name == "argument"}
 
 
 class _Commands(TyperGroup):
@@ -159,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(arguments, prog_name="analog-grasp", standalone_mode=False)
     except typer.TyperException as error:
-        print_line("error", _usage(error))
+        print_line("error", _usage(error, arguments))
         return _WRONG_REQUEST
     except Exception as error:
         # Read from the arguments: the error may come from parsing the options.
@@ -198,10 +209,13 @@ def _top(
         print(context.get_help())
 
 
-def _usage(error: typer.TyperException) -> str:
+def _usage(error: typer.TyperException, arguments: Sequence[str]) -> str:
     """Return what is wrong with the arguments of a command, and where its help is."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "analog-grasp"
-    message = error.format_message().replace("Value error, ", "")
+    named = arguments[:1] if arguments and arguments[0] in COMMANDS else []
+    message = error.format_message().replace("Value error, ", "").replace(": Input", ": it")
+    message = message.partition(", unable to parse")[0]
+    message = re.sub(
+        r"^Got unexpected extra argument\(s\) \((.*)\)$", r"Unexpected argument: \1", message
+    )
     stop = "" if message.endswith((".", "?")) else "."
-    return f"{message}{stop} See {command} --help."
+    return f"{message}{stop} See {' '.join(['analog-grasp', *named])} --help."

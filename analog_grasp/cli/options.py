@@ -15,6 +15,8 @@ import typer
 from analog_grasp.study.config import SETTINGS, Setting, plain_types
 from analog_grasp.study.sections import split_names
 
+_NUMBERS: dict[Any, str] = {int: "int", float: "float"}
+
 Config = Annotated[
     Path | None,
     typer.Option(help="A TOML file of settings; those on the command line win."),
@@ -83,8 +85,9 @@ def given(context: typer.Context) -> dict[str, Any]:
 
 def _option(name: str, setting: Setting, model: str) -> Any:
     kinds = _alternatives(setting)
-    # The configuration reads every other type from text.
-    kind = kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float) else str
+    # The configuration reads numbers from text too, and its errors show what was given.
+    kind = bool if kinds == [bool] else str
+    shown = "list" if _holds_several(setting) else _NUMBERS.get(kinds[0], "str")
     flag = f"--{name.replace('_', '-')}"
     default = model if name == "model" and model else default_text(setting)
     # No file may grant remote code, so that there is nothing to switch off.
@@ -94,6 +97,7 @@ def _option(name: str, setting: Setting, model: str) -> Any:
         flag,
         help=help_text(setting),
         show_default=default,
+        metavar=None if kind is bool else f"<{shown}>",
         rich_help_panel=setting.section.title(),
     )
     return Annotated[kind | None, option]

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+# Accepted names are not listed with a suggestion where there are more.
+_LISTED = 30
+
+
 class CardError(ValueError):
     """A device card that is missing, unreadable or invalid; the message is one sentence."""
 
@@ -29,7 +33,9 @@ def unknown_name(kind: str, value: object, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(str(value)[:60], names, n=1)
     suggestion = f" Did you mean {close[0]!r}?" if close else ""
-    return f"Unknown {kind} {shown(value)}.{suggestion} Available: {', '.join(names)}."
+    # A long list would hide the suggestion.
+    listed = "" if close and len(names) > _LISTED else f" Available: {', '.join(names)}."
+    return f"Unknown {kind} {shown(value)}.{suggestion}{listed}"
 
 
 def first_problem(error: "ValidationError") -> "ErrorDetails":
@@ -71,6 +77,7 @@ def describe_problem(problem: "ErrorDetails", key: str, known_keys: Iterable[str
     if kind == "union_tag_invalid":
         return f"{key}.model is unknown: it should be one of {problem['ctx']['expected_tags']}"
     message = re.sub(r"^(Input|String) should", "it should", problem["msg"])
+    message = message.partition(", unable to parse")[0]
     return f"{key} is {shown(problem['input'])}: {message}"
 
 
@@ -98,12 +105,14 @@ def key_in(data: Any, problem: "ErrorDetails") -> str:
 
 
 def shown(value: object, longest: int = 40) -> str:
-    """Return the repr of a value, cut to a bounded length.
+    """Return the repr of a value, or of texts joined by commas, cut to a bounded length.
 
     Example:
         >>> shown("x" * 50, 10)
         "'xxxxxxxxx..."
     """
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        value = ", ".join(value)
     try:
         text = repr(value)
     except (ValueError, RecursionError):
