@@ -27,6 +27,7 @@ from analog_grasp.study.statistics import (
     estimate,
     paired_differences,
     summarise,
+    variants,
 )
 from analog_grasp.study.trained_adapters import new_adapter, save_adapter, train_adapter
 from analog_grasp.utils.time import format_time
@@ -190,8 +191,8 @@ def table(runs: Sequence[Sequence[Measurement]]) -> str:
 
 def against_baseline(run: Sequence[Measurement]) -> list[PairedDifference]:
     """Return the differences of every variant to the baseline, for one training."""
-    others = dict.fromkeys(cell.adapter for cell in run if cell.adapter != BASELINE)
-    return [d for other in others for d in paired_differences(run, BASELINE, other)]
+    baseline, *others = sorted(variants(run), key=lambda each: each.adapter != BASELINE)
+    return [d for other in others for d in paired_differences(run, baseline, other)]
 
 
 def difference_text(trainings: Sequence[PairedDifference]) -> str:

@@ -75,7 +75,8 @@ def compare(
     """Train adapters, measure each on simulated devices over drift time, and write a report.
 
     The same call resumes an interrupted run. A call with more devices, times, repeats or trainings
-    adds to a run, without measuring again what is measured.
+    adds to a run, without measuring again what is measured; devices and later times only where
+    adapters were not distilled on the devices and ages of the run (``then="devices"``).
 
     Args:
         out: The run's folder; a new one, or that of the same run.

@@ -124,7 +124,7 @@ class StudyConfig(Section):
 
 
 class Setting(NamedTuple):
-    """Definition of a setting: its section in `StudyConfig`, the name of its field, and the field."""
+    """Definition of a setting: its section in `StudyConfig`, and the name and data of its field."""
 
     section: str
     attribute: str

@@ -78,7 +78,6 @@ class PairedDifference:
         time_s: Seconds since programming finished.
         baseline, adapter: The two variants; the difference is adapter - baseline.
         n: Number of chip instances on which both were measured.
-        unpaired: Number of measurements without a partner, which are ignored.
         mean: Mean of the differences; None without a pair.
         low, high: 95 % interval of the mean; None with fewer than two instances.
         p_value: Of a two-sided paired t-test of no difference, not corrected for the number of
@@ -94,7 +93,6 @@ class PairedDifference:
     baseline: Variant
     adapter: Variant
     n: int
-    unpaired: int
     mean: float | None
     low: float | None
     high: float | None
@@ -135,12 +133,10 @@ def variants(measurements: Iterable[Measurement]) -> list[Variant]:
     return list(dict.fromkeys(Variant(cell.adapter, cell.placement) for cell in measurements))
 
 
-def summarise(measurements: Iterable[Measurement], metric: str | None = None) -> list[Summary]:
+def summarise(measurements: Iterable[Measurement]) -> list[Summary]:
     """Return mean and 95 % interval over the trainings and chip instances of every cell.
 
-    Args:
-        measurements: In any order; the summaries are in order of first appearance.
-        metric: Only this metric; all if None.
+    Measurements may be in any order; the summaries are in order of first appearance.
 
     Example:
         >>> cells = [
@@ -152,9 +148,8 @@ def summarise(measurements: Iterable[Measurement], metric: str | None = None) ->
     """
     groups: dict[_Where, dict[Repetition, float]] = defaultdict(dict)
     for cell in measurements:
-        if metric is None or cell.metric == metric:
-            where = (cell.task, cell.metric, cell.adapter, cell.placement, cell.device)
-            groups[*where, cell.time_s][_repetition(cell)] = cell.value
+        where = (cell.task, cell.metric, cell.adapter, cell.placement, cell.device)
+        groups[*where, cell.time_s][_repetition(cell)] = cell.value
     return [_summary(where, complete_table(values)) for where, values in groups.items()]
 
 
@@ -170,21 +165,13 @@ def _summary(where: _Where, table: NDArray[np.float64]) -> Summary:
 
 
 def paired_differences(
-    measurements: Sequence[Measurement], baseline: Variant | str, adapter: Variant | str
+    measurements: Iterable[Measurement], baseline: Variant, adapter: Variant
 ) -> list[PairedDifference]:
     """Return the difference adapter - baseline of every cell, paired by training and chip.
 
     Two measurements are a pair if they agree in task, metric, training, device, time, repeat and
-    seed; the placements may differ. Cells are in order of first appearance.
-
-    Args:
-        measurements: In any order; those of other variants are ignored.
-        baseline: The variant to subtract; its adapter's name suffices where that was measured
-            at one placement only.
-        adapter: The variant to subtract it from, given in the same way.
-
-    Raises:
-        ValueError: A variant is not among the measurements, or a name fits several.
+    seed; the placements may differ, and those without a partner do not count. Measurements may be
+    in any order, and cells are in order of first appearance.
 
     Example:
         >>> cells = [
@@ -192,21 +179,28 @@ def paired_differences(
         ...     for name, score in [("grasp", 0.5), ("lora", 0.75)]
         ...     for i in range(2)
         ... ]
-        >>> [difference.mean for difference in paired_differences(cells, "grasp", "lora")]
+        >>> [difference.mean for difference in paired_differences(cells, *variants(cells))]
         [0.25]
     """
-    first, second = (_resolve(measurements, name) for name in (baseline, adapter))
     cells: dict[tuple[str, str, str, float], dict[Variant, dict[Repetition, float]]] = {}
     for cell in measurements:
         variant = Variant(cell.adapter, cell.placement)
-        if variant in (first, second):
+        if variant in (baseline, adapter):
             where = (cell.task, cell.metric, cell.device, cell.time_s)
-            values = cells.setdefault(where, {first: {}, second: {}})
+            values = cells.setdefault(where, {baseline: {}, adapter: {}})
             values[variant][_repetition(cell)] = cell.value
-    return [
-        _difference(where, first, second, values[first], values[second])
-        for where, values in cells.items()
-    ]
+    differences = []
+    for where, values in cells.items():
+        subtracted = values[baseline]
+        pairs = {k: v - subtracted[k] for k, v in values[adapter].items() if k in subtracted}
+        trainings, chips, result = 1, 0, (None, None, None, None)
+        if pairs:
+            table = complete_table(pairs)
+            (trainings, chips), result = table.shape, table_estimate(table)
+        differences.append(
+            PairedDifference(*where, baseline, adapter, chips, *result, trainings=trainings)
+        )
+    return differences
 
 
 def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
@@ -220,42 +214,6 @@ def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDiffer
     for (index, _), p_holm in zip(tested, p_values, strict=True):
         corrected[index] = replace(differences[index], p_holm=p_holm)
     return corrected
-
-
-def _difference(
-    where: tuple[str, str, str, float],
-    baseline: Variant,
-    adapter: Variant,
-    subtracted: Mapping[Repetition, float],
-    values: Mapping[Repetition, float],
-) -> PairedDifference:
-    pairs = {key: value - subtracted[key] for key, value in values.items() if key in subtracted}
-    unpaired = len(values.keys() ^ subtracted.keys())
-    if not pairs:
-        return PairedDifference(*where, baseline, adapter, 0, unpaired, None, None, None, None)
-    table = complete_table(pairs)
-    trainings, chips = table.shape
-    result = table_estimate(table)
-    return PairedDifference(
-        *where, baseline, adapter, chips, unpaired, *result, trainings=trainings
-    )
-
-
-def _resolve(measurements: Sequence[Measurement], name: Variant | str) -> Variant:
-    """Return the variant that a name refers to."""
-    adapter = name if isinstance(name, str) else name.adapter
-    known = [variant for variant in variants(measurements) if variant.adapter == adapter]
-    if isinstance(name, Variant):
-        known = [variant for variant in known if variant == name]
-    if len(known) == 1:
-        return known[0]
-    if not known:
-        at = "" if isinstance(name, str) else f" at placement {name.placement!r}"
-        raise ValueError(f"Nothing was measured of the adapter {adapter!r}{at}; name one that was.")
-    placements = ", ".join(variant.placement for variant in known)
-    raise ValueError(
-        f"The adapter {adapter!r} was measured at several placements ({placements}); say which."
-    )
 
 
 class Estimate(NamedTuple):

@@ -7,7 +7,7 @@ from analog_grasp.study import trained_adapters
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
 from analog_grasp.study.provenance import adapter_hash
-from analog_grasp.study.statistics import paired_differences
+from analog_grasp.study.statistics import paired_differences, variants
 from analog_grasp.study.store import Store
 from analog_grasp.tasks.classification import SentenceTask
 
@@ -50,8 +50,8 @@ def test_each_training_is_that_of_its_seed_alone(results, settings, tmp_path):
 def test_records_and_differences_cover_the_trainings(results):
     keys = [(record.adapter, record.training) for record in results.adapters]
     assert keys == [("grasp", 0), ("grasp", 1), ("stochgrasp", 0), ("stochgrasp", 1)]
-    found = paired_differences(results.measurements, "grasp", "stochgrasp")
-    assert {(d.trainings, d.n, d.unpaired) for d in found} == {(2, 2, 0)}
+    found = paired_differences(results.measurements, *variants(results.measurements))
+    assert {(d.trainings, d.n) for d in found} == {(2, 2)}
     (table, _) = Comparison(results.measurements, results.adapters).tables
     assert table.labels == ["grasp", "stochgrasp"]
 
