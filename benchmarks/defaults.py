@@ -21,7 +21,7 @@ from peers import markdown
 from rich.console import Console
 
 from analog_grasp.tasks import Task, load_task
-from analog_grasp.tasks.splits import tuning_task
+from analog_grasp.tasks.base import tuning_task
 from analog_grasp.utils.types import DEFAULT_GROUPS, SHIFT_LR_RATIO
 
 

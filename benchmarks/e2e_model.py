@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from analog_grasp.tasks import GenerationTask, load_task
-from analog_grasp.tasks.e2e.data import official_file
+from analog_grasp.tasks.e2e import official_file
 
 END = "<|endoftext|>"
 LEARNED = ("devset.csv", "testset_w_refs.csv")

@@ -231,7 +231,7 @@ class TaskSettings(Section):
             if changes:
                 task = replace(task, **changes)
         if self.metric is not None:
-            from analog_grasp.tasks.evaluate_metrics import with_metric
+            from analog_grasp.tasks.registry import with_metric
 
             task = with_metric(task, self.metric)
         return task
@@ -249,7 +249,7 @@ class TrainingSettings(Section):
         "LoRA is on query and value projections.",
     )
     noise_weight: Annotated[float, _STOCHGRASP] = Field(
-        default=1.0, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
+        default=0.01, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
     )
     noise_target: Annotated[float | str, NUMBER, _STOCHGRASP] = Field(
         default=0.1,
@@ -277,14 +277,14 @@ class TrainingSettings(Section):
         "selected, with rows held out from the training rows.",
     )
     then: Names = Field(
-        default=("none",),
+        default=("devices",),
         description="A second stage, in which the trained adapter is distilled, without labels, on "
-        "simulated chips: none; devices, for those of the run, from 0s to its longest time; or "
-        "devices at ranges of ages, such as pcm-hermes-2@0s..1y.",
+        "simulated chips: none (the default of train and tune); devices, for those of the run, from "
+        "0s to its longest time; or devices at ranges of ages, such as pcm-hermes-2@0s..1y.",
     )
     then_steps: Annotated[
         Count, Note(needs=("then", lambda then: then != ("none",), "a second stage (then)"))
-    ] = Field(default=150, description="Steps of the distillation on simulated chips.")
+    ] = Field(default=300, description="Steps of the distillation on simulated chips.")
     trainings: Count = Field(
         default=1,
         description="Trainings of each adapter, each from its own seed; every chip is measured "
@@ -299,7 +299,7 @@ class TrainingSettings(Section):
         description="The folder of a saved GRASP adapter on the same model with the same groups, "
         "whose scales, shifts and task head the training starts from.",
     )
-    epochs: float = Field(default=3.0, gt=0, le=10_000, description="Number of epochs.")
+    epochs: float = Field(default=5.0, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
         default=None, gt=0, description="The peak learning rate."
     )

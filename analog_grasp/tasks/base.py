@@ -18,11 +18,15 @@ from transformers import (
 
 from analog_grasp.tasks.metrics import Metric
 from analog_grasp.tasks.models import ensure_padding, tokenizer_for
-from analog_grasp.tasks.splits import select_rows
+from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import LOWER_IS_BETTER
 
 Split = Literal["train", "validation"]
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
+
+# By default one training row in five is held out for tuning, and at most 1,000.
+_HELD_OUT_ONE_IN, _HELD_OUT_MOST = 5, 1000
+_FEWEST_ROWS = 10
 
 
 @dataclass(eq=False)
@@ -251,6 +255,53 @@ class Task(ABC):
         if split not in ("train", "validation"):
             raise ValueError(f"The split is '{split}'; it should be 'train' or 'validation'.")
         return self.train if split == "train" else self.validation
+
+
+def select_rows(rows: Dataset, chosen: np.ndarray) -> Dataset:
+    """Return some rows of a data set in their original order.
+
+    Example:
+        >>> select_rows(Dataset.from_dict({"text": ["a", "b", "c"]}), np.array([2, 0]))["text"][:]
+        ['a', 'c']
+    """
+    return Dataset.from_dict(rows[np.sort(chosen)], features=rows.features)
+
+
+def tuning_task(task: Task, seed: int, held_out: int | None = None) -> Task:
+    """Return a task for tuning: some training rows of `task` become its validation rows.
+
+    The validation rows of `task` are not used.
+
+    Args:
+        task: Task whose training rows are split.
+        seed: Seed of the split.
+        held_out: Number of rows to measure on; if None, a fifth of the rows and at most 1,000.
+
+    Raises:
+        ValueError: There are fewer than 10 training rows, or more than half would be held out.
+
+    Example:
+        >>> from analog_grasp.tasks.reviews import reviews
+        >>> divided = tuning_task(reviews(train=20, validation=2), seed=0)
+        >>> len(divided.train), len(divided.validation)
+        (16, 4)
+    """
+    count = len(task.train)
+    if count < _FEWEST_ROWS:
+        raise ValueError(
+            f"The task '{task.name}' has {count} training rows, of which some must be held out for "
+            f"tuning; it should have {_FEWEST_ROWS} or more."
+        )
+    held = min(count // _HELD_OUT_ONE_IN, _HELD_OUT_MOST) if held_out is None else held_out
+    if not 1 <= held <= count // 2:
+        raise ValueError(
+            f"The number of training rows of the task '{task.name}' held out for tuning is {held} "
+            f"of {count}; it should be from 1 to {count // 2}."
+        )
+    order = np.random.default_rng(derive_seed(seed, "held out")).permutation(count)
+    return task.with_rows(
+        select_rows(task.train, order[held:]), select_rows(task.train, order[:held])
+    )
 
 
 def check_rows(task: Task, split: Split, columns: tuple[str, ...]) -> None:

@@ -1,6 +1,5 @@
 """Text generation from prompts, scored against one or more references."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,43 +25,11 @@ from analog_grasp.tasks.base import (
     evaluation_mode,
     position_limit,
 )
-from analog_grasp.tasks.e2e import coco, mteval
-from analog_grasp.tasks.metrics import Metric, named_metrics
+from analog_grasp.tasks.metrics import named_metrics
+from analog_grasp.tasks.text_metrics import TEXT_METRICS, text_scores
 
-_MTEVAL = {"bleu": mteval.bleu, "nist": mteval.nist}
-TEXT_METRICS = (*_MTEVAL, *coco.NAMES)
 # Labels of this value do not contribute to the loss.
 _IGNORED = -100
-
-
-def text_scores(
-    names: Sequence[str],
-    outputs: Sequence[str],
-    references: Sequence[Sequence[str]],
-    own: Mapping[str, Metric] | None = None,
-) -> dict[str, float]:
-    """Return metrics of generated texts, as the scorer of the E2E NLG Challenge computes them.
-
-    Args:
-        names: Metrics from `TEXT_METRICS` or `own`.
-        outputs: n texts.
-        references: For each output one or more texts.
-        own: Further metrics by name, functions of `(outputs, references)`.
-
-    Raises:
-        RuntimeError: A metric requires Java or a package that is not installed.
-
-    Example:
-        >>> text_scores(["nist"], ["Zizzi is cheap."], [["Zizzi is cheap."]])
-        {'nist': 2.0}
-    """
-    functions = _MTEVAL | dict(own or {})
-    java = [name for name in names if name in coco.NAMES and name not in functions]
-    found = {
-        name: float(functions[name](outputs, references)) for name in names if name not in java
-    }
-    found |= coco.scores(java, outputs, references) if java else {}
-    return {name: found[name] for name in names}
 
 
 @dataclass(eq=False)

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from analog_grasp.tasks.base import Task
-from analog_grasp.tasks.e2e.data import e2e, e2e_dev
+from analog_grasp.tasks.classification import SentenceTask
+from analog_grasp.tasks.e2e import e2e, e2e_dev
+from analog_grasp.tasks.generation import GenerationTask
 from analog_grasp.tasks.glue import GLUE, glue
 from analog_grasp.tasks.harness import named_harness_task
 from analog_grasp.tasks.language_modeling import language_modeling
+from analog_grasp.tasks.metrics import EvaluateMetric
 from analog_grasp.tasks.reviews import reviews
 from analog_grasp.tasks.tables import table_task
+from analog_grasp.tasks.text_metrics import TEXT_METRICS
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.types import HARNESS_PREFIX
 
@@ -113,3 +117,33 @@ def register_task(name: str, loader: Loader) -> None:
     if name in _LOADERS:
         raise ValueError(f"The task '{name}' exists; choose another name.")
     _LOADERS[name] = loader
+
+
+def with_metric(task: Task, metric: str) -> Task:
+    """Return a task with another primary metric; its other metrics follow.
+
+    Args:
+        task: The task.
+        metric: A metric that the task knows, or one of evaluate: a name or a script, with the key
+            of its value after a colon if it returns several.
+
+    Raises:
+        FileNotFoundError: As `EvaluateMetric`.
+        ValueError: As `EvaluateMetric`, or the metric does not fit the task.
+
+    Example:
+        >>> with_metric(load_task("reviews"), "f1").metrics
+        ('f1', 'accuracy')
+    """
+    known: list[str] = list(task.metrics)
+    if isinstance(task, SentenceTask):
+        known += task._known_metrics()
+    elif isinstance(task, GenerationTask):
+        known += TEXT_METRICS
+    chosen: str | EvaluateMetric = metric
+    if metric not in known and isinstance(task, SentenceTask | GenerationTask):
+        source, _, key = metric.partition(":")
+        chosen = EvaluateMetric(source, key or None)
+    others = [name for name in task.metrics if name != metric]
+    changes: dict[str, Any] = {"metrics": (chosen, *others)}
+    return replace(task, **changes)

@@ -24,11 +24,10 @@ from analog_grasp.crossbar import deploy
 from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
-from analog_grasp.tasks.splits import tuning_task
-from analog_grasp.training.converter_loop import ConverterLoop
+from analog_grasp.tasks.base import tuning_task
+from analog_grasp.training.distillation import STEPS, check_adapter, distil
+from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise
 from analog_grasp.training.loss import NoiseAwareLoss
-from analog_grasp.training.simulated_chips import STEPS, check_adapter, distil
-from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
@@ -104,7 +103,7 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         model = self.model
         assert isinstance(model, nn.Module)
-        self.weight_noise = WeightNoise(model, injection)
+        self.weight_noise = WeightNoise(model, injection, reduced=converters is None)
         self._converters = ConverterLoop(model, converters).applied if converters else nullcontext
         self.chip = chip
         self.noise_aware_loss = _noise_aware_loss(model)
@@ -173,6 +172,8 @@ class AdapterTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.noise_aware_loss is not None and model.training:
             loss = loss + self.noise_aware_loss()
+            # Accumulation and mixed precision scale the loss, which its gradient shows.
+            loss.register_hook(self.noise_aware_loss.set_scale)
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:

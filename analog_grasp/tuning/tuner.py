@@ -36,7 +36,7 @@ from analog_grasp.study.provenance import (
 from analog_grasp.study.study import check_single_process, drift_times
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task
-from analog_grasp.tasks.splits import tuning_task
+from analog_grasp.tasks.base import tuning_task
 from analog_grasp.training.loss import target_std
 from analog_grasp.tuning.optuna_study import (
     PositionSeededTPE,
@@ -168,6 +168,9 @@ def prepare_tuning(
         OSError: The folder or the storage cannot be used.
     """
     check_single_process()
+    if "then" not in config.given():
+        # A second stage would take most of the time of a trial.
+        config = config.replace(then="none")
     check_study(config.replace(adapters=(adapter,)))
     space = search_space(search, ranges)
     if "learning_rate" in space and config.training.learning_rate is None and adapter in ADAPTERS:

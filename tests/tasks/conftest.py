@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from analog_grasp.tasks import GenerationTask, SentenceTask
-from analog_grasp.tasks.e2e.data import linearised
+from analog_grasp.tasks.e2e import linearised
 from analog_grasp.tasks.reviews import reviews as generate_reviews
 
 torch.set_num_threads(1)

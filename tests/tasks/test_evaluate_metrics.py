@@ -10,7 +10,8 @@ import pytest
 from analog_grasp.study.config import flat, resolve
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import load_task
-from analog_grasp.tasks.evaluate_metrics import EvaluateMetric, _load, with_metric
+from analog_grasp.tasks.metrics import EvaluateMetric, _load
+from analog_grasp.tasks.registry import with_metric
 from analog_grasp.tasks.reviews import reviews
 
 SCRIPT = """
@@ -93,7 +94,7 @@ def test_a_metric_that_the_task_has_needs_no_package():
 
 def test_missing_packages_scripts_and_metrics_raise_one_sentence(monkeypatch, tmp_path):
     _load.cache_clear()
-    module = "analog_grasp.tasks.evaluate_metrics.find_spec"
+    module = "analog_grasp.tasks.metrics.find_spec"
     monkeypatch.setattr(module, lambda name: None)
     with pytest.raises(ValueError, match="needs the package evaluate, which is not installed"):
         with_metric(load_task("reviews"), "rouge")

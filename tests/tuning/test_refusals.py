@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import event
 
 from analog_grasp.tasks import load_task
-from analog_grasp.tasks.splits import tuning_task
+from analog_grasp.tasks.base import tuning_task
 from analog_grasp.tuning import api, tuner
 from analog_grasp.tuning.optuna_study import shown_url
 from analog_grasp.tuning.tuner import prepare_tuning, tune

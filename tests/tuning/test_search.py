@@ -14,7 +14,7 @@ def test_the_given_settings_come_first_then_those_without_the_loss(formula, sett
     tuning = prepare_tuning(settings, tmp_path / "run")
     tune(tuning, 6)
     found = [trial.values["noise_weight"] for trial in tuning.trials()]
-    assert found[:2] == [1.0, 0.0]
+    assert found[:2] == [0.01, 0.0]
     assert all(1e-3 <= value <= 1e2 for value in found[2:])
     assert len(set(found)) == 6
 
@@ -55,7 +55,7 @@ def test_several_settings_are_searched_in_their_ranges(formula, settings, tmp_pa
     tune(tuning, 12)
     first, without, *others = tuning.trials()
     # The learning rate is the adapter's own where none is given.
-    given = {"noise_weight": 1.0, "noise_target": 0.1, "groups": 4, "injection": 0.04}
+    given = {"noise_weight": 0.01, "noise_target": 0.1, "groups": 4, "injection": 0.04}
     assert first.values == given | {"learning_rate": ADAPTERS["stochgrasp"].learning_rate}
     assert without.values == first.values | {"noise_weight": 0.0}
     for trial in others:

@@ -11,8 +11,8 @@ from analog_grasp.study.config import flat, resolve
 from analog_grasp.study.evaluator import Cell
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import load_task
+from analog_grasp.tasks.base import tuning_task
 from analog_grasp.tasks.classification import SentenceTask
-from analog_grasp.tasks.splits import tuning_task
 from analog_grasp.tuning import tuner
 from analog_grasp.tuning.api import tune_noise_weight
 from analog_grasp.tuning.tuner import prepare_tuning, tune, tuning_rounds

@@ -16,9 +16,9 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
-from analog_grasp.tasks.e2e import coco
-from analog_grasp.tasks.generation import TEXT_METRICS, GenerationTask
+from analog_grasp.tasks.generation import GenerationTask
 from analog_grasp.tasks.tables import csv_rows
+from analog_grasp.tasks.text_metrics import COCO_METRICS, TEXT_METRICS, missing_java
 
 # The Hub's own conversion of a data set whose repository contains a script, which is not run.
 _HUB_NAME, _HUB_REVISION = "tuetschek/e2e_nlg", "refs/convert/parquet"
@@ -78,13 +78,13 @@ def linearised(meaning: str) -> str:
 
 
 def _task(name: str, train: Dataset, validation: Dataset) -> GenerationTask:
-    reason = coco.missing()
+    reason = missing_java()
     if reason is not None:
         warnings.warn(
-            f"The task '{name}' is scored without {', '.join(coco.NAMES)}: {reason}.",
+            f"The task '{name}' is scored without {', '.join(COCO_METRICS)}: {reason}.",
             stacklevel=2,
         )
-    kept = [metric for metric in TEXT_METRICS if reason is None or metric not in coco.NAMES]
+    kept = [metric for metric in TEXT_METRICS if reason is None or metric not in COCO_METRICS]
     return GenerationTask(name, train, validation, metrics=tuple(kept))
 
 

@@ -1,10 +1,12 @@
+"""Data of the E2E NLG Challenge."""
+
 import datasets
 import pytest
 from datasets import Dataset
 
 from analog_grasp.tasks import load_task
-from analog_grasp.tasks.e2e import coco
-from analog_grasp.tasks.e2e.data import linearised
+from analog_grasp.tasks.e2e import linearised
+from analog_grasp.tasks.text_metrics import missing_java
 
 TRAIN = 'mr,ref\n"name[Zizzi], area[riverside]","Zizzi, by the river."\n'
 TEST = '"mr","ref"\n"name[Aromi]","Aromi ""is"" here."\n"name[Zizzi]","b"\n"name[Aromi]","c"\n'
@@ -29,13 +31,13 @@ def test_references_are_grouped_by_meaning(folder):
     ]
 
 
-@pytest.mark.skipif(coco.missing() is not None, reason="no Java")
+@pytest.mark.skipif(missing_java() is not None, reason="no Java")
 def test_all_metrics_of_the_challenge(folder):
     assert load_task("e2e", folder).metrics == ("bleu", "nist", "meteor", "rouge_l", "cider")
 
 
 def test_metrics_that_cannot_be_computed_are_omitted_with_a_warning(folder, monkeypatch):
-    monkeypatch.setattr(coco, "missing", lambda: "there is no java")
+    monkeypatch.setattr("analog_grasp.tasks.e2e.missing_java", lambda: "there is no java")
     with pytest.warns(UserWarning, match="without meteor, rouge_l, cider: there is no java"):
         task = load_task("e2e", folder)
     assert task.metrics == ("bleu", "nist")

@@ -1,1 +1,0 @@
-"""Data and metrics of the E2E NLG Challenge."""
