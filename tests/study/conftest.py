@@ -51,6 +51,7 @@ def settings(bert_folder, stsb) -> dict:
         "repeats": 2,
         "groups": 4,
         "epochs": 1,
+        "then": "none",
         "batch_size": 6,
         "seed": 3,
     }

@@ -16,7 +16,7 @@ from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
 from analog_grasp.tasks.classification import SentenceTask
 
-CONFIG = StudyConfig().replace(devices=("ideal",), repeats=3, seed=7)
+CONFIG = StudyConfig().replace(devices=("ideal",), repeats=3, seed=7, then="none")
 
 
 def test_a_run_records_settings_versions_and_seeds(tmp_path):

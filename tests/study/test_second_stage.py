@@ -13,14 +13,16 @@ STAGE = {"then": "devices", "then_steps": 2}
 
 
 def test_without_a_second_stage_nothing_is_distilled():
-    for none in (None, "none", ()):
+    for none in ("none", ()):
         assert resolve({"then": none}).second_stage() == ()
     with pytest.raises(ValueError, match="then_steps is 2, which has no effect without a second"):
-        resolve({"then_steps": 2})
+        resolve({"then": "none", "then_steps": 2})
+    assert resolve({"adapters": ("runs/mine",)}).second_stage() == ()
 
 
 def test_the_devices_of_the_run_are_those_of_its_settings():
-    config = resolve({"then": "devices", "devices": "ideal,pcm-hermes-2", "times": "1d,1y,0s"})
+    config = resolve({"devices": "ideal,pcm-hermes-2", "times": "1d,1y,0s"})
+    assert config == config.replace(then="devices")
     assert [str(each) for each in config.second_stage()] == ["ideal@0s..1y", "pcm-hermes-2@0s..1y"]
     changed = config.replace(devices="pcm-hermes-2", adc_bits=5).second_stage()[0].card
     assert changed.converters.adc_bits == 5
@@ -40,8 +42,8 @@ def test_tiles_that_are_mapped_differently_are_warned_of(then, count, recwarn):
 
 def test_adapters_are_distilled_on_the_devices_of_the_run(settings, tmp_path):
     asked = settings | FEW
-    own = compare(tmp_path / "own", **asked, **STAGE)
-    named = compare(tmp_path / "named", **asked, then="pcm-hermes-2@0s..1d", then_steps=2)
+    own = compare(tmp_path / "own", **asked | STAGE)
+    named = compare(tmp_path / "named", **asked | STAGE | {"then": "pcm-hermes-2@0s..1d"})
     plain = compare(tmp_path / "plain", **asked)
     hashes = [adapter_hash(run.directory / "adapters/grasp") for run in (own, named, plain)]
     assert hashes[0] == hashes[1] != hashes[2]

@@ -61,7 +61,7 @@ def known_tasks():
 def settings(bert_folder) -> StudyConfig:
     return StudyConfig().replace(
         model=str(bert_folder), task="sealed", devices=DEVICES, times=("0s", "1d"), repeats=2,
-        groups=4, epochs=1, batch_size=8, seed=3,
+        groups=4, epochs=1, batch_size=8, seed=3, then="none",
     )  # fmt: skip
 
 

@@ -55,8 +55,9 @@ def in_another_process(quick, tmp_path):
 def quick(bert_folder) -> StudyConfig:
     """Return settings of a trial of a second, on a task that every process knows."""
     return StudyConfig().replace(
-        model=str(bert_folder), devices=("ideal",), times=("1d",), repeats=1, groups=4, epochs=0.05
-    )
+        model=str(bert_folder), devices=("ideal",), times=("1d",), repeats=1, groups=4, epochs=0.05,
+        then="none",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
