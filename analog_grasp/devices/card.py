@@ -114,6 +114,10 @@ class DeviceCard(Section):
     circuit: Circuit | None = None
     tile: TileSize
 
+    def __hash__(self) -> int:
+        # Cards are keys of caches: a hash of every coefficient would cost more than a small tile.
+        return hash(self.name)
+
     @classmethod
     def load(cls, device: "Device") -> "DeviceCard":
         """Return a card by name or path; a card is returned as it is.

@@ -102,7 +102,7 @@ def read_factor(read: Read | None, time: float) -> float:
     return k * math.sqrt(max(logarithm, 0.0))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def device_parameters(card: DeviceCard, time: float) -> DeviceParameters:
     """Return a card at a time, s since programming, as parameters of the compiled kernel."""
     drift, read, conductance = card.drift, card.read, card.conductance

@@ -27,12 +27,12 @@ from analog_grasp.devices.schema import (
     TabulatedDrift,
 )
 from analog_grasp.kernels.noise import fits_kernel, read_tile
-from analog_grasp.kernels.parameters import TileParameters
+from analog_grasp.kernels.parameters import DeviceParameters, TileParameters
 from analog_grasp.kernels.rng import normal, uniform
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import format_time, parse_time
 
-# Cards whose data end before a time that was used, so that each is reported once.
+# Cards that were used at an age for which they have no data, so that each is reported once.
 _warned: set[str] = set()
 # Files to skip when a warning is attributed to its caller: this package and torch.
 _BETWEEN = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
@@ -49,9 +49,8 @@ class CardNoiseModel(BaseNoiseModel):
 
     Every random number is a function of the seed, the purpose, the device of the cell (0 for g+, 1
     for g-), the time for read noise, and the position in the tile; see `kernels.rng.normal`. The
-    same seed therefore gives the same chip for any order of calls, on any number of threads and on
-    any processor; the global generator is not used. Each tile needs a seed of its own; see
-    `derive_seed`.
+    same seed gives the same chip for any order of calls, number of threads and processor; the
+    global generator is not used. Each tile needs a seed of its own; see `derive_seed`.
 
     The programming error, drift exponent and relaxation of a device are drawn once for all times,
     so that its conductance follows one continuous path; the published distributions are those at
@@ -77,7 +76,6 @@ class CardNoiseModel(BaseNoiseModel):
         card: The device on the chip instance's die.
 
     Example:
-        >>> import torch
         >>> model = CardNoiseModel(DeviceCard.load("pcm-nandakumar2019"), seed=1)
         >>> weights, state = model.apply_programming_noise(torch.linspace(-1, 1, 8).view(2, 4))
         >>> a_day_later = model.apply_drift_noise(weights, state, 86400.0)
@@ -112,9 +110,9 @@ class CardNoiseModel(BaseNoiseModel):
     ) -> Tensor:
         """Return weights as read at a time after programming.
 
-        Single precision on a CPU uses the compiled kernel, which stores nothing; otherwise the two
-        steps below are used, which agree with it to rounding. No state is kept between times: the
-        same devices are drawn again.
+        Single precision on a CPU uses the compiled kernel; otherwise the two steps below are used,
+        which agree with it to rounding. No state is kept between times: the same devices are drawn
+        again.
 
         Args:
             targets: The target weights, ``(rows, columns)``.
@@ -142,8 +140,9 @@ class CardNoiseModel(BaseNoiseModel):
         if simple or not all(fits_kernel(tensor) for tensor in tensors):
             return self._read_in_steps(targets, time, out, variance_out)
         scale, offset = (np.float32(term) for term in self.g_converter.scale_of(targets))
-        tile = TileParameters(scale, offset, self._keys(time))
-        read_tile(targets, device_parameters(self.card, time), tile, out, variance_out)
+        parameters = device_parameters(self.card, time)
+        tile = TileParameters(scale, offset, self._keys(parameters, time))
+        read_tile(targets, parameters, tile, out, variance_out)
         return out
 
     def constant_short_term_variance(self, targets: Tensor) -> float | None:
@@ -290,16 +289,18 @@ class CardNoiseModel(BaseNoiseModel):
         card = self.card
         return card.programming is card.drift is card.read is card.stuck is None
 
-    def _keys(self, time: float) -> NDArray[np.uint64]:
-        """Return the keys of all random numbers by purpose and device, ``(4, 2)``."""
-        keys = self._timeless_keys.copy()
-        keys[2] = [self._key("read", device, time) for device in (0, 1)]
-        return keys
+    def _keys(self, device: DeviceParameters, time: float) -> NDArray[np.uint64]:
+        """Return the keys of the random numbers that are drawn, by purpose and device, ``(4, 2)``.
 
-    @functools.cached_property
-    def _timeless_keys(self) -> NDArray[np.uint64]:
-        purposes = ("programming", "drift", "read", "stuck")
-        return np.array([[self._key(p, device) for device in (0, 1)] for p in purposes], np.uint64)
+        Each key is a hash; 0 stands for those of effects that the card does not have.
+        """
+        keys = np.zeros((4, 2), np.uint64)
+        drawn = (*device.draws, self.card.stuck is not None)
+        for row, purpose in enumerate(("programming", "drift", "read", "stuck")):
+            if drawn[row]:
+                more = (time,) if purpose == "read" else ()
+                keys[row] = [self._key(purpose, side, *more) for side in (0, 1)]
+        return keys
 
     def _key(self, purpose: str, device: int, *more: float) -> int:
         return derive_seed(self.seed, purpose, device, *more)
@@ -396,38 +397,38 @@ def _precise(weights: Tensor) -> Tensor:
 
 
 def card_on_die(card: DeviceCard, chip: int) -> DeviceCard:
-    """Return the card of one chip instance, with the factors of its die applied.
-
-    Args:
-        card: The device.
-        chip: Identifies the chip instance.
+    """Return the card of a chip instance, with the factors of its die applied.
 
     Example:
         >>> card = DeviceCard.load("gaussian").with_(die_to_die=0.1)
         >>> card_on_die(card, 1).programming == card_on_die(card, 2).programming
         False
     """
-    variation = card.die_to_die
-    if variation is None:
-        return card
+    return card if card.die_to_die is None else _scaled_on_die(card, chip)
+
+
+# Every tile of a chip asks for its card.
+@functools.lru_cache(maxsize=32)
+def _scaled_on_die(card: DeviceCard, chip: int) -> DeviceCard:
+    assert card.die_to_die is not None
     key = derive_seed(chip, "die-to-die")
     first, second = normal(key, (2,), device="cpu", dtype=torch.float64).tolist()
-    return card.scaled(
-        means=max(1.0 + variation.mean * first, 0.0), stds=max(1.0 + variation.std * second, 0.0)
-    )
+    means = max(1.0 + card.die_to_die.mean * first, 0.0)
+    return card.scaled(means, max(1.0 + card.die_to_die.std * second, 0.0))
 
 
 def _warn_beyond_data(card: DeviceCard, time: float) -> None:
-    """Warn, once per card, of a time for which the card has no data."""
-    if card.name in _warned:
+    """Warn, once per card, of an age for which the card has no data."""
+    if card.name in _warned or time == 0:
         return
     drift = card.drift
     if isinstance(drift, TabulatedDrift) and time > drift.table[-1].time:
         last = format_time(drift.table[-1].time)
         how = f"that of {last}" if drift.beyond == "hold" else "extrapolated in ln t"
+        # Without the age, so that the note is the same in every process and for ages drawn.
         message = f"is tabulated up to {last}: from then on its standard deviation is {how}"
     # A card whose drift was switched off states so; one without drift data does not.
-    elif time > 0 and card.technology != "none" and "drift" not in card.model_fields_set:
+    elif card.technology != "none" and "drift" not in card.model_fields_set:
         message = "has no drift data: it is read at all times as at 0s"
     else:
         return

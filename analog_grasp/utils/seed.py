@@ -28,6 +28,8 @@ def derive_seed(*parts: int | str | float) -> int:
 
 
 def _canonical(part: int | str | float) -> int | str | float:
+    if type(part) in (int, str, float):
+        return part
     # The repr of NumPy and torch scalars differs from that of Python's own.
     if isinstance(part, str):
         return str(part)
