@@ -65,9 +65,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Study:
-    """A study whose names are all known and whose settings fit: ready to run.
-
-    Returned by `prepare`.
+    """A study whose names are all known and whose settings fit, from `prepare`.
 
     Attributes:
         config: The settings, those of the resumed run included.
@@ -235,12 +233,8 @@ def make_plan(
     begins with 3, 5 and 10 chips (simulated with normally distributed scores, at the half width
     where coverage is lowest).
 
-    Args:
-        config: Gives trainings, repeats, until_ci and the limits.
-        devices: Names of the devices.
-        places: The scores of a chip; those of the first adapter are the baseline.
-        measured: The measurements.
-        once: Adapters of which there is one training only, as they were saved before.
+    `places` are the scores of a chip, those of the first adapter being the baseline; `once` the
+    adapters of which there is one training only, as they were saved before.
 
     Example:
         >>> make_plan(StudyConfig(), ["pcm"], [Place("accuracy", "grasp", 0.0)], [])
@@ -304,12 +298,10 @@ class _Scores:
 
 
 class _Variances(NamedTuple):
-    """Variances by which a table's mean is expected to vary, for any number of values.
+    """Variances by which the mean of a table of this shape is expected to vary.
 
-    Attributes:
-        trainings, chips: Shape of the table.
-        training, chip, rest: Variance of the effect of a training, of a chip, and of both
-            together; with one training all of it is the chip's.
+    Those of the effects of a training, of a chip, and of both together; with one training all of
+    it is the chip's.
     """
 
     trainings: int

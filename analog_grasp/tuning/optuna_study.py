@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
@@ -55,7 +55,7 @@ def first_values(config: StudyConfig, space: Mapping[str, Range]) -> list[Values
     Example:
         >>> from analog_grasp.tuning.search_space import search_space
         >>> first_values(StudyConfig(), search_space(["noise_weight"]))
-        [{'noise_weight': 1.0}, {'noise_weight': 0.0}]
+        [{'noise_weight': 0.01}, {'noise_weight': 0.0}]
     """
     given = {name: config.value(name) for name in space}
     without = given | {"noise_weight": 0.0}
@@ -77,30 +77,20 @@ def propose(
     }
 
 
-class PositionSeededTPE(BaseSampler):
+class PositionSeededTPE(RandomSampler):
     """Optuna's TPE sampler with the draws of each trial seeded by its position in the study.
 
     Processes that share a study therefore propose different values, and a resumed study proposes
-    what it would have proposed without the interruption.
+    what it would have proposed without the interruption. As of a random sampler, no settings are
+    drawn jointly: there are too few trials to learn how settings interact.
 
     Source:
         Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011 (TPE).
     """
 
     def __init__(self, seed: int, first: Sequence[Values]) -> None:
+        super().__init__()
         self._seed, self._first = seed, first
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return no settings to draw jointly: too few trials to learn how settings interact."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return no values, as `infer_relative_search_space` returns no settings."""
-        return {}
 
     def sample_independent(
         self,
