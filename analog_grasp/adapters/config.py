@@ -158,14 +158,14 @@ class StochGraspConfig(GraspConfig):
 
     Example:
         >>> StochGraspConfig(task_type="SEQ_CLS", noise_target="pcm-hermes-2@1d").noise_loss
-        'l2'
+        'kl'
     """
 
     sampling: Sampling = "feature"
     init_sigma: float = 0.05
-    noise_weight: float = 1.0
+    noise_weight: float = 0.01
     noise_target: float | str | DeviceAtTime = 0.1
-    noise_loss: NoiseLoss = "l2"
+    noise_loss: NoiseLoss = "kl"
 
     def __post_init__(self) -> None:
         super().__post_init__()

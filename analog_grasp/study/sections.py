@@ -279,8 +279,8 @@ class TrainingSettings(Section):
     then: Names = Field(
         default=("devices",),
         description="A second stage, in which the trained adapter is distilled, without labels, on "
-        "simulated chips: none (the default of train and tune); devices, for those of the run, from "
-        "0s to its longest time; or devices at ranges of ages, such as pcm-hermes-2@0s..1y.",
+        "simulated chips: none (the default of train and tune); devices, for those of the run, "
+        "from 0s to its longest time; or devices at ranges of ages, such as pcm-hermes-2@0s..1y.",
     )
     then_steps: Annotated[
         Count, Note(needs=("then", lambda then: then != ("none",), "a second stage (then)"))

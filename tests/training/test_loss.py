@@ -102,7 +102,7 @@ def test_loss_is_the_weighted_mean_over_all_sigmas(bert, form, value):
 
 
 def test_device_target_depends_on_the_stored_value(bert):
-    model, config = adapted(bert, noise_target="pcm-hermes-2@1d")
+    model, config = adapted(bert, noise_target="pcm-hermes-2@1d", noise_loss="l2", noise_weight=1.0)
     sigma = {"scale": [0.02, 0.03], "shift": [0.04, 0.05]}
     each_layer(model, scale=[2.0, -1.0], shift=[0.1, 0.4])
     each_layer(model, **{f"{k}_log_sigma": np.log(v).tolist() for k, v in sigma.items()})
@@ -120,7 +120,8 @@ def test_target_of_each_sign_is_the_stds_of_devices_that_store_it(bert, name):
     card = DeviceCard.load(name)
     # At 0 s a SONOS device stores 0 without noise, which is an error as a target.
     for time in (0.0, 86_400.0)[name == "sonos-agrawal2022" :]:
-        model, config = adapted(bert, noise_target=card.at(time), noise_weight=1.0)
+        target = {"noise_target": card.at(time), "noise_loss": "l2"}
+        model, config = adapted(bert, **target, noise_weight=1.0)
         stored = torch.tensor([-1.0, 1.0, 0.6, -0.6]).repeat(60_000, 1)
         variance = torch.empty_like(stored)
         read = CardNoiseModel(card, seed=8).read_weights(stored, time, variance_out=variance)
@@ -142,6 +143,7 @@ def test_untrained_adapter_has_finite_loss_and_gradient(bert):
 
 def test_loss_covers_the_layers_of_the_adapter_only(bert):
     model, _ = adapted(bert, noise_target=0.1)
-    config = StochGraspConfig(groups=3, target_modules=["query"], init_sigma=0.3, noise_target=0.1)
+    settings = {"init_sigma": 0.3, "noise_target": 0.1, "noise_weight": 1.0, "noise_loss": "l2"}
+    config = StochGraspConfig(groups=3, target_modules=["query"], **settings)
     model.add_adapter("second", config)
     assert NoiseAwareLoss(model, config, "second")().item() == pytest.approx(4.0, rel=1e-5)
