@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any
 
@@ -249,17 +249,13 @@ class AdapterModel(BaseTuner):
         encoder = get_encoder() if get_encoder else None
         in_encoder = set() if encoder is None else set(encoder.modules())
         repeated = [name for name in adapter_names for _ in range(beams)]
-        handles = []
-        for module in self.modules():
-            if isinstance(module, self.tuner_layer_cls | AuxiliaryTrainingWrapper):
-                names = adapter_names if module in in_encoder else repeated
-                hook = partial(_with_adapter_names, names)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
+        with ExitStack() as hooks:
+            for module in self.modules():
+                if isinstance(module, self.tuner_layer_cls | AuxiliaryTrainingWrapper):
+                    names = adapter_names if module in in_encoder else repeated
+                    hook = partial(_with_adapter_names, names)
+                    hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def _warning_of_bypassed_layers(self) -> Iterator[None]:
@@ -273,15 +269,12 @@ class AdapterModel(BaseTuner):
         self._bypass_checked = True
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, AdapterLayer)}
         called: set[nn.Module] = set()
-        handles = []
-        for layer in layers.values():
-            layer.was_read = False
-            handles.append(layer.register_forward_pre_hook(lambda layer, _: called.add(layer)))
-        try:
+        with ExitStack() as hooks:
+            for layer in layers.values():
+                layer.was_read = False
+                mark = layer.register_forward_pre_hook(lambda layer, _: called.add(layer))
+                hooks.enter_context(mark)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         bypassed = [n for n, layer in layers.items() if layer.was_read and layer not in called]
         if bypassed:
             warnings.warn(
