@@ -193,7 +193,8 @@ def paired_differences(
     for where, values in cells.items():
         subtracted = values[baseline]
         pairs = {k: v - subtracted[k] for k, v in values[adapter].items() if k in subtracted}
-        trainings, chips, result = 1, 0, (None, None, None, None)
+        trainings, chips = 1, 0
+        result: tuple[float | None, ...] = (None, None, None, None)
         if pairs:
             table = complete_table(pairs)
             (trainings, chips), result = table.shape, table_estimate(table)
