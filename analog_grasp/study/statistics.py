@@ -193,13 +193,16 @@ def paired_differences(
     for where, values in cells.items():
         subtracted = values[baseline]
         pairs = {k: v - subtracted[k] for k, v in values[adapter].items() if k in subtracted}
-        trainings, chips = 1, 0
-        result: tuple[float | None, ...] = (None, None, None, None)
-        if pairs:
-            table = complete_table(pairs)
-            (trainings, chips), result = table.shape, table_estimate(table)
+        if not pairs:
+            none = PairedDifference(*where, baseline, adapter, 0, None, None, None, None)
+            differences.append(none)
+            continue
+        table = complete_table(pairs)
+        trainings, chips = table.shape
         differences.append(
-            PairedDifference(*where, baseline, adapter, chips, *result, trainings=trainings)
+            PairedDifference(
+                *where, baseline, adapter, chips, *table_estimate(table), trainings=trainings
+            )
         )
     return differences
 
