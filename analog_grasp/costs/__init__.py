@@ -9,8 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from analog_grasp.costs.estimate import Costs, costs
-from analog_grasp.costs.programming import Programming, Year, year_of_operation
+from analog_grasp.costs.estimate import Costs, Programming, Year, costs, year_of_operation
 from analog_grasp.costs.work import LayerWork, Work, count_work
 from analog_grasp.devices.cost_model import CostModel
 

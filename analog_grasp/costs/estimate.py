@@ -1,19 +1,180 @@
-"""The energy, latency and programming cost of a deployment on one hardware."""
+"""Energy, latency and programming cost of a deployment on one hardware.
+
+A pipeline over layers, whose tiles may be too few; the programming of a chip; a year of operation.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
-from analog_grasp.costs.pipeline import Pipeline, Stage
-from analog_grasp.costs.programming import Programming
 from analog_grasp.costs.table import costs_text
 from analog_grasp.costs.work import LayerWork, Work, count_work
 from analog_grasp.crossbar import Deployment
 from analog_grasp.crossbar.write_tolerance import mean_pulses
-from analog_grasp.devices.cost_model import CostModel, Range, times
+from analog_grasp.devices.cost_model import CostModel, Figure, Range, sum_of, times
+
+
+class Stage(NamedTuple):
+    """A layer in a pipeline."""
+
+    name: str
+    tiles: int
+    reads: float
+    """Input vectors per sequence."""
+
+
+class Load(NamedTuple):
+    """Layers that are on the chip at the same time, in the order of the model."""
+
+    stages: tuple[Stage, ...]
+    parts: int = 1
+    """How often the tiles are rewritten for a single layer that needs more tiles than there are."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Layers as the stages of a pipeline.
+
+    A vector enters each layer as soon as the layer before has read it. With fewer tiles than
+    needed, as many of the first layers as possible stay on the chip, so that the fewest tiles are
+    rewritten. The others share the remaining tiles, which are rewritten in every batch with as
+    many of the next layers as fit; the tiles of a load are rewritten at the same time (choices of
+    this project).
+
+    Attributes:
+        stages: The layers, in the order of the model.
+        read_time: Time of a tile read, s; None if not stated.
+        tile_time: Time to rewrite a tile, s; None if not stated.
+        available: The tiles that are available; None for all that are needed.
+
+    Example:
+        >>> stages = [Stage("a", 2, 10), Stage("b", 2, 10), Stage("c", 2, 10)]
+        >>> shared = Pipeline(stages, 1e-7, 1e-3, available=4)
+        >>> [[stage.name for stage in load.stages] for load in shared.loads], shared.rewritten
+        ([['a', 'b'], ['c']], 4)
+    """
+
+    stages: Sequence[Stage]
+    read_time: float | None
+    tile_time: float | None
+    available: int | None = None
+
+    @property
+    def needed(self) -> int:
+        """Tiles that hold all layers."""
+        return sum(stage.tiles for stage in self.stages)
+
+    @property
+    def resident(self) -> int:
+        """The number of layers, from the first one on, that stay on the chip."""
+        if self.available is None or self.needed <= self.available:
+            return len(self.stages)
+        tiles = [stage.tiles for stage in self.stages]
+        count = 0
+        while sum(tiles[: count + 1]) + max(tiles[count + 1 :], default=0) <= self.available:
+            count += 1
+        return count
+
+    @property
+    def loads(self) -> list[Load]:
+        """The layers that are on the chip together, one load after the other."""
+        fixed, rest = self.stages[: self.resident], self.stages[self.resident :]
+        if not rest:
+            return [Load(tuple(fixed))]
+        assert self.available is not None
+        room = self.available - sum(stage.tiles for stage in fixed)
+        groups: list[list[Stage]] = [[]]
+        for stage in rest:
+            if groups[-1] and sum(s.tiles for s in groups[-1]) + stage.tiles > room:
+                groups.append([])
+            groups[-1].append(stage)
+        # The layers that stay work together with the first of the others.
+        groups[0] = [*fixed, *groups[0]]
+        return [
+            Load(tuple(group), math.ceil(group[0].tiles / room) if len(group) == 1 else 1)
+            for group in groups
+        ]
+
+    @property
+    def rewritten(self) -> int:
+        """Tiles that are rewritten per batch."""
+        return sum(stage.tiles for stage in self.stages[self.resident :])
+
+    def latency(self, batch: float = 1) -> float | None:
+        """Return the time of a batch of sequences, s; None if a time is not stated."""
+        if self.read_time is None or (self.rewritten and self.tile_time is None):
+            return None
+        time = 0.0
+        for load in self.loads:
+            reads = [batch * stage.reads for stage in load.stages if stage.reads]
+            if reads:
+                time += load.parts * self.read_time * (len(reads) - 1 + max(reads))
+        if self.rewritten:
+            assert self.tile_time is not None
+            time += self.tile_time * sum(load.parts for load in self.loads)
+        return time
+
+    def throughput(self, batch: float = 1) -> float | None:
+        """Return the sequences per second with batches of a size, one batch after the other."""
+        latency = self.latency(batch)
+        return None if not latency else batch / latency
+
+
+@dataclass(frozen=True)
+class Programming:
+    """Program-and-verify of a number of weights; None for what the cost model does not state.
+
+    Attributes:
+        devices: Memory devices.
+        pulses: Pulses per device.
+        energy: Energy, J.
+        time: Time to program one tile after the other, s.
+    """
+
+    devices: int | None
+    pulses: Range | None
+    energy: Range | None
+    time: Range | None
+
+    @classmethod
+    def of(cls, model: CostModel, weights: int, pulses: float | None = None) -> "Programming":
+        """Return the programming of weights.
+
+        Args:
+            model: The cost model.
+            weights: Weights on tiles.
+            pulses: Pulses per device, where write tolerances set them; else the cost model's.
+
+        Example:
+            >>> Programming.of(CostModel.load("neurram"), 1000).devices
+            2000
+        """
+        costs = model.programming
+        if costs is None:
+            return cls(None, None, None, None)
+        devices = weights * costs.devices_per_weight
+        stated = None if costs.pulses_per_device is None else costs.pulses_per_device.range
+        per_device = stated if pulses is None else (pulses, pulses, pulses)
+        at_once = 1.0 if costs.parallel_devices is None else costs.parallel_devices.value
+        energy, time = costs.pulse_energy, costs.pulse_time
+        return cls(
+            devices,
+            per_device,
+            _of_pulses(devices, energy, per_device),
+            _of_pulses(devices / at_once, time, per_device),
+        )
+
+
+def _of_pulses(count: float, pulse: Figure[float] | None, pulses: Range | None) -> Range | None:
+    """Return the energy or the time of devices, from that of a pulse and the pulses of each."""
+    if pulse is None or pulses is None:
+        return None
+    low, value, high = (one * number for one, number in zip(pulse.range, pulses, strict=True))
+    return times(count, (low, value, high))
 
 
 @dataclass(frozen=True)
@@ -79,11 +240,7 @@ class Costs:
     @property
     def energy(self) -> Range | None:
         """The energy of all parts, J; None if the energy of one of them is not stated."""
-        parts = [energy for energy in self.energies.values() if energy is not None]
-        if len(parts) < len(self.energies):
-            return None
-        low, value, high = (sum(part[i] for part in parts) for i in range(3))
-        return low, value, high
+        return sum_of(*self.energies.values())
 
     @property
     def pipeline(self) -> Pipeline:
@@ -161,3 +318,51 @@ def costs(
     model = CostModel.load(hardware)
     work = count_work(deployment, sequence, batch, inputs)
     return Costs(model, work, tiles, mean_pulses(deployment))
+
+
+class Year(NamedTuple):
+    """Energy of a year of operation, J; None for what the cost model does not state."""
+
+    inference: Range | None
+    recalibration: Range | None
+    """Of re-fitting the digital adapter on the chip, every month."""
+    reprogramming: Range | None
+    """Of programming the chip again, every month."""
+
+
+def year_of_operation(
+    costs: Costs, *, batches_per_day: float = 10_000, examples: int = 64, passes: int = 3200
+) -> Year:
+    """Return the energy of a year with monthly recalibration, and of monthly reprogramming.
+
+    A recalibration reads examples on the chip, again and again, with a backward pass of twice the
+    multiply-adds in digital arithmetic for each; the digital model's outputs on the examples are
+    computed once, and the adapter is rewritten once.
+
+    Args:
+        costs: The costs of one batch.
+        batches_per_day: Batches per day.
+        examples: Examples of a recalibration, each a sequence.
+        passes: Passes of an example through the chip in one recalibration; by default those of
+            `recalibrate`, 100 steps of 32 examples.
+
+    Source:
+        docs/method.md, "Energy, latency and programming cost".
+
+    Example:
+        ``year_of_operation(ag.costs(deployment, "neurram")).reprogramming``
+    """
+    model, work = costs.model, costs.work
+    months = 12
+    macs = work.macs // work.batch
+    fit = sum_of(
+        None if costs.energy is None else times(passes / work.batch, costs.energy),
+        model.digital_energy(macs * (2 * passes + examples)),
+        model.memory_energy(work.adapter_bytes),
+    )
+    rewriting = costs.programming.energy
+    return Year(
+        None if costs.energy is None else times(365 * batches_per_day, costs.energy),
+        None if fit is None else times(months, fit),
+        None if rewriting is None else times(months, rewriting),
+    )

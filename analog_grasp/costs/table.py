@@ -20,23 +20,18 @@ _BATCHES = (1, 8, 64, 512)
 
 
 class CostRow(NamedTuple):
-    """One quantity of one batch; empty `low`, `value` and `high` are not stated.
-
-    Attributes:
-        adapter: The adapter's name in its run.
-        device: The device of the run that the cost model describes.
-        cost_model: The name of the cost model.
-        quantity: The quantity, such as "energy, tile reads".
-        unit: The unit: J, s, mm2, TOPS/W, or none.
-        low, value, high: The smallest, the stated and the largest value.
-    """
+    """One quantity of one batch, in a unit or none."""
 
     adapter: str
+    """The adapter's name in its run."""
     device: str
+    """The device of the run that the cost model describes."""
     cost_model: str
     quantity: str
+    """Such as "energy, tile reads"."""
     unit: str
     low: float | None
+    """The smallest value; None if the cost model does not state it."""
     value: float | None
     high: float | None
 
@@ -91,12 +86,10 @@ def costs_text(costs: Costs) -> str:
     total = costs.energy
     rows = [("", "per token", "per batch", "share")]
     for name, unit, value in _quantities(costs):
-        share = ""
         part = parts.get(name.removeprefix("energy, "))
-        if total is not None and part is not None and total[1]:
-            share = f"{part[1] / total[1]:.1%}"
+        share = f"{part[1] / total[1]:.1%}" if part is not None and total and total[1] else ""
         one = ""
-        if unit == "J" and name.startswith("energy, ") and isinstance(value, tuple):
+        if name.startswith("energy, ") and isinstance(value, tuple):
             low, stated, high = value
             one = quantity((low / tokens, stated / tokens, high / tokens), unit)
         rows.append((name, one, quantity(value, unit), share))

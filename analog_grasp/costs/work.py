@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,19 +30,15 @@ _ATTENTION = ("bmm", "baddbmm", "scaled_dot_product")
 
 @dataclass(frozen=True)
 class LayerWork:
-    """The work of one layer on tiles for one batch.
-
-    Attributes:
-        name: The layer's name.
-        features: Input features.
-        outputs: Output features.
-        reads: Input vectors.
-    """
+    """The work of one layer on tiles for one batch."""
 
     name: str
     features: int
+    """Input features."""
     outputs: int
+    """Output features."""
     reads: int
+    """Input vectors."""
 
     @property
     def macs(self) -> int:
@@ -137,13 +134,16 @@ def count_work(
         raise ValueError(
             f"sequence is {sequence}: the model has positions for at most {limit} tokens."
         )
+    if inputs is None:
+        ids = torch.zeros(batch, sequence, dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     # A copy, so that the passes of the deployed model are not counted up.
     model: Any = deployment.copy_model(deployment.model, own=())
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
     layers = _layers_on_tiles(deployment, model)
     with _counted(model, layers) as count, FlopCounterMode(display=False) as flops:
-        model(**(_token_inputs(sequence, batch) if inputs is None else inputs))
+        model(**inputs)
     found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
     attention = sum(n for op, n in found.items() if any(name in op for name in _ATTENTION))
     shapes = {name: chip_layer(layer).frozen.shape for name, layer in layers.items()}
@@ -183,22 +183,21 @@ def _counted(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[_Cou
     """Count during digital passes of a model."""
     count = _Count(dict.fromkeys(layers, 0))
 
-    def count_reads(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            count.reads[name] += args[0].numel() // args[0].shape[-1]
-
-        return hook
+    def count_reads(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        count.reads[name] += _rows(args)
 
     def count_adapter(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        rows = args[0].numel() // args[0].shape[-1]
         macs, is_product = _adapter_macs(layer)
-        count.adapter += rows * macs
-        count.adapter_products += rows * macs if is_product else 0
+        count.adapter += _rows(args) * macs
+        count.adapter_products += _rows(args) * macs if is_product else 0
 
     def count_norm(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         count.norm_elements += args[0].numel()
 
-    handles = [layer.register_forward_pre_hook(count_reads(name)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(partial(count_reads, name))
+        for name, layer in layers.items()
+    ]
     for module in model.modules():
         if isinstance(module, (GraspLinear, LoraLayer, IA3Layer, ProgrammedModulation)):
             handles.append(module.register_forward_pre_hook(count_adapter))
@@ -210,6 +209,11 @@ def _counted(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[_Cou
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _rows(args: tuple[Tensor, ...]) -> int:
+    """Return the number of input vectors of a layer's first argument."""
+    return args[0].numel() // args[0].shape[-1]
 
 
 def _layers_on_tiles(deployment: Deployment, model: nn.Module) -> dict[str, nn.Module]:
@@ -235,11 +239,6 @@ def _adapter_macs(layer: Any) -> tuple[int, bool]:
         return sum(layer.r[name] for name in digital) * sum(features), True
     vectors = [layer.ia3_l[name].numel() for name in names if name in layer.ia3_l]
     return sum(vectors), False
-
-
-def _token_inputs(sequence: int, batch: int) -> dict[str, Tensor]:
-    ids = torch.zeros(batch, sequence, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _cache_bytes(model: nn.Module) -> int:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from analog_grasp.devices import cards_folder
 from analog_grasp.devices.fields import Area, Energy, Seconds, Section, Text
-from analog_grasp.utils.errors import describe_problem, first_problem, key_in, unknown_name
+from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.io import read_toml
 
 Range = tuple[float, float, float]
@@ -190,14 +190,7 @@ class CostModel(Section):
                 raise ValueError(unknown_name("cost model", str(model), cls.names()))
             path = _folder() / f"{model}.toml"
         data = read_toml(path, f'The cost model "{path}"')
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            problem = first_problem(error)
-            known = _keys(cls)
-            raise ValueError(
-                f'Cost model "{path}": {describe_problem(problem, key_in(data, problem), known)}.'
-            ) from None
+        return cls.from_data(data, f'Cost model "{path}"')
 
     @classmethod
     def names(cls) -> list[str]:
@@ -320,6 +313,15 @@ def times(count: float, energy: Range) -> Range:
     return count * low, count * value, count * high
 
 
+def sum_of(*parts: Range | None) -> Range | None:
+    """Return the sum of ranges; None if one of them is None."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    low, value, high = (sum(part[i] for part in known) for i in range(3))
+    return low, value, high
+
+
 def _counts(column: ColumnCosts) -> tuple[int, Range]:
     """Return the samples of an input, and the smallest, mean and largest number of ADC steps."""
     most = 2 ** (column.output_bits - 1)
@@ -328,14 +330,3 @@ def _counts(column: ColumnCosts) -> tuple[int, Range]:
 
 def _folder() -> Path:
     return cards_folder() / "costs"
-
-
-def _keys(section: type[Section]) -> set[str]:
-    """Return every key of a section and of the sections within it."""
-    keys: set[str] = set()
-    for name, info in section.model_fields.items():
-        keys.add(name)
-        for part in getattr(info.annotation, "__args__", (info.annotation,)):
-            if isinstance(part, type) and issubclass(part, Section):
-                keys |= _keys(part)
-    return keys
