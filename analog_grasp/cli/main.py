@@ -22,33 +22,25 @@ _DONE, _FAILED, _WRONG_REQUEST = 0, 1, 2
 # The exit status of typer for a command that Ctrl-C ended.
 _INTERRUPTED = 130
 
-# The module of each command, and the line that lists it: the first of its docstring. The lines are
-# repeated here so that the list, and doctor, need nothing that an installation may lack.
+# The commands, and the lines that list them: the first of their docstrings, repeated here so that
+# the list, and doctor, need nothing that an installation may lack.
 COMMANDS = {
-    "compare": (
-        "commands",
-        "Compare adapters over devices and drift times, from training to report.",
-    ),
-    "train": ("commands", "Train one adapter into a folder that PEFT, deploy and drift can load."),
-    "deploy": (
-        "commands",
-        "Deploy one saved adapter on one device: its score, tiles, weight error and costs.",
-    ),
-    "drift": ("commands", "Measure saved adapters over devices and drift times, without training."),
+    "compare": "Compare adapters over devices and drift times, from training to report.",
+    "train": "Train one adapter into a folder that PEFT, deploy and drift can load.",
+    "deploy": "Deploy one saved adapter on one device: its score, tiles, weight error and costs.",
+    "drift": "Measure saved adapters over devices and drift times, without training.",
     "recalibrate": (
-        "commands",
-        "Measure saved adapters as they are and re-fitted on aged chips, over drift time.",
+        "Measure saved adapters as they are and re-fitted on aged chips, over drift time."
     ),
-    "inspect": (
-        "commands",
-        "Show the distribution of the scales, shifts and sigmas that adapters have learned.",
-    ),
-    "tune": ("commands", "Find the noise-aware loss weight with the best score after drift."),
-    "devices": ("catalogue", "List the device cards, or show one with its source and its noise."),
-    "adapters": ("catalogue", "List the adapters that can be trained and compared."),
-    "report": ("commands", "Write the tables, figures and page of a run again."),
-    "doctor": ("doctor", "Check this installation, and show how to fix what does not work."),
+    "inspect": "Show the distribution of the scales, shifts and sigmas that adapters have learned.",
+    "tune": "Find the noise-aware loss weight with the best score after drift.",
+    "devices": "List the device cards, or show one with its source and its noise.",
+    "adapters": "List the adapters that can be trained and compared.",
+    "report": "Write the tables, figures and page of a run again.",
+    "doctor": "Check this installation, and show how to fix what does not work.",
 }
+# The modules of the commands that take no settings.
+_MODULES = {"devices": "catalogue", "adapters": "catalogue", "doctor": "doctor"}
 
 
 def _is_valid(parameter: Any, value: Any) -> bool:
@@ -121,7 +113,7 @@ class _Commands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the whole line of each command."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)
@@ -143,7 +135,7 @@ app = typer.Typer(cls=_Commands, **_PLAIN)
 def load_command(name: str) -> Any:
     """Import a command and return it as a click command."""
     with loading(name):
-        module = import_module(f"analog_grasp.cli.{COMMANDS[name][0]}")
+        module = import_module(f"analog_grasp.cli.{_MODULES.get(name, 'commands')}")
     alone = typer.Typer(**_PLAIN)
     alone.command(name, cls=_Command)(getattr(module, name))
     return typer.main.get_command(alone)
@@ -153,7 +145,7 @@ def _listed() -> None:
     """Placeholder of a command in the list."""
 
 
-for _name, (_, _line) in COMMANDS.items():
+for _name, _line in COMMANDS.items():
     app.command(_name, help=_line)(_listed)
 
 
@@ -215,7 +207,7 @@ def _usage(error: typer.TyperException, arguments: Sequence[str]) -> str:
     message = error.format_message().replace("Value error, ", "").replace(": Input", ": it")
     message = message.partition(", unable to parse")[0]
     message = re.sub(
-        r"^Got unexpected extra argument\(s\) \((.*)\)$", r"Unexpected argument: \1", message
+        r"^Got unexpected extra argument\(s\) \((.*)\)$", r"Extra argument: \1", message
     )
     stop = "" if message.endswith((".", "?")) else "."
     return f"{message}{stop} See {' '.join(['analog-grasp', *named])} --help."
