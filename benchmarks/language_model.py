@@ -33,8 +33,7 @@ from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
-from analog_grasp.training.distillation import draw_examples
-from analog_grasp.training.simulated_chips import fit_on_chips, set_parameters
+from analog_grasp.training.distillation import draw_examples, fit_on_chips, set_parameters
 
 DEVICES = (
     *("pcm-hermes-2", "pcm-nandakumar2019", "pcm-afm-2025"),

@@ -49,7 +49,7 @@ ANSWER_LEGEND = (
     " worse, * also after Holm's correction."
 )
 _TREATMENTS = (
-    "Costs per age: examples, those read by the chip, parameters and bytes rewritten, and devices"
+    "Costs per age: examples, those read by the chip, parameters and bytes rewritten, and weights"
     " that reprogramming would write instead"
 )
 
@@ -282,12 +282,12 @@ def treatment_text(costs: Sequence[TreatmentCost]) -> TextTable:
         ('3', '64', '3,376', '49', '5,506', '22,024', '21,233,664')
     """
     columns = (
-        "adapter", "fits", "examples", "chip reads", "seconds", "parameters", "bytes", "devices"
+        "adapter", "fits", "examples", "chip reads", "seconds", "parameters", "bytes", "weights"
     )  # fmt: skip
     rows = []
     for cost in costs:
         means = (cost.fits, cost.examples, cost.examples_read, cost.seconds, cost.parameters,
-                 cost.bytes, cost.devices)  # fmt: skip
+                 cost.bytes, cost.weights)  # fmt: skip
         texts = (MISSING if mean is None else f"{mean:,.0f}" for mean in means)
         rows.append((cost.variant, *texts))
     return TextTable(_TREATMENTS, columns, rows)

@@ -103,7 +103,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """Facts about one training of an adapter that hold wherever it is deployed.
+    """Facts about one training of an adapter that do not depend on its deployment.
 
     Attributes:
         adapter: Name of the adapter.
@@ -200,7 +200,7 @@ class TreatmentCost:
         seconds: Time of a fit, s.
         parameters: Parameters rewritten.
         bytes: Their size.
-        devices: Devices that reprogramming the chip would write instead; None where not known.
+        weights: Weights that reprogramming the chip would write instead; None where not known.
     """
 
     variant: str
@@ -210,7 +210,7 @@ class TreatmentCost:
     seconds: float
     parameters: float
     bytes: float
-    devices: float | None
+    weights: float | None
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Measurement))
@@ -341,10 +341,10 @@ def treatment_costs(directory: Path) -> list[TreatmentCost]:
 
 
 def _treatment_cost(variant: str, fits: list[dict[str, Any]]) -> TreatmentCost:
-    names = ("examples", "examples_read", "seconds", "parameters", "bytes", "devices")
+    names = ("examples", "examples_read", "seconds", "parameters", "bytes", "weights")
     means = {name: statistics.mean(fit.get(name, 0) for fit in fits) for name in names}
-    known = all("devices" in fit for fit in fits)
-    return TreatmentCost(variant, len(fits), **means | ({} if known else {"devices": None}))
+    known = all("weights" in fit for fit in fits)
+    return TreatmentCost(variant, len(fits), **means | ({} if known else {"weights": None}))
 
 
 def _csv(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

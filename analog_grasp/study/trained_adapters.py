@@ -25,7 +25,7 @@ from analog_grasp.study.sections import GRASP
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import last_line, quiet, tokenizer_for
 from analog_grasp.training import train
-from analog_grasp.training.simulated_chips import check_adapter, distil
+from analog_grasp.training.distillation import check_adapter, distil
 
 # Largest configuration of an adapter that is read, in bytes.
 _LARGEST_CONFIG = 1 << 20
@@ -198,7 +198,7 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
             f"The model {base.name_or_path} has no layer that {adapter} can adapt "
             f"({last_line(error)}): use another model or another adapter."
         ) from error
-    if config.second_stage():
+    if config.training.then != ("devices",) and config.second_stage():
         check_adapter(adapted)
     if training.start_from is not None and adapter in GRASP.adapters:
         assert isinstance(adapted, PeftModel)
@@ -252,9 +252,9 @@ def train_adapter(
         callbacks=[_Steps(description, progress)],
         **saving,
     )
-    if ages := config.second_stage():
+    # A model that is trained whole has no digital adapter to distil.
+    if isinstance(model, PeftModel) and (ages := config.second_stage()):
         advance = progress(f"{description}, on simulated chips", training.then_steps)
-        assert isinstance(model, PeftModel)
         distil(
             model, task, ages, steps=training.then_steps, seed=seed,
             batch_size=training.batch_size, advance=advance,

@@ -1,8 +1,15 @@
-"""Distillation on a chip: unlabelled examples, the digital model as teacher, and the loss."""
+"""Distillation of the digital model into an adapter on chips: examples, loss, fit, second stage.
+
+In the second stage of training, chips that no measurement uses are programmed and aged, and the
+adapter is fitted so that its outputs on them match the digital ones. The chip changes every few
+steps, so that the adapter corrects the change that all chips of a device share, not the errors of
+one chip.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -11,21 +18,33 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding
 from transformers.modeling_outputs import ModelOutput
 
-from analog_grasp.adapters.registry import ADAPTERS, kind_of
-from analog_grasp.crossbar import Deployment
+from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
+from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.crossbar.forward_hooks import computed_digitally
+from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.tasks import LanguageModelingTask, Task, tokenizer_for
 from analog_grasp.tasks.base import position_limit
-from analog_grasp.training.converter_loop import StraightThrough
+from analog_grasp.training.hardware_loop import StraightThrough, fits_bfloat16
+from analog_grasp.utils.seed import derive_seed
 
 Batch = dict[str, Tensor]
 HIDDEN_WEIGHT = 0.3
 """Default weight of the hidden states in the distillation loss."""
+STEPS = 300
+"""Default number of optimiser steps of the second stage."""
 # Of an adapter that has learned its task: half of what GRASP learns the task with.
 _LARGEST_RATE = 1e-2
 _ROUNDING = 1e-6
 _SHARE = 1e-3
+# Digital outputs are kept up to this size in bytes, and computed for every batch beyond it.
+_LARGEST_TARGETS = 2**30
+_TARGET = "target "
+_BATCH_SIZE = 32
+_STEPS_PER_CHIP = 3
+# Beyond the seeds of a study's chips, so that no simulated chip is one that is measured.
+_FIRST_CHIP = 2**33
 
 
 def draw_examples(
@@ -83,11 +102,24 @@ def pick(batch: Batch, rows: Tensor) -> Batch:
         return chosen
     used = mask.any(0).nonzero()
     first, end = int(used[0]), int(used[-1]) + 1
-    return {n: v[:, first:end] if v.shape == mask.shape else v for n, v in chosen.items()}
+    return {
+        name: values[:, first:end] if values.shape[:2] == mask.shape else values
+        for name, values in chosen.items()
+    }
 
 
-def _inputs(batch: Batch) -> Batch:
-    return {name: values for name, values in batch.items() if name != "labels"}
+def count_of(batch: Batch) -> int:
+    """Return the number of examples of a batch."""
+    return len(next(iter(batch.values())))
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """Return the inputs of a model in a batch."""
+    return {
+        name: values
+        for name, values in batch.items()
+        if name != "labels" and not name.startswith(_TARGET)
+    }
 
 
 def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
@@ -123,36 +155,35 @@ def refit_rate(model: nn.Module) -> float:
     return min(ADAPTERS[kind_of(model) or "lora"].learning_rate, _LARGEST_RATE)
 
 
-def count_devices(deployment: Deployment) -> int:
-    """Return the number of memory devices that hold the weights on tiles."""
-    weights = sum(chip_layer(layer).cells for layer in deployment.layers.values())
-    return weights * (2 if deployment.card.conductance.mapping == "pair" else 1)
-
-
 @contextmanager
-def backward_through_targets(deployment: Deployment) -> Iterator[None]:
+def backward_through_targets(deployments: Sequence[Deployment]) -> Iterator[None]:
     """Give the layers on tiles the gradient of their target weights within the block.
 
     The forward pass is that of the chip, with its converters and read noise. The weights that the
     chip actually holds are unknown on hardware, so the backward pass uses the target weights:
-    ``y = W_target x + (y_chip - W_target x).detach()``.
+    ``y = W_target x + (y_chip - W_target x).detach()``. All deployments are of the same model.
     """
-    layers = list(deployment.layers.values())
+    targets: dict[str, Tensor] = {}
+    layers = [(name, layer) for each in deployments for name, layer in each.layers.items()]
     try:
-        for layer in layers:
-            layer.__dict__["forward"] = partial(_read, layer)
+        for name, layer in layers:
+            if name not in targets:
+                frozen = chip_layer(layer).frozen
+                with torch.inference_mode(False):
+                    targets[name] = frozen.bfloat16() if fits_bfloat16(frozen) else frozen
+            layer.__dict__["forward"] = partial(_read, layer, targets[name])
         yield
     finally:
-        for layer in layers:
+        for _, layer in layers:
             layer.__dict__.pop("forward", None)
 
 
-def _read(layer: nn.Module, x: Tensor) -> Tensor:
+def _read(layer: nn.Module, target: Tensor, x: Tensor) -> Tensor:
     """Return the output of a layer on tiles, differentiable through its target weight."""
     read = partial(type(layer).forward, layer)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return read(x)
-    return StraightThrough.apply(x, chip_layer(layer).frozen, read)
+    return StraightThrough.apply(x, target, read)
 
 
 def descend(
@@ -177,17 +208,14 @@ def descend(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1, anneal_strategy="linear"
     )
-    for step in range(steps):
-        with ExitStack() as stack:
-            for deployment in deployments:
-                stack.enter_context(backward_through_targets(deployment))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            optimizer.zero_grad()
-            loss(step).backward()
-        optimizer.step()
-        schedule.step()
-        yield step + 1
+    with backward_through_targets(deployments):
+        for step in range(steps):
+            with torch.inference_mode(False), torch.enable_grad():
+                optimizer.zero_grad()
+                loss(step).backward()
+            optimizer.step()
+            schedule.step()
+            yield step + 1
 
 
 class Teacher:
@@ -207,7 +235,26 @@ class Teacher:
     def outputs(self, batch: Batch) -> ModelOutput:
         """Return the digital outputs for a batch."""
         with computed_digitally(self._layers), torch.no_grad():
-            return self.model(**_inputs(batch), output_hidden_states=self._hidden_weight > 0)
+            return self.model(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
+
+    def with_targets(self, batch: Batch) -> Batch:
+        """Return a batch with its targets, which `pick` selects together with the examples."""
+        found = self.outputs(batch)
+        hidden = found.hidden_states[1:] if self._hidden_weight else ()
+        targets = {f"{_TARGET}{i}": values for i, values in enumerate((found.logits, *hidden))}
+        return {**batch, **targets}
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Return all examples with their targets, or without them if these need much memory."""
+        count = count_of(batch)
+        first = self.with_targets({n: values[:1] for n, values in batch.items()})
+        size = sum(v.nbytes for n, v in first.items() if n.startswith(_TARGET))
+        if size * count > _LARGEST_TARGETS:
+            return batch
+        starts = range(0, count, _BATCH_SIZE)
+        chunks = [{n: v[i : i + _BATCH_SIZE] for n, v in batch.items()} for i in starts]
+        parts = [self.with_targets(chunk) for chunk in chunks]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the distance between a model's outputs on the chip and the digital ones.
@@ -216,13 +263,15 @@ class Teacher:
         the squared error of a regression relative to its variance; plus `hidden_weight` times the
         squared error of each hidden state relative to its variance, summed over the layers.
         """
-        target = self.outputs(batch)
-        found = student(**_inputs(batch), output_hidden_states=self._hidden_weight > 0)
+        batch = batch if f"{_TARGET}0" in batch else self.with_targets(batch)
+        found = student(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
         tokens = batch["attention_mask"].bool()
-        loss = _output_loss(found.logits, target.logits, tokens)
+        loss = _output_loss(found.logits, batch[f"{_TARGET}0"], tokens)
         if self._hidden_weight:
-            pairs = zip(found.hidden_states[1:], target.hidden_states[1:], strict=True)
-            errors = [_relative_error(ours[tokens], digital[tokens]) for ours, digital in pairs]
+            errors = [
+                _relative_error(ours[tokens], batch[f"{_TARGET}{i}"][tokens])
+                for i, ours in enumerate(found.hidden_states[1:], 1)
+            ]
             loss = loss + self._hidden_weight * torch.stack(errors).sum()
         return loss
 
@@ -248,71 +297,129 @@ def _relative_error(found: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(found.float(), wide) / scale.clamp_min(_ROUNDING)
 
 
-class Fit:
-    """The parameters being fitted, and the best of them on held-out examples.
+def distil(
+    model: PeftModel,
+    task: Task,
+    ages: Ages,
+    *,
+    steps: int = STEPS,
+    learning_rate: float | None = None,
+    batch_size: int = _BATCH_SIZE,
+    seed: int = 0,
+    put_on_chip: Callable[[nn.Module, DeviceCard], Deployment] = deploy,
+    advance: Callable[[], object] = int,
+) -> None:
+    """Fit the active adapter and the task head to simulated chips of some devices and ages.
+
+    The digital model as it is before the call is the teacher; labels are not used. Every three
+    steps another chip is programmed and aged. The forward pass runs on the chip, the backward pass
+    uses the target weights, as hardware allows.
 
     Args:
-        student: The model that is fitted, on the chip.
-        fitted: The examples that it is fitted to.
-        held_out: The examples that decide which parameters are kept.
-        loss: Returns the loss of a model on a batch.
+        model: A digital PEFT model, trained on its task; changed in place.
+        task: The task, of which training rows are drawn.
+        ages: The devices and their ages, such as ``"pcm-hermes-2@0s..1y"``; see `parse_ages`.
+        steps: Optimiser steps.
+        learning_rate: The peak learning rate; by default the adapter's own.
+        batch_size: Examples per step.
+        seed: Seed of the examples, the chips and the ages.
+        put_on_chip: Maps the model to tiles of a card, as it will be used.
+        advance: Called after every step.
 
-    Attributes:
-        parameters: The parameters of the adapter and the head, by name.
-        losses: The losses on the held-out examples, the first before any change.
-        best: The index of the smallest.
-        examples_read: How many examples the chip has computed.
+    Raises:
+        ValueError: A device or a time is unknown, a range is reversed, or the model has no adapter
+            that can be digital.
+
+    Source:
+        docs/method.md, "Recalibration".
+
+    Example:
+        ``distil(model, task, "pcm-hermes-2@0s..1y,rram-wan2022@0s..1y")``
     """
+    ranges = parse_ages(ages)
+    check_adapter(model)
+    with torch.inference_mode(False):
+        deployments = [put_on_chip(model, each.card) for each in ranges]
+        rows = draw_examples(task, steps * batch_size, model, seed, at_most=True)
+        found = fit_on_chips(
+            deployments, [each.model for each in deployments], rows, ranges,
+            steps=steps, learning_rate=learning_rate or own_learning_rate(model),
+            batch_size=batch_size, seed=seed, advance=advance,
+        )  # fmt: skip
+        set_parameters(model, found)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Every process has fitted the same adapter; machines of other kinds round otherwise.
+            for _, parameter in adapter_parameters(model):
+                torch.distributed.broadcast(parameter.data, 0)
 
-    def __init__(
-        self,
-        student: PeftModel,
-        fitted: Batch,
-        held_out: Batch,
-        loss: Callable[[nn.Module, Batch], Tensor],
-    ) -> None:
-        self.student, self.fitted, self.held_out = student, fitted, held_out
-        self._loss = loss
-        self.parameters = dict(adapter_parameters(student))
-        self.losses: list[float] = []
-        self.best = 0
-        self.examples_read = 0
-        self._first = self._state()
-        self._best = self._first
-        self.evaluate()
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch on the chip."""
-        self.examples_read += len(next(iter(batch.values())))
-        return self._loss(self.student, batch)
+def check_adapter(model: nn.Module) -> None:
+    """Raise ValueError unless a model has an adapter or a head that stays digital."""
+    if not isinstance(model, PeftModel) or not adapter_parameters(model):
+        raise ValueError(
+            f"The model, a {type(model).__name__}, has no adapter to distil on simulated chips: a "
+            "PEFT adapter or a task head, which stay digital, is required."
+        )
 
-    def read(self, batch: Batch) -> None:
-        """Run a batch on the chip, for what hooks do with it."""
-        self.examples_read += len(next(iter(batch.values())))
-        with torch.no_grad():
-            self.student(**_inputs(batch))
 
-    def evaluate(self) -> None:
-        """Measure the held-out loss, and remember the parameters if it is the smallest so far."""
-        with torch.no_grad():
-            self.losses.append(float(self.loss(self.held_out)))
-        # Differences within float32's rounding are no improvement.
-        if self.losses[-1] < self.losses[self.best] - _ROUNDING:
-            self.best, self._best = len(self.losses) - 1, self._state()
+def fit_on_chips(
+    deployments: Sequence[Deployment],
+    models: Sequence[Any],
+    rows: Batch,
+    ranges: Sequence[AgeRange],
+    *,
+    steps: int,
+    learning_rate: float | None,
+    batch_size: int,
+    seed: int,
+    advance: Callable[[], object] = int,
+    steps_per_chip: int = _STEPS_PER_CHIP,
+) -> dict[str, Tensor]:
+    """Return the parameters of an adapter fitted to simulated chips, by name.
 
-    def restart(self) -> None:
-        """Restore the parameters as they were at first."""
-        self._restore(self._first)
+    Args:
+        deployments: One for each range; programmed and aged, over and over.
+        models: The model of each deployment, all with the same adapter; they stay as they are.
+        rows: Examples, as `draw_examples` returns them.
+        ranges: The ages of each deployment.
+        steps, learning_rate, batch_size, seed, advance: As in `distil`.
+        steps_per_chip: Steps between two chips.
+    """
+    first = models[0]
+    teacher = Teacher(deployments[0], first, HIDDEN_WEIGHT)
+    names = dict(adapter_parameters(first))
+    students = [d.copy_model(m, own=names) for d, m in zip(deployments, models, strict=True)]
+    parameters = dict(adapter_parameters(cast(PeftModel, students[0])))
+    for student in students:
+        _share(student, parameters)
+    count = count_of(rows)
+    generator = torch.Generator().manual_seed(seed)
+    rate = learning_rate or refit_rate(first)
+    index = 0
 
-    def finish(self) -> list[Tensor]:
-        """Restore the best parameters; return those that differ from the first."""
-        self._restore(self._best)
-        return [p for n, p in self._best.items() if not torch.equal(p, self._first[n])]
+    def loss(step: int) -> Tensor:
+        nonlocal index
+        if step % steps_per_chip == 0:
+            chip = derive_seed(seed, "simulated", step // steps_per_chip)
+            index, age = draw(ranges, chip)
+            deployments[index].program(_FIRST_CHIP + chip % 2**31).drift_to(age)
+        chosen = torch.randint(count, (batch_size,), generator=generator)
+        return teacher.loss(students[index], pick(rows, chosen))
 
-    def _state(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.parameters.items()}
+    for _ in descend(loss, list(parameters.values()), steps, rate, deployments):
+        advance()
+    return {name: parameter.detach() for name, parameter in parameters.items()}
 
-    def _restore(self, state: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state[name])
+
+def set_parameters(model: PeftModel, values: dict[str, Tensor]) -> None:
+    """Write the parameters of the adapter and the head, by name."""
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(model):
+            parameter.copy_(values[name])
+
+
+def _share(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Make a model compute with the given parameters instead of its own of the same names."""
+    for name, parameter in parameters.items():
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = parameter

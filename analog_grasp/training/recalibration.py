@@ -7,7 +7,7 @@ adapter and the task head are fitted so that the outputs on the chip match the d
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -17,28 +17,30 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
     HIDDEN_WEIGHT,
     Batch,
-    Fit,
     Teacher,
     adapter_parameters,
     check_deployed,
-    count_devices,
-    descend,
     draw_examples,
     pick,
     refit_rate,
 )
-from analog_grasp.training.layerwise import fit_least_squares, fit_statistics
-from analog_grasp.training.refinement import refine
+from analog_grasp.training.fit_methods import (
+    Fit,
+    fit_by_gradient,
+    fit_least_squares,
+    fit_statistics,
+    refine,
+)
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.io import write_atomically
 
 Method = Literal["gradient", "least-squares", "statistics"]
 Backward = Literal["target", "chip"]
-_EVALUATIONS = 10
 _REPORT_FILE = "recalibration.json"
 
 
@@ -60,8 +62,8 @@ class Recalibration:
         seconds: The time taken, s.
         parameters: The number of parameters rewritten; 0 if the adapter was kept as it was.
         bytes: Their size in memory.
-        devices: The devices of the frozen weights, all of which reprogramming would write: two per
-            weight of a card that maps weights to pairs, else one.
+        weights: The weights on tiles, all of which reprogramming would write; `analog_grasp.costs`
+            states the devices that hold them.
     """
 
     model: PeftModel = field(repr=False)
@@ -77,7 +79,7 @@ class Recalibration:
     seconds: float
     parameters: int
     bytes: int
-    devices: int
+    weights: int
 
     @property
     def improved(self) -> bool:
@@ -175,13 +177,16 @@ def recalibrate(
     if groups is not None:
         refine(student, groups)
     teacher = Teacher(deployment, chosen, hidden_weight)
-    loss = _label_loss if labels else teacher.loss
+    if labels:
+        loss: Callable[[nn.Module, Batch], Tensor] = _label_loss
+    else:
+        batch, loss = teacher.prepared(batch), teacher.loss
     fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss)
     if method == "gradient":
         rate = learning_rate or refit_rate(chosen)
         batch_size = min(batch_size or 32, len(fitted))
         known = [deployment] if backward == "target" else []
-        _fit_by_gradient(fit, steps, rate, batch_size, seed, known)
+        fit_by_gradient(fit, steps, rate, batch_size, seed, known)
     elif method == "least-squares":
         fit_least_squares(fit)
     else:
@@ -203,7 +208,7 @@ def recalibrate(
         seconds=time.perf_counter() - begin,
         parameters=sum(p.numel() for p in rewritten),
         bytes=sum(p.numel() * p.element_size() for p in rewritten),
-        devices=count_devices(deployment),
+        weights=sum(chip_layer(layer).cells for layer in deployment.layers.values()),
     )
 
 
@@ -236,25 +241,3 @@ def _checked(
 
 def _label_loss(model: nn.Module, batch: Batch) -> Tensor:
     return model(**batch).loss
-
-
-def _fit_by_gradient(
-    fit: Fit,
-    steps: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
-    deployments: Sequence[Deployment],
-) -> None:
-    """Minimise the loss on the fitted examples, and measure that of those held out ten times."""
-    count = len(next(iter(fit.fitted.values())))
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(_: int) -> Tensor:
-        rows = torch.randperm(count, generator=generator)[:batch_size]
-        return fit.loss(pick(fit.fitted, rows))
-
-    every = max(1, steps // _EVALUATIONS)
-    for step in descend(loss, list(fit.parameters.values()), steps, learning_rate, deployments):
-        if step % every == 0 or step == steps:
-            fit.evaluate()

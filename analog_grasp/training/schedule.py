@@ -21,15 +21,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.devices.ages import AgeRange, in_logarithm
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
     adapter_parameters,
     check_deployed,
-    count_devices,
+    count_of,
     draw_examples,
+    fit_on_chips,
+    set_parameters,
 )
-from analog_grasp.training.simulated_chips import fit_on_chips, set_parameters
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import format_time, parse_time
@@ -56,7 +58,7 @@ class Cost:
         seconds: Time of the fit, s.
         parameters: Parameters of the adapter and the task head.
         bytes: Their size in memory.
-        devices: As in `Recalibration`.
+        weights: As in `Recalibration`.
     """
 
     examples: int
@@ -64,7 +66,7 @@ class Cost:
     seconds: float
     parameters: int
     bytes: int
-    devices: int
+    weights: int
 
 
 @dataclass
@@ -227,12 +229,12 @@ def fit_schedule(
             set_parameters(fitted, found)
             schedule.adapters[age] = _state(fitted)
             schedule.costs[age] = Cost(
-                len(next(iter(rows.values()))),
+                count_of(rows),
                 steps,
                 time.perf_counter() - begin,
                 sum(tensor.numel() for tensor in found.values()),
                 sum(tensor.numel() * tensor.element_size() for tensor in found.values()),
-                count_devices(deployment),
+                sum(chip_layer(layer).cells for layer in deployment.layers.values()),
             )
     if chip is not None:
         deployment.program(chip).drift_to(age_before)

@@ -10,10 +10,9 @@ from torch import nn
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.training import train
+from analog_grasp.training import hardware_loop, train
 from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
-from analog_grasp.training.layerwise import _least_squares, _statistics
-from analog_grasp.training.refinement import refine
+from analog_grasp.training.fit_methods import _least_squares, _statistics, refine
 
 CONFIGS = {
     "grasp": GraspConfig(task_type="SEQ_CLS", groups=4),
@@ -66,8 +65,7 @@ def test_outputs_on_a_noisy_chip_come_closer_to_the_digital_ones(trained, task, 
     assert same_bits(bits(deployment.model), chip)
     assert 0 < result.parameters <= sum(p.numel() for p in before.values())
     assert result.bytes == 4 * result.parameters
-    # The Gaussian card maps a weight to one signed value.
-    assert result.devices == sum(layer.frozen.numel() for layer in deployment.layers.values())
+    assert result.weights == sum(layer.frozen.numel() for layer in deployment.layers.values())
 
 
 @pytest.mark.parametrize("method", ["gradient", "least-squares", "statistics"])
@@ -106,14 +104,18 @@ def test_the_deployed_model_computes_as_before(trained, task, batch):
         assert torch.equal(deployment.model(**batch).logits, expected)
 
 
-def test_the_gradient_is_that_of_the_target_weights(trained):
+@pytest.mark.parametrize("reduced", [True, False])
+def test_the_gradient_is_that_of_the_target_weights(trained, monkeypatch, reduced):
+    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: reduced)
     deployment = deploy(trained(), "gaussian:0.3").program(0)
     layer = next(iter(deployment.layers.values()))
     x = torch.randn(5, layer.in_features, requires_grad=True)
-    with backward_through_targets(deployment):
+    with backward_through_targets([deployment]):
         y = layer(x)
         y.sum().backward()
-    torch.testing.assert_close(x.grad, layer.frozen.sum(0).expand(5, -1))
+    weight = layer.frozen.bfloat16().float() if reduced else layer.frozen
+    tolerance = {"rtol": 2**-8, "atol": 1e-5} if reduced else {}
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(5, -1), **tolerance)
     exact = x.detach() @ layer.frozen.T
     assert (y.detach() - exact - (layer.bias if layer.bias is not None else 0)).abs().max() > 1e-3
     assert "forward" not in vars(layer)

@@ -1,15 +1,30 @@
-"""Recalibration without gradients: GRASP fitted one layer after the other on the chip."""
+"""Methods that fit the parameters of an adapter on a chip: by gradients, or layer by layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.config import GraspConfig
+from analog_grasp.adapters.layer import GraspLinear, group_index
+from analog_grasp.crossbar import Deployment
 from analog_grasp.crossbar.chip_layer import chip_layer
-from analog_grasp.training.distillation import Batch, Fit, Teacher
+from analog_grasp.training.distillation import (
+    Batch,
+    Teacher,
+    adapter_parameters,
+    count_of,
+    descend,
+    inputs_of,
+    pick,
+)
 
+# Differences of losses within float32's rounding are no improvement.
+_ROUNDING = 1e-6
+# Measurements of the held-out loss during a fit by gradients.
+_EVALUATIONS = 10
 # Ridges relative to the mean diagonal of the normal equations, from cautious to free.
 _RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 # Shares of the way to equal statistics.
@@ -19,6 +34,96 @@ _TOKENS = 512
 
 _FitLayer = Callable[[str, GraspLinear, Tensor, float], tuple[Tensor, Tensor]]
 """Returns scales and shifts of a named layer from its inputs ``(N, D)`` and a strength."""
+
+
+class Fit:
+    """The parameters being fitted, and the best of them on held-out examples.
+
+    Args:
+        student: The model that is fitted, on the chip.
+        fitted: The examples that it is fitted to.
+        held_out: The examples that decide which parameters are kept.
+        loss: Returns the loss of a model on a batch.
+
+    Attributes:
+        parameters: The parameters of the adapter and the head, by name.
+        losses: The losses on the held-out examples, the first before any change.
+        best: The index of the smallest.
+        examples_read: How many examples the chip has computed.
+    """
+
+    def __init__(
+        self,
+        student: PeftModel,
+        fitted: Batch,
+        held_out: Batch,
+        loss: Callable[[nn.Module, Batch], Tensor],
+    ) -> None:
+        self.student, self.fitted, self._held_out = student, fitted, held_out
+        self._loss = loss
+        self.parameters = dict(adapter_parameters(student))
+        self.losses: list[float] = []
+        self.best = 0
+        self.examples_read = 0
+        self._first = self._best = self._state()
+        self.evaluate()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch on the chip."""
+        self.examples_read += count_of(batch)
+        return self._loss(self.student, batch)
+
+    def read(self) -> None:
+        """Run the fitted examples on the chip, for what hooks do with them."""
+        self.examples_read += count_of(self.fitted)
+        with torch.no_grad():
+            self.student(**inputs_of(self.fitted))
+
+    def evaluate(self) -> None:
+        """Measure the held-out loss, and remember the parameters if it is the smallest so far."""
+        with torch.no_grad():
+            self.losses.append(float(self.loss(self._held_out)))
+        if self.losses[-1] < self.losses[self.best] - _ROUNDING:
+            self.best, self._best = len(self.losses) - 1, self._state()
+
+    def restart(self) -> None:
+        """Restore the parameters as they were at first."""
+        self._restore(self._first)
+
+    def finish(self) -> list[Tensor]:
+        """Restore the best parameters; return those that differ from the first."""
+        self._restore(self._best)
+        return [p for n, p in self._best.items() if not torch.equal(p, self._first[n])]
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
+
+
+def fit_by_gradient(
+    fit: Fit,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    deployments: Sequence[Deployment],
+) -> None:
+    """Minimise the loss on the fitted examples by Adam, through the targets of `deployments`."""
+    count = count_of(fit.fitted)
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(_: int) -> Tensor:
+        rows = torch.randperm(count, generator=generator)[:batch_size]
+        return fit.loss(pick(fit.fitted, rows))
+
+    every = max(1, steps // _EVALUATIONS)
+    for step in descend(loss, list(fit.parameters.values()), steps, learning_rate, deployments):
+        if step % every == 0 or step == steps:
+            fit.evaluate()
 
 
 def fit_least_squares(fit: Fit) -> None:
@@ -65,7 +170,7 @@ def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...]) ->
         try:
             # One pass: a layer is fitted just before it computes, so its inputs are those of
             # the layers fitted before it.
-            fit.read(fit.fitted)
+            fit.read()
         finally:
             for handle in handles:
                 handle.remove()
@@ -164,3 +269,51 @@ def _least_squares(layer: GraspLinear, x: Tensor, ridge: float) -> tuple[Tensor,
     damped = gram + torch.diag(ridge * mean.clamp_min(torch.finfo(torch.float64).tiny))
     change = torch.linalg.lstsq(damped, right[:, None]).solution.squeeze(1).to(scale.dtype)
     return scale + change[:count], shift + change[count:]
+
+
+def refine(model: PeftModel, groups: int) -> None:
+    """Divide the groups of the active GRASP adapter into parts with their values, in place.
+
+    The outputs stay as they are. Each part can then be fitted on its own.
+
+    Args:
+        model: The model.
+        groups: The new number of groups per layer, such as a multiple of the present one.
+
+    Raises:
+        ValueError: The adapter is neither GRASP nor StochGRASP, or a new group would have features
+            of several present ones.
+
+    Example:
+        ``refine(model, 384)``
+    """
+    name = str(model.active_adapter)
+    config = model.peft_config[name]
+    if not isinstance(config, GraspConfig):
+        raise ValueError(
+            f"groups is {groups}, which has no effect on {config.peft_type}: it applies to GRASP "
+            "and StochGRASP."
+        )
+    for layer in model.modules():
+        if not (isinstance(layer, GraspLinear) and name in layer.group_of):
+            continue
+        old = layer.group_of[name]
+        new = group_index(layer.in_features, groups, config.grouping, config.grouping_seed).to(
+            old.device
+        )
+        parent = torch.zeros(groups, dtype=old.dtype, device=old.device)
+        parent[new] = old
+        if not torch.equal(parent[new], old):
+            present = int(old.max()) + 1
+            raise ValueError(
+                f"groups is {groups}, which does not divide the adapter's {present} "
+                f"{config.grouping} groups into parts: a multiple of {present} does."
+            )
+        for kind in layer.adapter_layer_names:
+            values = getattr(layer, kind)
+            if name in values:
+                values[name] = nn.Parameter(
+                    values[name].detach()[parent].clone(), requires_grad=values[name].requires_grad
+                )
+        layer.group_of[name] = new
+    config.groups = groups

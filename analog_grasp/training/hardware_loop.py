@@ -1,0 +1,398 @@
+"""Hardware in the training loop: noisy weights, drawn for every batch, and converters.
+
+Frozen weights are multiplied in bfloat16 where the processor has instructions for it, which takes a
+quarter of the time of float32; the noise is then written in that type.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from analog_grasp.adapters.frozen import (
+    FrozenLayer,
+    LayerPattern,
+    base_name,
+    by_output,
+    frozen_layers,
+)
+from analog_grasp.crossbar.linear import CrossbarLinear
+from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
+from analog_grasp.devices.card import Device, DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.kernels.noise import fits_kernel
+from analog_grasp.kernels.rng import Floats, fill_normal, normal, row_key
+from analog_grasp.kernels.threads import parallel_kernel
+
+
+class WeightNoise:
+    """Noise on the weights that are deployed on tiles, relative to each column's largest weight.
+
+    A column is a bit line, which is one output of the layer. Deployment scales each column to its
+    largest conductance, and the injected noise follows the same scale. The weights are never
+    written: within `applied`, a noisy copy replaces them in the module, and they are restored
+    however the block ends. Trainable weights receive the gradient of their noisy copy.
+
+    Args:
+        model: The model whose layers receive noise.
+        strength: Standard deviation of Gaussian noise in units of the column maximum, 0 for none;
+            or devices at drift times, such as ``"pcm-hermes-2@1d"``, ``"pcm-hermes-2@1h..1y"`` or
+            several of these separated by commas (see `parse_ages`). Their programming noise, drift
+            and read noise are drawn and then rescaled to the mean magnitude of the weights, as
+            drift compensation does. Device and age are drawn for every batch.
+        pattern: The layers, as in `frozen_layers`.
+        reduced: Multiply frozen float32 weights in bfloat16, on processors that are made for it.
+
+    Raises:
+        ValueError: The strength is negative, a device or a time is unknown, a range is reversed,
+            or the pattern matches no layer.
+
+    Source:
+        Noise injection: Joshi et al., Nat. Commun. 11, 2473 (2020); per column as in AHWA-LoRA
+        (Li et al., arXiv 2411.17367).
+
+    Example:
+        >>> linear = nn.Linear(4, 2)
+        >>> noise, frozen = WeightNoise(nn.Sequential(linear), 0.1), linear.weight
+        >>> with noise.applied():
+        ...     linear.weight is frozen
+        False
+        >>> linear.weight is frozen
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float | Ages,
+        pattern: LayerPattern = "all-linear",
+        reduced: bool = False,
+    ) -> None:
+        if isinstance(strength, int | float):
+            noise = _gaussian_noise(strength)
+            self._next_noise = lambda: noise
+        else:
+            self._next_noise = _device_noises(parse_ages(strength))
+        layers = [layer for _, layer in frozen_layers(model, pattern)]
+        self._reduced = [
+            reduced and type(layer) in (nn.Linear, Conv1D) and fits_bfloat16(layer.weight)
+            for layer in layers
+        ]
+        self._layers = layers if strength or any(self._reduced) else []
+        self._is_noisy = bool(strength)
+        self._noisy: list[nn.Parameter] = []
+        self._largest: dict[int, Tensor] = {}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the layers compute with newly drawn noisy weights within the block."""
+        self._draw()
+        weights = [layer.weight for layer in self._layers]
+        try:
+            for layer, weight, noisy in zip(self._layers, weights, self._noisy, strict=True):
+                # Module's setter rejects a tensor that has a history.
+                layer._parameters["weight"] = (
+                    _NoisyCopy.apply(weight, noisy) if weight.requires_grad else noisy
+                )
+                if noisy.dtype != weight.dtype:
+                    layer.__dict__["forward"] = partial(_multiply, layer)
+            yield
+        finally:
+            for layer, weight in zip(self._layers, weights, strict=True):
+                layer.weight = weight
+                layer.__dict__.pop("forward", None)
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        """Fill the noisy copies, which are allocated once."""
+        if not self._noisy:
+            for layer, reduced in zip(self._layers, self._reduced, strict=True):
+                dtype = torch.bfloat16 if reduced else layer.weight.dtype
+                copied = layer.weight.detach().to(dtype, copy=True)
+                self._noisy.append(nn.Parameter(copied, requires_grad=False))
+        if not self._is_noisy:
+            return
+        perturb = self._next_noise()
+        for i, (layer, noisy) in enumerate(zip(self._layers, self._noisy, strict=True)):
+            # The key comes from torch's random state, so that torch.manual_seed seeds the noise.
+            key = int(torch.randint(2**62, ()))
+            perturb(layer, self._column_maximum(i, layer), key, noisy)
+
+    def _column_maximum(self, index: int, layer: FrozenLayer) -> Tensor:
+        """Return the largest magnitude of each output's weights, cached where they are frozen."""
+        if index not in self._largest or layer.weight.requires_grad:
+            inputs = 0 if isinstance(layer, Conv1D) else 1
+            self._largest[index] = layer.weight.abs().amax(dim=inputs, keepdim=True)
+        return self._largest[index]
+
+
+def fits_bfloat16(weight: Tensor) -> bool:
+    """Return whether a weight is frozen, in float32 and multiplied faster in bfloat16."""
+    exact = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return exact and not weight.requires_grad and _multiplies_bfloat16()
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    """Return whether the processor has instructions for products of bfloat16."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _multiply(layer: FrozenLayer, x: Tensor) -> Tensor:
+    return Bfloat16Product.apply(x, by_output(layer), layer.bias)
+
+
+class Bfloat16Product(torch.autograd.Function):
+    """``x @ weight.T + bias`` with a frozen weight ``(D_out, D)`` in bfloat16, in the type of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        y = x.to(weight.dtype) @ weight.T
+        # The sum with a bias in float32 is in float32.
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (weight,) = ctx.saved_tensors
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad.to(weight.dtype) @ weight).to(grad.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.flatten(0, -2).sum(0)
+        return grad_x, None, grad_bias
+
+
+class _NoisyCopy(torch.autograd.Function):
+    """A noisy weight in place of a trainable one, which receives its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, noisy: Tensor) -> Tensor:
+        return noisy.view_as(noisy)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+_Perturb = Callable[[FrozenLayer, Tensor, int, Tensor], None]
+
+
+def _gaussian_noise(strength: float) -> _Perturb:
+    if not strength >= 0:
+        raise ValueError(
+            f"injection is {strength}: a standard deviation of at least 0, or a device at a time "
+            "such as 'pcm-hermes-2@1d', is accepted."
+        )
+
+    def perturb(layer: FrozenLayer, largest: Tensor, key: int, out: Tensor) -> None:
+        _add_gaussian(layer.weight.detach(), strength * largest, key, out.detach())
+
+    return perturb
+
+
+def _device_noises(ranges: Sequence[AgeRange]) -> Callable[[], _Perturb]:
+    """Return a function that returns the noise of the next batch."""
+    first = ranges[0]
+    if len(ranges) == 1 and first.first == first.last:
+        noise = _device_noise(first.card, first.first)
+        return lambda: noise
+
+    def next_noise() -> _Perturb:
+        index, seconds = draw(ranges, int(torch.randint(2**62, ())))
+        return _device_noise(ranges[index].card, seconds)
+
+    return next_noise
+
+
+def _device_noise(card: DeviceCard, seconds: float) -> _Perturb:
+    def perturb(layer: FrozenLayer, largest: Tensor, key: int, out: Tensor) -> None:
+        target = layer.weight / largest.clamp_min(torch.finfo(largest.dtype).tiny)
+        read = CardNoiseModel(card, key).read_weights(target.contiguous(), seconds)
+        gain = target.abs().mean() / read.abs().mean()
+        torch.mul(read, gain * largest, out=out)
+
+    return perturb
+
+
+def _add_gaussian(weight: Tensor, std: Tensor, key: int, out: Tensor) -> None:
+    """Write ``weight + std * N(0, 1)`` into ``out``, equal on every processor."""
+    if not fits_kernel(weight):
+        noise = normal(key, weight.shape, device=weight.device, dtype=weight.dtype)
+        torch.addcmul(weight, noise, std, out=out)
+        return
+    stds = np.broadcast_to(std.numpy(), weight.shape)
+    # numpy has no bfloat16.
+    written = out.view(torch.uint16).numpy() if out.dtype == torch.bfloat16 else out.numpy()
+    kernel = _add_gaussian_rows if written.dtype == np.float32 else _add_gaussian_rows_bfloat16
+    kernel(len(out), weight.numpy(), stds, np.uint64(key), written)
+
+
+@parallel_kernel
+def _add_gaussian_rows(
+    first: int, end: int, weight: Floats, std: Floats, key: np.uint64, out: Floats
+) -> None:
+    for row in range(first, end):
+        fill_normal(row_key(key + np.uint64(row)), out[row])
+        for column in range(out.shape[1]):
+            out[row, column] = weight[row, column] + std[row, column] * out[row, column]
+
+
+@parallel_kernel
+def _add_gaussian_rows_bfloat16(
+    first: int, end: int, weight: Floats, std: Floats, key: np.uint64, out: NDArray[np.uint16]
+) -> None:
+    noisy = np.empty(out.shape[1], np.float32)
+    bits = noisy.view(np.uint32)
+    for row in range(first, end):
+        fill_normal(row_key(key + np.uint64(row)), noisy)
+        for column in range(out.shape[1]):
+            noisy[column] = weight[row, column] + std[row, column] * noisy[column]
+        for column in range(out.shape[1]):
+            # To the nearest, ties to even.
+            odd = np.uint32(bits[column] >> np.uint32(16)) & np.uint32(1)
+            rounded = np.uint32(bits[column] + np.uint32(0x7FFF) + odd)
+            out[row, column] = np.uint16(rounded >> np.uint32(16))
+
+
+class ConverterLoop:
+    """A card's converters around the layers that are deployed on tiles.
+
+    Within `applied`, each layer computes what its deployed copy would compute with exact devices:
+    quantised inputs, output noise and quantised outputs, per tile and scaled per column. The
+    gradient is that of the exact product (straight-through).
+
+    Args:
+        model: The model whose layers receive converters.
+        device: The device card that states them: a name, a path or a `DeviceCard`.
+        pattern: The layers, as in `frozen_layers`.
+
+    Raises:
+        ValueError: The device is unknown or states no converters, or the pattern matches no layer.
+
+    Source:
+        Straight-through estimator: Bengio, Leonard and Courville, arXiv 1308.3432. Converters in
+        the training loop: Joshi et al., Nat. Commun. 11, 2473 (2020).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 2))
+        >>> x = torch.tensor([[1.0, 0.5, 0.251, 0.0]])
+        >>> with ConverterLoop(model, "pcm-hermes-2").applied():
+        ...     converted = model(x)
+        >>> torch.equal(converted, model(x))
+        False
+    """
+
+    def __init__(
+        self, model: nn.Module, device: Device, pattern: LayerPattern = "all-linear"
+    ) -> None:
+        card = card_with_converters(device)
+        self._layers = [
+            _ConvertedLayer(layer, base_name(path), card)
+            for path, layer in frozen_layers(model, pattern)
+        ]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the layers compute through converters within the block.
+
+        Weight noise must be applied inside the block: columns are scaled by the weights at its
+        beginning, which are the targets of a chip.
+        """
+        try:
+            for layer in self._layers:
+                layer.begin()
+            yield
+        finally:
+            for layer in self._layers:
+                layer.end()
+
+
+def card_with_converters(device: Device) -> DeviceCard:
+    """Return the card of a device, which must state converters.
+
+    Raises:
+        ValueError: The device is unknown or states no converters.
+
+    Example:
+        >>> card_with_converters("pcm-hermes-2").converters.adc_bits
+        8
+    """
+    card = DeviceCard.load(device)
+    if card.converters is None:
+        raise ValueError(
+            f"converters is {card.name!r}, a device that states no converters: give a device "
+            "with converters, or none for exact arithmetic."
+        )
+    return card
+
+
+class _ConvertedLayer:
+    """A frozen layer, and the tiles that it is computed on within the loop."""
+
+    def __init__(self, layer: FrozenLayer, name: str, card: DeviceCard) -> None:
+        self._layer, self._name, self._card = layer, name, card
+        self._tiles: CrossbarLinear | None = None
+        self._filled = False
+
+    def begin(self) -> None:
+        if self._tiles is None or self._layer.weight.requires_grad:
+            self._tiles = CrossbarLinear(self._layer, self._card, self._name, "none")
+            # The bias may be trained, so it is added in `_forward`.
+            self._tiles.bias = None
+        self._filled = False
+        self._layer.__dict__["forward"] = self._forward
+
+    def end(self) -> None:
+        self._layer.__dict__.pop("forward", None)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        layer, tiles = self._layer, self._tiles
+        assert tiles is not None
+        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        if not self._filled:
+            _fill(tiles, weight.detach())
+            self._filled = True
+        y = StraightThrough.apply(x, weight, tiles)
+        return y if layer.bias is None else y + layer.bias
+
+
+def _fill(tiles: CrossbarLinear, weight: Tensor) -> None:
+    """Write a weight ``(D_out, D)`` to the tiles, in their present scale."""
+    split: Any
+    for split in tiles.splits:
+        torch.div(weight[:, split.rows], split.scale[:, None], out=split.weight)
+        split.limbs = None  # packed again at the next read
+
+
+class StraightThrough(torch.autograd.Function):
+    """A read of tiles, any function of the inputs, with the gradient of ``x @ weight.T``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+        # Converter steps are finer than those of bf16, so mixed precision is off here.
+        with torch.autocast(x.device.type, enabled=False):
+            return read(x.detach().float()).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, x = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad.to(weight.dtype) @ weight).to(grad.dtype)
+        if ctx.needs_input_grad[1]:
+            flat = grad.flatten(0, -2).T.to(weight.dtype)
+            grad_weight = flat @ x.flatten(0, -2).to(weight.dtype)
+        return grad_x, grad_weight, None
