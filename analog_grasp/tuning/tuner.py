@@ -67,18 +67,14 @@ _TOP_SHARE, _FEWEST_FOR_IMPORTANCE = 0.25, 8
 
 @dataclass
 class Tuning:
-    """A tuning whose names are all known and whose settings fit: ready to start or resume.
-
-    Returned by `prepare_tuning`.
+    """A tuning whose names are all known and whose settings fit, from `prepare_tuning`.
 
     Attributes:
         config: The settings that are not searched, and the start of the search.
-        adapter: The adapter to tune; see `analog_grasp.adapters.registry.ADAPTERS`.
-        space: The searched settings with their ranges.
-        multi: Treat the digital score as a second objective.
+        adapter, space, multi, directory: The adapter, the searched settings with their ranges,
+            whether the digital score is a second objective, and the output folder.
         task: The task to tune on, made of the training split alone.
         cards: The device cards by name.
-        directory: The output folder.
         storage, study: Those of optuna.
     """
 

@@ -103,7 +103,7 @@ def tiny(model_folder, data_dir) -> list[str]:
 def small_run(tiny) -> list[str]:
     """A comparison of 8 cells."""
     return [
-        "compare", *tiny, "--groups", "4", "--epochs", "3", "--batch-size", "8",
+        "compare", *tiny, "--groups", "4", "--epochs", "3", "--then", "none", "--batch-size", "8",
         "--devices", "pcm-hermes-2", "--times", "0s,1d", "--repeats", "2",
     ]  # fmt: skip
 
