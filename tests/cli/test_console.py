@@ -11,7 +11,7 @@ def test_a_note_stands_in_the_log_and_is_shown_unless_quiet(
     ag, finished, tiny, tmp_path, monkeypatch, quiet
 ):
     monkeypatch.setattr(noise, "_warned", set())
-    given = ["--devices", "rram-wan2022", "--times", "1y", "--repeats", "1"]
+    given = ["--devices", "rram-wan2022", "--times", "30d,1y", "--repeats", "2"]
     ended = ag(
         "drift", finished / "adapters/grasp", *tiny, *given, "--out", tmp_path / "run",
         *(["--quiet"] if quiet else []),

@@ -174,16 +174,3 @@ def test_gaussian_devices_have_a_figure_of_noise_levels(page_of, make):
     assert any("2 % noise: " in label for label in page.values("aria-label"))
     page = page_of(*make(devices=["gaussian:0.05", "pcm"]))
     assert "Score against noise level" not in page.text
-
-
-def test_tiles_and_weight_error_are_shown_where_known(page_of, layers):
-    row = ["pcm", "5", "400", "50.0%", "4.58%", "9.17%"]
-    text = page_of(layers=layers).text
-    assert "".join(row) in text
-    assert "40.0% of the model's weights are on tiles; digital: embeddings (600)." in text
-    assert "Tiles and weight error" not in page_of().text
-
-
-def test_a_partial_run_has_dashes(page_of, measurements):
-    cells = [c for c in measurements if not (c.adapter == "stochgrasp" and c.device == "rram")]
-    assert "<td>–</td>" in page_of(cells).source
