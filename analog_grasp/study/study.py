@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,7 +153,6 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
     """
     check_single_process()
     check_study(config)
-    _warn_of_mapping(config)
     cards = config.hardware.cards()
     task = config.task.load()
     target_std(config.training.noise_target)
@@ -183,18 +181,6 @@ def check_single_process() -> None:
             "its work itself: start it without torchrun and set the number of workers (--workers), "
             "or train each adapter with torchrun by the command train."
         )
-
-
-def _warn_of_mapping(config: StudyConfig) -> None:
-    """Warn if tiles are mapped in a way that those of the second stage of training are not."""
-    changed = config.hardware.changes() if config.second_stage() else {}
-    for name in ("layers", "rescale", "clip", "calibrate", "output_ranges", "first_token"):
-        if name in changed:
-            warnings.warn(
-                f"The second stage of training (then) maps its simulated chips without {name}, "
-                f"which is {changed[name]!r} where the adapters are measured.",
-                stacklevel=2,
-            )
 
 
 def drift_times(config: StudyConfig) -> list[float]:

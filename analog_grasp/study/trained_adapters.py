@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.config import PeftConfig
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.model import start_from
 from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
+from analog_grasp.crossbar import Deployment, deploy
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES, check_saved
 from analog_grasp.study.config import StudyConfig, is_saved
 from analog_grasp.study.evaluator import processor
+from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import model_hash
 from analog_grasp.study.sections import GRASP
@@ -258,6 +263,7 @@ def train_adapter(
         distil(
             model, task, ages, steps=training.then_steps, seed=seed,
             batch_size=training.batch_size, advance=advance,
+            put_on_chip=partial(_mapped, config.hardware, task),
         )  # fmt: skip
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):
@@ -270,6 +276,15 @@ def train_adapter(
                 stacklevel=2,
             )
     return seconds
+
+
+def _mapped(
+    hardware: HardwareSettings, task: Task, model: nn.Module, card: DeviceCard
+) -> Deployment:
+    """Put a digital adapter's model on a chip, mapped as where it is measured."""
+    deployment = deploy(model, card, **hardware.deploy_arguments() | {"placement": "digital"})
+    hardware.calibrate_inputs(deployment, task)
+    return deployment
 
 
 def _is_constant(model: PeftModel | PreTrainedModel, few: SentenceTask) -> bool:

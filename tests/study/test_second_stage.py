@@ -3,7 +3,6 @@
 import pytest
 
 from analog_grasp.devices.ages import parse_ages
-from analog_grasp.study import study
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
 from analog_grasp.study.provenance import adapter_hash, open_run, read_run
@@ -33,11 +32,13 @@ def test_devices_at_times_are_those_named():
     assert resolve({"then": asked}).second_stage() == parse_ages(asked)
 
 
-@pytest.mark.parametrize(("then", "count"), [("pcm-hermes-2@1d", 1), ("none", 0)])
-def test_tiles_that_are_mapped_differently_are_warned_of(then, count, recwarn):
-    study._warn_of_mapping(resolve({"then": then, "clip": 2.5}))
-    assert len(recwarn) == count
-    assert all("without clip, which is 2.5" in str(each.message) for each in recwarn)
+@pytest.mark.parametrize("change", [{"clip": 1.5}, {"rescale": 0.5}, {"calibrate": 90.0}])
+def test_simulated_chips_are_mapped_as_measured_ones(settings, tmp_path, change):
+    found = []
+    for name, given in (("plain", {}), ("changed", change)):
+        run = compare(tmp_path / name, **settings | FEW | STAGE | given)
+        found.append(adapter_hash(run.directory / "adapters/grasp"))
+    assert found[0] != found[1]
 
 
 def test_adapters_are_distilled_on_the_devices_of_the_run(settings, tmp_path):
