@@ -8,6 +8,7 @@ scaling, digital bias. No programming noise and no drift, which take no time in 
 
     python benchmarks/forward.py --data-dir path/to/glue     # MiniLM over SST-2's 872 sentences
     python benchmarks/forward.py --shapes                    # two or three layers of larger models
+    python benchmarks/forward.py --model path/to/model --size 64 128 --peers digital ours
 
 "aihwkit-lightning" has no bound management; fixed input ranges are the same for both packages.
 Prints Markdown tables; a few minutes each on 2 cores.
@@ -16,7 +17,9 @@ Prints Markdown tables; a few minutes each on 2 cores.
 import argparse
 import copy
 import importlib.util
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +28,7 @@ from aihwkit_peer import configured, converted, digital_layers, with_linear_laye
 from peers import interleaved, machine, ratio_table
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     BertConfig,
     BertModel,
     GPT2Config,
@@ -82,21 +86,37 @@ def main() -> None:
     parser.add_argument(
         "--shapes", nargs="*", choices=SHAPES, help="larger models, random weights: all, or these"
     )
+    parser.add_argument("--model", help="Hub id or folder, read with random tokens")
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 128), help="batch and sequence")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--busy", action="store_true", help="CPU seconds of one thread, as other work is running"
+    )
     parser.add_argument("--quick", action="store_true", help="a small model, once")
     asked = parser.parse_args()
+    clock = time.perf_counter
+    if asked.busy:
+        torch.set_num_threads(1)
+        clock = time.process_time
+    measured = partial(table, names=asked.peers, repeats=asked.repeats, clock=clock)
     print(machine(), "\n")
     if asked.quick:
         tiny = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
-        print(table("tiny BERT", BertModel(tiny), [tokens(4, 8)], 1))
+        print(measured("tiny BERT", BertModel(tiny), [tokens(4, 8)]))
+    elif asked.model:
+        size, length = asked.size
+        title = f"{Path(asked.model).name}, batch {size}, sequence {length}"
+        model = AutoModel.from_pretrained(asked.model, dtype=torch.float32)
+        print(measured(title, model, [tokens(size, length)]))
     elif asked.shapes is not None:
         for name in asked.shapes or SHAPES:
             for size, length in SIZES_OF.get(name, SIZES):
                 title = f"{name}, batch {size}, sequence {length}"
-                print(table(title, SHAPES[name](), [tokens(size, length)], asked.repeats), "\n")
+                print(measured(title, SHAPES[name](), [tokens(size, length)]), "\n")
     else:
         model, batches = minilm(asked.data_dir)
-        print(table("MiniLM, SST-2's validation set", model, batches, asked.repeats))
+        print(measured("MiniLM, SST-2's validation set", model, batches))
 
 
 def minilm(data_dir: Path | None) -> tuple[nn.Module, list[Batch]]:
@@ -117,7 +137,14 @@ def tokens(size: int, length: int) -> Batch:
     return {"input_ids": torch.randint(10, 900, (size, length), generator=generator)}
 
 
-def table(title: str, model: nn.Module, batches: Sequence[Batch], repeats: int) -> str:
+def table(
+    title: str,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    names: Sequence[str],
+    repeats: int,
+    clock: Callable[[], float],
+) -> str:
     """Return the table of the seconds of every peer and their ratio to the digital model."""
 
     def reader(peer: nn.Module) -> Callable[[], None]:
@@ -129,26 +156,11 @@ def table(title: str, model: nn.Module, batches: Sequence[Batch], repeats: int) 
 
         return read
 
-    models = peers(model.eval())
-    seconds = interleaved({name: reader(peer) for name, peer in models.items()}, repeats)
-    return ratio_table(title, seconds, "digital")
-
-
-def peers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the model, digital and on every kind of tile."""
     card = DeviceCard.load("ideal").with_(dac_bits=8, adc_bits=8, output_noise=0.04, tile_size=512)
-    found = {
-        "digital": model,
-        "aihwkit torch tile": converted(model, configured(TorchInferenceRPUConfig(), card)),
-        "aihwkit compiled tile": converted(model, configured(InferenceRPUConfig(), card)),
-    }
-    if importlib.util.find_spec("aihwkit_lightning"):
-        found["aihwkit-lightning, fixed ranges"] = lightning(model, dynamic=False)
-        found["aihwkit-lightning, scaled by maximum"] = lightning(model, dynamic=True)
-    found["ours"] = ours(model, card)
-    found["ours, fixed ranges"] = ours(model, card, RANGE)
-    found["ours, fast"] = ours(model, card, dtype=torch.bfloat16)
-    return {name: peer.eval() for name, peer in found.items()}
+    model.eval()
+    readers = {name: reader(PEERS[name](model, card).eval()) for name in names}
+    seconds = interleaved(readers, repeats, clock=clock)
+    return ratio_table(title, seconds, "digital")
 
 
 def ours(
@@ -180,6 +192,25 @@ def lightning(model: nn.Module, dynamic: bool) -> nn.Module:
     config.pre_post.input_range.init_value = RANGE
     config.pre_post.input_range.init_from_data = 0
     return convert_to_analog(copy.deepcopy(model), config, exclude_modules=digital_layers(model))
+
+
+PEERS: dict[str, Callable[[nn.Module, DeviceCard], nn.Module]] = {
+    "digital": lambda model, card: model,
+    "aihwkit torch tile": lambda model, card: converted(
+        model, configured(TorchInferenceRPUConfig(), card)
+    ),
+    "aihwkit compiled tile": lambda model, card: converted(
+        model, configured(InferenceRPUConfig(), card)
+    ),
+    "ours": ours,
+    "ours, fixed ranges": lambda model, card: ours(model, card, RANGE),
+    "ours, fast": lambda model, card: ours(model, card, dtype=torch.bfloat16),
+}
+if importlib.util.find_spec("aihwkit_lightning"):
+    PEERS |= {
+        "aihwkit-lightning, fixed ranges": lambda model, card: lightning(model, dynamic=False),
+        "aihwkit-lightning, scaled by maximum": lambda model, card: lightning(model, dynamic=True),
+    }
 
 
 if __name__ == "__main__":
