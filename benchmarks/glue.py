@@ -118,8 +118,8 @@ def once(path: Path, measured: Callable[[], Mapping[str, float]]) -> dict[str, f
 
 
 def trained_score(values: Mapping[str, Any], data: Task, adapter: str) -> dict[str, float]:
-    """Train an adapter; return its digital score, its parameters and the time, s."""
-    settings = resolve(values)
+    """Train an adapter in one stage; return its digital score, parameters and time, s."""
+    settings = resolve({"then": "none", **values})
     model = new_adapter(settings, data, adapter)
     seconds = train_adapter(model, settings, data, adapter, silent)
     parameters, _ = learned_parameters(model)

@@ -146,7 +146,8 @@ def trained(folder: Path, variant: str, task: Mapping[str, Any], noise_weight: f
     if path.is_dir():
         return
     kind = BASELINE if variant.startswith(BASELINE) else "stochgrasp"
-    settings = resolve({"noise_weight": noise_weight, **task, **VARIANTS[variant]})
+    values = {"noise_weight": noise_weight, "then": "none", **task, **VARIANTS[variant]}
+    settings = resolve(values)
     data = settings.task.load()
     model = new_adapter(settings, data, kind)
     train_adapter(model, settings, data, variant, silent)

@@ -85,7 +85,10 @@ def measure(console: Console, asked: argparse.Namespace) -> dict[str, Results]:
         for name in ("task", "adapters", "devices", "times", "repeats", "workers", "config")
     }
     common["data_dir"] = str(asked.data_dir) if asked.data_dir else None
-    treated: dict[str, Any] = {"schedule": None if asked.no_schedule else "simulated"}
+    treated: dict[str, Any] = {
+        "then": "none",
+        "schedule": None if asked.no_schedule else "simulated",
+    }
     if asked.examples != ("none",):
         treated["recalibrate"] = tuple(map(int, asked.examples))
     ages = [f"{device}@{asked.times[0]}..{asked.times[-1]}" for device in asked.devices]

@@ -20,7 +20,7 @@ from analog_grasp.report.comparison import Comparison, adapter_text, device_text
 from analog_grasp.report.tables import rich_table
 from analog_grasp.study.api import Results
 
-TRAINING = {"epochs": 0.25, "seed": 0}
+TRAINING = {"epochs": 0.25, "seed": 0, "then": "none"}
 # The adapters with and without injected noise, and the head alone for its digital score.
 STUDIES = {
     "injection": {"adapters": ("grasp", "stochgrasp"), "injection": 0.04},
