@@ -4,6 +4,7 @@
     rescaled       inputs and weights rescaled by calibration (NORA, exponent 0.5)
     clipped        rescaled, and the weights clipped by least error under the card's noise
     static         clipped, with static input ranges of least error and first tokens digital
+    adc            clipped, with output ranges of least error, one per tile
     grasp-K        clipped, with GRASP of K groups, distilled from the digital model on simulated
                    chips of all ages
     recalibrated   grasp-64, fitted to each chip at each age with unlabelled examples
@@ -46,6 +47,7 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "rescaled": {"rescale": 0.5},
     "clipped": CLIPPED,
     "static": CLIPPED | {"ranges": "least-error", "first_token": "digital"},
+    "adc": CLIPPED | {"output_ranges": "least-error"},
     "grasp-16": CLIPPED | {"groups": 16},
     "grasp-64": CLIPPED | {"groups": 64},
     "recalibrated": CLIPPED | {"groups": 64, "recalibrate": True},
@@ -167,6 +169,8 @@ def mapped(asked: Asked, model: nn.Module, device: str, treatment: dict[str, Any
         deployment.rescale(observe, treatment["rescale"])
     if "ranges" in treatment:
         deployment.calibrate(observe, treatment["ranges"])
+    if "output_ranges" in treatment:
+        deployment.calibrate_outputs(observe, treatment["output_ranges"])
     return deployment
 
 

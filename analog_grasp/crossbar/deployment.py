@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import LayerPattern, fold
-from analog_grasp.crossbar import calibration
+from analog_grasp.crossbar import calibration, saving
 from analog_grasp.crossbar.chip_layer import (
     ChipLayer,
     FirstToken,
@@ -24,13 +24,10 @@ from analog_grasp.crossbar.forward_hooks import (
     computed_digitally,
     hooks_of,
 )
-from analog_grasp.crossbar.frozen_weights import check_adapter, copy_sharing_frozen
 from analog_grasp.crossbar.mapping import Clip
 from analog_grasp.crossbar.programmed_adapter import ProgrammedAdapter
 from analog_grasp.crossbar.report import DeploymentReport, digital_modules, layer_report
-from analog_grasp.crossbar.saving import read_deployment, write_deployment
-from analog_grasp.crossbar.streaming import check_whole, stream_weights
-from analog_grasp.crossbar.tile_sets import TileSets
+from analog_grasp.crossbar.tile_sets import TileSets, check_adapter, copy_sharing_frozen
 from analog_grasp.devices.card import Device, DeviceCard, Effect
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
@@ -41,15 +38,14 @@ class Deployment:
     """A chip with the frozen weights of a model, and the model that computes with it.
 
     Made by `deploy`. One integer names a chip instance: the same seed gives the same conductances,
-    drift and read noise, whatever else runs in the process and in whichever order drift times are
-    visited.
+    drift and read noise, whatever else runs and in whichever order drift times are visited.
 
     Attributes:
-        model: The deployed copy. In each of its forward passes the noise comes from the chip's
-            own seed; the caller's random state does not change.
+        model: The deployed copy. The noise of its forward passes comes from the chip's own seed;
+            the caller's random state does not change.
         card: The device, without the effects that are switched off.
-        on_drift: Functions that `drift_to` calls with the new age, s, such as those that switch
-            adapters by age (`AgeSchedule.follow`).
+        placement: Placement of the adapter.
+        on_drift: Functions that `drift_to` calls with the new age, s; see `AgeSchedule.follow`.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -72,7 +68,7 @@ class Deployment:
         self.card = settings.card
         self.on_drift: list[Callable[[float], object]] = []
         self._settings = settings
-        self._placement: Placement = placement
+        self.placement: Placement = placement
         self._programming_error: ProgrammingError = programming_error
         self._pattern = pattern
         self._chip = ChipState()
@@ -92,21 +88,12 @@ class Deployment:
         return self._chip.time_s
 
     @property
-    def placement(self) -> Placement:
-        """Placement of the adapter."""
-        return self._placement
-
-    @property
     def layers(self) -> dict[str, nn.Module]:
         """The layers on tiles, by their names in the base model."""
         return dict(self._layers)
 
     def program(self, seed: int = 0) -> "Deployment":
-        """Program the weights onto a chip instance, and return the deployment; the time is 0 s.
-
-        Args:
-            seed: The chip instance.
-        """
+        """Program the weights onto a chip instance, and return the deployment; the time is 0 s."""
         with torch.inference_mode(False), torch.no_grad():
             for part in self._programmable():
                 part.program(seed)
@@ -117,10 +104,8 @@ class Deployment:
     def drift_to(self, time: str | float) -> "Deployment":
         """Age the chip to a time since programming, and return the deployment.
 
-        Any order of times gives the same bits.
-
         Args:
-            time: Such as ``"0s"``, ``"1h"``, ``"30d"``, ``"1y"``, or seconds.
+            time: Such as ``"0s"``, ``"30d"``, ``"1y"``, or seconds; any order gives the same bits.
 
         Raises:
             ValueError: The text is not a time, or the time is negative.
@@ -139,13 +124,10 @@ class Deployment:
         return self
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Return a copy of another adapted model that computes on the tiles of this chip.
+        """Return a copy of a model with another adapter that computes on the tiles of this chip.
 
         The frozen weights are programmed once and adapters take turns, as on a multi-task chip, so
         that differences between adapters are paired.
-
-        Args:
-            model: A model with the same frozen weights and another adapter.
 
         Raises:
             ValueError: Its frozen layers differ from those of the chip.
@@ -155,11 +137,9 @@ class Deployment:
         return self._finish(other, shared)
 
     def copy_model(self, model: nn.Module, own: Collection[str]) -> nn.Module:
-        """Return a copy of a model on this chip, with some parameters of its own.
+        """Return a copy of a model on this chip, with parameters of its own by the names in `own`.
 
-        Args:
-            model: ``self.model``, or a model from `attach`.
-            own: The names of the parameters to copy; all others are shared with `model`.
+        All others are shared with `model`, which is ``self.model`` or a model from `attach`.
         """
         shared: dict[int, object] = {
             id(parameter): parameter
@@ -180,13 +160,11 @@ class Deployment:
     ) -> dict[str, float]:
         """Set the DAC's input range of every layer from the inputs that the model has on data.
 
-        Other ranges waste most of the DAC's steps where activations have outliers. Inputs beyond a
-        range are clipped.
+        Inputs beyond a range are clipped.
 
         Args:
-            observe: Runs a model on data, such as
-                ``lambda model: task.subset(train=64).scores(model, "train")``. The passes are
-                digital.
+            observe: Runs a model on data, digitally, such as
+                ``lambda model: task.subset(train=64).scores(model, "train")``.
             percentile: Of the magnitudes of a layer's inputs, 100 for the largest; or
                 ``"least-error"``, the range with the least mean squared error of the DAC.
             model: The attached model whose ranges are set; by default ``self.model``.
@@ -213,8 +191,8 @@ class Deployment:
     ) -> dict[str, list[list[float]]]:
         """Set the ADC's range of every tile from the outputs that its targets give on data.
 
-        By default all tiles have the range of the card, whose steps are coarse for tiles with small
-        outputs. No range exceeds that of the card. Drift compensation reads out with the card's.
+        By default all tiles have the range of the card, which no range exceeds and with which drift
+        compensation reads out.
 
         Args:
             observe: Runs a model on data, as in `calibrate`, which comes before.
@@ -222,12 +200,11 @@ class Deployment:
             model: As in `calibrate`.
 
         Returns:
-            For each layer, by name, the ranges of the tiles that share their inputs; they are used
-            until the next call of this method, `calibrate` or `rescale`.
+            For each layer, by name, the ranges of the tiles that share their inputs, used until
+            they are calibrated or the layers rescaled again.
 
         Raises:
-            ValueError: The percentile is not above 0 and at most 100, the ADC is exact, or the
-                tiles are aihwkit's.
+            ValueError: As `calibrate`, for the ADC; or the tiles are aihwkit's.
         """
         self._settings.check_own("output_ranges")
         chosen = self.model if model is None else model
@@ -265,9 +242,8 @@ class Deployment:
     def weights(self) -> dict[str, Tensor]:
         """Return the weights of each layer now, as the digital side sees them.
 
-        Returns:
-            By layer name, ``(D_out, D)``, float32, in the units of the frozen weights: as read at
-            the present time, after drift compensation.
+        By layer name, ``(D_out, D)``, float32, in the units of the frozen weights: as read at the
+        present time, after drift compensation.
 
         Example:
             >>> linear = nn.Sequential(nn.Linear(3, 2))
@@ -292,11 +268,10 @@ class Deployment:
 
         Args:
             score: Scores a model, such as ``task.evaluate``.
-            alone: One layer at a time computes ``"analog"`` or ``"digital"``, all others the other
-                way.
+            alone: One layer at a time computes so, all others the other way.
 
         Returns:
-            The score for each layer, by its name in the base model.
+            By the name of the layer in the base model.
 
         Raises:
             ValueError: An unknown ``alone``.
@@ -311,16 +286,12 @@ class Deployment:
         return scores
 
     def save(self, path: str | Path) -> None:
-        """Write the deployment to a folder: the digital model, the device and the chip instance.
+        """Write the digital model, the device and the chip instance to a folder.
 
-        Args:
-            path: The folder, for model.safetensors and deployment.json.
-
-        Raises:
-            OSError: A file cannot be written.
+        Its files are model.safetensors and deployment.json.
         """
         arguments = {
-            "placement": self._placement,
+            "placement": self.placement,
             "programming_error": self._programming_error,
             "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
             "tile": self._settings.backend,
@@ -336,21 +307,19 @@ class Deployment:
             "output_ranges": hooks.output_ranges,
             "input_scales": calibration.input_scales(self._layers),
         }
-        write_deployment(Path(path), self.model, self._settings, arguments, chip)
+        saving.write_deployment(Path(path), self.model, self._settings, arguments, chip)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Deployment":
         """Return the deployment of a folder from `save`: the same chip at the same time.
 
-        Args:
-            path: The folder.
-            model: A model of the same structure, for one that transformers does not provide.
+        `model` is one of the same structure, for one that transformers does not provide.
 
         Raises:
             FileNotFoundError: The folder holds no deployment.
             ValueError: A file is damaged, or the model has another structure.
         """
-        digital, card, dtype, arguments, chip = read_deployment(Path(path), model)
+        digital, card, dtype, arguments, chip = saving.read_deployment(Path(path), model)
         deployment = deploy(digital, card, dtype=dtype, inplace=True, **arguments)
         calibration.set_input_scales(deployment._layers, chip["input_scales"])
         if chip["seed"] is not None:
@@ -362,14 +331,13 @@ class Deployment:
     def _chip_layers(self) -> Iterator[ChipLayer]:
         return (chip_layer(layer) for layer in self._layers.values())
 
-    def _programmable(self) -> Iterator[ChipLayer | ProgrammedAdapter]:
-        yield from self._chip_layers()
-        yield from self._adapters
+    def _programmable(self) -> list[ChipLayer | ProgrammedAdapter]:
+        return [*self._chip_layers(), *self._adapters]
 
     def _finish(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
         """Put the adapter in devices where it is to be programmed, and add the hooks."""
         model.eval().requires_grad_(False)
-        if self._placement == "programmed":
+        if self.placement == "programmed":
             adapter = ProgrammedAdapter(model, self._settings, self._programming_error)
             self._adapters.append(adapter)
             if self.seed is not None:
@@ -409,8 +377,7 @@ def deploy(
     switched off separately; one that the card does not have stays off.
 
     The deployment needs memory for one more copy of the weights on tiles, in `dtype`, and for the
-    adapter. Frozen weights are referred to, not copied. A folded model is a copy of its own,
-    unless ``inplace``.
+    adapter. Frozen weights are referred to, not copied, unless the adapter is folded.
 
     Args:
         model: A transformers model or another torch module, bare or with PEFT adapters; it stays
@@ -420,32 +387,28 @@ def deploy(
         placement: Where the adapter is: ``"digital"``, exact arithmetic before the DAC;
             ``"folded"``, merged into the weights that are programmed; ``"programmed"``, its
             parameters in devices beside them.
-        programming_error: The error with which a programmed adapter's parameters are written:
-            ``"device"``, the card's programming noise, or ``"learned"``, their StochGRASP
-            Gaussians; see `ProgrammedModulation`.
+        programming_error: That of a programmed adapter: ``"device"``, the card's programming noise,
+            or ``"learned"``, its StochGRASP Gaussians; see `ProgrammedModulation`.
         layers: The frozen layers, by PEFT-style patterns; see `frozen_layers`.
         tile: ``"torch"``, which computes what aihwkit's torch tile does; ``"rpucuda"``, aihwkit's
             compiled tile, whose forward noise is not determined by the seed; or ``"ir-drop"``,
             its time-stepped torch tile.
         programming_noise: Enable programming noise.
         drift: Enable drift.
-        read_noise: Enable read noise: accumulated 1/f noise, and noise drawn at each read.
+        read_noise: Enable accumulated 1/f noise, and noise drawn at each read.
         converters: Enable DAC, ADC and output noise.
-        circuit: Enable the wire resistance and the nonlinear bit lines that a card states; only
-            aihwkit's own tiles simulate them.
+        circuit: Enable wire resistance and nonlinear bit lines; only aihwkit's tiles simulate them.
         drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
             `CrossbarLinear`.
         clip: Clip large weights as they are mapped, so that all others are larger on the devices:
             at a multiple of their column's standard deviation, or ``"least-error"`` under the
             card's noise after a day; see `column_scale`. None clips none.
-        first_token: ``"digital"`` computes the first token of each sequence exactly: of language
-            models, whose activations are largest there. Real if all sequences begin with the same
-            token, whose keys and values are stored. For layers with inputs ``(B, T, D)``.
-        dtype: The type in which weights on tiles are stored: float32, bfloat16 or float16; see
-            `CrossbarLinear`.
+        first_token: ``"digital"`` computes the first token of each sequence exactly, where language
+            models have the largest activations. Real if all sequences begin with the same token,
+            whose keys and values are stored. For layers with inputs ``(B, T, D)``.
+        dtype: The type in which weights on tiles are stored; see `CrossbarLinear`.
         weights: For a bare model on the meta device: the safetensors file or folder with its
-            weights, which are read as they are needed; see `stream_weights`, which also says how
-            such a model gets an adapter.
+            weights, which are read as they are needed; see `stream_weights`.
         inplace: Deploy the model itself instead of a copy; it is then no longer digital.
 
     Raises:
@@ -481,8 +444,8 @@ def deploy(
         elif not inplace:
             model, shared = copy_sharing_frozen(model, layers)
         if weights is not None:
-            stream_weights(model, weights)
-        check_whole(model)
+            saving.stream_weights(model, weights)
+        saving.check_whole(model)
         if placement == "folded" and isinstance(model, PeftModel):
             model = fold(model)
         return Deployment(model, settings, placement, programming_error, layers, shared)

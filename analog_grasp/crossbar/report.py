@@ -8,7 +8,7 @@ from torch import nn
 
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.crossbar.chip_layer import ChipLayer
-from analog_grasp.crossbar.frozen_weights import adapter_parameters
+from analog_grasp.crossbar.tile_sets import adapter_parameters
 
 # More than these are summed up in the text of a report.
 _LISTED = 5
@@ -97,9 +97,6 @@ def digital_modules(model: nn.Module) -> list[DigitalModule]:
     """Return the modules of a deployed model that have weights of their own, the largest first.
 
     Parameters of adapters, biases and norms are not counted; a shared parameter is counted once.
-
-    Args:
-        model: A deployed model, bare or wrapped by peft.
     """
     others = adapter_parameters(model)
     for module in model.modules():

@@ -1,8 +1,9 @@
-"""Deployments and digital models as files: the structure and the state of a model, and its chip."""
+"""Models and deployments in files: weights that stay in theirs, and a saved chip."""
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 from peft.config import PeftConfig
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -57,17 +58,9 @@ def write_deployment(
     arguments: Mapping[str, Any],
     chip: Mapping[str, Any],
 ) -> None:
-    """Write the folder of a deployment.
+    """Write the folder of a deployment: its model, settings, arguments of `deploy`, and chip.
 
-    Args:
-        folder: The folder, made if it is missing.
-        model: The deployed model.
-        settings: The device, and the type in which weights are stored.
-        arguments: Further arguments of `deploy`.
-        chip: The chip instance, its time, its input and output ranges and its input scales.
-
-    Raises:
-        OSError: A file cannot be written.
+    The chip is the instance, its time, its input and output ranges and its input scales.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: t.contiguous().clone() for name, t in digital_state(model).items()}
@@ -86,15 +79,9 @@ def write_deployment(
 def read_deployment(
     folder: Path, model: nn.Module | None
 ) -> tuple[nn.Module, DeviceCard, torch.dtype, dict[str, Any], dict[str, Any]]:
-    """Return what `write_deployment` wrote.
+    """Return the digital model, card, type, arguments of `deploy` and chip of a folder.
 
-    Args:
-        folder: The folder.
-        model: A model of the same structure, for a model that is not one of transformers.
-
-    Returns:
-        The digital model, the card, the type in which weights are stored, further arguments of
-        `deploy`, and the state of the chip.
+    `model` is one of the same structure, for a model that is not one of transformers.
 
     Raises:
         FileNotFoundError: The folder holds no deployment.
@@ -127,12 +114,7 @@ def read_deployment(
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Return the structure of a model, in values that JSON holds.
-
-    Returns:
-        ``class`` and ``config`` of a transformers model, else ``class`` alone; ``adapter``, the
-        configuration of its active PEFT adapter, or None.
-    """
+    """Return the structure of a model in values that JSON holds: class, config and adapter."""
     adapter = None
     inner = model
     if isinstance(model, PeftModel):
@@ -151,23 +133,20 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def restore(
     description: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.Module | None = None
 ) -> nn.Module:
-    """Return the model of a structure and a state, in evaluation mode.
+    """Return the model of a structure (`describe`) and a state, in evaluation mode.
 
-    Args:
-        description: From `describe`.
-        state: From `digital_state`.
-        model: A model of the structure, for one that transformers does not make; it is copied.
+    `model` is one of the structure, for one that transformers does not make; it is copied.
 
     Raises:
         ValueError: The class is unknown, or the state does not fit the structure.
     """
     model = _made(description) if model is None else copy.deepcopy(model)
+    modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     for name, tensor in state.items():
         path, _, attribute = name.rpartition(".")
         # Folding an adapter with shifts adds biases to layers that have none.
-        owner = _submodule(model, path)
-        if attribute == "bias" and owner is not None and getattr(owner, "bias", 0) is None:
-            owner.bias = nn.Parameter(torch.empty_like(tensor), requires_grad=False)
+        if attribute == "bias" and getattr(modules.get(path), "bias", 0) is None:
+            modules[path].bias = nn.Parameter(torch.empty_like(tensor), requires_grad=False)
     try:
         model.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:
@@ -235,8 +214,101 @@ def _made(description: Mapping[str, Any]) -> nn.Module:
     return cast(nn.Module, model)
 
 
-def _submodule(model: nn.Module, path: str) -> Any:
+def stream_weights(model: nn.Module, weights: str | Path) -> None:
+    """Map the weights of a model on the meta device from its files, without reading them.
+
+    A tensor is read when it is used, and the operating system may drop it from memory at any time.
+    A tensor whose type in the model differs from that in the file is converted, and so read.
+
+    Args:
+        model: A transformers model; its tensors on the meta device are replaced where the files
+            have them. An adapter is put on it afterwards.
+        weights: A safetensors file, or a folder that save_pretrained wrote, in shards or not.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no model*.safetensors in the folder.
+        ValueError: A file is damaged, or a tensor has another shape than the model's.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        ...                     intermediate_size=16, vocab_size=10)
+        >>> with torch.device("meta"):
+        ...     empty = BertModel(config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     BertModel(config).save_pretrained(folder)
+        ...     stream_weights(empty, folder)
+        >>> empty.pooler.dense.weight.device.type
+        'cpu'
+    """
+    if isinstance(model, transformers.PreTrainedModel):
+        # accelerate.init_empty_weights unties what transformers ties.
+        model.tie_weights()
+    empty = {name: t for name, t in model.state_dict(keep_vars=True).items() if t.is_meta}
+    # Tied tensors, such as an output embedding, are in the file once.
+    places: dict[int, list[str]] = {}
+    for name, tensor in empty.items():
+        places.setdefault(id(tensor), []).append(name)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    found: dict[str, Tensor] = {}
+    for file in _files(Path(weights)):
+        for key, stored in _tensors(file):
+            # A file of the body alone, or of a model with a head that this model does not have.
+            for name in {key, prefix + key, key.removeprefix(prefix)} & empty.keys():
+                tensor = _fitted(stored, empty[name], key, file)
+                found |= dict.fromkeys(places[id(empty[name])], tensor)
+    model.load_state_dict(found, strict=False, assign=True)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise an error if a tensor of a model is on the meta device.
+
+    Raises:
+        ValueError: A tensor is on the meta device.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta and hasattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook"):
+            raise ValueError(
+                f"The tensor {name} of the model is offloaded by accelerate, which tiles cannot "
+                "follow: load the model with a device_map of devices, without cpu or disk offload."
+            )
+        if tensor.is_meta:
+            raise ValueError(
+                f"The tensor {name} of the model is on the meta device, where it has no values: "
+                "give weights, the safetensors file or folder that holds it; make the model under "
+                "accelerate.init_empty_weights, which keeps buffers, and add an adapter after "
+                "stream_weights."
+            )
+
+
+def _files(weights: Path) -> list[Path]:
+    files = sorted(weights.glob("model*.safetensors")) if weights.is_dir() else [weights]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(
+            f"weights is {weights}, which has no weights: give a safetensors file, or a folder "
+            "with model.safetensors or its shards."
+        )
+    return files
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                yield key, opened.get_tensor(key)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights in {file} are damaged ({error}): download the file again."
+        ) from error
+
+
+def _fitted(stored: Tensor, empty: Tensor, key: str, file: Path) -> Tensor:
+    """Return a tensor of the file as it replaces an empty one."""
+    if stored.shape != empty.shape:
+        raise ValueError(
+            f"The tensor {key} in {file} has the shape {tuple(stored.shape)}, but the model's is "
+            f"{tuple(empty.shape)}: give the weights of this model."
+        )
+    tensor = stored.to(empty.dtype)
+    return nn.Parameter(tensor, empty.requires_grad) if isinstance(empty, nn.Parameter) else tensor

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -11,6 +12,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import (
     DataCollator,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,6 +26,8 @@ from analog_grasp.utils.types import LOWER_IS_BETTER
 
 Split = Literal["train", "validation"]
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
+IGNORED = -100
+"""The label of tokens that do not contribute to the loss."""
 
 # By default one training row in five is held out for tuning, and at most 1,000.
 _HELD_OUT_ONE_IN, _HELD_OUT_MOST = 5, 1000
@@ -71,10 +76,6 @@ class Task(ABC):
         """Names of the scores; the first is the primary one."""
 
     @abstractmethod
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
-        """Return the collator that pads encoded rows to a batch."""
-
-    @abstractmethod
     def predict(
         self,
         model: nn.Module,
@@ -110,6 +111,12 @@ class Task(ABC):
 
     def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:  # noqa: B027
         """Set the initial values of a new head, given the names of all new parameters."""
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
+        """Return the collator that pads encoded rows to a batch; the loss ignores padding."""
+        if self.task_type == "SEQ_CLS":
+            return DataCollatorWithPadding(tokenizer)
+        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
 
     @property
     def greater_is_better(self) -> bool:
@@ -176,11 +183,7 @@ class Task(ABC):
         return self._encoded[key]
 
     def training_rows(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Return the encoded training rows for a model, cut to its number of positions.
-
-        Raises:
-            ValueError: A token id is not among the model's embeddings.
-        """
+        """Return the encoded training rows for a model, cut to its number of positions."""
         encoded = self.encode("train", tokenizer, self.length_for(model))
         check_token_ids(model, tokenizer, encoded["input_ids"])
         return encoded
@@ -305,11 +308,7 @@ def tuning_task(task: Task, seed: int, held_out: int | None = None) -> Task:
 
 
 def check_rows(task: Task, split: Split, columns: tuple[str, ...]) -> None:
-    """Check that a split has rows, certain columns, and a text in each cell of its text columns.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Raise ValueError unless a split has rows, certain columns, and only texts in text columns."""
     rows = task.rows(split)
     missing = [name for name in columns if name not in rows.column_names]
     if missing:
@@ -329,14 +328,17 @@ def check_rows(task: Task, split: Split, columns: tuple[str, ...]) -> None:
                 )
 
 
+def not_utf8(path: Path) -> ValueError:
+    """Return the error of a file in another encoding."""
+    return ValueError(f"The file {path} is not UTF-8 text; it should be.")
+
+
 def position_limit(model: nn.Module) -> int | None:
     """Return the largest number of tokens that a model has positions for; None if unlimited.
 
     Example:
-        >>> from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+        >>> from transformers import RobertaConfig, RobertaModel
         >>> sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
-        >>> position_limit(BertModel(BertConfig(**sizes, max_position_embeddings=64)))
-        64
         >>> position_limit(RobertaModel(RobertaConfig(**sizes, max_position_embeddings=64)))
         62
     """
@@ -345,11 +347,9 @@ def position_limit(model: nn.Module) -> int | None:
         return None
     for name, module in model.named_modules():
         # RoBERTa and similar models number the positions from the padding index on.
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            return limit - module.padding_idx - 1
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return limit - padding - 1
     return limit
 
 
@@ -365,11 +365,7 @@ def embedding_count(model: nn.Module) -> int | None:
 def check_token_ids(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
 ) -> None:
-    """Check that a model has an embedding for each token id in `rows`.
-
-    Raises:
-        ValueError: It has not.
-    """
+    """Raise ValueError unless a model has an embedding for each token id in `rows`."""
     size = embedding_count(model)
     highest = max((max(ids) for ids in rows if ids), default=0)
     if size is not None and highest >= size:

@@ -11,8 +11,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
-    DataCollator,
-    DataCollatorWithPadding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -102,23 +100,11 @@ class SentenceTask(Task):
         return len(self.label_names) or 1
 
     def labels(self, split: Split = "validation") -> np.ndarray:
-        """Return the labels of a split in the order of the data set.
-
-        Returns:
-            Shape (n,), or (n, C) if `multi_label`.
-        """
+        """Return the labels of a split, shape (n,), or (n, C) if `multi_label`."""
         return np.asarray(self.rows(split)["label"][:])
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
-        """Return the collator that pads the texts of a batch."""
-        return DataCollatorWithPadding(tokenizer)
-
     def configure(self, config: PretrainedConfig) -> None:
-        """Set the number of outputs, the loss, and the label names of a model.
-
-        A model that was trained on the same labels keeps its own order of them; see
-        `output_order`.
-        """
+        """Set the number of outputs, loss and label names of a model; see `output_order`."""
         order = self._order(config)
         config.num_labels = self.num_labels if order is None else len(order)
         if self.regression:
@@ -207,22 +193,11 @@ class SentenceTask(Task):
     ) -> np.ndarray:
         """Return the model's logits for all examples, in the order of the data set.
 
-        Texts of similar length share a batch, which reduces padding.
-
-        Args:
-            model: Called as `model(**batch).logits`: a transformers model for sequence
-                classification, a PEFT model around one, or a deployed copy of either.
-            split: "train" or "validation".
-            batch_size: Texts per batch; 64 if None.
-            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
+        Arguments and errors as `Task.predict`; texts of similar length share a batch.
 
         Returns:
             float32, shape (n, C), columns in the order of the task's labels; (n, 1) for a
             regression.
-
-        Raises:
-            ValueError: The number of outputs differs from the task's, a token id is not among the
-                model's embeddings, or the tokenizer cannot be found.
         """
         tokenizer = self.tokenizer_of(model, tokenizer)
         inputs = self.encode(split, tokenizer, self.length_for(model)).remove_columns("labels")
@@ -253,11 +228,7 @@ class SentenceTask(Task):
         return in_order if outputs is None else in_order[:, outputs]
 
     def _score(self, predicted: np.ndarray, split: Split) -> dict[str, float]:
-        """Return the metrics of logits of shape (n, C).
-
-        The metric of a part without rows is omitted, such as `accuracy_mm` of the training split
-        of MNLI.
-        """
+        """Return the metrics of logits of shape (n, C), except for parts without rows."""
         labels = self.labels(split)
         found: dict[str, float] = {}
         for name in self.metrics:

@@ -31,10 +31,10 @@ _HELD_OUT = 5
 
 
 def e2e(data_dir: Path | None = None) -> GenerationTask:
-    """Return the challenge as in published results: training set and test set.
+    """Return the challenge as in published results: trainset.csv and testset_w_refs.csv.
 
     Args:
-        data_dir: Folder with the official trainset.csv and testset_w_refs.csv; the Hub if None.
+        data_dir: Folder with these official files; the Hub if None.
 
     Raises:
         FileNotFoundError: A file is missing, or the Hub cannot be reached.
@@ -45,17 +45,10 @@ def e2e(data_dir: Path | None = None) -> GenerationTask:
 
 
 def e2e_dev(data_dir: Path | None = None) -> GenerationTask:
-    """Return a task of the development set alone, without the training set.
+    """Return a task of the development set (devset.csv) alone; arguments and errors as `e2e`.
 
     Every fifth meaning representation, in the order of the file, is measured; the others are for
     training. Scores are not comparable with published ones.
-
-    Args:
-        data_dir: Folder with the official devset.csv; the Hub if None.
-
-    Raises:
-        FileNotFoundError: The file is missing, or the Hub cannot be reached.
-        ValueError: The file differs in form from the official one.
     """
     (dev,) = _load("e2e/dev", (_DEV,), data_dir)
     numbers = range(len(dev))
@@ -112,11 +105,6 @@ def official_file(path: Path) -> Dataset:
     Raises:
         ValueError: The file differs in form from the official ones.
     """
-    return _grouped(_read(path))
-
-
-def _read(path: Path) -> list[tuple[str, str]]:
-    """Return the rows of an official file: a meaning representation and one of its references."""
     rows: list[tuple[str, str]] = []
     lines = csv_rows(path)
     if tuple(first := next(lines, (0, []))[1]) != _COLUMNS:
@@ -133,7 +121,7 @@ def _read(path: Path) -> list[tuple[str, str]]:
         rows.append((cells[0], cells[1]))
     if not rows:
         raise ValueError(f"The file {path} has no rows; it should be the official one.")
-    return rows
+    return _grouped(rows)
 
 
 def _from_hub(task: str, files: tuple[str, ...]) -> list[Dataset]:

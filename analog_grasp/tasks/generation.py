@@ -8,8 +8,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
-    DataCollator,
-    DataCollatorForSeq2Seq,
     LogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -17,6 +15,7 @@ from transformers import (
 )
 
 from analog_grasp.tasks.base import (
+    IGNORED,
     Split,
     Task,
     TaskType,
@@ -27,9 +26,6 @@ from analog_grasp.tasks.base import (
 )
 from analog_grasp.tasks.metrics import named_metrics
 from analog_grasp.tasks.text_metrics import TEXT_METRICS, text_scores
-
-# Labels of this value do not contribute to the loss.
-_IGNORED = -100
 
 
 @dataclass(eq=False)
@@ -108,10 +104,6 @@ class GenerationTask(Task):
         """Return the references of each prompt of a split, in the order of the data set."""
         return self.rows(split)["references"][:]
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
-        """Return the collator that pads the examples of a batch; the loss ignores the padding."""
-        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_IGNORED)
-
     def _tokenise(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
@@ -123,7 +115,7 @@ class GenerationTask(Task):
             targets = tokenizer([f" {text}" for text in texts], add_special_tokens=False)
             for target in targets["input_ids"]:
                 ids = [*prompt, *target, end][:max_length]
-                labels = [_IGNORED] * len(prompt) + [*target, end]
+                labels = [IGNORED] * len(prompt) + [*target, end]
                 columns["input_ids"].append(ids)
                 columns["attention_mask"].append([1] * len(ids))
                 columns["labels"].append(labels[:max_length])
@@ -143,15 +135,8 @@ class GenerationTask(Task):
     ) -> list[str]:
         """Return the text that a model generates for each prompt, in the order of the data set.
 
-        Args:
-            model: A model with the `generate` of transformers' causal language models.
-            split: "train" or "validation".
-            batch_size: Prompts per batch, each with `beams` sequences; 16 if None.
-            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
-
-        Raises:
-            ValueError: The model cannot generate, a token id is not among its embeddings, its
-                tokenizer cannot be found, or its logits are NaN or infinite.
+        Arguments and errors as `Task.predict`; each prompt of a batch has `beams` sequences, and
+        logits that are NaN or infinite are an error.
         """
         if not hasattr(model, "generate"):
             raise ValueError(

@@ -17,6 +17,7 @@ import datasets
 from datasets import Dataset
 
 from analog_grasp.tasks.classification import SentenceTask
+from analog_grasp.tasks.tables import csv_rows
 
 _HUB_NAME = "nyu-mll/glue"
 _BINARY = {"0": 0, "1": 1}
@@ -32,7 +33,7 @@ class GlueSpec:
         text: Columns of the sentence, or of the pair of sentences.
         label: Column of the label.
         metrics: Metrics reported by GLUE, the primary one first.
-        hub_text: As `text`, on the Hub, where the label column is always `label`.
+        hub_text: As `text`, on the Hub, where the label column is always `label`; None if the same.
         labels: Label for each cell of the label column; empty for a regression.
         label_names: Names of the classes in the order of the labels; empty for a regression.
         header: True if the first line of the files names the columns.
@@ -47,11 +48,11 @@ class GlueSpec:
     folder: str
     columns: tuple[str, ...]
     text: tuple[str, ...]
-    label: str
-    metrics: tuple[str, ...]
-    hub_text: tuple[str, ...]
-    labels: Mapping[str, int] = field(default_factory=dict)
     label_names: tuple[str, ...] = ()
+    label: str = "label"
+    metrics: tuple[str, ...] = ("accuracy",)
+    hub_text: tuple[str, ...] | None = None
+    labels: Mapping[str, int] = field(default_factory=lambda: _BINARY)
     header: bool = True
     dev: Mapping[str, str] = field(default_factory=lambda: {"": "dev.tsv"})
     hub_dev: Mapping[str, str] = field(default_factory=lambda: {"": "validation"})
@@ -60,107 +61,57 @@ class GlueSpec:
     bounds: tuple[float, float] = (0.0, 0.0)
 
 
+_SENTENCES = ("sentence1", "sentence2")
+_ENTAILED = ("entailment", "not_entailment")
+
 GLUE: dict[str, GlueSpec] = {
     "cola": GlueSpec(
-        folder="CoLA",
-        columns=("source", "label", "star", "sentence"),
-        text=("sentence",),
-        label="label",
-        metrics=("matthews",),
-        hub_text=("sentence",),
-        labels=_BINARY,
-        label_names=("unacceptable", "acceptable"),
-        header=False,
+        "CoLA", ("source", "label", "star", "sentence"), ("sentence",),
+        ("unacceptable", "acceptable"), metrics=("matthews",), header=False,
     ),
-    "sst2": GlueSpec(
-        folder="SST-2",
-        columns=("sentence", "label"),
-        text=("sentence",),
-        label="label",
-        metrics=("accuracy",),
-        hub_text=("sentence",),
-        labels=_BINARY,
-        label_names=("negative", "positive"),
-    ),
+    "sst2": GlueSpec("SST-2", ("sentence", "label"), ("sentence",), ("negative", "positive")),
     "mrpc": GlueSpec(
-        folder="MRPC",
-        columns=("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-        text=("#1 String", "#2 String"),
-        label="Quality",
-        metrics=("accuracy", "f1"),
-        hub_text=("sentence1", "sentence2"),
-        labels=_BINARY,
-        label_names=("not_equivalent", "equivalent"),
+        "MRPC", ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
+        ("#1 String", "#2 String"), ("not_equivalent", "equivalent"), label="Quality",
+        metrics=("accuracy", "f1"), hub_text=_SENTENCES,
         corpus=("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"),
     ),
     "qqp": GlueSpec(
-        folder="QQP",
-        columns=("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
-        text=("question1", "question2"),
-        label="is_duplicate",
-        metrics=("accuracy", "f1"),
-        hub_text=("question1", "question2"),
-        labels=_BINARY,
-        label_names=("not_duplicate", "duplicate"),
-        broken_rows=True,
+        "QQP", ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
+        ("question1", "question2"), ("not_duplicate", "duplicate"), label="is_duplicate",
+        metrics=("accuracy", "f1"), broken_rows=True,
     ),
     "mnli": GlueSpec(
-        folder="MNLI",
-        columns=(
+        "MNLI",
+        (
             "index", "promptID", "pairID", "genre", "sentence1_binary_parse",
             "sentence2_binary_parse", "sentence1_parse", "sentence2_parse",
             "sentence1", "sentence2", "gold_label",
         ),
-        text=("sentence1", "sentence2"),
-        label="gold_label",
-        metrics=("accuracy", "accuracy_mm"),
-        hub_text=("premise", "hypothesis"),
+        _SENTENCES, ("entailment", "neutral", "contradiction"), label="gold_label",
+        metrics=("accuracy", "accuracy_mm"), hub_text=("premise", "hypothesis"),
         labels={"entailment": 0, "neutral": 1, "contradiction": 2},
-        label_names=("entailment", "neutral", "contradiction"),
         dev={"": "dev_matched.tsv", "mm": "dev_mismatched.tsv"},
         hub_dev={"": "validation_matched", "mm": "validation_mismatched"},
     ),
     "qnli": GlueSpec(
-        folder="QNLI",
-        columns=("index", "question", "sentence", "label"),
-        text=("question", "sentence"),
-        label="label",
-        metrics=("accuracy",),
-        hub_text=("question", "sentence"),
+        "QNLI", ("index", "question", "sentence", "label"), ("question", "sentence"), _ENTAILED,
         labels={"entailment": 0, "not_entailment": 1},
-        label_names=("entailment", "not_entailment"),
     ),
     "rte": GlueSpec(
-        folder="RTE",
-        columns=("index", "sentence1", "sentence2", "label"),
-        text=("sentence1", "sentence2"),
-        label="label",
-        metrics=("accuracy",),
-        hub_text=("sentence1", "sentence2"),
+        "RTE", ("index", *_SENTENCES, "label"), _SENTENCES, _ENTAILED,
         labels={"entailment": 0, "not_entailment": 1},
-        label_names=("entailment", "not_entailment"),
     ),
     "stsb": GlueSpec(
-        folder="STS-B",
-        columns=(
+        "STS-B",
+        (
             "index", "genre", "filename", "year", "old_index", "source1", "source2",
             "sentence1", "sentence2", "score",
         ),
-        text=("sentence1", "sentence2"),
-        label="score",
-        metrics=("pearson", "spearman"),
-        hub_text=("sentence1", "sentence2"),
-        bounds=(0.0, 5.0),
+        _SENTENCES, label="score", metrics=("pearson", "spearman"), labels={}, bounds=(0.0, 5.0),
     ),
     "wnli": GlueSpec(
-        folder="WNLI",
-        columns=("index", "sentence1", "sentence2", "label"),
-        text=("sentence1", "sentence2"),
-        label="label",
-        metrics=("accuracy",),
-        hub_text=("sentence1", "sentence2"),
-        labels=_BINARY,
-        label_names=("not_entailment", "entailment"),
+        "WNLI", ("index", *_SENTENCES, "label"), _SENTENCES, ("not_entailment", "entailment"),
     ),
 }  # fmt: skip
 
@@ -191,11 +142,8 @@ def _from_files(name: str, spec: GlueSpec, data_dir: Path) -> tuple[Dataset, Dat
     complete = next((each for each, lacks in zip(files, missing, strict=True) if not lacks), None)
     if complete is None:
         columns = ", ".join(spec.columns)
-        form = (
-            f"a first line of {columns}"
-            if spec.header
-            else f"no header, but {columns} in each line"
-        )
+        header = "a first line of" if spec.header else "no header, but"
+        form = f"{header} {columns}" + ("" if spec.header else " in each line")
         other = f" (or {' and '.join(spec.corpus)})" if spec.corpus else ""
         raise FileNotFoundError(
             f"The task 'glue/{name}' finds no {' and no '.join(missing[0])} in {home}; the data "
@@ -232,24 +180,19 @@ def _read(path: Path, spec: GlueSpec) -> Dataset:
 def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows by column name, with their line numbers from 1."""
     broken = 0
-    # The official files of MRPC begin with a byte-order mark, which "utf-8-sig" drops.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        # The files have no quoting: a quotation mark belongs to its sentence.
-        lines = enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1)
-        try:
-            columns = _header(path, next(lines, (1, []))[1], spec) if spec.header else spec.columns
-            for number, cells in lines:
-                if spec.broken_rows and len(cells) < len(columns):
-                    broken += 1
-                    continue
-                if len(cells) != len(columns):
-                    raise ValueError(
-                        f"Line {number} of {path} has {len(cells)} columns and should have "
-                        f"{len(columns)}: {', '.join(columns)}, separated by tabs."
-                    )
-                yield number, dict(zip(columns, cells, strict=True))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+    # The files have no quoting: a quotation mark belongs to its sentence.
+    lines = csv_rows(path, "\t", csv.QUOTE_NONE)
+    columns = _header(path, next(lines, (1, []))[1], spec) if spec.header else spec.columns
+    for number, cells in lines:
+        if spec.broken_rows and len(cells) < len(columns):
+            broken += 1
+            continue
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"Line {number} of {path} has {len(cells)} columns and should have "
+                f"{len(columns)}: {', '.join(columns)}, separated by tabs."
+            )
+        yield number, dict(zip(columns, cells, strict=True))
     if broken:
         warnings.warn(
             f"{broken} lines of {path} are parts of rows with a line break inside; they are "
@@ -299,5 +242,6 @@ def _from_hub(name: str, spec: GlueSpec) -> tuple[Dataset, Dataset]:
 
 
 def _renamed(rows: Dataset, spec: GlueSpec) -> Dataset:
-    columns = dict(zip(("text", "text_pair"), spec.hub_text, strict=False)) | {"label": "label"}
+    texts = spec.hub_text or spec.text
+    columns = dict(zip(("text", "text_pair"), texts, strict=False)) | {"label": "label"}
     return Dataset.from_dict({ours: rows[theirs][:] for ours, theirs in columns.items()})

@@ -122,12 +122,7 @@ def harness_task(
 
 
 def metrics_of(names: Sequence[str], include_path: Path | None = None) -> tuple[str, ...]:
-    """Return the scores of tasks of lm-eval: their metrics of which higher is better.
-
-    Raises:
-        ValueError: A task is unknown or cannot be loaded, or there is no such metric.
-        FileNotFoundError: The data of a task are on the Hub, which cannot be reached.
-    """
+    """Return the scores of tasks of lm-eval: their metrics of which higher is better."""
     metrics = tuple(
         f"{task}/{metric}"
         for task, loaded in _loaded(names, include_path)["tasks"].items()
@@ -179,11 +174,7 @@ def _quiet() -> Iterator[None]:
 
 
 def named_harness_task(name: str, data_dir: Path | None) -> HarnessTask:
-    """Return the task of a name such as ``"lm-eval/arc_easy,hellaswag"``.
-
-    Raises:
-        ValueError: As `harness_task`, or the name has no task after the prefix.
-    """
+    """Return the task of a name such as ``"lm-eval/arc_easy,hellaswag"``; see `harness_task`."""
     names = [part.strip() for part in name.removeprefix(HARNESS_PREFIX).split(",") if part.strip()]
     if not names:
         raise ValueError(

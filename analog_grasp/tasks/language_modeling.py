@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.nn import functional
-from transformers import DataCollator, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from analog_grasp.tasks.base import (
     Split,
@@ -21,6 +21,7 @@ from analog_grasp.tasks.base import (
     check_rows,
     check_token_ids,
     evaluation_mode,
+    not_utf8,
 )
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.seed import derive_seed
@@ -28,8 +29,6 @@ from analog_grasp.utils.seed import derive_seed
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 """The data set of the task `lm` unless another is given: its Hub id and configuration."""
 LM_METRICS = ("perplexity", "bits_per_byte")
-# Labels of this value do not contribute to the loss.
-_IGNORED = -100
 # A text is divided into passages of this many characters, and into this many at least.
 _PASSAGE, _FEWEST_PASSAGES = 2000, 20
 # One passage, or one document, in ten is measured.
@@ -40,17 +39,14 @@ _LARGEST_EXPONENT = 700.0
 
 
 class Likelihood(NamedTuple):
-    """Negative log-likelihoods of the tokens of a text, and the size of that text.
-
-    Attributes:
-        nll: Negative log-likelihood of each scored token, nats, float64, shape (n,).
-        tokens: Number of tokens of the text, without special tokens.
-        bytes: Number of bytes of the text in UTF-8.
-    """
+    """Negative log-likelihoods of the tokens of a text, and the size of that text."""
 
     nll: np.ndarray
+    """Of each scored token, nats, float64, shape (n,)."""
     tokens: int
+    """Number of tokens of the text, without special tokens."""
     bytes: int
+    """Number of bytes of the text in UTF-8."""
 
 
 class _Window(NamedTuple):
@@ -145,10 +141,6 @@ class LanguageModelingTask(Task):
                 documents.append([text])
         return ["".join(parts) for parts in documents]
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
-        """Return the collator that pads the examples of a batch; the loss ignores the padding."""
-        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_IGNORED)
-
     def _tokenise(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Dataset:
@@ -159,13 +151,16 @@ class LanguageModelingTask(Task):
             # A chunk of one token has no next token.
             for start in range(0, len(ids) - 1, max_length)
         ]
-        if not chunks:
+        self._check_any(chunks, split)
+        masks = [[1] * len(ids) for ids in chunks]
+        return Dataset.from_dict({"input_ids": chunks, "attention_mask": masks, "labels": chunks})
+
+    def _check_any(self, found: Sequence[Any], split: Split) -> None:
+        if not found:
             raise ValueError(
                 f"The {split} rows of the task '{self.name}' have no document of two tokens or "
                 "more; they should have text to predict."
             )
-        masks = [[1] * len(ids) for ids in chunks]
-        return Dataset.from_dict({"input_ids": chunks, "attention_mask": masks, "labels": chunks})
 
     def _token_ids(
         self, split: Split, tokenizer: PreTrainedTokenizerBase
@@ -185,17 +180,7 @@ class LanguageModelingTask(Task):
     ) -> Likelihood:
         """Return the negative log-likelihoods of a split's tokens, in the order of the text.
 
-        Args:
-            model: Called as `model(input_ids=..., attention_mask=...).logits`, of shape
-                (batch, tokens, vocabulary): a transformers model for causal language modelling, a
-                PEFT model around one, or a deployed copy of either.
-            split: "train" or "validation".
-            batch_size: Windows per batch; 4 if None.
-            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
-
-        Raises:
-            ValueError: The model predicts no tokens, a token id is not among its embeddings, its
-                tokenizer cannot be found, or no document has two tokens.
+        Arguments and errors as `Task.predict`; a batch is of windows.
         """
         tokenizer = self.tokenizer_of(model, tokenizer)
         documents, tokens = self._token_ids(split, tokenizer)
@@ -203,11 +188,7 @@ class LanguageModelingTask(Task):
         length = self.length_for(model)
         stride = min(self.stride or max(1, length // 2), length)
         windows = [each for ids in documents for each in strided_windows(ids, length, stride)]
-        if not windows:
-            raise ValueError(
-                f"The {split} rows of the task '{self.name}' have no document of two tokens or "
-                "more; they should have text to predict."
-            )
+        self._check_any(windows, split)
         # Windows of similar length share a batch, which reduces padding.
         order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
         size = batch_size or self.batch_size
@@ -264,12 +245,7 @@ class LanguageModelingTask(Task):
 
 
 def strided_windows(ids: Sequence[int], length: int, stride: int) -> list[_Window]:
-    """Return the windows over a document, each with the number of tokens that it scores.
-
-    Args:
-        ids: Token ids of the document.
-        length: Tokens per window, 2 or more.
-        stride: Tokens from the start of a window to that of the next, 1 to `length`.
+    """Return the windows of `length` tokens over a document, each with the tokens that it scores.
 
     Example:
         >>> [(window.ids, window.scored) for window in strided_windows(range(6), 4, 2)]
@@ -363,7 +339,7 @@ def _read(path: Path) -> str:
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+        raise not_utf8(path) from error
     if not text.strip():
         raise ValueError(f"The file {path} is blank; it should contain text.")
     return text

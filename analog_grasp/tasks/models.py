@@ -190,23 +190,13 @@ def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def has_remote_code(model: nn.Module) -> bool:
-    """Return True if the configuration of a model is code that came with the model.
-
-    Example:
-        >>> has_remote_code(nn.Linear(2, 2))
-        False
-    """
+    """Return True if the configuration of a model is code that came with the model."""
     config = type(getattr(model, "config", None))
     return config.__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of an error message, which often holds the reason.
-
-    Example:
-        >>> last_line(ValueError("In the file:\\n  no such key."))
-        'no such key'
-    """
+    """Return the last line of an error message, which often holds the reason."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip()[:300].rstrip(".")
 
@@ -296,10 +286,8 @@ def _remote_code_error(name: str) -> ValueError:
 
 
 def _check_complete(name: str, model: PreTrainedModel, new: list[str], task: "Task") -> None:
-    """Raise a ValueError if weights other than those of a new head are not in the file.
-
-    transformers only warns, and `quiet` hides that warning together with the one for the head.
-    """
+    """Raise a ValueError if weights other than those of a new head are not in the file."""
+    # transformers only warns, and `quiet` hides that warning together with the one for the head.
     if task.task_type == "SEQ_CLS":
         body = f"{model.base_model_prefix}."
         new = [key for key in new if key.startswith(body) and ".pooler." not in key]

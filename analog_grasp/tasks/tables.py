@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from analog_grasp.tasks.base import not_utf8
 from analog_grasp.tasks.classification import SentenceTask
 
 _TRAIN, _VALIDATION = ("train",), ("validation", "valid", "dev", "test")
@@ -122,9 +123,8 @@ def _rows(
         label = label.strip() if isinstance(label, str) else label
         if label is None or label == "":
             raise ValueError(f"Line {line} of {path} has no {label_column}; it should have one.")
-        if not all(
-            _is_text(x) or _is_number(x) for x in (label if type(label) is list else [label])
-        ):
+        entries = label if type(label) is list else [label]
+        if not all(_is_text(x) or isinstance(x, int | float) for x in entries):
             raise ValueError(
                 f"Line {line} of {path} has the {label_column} {str(label)[:80]!r}; it should be a "
                 "name, a number or a list of names."
@@ -137,19 +137,21 @@ def _rows(
     return texts, labels
 
 
-def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+def csv_rows(
+    path: Path, delimiter: str = ",", quoting: Any = csv.QUOTE_MINIMAL
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file, with the line numbers of their ends from 1.
 
     Raises:
         ValueError: The file is not UTF-8 or not valid CSV; the message names the line.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             for cells in reader:
                 yield reader.line_num, cells
         except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
+            raise not_utf8(path) from error
         except csv.Error as error:
             raise ValueError(
                 f"Line {reader.line_num} of {path} is not valid CSV ({error})."
@@ -165,7 +167,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     if text.strip():
                         yield number, _json_object(path, number, text)
             except UnicodeDecodeError as error:
-                raise _not_utf8(path) from error
+                raise not_utf8(path) from error
         return
     rows = csv_rows(path, "\t" if path.suffix == ".tsv" else ",")
     header = [name.strip() for name in next(rows, (0, []))[1]]
@@ -177,10 +179,6 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             )
         if cells:
             yield line, dict(zip(header, cells, strict=True))
-
-
-def _not_utf8(path: Path) -> ValueError:
-    return ValueError(f"The file {path} is not UTF-8 text; it should be.")
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -209,10 +207,6 @@ def _kind(labels: list[Any]) -> str:
 def _is_text(cell: Any) -> bool:
     """Return True for text without lone surrogates, which JSON can contain and UTF-8 cannot."""
     return isinstance(cell, str) and not any("\ud800" <= letter <= "\udfff" for letter in cell)
-
-
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, int | float)
 
 
 def _number(label: Any) -> float | None:

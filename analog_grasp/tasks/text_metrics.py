@@ -81,14 +81,10 @@ def text_scores(
 
 
 def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return BLEU of n-grams up to length 4 over all outputs, 0 to 1.
+    """Return BLEU of n-grams up to length 4 over all outputs, 0 to 1; see `text_scores`.
 
     The k-th n-gram length without a match counts 1/2^k matches, also that of single words. A length
     that no output reaches has the precision 1.
-
-    Args:
-        outputs: n texts.
-        references: For each output one or more texts.
 
     Example:
         >>> round(bleu(["The Rice Boat is cheap."], [["the Rice Boat is not cheap."]]), 4)
@@ -119,16 +115,12 @@ def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
 
 def nist(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return NIST of n-grams up to length 5 over all outputs, 0 and above.
+    """Return NIST of n-grams up to length 5 over all outputs, 0 and above; see `text_scores`.
 
     Each n-gram of an output that is also in one of its references counts its information in bits:
     the logarithm of how often, in all references, its beginning is followed by its last word. The
     length penalty compares the number of words of all outputs with n times the mean number of words
     of the non-empty references.
-
-    Args:
-        outputs: n texts.
-        references: For each output one or more texts.
 
     Example:
         >>> nist(["Zizzi is cheap."], [["Zizzi is cheap."]])
@@ -154,15 +146,9 @@ def nist(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         return 0.0
     filled = sum(1 for target in chain.from_iterable(targets) if target)
     # Same order of operations as mteval.
-    penalty = _nist_penalty(sum(map(len, tokens)) / (words / (filled / len(outputs))))
+    ratio = sum(map(len, tokens)) / (words / (filled / len(outputs)))
+    penalty = math.exp(-_NIST_BETA * math.log(min(ratio, 1.0)) ** 2) if ratio > 0 else 0.0
     return penalty * sum(i / max(t, 1) for i, t in zip(information, total, strict=True))
-
-
-def _nist_penalty(ratio: float) -> float:
-    """Return the factor for outputs with `ratio` times the words of the mean references."""
-    if ratio <= 0:
-        return 0.0
-    return math.exp(-_NIST_BETA * math.log(min(ratio, 1.0)) ** 2)
 
 
 def _ngrams(tokens: Sequence[str]) -> Counter[_NGram]:
@@ -194,12 +180,7 @@ def missing_java() -> str | None:
 def coco_scores(
     names: Sequence[str], outputs: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Return metrics over all outputs: METEOR and ROUGE-L from 0 to 1, CIDEr from 0 to 10.
-
-    Args:
-        names: Metrics from `COCO_METRICS`.
-        outputs: n texts.
-        references: For each output one or more texts.
+    """Return METEOR and ROUGE-L (0 to 1) and CIDEr (0 to 10) by name; see `text_scores`.
 
     Raises:
         RuntimeError: Java or `pycocoevalcap` is missing, or a Java program failed.

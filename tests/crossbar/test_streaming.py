@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from analog_grasp import DeviceCard, GraspConfig, deploy
-from analog_grasp.crossbar.streaming import stream_weights
+from analog_grasp.crossbar.saving import stream_weights
 
 CARD = DeviceCard.load("pcm-hermes-2")
 
