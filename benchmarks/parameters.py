@@ -61,17 +61,18 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
 }
 # The query and value projections; GPT-2 has one layer for query, key and value.
 ATTENTION = ["query", "value", "c_attn"]
-REFERENCE = "GRASP, K = 16, all linear layers"
+# K of the default settings.
+REFERENCE = "GRASP, K = 64, all linear layers"
 ADAPTERS: dict[str, tuple[str, dict[str, object]]] = {
     "full fine-tuning": ("full", {}),
     "LoRA, rank 8, query and value": ("lora", {}),
     "BitFit": ("bitfit", {}),
     "(IA)^3": ("ia3", {}),
-    "GRASP, K = 4, all linear layers": ("grasp", {"groups": 4}),
-    REFERENCE: ("grasp", {"groups": 16}),
-    "GRASP, K = 64, all linear layers": ("grasp", {"groups": 64}),
-    "GRASP, K = 16, query and value": ("grasp", {"groups": 16, "target_modules": ATTENTION}),
-    "StochGRASP, K = 16, all linear layers": ("stochgrasp", {"groups": 16}),
+    "GRASP, K = 16, all linear layers": ("grasp", {"groups": 16}),
+    REFERENCE: ("grasp", {"groups": 64}),
+    "GRASP, K = 256, all linear layers": ("grasp", {"groups": 256}),
+    "GRASP, K = 64, query and value": ("grasp", {"groups": 64, "target_modules": ATTENTION}),
+    "StochGRASP, K = 64, all linear layers": ("stochgrasp", {"groups": 64}),
 }
 DEFAULTS = {
     "target_modules": "all-linear",

@@ -78,10 +78,7 @@ these separated by commas or in a list, or ``card.at("1d")``."""
 
 
 def parse_ages(ages: Ages) -> tuple[AgeRange, ...]:
-    """Return the ranges of ages of one or several devices.
-
-    Args:
-        ages: Such as ``"pcm-hermes-2@0s..1y,rram-wan2022@1d"``; see `Ages`.
+    """Return the ranges of ages of one or several devices; see `Ages`.
 
     Raises:
         ValueError: As `AgeRange.parse`, or there is no range.

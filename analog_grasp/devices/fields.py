@@ -135,8 +135,7 @@ class Piece(Section):
         form: One of the six forms.
         coefficients: c0, c1, ..., in ascending order; absent for "points".
         points: The points [x, y] of the form "points", by ascending x; 2 to 10,000.
-        min: The piece is clipped from below at this value.
-        max: The piece is clipped from above at this value.
+        min, max: The values at which the piece is clipped.
 
     Example:
         >>> import numpy as np

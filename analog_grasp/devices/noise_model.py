@@ -117,8 +117,7 @@ class CardNoiseModel(BaseNoiseModel):
         Args:
             targets: The target weights, ``(rows, columns)``.
             time: Time since programming, s.
-            out: Filled with the weights, of the shape, type and device of `targets`; may be
-                `targets` itself.
+            out: Filled with the weights, like `targets`, which it may be.
             variance_out: Filled with the variance of each weight from read to read, in squared
                 units of the weights: the card's short-term noise at the conductances read,
                 without the clipping of conductances at 0.
@@ -153,27 +152,19 @@ class CardNoiseModel(BaseNoiseModel):
 
         Returns:
             The variance, in squared units of the weights: 0 for a card without short-term noise,
-            None if it depends on the conductance; see `read_weights`.
+            None if it depends on the conductance.
         """
         curve, section = self.card.short_term, self.card.conductance
         if curve is None:
             return 0.0
         std = curve.constant(section.g_max)
-        if std is None:
-            return None
         scale, _ = self.g_converter.scale_of(targets)
-        return (2 if section.mapping == "pair" else 1) * (std / float(scale)) ** 2
+        devices = 2 if section.mapping == "pair" else 1
+        return None if std is None else devices * (std / float(scale)) ** 2
 
     @torch.no_grad()
     def apply_programming_noise(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return weights as programmed, before any read noise, and the state of their devices.
-
-        Args:
-            weights: The target weights, of any shape.
-
-        Returns:
-            The programmed weights, and the state that `apply_drift_noise` takes. A card without
-            noise returns the weights bit for bit.
+        """Return weights as programmed, of any shape, and the state that `apply_drift_noise` takes.
 
         Raises:
             ValueError: A weight is not finite.
@@ -196,13 +187,10 @@ class CardNoiseModel(BaseNoiseModel):
         """Return weights as read at a time after programming.
 
         Args:
-            weights: The programmed weights; their devices' state is in `drift_noise_parameters`.
+            weights: The programmed weights, of whose type and shape the result is.
             drift_noise_parameters: The state from `apply_programming_noise`.
             t_inference: Time since programming, s; at 0 there is no drift, but read noise that has
                 accumulated by the first reading.
-
-        Returns:
-            The weights, of the shape and type of `weights`.
 
         Raises:
             ValueError: The time is negative or not finite.
@@ -221,12 +209,7 @@ class CardNoiseModel(BaseNoiseModel):
 
     @torch.no_grad()
     def apply_programming_noise_to_conductance(self, g_target: Tensor, device: int = 0) -> Tensor:
-        """Return programmed conductances, clipped at 0; see `ProgrammedState`.
-
-        Args:
-            g_target: Target conductances, µS, of any shape.
-            device: Index of the device in its cell.
-        """
+        """Return programmed conductances of targets, µS, of any shape; see `ProgrammedState`."""
         if self.card.programming is None:
             return self._stuck(g_target.clone(), device)
         deviate = self._normal(g_target, "programming", device)
@@ -234,16 +217,12 @@ class CardNoiseModel(BaseNoiseModel):
 
     @torch.no_grad()
     def generate_drift_coefficients(self, g_target: Tensor, device: int = 0) -> Tensor | None:
-        """Return the per-device random state of drift.
-
-        Args:
-            g_target: Target conductances, µS, of any shape.
-            device: Index of the device in its cell.
+        """Return the per-device random state of drift for target conductances, µS, of any shape.
 
         Returns:
-            The exponents nu for power-law drift, the standard normal deviates for relaxation, both
-            of the shape of `g_target`; the targets and the deviates of programming, stacked, for
-            tabulated drift; None for a card without drift.
+            The exponents nu for power-law drift, the standard normal deviates for relaxation; the
+            targets and the deviates of programming, stacked, for tabulated drift; None for a card
+            without drift.
         """
         drift = self.card.drift
         if isinstance(drift, PowerLawDrift):
@@ -270,7 +249,7 @@ class CardNoiseModel(BaseNoiseModel):
             g_prog: Programmed conductances, µS, of any shape.
             drift_noise_param: The result of `generate_drift_coefficients` for their targets.
             t_inference: Time since programming, s.
-            device: Index of the device in its cell.
+            device: Index of the device in its cell: 0 for g+, 1 for g-.
 
         Raises:
             ValueError: The time is negative or not finite.

@@ -42,8 +42,7 @@ class Profile:
     def mean_at[T: (Tensor, NDArray[np.float64])](self, v: T) -> T:
         """Return the mean at signed stored values `v`, of any shape, by linear interpolation.
 
-        Values outside [-1, 1] count as -1 or 1. A tensor gives a tensor on the same device,
-        without gradient.
+        Values outside [-1, 1] count as -1 or 1. A tensor gives a tensor without gradient.
         """
         return self._interpolated(self.mean, v)
 
@@ -51,16 +50,20 @@ class Profile:
         """Return the standard deviation at signed stored values `v`; see `mean_at`."""
         return self._interpolated(self.std, v)
 
+    @torch.no_grad()
     def _interpolated[T: (Tensor, NDArray[np.float64])](
         self, table: NDArray[np.float64], v: T
     ) -> T:
-        if isinstance(v, Tensor):
-            return _interpolate_tensor(table, v)
-        return np.interp(v, self.values, table)
+        if not isinstance(v, Tensor):
+            return np.interp(v, self.values, table)
+        points = torch.tensor(table, dtype=v.dtype, device=v.device)
+        position = v.clamp(-1.0, 1.0).add(1.0).mul((len(table) - 1) / 2)
+        below = position.long().clamp(max=len(table) - 2)
+        return torch.lerp(points[below], points[below + 1], position - below)
 
 
 def profile(card: DeviceCard, time: float | str) -> Profile:
-    """Return the target noise profile of a card at a drift time.
+    """Return the target noise profile of a card at a time since programming.
 
     Mean and standard deviation of a seeded sample of the card's `CardNoiseModel`: programming
     noise, drift, stuck devices, accumulated read noise and the short-term noise of one read. The
@@ -69,7 +72,7 @@ def profile(card: DeviceCard, time: float | str) -> Profile:
 
     Args:
         card: The device.
-        time: Time since programming: seconds, or text such as "1d".
+        time: Seconds, or text such as "1d".
 
     Returns:
         The profile; calls with the same card and time share one.
@@ -104,11 +107,3 @@ def _sampled(card: DeviceCard, time: float) -> Profile:
         # The cached profile is shared.
         array.flags.writeable = False
     return Profile(card.name, time, *arrays)
-
-
-@torch.no_grad()
-def _interpolate_tensor(table: NDArray[np.float64], v: Tensor) -> Tensor:
-    points = torch.tensor(table, dtype=v.dtype, device=v.device)
-    position = v.clamp(-1.0, 1.0).add(1.0).mul((len(table) - 1) / 2)
-    below = position.long().clamp(max=len(table) - 2)
-    return torch.lerp(points[below], points[below + 1], position - below)

@@ -54,8 +54,7 @@ class CardConductanceConverter(BaseConductanceConverter):
             weights: Weights of any shape.
 
         Returns:
-            The conductances; and the scale, µS per unit of weight, with the weight that maps to
-            g_min.
+            The conductances; and the terms of `scale_of`.
 
         Raises:
             ValueError: A weight is not finite.

@@ -111,7 +111,7 @@ def shown(value: object, longest: int = 40) -> str:
         >>> shown("x" * 50, 10)
         "'xxxxxxxxx..."
     """
-    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+    if value and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         value = ", ".join(value)
     try:
         text = repr(value)

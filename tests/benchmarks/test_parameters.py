@@ -15,11 +15,11 @@ EXPECTED = {
     "BitFit": LAYERS * (4 * D + FF + D + 2 * D) + D,
     # peft scales the output of the attention, too.
     "(IA)^3": LAYERS * (D + D + D + FF),
-    "GRASP, K = 4, all linear layers": LAYERS * 6 * 2 * 4,
     "GRASP, K = 16, all linear layers": LAYERS * 6 * 2 * 16,
     "GRASP, K = 64, all linear layers": LAYERS * 6 * 2 * 64,
-    "GRASP, K = 16, query and value": LAYERS * 2 * 2 * 16,
-    "StochGRASP, K = 16, all linear layers": LAYERS * 6 * 4 * 16,
+    "GRASP, K = 256, all linear layers": LAYERS * 6 * 2 * 256,
+    "GRASP, K = 64, query and value": LAYERS * 2 * 2 * 64,
+    "StochGRASP, K = 64, all linear layers": LAYERS * 6 * 4 * 64,
 }
 
 
@@ -39,8 +39,8 @@ def test_counts_in_roberta_base(script, adapter):
         # The layers in which q, k and v are one: 1024 in, 3072 out.
         ("LoRA, rank 8, query and value", 24 * 8 * (1024 + 3072)),
         ("(IA)^3", 24 * (3072 + 4096)),
-        ("GRASP, K = 16, all linear layers", 24 * 4 * 2 * 16),
-        ("GRASP, K = 16, query and value", 24 * 2 * 16),
+        ("GRASP, K = 64, all linear layers", 24 * 4 * 2 * 64),
+        ("GRASP, K = 64, query and value", 24 * 2 * 64),
     ],
 )
 def test_counts_in_gpt2_medium(script, adapter, expected):
@@ -49,10 +49,10 @@ def test_counts_in_gpt2_medium(script, adapter, expected):
 
 @pytest.fixture
 def few(script, monkeypatch):
-    """Return the script with one model and GRASP with K = 16 only."""
+    """Return the script with one model and GRASP with K = 64 only."""
     for name in [*script["MODELS"]][1:]:
         monkeypatch.delitem(script["MODELS"], name)
-    for name in [name for name in script["ADAPTERS"] if "GRASP, K = 16" not in name]:
+    for name in [name for name in script["ADAPTERS"] if "GRASP, K = 64" not in name]:
         monkeypatch.delitem(script["ADAPTERS"], name)
     return script
 
@@ -61,7 +61,7 @@ def test_table_is_printed(few, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["parameters.py"])
     few["main"]()
     printed = capsys.readouterr().out
-    assert "2,304" in printed
+    assert "9,216" in printed
     assert "0.33" in printed
 
 
@@ -71,7 +71,7 @@ def test_page_is_written(few, monkeypatch, tmp_path):
     few["main"]()
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     assert rows[0] == "| adapter | RoBERTa-base | × |"
-    assert "| GRASP, K = 16, query and value | 768 | 0.33 |" in rows
+    assert "| GRASP, K = 64, query and value | 3,072 | 0.33 |" in rows
 
 
 def test_document_contains_the_counts():

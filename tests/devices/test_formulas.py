@@ -331,19 +331,6 @@ def test_mean_of_every_card_with_a_shift_is_monotone_in_time(name, u):
     assert (steps <= tolerance).all() or (steps >= -tolerance).all()
 
 
-def test_the_check_of_monotone_shifts_can_fail():
-    """The card's former fit lost 2 uS of 16 in a day and regained it by the fifth."""
-    card = DeviceCard.load("sonos-agrawal2022").without("programming", "read")
-    table = list(card.drift.table)
-    table[1] = table[1].model_copy(update={"shift": table[1].shift.scaled(17.0)})
-    drift = card.drift.model_copy(update={"table": tuple(table)})
-    changed = card.model_copy(update={"drift": drift})
-    means = [conductance_moments(changed, [1.0], time)[0][0] for time in SHIFT_TIMES]
-    steps = np.diff(means) / 16.0
-    assert (steps > 1e-3).any()
-    assert (steps < -1e-3).any()
-
-
 def test_sonos_between_days_is_linear_in_log_time():
     mean, std = zip(*(sonos(800.0, day) for day in (2, 3)), strict=True)
     read = 100 * tabulated("sonos-agrawal2022", 8.0, math.sqrt(6) * DAY)

@@ -40,21 +40,6 @@ def weights(*shape: int) -> torch.Tensor:
     return w / w.abs().max()
 
 
-def test_tabulated_std_is_linear_in_log_time():
-    m = model("rram-wan2022")
-    g = torch.full((N,), 20.0, dtype=torch.float64)
-    g_prog, state = m.apply_programming_noise_to_conductance(g), m.generate_drift_coefficients(g)
-
-    def std(time: float) -> float:
-        return float(m.apply_drift_noise_to_conductance(g_prog, state, time).std())
-
-    first, day, two_days = std(1.0), std(DAY), std(2 * DAY)
-    assert std(math.sqrt(DAY)) == pytest.approx((first + day) / 2, rel=1e-6)
-    assert std(DAY * math.sqrt(2)) == pytest.approx((day + two_days) / 2, rel=1e-6)
-    assert std(0.0) == std(0.5) == first
-    assert std(10 * DAY) == two_days
-
-
 @pytest.mark.parametrize(
     ("name", "with_data", "message"),
     [
@@ -210,13 +195,6 @@ def test_ideal_is_exact():
     programmed, state = model("ideal").apply_programming_noise(w)
     assert torch.equal(programmed, w)
     assert torch.equal(model("ideal").apply_drift_noise(programmed, state, DAY), w)
-
-
-def test_gaussian_noise_is_relative_to_the_largest_weight():
-    w = 3.0 * weights(500, 500)
-    noise_of_weights = model("gaussian:0.1").apply_noise(w, 0.0) - w
-    assert float(noise_of_weights.std()) == pytest.approx(0.3, rel=0.01)
-    assert float(noise_of_weights.mean()) == pytest.approx(0.0, abs=0.003)
 
 
 @pytest.mark.parametrize("name", NOISY)
