@@ -32,9 +32,9 @@ from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output
 from analog_grasp.adapters.stochastic_layer import StochGraspLinear
-from analog_grasp.crossbar.frozen_weights import fused_weights, linear_layers, split_fused
 from analog_grasp.crossbar.mapping import column_scale, parts
 from analog_grasp.crossbar.saving import describe, digital_state, restore
+from analog_grasp.crossbar.tile_sets import fused_weights, linear_layers, split_fused
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.programming import CardConductanceConverter
 

@@ -59,16 +59,10 @@ class CrossbarLinear(nn.Module):
         clip: How large weights are clipped as they are mapped; see `column_scale`.
 
     Attributes:
-        frozen: The frozen weight, ``(D_out, D)``: D input and D_out output features.
-        input_range: The DAC's full scale for the inputs; None for the converters' own scaling.
-        output_ranges: The ADC's largest output for each tile of each part of the inputs; None for
-            the converters' own.
-        input_scale: The factors r of the input features, see `rescale`; None for 1.
-        digital: Compute with the frozen weight, exactly.
         write_tolerance: Tolerances to which the weights are written, broadcast to ``(D_out, D)``;
             see `analog_grasp.crossbar.write_tolerance`. None for the card's own.
-        exact_at: The position of each row of inputs ``(B, T, D)`` to be computed so, ``(B,)``.
-        reads: The number of forward passes through the layer.
+
+    The other attributes are those of `ChipLayer`. D: input features, D_out: output features.
 
     Source:
         docs/method.md, "Analog deployment"; aihwkit (Rasch et al., AICAS 2021); global drift

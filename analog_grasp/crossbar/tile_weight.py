@@ -25,6 +25,26 @@ class OnTiles:
 
     name: str
 
+    @property
+    def frozen(self) -> Tensor:
+        """The frozen weight or parameter."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the frozen weight."""
+        return self.frozen.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the frozen weight."""
+        return self.frozen.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the frozen weight."""
+        return self.frozen.device
+
     @classmethod
     def __torch_function__(
         cls,
@@ -51,9 +71,6 @@ class TileWeight(OnTiles):
 
     Attributes:
         transposed: The weight represents ``(D, D_out)``.
-        shape: The shape of the frozen weight.
-        dtype: The type of the frozen weight.
-        device: The device of the frozen weight.
 
     Raises:
         RuntimeError: A function other than a product is called with the weight.
@@ -84,18 +101,8 @@ only, but 'sum' of the weight was used: keep the layer digital (argument layers)
     @property
     def shape(self) -> torch.Size:
         """``(D_out, D)``, or ``(D, D_out)`` where transposed."""
-        shape = self._frozen.shape
+        shape = self.frozen.shape
         return torch.Size(reversed(shape)) if self.transposed else shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the frozen weight."""
-        return self._frozen.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the frozen weight."""
-        return self._frozen.device
 
     @property
     def ndim(self) -> int:
@@ -152,7 +159,8 @@ only, but 'sum' of the weight was used: keep the layer digital (argument layers)
         return self._layer(x, add_bias=False)
 
     @property
-    def _frozen(self) -> Tensor:
+    def frozen(self) -> Tensor:
+        """The frozen weight, ``(D_out, D)``."""
         return cast(Any, self._layer).frozen
 
     def __getattr__(self, name: str) -> Any:
@@ -186,21 +194,6 @@ class FusedTiles(nn.ModuleList, OnTiles):
     def frozen(self) -> Tensor:
         """The frozen parameter."""
         return self._parameter[0]
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape of the frozen parameter."""
-        return self.frozen.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the frozen parameter."""
-        return self.frozen.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the frozen parameter."""
-        return self.frozen.device
 
     def __getattr__(self, name: str) -> Any:
         try:
