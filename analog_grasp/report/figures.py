@@ -203,6 +203,9 @@ def _draw_digital(
     positive = [value for value in values if value > 0]
     if metric in _LOGARITHMIC and max(values) > _WIDE * min(positive):
         panel.set_yscale("log")
+        # The formatters of the scale write formulas, which are shown as they are written.
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("")
         panel.set_ylim(min(positive) / 1.1, max(values) * 1.1)
         return drawn
     margin = 0.06 * (max(values) - min(values)) or 0.01

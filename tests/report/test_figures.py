@@ -114,6 +114,8 @@ def test_a_wide_range_of_perplexity_is_logarithmic(axes, measurements, factor, s
     ]
     panels = axes(accuracy_vs_drift, cells)
     assert {panel.get_yscale() for panel in panels} == {scale}
+    labels = [label.get_text() for label in panels[0].get_yticklabels(which="both")]
+    assert all(label.replace(".", "").isdigit() for label in labels if label)
     low, high = panels[0].get_ylim()
     assert 0 < low < 60 * min(c.value for c in measurements)
     assert high > max(c.value for c in cells) * 0.9
