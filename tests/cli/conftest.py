@@ -50,7 +50,7 @@ def error_of(ag) -> Callable[..., str]:
         assert ended.out == ""
         (line,) = ended.err.splitlines()
         assert line.startswith("error: ")
-        assert line.endswith(".")
+        assert line.endswith((".", "?"))
         return line
 
     return run
