@@ -101,7 +101,7 @@ class _Command(TyperCommand):
                 formatter.write_dl(records)
 
     def _arguments(self) -> dict[str, str]:
-        return {p.name: p.metavar for p in self.params if p.param_type_name == "argument"}
+        return {p.name: str(p.metavar) for p in self.params if p.param_type_name == "argument"}
 
 
 class _Commands(TyperGroup):

@@ -5,9 +5,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +73,7 @@ def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> 
     try:
         with request(), own_warnings(notes.append):
             study = _with_workers(prepare(config, out))
-        with own_warnings(notes.append), _reported_end(study):
+        with own_warnings(notes.append), _reported_end(partial(_kept_cells, study)):
             with Stages(quiet=quiet, verbose=verbose) as stages:
                 run(study, stages)
             results = studies.report(out)
@@ -150,7 +151,7 @@ def tune_adapter(config: StudyConfig, out: Path, trials: int, **others: Any) -> 
         from analog_grasp.tuning.tuner import prepare_tuning
 
         tuning = prepare_tuning(config, out, **others)
-    with _interruptible(tuning, trials):
+    with _reported_end(partial(_kept_trials, tuning, trials)):
         with Stages() as stages:
             tuned = run_tuning(tuning, trials, stages)
         _show_tuning(tuned)
@@ -170,24 +171,24 @@ def _with_workers(study: Study) -> Study:
 
 
 @contextmanager
-def _reported_end(study: Study) -> Iterator[None]:
-    """Report what is kept if a run ends early; SIGTERM ends it as Ctrl-C does."""
+def _reported_end(kept: Callable[[], str]) -> Iterator[None]:
+    """Report what is kept if the work ends early; SIGTERM ends it as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        print_line("Interrupted", _kept(study))
+        print_line("Interrupted", kept())
         raise typer.Exit(1) from None
     except Exception:
         # The error itself is printed last.
         with suppress(Exception):
-            print_line("Stopped", _kept(study))
+            print_line("Stopped", kept())
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _kept(study: Study) -> str:
+def _kept_cells(study: Study) -> str:
     done, total = measured_cells(study)
     return (
         f"{done} of {total} cells are measured and kept in {study.directory}; the same command "
@@ -195,17 +196,11 @@ def _kept(study: Study) -> str:
     )
 
 
-@contextmanager
-def _interruptible(tuning: "Tuning", trials: int) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print_line(
-            "Interrupted",
-            f"{len(tuning.trials())} of {trials} trials are finished and kept in "
-            f"{tuning.directory}; the same command resumes the tuning.",
-        )
-        raise typer.Exit(1) from None
+def _kept_trials(tuning: "Tuning", trials: int) -> str:
+    return (
+        f"{len(tuning.trials())} of {trials} trials are finished and kept in {tuning.directory}; "
+        "the same command resumes the tuning."
+    )
 
 
 def _check_checkpoints(folder: Path, config: StudyConfig, first: bool) -> None:
