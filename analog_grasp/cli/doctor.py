@@ -67,7 +67,7 @@ _WIDTH = 240
 
 
 class _CheckError(Exception):
-    """What a check has found to be wrong, in its own words."""
+    """A problem that a check has found, as the text of its finding."""
 
 
 def _check(name: str, fix: str) -> Callable[[Callable[[], Finding | str]], Check]:
@@ -166,7 +166,7 @@ def _adapters() -> str:
         model = get_peft_model(base, config(groups=2, target_modules=["0"]))
         if not torch.allclose(model.eval()(x), digital, atol=_TOLERANCE):
             raise _CheckError(f"an untrained {config.__name__} changes its layer")
-    return "peft knows GRASP and StochGRASP"
+    return "peft has the methods GRASP and StochGRASP"
 
 
 @_check("tile", _pip("aihwkit", "torch", "numba"))
@@ -182,7 +182,7 @@ def _compiled_tile() -> str:
 @_check("noisy tile", _pip("aihwkit", "torch", "numba"))
 def _noisy_tile() -> str:
     error = _tile_error("pcm-hermes-2", "torch")
-    text = f"pcm-hermes-2 after a day: outputs {error:.1%} off"
+    text = f"pcm-hermes-2 after a day: relative output error {error:.1%}"
     if 0 < error < 1:
         return text
     raise _CheckError(text)
@@ -193,7 +193,7 @@ def _ideal(tile: Literal["torch", "rpucuda"]) -> str:
     # Not `>=`: NaN is an error.
     if error < _TOLERANCE:
         return "the ideal device reproduces the digital layer"
-    raise _CheckError(f"the ideal device is {error:.1%} off the digital layer")
+    raise _CheckError(f"the ideal device differs by {error:.1%} from the digital layer")
 
 
 def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:
@@ -280,7 +280,7 @@ def _hub() -> Finding | str:
             "set HTTPS_PROXY to a proxy or HF_ENDPOINT to a mirror; HF_HUB_OFFLINE=1 avoids the "
             "wait",
         )
-    return f"{ENDPOINT} answers"
+    return f"{ENDPOINT} is reachable"
 
 
 @_check("Java", "install a Java runtime, version 8 or newer")

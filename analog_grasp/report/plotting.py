@@ -37,7 +37,7 @@ _FORMATS: dict[str, dict[str, None]] = {
 
 
 class Series(NamedTuple):
-    """What the page needs to know of a series that is drawn.
+    """Labels and tokens of a series that is drawn, for the page.
 
     Attributes:
         labels: One for each of its points, or one for the whole series.

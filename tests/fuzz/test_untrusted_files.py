@@ -105,7 +105,7 @@ def is_sentence(error: BaseException | str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Iterator[Path]:
-    """Where all this happens, with nothing to be had from elsewhere."""
+    """The working folder of the tests, without access to the Hub."""
     before, here = Path.cwd(), tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
