@@ -19,9 +19,6 @@ from analog_grasp.kernels.reference import Variance, read_again
 from analog_grasp.kernels.rng import Floats, as_bits, fill_normal, row_key
 from analog_grasp.kernels.threads import parallel_kernel
 
-Flags = NDArray[np.bool_]
-Ends = NDArray[np.int64]
-
 _NONE = np.empty(0, np.float32)
 _NO_MATRIX = np.empty((0, 0), np.float32)
 _NEXT = np.float32(1 / RADIX)
@@ -43,19 +40,18 @@ def convert_outputs(
     steps: Floats,
     bounds: Floats,
     hold: bool,
-    ends: Ends,
+    ends: NDArray[np.int64],
     key: np.uint64,
     start: Floats,
     y: Floats,
-    clipped: Flags,
+    clipped: NDArray[np.bool_],
 ) -> None:
     """Apply noise, ADC and digital scales, and add the result to ``y`` or to a digital bias.
 
     The noise of an element depends on ``key`` and its position only, not on the threads.
 
     Args:
-        first: The first row to convert.
-        end: The row to stop before.
+        first, end: The first row to convert, and the row to stop before.
         product: Analog products, ``(N, D_out)``; or sums of limbs, ``(N, L * D_out)``.
         unit: The output of a unit of the first limb, ``(D_out,)``; empty for analog products.
         gain: Factor of each input vector, ``(N,)``; the outputs are divided by it.
@@ -143,40 +139,22 @@ def read_columns(
     first: int,
     end: int,
     weight: Floats,
-    noise: np.float32,
-    variance: Floats,
+    std: Floats,
     step: np.float32,
     bound: np.float32,
     key: np.uint64,
     readout: Floats,
 ) -> None:
-    """Average the output magnitude of each column over its rows, driven one by one.
-
-    Args:
-        first: The first column to read.
-        end: The column to stop before.
-        weight: Weights of a tile, ``(D_out, width)``.
-        noise: Standard deviation of the output noise.
-        variance: Variance of each weight at a read, ``(D_out, width)``, ``(1, 1)`` or empty.
-        step: The ADC's step; 0 for no rounding.
-        bound: The ADC's largest output.
-        key: Key of the noise, 64 bits.
-        readout: Filled, ``(D_out,)``.
-    """
+    """Fill `readout` with `column_readout`, given the noise of each weight, of all, or of none."""
     width = weight.shape[1]
+    row = np.empty(width, np.float32)
     for o in range(first, end):
-        row = np.empty(width, np.float32)
-        if noise > 0 or variance.size > 0:
+        if std.size:
             fill_normal(row_key(key + np.uint64(o)), row)
-            if variance.size > 1:
-                for d in range(width):
-                    row[d] = weight[o, d] + np.sqrt(noise * noise + variance[o, d]) * row[d]
-            else:
-                std = np.sqrt(noise * noise + variance[0, 0]) if variance.size else noise
-                for d in range(width):
-                    row[d] = weight[o, d] + std * row[d]
+            for d in range(width):
+                row[d] = weight[o, d] + (std[o, d] if std.size > 1 else std[0, 0]) * row[d]
         else:
-            row[:] = weight[o]
+            copy(weight[o], row)
         round_to(row, step)
         readout[o] = _mean_magnitude(row, bound)
 
@@ -211,17 +189,11 @@ def read(
         x: All inputs of the layer, ``(N, D)``, contiguous.
         first: Index of the tiles' first input.
         inputs: The inputs of the tiles, converted; codes if there are limbs.
-        weight: Weights of the tiles, ``(D_out, width)``; as the next four, see `reference.read`.
-        limbs: The weights as `matmul.pack` returned them; None for a product in float32.
-        variance: Variance of the weights from read to read.
-        settings: The converters.
-        input_range: The input magnitude at the DAC's full scale; None for the settings' scaling.
-        key: Key of the noise, 64 bits.
-        tiles: The outputs of each tile.
+        weight, limbs, variance, settings, input_range, key, tiles: See `reference.read`.
         scale: The digital scale of each column, ``(D_out,)``.
         start: A digital bias, ``(D_out,)``, which replaces the contents of ``y`` first; or None.
         y: Outputs, ``(N, D_out)``; updated in place.
-        output_ranges: The ADC's largest output in each tile; None for that of the settings.
+        output_ranges: See `reference.read`.
     """
     ranges: Sequence[float | None] = output_ranges or [None] * len(tiles)
     converters = [settings.at_range(largest) for largest in ranges]
@@ -282,35 +254,21 @@ def _output_variance(values: Tensor, variance: Variance, step: float) -> Floats:
 def column_readout(
     weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int
 ) -> Tensor:
-    """Return the read-out of each column, as `reference.column_readout`, for a contiguous weight.
-
-    Args:
-        weight: Weights of one tile, ``(D_out, width)``, float32, on a CPU.
-        variance: Variance of the weights from read to read.
-        settings: The converters; None for exact arithmetic.
-        key: Key of the noise, 64 bits.
-
-    Returns:
-        ``(D_out,)``.
-    """
+    """Return `reference.column_readout` of a contiguous weight, float32, on a CPU; ``(D_out,)``."""
     settings = settings or ReadSettings()
-    means = torch.empty(len(weight))
+    means, std = torch.empty(len(weight)), _NO_MATRIX
+    noise = np.float32(settings.output_noise)
+    if isinstance(variance, Tensor):
+        std = np.sqrt(noise * noise + variance.to(weight).numpy())
+    elif noise or variance is not None:
+        std = np.sqrt(np.full((1, 1), noise * noise + np.float32(variance or 0.0)))
     read_columns(
         len(weight),
         weight.numpy(),
-        np.float32(settings.output_noise),
-        _as_array(variance, weight),
+        std,
         np.float32(settings.adc_step),
         np.float32(settings.output_bound),
         np.uint64(key),
         means.numpy(),
     )
     return means
-
-
-def _as_array(variance: Variance, weight: Tensor) -> np.ndarray:
-    if variance is None:
-        return _NO_MATRIX
-    if isinstance(variance, float):
-        return np.full((1, 1), variance, np.float32)
-    return variance.to(weight).numpy()

@@ -51,8 +51,7 @@ def convert_inputs(
     NaN.
 
     Args:
-        first: The first row to convert.
-        end: The row to stop before.
+        first, end: The first row to convert, and the row to stop before.
         x: Inputs, ``(N, D)``.
         start: The tile's first input.
         gain: Factor of each vector, ``(N,)``; written if ``by_maximum``, otherwise read.
@@ -78,8 +77,12 @@ def convert_inputs(
             factor = gain[n]
             for d in range(width):
                 row[d] = inputs[d] * factor
+        # One operation per loop, so that the compiler emits vector instructions.
         if coded:
-            scale_to_codes(row, step)
+            steps = np.float32(1.0) / step
+            for d in range(width):
+                row[d] = np.rint(row[d] * steps)
+            clip(row, np.rint(steps))
         else:
             round_to(row, step)
             clip(row, np.float32(1.0))
@@ -95,16 +98,6 @@ def _reciprocal(magnitude: np.float32) -> np.float32:
     if magnitude > 0:
         return min(np.float32(1.0) / magnitude, _LARGEST_FLOAT)
     return np.float32(1.0)
-
-
-# One operation per loop, so that the compiler emits vector instructions.
-@numba.njit
-def scale_to_codes(row: Floats, step: np.float32) -> None:
-    """Replace values in [-1, 1] by their DAC codes; clip others."""
-    steps = np.float32(1.0) / step
-    for d in range(row.size):
-        row[d] = np.rint(row[d] * steps)
-    clip(row, np.rint(steps))
 
 
 @numba.njit(fastmath={"reassoc"})
@@ -158,7 +151,7 @@ def convert(
     input_range: float | None,
     coded: bool,
     with_squares: bool,
-) -> list[Inputs]:
+) -> Sequence[Inputs]:
     """Return the converted inputs of each part of a tensor's features.
 
     Layers that read the same tensor one after another convert it once: the last result is found
@@ -190,7 +183,7 @@ def convert(
         return _LAST.inputs
     _LAST.known = None
     rows = x.reshape(-1, x.shape[-1]).contiguous().float()
-    memory = _LAST.memory(rows.numel(), torch.int8 if coded else torch.float32)
+    memory = _BUFFERS.get(rows.numel(), torch.int8 if coded else torch.float32)
     found, begin = [], 0
     for part in parts:
         width = part.stop - part.start
@@ -214,16 +207,11 @@ def convert(
 
 
 class _Last(threading.local):
-    """The last conversion of a thread, and its memory."""
+    """The last conversion of a thread."""
 
-    def __init__(self) -> None:
-        self.known: tuple[object, ...] | None = None
-        self.inputs: list[Inputs] = []
-        self.tensor: weakref.ref[Tensor] | None = None
-        self._buffers = Buffers()
-
-    def memory(self, size: int, dtype: torch.dtype) -> Tensor:
-        return self._buffers.get(size, dtype)
+    known: tuple[object, ...] | None = None
+    inputs: Sequence[Inputs] = ()
+    tensor: weakref.ref[Tensor] | None = None
 
 
 class Buffers(threading.local):
@@ -242,4 +230,4 @@ class Buffers(threading.local):
         return buffer[:size]
 
 
-_LAST = _Last()
+_LAST, _BUFFERS = _Last(), Buffers()

@@ -116,14 +116,9 @@ def pack(weight: Tensor, limbs: int, dac_step: float) -> Limbs:
 def split_by_torch(
     weight: Tensor, steps: float, dac_step: float, limbs: Tensor, unit: Tensor
 ) -> None:
-    """Split the weights of each column into limbs, as `pack`, on any device.
+    """Fill `limbs`, ``(L, D_out, width)``, and `unit`, as `pack`, on any device.
 
-    Args:
-        weight: ``(D_out, width)``.
-        steps: The largest magnitude of the first limb.
-        dac_step: The DAC's step, in units of the full scale.
-        limbs: Filled, ``(L, D_out, width)``, int8.
-        unit: Filled, ``(D_out,)``.
+    `steps` is the largest magnitude of the first limb.
     """
     largest_of_column = weight.abs().amax(1).double()
     unit.copy_(largest_of_column / steps * dac_step)
@@ -136,15 +131,9 @@ def split_by_torch(
 
 
 def analog_product(inputs: Tensor, limbs: Limbs, dac_step: float) -> Tensor:
-    """Return the analog products of converted inputs in plain torch, on any device.
+    """Return the analog products, ``(N, D_out)``, of multiples of the DAC's step, ``(N, width)``.
 
-    Args:
-        inputs: Multiples of the DAC's step, ``(N, width)``.
-        limbs: The weights.
-        dac_step: The DAC's step.
-
-    Returns:
-        ``(N, D_out)``, in the type of the inputs; NaN where an input of the vector is.
+    In plain torch, on any device and in the type of the inputs; NaN where an input of a vector is.
     """
     codes = (inputs / dac_step).round().to(torch.int8)
     # The sizes that torch._int_mm takes on a GPU.
@@ -158,15 +147,10 @@ def analog_product(inputs: Tensor, limbs: Limbs, dac_step: float) -> Tensor:
 
 
 def multiply(codes: Tensor, limbs: Limbs, out: Tensor) -> Tensor:
-    """Return the sums of products of codes and limbs.
+    """Return the sums of products of codes, int8, ``(N, width)``, and limbs.
 
-    Args:
-        codes: DAC codes, int8, ``(N, width)``.
-        limbs: The weights.
-        out: Buffer for the result, ``(N, L * D_out)``, int32; it may be ignored.
-
-    Returns:
-        ``(N, L * D_out)``: int32, or the same integers in float32 where that is faster.
+    ``(N, L * D_out)``: int32 in the buffer `out`, or the same integers in float32 where that is
+    faster.
     """
     if not len(codes):
         return out
@@ -177,12 +161,7 @@ def multiply(codes: Tensor, limbs: Limbs, out: Tensor) -> Tensor:
 
 @functools.cache
 def has_byte_instructions() -> bool:
-    """Return whether the processor has instructions for sums of products of bytes (VNNI, AMX).
-
-    Example:
-        >>> has_byte_instructions() in (True, False)
-        True
-    """
+    """Return whether the processor has instructions for sums of products of bytes (VNNI, AMX)."""
     has = torch.cpu.get_capabilities()
     named = any(has.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
     return named and _is_exact(_LARGEST)

@@ -4,9 +4,6 @@ One pass per row from target weights to weights as read; conductances exist in s
 The same in plain torch: `analog_grasp.devices.noise_model`.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 import torch
@@ -21,7 +18,15 @@ from analog_grasp.kernels.parameters import (
     DeviceParameters,
     TileParameters,
 )
-from analog_grasp.kernels.rng import Floats, as_bits, as_float, fill_bits, fill_normal, row_key
+from analog_grasp.kernels.rng import (
+    Floats,
+    as_bits,
+    as_float,
+    fill_bits,
+    fill_normal,
+    polynomial,
+    row_key,
+)
 from analog_grasp.kernels.threads import parallel_kernel
 
 F = np.float32
@@ -66,36 +71,13 @@ def read_tile(
     _read_rows(len(targets), targets.numpy(), device, tile, out.numpy(), each_read)
 
 
-@parallel_kernel
-def _read_rows(
-    first: int,
-    end: int,
-    w: Floats,
-    device: DeviceParameters,
-    tile: TileParameters,
-    out: Floats,
-    variance: Floats,
-) -> None:
-    scratch = np.empty((_ROWS, w.shape[1] + 1), np.float32)
-    for row in range(first, end):
-        _row(row, w[row], device, tile, scratch, out[row], variance[row])
-
-
 # Logarithm and exponential in arithmetic that the compiler turns into vector instructions.
 
 
-def _fitted(
-    function: Callable[[Any], Any], degree: int, low: float, high: float
-) -> tuple[np.float32, ...]:
-    """Return the coefficients, highest first, of the polynomial through the Chebyshev points."""
-    fit = np.polynomial.Chebyshev.interpolate(function, degree, [low, high])
-    return tuple(F(c) for c in reversed(fit.convert(kind=np.polynomial.Polynomial).coef))
-
-
 # ln(1 + m) / m for m from sqrt(1/2) - 1 to sqrt(2) - 1.
-_LOG = _fitted(lambda m: np.log1p(m) / m, 8, 0.5**0.5 - 1, 2**0.5 - 1)
+_LOG = polynomial(lambda m: np.log1p(m) / m, 0.5**0.5 - 1, 2**0.5 - 1, 8)[::-1]
 # (e^r - 1 - r) / r^2 for r from -ln(2) / 2 to ln(2) / 2.
-_EXP = _fitted(lambda r: (np.expm1(r) - r) / r**2, 5, -np.log(2) / 2, np.log(2) / 2)
+_EXP = polynomial(lambda r: (np.expm1(r) - r) / r**2, -np.log(2) / 2, np.log(2) / 2, 5)[::-1]
 _ROOT_HALF = int(F(0.5**0.5).view(np.int32))
 _LN2 = F(np.log(2))
 # ln 2 in two parts; the product of the first with an exponent is exact.
@@ -220,15 +202,6 @@ def _stick(key: np.uint64, row: int, device: DeviceParameters, g: Floats) -> Non
         g[o] = device.g_min if u < device.stuck_off else stuck_on
 
 
-@numba.njit
-def _targets(w: Floats, device: DeviceParameters, tile: TileParameters, targets: Floats) -> None:
-    """Compute the target of the device that holds the weight, and last that of an idle device."""
-    for o in range(w.size):
-        size = abs(w[o]) if device.pair else w[o] - tile.offset
-        targets[o] = size * tile.scale + device.g_min
-    targets[w.size] = device.g_min
-
-
 @numba.njit(fastmath={"contract"})
 def _program(
     w: Floats, side: F, means: Floats, stds: Floats, z: Floats, lowest: F, g: Floats
@@ -303,36 +276,43 @@ def _read_devices(
         _stick(keys[_STUCK, which], row, device, h)
 
 
-@numba.njit
-def _row(
-    row: int,
-    w: Floats,
+@parallel_kernel
+def _read_rows(
+    first: int,
+    end: int,
+    weights: Floats,
     device: DeviceParameters,
     tile: TileParameters,
-    scratch: Floats,
-    out: Floats,
-    variance: Floats,
+    outputs: Floats,
+    variances: Floats,
 ) -> None:
-    """Read one row of a tile."""
+    """Read rows of a tile."""
+    scratch = np.empty((_ROWS, weights.shape[1] + 1), np.float32)
     targets, means = scratch[_TARGETS], scratch[_SUMS]
-    h, total = scratch[_H, : w.size], scratch[_TOTAL, : w.size]
-    _targets(w, device, tile, targets)
-    for i in range(_NU_STD + 1):
-        _sum(device, i, means if i == _STD else targets, scratch, scratch[_SUMS + i])
-        if i == _SHIFT:
-            for o in range(targets.size):
-                means[o] += targets[o]
-    for which in range(2 if device.pair else 1):
-        _read_devices(which, row, w, device, tile.keys, scratch)
+    h, total = scratch[_H, : weights.shape[1]], scratch[_TOTAL, : weights.shape[1]]
+    for row in range(first, end):
+        w, out, variance = weights[row], outputs[row], variances[row]
+        # Of the device that holds the weight, and last of an idle device.
         for o in range(w.size):
-            total[o] = total[o] - h[o] if which else h[o]
-        if variance.size:
-            std = scratch[_VALUE, : w.size]
-            _sum(device, _SHORT_TERM, h, scratch, std)
+            size = abs(w[o]) if device.pair else w[o] - tile.offset
+            targets[o] = size * tile.scale + device.g_min
+        targets[w.size] = device.g_min
+        for i in range(_NU_STD + 1):
+            _sum(device, i, means if i == _STD else targets, scratch, scratch[_SUMS + i])
+            if i == _SHIFT:
+                for o in range(targets.size):
+                    means[o] += targets[o]
+        for which in range(2 if device.pair else 1):
+            _read_devices(which, row, w, device, tile.keys, scratch)
             for o in range(w.size):
-                variance[o] = std[o] * std[o] + (variance[o] if which else F(0.0))
-    zero = F(0.0) if device.pair else device.g_min
-    for o in range(w.size):
-        out[o] = (total[o] - zero) / tile.scale + tile.offset
-    for o in range(variance.size):
-        variance[o] /= tile.scale * tile.scale
+                total[o] = total[o] - h[o] if which else h[o]
+            if variance.size:
+                std = scratch[_VALUE, : w.size]
+                _sum(device, _SHORT_TERM, h, scratch, std)
+                for o in range(w.size):
+                    variance[o] = std[o] * std[o] + (variance[o] if which else F(0.0))
+        zero = F(0.0) if device.pair else device.g_min
+        for o in range(w.size):
+            out[o] = (total[o] - zero) / tile.scale + tile.offset
+        for o in range(variance.size):
+            variance[o] /= tile.scale * tile.scale

@@ -32,16 +32,7 @@ type Variance = Tensor | float | None
 
 
 def read_exactly(x: Tensor, weight: Tensor, variance: Variance, key: int) -> Tensor:
-    """Return products without converters, with short-term read noise if there is any.
-
-    Args:
-        x: Inputs, ``(N, width)``; N: vectors, width: inputs of the tile.
-        weight: Weights of the tiles, ``(D_out, width)``; D_out: outputs.
-        variance: Variance of the weights from read to read.
-        key: Key of the noise, 64 bits.
-
-    Returns:
-        ``(N, D_out)``.
+    """Return products without converters, ``(N, D_out)``; arguments as for `read`.
 
     Example:
         >>> read_exactly(torch.ones(1, 2), torch.tensor([[0.5, -1.0]]), None, 0)
@@ -69,7 +60,7 @@ def read(
     compiled tile do; aihwkit's torch tile reads the whole batch again.
 
     Args:
-        x: Inputs, ``(N, width)``.
+        x: Inputs, ``(N, width)``; N: vectors, width: inputs of the tiles.
         weight: Weights of the tiles, ``(D_out, width)``, in the type in which they are stored.
         variance: Variance of the weights from read to read, in the same units.
         settings: The converters.
@@ -122,13 +113,9 @@ def read_again(
 
     Args:
         x: The clipped inputs of one tile, ``(N, width)``.
-        weight: As in `read`.
-        variance: As in `read`.
-        settings: As in `read`.
-        input_range: As in `read`.
+        weight, variance, settings, input_range, limbs: As in `read`.
         key: Key of the first read; each further read has a key of its own.
         tile: The outputs of the tile.
-        limbs: As in `read`.
 
     Returns:
         ``(N, outputs of the tile)``.
@@ -153,14 +140,7 @@ def column_readout(
 ) -> Tensor:
     """Return the mean magnitude of each column's outputs when its rows are driven one by one.
 
-    Args:
-        weight: Weights of one tile, ``(D_out, width)``.
-        variance: Variance of the weights from read to read.
-        settings: The converters; None for exact arithmetic.
-        key: Key of the noise, 64 bits.
-
-    Returns:
-        ``(D_out,)``.
+    ``(D_out,)`` of the weights ``(D_out, width)`` of one tile. Without settings, exact arithmetic.
 
     Source:
         Global drift compensation: Joshi et al., Nat. Commun. 11, 2473 (2020); with aihwkit's

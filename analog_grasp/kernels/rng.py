@@ -29,18 +29,18 @@ _HALF = 64
 _BLOCK = 2 * _HALF
 
 
-def _polynomial(
-    function: Callable[[np.ndarray], np.ndarray], end: float, degree: int
+def polynomial(
+    function: Callable[[np.ndarray], np.ndarray], first: float, last: float, degree: int
 ) -> tuple[np.float32, ...]:
-    """Return the coefficients of the polynomial through the Chebyshev nodes of [0, end]."""
-    fit = Chebyshev.interpolate(function, degree, [0.0, end])
+    """Return the coefficients of the polynomial through the Chebyshev nodes, lowest power first."""
+    fit = Chebyshev.interpolate(function, degree, [first, last])
     return tuple(np.float32(c) for c in fit.convert(kind=Polynomial).coef)
 
 
 # -2 ln of a mantissa 1 + m; cos(pi t) and sin(pi t) / t of s = t^2, for t in [-1/2, 1/2].
-_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = _polynomial(lambda m: -2 * np.log1p(m), 1.0, 7)
-_C0, _C1, _C2, _C3, _C4 = _polynomial(lambda s: np.cos(np.pi * np.sqrt(s)), 0.25, 4)
-_S0, _S1, _S2, _S3, _S4 = _polynomial(lambda s: np.pi * np.sinc(np.sqrt(s)), 0.25, 4)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = polynomial(lambda m: -2 * np.log1p(m), 0.0, 1.0, 7)
+_C0, _C1, _C2, _C3, _C4 = polynomial(lambda s: np.cos(np.pi * np.sqrt(s)), 0.0, 0.25, 4)
+_S0, _S1, _S2, _S3, _S4 = polynomial(lambda s: np.pi * np.sinc(np.sqrt(s)), 0.0, 0.25, 4)
 _TWO_LN2 = np.float32(2 * np.log(2))
 # The float32 exponent of 2^31, which represents u = 1.
 _TOP = 127 + 31
@@ -82,13 +82,7 @@ def _mixed(h: np.uint32, key: np.uint32) -> np.uint32:
 
 @numba.njit(inline="always")
 def fill_bits(key: np.uint64, start: int, out: Words) -> None:
-    """Fill `out` with 32 random bits per position.
-
-    Args:
-        key: 64 bits, from `row_key`.
-        start: The first position.
-        out: Part of a row, filled.
-    """
+    """Fill `out` with 32 random bits per position, from `start` on; `key` is from `row_key`."""
     first, second = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
     first = np.uint32(first + np.uint32(start))
     for o in range(out.shape[0]):
@@ -97,12 +91,7 @@ def fill_bits(key: np.uint64, start: int, out: Words) -> None:
 
 @numba.njit(fastmath={"contract"})
 def fill_normal(key: np.uint64, out: Floats) -> None:
-    """Fill `out` with standard normal deviates, a function of key and position.
-
-    Args:
-        key: 64 bits, from `row_key`.
-        out: One row, filled.
-    """
+    """Fill a row with standard normal deviates, a function of position and key (of `row_key`)."""
     whole = out.size - out.size % _BLOCK
     for start in range(0, whole, _BLOCK):
         _fill_block(key, start, out[start : start + _HALF], out[start + _HALF : start + _BLOCK])
@@ -172,12 +161,7 @@ def normal(
 
 
 def uniform(key: int, shape: tuple[int, ...], *, device: torch.device | str) -> Tensor:
-    """Return uniform float32 deviates in [0, 1), multiples of 2^-24; positions as in `normal`.
-
-    Args:
-        key: Key of the stream; its lowest 64 bits count.
-        shape: Shape of the result.
-        device: Processor of the result.
+    """Return uniform float32 deviates in [0, 1), multiples of 2^-24; arguments as for `normal`.
 
     Example:
         >>> bool(uniform(7, (100, 100), device="cpu").mean().sub(0.5).abs() < 0.02)

@@ -149,6 +149,6 @@ def test_a_read_out_is_the_mean_magnitude_of_each_column():
     read = np.empty(6, np.float32)
     none = np.empty((0, 0), np.float32)
     arguments = (np.float32(0.25), np.float32(1.5), np.uint64(0), read)
-    read_columns(6, weight, np.float32(0.0), none, *arguments)
+    read_columns(6, weight, none, *arguments)
     rounded = (np.rint(weight / 0.25) * 0.25).clip(-1.5, 1.5)
     np.testing.assert_allclose(read, np.abs(rounded).mean(1), rtol=1e-6)
