@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from analog_grasp import GraspConfig, train
@@ -51,12 +51,6 @@ def test_predict_restores_the_mode_after_a_failure(model, small_reviews):
     with pytest.raises(TypeError):
         small_reviews.predict(model)
     assert model.training
-
-
-def test_an_untrained_adapter_does_not_change_the_logits(model, small_reviews):
-    base = small_reviews.predict(model)
-    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"))
-    np.testing.assert_allclose(small_reviews.predict(adapted), base, atol=1e-6)
 
 
 def test_scores_and_evaluate_agree_with_the_logits(model, small_reviews):
@@ -163,11 +157,6 @@ def test_integers_are_valid_regression_labels(tiny_folder):
     model = load_base_model(task, str(tiny_folder))
     encoded = task.encode("train", tokenizer_for(model)).with_format("torch")
     assert model(input_ids=encoded[:1]["input_ids"], labels=encoded[:1]["labels"]).loss >= 0
-
-
-def test_a_copied_task_predicts_the_same(model, small_reviews):
-    expected = small_reviews.predict(model)
-    np.testing.assert_array_equal(copy.deepcopy(small_reviews).predict(model), expected)
 
 
 def rows_with(labels, texts=None):
@@ -295,29 +284,6 @@ def test_the_label_order_of_a_fine_tuned_model_is_kept(reversed_folder, small_re
     # The labels of a model that is right everywhere, in its own order.
     right = 1 - small_reviews.labels("train")
     assert small_reviews.training_rows(model, tokenizer_for(model))["labels"][:] == right.tolist()
-    biased = 100.0 * torch.eye(2)
-
-    def perfect(split):
-        model.classifier.weight.data.zero_()
-        labels = small_reviews.labels(split)
-        texts = small_reviews.rows(split)["text"][:]
-        answers = {
-            tuple(tokenizer_for(model)(t)["input_ids"]): 1 - n
-            for t, n in zip(texts, labels, strict=True)
-        }
-        pad = tokenizer_for(model).pad_token_id
-
-        def head(_, arguments, options, output):
-            rows = options["input_ids"].tolist()
-            ids = [tuple(token for token in row if token != pad) for row in rows]
-            output.logits = torch.stack([biased[answers[each]] for each in ids])
-            return output
-
-        return model.register_forward_hook(head, with_kwargs=True)
-
-    hook = perfect("validation")
-    assert small_reviews.evaluate(model) == 1.0
-    hook.remove()
 
 
 def test_other_classes_of_a_fine_tuned_model_are_warned_of(reversed_folder, tiny_folder):

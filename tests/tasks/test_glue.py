@@ -27,18 +27,16 @@ def test_sizes_of_the_official_files(glue_dir, name, train, validation, metrics)
     assert task.metrics == metrics
 
 
-def test_cola_has_no_header(glue_dir):
-    task = load_task("glue/cola", glue_dir)
-    assert task.train[0] == {
-        "text": "Our friends won't buy this analysis, let alone the next one we propose.",
-        "label": 1,
-    }
-    assert task.validation[4] == {"text": "As you eat the most, you want the least.", "label": 0}
-
-
-def test_sst2_first_example(glue_dir):
-    first = load_task("glue/sst2", glue_dir).validation[0]
-    assert first == {"text": "it 's a charming and often affecting journey . ", "label": 1}
+@pytest.mark.parametrize(
+    ("name", "index", "row"),
+    [
+        # Without a header.
+        ("cola", 4, {"text": "As you eat the most, you want the least.", "label": 0}),
+        ("sst2", 0, {"text": "it 's a charming and often affecting journey . ", "label": 1}),
+    ],
+)
+def test_rows_of_the_official_files(glue_dir, name, index, row):
+    assert load_task(f"glue/{name}", glue_dir).validation[index] == row
 
 
 def test_mrpc_keeps_single_quotation_marks_and_drops_the_byte_order_mark(glue_dir):
