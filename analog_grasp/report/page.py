@@ -101,17 +101,8 @@ def write_report(
         OSError: A file cannot be written.
 
     Example:
-        >>> import tempfile
-        >>> cells = [
-        ...     Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
-        ... ]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     paths = write_report(
-        ...         folder, question="GRASP on reviews", settings={"seed": 7},
-        ...         measurements=cells, adapters=[],
-        ...     )
-        >>> paths[-1].name
-        'report.html'
+        ``write_report("out", question="GRASP on reviews", settings={"seed": 7},
+        measurements=cells, adapters=records)``
     """
     if not measurements:
         raise ValueError("The run has no measurements yet: a report needs at least one.")

