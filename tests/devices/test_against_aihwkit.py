@@ -15,7 +15,7 @@ LEVELS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 DAY = 86_400.0
 TIMES = (0.0, 20.0, 3600.0, DAY, 365 * DAY)
 # All samples are seeded, so that the p-values are fixed. At this level a standard deviation that is
-# 5 % off is detected; see test_a_wrong_std_is_detected.
+# 5 % off is detected; see test_a_wrong_scale_is_detected.
 LEAST_P = 1e-4
 
 PCM = {
@@ -140,18 +140,15 @@ def test_aihwkit_tiles_scale_wan2022_by_the_noisy_maximum():
     assert p_value(read, through_tile) < LEAST_P
 
 
-def test_a_wrong_std_is_detected():
-    ours, theirs = both("pcm-nandakumar2019")
-    theirs.prog_noise_scale = 1.05
+@pytest.mark.parametrize(
+    ("name", "scale", "factor", "quantity"),
+    [
+        ("pcm-nandakumar2019", "prog_noise_scale", 1.05, "apply_programming_noise_to_conductance"),
+        ("pcm-hermes-2", "drift_scale", 1.01, "generate_drift_coefficients"),
+    ],
+)
+def test_a_wrong_scale_is_detected(name, scale, factor, quantity):
+    ours, theirs = both(name)
+    setattr(theirs, scale, factor)
     g = targets(ours, 0.5)
-    a = ours.apply_programming_noise_to_conductance(g)
-    b = theirs.apply_programming_noise_to_conductance(g)
-    assert p_value(a, b) < LEAST_P
-
-
-def test_a_wrong_exponent_is_detected():
-    ours, theirs = both("pcm-hermes-2")
-    theirs.drift_scale = 1.01
-    g = targets(ours, 0.5)
-    a, b = ours.generate_drift_coefficients(g), theirs.generate_drift_coefficients(g)
-    assert p_value(a, b) < LEAST_P
+    assert p_value(getattr(ours, quantity)(g), getattr(theirs, quantity)(g)) < LEAST_P

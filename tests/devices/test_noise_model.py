@@ -1,7 +1,6 @@
 """The noise model: times, seeds, order of calls, ranges, switches, stuck devices and dies."""
 
 import copy
-import itertools
 import math
 import pickle
 import warnings
@@ -43,15 +42,11 @@ def weights(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "with_data", "message"),
     [
-        (
-            "rram-wan2022",
-            2 * DAY,
-            "is tabulated up to 2d: from then on its standard deviation is that of 2d",
-        ),
+        ("rram-wan2022", 2 * DAY, "is tabulated up to 2d: from then on its standard deviation is"),
         ("rram-milo2021", 0.0, "has no drift data: it is read at all times as at 0s"),
     ],
 )
-def test_a_time_without_data_gives_one_note_per_card(name, with_data, message):
+def test_a_time_without_data_gives_one_note_per_card_whatever_the_age(name, with_data, message):
     card = DeviceCard.load(name).with_(adc_bits=6)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -61,9 +56,9 @@ def test_a_time_without_data_gives_one_note_per_card(name, with_data, message):
         for seed, time in ((0, 30 * DAY), (1, 365 * DAY)):
             CardNoiseModel(card, seed).apply_noise(weights(4, 4), time)
             CardNoiseModel(card, seed).read_weights(weights(4, 4), time)
-    assert [(str(note.message), note.filename) for note in caught] == [
-        (f'device card "{name}" {message}.', __file__)
-    ]
+    (note,) = caught
+    assert str(note.message).startswith(f'device card "{name}" {message}')
+    assert note.filename == __file__
 
 
 def test_cards_of_no_real_device_give_no_note():
@@ -110,34 +105,6 @@ def test_conductances_stay_in_range(name, time, low):
         # In single precision the limits themselves are rounded.
         assert (read >= torch.tensor(g_min)).all()
         assert (read <= torch.tensor(g_max)).all()
-
-
-@pytest.mark.parametrize("u", [0.1, 0.4, 0.9])
-@pytest.mark.parametrize(
-    ("name", "effects"),
-    [
-        # Read noise of a device that does not drift, and relaxation: both grow with time.
-        ("pcm-nandakumar2019", ("drift",)),
-        ("pcm-hermes-1", ("drift",)),
-        ("pcm-hermes-2", ("drift",)),
-        ("rram-cmo-falcone", ("read",)),
-        ("rram-cmo-falcone-2pct", ("read",)),
-        ("sonos-agrawal2022", ("read",)),
-    ],
-)
-def test_std_does_not_decrease_with_time(name, effects, u):
-    m = model(name, 3, effects)
-    section = m.card.conductance
-    g = torch.full((50_000,), section.g_min + u * (section.g_max - section.g_min)).double()
-    programmed, state = (
-        m.apply_programming_noise_to_conductance(g),
-        m.generate_drift_coefficients(g),
-    )
-    times = [60.0, 3600.0, 6 * 3600.0, DAY, 1.5 * DAY, 2 * DAY, 3 * DAY, 4 * DAY, 5 * DAY]
-    stds = [float(m.apply_drift_noise_to_conductance(programmed, state, t).std()) for t in times]
-    # Read noise is drawn for each time, so that the samples' stds vary by 0.5 %.
-    assert all(b > 0.99 * a for a, b in itertools.pairwise(stds)), stds
-    assert stds[-1] > 1.01 * stds[0]
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -246,14 +213,10 @@ def test_a_negative_time_is_an_error():
         m.apply_drift_noise(w, state, -1.0)
 
 
-def extrapolating() -> DeviceCard:
-    wan = DeviceCard.load("rram-wan2022")
-    return wan.model_copy(update={"drift": wan.drift.model_copy(update={"beyond": "extrapolate"})})
-
-
-@pytest.mark.filterwarnings("ignore:device card:UserWarning")
 def test_a_table_is_extrapolated_in_ln_t_if_the_card_states_it():
-    card, day = extrapolating(), 86_400.0
+    wan, day = DeviceCard.load("rram-wan2022"), 86_400.0
+    drift = wan.drift.model_copy(update={"beyond": "extrapolate"})
+    card = wan.model_copy(update={"drift": drift})
     targets = torch.full((200, 500), 20.0)
 
     def std(time):
@@ -334,11 +297,8 @@ def test_factors_of_dies_have_the_stated_std(name):
 
 def test_means_and_stds_have_separate_factors():
     card = DeviceCard.load("pcm-nandakumar2019")
-    means = card.model_copy(update={"die_to_die": card.with_(die_to_die=0.2).die_to_die})
-    means = means.model_copy(
-        update={"die_to_die": means.die_to_die.model_copy(update={"std": 0.0})}
-    )
-    die = card_on_die(means, 5)
+    variation = card.with_(die_to_die=0.2).die_to_die.model_copy(update={"std": 0.0})
+    die = card_on_die(card.model_copy(update={"die_to_die": variation}), 5)
     assert die.programming == card.programming
     assert die.read == card.read
     g = torch.linspace(0, 25, 50)
