@@ -6,7 +6,7 @@ pcm-hermes-2. The exponent of the time is fitted by least squares in log-log, wi
 error; the peak memory is that of a process that does the same once, in excess of the loaded
 modules.
 
-    python benchmarks/scaling.py --figure docs/images/performance-scaling.png
+    python benchmarks/scaling.py --figure scaling.png
 
 About five minutes on 2 cores.
 """
