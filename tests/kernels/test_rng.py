@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
 
 from analog_grasp.kernels.rng import _normal_torch, normal, uniform
 
@@ -45,8 +45,16 @@ def test_any_number_of_threads_gives_the_same_bits():
 def test_deviates_are_standard_normal():
     x = normal(11, (1000, 1000), device=CPU, dtype=torch.float64).flatten()
     assert kstest(x.numpy(), "norm").pvalue > 1e-4
+    assert kstest(1.02 * x.numpy(), "norm").pvalue < 1e-6
     for power, moment, error in ((1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)):
         assert abs(float((x**power).mean()) - moment) < 4 * error / 1000
+
+
+@pytest.mark.parametrize("tail", [3.0, 4.0])
+def test_the_tails_are_filled(tail):
+    x = normal(1, (4000, 1000), device=CPU, dtype=FLOAT).abs()
+    expected = x.numel() * 2 * norm.sf(tail)
+    assert abs(int((x > tail).sum()) - expected) < 5 * expected**0.5
 
 
 def test_rows_columns_and_keys_are_independent():
