@@ -138,7 +138,7 @@ def pretrained(task: Task, quick: bool) -> PreTrainedModel:
 def our_step(model: PreTrainedModel, converters: str | None = None) -> Step:
     """Return the training step of `analog_grasp.train`."""
     adapted = adapt(model, "grasp", groups=GROUPS, target_modules="all-linear").train()
-    noise = WeightNoise(adapted, NOISE)
+    noise = WeightNoise(adapted, NOISE, reduced=converters is None)
     converted = ConverterLoop(adapted, converters).applied if converters else nullcontext
     optimizer = optimizer_of(adapted)
 

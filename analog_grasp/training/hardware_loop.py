@@ -5,11 +5,12 @@ quarter of the time of float32; the noise is then written in that type.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -76,18 +77,20 @@ class WeightNoise:
         pattern: LayerPattern = "all-linear",
         reduced: bool = False,
     ) -> None:
-        if isinstance(strength, int | float):
-            noise = _gaussian_noise(strength)
-            self._next_noise = lambda: noise
+        self._std = 0.0
+        self._ranges: tuple[AgeRange, ...] = ()
+        if not isinstance(strength, int | float):
+            self._ranges = parse_ages(strength)
+        elif strength >= 0:
+            self._std = strength
         else:
-            self._next_noise = _device_noises(parse_ages(strength))
-        layers = [layer for _, layer in frozen_layers(model, pattern)]
-        self._reduced = [
-            reduced and type(layer) in (nn.Linear, Conv1D) and fits_bfloat16(layer.weight)
-            for layer in layers
-        ]
-        self._layers = layers if strength or any(self._reduced) else []
-        self._is_noisy = bool(strength)
+            raise ValueError(
+                f"injection is {strength}: a standard deviation of at least 0, or a device at a "
+                "time such as 'pcm-hermes-2@1d', is accepted."
+            )
+        chosen = frozen_layers(model, pattern) if strength or reduced else ()
+        self._is_reduced = reduced
+        self._layers = [layer for _, layer in chosen if strength or self._dtype(layer) is not None]
         self._noisy: list[nn.Parameter] = []
         self._largest: dict[int, Tensor] = {}
 
@@ -114,17 +117,34 @@ class WeightNoise:
     def _draw(self) -> None:
         """Fill the noisy copies, which are allocated once."""
         if not self._noisy:
-            for layer, reduced in zip(self._layers, self._reduced, strict=True):
-                dtype = torch.bfloat16 if reduced else layer.weight.dtype
-                copied = layer.weight.detach().to(dtype, copy=True)
+            for layer in self._layers:
+                copied = layer.weight.detach().to(self._dtype(layer), copy=True)
                 self._noisy.append(nn.Parameter(copied, requires_grad=False))
-        if not self._is_noisy:
+        if not (self._std or self._ranges):
             return
-        perturb = self._next_noise()
+        device = self._next_device() if self._ranges else None
         for i, (layer, noisy) in enumerate(zip(self._layers, self._noisy, strict=True)):
             # The key comes from torch's random state, so that torch.manual_seed seeds the noise.
             key = int(torch.randint(2**62, ()))
-            perturb(layer, self._column_maximum(i, layer), key, noisy)
+            largest, weight, out = self._column_maximum(i, layer), layer.weight.detach(), noisy.data
+            if device is None:
+                _add_gaussian(weight, self._std * largest, key, out)
+            else:
+                _add_device_noise(weight, largest, *device, key, out)
+
+    def _dtype(self, layer: FrozenLayer) -> torch.dtype | None:
+        """Return the type in which a layer's weight is multiplied; None for its own."""
+        plain = type(layer) in (nn.Linear, Conv1D)
+        reduced = self._is_reduced and plain and fits_bfloat16(layer.weight)
+        return torch.bfloat16 if reduced else None
+
+    def _next_device(self) -> tuple[DeviceCard, float]:
+        """Return the device and the age, s, of the next batch."""
+        first = self._ranges[0]
+        if len(self._ranges) == 1 and first.first == first.last:
+            return first.card, first.first
+        index, seconds = draw(self._ranges, int(torch.randint(2**62, ())))
+        return self._ranges[index].card, seconds
 
     def _column_maximum(self, index: int, layer: FrozenLayer) -> Tensor:
         """Return the largest magnitude of each output's weights, cached where they are frozen."""
@@ -185,44 +205,14 @@ class _NoisyCopy(torch.autograd.Function):
         return grad, None
 
 
-_Perturb = Callable[[FrozenLayer, Tensor, int, Tensor], None]
-
-
-def _gaussian_noise(strength: float) -> _Perturb:
-    if not strength >= 0:
-        raise ValueError(
-            f"injection is {strength}: a standard deviation of at least 0, or a device at a time "
-            "such as 'pcm-hermes-2@1d', is accepted."
-        )
-
-    def perturb(layer: FrozenLayer, largest: Tensor, key: int, out: Tensor) -> None:
-        _add_gaussian(layer.weight.detach(), strength * largest, key, out.detach())
-
-    return perturb
-
-
-def _device_noises(ranges: Sequence[AgeRange]) -> Callable[[], _Perturb]:
-    """Return a function that returns the noise of the next batch."""
-    first = ranges[0]
-    if len(ranges) == 1 and first.first == first.last:
-        noise = _device_noise(first.card, first.first)
-        return lambda: noise
-
-    def next_noise() -> _Perturb:
-        index, seconds = draw(ranges, int(torch.randint(2**62, ())))
-        return _device_noise(ranges[index].card, seconds)
-
-    return next_noise
-
-
-def _device_noise(card: DeviceCard, seconds: float) -> _Perturb:
-    def perturb(layer: FrozenLayer, largest: Tensor, key: int, out: Tensor) -> None:
-        target = layer.weight / largest.clamp_min(torch.finfo(largest.dtype).tiny)
-        read = CardNoiseModel(card, key).read_weights(target.contiguous(), seconds)
-        gain = target.abs().mean() / read.abs().mean()
-        torch.mul(read, gain * largest, out=out)
-
-    return perturb
+def _add_device_noise(
+    weight: Tensor, largest: Tensor, card: DeviceCard, seconds: float, key: int, out: Tensor
+) -> None:
+    """Write the weight as read from a device at an age, at its mean magnitude, into ``out``."""
+    target = weight / largest.clamp_min(torch.finfo(largest.dtype).tiny)
+    read = CardNoiseModel(card, key).read_weights(target.contiguous(), seconds)
+    gain = target.abs().mean() / read.abs().mean()
+    torch.mul(read, gain * largest, out=out)
 
 
 def _add_gaussian(weight: Tensor, std: Tensor, key: int, out: Tensor) -> None:
@@ -231,11 +221,24 @@ def _add_gaussian(weight: Tensor, std: Tensor, key: int, out: Tensor) -> None:
         noise = normal(key, weight.shape, device=weight.device, dtype=weight.dtype)
         torch.addcmul(weight, noise, std, out=out)
         return
-    stds = np.broadcast_to(std.numpy(), weight.shape)
     # numpy has no bfloat16.
     written = out.view(torch.uint16).numpy() if out.dtype == torch.bfloat16 else out.numpy()
     kernel = _add_gaussian_rows if written.dtype == np.float32 else _add_gaussian_rows_bfloat16
-    kernel(len(out), weight.numpy(), stds, np.uint64(key), written)
+    kernel(len(out), weight.numpy(), std.numpy(), np.uint64(key), written)
+
+
+@numba.njit(inline="always")
+def _noisy_row(row: int, weight: Floats, std: Floats, key: np.uint64, out: Floats) -> None:
+    """Fill a row of ``weight + std * N(0, 1)``; `std` has one value per row or per column."""
+    fill_normal(row_key(key + np.uint64(row)), out)
+    clean, first = weight[row], std[min(row, std.shape[0] - 1)]
+    if std.shape[1] == 1:
+        scale = first[0]
+        for column in range(out.size):
+            out[column] = clean[column] + scale * out[column]
+    else:
+        for column in range(out.size):
+            out[column] = clean[column] + first[column] * out[column]
 
 
 @parallel_kernel
@@ -243,9 +246,7 @@ def _add_gaussian_rows(
     first: int, end: int, weight: Floats, std: Floats, key: np.uint64, out: Floats
 ) -> None:
     for row in range(first, end):
-        fill_normal(row_key(key + np.uint64(row)), out[row])
-        for column in range(out.shape[1]):
-            out[row, column] = weight[row, column] + std[row, column] * out[row, column]
+        _noisy_row(row, weight, std, key, out[row])
 
 
 @parallel_kernel
@@ -255,14 +256,13 @@ def _add_gaussian_rows_bfloat16(
     noisy = np.empty(out.shape[1], np.float32)
     bits = noisy.view(np.uint32)
     for row in range(first, end):
-        fill_normal(row_key(key + np.uint64(row)), noisy)
-        for column in range(out.shape[1]):
-            noisy[column] = weight[row, column] + std[row, column] * noisy[column]
-        for column in range(out.shape[1]):
+        _noisy_row(row, weight, std, key, noisy)
+        written = out[row]
+        for column in range(written.size):
             # To the nearest, ties to even.
             odd = np.uint32(bits[column] >> np.uint32(16)) & np.uint32(1)
-            rounded = np.uint32(bits[column] + np.uint32(0x7FFF) + odd)
-            out[row, column] = np.uint16(rounded >> np.uint32(16))
+            rounded = np.uint32(bits[column] + np.uint32(np.uint32(0x7FFF) + odd))
+            written[column] = np.uint16(rounded >> np.uint32(16))
 
 
 class ConverterLoop:
@@ -296,11 +296,9 @@ class ConverterLoop:
     def __init__(
         self, model: nn.Module, device: Device, pattern: LayerPattern = "all-linear"
     ) -> None:
-        card = card_with_converters(device)
-        self._layers = [
-            _ConvertedLayer(layer, base_name(path), card)
-            for path, layer in frozen_layers(model, pattern)
-        ]
+        self._card = card_with_converters(device)
+        self._layers = {base_name(path): layer for path, layer in frozen_layers(model, pattern)}
+        self._tiles: dict[str, CrossbarLinear] = {}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -309,25 +307,35 @@ class ConverterLoop:
         Weight noise must be applied inside the block: columns are scaled by the weights at its
         beginning, which are the targets of a chip.
         """
+        filled: set[str] = set()
         try:
-            for layer in self._layers:
-                layer.begin()
+            for name, layer in self._layers.items():
+                if name not in self._tiles or layer.weight.requires_grad:
+                    self._tiles[name] = CrossbarLinear(layer, self._card, name, "none")
+                    # The bias may be trained, so it is added in `_convert`.
+                    self._tiles[name].bias = None
+                layer.__dict__["forward"] = partial(self._convert, name, filled)
             yield
         finally:
-            for layer in self._layers:
-                layer.end()
+            for layer in self._layers.values():
+                layer.__dict__.pop("forward", None)
+
+    def _convert(self, name: str, filled: set[str], x: Tensor) -> Tensor:
+        """Return a layer's output through converters; the first read writes its present weight."""
+        layer, tiles = self._layers[name], self._tiles[name]
+        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        split: Any
+        for split in () if name in filled else tiles.splits:
+            present = weight.detach()[:, split.rows]
+            torch.div(present, split.scale[:, None], out=split.weight)
+            split.limbs = None  # packed again at the next read
+        filled.add(name)
+        y = StraightThrough.apply(x, weight, tiles)
+        return y if layer.bias is None else y + layer.bias
 
 
 def card_with_converters(device: Device) -> DeviceCard:
-    """Return the card of a device, which must state converters.
-
-    Raises:
-        ValueError: The device is unknown or states no converters.
-
-    Example:
-        >>> card_with_converters("pcm-hermes-2").converters.adc_bits
-        8
-    """
+    """Return the card of a device; raise ValueError if it states no converters."""
     card = DeviceCard.load(device)
     if card.converters is None:
         raise ValueError(
@@ -337,50 +345,13 @@ def card_with_converters(device: Device) -> DeviceCard:
     return card
 
 
-class _ConvertedLayer:
-    """A frozen layer, and the tiles that it is computed on within the loop."""
-
-    def __init__(self, layer: FrozenLayer, name: str, card: DeviceCard) -> None:
-        self._layer, self._name, self._card = layer, name, card
-        self._tiles: CrossbarLinear | None = None
-        self._filled = False
-
-    def begin(self) -> None:
-        if self._tiles is None or self._layer.weight.requires_grad:
-            self._tiles = CrossbarLinear(self._layer, self._card, self._name, "none")
-            # The bias may be trained, so it is added in `_forward`.
-            self._tiles.bias = None
-        self._filled = False
-        self._layer.__dict__["forward"] = self._forward
-
-    def end(self) -> None:
-        self._layer.__dict__.pop("forward", None)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        layer, tiles = self._layer, self._tiles
-        assert tiles is not None
-        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        if not self._filled:
-            _fill(tiles, weight.detach())
-            self._filled = True
-        y = StraightThrough.apply(x, weight, tiles)
-        return y if layer.bias is None else y + layer.bias
-
-
-def _fill(tiles: CrossbarLinear, weight: Tensor) -> None:
-    """Write a weight ``(D_out, D)`` to the tiles, in their present scale."""
-    split: Any
-    for split in tiles.splits:
-        torch.div(weight[:, split.rows], split.scale[:, None], out=split.weight)
-        split.limbs = None  # packed again at the next read
-
-
 class StraightThrough(torch.autograd.Function):
     """A read of tiles, any function of the inputs, with the gradient of ``x @ weight.T``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+        fast = weight.bfloat16() if fits_bfloat16(weight) else weight
+        ctx.save_for_backward(fast, x if ctx.needs_input_grad[1] else None)
         # Converter steps are finer than those of bf16, so mixed precision is off here.
         with torch.autocast(x.device.type, enabled=False):
             return read(x.detach().float()).to(x.dtype)

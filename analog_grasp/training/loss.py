@@ -17,13 +17,6 @@ TargetStd = Callable[[Tensor], Tensor]
 def l2(sigma: Tensor, target: Tensor) -> Tensor:
     """Return ``((sigma - sigma*) / sigma*)^2``, elementwise.
 
-    Args:
-        sigma: Learned standard deviations, any shape.
-        target: Target standard deviations sigma*, same shape.
-
-    Source:
-        docs/method.md, section "StochGRASP", form ``"l2"`` of R(sigma, sigma*).
-
     Example:
         >>> l2(torch.tensor(0.2), torch.tensor(0.1)).item()
         1.0
@@ -32,16 +25,9 @@ def l2(sigma: Tensor, target: Tensor) -> Tensor:
 
 
 def kl(sigma: Tensor, target: Tensor) -> Tensor:
-    """Return ``KL(N(mu, sigma^2) || N(mu, sigma*^2))``, elementwise.
+    """Return ``KL(N(mu, sigma^2) || N(mu, sigma*^2))``, elementwise; 0 at sigma = sigma*.
 
-    ``ln(sigma*/sigma) + sigma^2 / (2 sigma*^2) - 1/2``, which is 0 at sigma = sigma*.
-
-    Args:
-        sigma: Learned standard deviations, any shape.
-        target: Target standard deviations sigma*, same shape.
-
-    Source:
-        docs/method.md, section "StochGRASP", form ``"kl"`` of R(sigma, sigma*).
+    ``ln(sigma*/sigma) + sigma^2 / (2 sigma*^2) - 1/2``
 
     Example:
         >>> kl(torch.tensor(0.1), torch.tensor(0.1)).item()

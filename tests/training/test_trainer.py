@@ -194,16 +194,6 @@ def test_model_without_trainable_parameters_raises(adapted, task):
         train(model, task)
 
 
-def test_negative_injection_raises(adapted, task):
-    with pytest.raises(ValueError, match=r"injection is -0\.1"):
-        train(adapted(), task, injection=-0.1)
-
-
-def test_training_arguments_pass_through(adapted, task):
-    done = train(adapted(), task, max_steps=3, batch_size=8, lr_scheduler_type="constant")
-    assert done.global_step == 3
-
-
 def test_files_are_written_to_output_dir_only(adapted, task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(adapted(), task, epochs=1)

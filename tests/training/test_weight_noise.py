@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.profile import profile as device_profile
-from analog_grasp.training import WeightNoise
+from analog_grasp.training import WeightNoise, hardware_loop
 
 INPUTS, COLUMNS = 4000, 5
 
@@ -45,21 +45,14 @@ def test_std_is_relative_to_the_column_maximum(layer, strength):
     )
 
 
-def test_every_block_draws_new_noise(layer):
-    noise = WeightNoise(nn.Sequential(layer), 0.1)
-    drawn = []
-    for _ in range(2):
-        with noise.applied():
-            drawn.append(layer.weight.clone())
-    assert (drawn[0] != drawn[1]).float().mean() > 0.99
-
-
 @pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
-def test_weights_are_restored_on_any_exit(layer, ending):
+def test_every_block_draws_new_noise_and_restores_the_weights_on_any_exit(layer, ending):
     frozen, bits = layer.weight, layer.weight.detach().clone()
     noise = WeightNoise(nn.Sequential(layer), 0.1)
+    with noise.applied():
+        first = layer.weight.detach().clone()
     with pytest.raises(ending) if ending else nullcontext(), noise.applied():
-        assert layer.weight is not frozen
+        assert (layer.weight != first).float().mean() > 0.99
         if ending:
             raise ending
     assert layer.weight is frozen
@@ -89,12 +82,6 @@ def test_pattern_selects_layers(bert):
     with WeightNoise(bert, 0.1, ["query"]).applied():
         noisy = {name for name, p in bert.named_parameters() if p is not frozen[name]}
     assert noisy == {f"bert.encoder.layer.{i}.attention.self.query.weight" for i in (0, 1)}
-
-
-@pytest.mark.parametrize("strength", [-0.1, float("nan")])
-def test_invalid_strength_raises(bert, strength):
-    with pytest.raises(ValueError, match=f"injection is {strength}.*at least 0"):
-        WeightNoise(bert, strength)
 
 
 def test_trainable_weight_receives_the_gradient_of_its_noisy_copy(layer):
@@ -133,9 +120,18 @@ def test_noise_of_a_device(layer, where):
     assert measured == pytest.approx(float(expected), rel=0.1)
 
 
-@pytest.mark.parametrize("strength", ["pcm-hermes-2", "nothing@1d", "pcm-hermes-2@soon"])
-def test_strength_without_device_and_time_raises(layer, strength):
-    with pytest.raises(ValueError, match=r"has no drift time|nothing|soon"):
+@pytest.mark.parametrize(
+    ("strength", "sentence"),
+    [
+        (-0.1, r"injection is -0\.1.*at least 0"),
+        (float("nan"), "injection is nan.*at least 0"),
+        ("pcm-hermes-2", "has no drift time"),
+        ("nothing@1d", "nothing"),
+        ("pcm-hermes-2@soon", "soon"),
+    ],
+)
+def test_invalid_strength_raises(layer, strength, sentence):
+    with pytest.raises(ValueError, match=sentence):
         WeightNoise(nn.Sequential(layer), strength)
 
 
@@ -163,10 +159,31 @@ def test_device_and_age_are_drawn_for_every_batch(layer):
     assert aged.max() > 1.2 * aged.min()
 
 
-def test_a_range_of_one_age_is_that_age(layer):
+@pytest.mark.parametrize("strength", [0.0, 0.04, "gaussian:0.1@0s"])
+def test_frozen_weights_are_multiplied_in_bfloat16(layer, strength, monkeypatch):
+    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: True)
+    layer.weight.requires_grad_(False)
+    x, direction = torch.randn(3, 2, INPUTS, requires_grad=True), torch.randn(3, 2, COLUMNS)
     found = []
-    for where in ("pcm-hermes-2@1d", "pcm-hermes-2@1d..1d"):
+    for reduced in (True, False):
         torch.manual_seed(1)
-        with WeightNoise(nn.Sequential(layer), where).applied():
-            found.append(columns(layer).detach().clone())
-    assert torch.equal(*found)
+        with WeightNoise(nn.Sequential(layer), strength, reduced=reduced).applied():
+            noisy, y = columns(layer).detach(), layer(x)
+            y.backward(direction)
+        assert "forward" not in vars(layer)
+        found.append((noisy, y.detach(), x.grad, layer.bias.grad))
+        x.grad = layer.bias.grad = None
+    (reduced, y, *grads), (exact, y_exact, *grads_exact) = found
+    assert torch.equal(reduced, exact.bfloat16())
+    assert (y.dtype, y.shape) == (torch.float32, y_exact.shape)
+    # Rounding errors of 2^-9 relative add up at random.
+    sizes = (x.detach().square() @ exact.square().T).sqrt()
+    assert ((y - y_exact) / sizes).abs().max() < 0.02
+    for ours, expected in zip(grads, grads_exact, strict=True):
+        assert (ours - expected).norm() < 0.01 * expected.norm()
+
+
+def test_trainable_weights_stay_in_float32(layer, monkeypatch):
+    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: True)
+    with WeightNoise(nn.Sequential(layer), 0.1, reduced=True).applied():
+        assert layer.weight.dtype == torch.float32
