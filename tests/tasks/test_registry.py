@@ -61,7 +61,6 @@ def test_a_registered_task(tmp_path):
         "text_metrics",
         "registry",
         "classification",
-        "splits",
         "tables",
         "base",
     ],
