@@ -126,19 +126,15 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Programming:
-    """Program-and-verify of a number of weights; None for what the cost model does not state.
-
-    Attributes:
-        devices: Memory devices.
-        pulses: Pulses per device.
-        energy: Energy, J.
-        time: Time to program one tile after the other, s.
-    """
+    """Program-and-verify of a number of weights; None for what the cost model does not state."""
 
     devices: int | None
     pulses: Range | None
+    """Pulses per device."""
     energy: Range | None
+    """Energy, J."""
     time: Range | None
+    """Time to program one tile after the other, s."""
 
     @classmethod
     def of(cls, model: CostModel, weights: int, pulses: float | None = None) -> "Programming":

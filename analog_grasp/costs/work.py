@@ -115,13 +115,8 @@ def count_work(
 ) -> Work:
     """Count the work of one batch in one digital forward pass of a deployed model.
 
-    Activation functions, the softmax and additions are not counted.
-
-    Args:
-        deployment: The deployment; its chip need not be programmed.
-        sequence: Tokens per sequence.
-        batch: Sequences per batch.
-        inputs: The model's inputs for one batch, for models that do not take ``input_ids``.
+    Activation functions, the softmax and additions are not counted. The arguments are those of
+    `analog_grasp.costs`.
 
     Raises:
         ValueError: A number is below 1, or the model has no positions for so many tokens.

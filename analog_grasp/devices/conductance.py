@@ -43,15 +43,12 @@ _MULTIPLIER = 889
 
 
 class StateCurves(NamedTuple):
-    """The distribution of conductances before power-law drift or relaxation.
-
-    Attributes:
-        stds: Standard deviation, a function of the mean g + shift(g).
-        shifts: Shift of the mean, a function of the target g.
-    """
+    """The distribution of conductances before power-law drift or relaxation."""
 
     stds: CurveSum
+    """Standard deviation, a function of the mean g + shift(g)."""
     shifts: CurveSum
+    """Shift of the mean, a function of the target g."""
 
 
 def state_curves(card: DeviceCard, time: float) -> StateCurves:
@@ -217,11 +214,8 @@ def weight_std(card: DeviceCard, values: Sequence[float], time: float) -> Floats
 
     Args:
         card: The device.
-        values: Stored values relative to the largest, in [-1, 1], ``(n,)``.
+        values: Stored values relative to the largest, in [-1, 1], ``(n,)``, as is the result.
         time: Time since programming, s.
-
-    Returns:
-        Standard deviations relative to the largest stored value, ``(n,)``.
 
     Example:
         >>> weight_std(DeviceCard.load("gaussian:0.1"), [-1.0, 0.5], 0.0).round(3).tolist()

@@ -303,12 +303,7 @@ def joules_of(operations: float, tops_per_watt: Range) -> Range:
 
 
 def times(count: float, energy: Range) -> Range:
-    """Return a range multiplied by a number.
-
-    Example:
-        >>> times(2, (1.0, 2.0, 3.0))
-        (2.0, 4.0, 6.0)
-    """
+    """Return a range multiplied by a number."""
     low, value, high = energy
     return count * low, count * value, count * high
 

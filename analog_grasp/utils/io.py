@@ -91,11 +91,7 @@ def _check(part: Any, depth: int = 0) -> None:
 
 
 def write_atomically(path: Path | str, content: bytes) -> None:
-    """Replace a file by new content in one step, so that no reader sees a partial file.
-
-    Args:
-        path: The file; its folder must exist.
-        content: All bytes of the file.
+    """Replace a file in an existing folder in one step, so that no reader sees a partial file.
 
     Raises:
         OSError: The file cannot be written; an older one is kept.

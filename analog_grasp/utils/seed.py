@@ -13,9 +13,6 @@ def derive_seed(*parts: int | str | float) -> int:
     Args:
         parts: The identity of a stream, such as a chip's seed, a layer's name and a tile's index.
 
-    Returns:
-        An integer in [0, 2**63).
-
     Example:
         >>> derive_seed(0, "encoder.layer.0", 3) == derive_seed(0, "encoder.layer.0", 3)
         True

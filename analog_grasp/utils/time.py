@@ -58,12 +58,6 @@ def format_time(seconds: float) -> str:
 
     The units are y (365 days), d, h, min and s. `parse_time` returns the same time.
 
-    Args:
-        seconds: The time, s; not negative.
-
-    Returns:
-        Text such as "0s", "1h", "30d" or "10y".
-
     Raises:
         ValueError: `seconds` is negative or not finite.
 
