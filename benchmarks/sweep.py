@@ -107,6 +107,8 @@ def times_table(settings: StudyConfig, chips: int, clock: Callable[[], float]) -
     """Return one row per device and one for the whole study."""
     adapters = len(settings.model.adapters)
     each = adapters * TIMES * chips
+    # The first measurement of a process loads or compiles the kernels.
+    one_cell(our_cells, settings, settings.hardware.devices[0])
     totals, rows = dict.fromkeys((*OURS, LOOP), 0.0), []
     for device in settings.hardware.devices:
         paces = device_paces(settings, device, clock)
