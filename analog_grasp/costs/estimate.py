@@ -32,7 +32,7 @@ class Load(NamedTuple):
 
     stages: tuple[Stage, ...]
     parts: int = 1
-    """How often the tiles are rewritten for a single layer that needs more tiles than there are."""
+    """Rewrites of the tiles, above 1 for a single layer that needs more tiles than there are."""
 
 
 @dataclass(frozen=True)
