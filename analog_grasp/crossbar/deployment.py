@@ -160,8 +160,6 @@ class Deployment:
     ) -> dict[str, float]:
         """Set the DAC's input range of every layer from the inputs that the model has on data.
 
-        Inputs beyond a range are clipped.
-
         Args:
             observe: Runs a model on data, digitally, such as
                 ``lambda model: task.subset(train=64).scores(model, "train")``.
@@ -170,7 +168,7 @@ class Deployment:
             model: The attached model whose ranges are set; by default ``self.model``.
 
         Returns:
-            The range of each layer, by name; they are used until the next call.
+            The range of each layer, by name, used until the next call; inputs beyond are clipped.
 
         Raises:
             ValueError: The percentile is not above 0 and at most 100, or the DAC is exact.
