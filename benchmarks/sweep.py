@@ -112,7 +112,7 @@ def times_table(settings: StudyConfig, chips: int, clock: Callable[[], float]) -
     totals, rows = dict.fromkeys((*OURS, LOOP), 0.0), []
     for device in settings.hardware.devices:
         paces = device_paces(settings, device, clock)
-        # The loop converts and programs again for every adapter and chip; ours programs as part of measuring.
+        # The loop converts and programs again for every adapter and chip; ours while it measures.
         per_cell = {name: pace.cell for name, pace in paces.items()}
         per_cell[LOOP] += paces[LOOP].start / TIMES
         rows.append((device, *shown(per_cell)))
