@@ -257,9 +257,16 @@ def train_adapter(
         callbacks=[_Steps(description, progress)],
         **saving,
     )
-    # A model that is trained whole has no digital adapter to distil.
-    if isinstance(model, PeftModel) and (ages := config.second_stage()):
+    ages = config.second_stage()
+    if ages and not isinstance(model, PeftModel):
+        warnings.warn(
+            f"The adapter {kind_of(model) or 'full'} trains the whole model, so that no digital "
+            "parameters are left for the second stage (then): it has the first stage alone.",
+            stacklevel=2,
+        )
+    elif ages:
         advance = progress(f"{description}, on simulated chips", training.then_steps)
+        assert isinstance(model, PeftModel)
         distil(
             model, task, ages, steps=training.then_steps, seed=seed,
             batch_size=training.batch_size, advance=advance,

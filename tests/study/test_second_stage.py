@@ -69,3 +69,9 @@ def test_a_run_grows_but_not_beyond_what_its_adapters_were_distilled_on(tmp_path
     for change in ({"times": ("1y",)}, {"devices": ("ideal",)}):
         with pytest.raises(ValueError, match=r"another run, whose then is \['pcm-hermes-2@0s..1d'"):
             open_run(tmp_path, config.replace(**change))
+
+
+def test_a_model_that_is_trained_whole_has_the_first_stage_alone(settings, tmp_path):
+    whole = {"adapters": ("full",), "placement": "folded", "groups": None}
+    run = compare(tmp_path / "run", **settings | FEW | STAGE | whole)
+    assert "full trains the whole model" in (run.directory / "run.log").read_text()
