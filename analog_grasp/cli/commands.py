@@ -222,8 +222,6 @@ def tune(
         settings = given(context)
         check_placement(adapter, "folded")
         resolved = resolve(settings, config)
-        if "then" not in resolved.given():
-            resolved = resolved.replace(then="none")
         stated = [name for name, value in settings.items() if value is not None]
         check_effects(resolved, [adapter], stated)
         checks.check_study(resolved.replace(adapters=(adapter,)))

@@ -280,8 +280,8 @@ def test_recalibrate_measures_each_treatment_and_its_cost(ag, finished, tiny, tm
     assert variants == {"grasp", "grasp+scheduled", "grasp+recalibrated-4"}
     assert "Costs per age" in ended.out
     summary = (out / "summary.md").read_text()
-    assert "devices that reprogramming would write" in summary
+    assert "weights that reprogramming would write" in summary
     (costs,) = [c for c in treatment_costs(out) if c.variant == "grasp+recalibrated-4"]
     assert (costs.fits, costs.examples) == (1, 4)
     assert costs.examples_read > 4
-    assert costs.devices > 10 * costs.parameters
+    assert costs.weights > 10 * costs.parameters
