@@ -44,7 +44,7 @@ def test_tune_writes_all_that_it_names(ag, small_study, studied):
     for name in FILES:
         assert (studied / name).stat().st_size > 0
         assert f"wrote {studied / name}" in ended.out.splitlines()
-    assert [row["noise_weight"] for row in rows(studied)] == ["1.0", "0.0"]
+    assert [row["noise_weight"] for row in rows(studied)] == ["0.01", "0.0"]
     levels = ["ideal@0s", "ideal@1d", "pcm-hermes-2@0s", "pcm-hermes-2@1d"]
     assert list(rows(studied)[0])[-4:] == levels
     for shown in ("Best trials", "The best of 2 complete trials", "which no trial has used"):
@@ -54,7 +54,7 @@ def test_tune_writes_all_that_it_names(ag, small_study, studied):
 
 def test_the_best_setting_serves_train_and_compare(ag, studied, tmp_path):
     best = studied / "best.toml"
-    assert tomllib.loads(best.read_text())["noise_weight"] in (0.0, 1.0)
+    assert tomllib.loads(best.read_text())["noise_weight"] in (0.0, 0.01)
     trained = ["train", "--adapter", "stochgrasp", "--config", best, "--out", tmp_path / "one"]
     assert ag(*trained).status == 0
     compared = ["compare", "--config", best, "--out", tmp_path / "both"]
@@ -99,7 +99,7 @@ def test_an_interrupted_tuning_says_what_is_kept(ag, small_study, tmp_path, monk
         "tuning."
     )
     assert ag(*small_study, "--out", out).status == 0
-    assert [row["noise_weight"] for row in rows(out)] == ["1.0", "0.0"]
+    assert [row["noise_weight"] for row in rows(out)] == ["0.01", "0.0"]
 
 
 @pytest.mark.parametrize(
