@@ -32,7 +32,7 @@ def test_a_small_part_is_measured_and_drawn(
     for name in ("grasp+scheduled", "grasp+recalibrated-4", "grasp+two-stages"):
         assert name in printed
     assert "recovered (% of the loss, mean over devices), digital" in printed
-    assert "devices that reprogramming would write" in " ".join(printed.split())
+    assert "weights that reprogramming would write" in " ".join(printed.split())
     assert (tmp_path / "recalibration-reviews.svg").is_file()
 
 
