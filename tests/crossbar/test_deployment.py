@@ -303,7 +303,7 @@ def test_each_model_has_its_own_calibrated_ranges(bert, batch):
 
 @pytest.mark.parametrize("percentile", [0, 101, float("nan")])
 def test_a_percentile_out_of_range_is_an_error(bert, percentile):
-    with pytest.raises(ValueError, match="percentile of the inputs"):
+    with pytest.raises(ValueError, match="percentile for a range"):
         on(bert).calibrate(lambda model: None, percentile=percentile)
 
 
