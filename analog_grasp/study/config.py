@@ -159,7 +159,7 @@ def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[
         affected = setting.note.adapters
         if name not in names or not config.is_changed(name):
             continue
-        stated = f"The setting {name} is {config.value(name)!r}, which has no effect on"
+        stated = f"The setting {name} is {shown(config.value(name))}, which has no effect on"
         if len(saved) == len(kinds) and setting.section == "training":
             raise ValueError(f"{stated} saved adapters, as these are trained already: omit {name}.")
         if affected and not saved and not set(kinds) & set(affected):

@@ -26,7 +26,7 @@ ADAPTERS = ("grasp", "stochgrasp")
 DEVICES = ("pcm-hermes-2", "rram-wan2022")
 TIMES = (0.0, 86_400.0)
 # Without the settings of the training, which have no effect on saved adapters.
-UNTRAINED = {"groups": None, "epochs": None, "batch_size": None}
+UNTRAINED = {"groups": None, "epochs": None, "batch_size": None, "then": None}
 
 
 def records(folder: Path) -> dict:
