@@ -24,6 +24,7 @@ def sweep(monkeypatch):
     return sweep
 
 
+@pytest.mark.slow
 def test_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
     # In this process: to load all modules into another takes longer than the rest.
     study = ["--adapters", "grasp", "bitfit", "--chips", "2"]

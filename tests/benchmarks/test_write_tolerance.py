@@ -20,6 +20,7 @@ def script(monkeypatch):
     return write_tolerance
 
 
+@pytest.mark.slow
 def test_every_rule_is_scored(script, bert_folder, tmp_path, monkeypatch, capsys):
     model = AutoModelForSequenceClassification.from_pretrained(bert_folder)
     settings = {
