@@ -53,15 +53,16 @@ class StateCurves(NamedTuple):
 
 def state_curves(card: DeviceCard, time: float) -> StateCurves:
     """Return the curves of the programmed state, or of the table's state at a time, s."""
-    table = card.drift.table if isinstance(card.drift, TabulatedDrift) else ()
-    if not table or time <= table[0].time:
+    drift = card.drift
+    if not isinstance(drift, TabulatedDrift) or time <= drift.table[0].time:
         state = card.programming
         if state is None:
             return StateCurves((), ())
         return StateCurves(((1.0, state),), () if state.shift is None else ((1.0, state.shift),))
+    table = drift.table
     after = next((i for i, row in enumerate(table) if time <= row.time), len(table) - 1)
     rows = [(1.0, table[after])]
-    held = time >= table[after].time and card.drift.beyond == "hold"  # type: ignore[union-attr]
+    held = time >= table[after].time and drift.beyond == "hold"
     if not held and time != table[after].time:
         before = table[after - 1]
         fraction = math.log(time / before.time) / math.log(table[after].time / before.time)

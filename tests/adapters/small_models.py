@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from analog_grasp.training.distillation import adapter_parameters
+
 WIDTH = 12
 
 
@@ -82,3 +84,12 @@ def move(model, seed=2, std=0.3):
 
 def close(a, b, tolerance=1e-5):
     torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def bits(model):
+    """Return copies of the parameters of an adapter and its head, by name."""
+    return {name: p.detach().clone() for name, p in adapter_parameters(model)}
+
+
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)

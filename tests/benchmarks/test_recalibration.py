@@ -1,26 +1,14 @@
 """The benchmark of recalibration on a small model."""
 
 import sys
-from pathlib import Path
 
 import pytest
+import recalibration
 
 from analog_grasp.study.records import Measurement
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def recalibration(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import recalibration
-
-    return recalibration
-
-
-def test_a_small_part_is_measured_and_drawn(
-    recalibration, bert_folder, tmp_path, monkeypatch, capsys
-):
+def test_a_small_part_is_measured_and_drawn(bert_folder, tmp_path, monkeypatch, capsys):
     config = tmp_path / "settings.toml"
     config.write_text(f'model = "{bert_folder}"\ngroups = 4\nepochs = 0.1\n')
     part = ["--adapters", "grasp", "--devices", "pcm-hermes-2", "--times", "0s,1y"]
@@ -36,7 +24,7 @@ def test_a_small_part_is_measured_and_drawn(
     assert (tmp_path / "recalibration-reviews.svg").is_file()
 
 
-def test_recovered_share_skips_devices_without_loss(recalibration):
+def test_recovered_share_skips_devices_without_loss():
     def cell(adapter, device, value):
         where = ("reviews", "accuracy", adapter, 0, "digital", device, 1.0, 0, 0)
         return Measurement(*where, value)

@@ -1,24 +1,12 @@
 """The search of the two stages of training on a small model."""
 
 import sys
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def second_stage(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import second_stage
-
-    return second_stage
+import second_stage
 
 
-def test_each_setting_is_trained_and_measured_once(
-    second_stage, bert_folder, tmp_path, monkeypatch, capsys
-):
+def test_each_setting_is_trained_and_measured_once(bert_folder, tmp_path, monkeypatch, capsys):
     given = {"model": str(bert_folder), "groups": 4, "devices": ("ideal", "pcm-hermes-2")}
     resolved = second_stage.resolve
     monkeypatch.setattr(second_stage, "resolve", lambda values: resolved(values | given))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftConfig
 from safetensors.torch import load_file
+from small_models import same_bits
 
 from analog_grasp.cli import runs
 from analog_grasp.study import trained_adapters
@@ -147,10 +148,6 @@ def test_settings_that_an_adapter_does_not_have_are_errors(error_of, tiny, tmp_p
 
 def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
-
-
-def same_bits(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first | second)
 
 
 @pytest.fixture

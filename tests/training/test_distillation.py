@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from small_models import bits, same_bits
 from torch import nn
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.training import distil, train
-from analog_grasp.training.distillation import adapter_parameters
 
 KINDS = ("grasp", "stochgrasp", "lora", "ia3", "bitfit")
 NOISY = "rram-cmo-falcone@1y"
@@ -33,14 +33,6 @@ def trained(reader, task):
         return model
 
     return make
-
-
-def bits(model):
-    return {name: p.detach().clone() for name, p in adapter_parameters(model)}
-
-
-def same_bits(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def logits(model, task):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import bits, same_bits
 from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
@@ -33,14 +34,6 @@ def trained(reader, task):
         return model
 
     return make
-
-
-def bits(model):
-    return {name: p.detach().clone() for name, p in adapter_parameters(model)}
-
-
-def same_bits(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))

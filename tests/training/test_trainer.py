@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from small_models import same_bits
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -47,10 +48,6 @@ def adapter_bits(model):
     if not isinstance(model, PeftModel):
         return model.state_dict()
     return get_peft_model_state_dict(model, save_embedding_layers=False)
-
-
-def same_bits(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def sigmas(model):
