@@ -19,7 +19,7 @@ from peers import apart, machine, ratio_table
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import StudyConfig
-from analog_grasp.study.engines import engine
+from analog_grasp.study.engines import measure
 from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.trained_adapters import new_adapter
 from analog_grasp.tasks import load_task
@@ -89,7 +89,7 @@ def work(settings: StudyConfig) -> list[Job]:
 
 def measured(settings: StudyConfig, evaluator: Evaluator, jobs: list[Job]) -> float:
     begin = time.perf_counter()
-    cells = list(engine(settings.run)(evaluator, jobs))
+    cells = list(measure(evaluator, jobs, settings.run))
     assert len(cells) == sum(len(job.cells) for job in jobs)
     return time.perf_counter() - begin
 

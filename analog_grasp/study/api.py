@@ -2,22 +2,22 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.adapters.registry import ADAPTERS
-from analog_grasp.costs.table import read_costs
+from analog_grasp.costs.estimate import read_costs
 from analog_grasp.study.config import SETTINGS, WORK, StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import STORE_FILE, read_run, with_card_files
 from analog_grasp.study.records import (
-    COLUMNS,
     LAYERS_FILE,
     AdapterRecord,
     LayerRecord,
     Measurement,
     TreatmentCost,
+    as_table,
     read_layers,
     treatment_costs,
 )
@@ -59,9 +59,7 @@ class Results:
             >>> float(table.groupby("device")["value"].mean()["pcm"])
             0.8
         """
-        import pandas
-
-        return pandas.DataFrame(map(asdict, self.measurements), columns=list(COLUMNS))
+        return as_table(self.measurements)
 
 
 @takes_settings()
@@ -124,15 +122,9 @@ def drift_sweep(
     Example:
         ``drift_sweep(["runs/compare/adapters/grasp"], times=["0s", "1h", "10y"])``
     """
-    return compare(out, adapters=saved_adapters(adapters), **settings)
-
-
-def saved_adapters(folders: Sequence[str | Path]) -> tuple[str, ...]:
-    """Return the folders of saved adapters as the settings of a study name them.
-
-    Absolute, so that none is taken for the adapter of that name.
-    """
-    return tuple(str(Path(folder).resolve()) for folder in folders)
+    # Absolute, so that none is taken for the adapter of that name.
+    folders = tuple(str(Path(folder).resolve()) for folder in adapters)
+    return compare(out, adapters=folders, **settings)
 
 
 def report(directory: str | Path, out: str | Path | None = None) -> Results:

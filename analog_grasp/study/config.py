@@ -1,11 +1,14 @@
-"""Configuration of a study: settings by section, from options, keywords and config files.
+"""Configuration of a study: settings by section, from options, keywords and files; their checks.
 
 Every setting has a flat name, unique over the sections, which the command line, config files,
-run.toml and `compare(**settings)` use.
+run.toml and `compare(**settings)` use. Checks need neither torch nor the task's data nor the
+model's weights, so that a wrong name is reported at once.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
@@ -13,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, Union, get_a
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from analog_grasp.adapters.registry import ADAPTERS
+from analog_grasp.adapters.registry import ADAPTERS, check_placement
+from analog_grasp.devices import check_name
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
     ModelSettings,
@@ -25,11 +29,17 @@ from analog_grasp.study.sections import (
 )
 from analog_grasp.utils.errors import describe_problem, first_problem, shown, unknown_name
 from analog_grasp.utils.io import read_toml
-from analog_grasp.utils.time import parse_time
+from analog_grasp.utils.types import HARNESS_PREFIX, TASK_NAMES
 
 if TYPE_CHECKING:
     from analog_grasp.devices.ages import AgeRange
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of a saved adapter, as PEFT writes them."""
+MODEL_FILES = ("config.json", "model.safetensors")
+"""The files of a model that was trained whole, as transformers writes them."""
+ONE_STAGE = {"then": ("none",)}
+"""Defaults of train and tune, where a training has a second stage only if one is asked for."""
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
 RECORDS = ("versions", "seeds")
 # How the work is done; no measured value depends on it.
@@ -61,7 +71,7 @@ class StudyConfig(Section):
     def second_stage(self) -> "tuple[AgeRange, ...]":
         """Return the devices, as the run has them, and the ages that the setting `then` names.
 
-        None where it has no effect, as all adapters are saved ones.
+        Empty where it has no effect, as all adapters are saved ones.
 
         Raises:
             ValueError: A device or a time is unknown, or a range is reversed.
@@ -76,7 +86,7 @@ class StudyConfig(Section):
         if self.training.then == ("none",) or all(map(is_saved, self.model.adapters)):
             return ()
         if self.training.then == ("devices",):
-            longest = max(map(parse_time, self.run.times))
+            longest = max(self.run.seconds)
             return tuple(AgeRange(card, 0.0, longest) for card in self.hardware.cards().values())
         return parse_ages(self.training.then)
 
@@ -103,24 +113,17 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _needed_settings_are_there(self) -> Self:
         for name, setting in SETTINGS.items():
-            needs = setting.note.needs
-            if needs is None or not self.is_changed(name) or needs[1](self.value(needs[0])):
-                continue
-            raise ValueError(
-                f"The setting {name} is {self.value(name)!r}, which has no effect without "
-                f"{needs[2]}: give that too, or omit {name}."
-            )
-        if self.training.trainings < 2 and self.is_changed("trainings_limit"):
-            raise ValueError(
-                "The setting trainings_limit asks for intervals over trainings, which require at "
-                f"least 2, and trainings is {self.training.trainings}: give --trainings 2 or more, "
-                "or omit trainings_limit."
-            )
+            for other, accepted, phrase in setting.note.needs:
+                if self.is_changed(name) and not accepted(self.value(other)):
+                    raise ValueError(
+                        f"The setting {name} is {self.value(name)!r}, which has no effect without "
+                        f"{phrase}: give that too, or omit {name}."
+                    )
         return self
 
     def is_changed(self, name: str) -> bool:
         """Return whether a setting differs from its default."""
-        return self.value(name) != SETTINGS[name].info.get_default(call_default_factory=True)
+        return self.value(name) != SETTINGS[name].info.default
 
 
 class Setting(NamedTuple):
@@ -173,7 +176,9 @@ def is_saved(adapter: str) -> bool:
     return "/" in adapter or (adapter not in ADAPTERS and Path(adapter).is_dir())
 
 
-def resolve(given: Mapping[str, Any], config: Path | None = None) -> StudyConfig:
+def resolve(
+    given: Mapping[str, Any], config: Path | None = None, defaults: Mapping[str, Any] = {}
+) -> StudyConfig:
     """Return the settings of a config file, overruled by those given.
 
     A config file may serve several commands and adapters; a setting that is given must have an
@@ -183,6 +188,7 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> StudyConfig
         given: Settings by flat name; those that are None count as not given.
         config: A TOML file with the same names. The run.toml of a run is one: the tables that
             record its versions and chips are ignored.
+        defaults: Defaults of the command, where they are not those of the settings.
 
     Raises:
         ValueError: A setting is unknown, out of its range or without effect; or the file is invalid
@@ -193,7 +199,7 @@ def resolve(given: Mapping[str, Any], config: Path | None = None) -> StudyConfig
         >>> resolve({"repeats": 5, "model": None}).run.repeats
         5
     """
-    values = _from_file(config) if config else {}
+    values = {**defaults, **(_from_file(config) if config else {})}
     stated = {name: value for name, value in given.items() if value is not None}
     resolved = _configured(values | stated)
     check_effects(resolved, resolved.model.adapters, stated)
@@ -229,7 +235,7 @@ def plain_types(annotation: Any) -> list[Any]:
 
 
 def takes_settings[**P, R](
-    *, without: tuple[str, ...] = ()
+    *, without: tuple[str, ...] = (), defaults: Mapping[str, Any] = {}
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Show each setting, but those `without`, in the signature of a function of ``**settings``."""
 
@@ -240,7 +246,7 @@ def takes_settings[**P, R](
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=setting.info.default,
+                default=defaults.get(name, setting.info.default),
                 annotation=Union[*plain_types(setting.info.annotation)],
             )
             for name, setting in SETTINGS.items()
@@ -293,3 +299,141 @@ def _sentence(error: ValidationError) -> str:
         return f"The setting {describe_problem(first, name)}."
     value = shown(first["input"], longest=100)
     return f"The setting {name} is {value}: {message[0].lower()}{message[1:].rstrip('.')}."
+
+
+def check_study(config: StudyConfig) -> None:
+    """Raise an error if a study names anything that does not exist.
+
+    Raises:
+        ValueError: A task, device, adapter or engine is unknown, or a setting does not fit.
+        FileNotFoundError: A folder or file is missing.
+    """
+    if config.run.engine == "ray" and find_spec("ray") is None:
+        raise ValueError(
+            "The engine ray requires the package ray, which is not installed: run pip install "
+            "'analog-grasp[ray]', or use the engine local."
+        )
+    check_task(config.task)
+    check_model(config.model.name)
+    for adapter in config.model.adapters:
+        if is_saved(adapter):
+            check_saved(Path(adapter))
+        else:
+            check_placement(adapter, config.hardware.placement)
+    # Last, as cards take longest to read.
+    config.hardware.cards()
+    check_costs(config.run.costs, len(config.hardware.devices))
+    check_training(config)
+
+
+def check_training(config: StudyConfig) -> None:
+    """Raise an error if a device, time or saved adapter of the training is unknown."""
+    training = config.training
+    named = {name: getattr(training, name) for name in ("noise_target", "injection", "evaluate_on")}
+    for name, where in (named | {"then": ",".join(training.then)}).items():
+        if not isinstance(where, str) or (name == "then" and where in ("none", "devices")):
+            continue
+        try:
+            for part in where.split(","):
+                if "@" in part:
+                    check_name(part.rpartition("@")[0])
+            from analog_grasp.devices.ages import parse_ages
+            from analog_grasp.devices.card import DeviceAtTime
+
+            (parse_ages if name in ("injection", "then") else DeviceAtTime.parse)(where)
+        except ValueError as error:
+            raise ValueError(f"The setting {name} is {where!r}: {error}") from None
+    if training.start_from is not None:
+        check_saved(Path(training.start_from))
+    if training.converters is None:
+        return
+    check_name(training.converters)
+    from analog_grasp.devices.card import DeviceCard
+
+    if DeviceCard.load(training.converters).converters is None:
+        raise ValueError(
+            f"The setting converters is {training.converters!r}, a device whose card states no "
+            "converters: choose one that does, or omit the setting for exact arithmetic."
+        )
+
+
+def check_task(task: TaskSettings) -> None:
+    """Raise an error if the task is unknown or the folder of its data is missing."""
+    registry = sys.modules.get("analog_grasp.tasks.registry")
+    known = registry.task_names() if registry else TASK_NAMES
+    harness = task.name.startswith(HARNESS_PREFIX)
+    if task.name not in known and not harness:
+        raise ValueError(unknown_name("task", task.name, known))
+    if task.data_dir is None or Path(task.data_dir).is_dir():
+        return
+    if task.name != "lm" and not harness:
+        raise FileNotFoundError(
+            f"The data folder {task.data_dir} does not exist: give the folder with the files of "
+            f"the task {task.name}."
+        )
+    # A text file, or a data set of the Hub, which is looked up when the task is loaded.
+    if not Path(task.data_dir).is_file() and not _is_dataset_id(task.data_dir):
+        raise FileNotFoundError(
+            f"The text {task.data_dir} does not exist: give a text file, a folder of .txt "
+            "files, or a data set of the Hub such as Salesforce/wikitext:wikitext-2-raw-v1."
+        )
+
+
+def _is_dataset_id(name: str) -> bool:
+    """Return True if a name can be a data set's id on the Hub, with or without a configuration."""
+    owner, _, rest = name.partition("/")
+    starts_as_path = owner.startswith((".", "~")) or not owner
+    return bool(rest) and not starts_as_path and "/" not in rest and not rest.endswith(".txt")
+
+
+def check_model(name: str | None) -> None:
+    """Raise FileNotFoundError if the model can only be a folder, and is missing."""
+    # An id on the Hub has one slash at most, and no leading dot or slash.
+    local = name is not None and (name.count("/") > 1 or name.startswith((".", "/", "~")))
+    if name is not None and local and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"The model folder {name} does not exist: give a folder that save_pretrained of "
+            "transformers wrote, or an id on the Hub."
+        )
+
+
+def check_saved(folder: Path) -> None:
+    """Raise FileNotFoundError if a folder holds no saved adapter."""
+    whole = not (folder / ADAPTER_FILES[0]).is_file() and (folder / MODEL_FILES[0]).is_file()
+    if not whole and not all((folder / name).is_file() for name in ADAPTER_FILES):
+        raise FileNotFoundError(
+            f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
+            "which save_pretrained writes."
+        )
+
+
+def check_costs(costs: Sequence[str], devices: int) -> None:
+    """Raise an error if a cost model is unknown or invalid, or their number fits no devices."""
+    if not costs:
+        return
+    from analog_grasp.devices.cost_model import CostModel
+
+    for name in costs:
+        CostModel.load(name)
+    if len(costs) not in (1, devices):
+        raise ValueError(
+            f"The setting costs names {len(costs)} cost models for "
+            f"{'1 device' if devices == 1 else f'{devices} devices'}: name one, or one per device."
+        )
+
+
+def check_empty(folder: Path) -> None:
+    """Raise ValueError unless a folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"The output {folder} is not empty: name a new folder for the adapter.")
+
+
+def check_export(path: Path) -> None:
+    """Raise an error if a file cannot be written, as its folder is missing or it is a folder."""
+    if path.is_dir():
+        raise ValueError(f"The export {path} is a folder: name a file, such as chip.safetensors.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"The folder {path.parent} of the export {path} does not exist: create it, or name a "
+            "file in another folder."
+        )

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from analog_grasp.adapters.frozen import base_name
-from analog_grasp.crossbar import Deployment, deploy
+from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import own_warnings
@@ -132,8 +132,7 @@ class Evaluator:
         with digital weights follow the layers on tiles.
         """
         model = next(iter(self.models.values()))
-        deployment = deploy(model, self.cards[chip.device], **self.hardware.deploy_arguments())
-        self.hardware.calibrate_inputs(deployment, self.task)
+        deployment = self.hardware.deploy(model, self.cards[chip.device], self.task)
         deployment.program(chip.seed)
         for seconds in sorted(times):
             report, key = deployment.drift_to(seconds).report(), (chip.device, chip.seed, seconds)
@@ -168,21 +167,21 @@ class Evaluator:
 
         Digital adapters share the deployment of the frozen weights.
         """
-        if self._deployed[0] != device:
-            self._deployed = ("", {})
-            self._deployed = (device, dict(self._deploy(self.cards[device])))
-        return self._deployed[1]
-
-    def _deploy(self, card: DeviceCard) -> Iterator[tuple[ModelKey, tuple[Deployment, nn.Module]]]:
+        if self._deployed[0] == device:
+            return self._deployed[1]
+        self._deployed = ("", {})
         shared: Deployment | None = None
+        deployed: dict[ModelKey, tuple[Deployment, nn.Module]] = {}
         for key, model in self.models.items():
-            if shared is not None and self.hardware.placement == "digital":
-                deployed = shared.attach(model.to(processor()))
-            else:
-                shared = deploy(model.to(processor()), card, **self.hardware.deploy_arguments())
-                deployed = shared.model
-            self.hardware.calibrate_inputs(shared, self.task, deployed)
-            yield key, (shared, deployed)
+            model.to(processor())
+            if shared is None or self.hardware.placement != "digital":
+                shared = self.hardware.deploy(model, self.cards[device], self.task)
+                deployed[key] = (shared, shared.model)
+                continue
+            deployed[key] = (shared, shared.attach(model))
+            self.hardware.calibrate_inputs(shared, self.task, deployed[key][1])
+        self._deployed = (device, deployed)
+        return deployed
 
 
 def check_metrics(task: Task, scores: Mapping[str, float]) -> None:
@@ -226,7 +225,8 @@ def share_frozen(models: Iterable[nn.Module]) -> None:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if not parameter.requires_grad:
                     first = held.setdefault(f"{base_name(path)}.{name}", parameter)
-                    if first is not parameter and _equal(first, parameter):
+                    alike = (first.dtype, first.device) == (parameter.dtype, parameter.device)
+                    if first is not parameter and alike and torch.equal(first, parameter):
                         setattr(module, name, first)
 
 
@@ -241,8 +241,3 @@ def align(models: Iterable[nn.Module]) -> None:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.data_ptr() % _ALIGNMENT:
                 tensor.data = tensor.data.clone()
-
-
-def _equal(first: nn.Parameter, second: nn.Parameter) -> bool:
-    alike = (first.dtype, first.device) == (second.dtype, second.device)
-    return alike and torch.equal(first, second)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Bits = Annotated[int, Field(ge=0, le=16)]
 _CARD = Note("the card's")
-_PROGRAMMED = Note(needs=("placement", lambda p: p == "programmed", "the placement programmed"))
+_PROGRAMMED = Note(needs=(("placement", lambda p: p == "programmed", "the placement programmed"),))
 # Training rows on which inputs are observed.
 _CALIBRATION_ROWS = 128
 # Settings that change a card.
@@ -89,7 +89,7 @@ class HardwareSettings(Section):
     )
     layers: Annotated[
         str | tuple[str, ...],
-        Note(needs=("weights", lambda weights: weights == "analog", "the weights analog")),
+        Note(needs=(("weights", lambda weights: weights == "analog", "the weights analog"),)),
     ] = Field(
         default="all-linear",
         description="The linear layers on tiles: endings of their names, or all-linear, to which "
@@ -181,6 +181,19 @@ class HardwareSettings(Section):
         """Return the settings, by name, that differ from a plain deployment on the cards."""
         columns = {"devices", "placement", "programming_error"}
         return self.model_dump(exclude_defaults=True, exclude=columns)
+
+    def deploy(
+        self, model: "nn.Module", card: "DeviceCard", task: "Task", **changes: Any
+    ) -> "Deployment":
+        """Deploy a model as the settings say, rescaled and calibrated on training rows of a task.
+
+        Changes are other arguments of `analog_grasp.deploy`.
+        """
+        from analog_grasp.crossbar import deploy
+
+        deployment = deploy(model, card, **self.deploy_arguments() | changes)
+        self.calibrate_inputs(deployment, task)
+        return deployment
 
     def calibrate_inputs(self, deployment: "Deployment", task: "Task", model: Any = None) -> None:
         """Rescale a deployment, and calibrate a model's ranges, on a few training rows.

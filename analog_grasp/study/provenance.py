@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from analog_grasp.devices.card import DeviceAtTime, DeviceCard
-from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES
 from analog_grasp.study.config import (
+    ADAPTER_FILES,
     CHANGEABLE,
+    MODEL_FILES,
     RECORDS,
     StudyConfig,
     first_change,
@@ -58,11 +59,10 @@ def adapter_hash(path: Path) -> str:
     files = ADAPTER_FILES if (path / ADAPTER_FILES[0]).is_file() else MODEL_FILES
     config, weights = (path / name for name in files)
     settings = json.loads(config.read_bytes()) if config.is_file() else {}
-    in_order = {
-        name: sorted(value, key=repr) if isinstance(value, list) else value
-        for name, value in settings.items()
-    }
-    return _hash(weights.read_bytes() if weights.is_file() else b"") + _hash(_json(in_order))
+    for name, value in settings.items():
+        if isinstance(value, list):
+            settings[name] = sorted(value, key=repr)
+    return _hash(weights.read_bytes() if weights.is_file() else b"") + _hash(_json(settings))
 
 
 def model_hash(model: "PreTrainedModel") -> str:
@@ -93,8 +93,9 @@ def card_hash(card: DeviceCard) -> str:
 
 def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return a hash of a task's validation rows, their tokens, and the task's own settings."""
-    encoded = task.encode("validation", tokenizer)
-    return _hash(_json(task.identity()), _json(_columns(task.validation)), _json(_columns(encoded)))
+    rows: tuple[Dataset, ...] = (task.validation, task.encode("validation", tokenizer))
+    columns = [_json({name: each[name][:] for name in each.column_names}) for each in rows]
+    return _hash(_json(task.identity()), *columns)
 
 
 def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
@@ -211,35 +212,30 @@ def with_card_files(
     written: dict[Path, DeviceCard] = {}
 
     def text(value: Any) -> Any:
-        if isinstance(value, list | tuple) and not isinstance(value, DeviceAtTime):
-            return [text(each) for each in value]
         if isinstance(value, DeviceAtTime):
             return f"{text(value.card)}@{format_time(value.time)}"
         if isinstance(value, DeviceCard):
-            return _name_or_file(value, directory, own, written)
-        return value
+            return name_or_file(value)
+        return [text(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def name_or_file(card: DeviceCard) -> str:
+        with suppress(CardError):
+            if DeviceCard.load(card.name) == card:
+                return card.name
+        path = (directory / CARDS_FOLDER / f"{place_name(card.name)}.toml").resolve()
+        if written.setdefault(path, card) != card:
+            raise ValueError(
+                f"Two different cards have the name {card.name}: give each its own, as in "
+                "card.model_copy(update={'name': 'mine'})."
+            )
+        content = card_toml(card)
+        if not any((directory / name).is_file() for name in own):
+            check_new(directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.encode())
+        return str(path)
 
     return {name: text(value) for name, value in settings.items()}
-
-
-def _name_or_file(
-    card: DeviceCard, directory: Path, own: tuple[str, ...], written: dict[Path, DeviceCard]
-) -> str:
-    with suppress(CardError):
-        if DeviceCard.load(card.name) == card:
-            return card.name
-    path = (directory / CARDS_FOLDER / f"{place_name(card.name)}.toml").resolve()
-    if written.setdefault(path, card) != card:
-        raise ValueError(
-            f"Two different cards have the name {card.name}: give each its own, as in "
-            "card.model_copy(update={'name': 'mine'})."
-        )
-    content = card_toml(card)
-    if not any((directory / name).is_file() for name in own):
-        check_new(directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.encode())
-    return str(path)
 
 
 def card_toml(card: DeviceCard) -> str:
@@ -259,25 +255,20 @@ def card_toml(card: DeviceCard) -> str:
 def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
     """Return the requested settings together with what a run has of those that may grow."""
     trainings = max(there.training.trainings, asked.training.trainings)
+    by_file = {Path(device).name: device for device in asked.hardware.devices}
+    devices = []
+    for device in there.hardware.devices:
+        # A card file that has moved is at its new path.
+        again = by_file.get(Path(device).name, device)
+        moved = not Path(device).exists() or Path(device).resolve() == Path(again).resolve()
+        devices.append(again if moved else device)
     return asked.replace(
-        devices=_with_added(there.hardware.devices, asked.hardware.devices),
+        devices=tuple(dict.fromkeys((*devices, *asked.hardware.devices))),
         times=tuple(dict.fromkeys((*there.run.times, *asked.run.times))),
         repeats=max(there.run.repeats, asked.run.repeats),
         # Not where all adapters are saved ones, on which the setting has no effect.
         **({"trainings": trainings} if trainings > 1 else {}),
     )
-
-
-def _with_added(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
-    """Return earlier devices, then added ones; a card file that has moved is at its new path."""
-    by_file = {Path(device).name: device for device in now}
-
-    def present(device: str) -> str:
-        again = by_file.get(Path(device).name, device)
-        moved = not Path(device).exists() or Path(device).resolve() == Path(again).resolve()
-        return again if moved else device
-
-    return tuple(dict.fromkeys((*map(present, before), *now)))
 
 
 def _fixed(config: StudyConfig) -> dict[str, Any]:
@@ -287,10 +278,6 @@ def _fixed(config: StudyConfig) -> dict[str, Any]:
         # Added devices and later times would be none of those that adapters were distilled on.
         values["then"] = [str(each) for each in config.second_stage()]
     return values
-
-
-def _columns(rows: "Dataset") -> Mapping[str, Any]:
-    return {name: rows[name][:] for name in rows.column_names}
 
 
 def _json(value: object) -> bytes:

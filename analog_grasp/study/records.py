@@ -1,16 +1,16 @@
 """Records of a run: measurements, adapters and their variants, layers on chips; their files."""
 
-import csv
 import io
 import json
 import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas  # type: ignore[import-untyped]
 import pyarrow
 from pyarrow import parquet
 
@@ -22,13 +22,12 @@ LAYERS_FILE = "layers.csv"
 _RECALIBRATED = "recalibrated-"
 _VARIANT = re.compile(rf"(?P<adapter>.+)\+(?P<treatment>{SCHEDULED}|{_RECALIBRATED}\d+)")
 
-Row = tuple[str | float | int, ...]
 type ModelKey = tuple[str, int]
 """A trained adapter: its name and the index of its training."""
 
 
 class CellKey(NamedTuple):
-    """Name of a measured cell: every column of results.csv but the value, in that order."""
+    """Name of a measured cell: every column of results.csv but the value, see `Measurement`."""
 
     task: str
     metric: str
@@ -67,16 +66,13 @@ class Measurement:
     """One score of one adapter on one programmed chip instance at one drift time.
 
     Attributes:
-        task: Name of the task, such as ``"glue/sst2"``.
-        metric: Name of the score; a fraction in [0, 1] for accuracy and F1.
-        adapter: Name of the adapter.
+        task, metric, adapter, device: Names of the task, the score, the adapter and the device.
         training: Index of the training within the run; 0 for a saved adapter.
         placement: Where the adapter's parameters are: digital, folded or programmed.
-        device: Name of the device card.
         time_s: Seconds since programming finished.
         repeat: Index of the chip instance within the run.
         seed: Integer that names the chip instance.
-        value: The score.
+        value: The score; a fraction in [0, 1] for accuracy and F1.
 
     Example:
         >>> cell = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 0.0, 0, 7, 0.8)
@@ -106,8 +102,7 @@ class AdapterRecord:
     """Facts about one training of an adapter that do not depend on its deployment.
 
     Attributes:
-        adapter: Name of the adapter.
-        task: Task that it was trained on.
+        adapter, task, training: As in `Measurement`.
         trainable_parameters: Number of parameters of the adapter itself, without the head.
         head_parameters: Number of parameters of the task head.
         digital: Score of the digital model, by metric.
@@ -115,7 +110,6 @@ class AdapterRecord:
         path: The adapter's folder, relative to the run's.
         fingerprint: Hash of the adapter's two files.
         model_hash, data_hash: As in `Origin`.
-        training: Index of the training within the run.
     """
 
     adapter: str
@@ -136,9 +130,7 @@ class LayerRecord:
     """One layer on one chip instance at one drift time.
 
     Attributes:
-        device: Name of the device card.
-        seed: Integer that names the chip instance.
-        time_s: Seconds since programming finished.
+        device, seed, time_s: As in `Measurement`.
         layer, tiles, cells, use, weight_error: As in `analog_grasp.crossbar.LayerReport`; a module
             whose weights are digital has 0 tiles, a use of 0 and a weight error of 0.
     """
@@ -193,13 +185,11 @@ class TreatmentCost:
     """The mean cost of a treatment per age, over the devices, chips and ages of a run.
 
     Attributes:
-        variant: The variant's name.
-        fits: The number of adapters that were fitted.
+        variant, fits: The variant's name, and the number of adapters that were fitted.
         examples: Unlabelled examples; those of a schedule are not of the deployed chip.
         examples_read: Examples that the deployed chip computed for a fit; none for a schedule.
         seconds: Time of a fit, s.
-        parameters: Parameters rewritten.
-        bytes: Their size.
+        parameters, bytes: Number and size of the parameters rewritten.
         weights: Weights that reprogramming the chip would write instead; None where not known.
     """
 
@@ -226,40 +216,11 @@ def training_folder(adapter: str, training: int) -> str:
     return f"{adapter}-training-{training}" if training else adapter
 
 
-def measurement_row(cell: Measurement) -> Row:
-    """Return the columns as plain Python numbers (SQLite would store numpy's own as bytes).
-
-    Raises:
-        ValueError: The value is not finite.
-    """
-    if not math.isfinite(cell.value):
-        raise ValueError(
-            f"The {cell.metric} of {cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, "
-            f"training {cell.training}, repeat {cell.repeat} is {cell.value}; a measured value "
-            "must be finite."
-        )
-    return tuple(Measurement.__annotations__[name](getattr(cell, name)) for name in COLUMNS)
-
-
-def adapter_row(record: AdapterRecord) -> Row:
-    """Return the columns of an adapter's record, its digital scores as JSON.
-
-    Raises:
-        ValueError: A score or the training time is not finite.
-    """
-    digital = {metric: float(score) for metric, score in record.digital.items()}
-    for name, figure in {**digital, "training time": record.train_seconds}.items():
-        if not math.isfinite(figure):
-            raise ValueError(
-                f"The {name} of adapter {record.adapter!r} is {figure}; it must be finite."
-            )
-    return tuple((vars(record) | {"digital": json.dumps(digital)}).values())
-
-
-def adapter_record(row: Row) -> AdapterRecord:
-    """Return the record of such columns."""
-    columns: dict[str, Any] = dict(zip(ADAPTER_COLUMNS, row, strict=True))
-    return AdapterRecord(**columns | {"digital": json.loads(columns["digital"])})
+def as_table(
+    records: Iterable[Measurement] | Iterable[LayerRecord], columns: Iterable[str] = COLUMNS
+) -> pandas.DataFrame:
+    """Return records as a table, the columns of measurements being those of results.csv."""
+    return pandas.DataFrame(map(asdict, records), columns=list(columns))
 
 
 def csv_text(measurements: Iterable[Measurement]) -> str:
@@ -267,42 +228,29 @@ def csv_text(measurements: Iterable[Measurement]) -> str:
 
     Floats are written in their shortest form that reads back to the same number.
 
-    Raises:
-        ValueError: A value is not finite.
-
     Example:
         >>> csv_text([])
         'task,metric,adapter,training,placement,device,time_s,repeat,seed,value\\n'
     """
-    return _csv(COLUMNS, map(measurement_row, measurements))
-
-
-def write_csv(measurements: Iterable[Measurement], path: Path | str) -> None:
-    """Write measurements as comma-separated values; see `csv_text`.
-
-    Raises:
-        ValueError: A value is not finite.
-        OSError: The file cannot be written; an older one is then unchanged.
-    """
-    write_atomically(path, csv_text(measurements).encode())
+    return as_table(measurements).to_csv(index=False, lineterminator="\n")
 
 
 def write_parquet(measurements: Iterable[Measurement], path: Path | str) -> None:
     """Write measurements as Parquet: the columns of results.csv as text, float64 and int64.
 
     Raises:
-        ValueError, OSError: As `write_csv`.
+        OSError: The file cannot be written; an older one is then unchanged.
     """
-    rows = [dict(zip(COLUMNS, measurement_row(cell), strict=True)) for cell in measurements]
-    table = pyarrow.Table.from_pylist(rows, schema=_SCHEMA)
     content = io.BytesIO()
+    table = pyarrow.Table.from_pylist([asdict(cell) for cell in measurements], schema=_SCHEMA)
     parquet.write_table(table, content)
     write_atomically(path, content.getvalue())
 
 
 def write_layers(records: Iterable[LayerRecord], path: Path) -> None:
     """Write layers.csv; raise OSError if it cannot be written."""
-    write_atomically(path, _csv(LAYER_COLUMNS, map(astuple, records)).encode())
+    text = as_table(records, LAYER_COLUMNS).to_csv(index=False, lineterminator="\n")
+    write_atomically(path, text.encode())
 
 
 def read_layers(path: Path) -> list[LayerRecord]:
@@ -313,16 +261,24 @@ def read_layers(path: Path) -> list[LayerRecord]:
     """
     if not path.is_file():
         return []
+    exactly: dict[str, Any] = {"keep_default_na": False, "float_precision": "round_trip"}
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text("utf-8")))
-        if reader.fieldnames != list(LAYER_COLUMNS):
-            raise ValueError
-        return [_layer_record(row) for row in reader]
-    except (TypeError, ValueError, csv.Error):
+        table = pandas.read_csv(path, dtype=LayerRecord.__annotations__, **exactly)
+        rows = table[list(LAYER_COLUMNS)].itertuples(index=False, name=None)
+        records = [LayerRecord(*row) for row in rows]
+    except (KeyError, ValueError):
+        records = None
+    if records is None or not all(map(_is_valid, records)):
         raise ValueError(
             f"The file {path} is damaged: it should have the columns {', '.join(LAYER_COLUMNS)}; "
             "delete it, and the command of the run writes it again."
-        ) from None
+        )
+    return records
+
+
+def _is_valid(record: LayerRecord) -> bool:
+    fits = 0 < record.use <= 1 if record.tiles else record.use == 0
+    return record.cells > 0 and fits and math.isfinite(record.time_s + record.weight_error)
 
 
 def treatment_costs(directory: Path) -> list[TreatmentCost]:
@@ -337,32 +293,16 @@ def treatment_costs(directory: Path) -> list[TreatmentCost]:
     for path in sorted(directory.glob("scheduled/*/*/schedule.json")):
         variant = str(TreatedAdapter(path.parents[1].name, SCHEDULED))
         found.setdefault(variant, []).extend(_read_json(path)["ages"].values())
-    return [_treatment_cost(variant, fits) for variant, fits in found.items()]
-
-
-def _treatment_cost(variant: str, fits: list[dict[str, Any]]) -> TreatmentCost:
-    names = ("examples", "examples_read", "seconds", "parameters", "bytes", "weights")
-    means = {name: statistics.mean(fit.get(name, 0) for fit in fits) for name in names}
-    known = all("weights" in fit for fit in fits)
-    return TreatmentCost(variant, len(fits), **means | ({} if known else {"weights": None}))
-
-
-def _csv(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _layer_record(row: Mapping[str, str]) -> LayerRecord:
-    types = LayerRecord.__annotations__
-    record = LayerRecord(**{name: types[name](row[name]) for name in LAYER_COLUMNS})
-    figures = (record.time_s, record.weight_error)
-    fits = 0 < record.use <= 1 if record.tiles else record.use == 0
-    if not (record.cells > 0 and fits and all(map(math.isfinite, figures))):
-        raise ValueError
-    return record
+    costs = []
+    for variant, fits in found.items():
+        means: dict[str, Any] = {
+            name: statistics.mean(fit.get(name, 0) for fit in fits)
+            for name in ("examples", "examples_read", "seconds", "parameters", "bytes", "weights")
+        }
+        if not all("weights" in fit for fit in fits):
+            means["weights"] = None
+        costs.append(TreatmentCost(variant, len(fits), **means))
+    return costs
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from analog_grasp.costs.estimate import Costs
-from analog_grasp.costs.table import cost_rows, costs_csv
+from analog_grasp.costs.estimate import Costs, cost_rows, costs_csv
 from analog_grasp.costs.work import count_work
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.cost_model import CostModel
 from analog_grasp.study.config import is_saved
-from analog_grasp.study.engines import engine
+from analog_grasp.study.engines import measure
 from analog_grasp.study.evaluator import (
     Cell,
     Chip,
@@ -33,7 +32,7 @@ from analog_grasp.study.evaluator import (
     check_metrics,
     share_frozen,
 )
-from analog_grasp.study.progress import Progress, logged, silent
+from analog_grasp.study.progress import Progress, logged
 from analog_grasp.study.provenance import (
     LOG_FILE,
     STORE_FILE,
@@ -45,6 +44,7 @@ from analog_grasp.study.provenance import (
 )
 from analog_grasp.study.records import (
     LAYERS_FILE,
+    SCHEDULED,
     AdapterRecord,
     Measurement,
     ModelKey,
@@ -55,8 +55,8 @@ from analog_grasp.study.records import (
     write_layers,
 )
 from analog_grasp.study.sections import RunSettings
-from analog_grasp.study.store import POLL_SECONDS, Leases, Store, open_leases
-from analog_grasp.study.study import Plan, Study, deployment_text
+from analog_grasp.study.store import POLL_SECONDS, Leases, Store
+from analog_grasp.study.study import Study
 from analog_grasp.study.trained_adapters import (
     learned_parameters,
     load_with_hash,
@@ -77,7 +77,7 @@ type _Place = tuple[Chip, Subject]
 """A cell: where, and what is measured there."""
 
 
-def run(study: Study, progress: Progress = silent) -> None:
+def run(study: Study, progress: Progress) -> None:
     """Train the adapters and measure the cells that are missing; each is stored at once.
 
     Raises:
@@ -86,7 +86,7 @@ def run(study: Study, progress: Progress = silent) -> None:
         OSError: The disk is full or a file cannot be written; measured cells are kept.
     """
     progress = logged(progress, study.directory / LOG_FILE)
-    with Store(study.directory / STORE_FILE) as store, open_leases(store) as leases:
+    with Store(study.directory / STORE_FILE) as store, Leases(store) as leases:
         _Run(study, store, leases, progress).execute()
 
 
@@ -96,7 +96,7 @@ def measured_cells(study: Study) -> tuple[int, int]:
         measured = store.measurements()
     # All metrics of a cell are measured at once.
     done = {measurement.key._replace(metric="") for measurement in measured}
-    return len(done), _count_cells(study, study.plan(measured))
+    return len(done), _count_cells(study, measured)
 
 
 def sequence_costs(deployment: Deployment, run: RunSettings) -> list[Costs]:
@@ -212,45 +212,49 @@ class _Run:
         return model, known
 
     def _fit_schedules(self, evaluator: Evaluator) -> None:
-        """Fit and save the schedule of each adapter and device, and give them to the evaluator."""
+        """Fit and save the schedule of each adapter and device, and give them to the evaluator.
+
+        Ages are fitted that a saved schedule does not have yet.
+        """
+        study, run = self.study, self.study.config.run
         works = {
             (key, device): f"schedule of {training_folder(*key)} on {device}"
-            for device in self.study.cards
+            for device in study.cards
             for key in self.models
         }
         for key, device in self._in_turn(works):
-            evaluator.schedules[key, device] = self._schedule(evaluator, key, device)
-
-    def _schedule(self, evaluator: Evaluator, key: ModelKey, device: str) -> AgeSchedule:
-        """Return the schedule of an adapter, in which ages are fitted that it does not have yet."""
-        study, name = self.study, training_folder(*key)
-        folder = study.directory / "scheduled" / name / place_name(device)
-        known = AgeSchedule.load(folder) if (folder / INDEX_FILE).is_file() else None
-        missing = [age for age in study.times if known is None or age not in known.adapters]
-        if known is not None and not missing:
-            return known
-        deployment, model = evaluator.deployed_on(device)[key]
-        advance = self.progress(
-            f"fitting {name} to {len(missing)} ages of {device}", STEPS * len(missing)
-        )
-        seed = study.config.run.seed
-        fitted = fit_schedule(
-            deployment, study.task, missing, seed=seed, model=model, advance=advance
-        )
-        if known is not None:
-            fitted.adapters |= known.adapters
-            fitted.costs |= known.costs
-        fitted.save(folder)
-        return fitted
+            name = training_folder(*key)
+            folder = study.directory / "scheduled" / name / place_name(device)
+            known = AgeSchedule.load(folder) if (folder / INDEX_FILE).is_file() else None
+            missing = [age for age in run.seconds if known is None or age not in known.adapters]
+            if missing or known is None:
+                deployment, model = evaluator.deployed_on(device)[key]
+                text = f"fitting {name} to {len(missing)} ages of {device}"
+                advance = self.progress(text, STEPS * len(missing))
+                fitted = fit_schedule(
+                    deployment, study.task, missing, seed=run.seed, model=model, advance=advance
+                )
+                if known is not None:
+                    fitted.adapters |= known.adapters
+                    fitted.costs |= known.costs
+                fitted.save(folder)
+                known = fitted
+            evaluator.schedules[key, device] = known
 
     def _origin(self, subject: Subject, card: str) -> Origin:
         """Return what the measurements of a subject on a device depend on."""
-        record, deployed = self.records[subject.model], deployment_text(self.study.config)
+        record, hardware = self.records[subject.model], self.study.config.hardware
+        changes = hardware.changes()
+        if hardware.placement == "programmed":
+            changes = {"programming_error": hardware.programming_error} | changes
         variant = TreatedAdapter.parse(subject.adapter)
-        if variant.treatment:
-            text = f"recalibrate={variant.examples}" if variant.examples else variant.treatment
-            deployed = ", ".join(filter(None, (deployed, text)))
-        return Origin(record.model_hash, record.data_hash, record.fingerprint, card, deployed)
+        if variant.examples:
+            changes["recalibrate"] = variant.examples
+        parts = [f"{name}={value}" for name, value in changes.items()]
+        if variant.treatment == SCHEDULED:
+            parts.append(SCHEDULED)
+        hashes = (record.model_hash, record.data_hash, record.fingerprint, card)
+        return Origin(*hashes, ", ".join(parts))
 
     def _measure(self, evaluator: Evaluator) -> None:
         """Measure until no cell is missing, together with other processes on the same store.
@@ -260,8 +264,7 @@ class _Run:
             RuntimeError: Workers die repeatedly.
             OSError: The disk is full or the store cannot be written; measured cells are kept.
         """
-        measure = engine(self.study.config.run)
-        notes: list[str] = []
+        run, notes = self.study.config.run, list[str]()
         try:
             while missing := self._missing():
                 handed_out: dict[Chip, set[Subject]] = {}
@@ -272,9 +275,9 @@ class _Run:
                     time.sleep(POLL_SECONDS)
                     continue
                 count = sum(map(len, missing.values()))
-                total = _count_cells(self.study, self.study.plan(self.store.measurements()))
+                total = _count_cells(self.study, self.store.measurements())
                 advance = self.progress(f"measuring {count} of {total} cells", count)
-                with closing(measure(evaluator, chain([first], jobs))) as cells:
+                with closing(measure(evaluator, chain([first], jobs), run)) as cells:
                     for cell in cells:
                         left = handed_out.get(cell.chip, set())
                         if cell.subject not in left:
@@ -341,13 +344,13 @@ class _Run:
 
     def _write_layers(self, evaluator: Evaluator) -> None:
         """Write layers.csv: every layer on the first chip of each device, added to those there."""
-        study, seed = self.study, self.study.config.run.seed
+        study, seed, times = self.study, self.study.config.run.seed, self.study.config.run.seconds
         records = read_layers(study.directory / LAYERS_FILE)
         known = {(record.device, record.seed, record.time_s) for record in records}
         missing = {
             device: left
             for device in study.cards
-            if (left := [s for s in study.times if (device, seed, s) not in known])
+            if (left := [s for s in times if (device, seed, s) not in known])
         }
         if missing:
             advance = self.progress("weight errors", len(missing))
@@ -370,7 +373,8 @@ class _Run:
         write_atomically(self.study.directory / COSTS_FILE, costs_csv(rows).encode())
 
 
-def _count_cells(study: Study, plan: Plan) -> int:
+def _count_cells(study: Study, measured: Iterable[Measurement]) -> int:
+    plan = study.plan(measured)
     return len(study.subjects(plan.trainings)) * len(study.chips(plan))
 
 

@@ -38,14 +38,14 @@ class Note:
     Attributes:
         default: The text shown for a default of None.
         adapters: The adapters on which the setting has an effect; all where empty.
-        needs: Another setting, a test of its value, and the phrase for an accepted value:
-            without it the setting has no effect.
+        needs: Other settings without which it has no effect: each with a test of its value and the
+            phrase for an accepted one.
         changeable: May change when a run is resumed, as no measured value depends on it.
     """
 
     default: str | None = None
     adapters: tuple[str, ...] = ()
-    needs: tuple[str, Callable[[Any], bool], str] | None = None
+    needs: tuple[tuple[str, Callable[[Any], bool], str], ...] = ()
     changeable: bool = False
 
 
@@ -80,7 +80,6 @@ def _as_names(value: Any) -> Any:
 
 
 def _as_number(value: Any) -> Any:
-    """Return the number that a text states, or the value as it is."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -106,6 +105,7 @@ GRASP = Note(adapters=("grasp", "stochgrasp"))
 _STOCHGRASP = Note(adapters=("stochgrasp",))
 _TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
 _UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
+_SEVERAL = ("trainings", lambda trainings: trainings > 1, "trainings of 2 or more")
 _DIGITAL = ("placement", lambda placement: placement == "digital", "the placement digital")
 
 # Settings that change a task's data, its text generation and its windows.
@@ -181,7 +181,8 @@ class TaskSettings(Section):
     length_penalty: Annotated[
         float | None,
         Note(
-            "the task's; e2e: 0.9", needs=("beams", lambda beams: beams != 1, "two beams or more")
+            "the task's; e2e: 0.9",
+            needs=(("beams", lambda beams: beams != 1, "two beams or more"),),
         ),
     ] = Field(
         default=None,
@@ -211,11 +212,7 @@ class TaskSettings(Section):
         """
         from analog_grasp.tasks import GenerationTask, LanguageModelingTask, load_task
 
-        given = {
-            name: value
-            for name in self.model_fields_set
-            if (value := getattr(self, name)) is not None
-        }
+        given = self.model_dump(exclude_none=True)
         task = load_task(self.name, self.data_dir, **{n: given[n] for n in _DATA if n in given})
         for names, kind, lacks, example in (
             (_GENERATION, GenerationTask, "generates no text", "e2e"),
@@ -223,10 +220,10 @@ class TaskSettings(Section):
         ):
             changes = {name: given[name] for name in names if name in given}
             if changes and not isinstance(task, kind):
-                name = next(iter(changes))
+                name, value = next(iter(changes.items()))
                 raise ValueError(
-                    f"The setting {name} is {changes[name]!r}, but the task '{task.name}' {lacks}: "
-                    f"omit {name}, or choose a task that does, such as {example}."
+                    f"The setting {name} is {value!r}, but the task '{task.name}' {lacks}: omit "
+                    f"{name}, or choose a task that does, such as {example}."
                 )
             if changes:
                 task = replace(task, **changes)
@@ -260,7 +257,7 @@ class TrainingSettings(Section):
         default="feature",
         description="The unit that draws its own sample in training.",
     )
-    injection: Annotated[float, Field(ge=0)] | str = Field(
+    injection: Annotated[Annotated[float, Field(ge=0)] | str, NUMBER] = Field(
         default=0.04,
         description="Standard deviation of the noise on the frozen weights in training, in units "
         "of the column maximum; or the noise of devices at times, such as pcm-hermes-2@1d, or, "
@@ -276,21 +273,21 @@ class TrainingSettings(Section):
         description="A device at a time, such as pcm-hermes-2@1d, on which the best epoch is "
         "selected, with rows held out from the training rows.",
     )
-    then: Names = Field(
+    then: Annotated[Names, BeforeValidator(lambda value: value or ("none",))] = Field(
         default=("devices",),
         description="A second stage, in which the trained adapter is distilled, without labels, on "
         "simulated chips: none (the default of train and tune); devices, for those of the run, "
         "from 0s to its longest time; or devices at ranges of ages, such as pcm-hermes-2@0s..1y.",
     )
     then_steps: Annotated[
-        Count, Note(needs=("then", lambda then: then != ("none",), "a second stage (then)"))
+        Count, Note(needs=(("then", lambda then: then != ("none",), "a second stage (then)"),))
     ] = Field(default=300, description="Steps of the distillation on simulated chips.")
     trainings: Count = Field(
         default=1,
         description="Trainings of each adapter, each from its own seed; every chip is measured "
         "with each of them. From two on, intervals cover trainings as well as chips.",
     )
-    trainings_limit: Annotated[Count, Note(needs=_UNTIL_CI, changeable=True)] = Field(
+    trainings_limit: Annotated[Count, Note(needs=(_UNTIL_CI, _SEVERAL), changeable=True)] = Field(
         default=10,
         description="Trainings of each adapter at most, with --until-ci and --trainings 2 or more.",
     )
@@ -315,16 +312,6 @@ class TrainingSettings(Section):
     )
     bf16: bool = Field(default=False, description="Train in mixed precision.")
 
-    @field_validator("then", mode="before")
-    @classmethod
-    def _none_from_empty(cls, value: Any) -> Any:
-        return value or ("none",)
-
-    @field_validator("injection", mode="before")
-    @classmethod
-    def _number_from_text(cls, value: Any) -> Any:
-        return _as_number(value)
-
 
 class RunSettings(Section):
     """Drift times and chip instances to measure, and the processes that do the work."""
@@ -340,12 +327,12 @@ class RunSettings(Section):
         "width of every 95 % confidence interval, of means and of paired differences, is at most "
         "this many points (per cent, for a score that is a fraction).",
     )
-    repeats_limit: Annotated[Count, Note(needs=_UNTIL_CI, changeable=True)] = Field(
+    repeats_limit: Annotated[Count, Note(needs=(_UNTIL_CI,), changeable=True)] = Field(
         default=100, description="Chip instances per device at most, with --until-ci."
     )
     recalibrate: Annotated[
         tuple[Annotated[int, Field(ge=2)], ...],
-        Note("off", needs=_DIGITAL),
+        Note("off", needs=(_DIGITAL,)),
     ] = Field(
         default=(),
         max_length=10,
@@ -354,7 +341,7 @@ class RunSettings(Section):
     )
     schedule: Annotated[
         Literal["simulated"] | None,
-        Note("off", needs=_DIGITAL),
+        Note("off", needs=(_DIGITAL,)),
     ] = Field(
         default=None,
         description="Also measure each adapter with parameters of its own for each drift time, "
@@ -371,7 +358,7 @@ class RunSettings(Section):
     )
     tiles: Annotated[
         Count | None,
-        Note("as many as needed", needs=("costs", bool, "costs"), changeable=True),
+        Note("as many as needed", needs=(("costs", bool, "costs"),), changeable=True),
     ] = Field(
         default=None,
         description="Tiles that are available, for the costs: layers share them if they are too "
@@ -400,7 +387,7 @@ class RunSettings(Section):
         str | None,
         Note(
             "one started here",
-            needs=("engine", lambda engine: engine == "ray", "the engine ray"),
+            needs=(("engine", lambda engine: engine == "ray", "the engine ray"),),
             changeable=True,
         ),
     ] = Field(default=None, description="Address of a running Ray cluster.")
@@ -409,3 +396,8 @@ class RunSettings(Section):
     @classmethod
     def _canonical_times(cls, times: tuple[str, ...]) -> tuple[str, ...]:
         return _unique(tuple(format_time(parse_time(time)) for time in times))
+
+    @property
+    def seconds(self) -> list[float]:
+        """The drift times, s."""
+        return [parse_time(time) for time in self.times]

@@ -28,8 +28,6 @@ _FRACTIONS = (
     *("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge"),
 )
 
-# Task, metric, adapter, placement, device and time.
-type _Where = tuple[str, str, str, str, str, float]
 type Repetition = tuple[int, tuple[int, int]]
 """Training, and the repeat and the seed of a chip instance."""
 
@@ -46,8 +44,7 @@ class Summary:
     """The mean score of one variant in one cell of the comparison.
 
     Attributes:
-        task, metric, adapter, placement, device: As in the measurements.
-        time_s: Seconds since programming finished.
+        task, metric, adapter, placement, device, time_s: As in the measurements.
         n: Number of chip instances.
         mean: Mean over trainings and instances.
         low, high: 95 % interval of the mean; None with one instance.
@@ -74,8 +71,7 @@ class PairedDifference:
     """Difference between two variants in one cell of the comparison.
 
     Attributes:
-        task, metric, device: As in the measurements.
-        time_s: Seconds since programming finished.
+        task, metric, device, time_s: As in the measurements.
         baseline, adapter: The two variants; the difference is adapter - baseline.
         n: Number of chip instances on which both were measured.
         mean: Mean of the differences; None without a pair.
@@ -146,22 +142,22 @@ def summarise(measurements: Iterable[Measurement]) -> list[Summary]:
         >>> [(summary.n, round(summary.mean, 2)) for summary in summarise(cells)]
         [(2, 0.81)]
     """
-    groups: dict[_Where, dict[Repetition, float]] = defaultdict(dict)
+    groups: dict[tuple[str, str, str, str, str, float], dict[Repetition, float]] = defaultdict(dict)
     for cell in measurements:
-        where = (cell.task, cell.metric, cell.adapter, cell.placement, cell.device)
-        groups[*where, cell.time_s][_repetition(cell)] = cell.value
-    return [_summary(where, complete_table(values)) for where, values in groups.items()]
+        where = (cell.task, cell.metric, cell.adapter, cell.placement, cell.device, cell.time_s)
+        groups[where][_repetition(cell)] = cell.value
+    summaries = []
+    for where, values in groups.items():
+        table = complete_table(values)
+        trainings, chips = table.shape
+        worst = 100 - TAIL if where[1] in LOWER_IS_BETTER else TAIL
+        tail = float(np.percentile(table, worst)) if chips > 1 else None
+        summaries.append(Summary(*where, chips, *estimate(table)[:3], trainings, tail))
+    return summaries
 
 
 def _repetition(cell: Measurement) -> Repetition:
     return cell.training, (cell.repeat, cell.seed)
-
-
-def _summary(where: _Where, table: NDArray[np.float64]) -> Summary:
-    trainings, chips = table.shape
-    worst = 100 - TAIL if where[1] in LOWER_IS_BETTER else TAIL
-    tail = float(np.percentile(table, worst)) if chips > 1 else None
-    return Summary(*where, chips, *table_estimate(table)[:3], trainings, tail)
 
 
 def paired_differences(
@@ -193,16 +189,13 @@ def paired_differences(
     for where, values in cells.items():
         subtracted = values[baseline]
         pairs = {k: v - subtracted[k] for k, v in values[adapter].items() if k in subtracted}
-        if not pairs:
-            none = PairedDifference(*where, baseline, adapter, 0, None, None, None, None)
-            differences.append(none)
-            continue
-        table = complete_table(pairs)
+        table = complete_table(pairs) if pairs else np.empty((1, 0))
+        found: tuple[float | None, float | None, float | None, float | None] = (
+            estimate(table) if pairs else (None, None, None, None)
+        )
         trainings, chips = table.shape
         differences.append(
-            PairedDifference(
-                *where, baseline, adapter, chips, *table_estimate(table), trainings=trainings
-            )
+            PairedDifference(*where, baseline, adapter, chips, *found, trainings=trainings)
         )
     return differences
 
@@ -212,12 +205,8 @@ def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDiffer
 
     They are the family that is read together; those without a p-value do not count.
     """
-    tested = [(i, d.p_value) for i, d in enumerate(differences) if d.p_value is not None]
-    corrected = list(differences)
-    p_values = holm([p for _, p in tested]).tolist()
-    for (index, _), p_holm in zip(tested, p_values, strict=True):
-        corrected[index] = replace(differences[index], p_holm=p_holm)
-    return corrected
+    corrected = iter(holm([d.p_value for d in differences if d.p_value is not None]).tolist())
+    return [d if d.p_value is None else replace(d, p_holm=next(corrected)) for d in differences]
 
 
 class Estimate(NamedTuple):
@@ -229,62 +218,45 @@ class Estimate(NamedTuple):
     p_value: float | None
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return mean, 95 % Student-t interval and the p-value of a zero mean, of independent values.
+def estimate(values: ArrayLike) -> Estimate:
+    """Return mean, 95 % interval and the p-value of a zero mean, of values or of a crossed table.
 
-    ``mean +- t(0.975, n - 1) * s / sqrt(n)``, with s the standard deviation of the sample.
-    Equal values give an interval of zero width, and p = 1 if they are zero, else 0.
+    Of n independent values: ``mean +- t(0.975, n - 1) * s / sqrt(n)``, with s the standard
+    deviation of the sample. In a table the value of training i on chip j is
+    ``mu + a_i + b_j + e_ij``, with independent effects of the training, of the chip and of both
+    together; see `mean_error`. Equal values give an interval of zero width, and p = 1 if they are
+    zero, else 0.
 
     Args:
-        values: n values, n >= 1.
+        values: Shape (n,), or (I, J): I trainings, J chip instances. One chip has no interval.
 
     Raises:
         ValueError: `values` is empty.
 
     Example:
-        >>> estimate([1.0, 2.0, 3.0]).mean
-        2.0
         >>> round(estimate([1.0, 2.0, 3.0]).high, 3)  # 2 + 4.3027 / sqrt(3)
         4.484
-    """
-    if not values:
-        raise ValueError("`values` must not be empty.")
-    # The standard library sums exactly, so rounding gives equal values no deviation.
-    mean = float(statistics.mean(values))
-    if len(values) == 1:
-        return Estimate(mean, None, None, None)
-    return _student(mean, statistics.stdev(values) / math.sqrt(len(values)), len(values) - 1)
-
-
-def crossed_estimate(table: ArrayLike) -> Estimate:
-    """Return mean, 95 % interval and the p-value of a zero mean, over trainings and chips.
-
-    The value of training i on chip j is ``mu + a_i + b_j + e_ij``, with independent effects of the
-    training, of the chip and of both together. See `mean_error` for the standard error of the mean
-    and its degrees of freedom.
-
-    Args:
-        table: Shape (I, J): I trainings, J chip instances.
-
-    Raises:
-        ValueError: There are fewer than two trainings or fewer than two chips.
-
-    Example:
-        >>> interval = crossed_estimate([[0.80, 0.82, 0.84], [0.81, 0.83, 0.85]])
+        >>> interval = estimate([[0.80, 0.82, 0.84], [0.81, 0.83, 0.85]])
         >>> round(interval.mean, 3), round(interval.low, 3), round(interval.high, 3)
         (0.825, 0.782, 0.868)
     """
-    values = np.asarray(table, dtype=float)
-    if values.ndim != 2 or min(values.shape) < 2:
-        raise ValueError(
-            f"An interval over trainings and chips requires at least 2 of each; the values have "
-            f"the shape {values.shape}."
-        )
-    # Exact, so that equal values have no deviation.
-    mean = float(statistics.mean(values.ravel().tolist()))
-    if np.ptp(values) == 0:
-        return _student(mean, 0.0, 1.0)
-    return _student(mean, *mean_error(mean_squares(values), *values.shape).tolist())
+    table = np.atleast_2d(np.asarray(values, dtype=float))
+    if table.size == 0:
+        raise ValueError("`values` must not be empty.")
+    trainings, chips = table.shape
+    numbers = table.ravel().tolist()
+    # The standard library sums exactly, so rounding gives equal values no deviation.
+    mean, error, freedom = statistics.mean(numbers), 0.0, chips - 1.0
+    if chips == 1:
+        return Estimate(mean, None, None, None)
+    if trainings == 1:
+        error = statistics.stdev(numbers) / math.sqrt(chips)
+    elif np.ptp(table) > 0:
+        error, freedom = mean_error(mean_squares(table), trainings, chips).tolist()
+    if error == 0.0:
+        return Estimate(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
+    half, p_value = float(half_widths(error, freedom)), 2 * stats.t.sf(abs(mean) / error, freedom)
+    return Estimate(mean, mean - half, mean + half, float(p_value))
 
 
 class MeanSquares(NamedTuple):
@@ -348,15 +320,6 @@ def half_widths(error: ArrayLike, freedom: ArrayLike) -> NDArray[np.float64]:
     return stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
 
 
-def _student(mean: float, error: float, freedom: float) -> Estimate:
-    if error == 0.0:
-        return Estimate(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
-    half = float(half_widths(error, freedom))
-    return Estimate(
-        mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom))
-    )
-
-
 def complete_table(values: Mapping[Repetition, float]) -> NDArray[np.float64]:
     """Return the largest complete table of trainings and chips, of shape (I, J).
 
@@ -371,21 +334,14 @@ def complete_table(values: Mapping[Repetition, float]) -> NDArray[np.float64]:
         [[0.8, 0.9]]
     """
     by_training: dict[int, dict[tuple[int, int], float]] = {}
-    for (training, chip), value in values.items():
+    for (training, chip), value in sorted(values.items()):
         by_training.setdefault(training, {})[chip] = value
-    rows = [by_training[training] for training in sorted(by_training)]
+    rows = list(by_training.values())
     tables = []
     for count in range(1, len(rows) + 1):
-        chips = sorted(set.intersection(*(set(row) for row in rows[:count])))
+        chips = [chip for chip in rows[0] if all(chip in row for row in rows[:count])]
         tables.append([[row[chip] for chip in chips] for row in rows[:count]])
     return np.array(max(tables, key=lambda table: len(table) * len(table[0])))
-
-
-def table_estimate(table: NDArray[np.float64]) -> Estimate:
-    """Return mean and interval over what varies: chips, or trainings and chips."""
-    if len(table) == 1:
-        return estimate(table[0].tolist())
-    return estimate([float(table.mean())]) if table.shape[1] == 1 else crossed_estimate(table)
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ The store uses SQLite's rollback journal. A write-ahead log would need memory th
 share, which network file systems (NFS) do not provide; a commit per cell takes milliseconds.
 """
 
+import json
+import math
 import os
 import platform
 import sqlite3
@@ -15,8 +17,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
+
+import psutil  # type: ignore[import-untyped]
 
 from analog_grasp.study.records import (
     ADAPTER_COLUMNS,
@@ -25,9 +30,6 @@ from analog_grasp.study.records import (
     CellKey,
     Measurement,
     Origin,
-    adapter_record,
-    adapter_row,
-    measurement_row,
 )
 
 # How long a lease is valid without being renewed, and how often it is renewed, in seconds.
@@ -125,13 +127,12 @@ class Store:
             ValueError: A value is not finite.
             OSError: The disk is full or the file cannot be written.
         """
-        rows = [(*measurement_row(measurement), *origin) for measurement in measurements]
+        rows = [(*_row(measurement), *origin) for measurement in measurements]
         columns = COLUMNS + Origin._fields
         with self._transaction():
             self._connection.executemany(
                 f"INSERT INTO measurements ({_listed(columns)})"
-                f" VALUES ({_listed('?' for _ in columns)})"
-                f" ON CONFLICT ({_listed(CellKey._fields + Origin._fields)}) DO NOTHING",
+                f" VALUES ({_listed('?' for _ in columns)}) ON CONFLICT DO NOTHING",
                 rows,
             )
 
@@ -176,7 +177,13 @@ class Store:
                 belong; or a figure is not finite.
             OSError: As for :meth:`add`.
         """
-        row = adapter_row(record)
+        digital = {metric: float(score) for metric, score in record.digital.items()}
+        for name, figure in {**digital, "training time": record.train_seconds}.items():
+            if not math.isfinite(figure):
+                raise ValueError(
+                    f"The {name} of adapter {record.adapter!r} is {figure}; it must be finite."
+                )
+        row = tuple((vars(record) | {"digital": json.dumps(digital)}).values())
         with self._transaction():
             known = self._connection.execute(
                 "SELECT fingerprint, model_hash, data_hash FROM adapters"
@@ -199,7 +206,8 @@ class Store:
     def adapters(self) -> list[AdapterRecord]:
         """Return every adapter, in the order in which they were added."""
         rows = self._select(f"SELECT {_listed(ADAPTER_COLUMNS)} FROM adapters ORDER BY position")
-        return [adapter_record(row) for row in rows]
+        records = [AdapterRecord(*row) for row in rows]
+        return [replace(record, digital=json.loads(str(record.digital))) for record in records]
 
     def _select(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple]:
         with _plain_errors(self.path):
@@ -241,14 +249,35 @@ class Store:
 
 
 class Leases:
-    """The leases of this process on the work of a store, from `open_leases`; used by one thread.
+    """Leases on the work of a store, renewed while the block runs and released at its end.
 
     A lease is void once it has expired, or once its process no longer exists on this machine;
-    any other process can then acquire the work.
+    any other process can then acquire the work. An object belongs to one thread.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Store(Path(folder) / "results.sqlite") as store, Leases(store) as leases:
+        ...         leases.acquire("chip 0 of pcm")
+        True
     """
 
-    def __init__(self, store: Store, owner: str) -> None:
-        self._store, self._owner = store, owner
+    def __init__(self, store: Store) -> None:
+        self._store, self._ended = store, threading.Event()
+        # The thread distinguishes two blocks of one process.
+        self._owner = f"{platform.node()}/{os.getpid()}/{threading.get_ident()}"
+        self._heart = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._heart.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._heart.join()
+        # What cannot be released, since the disk is full, expires.
+        with suppress(OSError):
+            self.release()
 
     def acquire(self, work: str) -> bool:
         """Acquire a piece of work; return False if another process holds it."""
@@ -271,55 +300,34 @@ class Leases:
                 "DELETE FROM leases WHERE owner = ? AND work = ifnull(?, work)", (self._owner, work)
             )
 
-
-@contextmanager
-def open_leases(store: Store) -> Iterator[Leases]:
-    """Yield leases that are renewed while the block runs and released at its end.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Store(Path(folder) / "results.sqlite") as store, open_leases(store) as leases:
-        ...         leases.acquire("chip 0 of pcm")
-        True
-    """
-    # The thread distinguishes two blocks of one process.
-    owner = f"{platform.node()}/{os.getpid()}/{threading.get_ident()}"
-    ended = threading.Event()
-    heart = threading.Thread(target=_renew_until, args=(store.path, owner, ended), daemon=True)
-    heart.start()
-    leases = Leases(store, owner)
-    try:
-        yield leases
-    finally:
-        ended.set()
-        heart.join()
-        # What cannot be released, since the disk is full, expires.
-        with suppress(OSError):
-            leases.release()
-
-
-def _renew_until(path: Path, owner: str, ended: threading.Event) -> None:
-    """Renew the leases periodically; they expire if the store cannot be written."""
-    while not ended.wait(HEARTBEAT_SECONDS):
-        with suppress(OSError), Store(path) as store, store._transaction() as connection:
-            expires = time.time() + LEASE_SECONDS
-            connection.execute("UPDATE leases SET expires = ? WHERE owner = ?", (expires, owner))
+    def _renew(self) -> None:
+        """Renew the leases periodically; they expire if the store cannot be written."""
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            with (
+                suppress(OSError),
+                Store(self._store.path) as store,
+                store._transaction() as connection,
+            ):
+                connection.execute(
+                    "UPDATE leases SET expires = ? WHERE owner = ?",
+                    (time.time() + LEASE_SECONDS, self._owner),
+                )
 
 
 def _lapsed(owner: str, expires: float) -> bool:
     node, pid, _ = owner.rsplit("/", 2)
-    return time.time() > expires or (node == platform.node() and not _runs(int(pid)))
+    return time.time() > expires or (node == platform.node() and not psutil.pid_exists(int(pid)))
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # It exists and belongs to another user.
-    return True
+def _row(cell: Measurement) -> tuple[object, ...]:
+    """Return the columns as plain Python numbers: SQLite would store numpy's own as bytes."""
+    if not math.isfinite(cell.value):
+        raise ValueError(
+            f"The {cell.metric} of {cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, "
+            f"training {cell.training}, repeat {cell.repeat} is {cell.value}; a measured value "
+            "must be finite."
+        )
+    return tuple(Measurement.__annotations__[name](getattr(cell, name)) for name in COLUMNS)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +13,7 @@ from peft import PeftModel
 
 from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.checks import check_study
-from analog_grasp.study.config import StudyConfig, is_saved
+from analog_grasp.study.config import StudyConfig, check_study, is_saved
 from analog_grasp.study.evaluator import Chip, Subject
 from analog_grasp.study.provenance import open_run
 from analog_grasp.study.records import (
@@ -39,7 +38,6 @@ from analog_grasp.study.trained_adapters import (
 )
 from analog_grasp.tasks import Task
 from analog_grasp.training.loss import target_std
-from analog_grasp.utils.time import parse_time
 
 FIRST_CHIPS = 5
 """Chip instances per device that `until_ci` begins with: from fewer, its intervals cover less."""
@@ -84,11 +82,9 @@ class Study:
 
     def plan(self, measured: Iterable[Measurement]) -> Plan:
         """Return the trainings and chip instances to measure, given what is measured so far."""
-        metrics, variants = self.task.metrics, self.variants
-        places = [Place(m, v, t) for m in metrics for v in variants for t in self.times]
-        once = [
-            name for name in variants if is_saved(self.adapters[TreatedAdapter.parse(name).adapter])
-        ]
+        subjects = self.subjects(1)
+        places = [Place(m, s.adapter, s.time_s) for m in self.task.metrics for s in subjects]
+        once = {s.adapter for s in subjects if is_saved(self.adapters[s.model[0]])}
         return make_plan(self.config, list(self.cards), places, measured, once)
 
     def chips(self, plan: Plan) -> list[Chip]:
@@ -108,29 +104,22 @@ class Study:
         ]
 
     def subjects(self, trainings: int) -> list[Subject]:
-        """Return what is measured on each chip instance, with so many trainings."""
+        """Return what is measured on each chip instance, with so many trainings.
+
+        Adapters are measured as trained, then after each treatment.
+        """
+        run = self.config.run
+        treatments = [
+            "",
+            *([SCHEDULED] if run.schedule else []),
+            *map(recalibrated, run.recalibrate),
+        ]
         return [
             Subject(str(TreatedAdapter(adapter, treatment)), training, seconds)
             for adapter, training in self.trainings(trainings)
-            for treatment in self.treatments
-            for seconds in self.times
+            for treatment in treatments
+            for seconds in run.seconds
         ]
-
-    @property
-    def times(self) -> list[float]:
-        """The drift times, s."""
-        return drift_times(self.config)
-
-    @property
-    def variants(self) -> list[str]:
-        """The adapters, each as trained and after each treatment."""
-        return [str(TreatedAdapter(name, t)) for name in self.adapters for t in self.treatments]
-
-    @property
-    def treatments(self) -> list[str]:
-        """The treatments of each adapter, the first being none."""
-        run = self.config.run
-        return ["", *([SCHEDULED] if run.schedule else []), *map(recalibrated, run.recalibrate)]
 
     def key(self, chip: Chip, metric: str, subject: Subject) -> CellKey:
         """Return the key of a measurement."""
@@ -153,7 +142,6 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
     """
     check_single_process()
     check_study(config)
-    cards = config.hardware.cards()
     task = config.task.load()
     target_std(config.training.noise_target)
     adapters = adapter_names(config.model.adapters)
@@ -168,9 +156,7 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
         else:
             new_adapter(config, task, asked)
     resumed = open_run(directory, config)
-    if resumed.hardware.devices != config.hardware.devices:
-        cards = resumed.hardware.cards()
-    return Study(resumed, task, cards, adapters, directory, loaded)
+    return Study(resumed, task, resumed.hardware.cards(), adapters, directory, loaded)
 
 
 def check_single_process() -> None:
@@ -183,25 +169,12 @@ def check_single_process() -> None:
         )
 
 
-def drift_times(config: StudyConfig) -> list[float]:
-    """Return the drift times of a study, s, in the order of the settings."""
-    return [parse_time(text) for text in config.run.times]
-
-
-def deployment_text(config: StudyConfig) -> str:
-    """Return the settings of a deployment that no column of results.csv holds."""
-    programmed = config.hardware.placement == "programmed"
-    error = {"programming_error": config.hardware.programming_error} if programmed else {}
-    changes = error | config.hardware.changes()
-    return ", ".join(f"{name}={value}" for name, value in changes.items())
-
-
 def make_plan(
     config: StudyConfig,
     devices: Sequence[str],
     places: Sequence[Place],
     measured: Iterable[Measurement],
-    once: Iterable[str] = (),
+    once: Collection[str] = (),
 ) -> Plan:
     """Return how many trainings and chip instances to measure, given what is measured so far.
 
@@ -231,16 +204,29 @@ def make_plan(
         return Plan(trainings, dict.fromkeys(devices, run.repeats))
     limit = max(trainings, config.training.trainings_limit) if trainings > 1 else 1
     chips = dict.fromkeys(devices, max(run.repeats, min(FIRST_CHIPS, run.repeats_limit)))
-    scores = _Scores(places, measured, frozenset(once))
+    values: dict[tuple[str, Place], dict[tuple[int, int], float]] = {}
+    for cell in measured:
+        unit = 100.0 if is_fraction(cell.metric) else 1.0
+        where = (cell.device, Place(cell.metric, cell.adapter, cell.time_s))
+        values.setdefault(where, {})[cell.training, cell.repeat] = unit * cell.value
     while True:
-        tables = {device: scores.tables(device, trainings, n) for device, n in chips.items()}
+        tables = {}
+        for device, count in chips.items():
+            rows = {place: 1 if place.adapter in once else trainings for place in places}
+            scores = {place: values.get((device, place), {}) for place in places}
+            tables[device] = _tables(scores, rows, count)
         # A training concerns all devices: it is drawn when all of them are measured.
         if not all(tables.values()) and trainings < limit:
             return Plan(trainings, chips)
         widest = {d: max(found, key=_width) for d, found in tables.items() if found}
         wide = {d: _Variances.of(t) for d, t in widest.items() if _width(t) > run.until_ci}
         growing = {d: s for d, s in wide.items() if s.narrowed_by_chips(run.repeats_limit)}
-        if trainings < limit and _training_gain(wide, chips) > _chip_gain(growing):
+        # By how much a training, or a chip of each device, narrows the widest intervals per cell.
+        by_training = sum(s.half_width() - s.half_width(1) for s in wide.values())
+        by_training /= sum(chips.values())
+        by_chip = sum(s.half_width() - s.half_width(0, 1) for s in growing.values())
+        by_chip /= max(sum(s.trainings for s in growing.values()), 1)
+        if trainings < limit and by_training > by_chip:
             trainings += 1
         elif growing:
             for device, variances in growing.items():
@@ -250,37 +236,24 @@ def make_plan(
             return Plan(trainings, chips)
 
 
-class _Scores:
-    """Measurements as tables of trainings and chips, in points for a fraction."""
-
-    def __init__(
-        self, places: Sequence[Place], measured: Iterable[Measurement], once: frozenset[str]
-    ) -> None:
-        self._places, self._once = places, once
-        self._values: dict[tuple[str, Place], dict[tuple[int, int], float]] = {}
-        for cell in measured:
-            unit = 100.0 if is_fraction(cell.metric) else 1.0
-            where = (cell.device, Place(cell.metric, cell.adapter, cell.time_s))
-            self._values.setdefault(where, {})[cell.training, cell.repeat] = unit * cell.value
-
-    def tables(self, device: str, trainings: int, chips: int) -> list[NDArray[np.float64]]:
-        """Return the scores, and the differences from the first adapter; empty if incomplete."""
-        scores: dict[Place, NDArray[np.float64]] = {}
-        for place in self._places:
-            known = self._values.get((device, place), {})
-            rows = 1 if place.adapter in self._once else trainings
-            wanted = [[(i, j) for j in range(chips)] for i in range(rows)]
-            if not all(key in known for row in wanted for key in row):
-                return []
-            scores[place] = np.array([[known[key] for key in row] for row in wanted])
-        first = self._places[0].adapter
-        differences = []
-        for place, table in scores.items():
-            if place.adapter != first:
-                baseline = scores[place._replace(adapter=first)]
-                both = min(len(table), len(baseline))
-                differences.append(table[:both] - baseline[:both])
-        return [*scores.values(), *differences]
+def _tables(
+    scores: Mapping[Place, Mapping[tuple[int, int], float]], rows: Mapping[Place, int], chips: int
+) -> list[NDArray[np.float64]]:
+    """Return tables of scores, and of differences from the first adapter; empty if incomplete."""
+    tables: dict[Place, NDArray[np.float64]] = {}
+    for place, known in scores.items():
+        wanted = [[(i, j) for j in range(chips)] for i in range(rows[place])]
+        if not all(key in known for row in wanted for key in row):
+            return []
+        tables[place] = np.array([[known[key] for key in row] for row in wanted])
+    first = next(iter(tables)).adapter
+    differences = []
+    for place, table in tables.items():
+        if place.adapter != first:
+            baseline = tables[place._replace(adapter=first)]
+            both = min(len(table), len(baseline))
+            differences.append(table[:both] - baseline[:both])
+    return [*tables.values(), *differences]
 
 
 class _Variances(NamedTuple):
@@ -302,13 +275,9 @@ class _Variances(NamedTuple):
         if trainings == 1:
             return cls(trainings, chips, 0.0, float(table.var(ddof=1)) if chips > 1 else 0.0, 0.0)
         squares = mean_squares(table)
-        return cls(
-            trainings,
-            chips,
-            max(float(squares.training - squares.rest), 0.0) / chips,
-            max(float(squares.chip - squares.rest), 0.0) / trainings,
-            float(squares.rest),
-        )
+        by_training = max(float(squares.training - squares.rest), 0.0) / chips
+        by_chip = max(float(squares.chip - squares.rest), 0.0) / trainings
+        return cls(trainings, chips, by_training, by_chip, float(squares.rest))
 
     def half_width(self, more_trainings: int = 0, more_chips: int = 0) -> float:
         """Return the half width that is expected of an interval over more values."""
@@ -338,15 +307,3 @@ def _width(table: NDArray[np.float64]) -> float:
     if trainings > 1:
         return float(half_widths(*mean_error(mean_squares(table), *table.shape)))
     return float(half_widths(table.std(ddof=1) / math.sqrt(chips), chips - 1))
-
-
-def _training_gain(wide: Mapping[str, _Variances], chips: Mapping[str, int]) -> float:
-    """Return by how much a training narrows the widest intervals, per cell that it adds."""
-    gain = sum(s.half_width() - s.half_width(more_trainings=1) for s in wide.values())
-    return gain / sum(chips.values())
-
-
-def _chip_gain(growing: Mapping[str, _Variances]) -> float:
-    """Return by how much a chip of each device narrows its widest interval, per cell it adds."""
-    gain = sum(s.half_width() - s.half_width(more_chips=1) for s in growing.values())
-    return gain / sum(s.trainings for s in growing.values()) if growing else 0.0

@@ -12,18 +12,19 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.config import PeftConfig
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.model import start_from
 from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
-from analog_grasp.crossbar import Deployment, deploy
-from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.checks import ADAPTER_FILES, MODEL_FILES, check_saved
-from analog_grasp.study.config import StudyConfig, is_saved
+from analog_grasp.study.config import (
+    ADAPTER_FILES,
+    MODEL_FILES,
+    StudyConfig,
+    check_saved,
+    is_saved,
+)
 from analog_grasp.study.evaluator import processor
-from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import model_hash
 from analog_grasp.study.sections import GRASP
@@ -57,7 +58,7 @@ def load_adapter(
 
 
 def load_with_hash(
-    path: Path, model: str | None, task: Task, trust_remote_code: bool = False
+    path: Path, model: str | None, task: Task, trust_remote_code: bool
 ) -> tuple[PeftModel | PreTrainedModel, str]:
     """Load as `load_adapter`, and return the hash of the pre-trained model too.
 
@@ -67,13 +68,14 @@ def load_with_hash(
     if not (path / ADAPTER_FILES[0]).is_file():
         whole = _load_whole(path, task, trust_remote_code)
         return whole, model_hash(whole)
-    named = _base_model_name(path)
-    base = load_base_model(task, model or named, trust_remote_code=trust_remote_code)
+    saved = _saved_config(path)
+    named = model or saved.base_model_name_or_path
+    base = load_base_model(task, named, trust_remote_code=trust_remote_code)
     base_hash = model_hash(base)
     try:
         # Allocates what the file holds, not what the adapter's configuration states.
         adapted = PeftModel.from_pretrained(
-            base, path, low_cpu_mem_usage=not _changes_base_weights(path)
+            base, path, low_cpu_mem_usage=not _changes_base_weights(saved, path)
         )
     except SafetensorError as error:
         raise ValueError(
@@ -86,7 +88,15 @@ def load_with_hash(
             f"The adapter in {path} does not fit the model {base.name_or_path} with the task "
             f"{task.name} ({reason}): name the model and the task that it was made for."
         ) from error
-    _check_complete(adapted, path, str(base.name_or_path))
+    # peft would silently keep missing parameters at their initial values.
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if odd := sorted(_shapes(path / ADAPTER_FILES[1]).keys() ^ expected):
+        kind = "lacks" if odd[0] in expected else "has an unexpected"
+        raise ValueError(
+            f"The adapter in {path} does not fit the model {base.name_or_path}: it {kind} "
+            f"{odd[0]}, and {len(odd)} parameters in all differ from those of the adapted model; "
+            "name the model that it was made for, or train it again."
+        )
     # The base model is in float32, whatever type the adapter and the head were saved in.
     return adapted.float().to(processor()).eval(), base_hash
 
@@ -94,8 +104,7 @@ def load_with_hash(
 def _load_whole(path: Path, task: Task, trust_remote_code: bool) -> PreTrainedModel:
     """Load a model that was trained whole."""
     model = load_base_model(task, str(path), trust_remote_code=trust_remote_code)
-    with safe_open(path / MODEL_FILES[1], "pt") as file:
-        saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    saved = _shapes(path / MODEL_FILES[1])
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     if odd := sorted(name for name, shape in shapes.items() if saved.get(name) != shape):
         raise ValueError(
@@ -105,40 +114,27 @@ def _load_whole(path: Path, task: Task, trust_remote_code: bool) -> PreTrainedMo
     return model.to(processor()).eval()
 
 
-def _check_complete(model: PeftModel, path: Path, base: str) -> None:
-    """Raise if an adapter's parameters are not exactly those of the model.
-
-    peft would silently keep missing ones at their initial values.
-    """
-    with safe_open(path / ADAPTER_FILES[1], "pt") as file:
-        held = set(file.keys())
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if odd := sorted(held ^ expected):
-        kind = "lacks" if odd[0] in expected else "has an unexpected"
-        raise ValueError(
-            f"The adapter in {path} does not fit the model {base}: it {kind} {odd[0]}, and "
-            f"{len(odd)} parameters in all differ from those of the adapted model; name the model "
-            "that it was made for, or train it again."
-        )
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Return the shapes of the tensors in a file of safetensors, by name."""
+    with safe_open(file, "pt") as tensors:
+        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
 
 
-def _changes_base_weights(path: Path) -> bool:
+def _changes_base_weights(saved: Any, path: Path) -> bool:
     """Return whether a LoRA adapter starts from its base weights and changes them, as PiSSA does.
 
     The ranks that its configuration states must be those of the file, which limits the memory.
     """
-    saved: Any = PeftConfig.from_pretrained(str(path))
     start = getattr(saved, "init_lora_weights", True)
     if not isinstance(start, str) or start.lower() == "gaussian":
         return False
-    with safe_open(path / ADAPTER_FILES[1], "pt") as file:
-        names = [name for name in file.keys() if ".lora_A." in name]  # noqa: SIM118
-        largest = max((file.get_slice(name).get_shape()[0] for name in names), default=0)
+    shapes = _shapes(path / ADAPTER_FILES[1])
+    largest = max((shape[0] for name, shape in shapes.items() if ".lora_A." in name), default=0)
     return largest >= max([saved.r, *saved.rank_pattern.values()])
 
 
-def _base_model_name(path: Path) -> str | None:
-    """Return the pre-trained model that a saved adapter names, if it does."""
+def _saved_config(path: Path) -> PeftConfig:
+    """Return the configuration of a saved adapter."""
     file = path / ADAPTER_FILES[0]
     if file.stat().st_size > _LARGEST_CONFIG:
         raise ValueError(
@@ -147,9 +143,10 @@ def _base_model_name(path: Path) -> str | None:
         )
     try:
         saved = PeftConfig.from_pretrained(str(path))
-        base = saved.base_model_name_or_path
-        if saved.peft_type is None or not isinstance(base, str | None):
-            raise KeyError("peft_type" if saved.peft_type is None else "base_model_name_or_path")
+        if saved.peft_type is None:
+            raise KeyError("peft_type")
+        if not isinstance(saved.base_model_name_or_path, str | None):
+            raise KeyError("base_model_name_or_path")
     except Exception as error:
         raise ValueError(
             f"The file {file} is not one that peft wrote ({last_line(error)}): train the adapter "
@@ -161,7 +158,7 @@ def _base_model_name(path: Path) -> str | None:
             f"The adapter in {path} is of the kind {str(saved.peft_type)[:40]}, which is not "
             "supported: it should be one that adapts layers, such as LoRA."
         )
-    return base
+    return saved
 
 
 def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | PreTrainedModel:
@@ -266,11 +263,12 @@ def train_adapter(
         )
     elif ages:
         advance = progress(f"{description}, on simulated chips", training.then_steps)
+        # The error of the fast precision is small compared with the noise of these chips.
+        hardware = config.hardware.model_copy(update={"precision": "fast"})
         assert isinstance(model, PeftModel)
         distil(
-            model, task, ages, steps=training.then_steps, seed=seed,
-            batch_size=training.batch_size, advance=advance,
-            put_on_chip=partial(_mapped, config.hardware, task),
+            model, task, ages, steps=training.then_steps, seed=seed, advance=advance,
+            put_on_chip=partial(hardware.deploy, task=task, placement="digital"),
         )  # fmt: skip
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):
@@ -283,15 +281,6 @@ def train_adapter(
                 stacklevel=2,
             )
     return seconds
-
-
-def _mapped(
-    hardware: HardwareSettings, task: Task, model: nn.Module, card: DeviceCard
-) -> Deployment:
-    """Put a digital adapter's model on a chip, mapped as where it is measured."""
-    deployment = deploy(model, card, **hardware.deploy_arguments() | {"placement": "digital"})
-    hardware.calibrate_inputs(deployment, task)
-    return deployment
 
 
 def _is_constant(model: PeftModel | PreTrainedModel, few: SentenceTask) -> bool:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from analog_grasp.report.comparison import Comparison
+from analog_grasp.report.tables import Comparison
 from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
+from analog_grasp.report.tuning_figures import tuning_page, write_figures
 from analog_grasp.study import api as studies
-from analog_grasp.study.config import StudyConfig, flat, resolve, takes_settings
+from analog_grasp.study.config import ONE_STAGE, StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import with_card_files
 from analog_grasp.study.runner import run
@@ -61,7 +62,7 @@ def require_optuna() -> None:
             )
 
 
-@takes_settings(without=("adapters", "trainings", "trainings_limit"))
+@takes_settings(without=("adapters", "trainings", "trainings_limit"), defaults=ONE_STAGE)
 def tune_noise_weight(
     out: str | Path = "runs/tune",
     *,
@@ -116,7 +117,7 @@ def tune_noise_weight(
     from analog_grasp.tuning.tuner import STUDY_FILE, TUNE_FILE, prepare_tuning
 
     asked = with_card_files(settings, Path(out), (TUNE_FILE, STUDY_FILE))
-    resolved = resolve(asked, Path(config) if config else None)
+    resolved = resolve(asked, Path(config) if config else None, ONE_STAGE)
     tuning = prepare_tuning(
         resolved, Path(out), adapter=adapter, search=search, ranges=ranges, multi=multi,
         held_out=held_out, storage=storage,
@@ -124,20 +125,27 @@ def tune_noise_weight(
     return run_tuning(tuning, trials, progress)
 
 
-def run_tuning(tuning: "Tuning", trials: int = TRIALS, progress: Progress = silent) -> Tuned:
+def run_tuning(tuning: "Tuning", trials: int, progress: Progress) -> Tuned:
     """Run the missing trials of `trials` in total, then evaluate the best settings.
 
     Raises:
         ValueError: No trial could be measured completely.
         OSError: As `tune_noise_weight`.
     """
-    # matplotlib takes long to import.
-    from analog_grasp.report.tuning_figures import tuning_page, write_figures
     from analog_grasp.tuning.tuner import tune
 
     tune(tuning, trials, progress)
     directory = tuning.directory
-    shown = _shown(tuning)
+    shown = Trials(
+        task=tuning.config.task.name,
+        metric=tuning.task.metrics[0],
+        space=tuning.space,
+        given={name: tuning.config.value(name) for name in tuning.space},
+        trials=tuning.trials(),
+        front=tuning.front(),
+        multi=tuning.multi,
+        importance=tuning.importance(),
+    )
     write_atomically(directory / TRIALS_FILE, trials_csv(shown).encode())
     if not shown.front:
         raise ValueError(
@@ -145,7 +153,7 @@ def run_tuning(tuning: "Tuning", trials: int = TRIALS, progress: Progress = sile
             f"{TRIALS_FILE} for the reasons, and search other ranges."
         )
     best = shown.front[0]
-    settings = tuning.config_of(best)
+    settings = tuning.config.replace(**best.values)
     record = flat(settings)
     write_atomically(directory / BEST_FILE, tomli_w.dumps(record).encode())
     figures = write_figures(shown, directory)
@@ -159,16 +167,3 @@ def run_tuning(tuning: "Tuning", trials: int = TRIALS, progress: Progress = sile
     names = (TRIALS_FILE, BEST_FILE, SUMMARY_FILE, PAGE_FILE)
     files = [*(directory / name for name in names), *figures]
     return Tuned(directory, settings, shown, results, files)
-
-
-def _shown(tuning: "Tuning") -> Trials:
-    return Trials(
-        task=tuning.config.task.name,
-        metric=tuning.task.metrics[0],
-        space=tuning.space,
-        given={name: tuning.config.value(name) for name in tuning.space},
-        trials=tuning.trials(),
-        front=tuning.front(),
-        multi=tuning.multi,
-        importance=tuning.importance(),
-    )

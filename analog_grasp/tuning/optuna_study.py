@@ -14,14 +14,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    IntegrityError,
-    NoSuchModuleError,
-    OperationalError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from analog_grasp.study.config import StudyConfig
 from analog_grasp.tuning.search_space import Range
@@ -32,18 +25,17 @@ HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
 # How long a process waits for another one that is writing, in seconds.
 _BUSY_SECONDS = 30
-# Processes that start together may all try to create the tables of a new database.
-_ATTEMPTS = 20
-_ATTEMPT_SECONDS = 0.25
+# For how long processes that start together may all try to create the tables of a new database.
+_RACE_SECONDS = 5.0
 # Trials drawn at random over the ranges before the sampler uses earlier results.
 _RANDOM_TRIALS = 8
-# Packages of database drivers, by the module that SQLAlchemy imports.
+# Packages of database drivers, where they are not called as the module that SQLAlchemy imports.
 _DRIVERS = {
     "psycopg": "psycopg[binary]",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
-    "pymysql": "pymysql",
 }
+_EXAMPLES = "give one such as sqlite:///study.sqlite or postgresql://user@host/name."
 
 Values = dict[str, Any]
 """Values of the searched settings in one trial, by name."""
@@ -144,10 +136,7 @@ def shown_url(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
     except (ArgumentError, ValueError) as error:
-        raise ValueError(
-            "The storage is not the URL of a database: give one such as sqlite:///study.sqlite or "
-            "postgresql://user@host/name."
-        ) from error
+        raise ValueError(f"The storage is not the URL of a database: {_EXAMPLES}") from error
 
 
 def connect(url: str) -> RDBStorage:
@@ -160,20 +149,37 @@ def connect(url: str) -> RDBStorage:
         OSError: The database cannot be reached or written, or another optuna made its tables.
     """
     shown = shown_url(url)
-    for _ in range(_ATTEMPTS):
+    waiting = {"timeout": _BUSY_SECONDS} if make_url(url).get_backend_name() == "sqlite" else {}
+    end = time.monotonic() + _RACE_SECONDS
+    while True:
         try:
             with storage_errors(url):
-                return _open(url)
+                return RDBStorage(
+                    url,
+                    engine_kwargs={"connect_args": waiting},
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                )
         except OSError as error:
-            last = error
-            if not _is_race(error.__cause__):
+            cause = error.__cause__
+            race = isinstance(cause, IntegrityError) or "already exists" in str(cause)
+            if not race or time.monotonic() > end:
                 raise
-            time.sleep(_ATTEMPT_SECONDS)
-        except (ImportError, NoSuchModuleError) as error:
-            raise ValueError(_missing_driver(url, error)) from error
+        except NoSuchModuleError as error:
+            raise ValueError(
+                f"The storage {shown} is a database of an unknown kind: {_EXAMPLES}"
+            ) from error
+        except ImportError as error:
+            module = str(getattr(error.__cause__, "name", None))
+            raise ValueError(
+                f"The storage {shown} requires the Python module {module}, which is not installed: "
+                f"run pip install '{_DRIVERS.get(module, module)}', or omit the storage to use a "
+                "SQLite file."
+            ) from error
         except RuntimeError as error:
             raise OSError(f"The storage {shown} cannot be used: {error}") from error
-    raise last
+        time.sleep(0.25)
 
 
 def share_heartbeats(study: optuna.Study, storage: RDBStorage) -> None:
@@ -199,47 +205,11 @@ def storage_errors(url: str) -> Iterator[None]:
     except NoSuchModuleError:
         raise
     except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        # The database's own message.
+        reason = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
         raise OSError(
-            f"The storage {shown_url(url)} cannot be used ({_reason(error)}): it should be a "
+            f"The storage {shown_url(url)} cannot be used ({reason.rstrip('.')}): it should be a "
             "database that can be reached and written to; finished trials are kept, and the same "
             "command resumes the tuning."
         ) from error
-
-
-def _open(url: str) -> RDBStorage:
-    waiting = {"timeout": _BUSY_SECONDS} if make_url(url).get_backend_name() == "sqlite" else {}
-    return RDBStorage(
-        url,
-        engine_kwargs={"connect_args": waiting},
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=GRACE_SECONDS,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-    )
-
-
-def _missing_driver(url: str, error: Exception) -> str:
-    module = getattr(error.__cause__, "name", None)
-    if module is None:
-        return (
-            f"The storage {shown_url(url)} is a database of an unknown kind: give one such as "
-            "sqlite:///study.sqlite or postgresql://user@host/name."
-        )
-    return (
-        f"The storage {shown_url(url)} requires the Python module {module}, which is not "
-        f"installed: run pip install '{_DRIVERS.get(module, module)}', or omit the storage to use "
-        "a SQLite file."
-    )
-
-
-def _is_race(error: BaseException | None) -> bool:
-    """Return whether another process has just created what this one was about to create."""
-    taken = isinstance(error, OperationalError | ProgrammingError) and "already exists" in str(
-        error
-    )
-    return taken or isinstance(error, IntegrityError)
-
-
-def _reason(error: Exception) -> str:
-    """Return the database's own message, on one line."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0].rstrip(".")

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.checks import check_study
-from analog_grasp.study.config import CHANGEABLE, StudyConfig, flat
+from analog_grasp.study.config import CHANGEABLE, StudyConfig, check_study, flat
 from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import (
@@ -33,7 +31,7 @@ from analog_grasp.study.provenance import (
     check_same,
     without_folders,
 )
-from analog_grasp.study.study import check_single_process, drift_times
+from analog_grasp.study.study import check_single_process
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
@@ -50,7 +48,7 @@ from analog_grasp.tuning.optuna_study import (
     shown_url,
     storage_errors,
 )
-from analog_grasp.tuning.search_space import TRIALS, WORSE, Range, Trial, search_space, values_text
+from analog_grasp.tuning.search_space import WORSE, Range, Trial, search_space, values_text
 from analog_grasp.utils.io import read_toml, write_atomically
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DEFAULT_GROUPS
@@ -90,24 +88,24 @@ class Tuning:
 
     def trials(self) -> list[Trial]:
         """Return the finished trials, in their order."""
-        return [_record(t) for t in self._finished(TrialState.COMPLETE, TrialState.PRUNED)]
+        return [_record(t) for t in self.in_state(TrialState.COMPLETE, TrialState.PRUNED)]
 
     def front(self) -> list[Trial]:
         """Return the Pareto front of the two scores, the best score after drift first.
 
         Of equal trials, the earliest. Empty while no trial is measured completely.
         """
-        measured = [trial for trial in self.trials() if trial.score is not None]
-        measured.sort(key=lambda trial: (-_sortable(trial.score), -_sortable(trial.digital)))
-        front = measured[:1]
-        for trial in measured[1:]:
-            if _sortable(trial.digital) > _sortable(front[-1].digital):
+        measured = [
+            (trial.score, trial.digital, trial)
+            for trial in self.trials()
+            if trial.score is not None and trial.digital is not None
+        ]
+        front, best = [], float("-inf")
+        for _, digital, trial in sorted(measured, key=lambda found: (-found[0], -found[1])):
+            if digital > best:
                 front.append(trial)
+                best = digital
         return front
-
-    def config_of(self, trial: Trial) -> StudyConfig:
-        """Return the settings of a trial."""
-        return self.config.replace(**trial.values)
 
     def importance(self) -> dict[str, dict[str, float]]:
         """Return each searched setting's importance for being among the best quarter, by objective.
@@ -119,24 +117,24 @@ class Tuning:
             PED-ANOVA: Watanabe et al., IJCAI 2023, arXiv 2304.10255.
         """
         names = list(self.space)
-        measured = self._finished(TrialState.COMPLETE)
+        measured = self.in_state(TrialState.COMPLETE)
         if sum(set(names) <= set(trial.params) for trial in measured) < _FEWEST_FOR_IMPORTANCE:
             return {}
-        objectives = ("score", "digital")[: len(self.study.directions)]
+        found = {}
         with quiet_optuna(), warnings.catch_warnings():
-            # Optuna warns that it takes low targets for good ones; the sign below accounts for it.
+            # Optuna warns that it takes low targets for good ones; the sign accounts for it.
             warnings.simplefilter("ignore")
-            return {
-                objective: get_param_importances(
+            for place, objective in enumerate(("score", "digital")[: len(self.study.directions)]):
+                found[objective] = get_param_importances(
                     self.study,
                     evaluator=PedAnovaImportanceEvaluator(target_quantile=_TOP_SHARE),
                     params=names,
-                    target=partial(_minus, place),
+                    target=lambda trial, place=place: -trial.values[place],
                 )
-                for place, objective in enumerate(objectives)
-            }
+        return found
 
-    def _finished(self, *states: TrialState) -> list[FrozenTrial]:
+    def in_state(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in some states, in their order."""
         with storage_errors(self.storage.url):
             return self.study.get_trials(deepcopy=False, states=states)
 
@@ -164,9 +162,6 @@ def prepare_tuning(
         OSError: The folder or the storage cannot be used.
     """
     check_single_process()
-    if "then" not in config.given():
-        # A second stage would take most of the time of a trial.
-        config = config.replace(then="none")
     check_study(config.replace(adapters=(adapter,)))
     space = search_space(search, ranges)
     if "learning_rate" in space and config.training.learning_rate is None and adapter in ADAPTERS:
@@ -188,18 +183,22 @@ def prepare_tuning(
         "cards": {name: card_hash(card) for name, card in cards.items()},
         "search": {name: [bounds.low, bounds.high] for name, bounds in space.items()},
     }
-    _check_folder(directory, asked)
+    file = directory / TUNE_FILE
+    if file.is_file():
+        _check_same(f"The output {directory}", read_toml(file, f"The file {file}"), asked)
+    elif not (directory / STUDY_FILE).is_file():
+        check_new(directory, "tuning")
     if storage is None:
         directory.mkdir(parents=True, exist_ok=True)
     with quiet_optuna():
         database = connect(storage or f"sqlite:///{(directory / STUDY_FILE).as_posix()}")
         study = _study(database, directory.resolve().name, asked, first_values(config, space))
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / TUNE_FILE, tomli_w.dumps(asked).encode())
+    write_atomically(file, tomli_w.dumps(asked).encode())
     return Tuning(config, adapter, space, multi, task, cards, directory, database, study)
 
 
-def tune(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> None:
+def tune(tuning: Tuning, trials: int, progress: Progress = silent) -> None:
     """Run trials until the study has so many finished ones, earlier and other processes' included.
 
     Any number of processes may do so with the same study at once. A trial is finished when it is
@@ -214,7 +213,14 @@ def tune(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> N
     advance = begin(f"tuning {tuning.adapter}: {missing} of {trials} trials", missing)
     with quiet_optuna(), storage_errors(tuning.storage.url):
         while len(finished) < trials:
-            _run_or_wait(tuning, trials, len(finished))
+            if len(finished) + len(tuning.in_state(TrialState.RUNNING)) < trials:
+                tuning.study.optimize(
+                    lambda trial: _run_trial(tuning, trial, trials), 1, catch=(_SurplusError,)
+                )
+            else:
+                time.sleep(_POLL_SECONDS)
+                share_heartbeats(tuning.study, tuning.storage)
+                fail_stale_trials(tuning.study)
             for trial in tuning.trials():
                 if trial.number not in finished:
                     finished.add(trial.number)
@@ -223,16 +229,6 @@ def tune(tuning: Tuning, trials: int = TRIALS, progress: Progress = silent) -> N
 
 class _SurplusError(Exception):
     """Another process was faster to start the last trial."""
-
-
-def _run_or_wait(tuning: Tuning, trials: int, finished: int) -> None:
-    """Run one more trial, or wait if enough trials are running already."""
-    if finished + len(tuning._finished(TrialState.RUNNING)) < trials:
-        tuning.study.optimize(lambda t: _run_trial(tuning, t, trials), 1, catch=(_SurplusError,))
-        return
-    time.sleep(_POLL_SECONDS)
-    share_heartbeats(tuning.study, tuning.storage)
-    fail_stale_trials(tuning.study)
 
 
 def _run_trial(tuning: Tuning, trial: optuna.Trial, trials: int) -> float | Sequence[float]:
@@ -298,7 +294,7 @@ def measure(
     trial.set_user_attr("digital", digital)
     evaluator = Evaluator(task, {(adapter, 0): model}, dict(cards), config.hardware)
     one_objective = len(trial.study.directions) == 1
-    asked = frozenset(Subject(adapter, 0, seconds) for seconds in drift_times(config))
+    asked = frozenset(Subject(adapter, 0, seconds) for seconds in config.run.seconds)
     scores: dict[tuple[str, float], list[float]] = {}
     for chips in tuning_rounds(config, cards):
         if scores and one_objective and trial.should_prune():
@@ -319,11 +315,10 @@ def measure(
 def _record(trial: FrozenTrial) -> Trial:
     """Return a finished trial as optuna has stored it."""
     attributes = trial.user_attrs
-    score = trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None
     return Trial(
         number=trial.number,
         values=attributes["values"],
-        score=score,
+        score=trial.values[0] if trial.state == TrialState.COMPLETE else None,
         digital=attributes.get("digital"),
         cells={(device, time_s): scores for device, time_s, scores in attributes.get("cells", [])},
         seconds=trial.duration.total_seconds() if trial.duration else 0.0,
@@ -334,15 +329,6 @@ def _record(trial: FrozenTrial) -> Trial:
 def _outcome(trial: Trial, metric: str) -> str:
     found = trial.pruned or f"{metric} {trial.score:.4f} after drift, {trial.digital:.4f} digital"
     return f"trial {trial.number} ({values_text(trial.values)}): {found}"
-
-
-def _minus(place: int, trial: FrozenTrial) -> float:
-    return -trial.values[place]
-
-
-def _sortable(score: float | None) -> float:
-    """Return a score to sort by."""
-    return float("-inf") if score is None else score
 
 
 def _check_adapter(
@@ -358,15 +344,6 @@ def _check_adapter(
                 f"The adapter {adapter} has no {name} to search: search learning_rate or "
                 "injection, or tune stochgrasp."
             )
-
-
-def _check_folder(directory: Path, asked: Mapping[str, Any]) -> None:
-    """Raise if a folder holds anything but this tuning."""
-    file = directory / TUNE_FILE
-    if file.is_file():
-        _check_same(f"The output {directory}", read_toml(file, f"The file {file}"), asked)
-    elif not (directory / STUDY_FILE).is_file():
-        check_new(directory, "tuning")
 
 
 def _study(

@@ -38,7 +38,15 @@ def read_toml(path: Path, subject: str) -> dict[str, Any]:
         Traceback (most recent call last):
         ValueError: The file mine.toml is not valid TOML: it is nested too deeply.
     """
-    content = _content(path, subject)
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(f"{subject} does not exist: give the path of a TOML file.")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OSError(f"{subject} cannot be read: {error}.") from None
     if len(content) > _LARGEST_FILE:
         raise ValueError(
             f"{subject} is larger than {_LARGEST_FILE >> 10} KiB: such a file is a few kilobytes."
@@ -56,19 +64,6 @@ def read_toml(path: Path, subject: str) -> dict[str, Any]:
         reason = "it is nested too deeply" if deep else str(error)[:200].rstrip(".")
         raise ValueError(f"{subject} is not valid TOML: {reason}.") from None
     return data
-
-
-def _content(path: Path, subject: str) -> bytes:
-    """Return the file's first bytes, at most one more than the limit."""
-    try:
-        if not path.is_file():
-            raise FileNotFoundError(f"{subject} does not exist: give the path of a TOML file.")
-        with path.open("rb") as file:
-            return file.read(_LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise OSError(f"{subject} cannot be read: {error}.") from None
 
 
 def _check(part: Any, depth: int = 0) -> None:

@@ -170,6 +170,12 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
         ({"programming_error": "learned"}, "'learned'.*without the placement programmed"),
         ({"weights": "digital"}, "weights is 'digital'.*without the placement programmed"),
         ({"repeats_limit": 9}, "repeats_limit is 9.*without until_ci"),
+        ({"trainings_limit": 5, "trainings": 2}, "trainings_limit is 5, .* without until_ci"),
+        ({"trainings_limit": 5, "until_ci": 1.0}, "is 5, .* without trainings of 2 or more"),
+        ({"tiles": 3}, "tiles is 3, which has no effect without costs"),
+        ({"recalibrate": (4,), "placement": "folded"}, "no effect without the placement digital"),
+        ({"schedule": "simulated", "placement": "folded"}, "without the placement digital"),
+        ({"then": "none", "then_steps": 2}, "then_steps is 2, .* without a second stage"),
         ({"length_penalty": 0.5, "beams": 1}, "length_penalty is 0.5.*without two beams or more"),
         (
             {"groups": 4, "adapters": ["lora"]},
@@ -245,8 +251,6 @@ def test_each_generation_setting_changes_the_data_hash(generation, monkeypatch):
 def test_generation_settings_without_generation_raise():
     with pytest.raises(ValueError, match="beams is 4, but the task 'reviews' generates no text"):
         resolve({"beams": 4}).task.load()
-    with pytest.raises(ValueError, match=r"length_penalty is 0\.9, which has no effect"):
-        resolve({"beams": 1, "length_penalty": 0.9})
 
 
 @pytest.mark.parametrize(("name", "value"), [("beams", 0), ("no_repeat_ngram", -1)])
@@ -269,8 +273,3 @@ def test_exact_weights_leave_the_noise_of_the_adapter(bert, batch):
         deployed.program(seed=0)
         assert deployed.report() == []
         assert torch.allclose(deployed.model(**batch).logits, digital) is exact
-
-
-def test_exact_weights_and_an_exact_adapter_raise():
-    with pytest.raises(ValueError, match="weights is 'digital', which has no effect without the p"):
-        resolve({"weights": "digital"})

@@ -12,10 +12,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import checks
+from analog_grasp.study import config as settings_module
+from analog_grasp.study import engines
 from analog_grasp.study.config import resolve
-from analog_grasp.study.engines import local
 from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job, Subject
+from analog_grasp.study.sections import RunSettings
 from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import new_adapter
 
@@ -63,7 +64,7 @@ def test_four_workers_measure_the_same_bits_though_one_dies(
 def test_workers_that_die_repeatedly_end_the_run(
     config, finished_run, tmp_path, run_study, read_values, monkeypatch
 ):
-    monkeypatch.setattr(local, "RETRIES", 0)
+    monkeypatch.setattr(engines, "RETRIES", 0)
     two = config.replace(workers=2)
     with pytest.raises(RuntimeError, match=r"1 workers died .* at chip [34] of .* exit code -9"):
         run_study(two, tmp_path / "run", at_cell(3, kill_a_worker))
@@ -98,7 +99,7 @@ def test_the_number_of_threads_changes_no_bit(settings, task, tmp_path):
 
 
 def test_a_missing_ray_raises_before_anything_is_trained(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'analog-grasp\[ray\]', or use the engine"):
         prepare(config.replace(engine="ray"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -125,8 +126,6 @@ def test_a_cluster_started_here_measures_the_same_bits(
 def test_abandoned_work_leaves_the_cluster_free():
     import ray
 
-    from analog_grasp.study.engines import ray as engine
-
     class Endless:
         """Measures a cell, and then computes endlessly."""
 
@@ -148,7 +147,7 @@ def test_abandoned_work_leaves_the_cluster_free():
     try:
         cells = frozenset({Subject("grasp", 0, 0.0)})
         jobs = [Job(Chip("pcm", seed, seed), cells) for seed in range(4)]
-        cells = engine.measure(Endless(), jobs, workers=2)
+        cells = engines.measure(Endless(), jobs, RunSettings(engine="ray", workers=2))
         assert {next(cells).chip.seed for _ in range(2)} == {0, 1}
         wait_for(0)
         cells.close()

@@ -6,7 +6,7 @@ import pytest
 from peft import PeftConfig, PeftModel
 
 from analog_grasp import AgeSchedule, deploy, load_base_model
-from analog_grasp.report.comparison import Comparison
+from analog_grasp.report.tables import Comparison
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
 from analog_grasp.study.records import TreatedAdapter
@@ -111,12 +111,6 @@ def test_a_grown_run_fits_only_the_ages_that_it_lacks(scheduled, settings, tmp_p
     assert ages["0s"] == first
     expected = {m.key: m.value for m in scheduled.measurements}
     assert all(expected[m.key] == m.value for m in grown.measurements)
-
-
-@pytest.mark.parametrize("setting", [{"recalibrate": (4,)}, {"schedule": "simulated"}])
-def test_treatments_need_a_digital_adapter(setting):
-    with pytest.raises(ValueError, match="has no effect without the placement digital"):
-        resolve(setting | {"placement": "folded"})
 
 
 def test_names_of_variants():

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from analog_grasp.costs.table import read_costs
+from analog_grasp.costs.estimate import read_costs
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import evaluator, runner, trained_adapters
+from analog_grasp.study import runner, trained_adapters
 from analog_grasp.study.api import report
-from analog_grasp.study.checks import check_costs
-from analog_grasp.study.config import resolve
+from analog_grasp.study.config import check_costs, resolve
 from analog_grasp.study.records import read_layers
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
@@ -170,7 +169,7 @@ def test_digital_adapters_share_a_chip_and_folded_ones_do_not(
 ):
     made = []
     monkeypatch.setattr(
-        evaluator, "deploy", lambda *a, **k: made.append(deploy(*a, **k)) or made[-1]
+        "analog_grasp.crossbar.deploy", lambda *a, **k: made.append(deploy(*a, **k)) or made[-1]
     )
     found = read_values(run_study(config.replace(placement=placement), tmp_path / "run"))
     # One more per device, for the weight errors of the layers.
@@ -385,8 +384,3 @@ def test_one_cost_model_or_one_per_device():
         check_costs(("neurram", "neurram"), 3)
     with pytest.raises(ValueError, match="Unknown cost model 'pcm'"):
         check_costs(("pcm",), 1)
-
-
-def test_tiles_without_costs_have_no_effect():
-    with pytest.raises(ValueError, match="tiles is 3, which has no effect without costs"):
-        resolve({"tiles": 3})

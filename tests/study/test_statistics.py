@@ -14,7 +14,6 @@ from analog_grasp.study.statistics import (
     PairedDifference,
     Variant,
     complete_table,
-    crossed_estimate,
     estimate,
     half_widths,
     holm,
@@ -23,7 +22,6 @@ from analog_grasp.study.statistics import (
     mean_squares,
     paired_differences,
     summarise,
-    table_estimate,
     variants,
 )
 
@@ -173,7 +171,7 @@ def crossed(adapter, table):
 def test_summaries_are_over_trainings_and_chips():
     table = [[0.80, 0.82, 0.84], [0.70, 0.72, 0.74]]
     (summary,) = summarise(crossed("grasp", table))
-    expected = crossed_estimate(table)
+    expected = estimate(table)
     assert (summary.trainings, summary.n) == (2, 3)
     assert (summary.mean, summary.low, summary.high) == pytest.approx(expected[:3])
     # A quarter of the way from the smallest of six values to the next.
@@ -255,18 +253,18 @@ def test_coverage_at_any_ratio_of_the_effects(trainings, chips, least, most):
 
 def test_one_table_has_the_interval_of_the_simulation():
     (table,) = simulated(0.5, 1.0, 3, 5, count=1)
-    result = crossed_estimate(table)
+    result = estimate(table)
     half = half_widths(*mean_error(mean_squares(table), 3, 5))
     assert (result.low, result.high) == pytest.approx((table.mean() - half, table.mean() + half))
     # The interval excludes zero where the p-value is below 5 %.
     for shift in (result.low, result.high):
-        assert crossed_estimate(table - shift).p_value == pytest.approx(0.05)
+        assert estimate(table - shift).p_value == pytest.approx(0.05)
 
 
 def test_a_crossed_interval_worked_out_by_hand():
     # Rows of mean 2 and 4, columns of mean 2 and 4, no rest: MS_A = MS_B = 4, MS_E = 0.
     # Variance of the mean 8 / 4 = 2, with 8^2 / (16 + 16) = 2 degrees of freedom.
-    result = crossed_estimate([[1.0, 3.0], [3.0, 5.0]])
+    result = estimate([[1.0, 3.0], [3.0, 5.0]])
     half = stats.t.ppf(0.975, 2) * 2**0.5
     assert (result.mean, result.high) == pytest.approx((3.0, 3.0 + half))
 
@@ -274,21 +272,14 @@ def test_a_crossed_interval_worked_out_by_hand():
 def test_without_effects_the_values_count_as_independent():
     # MS_A = MS_B = 0: the interval is that of four independent values.
     values = [[1.0, 2.0], [2.0, 1.0]]
-    assert crossed_estimate(values)[1:] == pytest.approx(estimate([1.0, 2.0, 2.0, 1.0])[1:])
-
-
-@pytest.mark.parametrize("table", [[[0.8, 0.9, 0.7]], [[0.8], [0.9]], [0.8, 0.9]])
-def test_an_interval_over_a_single_training_or_chip_raises(table):
-    with pytest.raises(ValueError, match="requires at least 2 of each; the values have the shape"):
-        crossed_estimate(table)
+    assert estimate(values)[1:] == pytest.approx(estimate([1.0, 2.0, 2.0, 1.0])[1:])
 
 
 def test_what_varies_decides_about_the_interval():
     table = np.array([[0.80, 0.82], [0.84, 0.86]])
-    assert table_estimate(table) == crossed_estimate(table)
-    assert table_estimate(table[:1]) == estimate([0.80, 0.82])
-    assert table_estimate(table[:, :1])[1:] == (None, None, None)
-    assert table_estimate(np.full((2, 3), 0.1)) == (0.1, 0.1, 0.1, 0.0)
+    assert estimate(table[:1]) == estimate([0.80, 0.82])
+    assert estimate(table[:, :1])[1:] == (None, None, None)
+    assert estimate(np.full((2, 3), 0.1)) == (0.1, 0.1, 0.1, 0.0)
 
 
 def test_incomplete_trainings_are_ignored():

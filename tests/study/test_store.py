@@ -12,7 +12,7 @@ import pytest
 
 from analog_grasp.study import store as module
 from analog_grasp.study.records import AdapterRecord, Measurement, Origin
-from analog_grasp.study.store import SCHEMA_VERSION, Store, open_leases
+from analog_grasp.study.store import SCHEMA_VERSION, Leases, Store
 
 CELL = Measurement("reviews", "accuracy", "grasp", 0, "digital", "pcm", 20.0, 0, 7, 0.8125)
 RECORD = AdapterRecord(
@@ -247,14 +247,14 @@ def elsewhere(store, work, pid, expires, machine=None):
 
 def test_leased_work_cannot_be_acquired(store):
     elsewhere(store, "chip 0", os.getppid(), time.time() + 60)
-    with open_leases(store) as leases:
+    with Leases(store) as leases:
         assert not leases.acquire("chip 0")
         assert leases.acquire("chip 1")
         assert leases.acquire("chip 1")  # its own
 
 
 def test_released_work_is_free_again(store):
-    with open_leases(store) as leases:
+    with Leases(store) as leases:
         leases.acquire("chip 0")
         leases.acquire("chip 1")
         leases.release("chip 0")
@@ -264,12 +264,12 @@ def test_released_work_is_free_again(store):
 
 def test_a_lease_that_is_not_renewed_lapses(store):
     elsewhere(store, "chip 0", os.getppid(), time.time() - 1)
-    with open_leases(store) as leases:
+    with Leases(store) as leases:
         assert leases.acquire("chip 0")
 
 
 def acquire_and_die(path):
-    with Store(path) as store, open_leases(store) as leases:
+    with Store(path) as store, Leases(store) as leases:
         assert leases.acquire("chip 0")
         os._exit(9)
 
@@ -277,20 +277,20 @@ def acquire_and_die(path):
 def test_the_work_of_a_killed_process_is_taken_over_at_once(store):
     assert ended(start(acquire_and_die, store.path)) == 9
     assert owners(store).keys() == {"chip 0"}
-    with open_leases(store) as leases:
+    with Leases(store) as leases:
         assert leases.acquire("chip 0")
 
 
 def test_a_lease_of_another_machine_is_valid_until_it_expires(store):
     elsewhere(store, "chip 0", 999_999_999, time.time() + 60, machine="another")
-    with open_leases(store) as leases:
+    with Leases(store) as leases:
         assert not leases.acquire("chip 0")
 
 
 def test_leases_are_renewed_during_the_work(store, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(module, "LEASE_SECONDS", 0.2)
-    with open_leases(store) as leases:
+    with Leases(store) as leases:
         leases.acquire("chip 0")
         deadline = time.time() + 0.5
         while time.time() < deadline:
@@ -300,7 +300,7 @@ def test_leases_are_renewed_during_the_work(store, monkeypatch):
 
 
 def race(path, works, taken, end):
-    with Store(path) as store, open_leases(store) as leases:
+    with Store(path) as store, Leases(store) as leases:
         for work in works:
             if leases.acquire(work):
                 taken.put(work)

@@ -9,7 +9,7 @@ import pytest
 from analog_grasp.study import study as module
 from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.study.records import Measurement
-from analog_grasp.study.statistics import estimate, table_estimate
+from analog_grasp.study.statistics import estimate
 from analog_grasp.study.study import Place, Plan, make_plan
 
 UNTIL = resolve({"repeats": 3, "until_ci": 1.0, "repeats_limit": 20})
@@ -154,7 +154,7 @@ def test_chips_that_vary_are_drawn_and_trainings_are_not():
     assert {plan.trainings for plan in plans} == {2}
     assert plans[-1].chips["pcm"] > 5
     table = [[100 * c.value for c in once if (c.adapter, c.time_s) == ("grasp", 0.0)]] * 2
-    found = table_estimate(np.array(table)[:, : plans[-1].chips["pcm"]])
+    found = estimate(np.array(table)[:, : plans[-1].chips["pcm"]])
     assert found.high - found.mean <= 1.0
 
 
@@ -172,10 +172,3 @@ def test_saved_adapters_are_not_trained_more_often():
     plan = make_plan(config, ["pcm"], places(), saved, once=ADAPTERS)
     assert plan.trainings == 2
     assert plan.chips["pcm"] > 5
-
-
-def test_one_training_asks_for_no_more():
-    with pytest.raises(ValueError, match=r"trainings_limit .* at least 2, and trainings is 1"):
-        resolve({"trainings_limit": 5, "until_ci": 1.0})
-    with pytest.raises(ValueError, match=r"trainings_limit is 5, .* without until_ci"):
-        resolve({"trainings": 2, "trainings_limit": 5})

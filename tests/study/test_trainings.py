@@ -2,13 +2,12 @@
 
 import pytest
 
-from analog_grasp.report.comparison import Comparison
+from analog_grasp.report.tables import Comparison
 from analog_grasp.study import trained_adapters
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
 from analog_grasp.study.provenance import adapter_hash
 from analog_grasp.study.statistics import paired_differences, variants
-from analog_grasp.study.store import Store
 from analog_grasp.tasks.classification import SentenceTask
 
 FEW = {"devices": ("pcm-hermes-2",), "times": ("1d",)}
@@ -75,28 +74,6 @@ def test_trainings_are_added_to_a_finished_run(results, settings, tmp_path, monk
     scored.clear()
     assert compare(tmp_path / "run", **one).measurements == results.measurements
     assert scored == []
-
-
-def test_a_run_interrupted_between_trainings_trains_the_rest(
-    results, settings, tmp_path, monkeypatch
-):
-    train, done = trained_adapters.train, []
-
-    def failing(*args, **kwargs):
-        if len(done) == 2:
-            raise RuntimeError("stop")
-        done.append(kwargs["seed"])
-        return train(*args, **kwargs)
-
-    asked = settings | FEW | {"trainings": 2}
-    with monkeypatch.context() as context:
-        context.setattr(trained_adapters, "train", failing)
-        with pytest.raises(RuntimeError, match="stop"):
-            compare(tmp_path / "run", **asked)
-    assert done == [3, 4]
-    with Store(tmp_path / "run" / "results.sqlite") as store:
-        assert [(r.adapter, r.training) for r in store.adapters()] == [("grasp", 0), ("grasp", 1)]
-    assert compare(tmp_path / "run", **asked).measurements == results.measurements
 
 
 def test_saved_adapters_have_one_training(results, settings, tmp_path):

@@ -9,7 +9,6 @@ from sqlalchemy import event
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.base import tuning_task
 from analog_grasp.tuning import api, tuner
-from analog_grasp.tuning.optuna_study import shown_url
 from analog_grasp.tuning.tuner import prepare_tuning, tune
 
 
@@ -111,10 +110,6 @@ def test_a_full_disk_raises_and_the_study_resumes(formula, settings, tmp_path, m
     again = prepare_tuning(settings, tmp_path / "run")
     tune(again, 3)
     assert len(again.trials()) == 3
-
-
-def test_passwords_are_not_shown():
-    assert "secret" not in shown_url("mysql://me:secret@host/trials")
 
 
 def test_settings_of_the_task_are_kept(settings):
