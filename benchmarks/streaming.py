@@ -23,7 +23,6 @@ from peers import apart, machine, markdown, status
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analog_grasp import deploy
-from analog_grasp.crossbar.chip_layer import chip_layer
 
 SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
@@ -84,7 +83,7 @@ def deployed(shape: dict[str, int], folder: str, device: str) -> tuple[int, int,
     assert chip.model(input_ids=torch.arange(4)[None]).logits.isfinite().all()
     done.set()
     watcher.join()
-    sizes = [chip_layer(layer).cells for layer in chip.layers.values()]
+    sizes = [layer.cells for layer in chip.layers.values()]
     return sum(sizes), max(sizes), max(memory) - before
 
 

@@ -1,23 +1,23 @@
-"""The work of one batch: reads of layers on tiles, and digital arithmetic by kind."""
+"""The work of one batch, reads of tiles and digital arithmetic by kind, and its pipeline."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import kind_of
 from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.chip_layer import chip_layer
-from analog_grasp.crossbar.forward_hooks import computed_digitally
+from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.tasks.base import position_limit
 
@@ -41,9 +41,14 @@ class LayerWork:
     """Input vectors."""
 
     @property
+    def weights(self) -> int:
+        """Weights of the layer."""
+        return self.features * self.outputs
+
+    @property
     def macs(self) -> int:
         """Multiply-adds."""
-        return self.reads * self.features * self.outputs
+        return self.reads * self.weights
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,115 @@ class Work:
     @property
     def weights(self) -> int:
         """Weights on tiles."""
-        return sum(layer.features * layer.outputs for layer in self.layers)
+        return sum(layer.weights for layer in self.layers)
 
     @property
     def is_elementwise(self) -> bool:
         """True if the adapter multiplies by vectors, not by matrices."""
         return self.adapter != "lora"
+
+
+class Stage(NamedTuple):
+    """A layer in a pipeline."""
+
+    name: str
+    tiles: int
+    reads: float
+    """Input vectors per sequence."""
+
+
+class Load(NamedTuple):
+    """Layers that are on the chip at the same time, in the order of the model."""
+
+    stages: Sequence[Stage]
+    parts: int = 1
+    """Rewrites of the tiles, above 1 for a single layer that needs more tiles than there are."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Layers as the stages of a pipeline.
+
+    A vector enters each layer as soon as the layer before has read it. With fewer tiles than
+    needed, as many of the first layers as possible stay on the chip, so that the fewest tiles are
+    rewritten. The others share the remaining tiles, which are rewritten in every batch with as
+    many of the next layers as fit; the tiles of a load are rewritten at the same time (choices of
+    this project).
+
+    Attributes:
+        stages: The layers, in the order of the model.
+        read_time: Time of a tile read, s; None if not stated.
+        tile_time: Time to rewrite a tile, s; None if not stated.
+        available: The tiles that are available; None for all that are needed.
+
+    Example:
+        >>> stages = [Stage("a", 2, 10), Stage("b", 2, 10), Stage("c", 2, 10)]
+        >>> shared = Pipeline(stages, 1e-7, 1e-3, available=4)
+        >>> [[stage.name for stage in load.stages] for load in shared.loads], shared.rewritten
+        ([['a', 'b'], ['c']], 4)
+    """
+
+    stages: Sequence[Stage]
+    read_time: float | None
+    tile_time: float | None
+    available: int | None = None
+
+    @property
+    def needed(self) -> int:
+        """Tiles that hold all layers."""
+        return sum(stage.tiles for stage in self.stages)
+
+    @property
+    def resident(self) -> int:
+        """The number of layers, from the first one on, that stay on the chip."""
+        if self.available is None or self.needed <= self.available:
+            return len(self.stages)
+        tiles = [stage.tiles for stage in self.stages]
+        count = 0
+        while sum(tiles[: count + 1]) + max(tiles[count + 1 :], default=0) <= self.available:
+            count += 1
+        return count
+
+    @property
+    def loads(self) -> list[Load]:
+        """The layers that are on the chip together, one load after the other."""
+        fixed, rest = self.stages[: self.resident], self.stages[self.resident :]
+        if self.available is None or not rest:
+            return [Load(fixed)]
+        room = self.available - sum(stage.tiles for stage in fixed)
+        groups: list[list[Stage]] = [[]]
+        for stage in rest:
+            if groups[-1] and sum(s.tiles for s in groups[-1]) + stage.tiles > room:
+                groups.append([])
+            groups[-1].append(stage)
+        # The layers that stay work together with the first of the others.
+        groups[0] = [*fixed, *groups[0]]
+        return [
+            Load(group, math.ceil(group[0].tiles / room) if len(group) == 1 else 1)
+            for group in groups
+        ]
+
+    @property
+    def rewritten(self) -> int:
+        """Tiles that are rewritten per batch."""
+        return sum(stage.tiles for stage in self.stages[self.resident :])
+
+    def latency(self, batch: float = 1) -> float | None:
+        """Return the time of a batch of sequences, s; None if a time is not stated."""
+        rewriting = self.tile_time if self.rewritten else 0.0
+        if self.read_time is None or rewriting is None:
+            return None
+        time = 0.0
+        for load in self.loads:
+            reads = [batch * stage.reads for stage in load.stages if stage.reads]
+            if reads:
+                time += load.parts * self.read_time * (len(reads) - 1 + max(reads))
+        return time + rewriting * sum(load.parts for load in self.loads)
+
+    def throughput(self, batch: float = 1) -> float | None:
+        """Return the sequences per second with batches of a size, one batch after the other."""
+        latency = self.latency(batch)
+        return None if not latency else batch / latency
 
 
 def count_work(
@@ -137,11 +245,11 @@ def count_work(
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
     layers = _layers_on_tiles(deployment, model)
-    with _counted(model, layers) as count, FlopCounterMode(display=False) as flops:
+    with _counted(layers) as count, FlopCounterMode(display=False) as flops:
         model(**inputs)
     found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
     attention = sum(n for op, n in found.items() if any(name in op for name in _ATTENTION))
-    shapes = {name: chip_layer(layer).frozen.shape for name, layer in layers.items()}
+    shapes = {name: layer.frozen.shape for name, layer in layers.items()}
     on_tiles = tuple(
         LayerWork(name, shape[1], shape[0], count.reads[name]) for name, shape in shapes.items()
     )
@@ -174,36 +282,27 @@ class _Count:
 
 
 @contextmanager
-def _counted(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[_Count]:
-    """Count during digital passes of a model."""
+def _counted(layers: Mapping[str, ChipLayer]) -> Iterator[_Count]:
+    """Count during digital passes of a model with these layers on tiles."""
     count = _Count(dict.fromkeys(layers, 0))
+    names = {id(layer): name for name, layer in layers.items()}
 
-    def count_reads(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        count.reads[name] += _rows(args)
-
-    def count_adapter(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        macs, is_product = _adapter_macs(layer)
-        count.adapter += _rows(args) * macs
-        count.adapter_products += _rows(args) * macs if is_product else 0
-
-    def count_norm(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        count.norm_elements += args[0].numel()
-
-    handles = [
-        layer.register_forward_pre_hook(partial(count_reads, name))
-        for name, layer in layers.items()
-    ]
-    for module in model.modules():
+    def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if id(module) in names:
+            count.reads[names[id(module)]] += _rows(args)
         if isinstance(module, (GraspLinear, LoraLayer, IA3Layer, ProgrammedModulation)):
-            handles.append(module.register_forward_pre_hook(count_adapter))
+            macs, is_product = _adapter_macs(module)
+            count.adapter += _rows(args) * macs
+            count.adapter_products += _rows(args) * macs * is_product
         elif type(module).__name__.endswith("Norm") and not list(module.children()):
-            handles.append(module.register_forward_pre_hook(count_norm))
+            count.norm_elements += args[0].numel()
+
+    handle = register_module_forward_pre_hook(add)
     try:
-        with torch.no_grad(), computed_digitally(list(layers.values())):
+        with torch.no_grad(), computed_digitally(layers.values()):
             yield count
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def _rows(args: tuple[Tensor, ...]) -> int:
@@ -211,20 +310,16 @@ def _rows(args: tuple[Tensor, ...]) -> int:
     return args[0].numel() // args[0].shape[-1]
 
 
-def _layers_on_tiles(deployment: Deployment, model: nn.Module) -> dict[str, nn.Module]:
+def _layers_on_tiles(deployment: Deployment, model: nn.Module) -> dict[str, ChipLayer]:
     """Return the layers on tiles by name: frozen ones, and the matrices of a programmed LoRA."""
-    layers = deployment.layers
-    known = {id(layer) for layer in layers.values()}
-    for module in model.modules():
-        if hasattr(module, "weight_error") and id(module) not in known:
-            layers[chip_layer(module).name] = module
-    return layers
+    chip = (module for module in model.modules() if isinstance(module, ChipLayer))
+    return deployment.layers | {layer.name: layer for layer in chip}
 
 
 def _adapter_macs(layer: Any) -> tuple[int, bool]:
     """Return an adapter's digital multiply-adds per input vector, and whether torch counts them."""
     if isinstance(layer, ProgrammedModulation):
-        return chip_layer(layer.base_layer).frozen.shape[1], False
+        return layer.base_layer.frozen.shape[1], False
     if isinstance(layer, GraspLinear):
         return layer.in_features, False
     names = list(layer.active_adapters)

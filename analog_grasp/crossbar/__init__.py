@@ -1,9 +1,9 @@
 """Weights on crossbar tiles: programming, drift, reading, export."""
 
-from analog_grasp.crossbar.chip_layer import TileBackend
 from analog_grasp.crossbar.deployment import Deployment, deploy
 from analog_grasp.crossbar.export import export_chip, read_chip
 from analog_grasp.crossbar.report import DeploymentReport, DigitalModule, LayerReport
+from analog_grasp.crossbar.tile_sets import TileBackend
 
 __all__ = [
     "Deployment",

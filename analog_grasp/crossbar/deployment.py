@@ -1,33 +1,29 @@
 """Deployment: a model whose frozen weights are on a simulated chip that ages."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import LayerPattern, fold
-from analog_grasp.crossbar import calibration, saving
-from analog_grasp.crossbar.chip_layer import (
-    ChipLayer,
-    FirstToken,
-    TileBackend,
-    TileSettings,
-    chip_layer,
-)
-from analog_grasp.crossbar.forward_hooks import (
-    ChipState,
-    ForwardHooks,
-    computed_digitally,
-    hooks_of,
-)
-from analog_grasp.crossbar.mapping import Clip
+from analog_grasp.adapters.registry import check_placement, kind_of
+from analog_grasp.crossbar import mapping, saving
+from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
+from analog_grasp.crossbar.forward_hooks import ChipState, ForwardHooks, hooks_of
+from analog_grasp.crossbar.mapping import Clip, RangeRule
 from analog_grasp.crossbar.programmed_adapter import ProgrammedAdapter
 from analog_grasp.crossbar.report import DeploymentReport, digital_modules, layer_report
-from analog_grasp.crossbar.tile_sets import TileSets, check_adapter, copy_sharing_frozen
+from analog_grasp.crossbar.tile_sets import (
+    FirstToken,
+    TileBackend,
+    TileSets,
+    TileSettings,
+    copy_sharing_frozen,
+)
 from analog_grasp.devices.card import Device, DeviceCard, Effect
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
@@ -45,6 +41,7 @@ class Deployment:
             the caller's random state does not change.
         card: The device, without the effects that are switched off.
         placement: Placement of the adapter.
+        layers: The layers on tiles, by their names in the base model.
         on_drift: Functions that `drift_to` calls with the new age, s; see `AgeSchedule.follow`.
 
     Example:
@@ -73,7 +70,8 @@ class Deployment:
         self._pattern = pattern
         self._chip = ChipState()
         self._tiles = TileSets(settings, pattern)
-        self._layers = self._tiles.put_into(model)
+        self._tiles.put_into(model)
+        self.layers: dict[str, ChipLayer] = self._tiles.layers
         self._adapters: list[ProgrammedAdapter] = []
         self.model = self._finish(model, shared or {})
 
@@ -86,11 +84,6 @@ class Deployment:
     def time_s(self) -> float:
         """Seconds since programming finished."""
         return self._chip.time_s
-
-    @property
-    def layers(self) -> dict[str, nn.Module]:
-        """The layers on tiles, by their names in the base model."""
-        return dict(self._layers)
 
     def program(self, seed: int = 0) -> "Deployment":
         """Program the weights onto a chip instance, and return the deployment; the time is 0 s."""
@@ -146,7 +139,7 @@ class Deployment:
             for name, parameter in model.named_parameters()
             if name not in own
         }
-        shared |= {id(part): part for part in (*self._layers.values(), self._chip)}
+        shared |= {id(part): part for part in (*self.layers.values(), self._chip)}
         copied = copy.deepcopy(model, shared)
         # Its noise depends on its own passes alone.
         hooks_of(copied).restart()
@@ -155,7 +148,7 @@ class Deployment:
     def calibrate(
         self,
         observe: Callable[[nn.Module], object],
-        percentile: calibration.RangeRule = 100.0,
+        percentile: RangeRule = 100.0,
         model: nn.Module | None = None,
     ) -> dict[str, float]:
         """Set the DAC's input range of every layer from the inputs that the model has on data.
@@ -176,7 +169,7 @@ class Deployment:
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
         hooks.input_ranges, hooks.output_ranges = {}, {}
-        ranges = calibration.observed_ranges(self._layers, lambda: observe(chosen), percentile)
+        ranges = mapping.observed_ranges(self.layers, lambda: observe(chosen), percentile)
         hooks.input_ranges = ranges
         hooks.restart()
         return hooks.input_ranges
@@ -184,7 +177,7 @@ class Deployment:
     def calibrate_outputs(
         self,
         observe: Callable[[nn.Module], object],
-        percentile: calibration.RangeRule = 100.0,
+        percentile: RangeRule = 100.0,
         model: nn.Module | None = None,
     ) -> dict[str, list[list[float]]]:
         """Set the ADC's range of every tile from the outputs that its targets give on data.
@@ -207,8 +200,8 @@ class Deployment:
         self._settings.check_own("output_ranges")
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
-        hooks.output_ranges = calibration.observed_output_ranges(
-            self._layers, lambda: observe(chosen), percentile
+        hooks.output_ranges = mapping.observed_output_ranges(
+            self.layers, lambda: observe(chosen), percentile
         )
         hooks.restart()
         return hooks.output_ranges
@@ -229,13 +222,15 @@ class Deployment:
             ValueError: The exponent is out of its range, or the tiles are aihwkit's.
         """
         self._settings.check_own("rescale")
-        calibration.rescale_layers(self._layers, lambda: observe(self.model), exponent)
+        mapping.rescale_layers(self.layers, lambda: observe(self.model), exponent)
         hooks = hooks_of(self.model)
         hooks.input_ranges, hooks.output_ranges = {}, {}
-        if (seed := self.seed) is not None:
-            seconds = self.time_s
-            self.program(seed).drift_to(seconds)
-        return self
+        return self.program_again()
+
+    def program_again(self) -> "Deployment":
+        """Program a chip that is programmed again, age it to the same time, and return it."""
+        seconds = self.time_s
+        return self if self.seed is None else self.program(self.seed).drift_to(seconds)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights of each layer now, as the digital side sees them.
@@ -249,14 +244,13 @@ class Deployment:
             >>> torch.allclose(ideal.weights()["0"], linear[0].weight)
             True
         """
-        return {name: chip_layer(layer).present_weight() for name, layer in self._layers.items()}
+        return {name: layer.present_weight() for name, layer in self.layers.items()}
 
     def report(self) -> DeploymentReport:
         """Return the tiles and the weight error of each layer now, and what is not on tiles."""
-        layers = list(self._chip_layers())
+        layers = self.layers.values()
         unread = [layer.name for layer in layers if not layer.reads] if self._chip.passes else []
-        size = self.card.tile.rows * self.card.tile.columns
-        rows = [layer_report(layer, size) for layer in layers]
+        rows = [layer_report(layer) for layer in layers]
         return DeploymentReport(rows, digital_modules(self.model), unread)
 
     def layer_sensitivity(
@@ -277,8 +271,8 @@ class Deployment:
         if alone not in ("analog", "digital"):
             raise ValueError(unknown_name("alone", alone, ("analog", "digital")))
         scores = {}
-        for name, layer in self._layers.items():
-            others = [other for other in self._layers.values() if other is not layer]
+        for name, layer in self.layers.items():
+            others = [other for other in self.layers.values() if other is not layer]
             with computed_digitally(others if alone == "analog" else [layer]):
                 scores[name] = score(self.model)
         return scores
@@ -292,10 +286,10 @@ class Deployment:
             "placement": self.placement,
             "programming_error": self._programming_error,
             "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
-            "tile": self._settings.backend,
-            "drift_compensation": self._settings.compensation,
-            "clip": self._settings.clip,
-            "first_token": self._settings.first_token,
+        } | {
+            name: value
+            for name, value in vars(self._settings).items()
+            if name not in ("card", "dtype")
         }
         hooks = hooks_of(self.model)
         chip = {
@@ -303,7 +297,11 @@ class Deployment:
             "time_s": self.time_s,
             "input_ranges": hooks.input_ranges,
             "output_ranges": hooks.output_ranges,
-            "input_scales": calibration.input_scales(self._layers),
+            "input_scales": {
+                name: layer.input_scale.tolist()
+                for name, layer in self.layers.items()
+                if layer.input_scale is not None
+            },
         }
         saving.write_deployment(Path(path), self.model, self._settings, arguments, chip)
 
@@ -319,18 +317,17 @@ class Deployment:
         """
         digital, card, dtype, arguments, chip = saving.read_deployment(Path(path), model)
         deployment = deploy(digital, card, dtype=dtype, inplace=True, **arguments)
-        calibration.set_input_scales(deployment._layers, chip["input_scales"])
+        layers: dict[str, Any] = dict(deployment.layers)
+        for name, scale in chip["input_scales"].items():
+            layers[name].rescale(torch.tensor(scale, dtype=torch.float32))
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
         hooks = hooks_of(deployment.model)
         hooks.input_ranges, hooks.output_ranges = chip["input_ranges"], chip["output_ranges"]
         return deployment
 
-    def _chip_layers(self) -> Iterator[ChipLayer]:
-        return (chip_layer(layer) for layer in self._layers.values())
-
     def _programmable(self) -> list[ChipLayer | ProgrammedAdapter]:
-        return [*self._chip_layers(), *self._adapters]
+        return [*self.layers.values(), *self._adapters]
 
     def _finish(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
         """Put the adapter in devices where it is to be programmed, and add the hooks."""
@@ -342,7 +339,7 @@ class Deployment:
                 adapter.program(self.seed)
                 adapter.drift_to(self.time_s)
         exact = self._settings.first_token == "digital"
-        hooks = ForwardHooks(model, self._layers, self._chip, shared, exact)
+        hooks = ForwardHooks(model, self.layers, self._chip, shared, exact)
         vars(model)["forward_hooks"] = hooks
         return model
 
@@ -425,7 +422,13 @@ def deploy(
     if placement not in get_args(Placement):
         raise ValueError(unknown_name("placement", placement, get_args(Placement)))
     if isinstance(model, PeftModel):
-        check_adapter(model, placement)
+        if (kind := kind_of(model)) is not None:
+            check_placement(kind, placement)
+        if placement != "folded" and getattr(model.active_peft_config, "use_dora", False):
+            raise ValueError(
+                f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms "
+                "of weights that tiles do not return: use placement='folded'."
+            )
     switches: dict[Effect, bool] = {
         "programming": programming_noise,
         "drift": drift,

@@ -32,9 +32,10 @@ from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output
 from analog_grasp.adapters.stochastic_layer import StochGraspLinear
-from analog_grasp.crossbar.mapping import column_scale, parts
+from analog_grasp.crossbar.chip_layer import parts
+from analog_grasp.crossbar.mapping import column_scale
 from analog_grasp.crossbar.saving import describe, digital_state, restore
-from analog_grasp.crossbar.tile_sets import fused_weights, linear_layers, split_fused
+from analog_grasp.crossbar.tile_sets import selected
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.programming import CardConductanceConverter
 
@@ -144,15 +145,14 @@ def _mapped(
     """Yield what goes onto tiles: its key in the state dict and its name in the base model, the
     matrices ``(D_out, D)`` by name, and whether they are stored transposed.
     """
-    paths = {id(module): path for path, module in model.named_modules()}
-    fused = list(fused_weights(model, pattern))
-    for path, layer in linear_layers(model, pattern, optional=bool(fused)):
+    linear, fused = selected(model, pattern)
+    for path, layer in linear:
         name = base_name(path)
         yield f"{path}.weight", name, {name: by_output(layer)}, isinstance(layer, Conv1D)
-    for module, attribute, name, parameter, transposed in fused:
-        layers = split_fused(name, parameter, transposed)
-        key = f"{paths[id(module)]}.{attribute}".removeprefix(".")
-        yield key, name, {part: by_output(layer) for part, layer in layers.items()}, transposed
+    for each in fused:
+        key = f"{each.path}.{each.attribute}".removeprefix(".")
+        matrices = {part: by_output(layer) for part, layer in each.layers().items()}
+        yield key, each.name, matrices, each.transposed
 
 
 def _part_shape(shape: list[int], count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Hooks around the forward passes of a deployed model: noise seeds, input ranges and checks."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from analog_grasp.crossbar.chip_layer import chip_layer
-from analog_grasp.crossbar.linear import version_of
+from analog_grasp.crossbar.chip_layer import ChipLayer, version_of
 from analog_grasp.utils.seed import derive_seed
 
 
@@ -56,7 +55,7 @@ class ForwardHooks:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, nn.Module],
+        layers: Mapping[str, ChipLayer],
         chip: ChipState,
         shared: Mapping[str, Tensor],
         first_exact: bool = False,
@@ -94,7 +93,12 @@ class ForwardHooks:
     def _enter(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._random_states.append(torch.random.fork_rng())
         self._random_states[-1].__enter__()
-        self._check_shared()
+        for name, (tensor, version) in self._shared.items():
+            if version_of(tensor) != version:
+                raise RuntimeError(
+                    f"The parameter {name} was changed in place after the model was deployed: "
+                    "deploy the model again, or fit its adapter to the chip by recalibrate."
+                )
         if self._changes != self._chip.changes:
             self._changes = self._chip.changes
             self.restart()
@@ -104,23 +108,15 @@ class ForwardHooks:
         self._chip.passes += 1
         first = _first_tokens(*inputs[:1], **named) if self._first_exact else None
         for name, layer in self._layers.items():
-            chip_layer(layer).input_range = self.input_ranges.get(name)
-            chip_layer(layer).output_ranges = self.output_ranges.get(name)
-            chip_layer(layer).exact_at = first
+            layer.input_range = self.input_ranges.get(name)
+            layer.output_ranges = self.output_ranges.get(name)
+            layer.exact_at = first
 
     @torch.compiler.disable
     def _leave(self, *_: object) -> None:
         self._random_states.pop().__exit__(None, None, None)
         for layer in self._layers.values():
-            chip_layer(layer).exact_at = None
-
-    def _check_shared(self) -> None:
-        for name, (tensor, version) in self._shared.items():
-            if version_of(tensor) != version:
-                raise RuntimeError(
-                    f"The parameter {name} was changed in place after the model was deployed: "
-                    "deploy the model again, or fit its adapter to the chip by recalibrate."
-                )
+            layer.exact_at = None
 
 
 def _first_tokens(
@@ -160,20 +156,6 @@ def _reject_save(*_: object, **__: object) -> None:
         "A deployed model cannot be saved by save_pretrained, as its frozen weights are on tiles: "
         "use Deployment.save, or save the digital model."
     )
-
-
-@contextmanager
-def computed_digitally(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Let layers compute with their frozen weights, exactly, within the block."""
-    chosen = [chip_layer(layer) for layer in layers]
-    before = [layer.digital for layer in chosen]
-    for layer in chosen:
-        layer.digital = True
-    try:
-        yield
-    finally:
-        for layer, digital in zip(chosen, before, strict=True):
-            layer.digital = digital
 
 
 def hooks_of(model: nn.Module) -> ForwardHooks:

@@ -1,23 +1,21 @@
 """A linear layer on crossbar tiles: programmed, drifting, read through converters."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
-from analog_grasp.adapters.frozen import FrozenLayer, by_output
-from analog_grasp.crossbar.mapping import Clip, column_scale, parts, tile_seed
-from analog_grasp.crossbar.split import Split
-from analog_grasp.crossbar.tile_weight import TileWeight, reject_loading
+from analog_grasp.adapters.frozen import FrozenLayer
+from analog_grasp.crossbar.chip_layer import ChipLayer, version_of
+from analog_grasp.crossbar.mapping import Clip, column_scale
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
-from analog_grasp.kernels import cpu, reference
-from analog_grasp.kernels.inputs import convert
-from analog_grasp.kernels.matmul import Limbs, number_of_limbs
+from analog_grasp.kernels import ReadSettings, cpu, reference
+from analog_grasp.kernels.matmul import Limbs, number_of_limbs, pack
 from analog_grasp.kernels.noise import fits_kernel
-from analog_grasp.kernels.reference import of_tile
+from analog_grasp.kernels.reference import Variance, of_tile
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DriftCompensation
 
@@ -27,26 +25,64 @@ STORED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST_READOUT = 1e-4
 
 
-class CrossbarLinear(nn.Module):
+@dataclass(eq=False)
+class Split:
+    """The tiles that share their inputs.
+
+    Attributes:
+        rows: The inputs.
+        weight: The weights now, ``(D_out, width)``; the largest of a column is about 1.
+        scale: The scale of each column, ``(D_out,)``.
+        gain: Column scale times drift compensation, ``(D_out,)``.
+        reference: The compensation's read-out after programming, ``(D_out,)``.
+        ends: The smallest and the largest target, ``(2,)``.
+        variance: The variance of the weights from read to read.
+        limbs: The weights as integers, from the first read on, where products are computed so.
+    """
+
+    rows: slice
+    weight: Tensor
+    scale: Tensor = field(init=False)
+    gain: Tensor = field(init=False)
+    reference: Tensor = field(init=False)
+    ends: Tensor = field(init=False)
+    variance: Variance = None
+    limbs: Limbs | None = None
+
+    def packed(self, limbs: int, dac_step: float) -> Limbs | None:
+        """Return the weights as this number of limbs; None for 0."""
+        if self.limbs is None and limbs:
+            self.limbs = pack(self.weight, limbs, dac_step)
+        return self.limbs
+
+    def variances(self) -> Tensor:
+        """Return the memory for the variance of each weight; once made, the same for all times."""
+        if isinstance(self.variance, Tensor):
+            return self.variance
+        # Variances are too small for the range of float16.
+        wide = self.weight.dtype != torch.float16
+        return torch.empty_like(self.weight, dtype=None if wide else torch.bfloat16)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Limbs are not copied or saved; they are made again at the next read.
+        return {**vars(self), "limbs": None}
+
+
+class CrossbarLinear(ChipLayer):
     """A frozen linear layer on tiles.
 
     The weight is split to the card's tiles; each column of a tile is scaled to [-1, 1]. The tiles
     that share their inputs are read in one product. Without noise the result is that of aihwkit's
     torch tile, vector by vector; with noise it is equal in distribution.
 
-    The layer refers to the frozen weight, which it never writes, and stores one copy of its own:
-    the weights as they are now (two where the noise from read to read differs by conductance: its
-    variance is a second). Where products are sums of integers, the first read adds one byte per
-    weight and limb. Each random number is a function of the chip, the tile and the position, so
-    that the state at any drift time follows from the targets, tile by tile.
-
-    ``to(device)`` moves the tiles; a conversion of the model to another type, such as ``half()``,
-    leaves the tiles in `dtype`, as a chip's precision is not that of the digital arithmetic.
+    The layer stores one copy of its weight: the weights as they are now (two where the noise from
+    read to read differs by conductance: its variance is a second). Where products are sums of
+    integers, the first read adds one byte per weight and limb. Each random number is a function of
+    the chip, the tile and the position, so that the state at any drift time follows from the
+    targets, tile by tile.
 
     Args:
-        layer: ``nn.Linear``, or ``Conv1D`` whose weight is stored transposed.
-        card: The device.
-        name: The name of the layer in the base model, which determines its devices on a chip.
+        layer, card, name: As for `ChipLayer`.
         compensation: How drift is compensated: ``"global"`` scales the outputs of a tile so that
             the mean magnitude of a known read-out is what it was after programming;
             ``"per-column"`` scales each column; ``"exact"`` as global, relative to the read-out
@@ -59,22 +95,22 @@ class CrossbarLinear(nn.Module):
         clip: How large weights are clipped as they are mapped; see `column_scale`.
 
     Attributes:
+        splits: The tiles, by the inputs that they share.
         write_tolerance: Tolerances to which the weights are written, broadcast to ``(D_out, D)``;
             see `analog_grasp.crossbar.write_tolerance`. None for the card's own.
-
-    The other attributes are those of `ChipLayer`. D: input features, D_out: output features.
 
     Source:
         docs/method.md, "Analog deployment"; aihwkit (Rasch et al., AICAS 2021); global drift
         compensation: Joshi et al., Nat. Commun. 11, 2473 (2020).
 
     Example:
-        >>> layer = CrossbarLinear(nn.Linear(700, 8), DeviceCard.load("pcm-hermes-2"), "dense")
+        >>> from torch.nn import Linear
+        >>> layer = CrossbarLinear(Linear(700, 8), DeviceCard.load("pcm-hermes-2"), "dense")
         >>> layer.tiles, layer(torch.ones(4, 700)).shape
         (3, torch.Size([4, 8]))
     """
 
-    bias: Tensor | None
+    write_tolerance: Tensor | None = None
 
     def __init__(
         self,
@@ -85,51 +121,18 @@ class CrossbarLinear(nn.Module):
         dtype: torch.dtype = torch.float32,
         clip: Clip | None = None,
     ) -> None:
-        super().__init__()
-        self.name, self.card, self.compensation = name, card, compensation
-        converters = card.converters
-        self._converters = None if converters is None else converters.read_settings()
-        self.input_range: float | None = None
-        self.output_ranges: list[list[float]] | None = None
-        self.input_scale: Tensor | None = None
-        self.write_tolerance: Tensor | None = None
-        self.exact_at: Tensor | None = None
-        self.digital = False
-        self.reads = 0
-        self.frozen = by_output(layer)
-        self._transposed = isinstance(layer, Conv1D)
-        self._version = version_of(self.frozen)
-        self.out_features: int = self.frozen.shape[0]
-        self.in_features: int = self.frozen.shape[1]
-        bias: Tensor | None = layer.bias
-        bias = None if bias is None else bias.detach().clone()
-        self.register_buffer("bias", bias, persistent=False)
-        self._rows = parts(self.in_features, card.tile.rows)
-        self._columns = parts(self.out_features, card.tile.columns)
-        self.splits = nn.ModuleList(Split(rows, self.frozen[:, rows], dtype) for rows in self._rows)
-        self._clip = clip
+        super().__init__(layer, card, name)
+        self.compensation, self._clip = compensation, clip
+        self._converters = None if card.converters is None else card.converters.read_settings()
+        frozen = (self.frozen[:, rows] for rows in self._rows)
+        stored = [weight.new_empty(weight.shape, dtype=dtype) for weight in frozen]
+        self.splits = [Split(*pair) for pair in zip(self._rows, stored, strict=True)]
         self._map()
-        self._chip = 0
         self._unread = False
-
-    @property
-    def weight(self) -> TileWeight:
-        """The weight as other code may use it: its products are computed on the tiles."""
-        return TileWeight(self, self._transposed)
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles."""
-        return len(self._rows) * len(self._columns)
-
-    @property
-    def cells(self) -> int:
-        """Number of cross-points that store a weight."""
-        return self.in_features * self.out_features
 
     def targets(self) -> Tensor:
         """Return the target weights, ``(D_out, D)``, in units of the column maximum of a tile."""
-        return torch.cat([self._target(split, slice(None)) for split in self._splits()], 1)
+        return torch.cat([self._target(split, slice(None)) for split in self.splits], 1)
 
     def rescale(self, input_scale: Tensor) -> None:
         """Map ``W diag(r)`` to the tiles, which are then fed with ``x / r``; program it afterwards.
@@ -152,7 +155,7 @@ class CrossbarLinear(nn.Module):
         """
         assert self._converters is not None
         found = []
-        for split in self._splits():
+        for split in self.splits:
             part = x[:, split.rows].float()
             largest: Tensor | float = self.input_range or 1.0
             if self._converters.by_maximum and self.input_range is None:
@@ -164,9 +167,13 @@ class CrossbarLinear(nn.Module):
 
     def _map(self) -> None:
         """Set the scale and the targets of all tiles."""
-        for split in self._splits():
+        for split in self.splits:
             weight = self._programmed_weight(slice(None), split.rows)
-            split.map(weight, column_scale(weight, self._clip, self.card))
+            split.scale = split.gain = scale = column_scale(weight, self._clip, self.card)
+            split.reference = torch.ones_like(scale)
+            ends = [(weight.amin(1) / scale).min(), (weight.amax(1) / scale).max()]
+            split.ends = torch.stack(ends).clamp_(-1, 1)
+            split.limbs = None
             for columns in self._columns:
                 split.weight[columns] = self._target(split, columns)
 
@@ -184,7 +191,7 @@ class CrossbarLinear(nn.Module):
         self._chip, self._unread = chip, True
         # The reference is read as soon as a device is programmed: there is no 1/f noise yet.
         fresh = self.card.model_copy(update={"read": None})
-        for split in self._splits():
+        for split in self.splits:
             if self.compensation == "exact":
                 sizes = [self._target(split, part).abs_().mean(1) for part in self._columns]
                 split.reference = self._by_tile(torch.cat(sizes))
@@ -202,7 +209,7 @@ class CrossbarLinear(nn.Module):
         """
         self._check_frozen()
         self._unread = False
-        for split in self._splits():
+        for split in self.splits:
             self._read_back(split, self.card, seconds)
             split.gain = split.scale
             if self.compensation != "none":
@@ -210,10 +217,7 @@ class CrossbarLinear(nn.Module):
                 split.gain = split.scale * (split.reference / readout)
 
     def weight_error(self) -> float:
-        """Return the root mean square of (weight now - target), in units of the column maximum.
-
-        The weight now is the one that the digital side sees, after drift compensation.
-        """
+        """Return the root mean square of (weight now - target); see `ChipLayer.weight_error`."""
         squares = 0.0
         for split in self._present_splits():
             compensation = (split.gain / split.scale)[:, None]
@@ -228,32 +232,6 @@ class CrossbarLinear(nn.Module):
             [split.weight.float() * split.gain[:, None] for split in self._present_splits()], 1
         )
         return weight if self.input_scale is None else weight / self.input_scale
-
-    @torch.compiler.disable
-    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
-        """Compute ``W x + c`` on the tiles.
-
-        Args:
-            x: Inputs, ``(..., D)``.
-            add_bias: Add the digital bias c.
-
-        Returns:
-            ``(..., D_out)``, in the type of the inputs.
-        """
-        self.reads += 1
-        bias = self.bias if add_bias else None
-        if self.digital:
-            return self._exactly(x, bias)
-        y = self._read(x, bias)
-        if self.exact_at is not None and x.dim() == 3:
-            place = torch.arange(len(x), device=x.device), self.exact_at
-            y = y.index_put(place, self._exactly(x[place], bias))
-        return y
-
-    def _exactly(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute the product with the frozen weight, without the tiles."""
-        bias = None if bias is None else bias.to(x.dtype)
-        return nn.functional.linear(x, self.frozen.to(x.dtype), bias)
 
     def _read(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Read the tiles with inputs ``(..., D)``."""
@@ -277,7 +255,7 @@ class CrossbarLinear(nn.Module):
         assert converters is not None
         step = converters.dac_step
         limbs = min(number_of_limbs(split.weight, step) for split in splits)
-        inputs = convert(
+        inputs = cpu.convert(
             x,
             self._rows,
             converters,
@@ -291,8 +269,7 @@ class CrossbarLinear(nn.Module):
         ranges: Sequence[list[float] | None] = self.output_ranges or [None] * len(splits)
         for split, converted, of_tiles in zip(splits, inputs, ranges, strict=True):
             cpu.read(
-                x,
-                split.rows.start,
+                x[:, split.rows],
                 converted,
                 split.weight,
                 split.packed(limbs, step),
@@ -339,14 +316,11 @@ class CrossbarLinear(nn.Module):
         step = self._converters.dac_step
         return split.packed(number_of_limbs(split.weight, step), step)
 
-    def _splits(self) -> list[Split]:
-        return cast(list[Split], list(self.splits))
-
     def _present_splits(self) -> list[Split]:
         """Return the splits as they are at the present time."""
         if self._unread:
             self.drift_to(0.0)
-        return self._splits()
+        return self.splits
 
     def _check_frozen(self) -> None:
         if version_of(self.frozen) != self._version:
@@ -366,19 +340,13 @@ class CrossbarLinear(nn.Module):
         weight = self.frozen[columns, rows]
         return weight if self.input_scale is None else weight * self.input_scale[rows]
 
-    def _tiles(self, split: Split) -> list[tuple[slice, int]]:
-        """Return the columns of each tile, and the seed of its devices."""
-        return [
-            (part, tile_seed(self._chip, self.name, split.rows, part)) for part in self._columns
-        ]
-
     def _read_back(self, split: Split, card: DeviceCard, seconds: float) -> None:
         """Compute the weights at a time, and their variance from read to read, tile by tile."""
         constant = CardNoiseModel(card).constant_short_term_variance(split.ends)
-        matrix = split.matrix() if constant is None else None
+        matrix = split.variances() if constant is None else None
         split.variance = constant or matrix
         split.limbs = None
-        for columns, seed in self._tiles(split):
+        for columns, seed in self._tiles(split.rows):
             # In float32 these are the stored tensors themselves; else copies of one tile.
             weight = split.weight[columns]
             now = weight.float()
@@ -398,12 +366,12 @@ class CrossbarLinear(nn.Module):
 
     def _readout(self, split: Split, purpose: str, seconds: float = 0.0) -> Tensor:
         """Return the read-out that drift compensation divides by, ``(D_out,)``."""
-        columns = []
-        for part, seed in self._tiles(split):
+        columns, settings = [], self._converters or ReadSettings()
+        for part, seed in self._tiles(split.rows):
             weight, variance = split.weight[part].float(), of_tile(split.variance, part)
             kernel = cpu if fits_kernel(weight) else reference
             key = derive_seed(seed, purpose, seconds)
-            columns.append(kernel.column_readout(weight, variance, self._converters, key))
+            columns.append(kernel.column_readout(weight, variance, settings, key))
         return self._by_tile(torch.cat(columns)).clamp(min=_SMALLEST_READOUT)
 
     def _by_tile(self, columns: Tensor) -> Tensor:
@@ -413,32 +381,13 @@ class CrossbarLinear(nn.Module):
         tiles = [columns[part] for part in self._columns]
         return torch.cat([tile.mean().expand(len(tile)) for tile in tiles])
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "CrossbarLinear":
-        """Follow a move to another device, but no conversion to another type."""
-        device = fn(self.frozen.new_empty(0)).device
-        for split in self._splits():
-            split.move_to(device)
-        self.bias = None if self.bias is None else self.bias.to(device)
-        if self.input_scale is not None:
-            self.input_scale = self.input_scale.to(device)
-        if self.frozen.device != device:
-            self.frozen = self.frozen.to(device)
-            self._version = version_of(self.frozen)
-        return self
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        if any(key.startswith(prefix) for key in state):
-            reject_loading(self.name)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        # A copy has a frozen weight of its own, whose changes are counted from here.
-        self._version = version_of(self.frozen)
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return the number of in-place changes of a tensor; 0 where torch does not count them."""
-    return 0 if tensor.is_inference() else tensor._version
+    def _move_tiles(self, device: torch.device) -> None:
+        for split in self.splits:
+            for name in ("weight", "scale", "gain", "reference", "ends"):
+                setattr(split, name, getattr(split, name).to(device))
+            if isinstance(split.variance, Tensor):
+                split.variance = split.variance.to(device)
+            split.limbs = None
 
 
 def _noise_key() -> int:

@@ -1,18 +1,22 @@
-"""Mapping of a weight to tiles: splitting, column scales, clipping, rescaling of the inputs."""
+"""Mapping of weights and inputs to a tile: column scales, clipping, rescaling, converter ranges."""
 
 import functools
 import math
-from typing import Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.profile import profile
-from analog_grasp.utils.seed import derive_seed
 
 type Clip = float | Literal["least-error"]
 """Clipping of weights: at a multiple of a column's standard deviation, or by least error."""
+
+type RangeRule = float | Literal["least-error"]
+"""The rule for a range: a percentile of the magnitudes, or the converter's least squared error."""
 
 # The time at which the error of a clipped column is least.
 _CLIP_TIME = "1d"
@@ -20,6 +24,10 @@ _CLIP_TIME = "1d"
 _CANDIDATES = torch.linspace(1.0, 0.2, 33)
 # Bins of the magnitudes of a column, by which its error is computed.
 _BINS = 256
+# Magnitudes stored per layer and pass: enough for a percentile, few enough for the memory.
+_LARGEST_SAMPLE = 1 << 16
+# The bins of magnitudes for the least error: 16 to an octave, from 2^-40 to 2^24.
+_OCTAVES, _PER_OCTAVE = (-40, 24), 16
 
 
 def check_clip(clip: object) -> None:
@@ -62,13 +70,13 @@ def column_scale(
     scale = torch.maximum(weight.amax(1), -weight.amin(1)).float()
     if clip == "least-error":
         assert card is not None
-        scale = scale * _least_error(weight.float(), scale, card)
+        scale = scale * _least_clip(weight.float(), scale, card)
     elif clip is not None:
         scale = torch.minimum(scale, clip * weight.float().std(1, correction=0))
     return torch.where(scale > 0, scale, 1.0)
 
 
-def _least_error(weight: Tensor, largest: Tensor, card: DeviceCard) -> Tensor:
+def _least_clip(weight: Tensor, largest: Tensor, card: DeviceCard) -> Tensor:
     """Return the best of the candidates for each column, ``(D_out,)``, from its histogram."""
     unit = weight / torch.where(largest > 0, largest, 1.0)[:, None]
     bins = unit.abs_().mul_(_BINS).long().clamp_(max=_BINS - 1)
@@ -94,18 +102,6 @@ def _squared_errors(card: DeviceCard) -> list[Tensor]:
             squares += bias.square() + (candidate * gain * noise.std_at(stored)).square()
         errors.append(squares)
     return errors
-
-
-def tile_seed(chip: int, layer: str, rows: slice, columns: slice) -> int:
-    """Return the seed of the devices of one tile of a chip instance."""
-    return derive_seed(chip, layer, rows.start, columns.start)
-
-
-def parts(size: int, largest: int) -> list[slice]:
-    """Split an axis as aihwkit does: into parts as even as possible, the larger ones first."""
-    count = math.ceil(size / largest)
-    ends = [-(-size * i // count) for i in range(count + 1)]
-    return [slice(*ends[i : i + 2]) for i in range(count)]
 
 
 def input_scale(largest_input: Tensor, weight: Tensor, exponent: float) -> Tensor:
@@ -141,3 +137,185 @@ def _positive(values: Tensor) -> Tensor:
     """Return values with the smallest positive one in place of zeros; 1 if there is none."""
     positive = values[values > 0]
     return torch.where(values > 0, values, positive.min() if len(positive) else 1.0)
+
+
+def observed_ranges(
+    layers: Mapping[str, ChipLayer], observe: Callable[[], object], rule: RangeRule
+) -> dict[str, float]:
+    """Return a DAC range for each layer from its inputs in digital forward passes.
+
+    Inputs are those of the tiles, after rescaling, and without tokens that are computed exactly.
+
+    Args:
+        layers: Layers on tiles, by name.
+        observe: Runs the model on data.
+        rule: A percentile of the magnitudes, 100 for the maximum; or ``"least-error"``, the range
+            with the least mean squared error of clipping and rounding to the card's DAC.
+
+    Returns:
+        The ranges of the layers that were run and had an input other than 0, by name.
+
+    Raises:
+        ValueError: The percentile is not above 0 and at most 100, or the card has an exact DAC,
+            for which no range has an error.
+    """
+    summarise, choose = _rule(rule, layers, "dac_bits")
+    seen = _observed(layers, observe, lambda _, x: summarise(x))
+    found = {name: choose(each) for name, each in seen.items()}
+    return {name: size for name, size in found.items() if size > 0}
+
+
+def observed_output_ranges(
+    layers: Mapping[str, ChipLayer], observe: Callable[[], object], rule: RangeRule
+) -> dict[str, list[list[float]]]:
+    """Return an ADC range for each tile from what its targets give in digital forward passes.
+
+    Args:
+        layers: Layers on tiles of class `CrossbarLinear`, by name.
+        observe: Runs the model on data.
+        rule: As in `observed_ranges`, of the outputs and the card's ADC.
+
+    Returns:
+        For each layer that was run, by name, the ranges of the tiles of each part of the inputs, at
+        most that of the card; it is that of the card for tiles whose outputs are all 0.
+
+    Raises:
+        ValueError: As `observed_ranges`.
+    """
+    _card_bits(layers, "adc_bits")
+    summarise, choose = _rule(rule, layers, "adc_bits")
+
+    def outputs(layer: Any, x: Tensor) -> list[list[Tensor]]:
+        parts = layer.tile_outputs(x.reshape(-1, x.shape[-1]))
+        return [[summarise(tile) for tile in part] for part in parts]
+
+    found = {}
+    for name, passes in _observed(layers, observe, outputs).items():
+        largest = cast(Any, layers[name].card.converters).output_range
+        found[name] = [
+            [min(choose(tile) or largest, largest) for tile in zip(*part, strict=True)]
+            for part in zip(*passes, strict=True)
+        ]
+    return found
+
+
+def rescale_layers(
+    layers: Mapping[str, Any], observe: Callable[[], object], exponent: float
+) -> None:
+    """Rescale the inputs and weights of layers on tiles by the inputs in digital forward passes.
+
+    Args:
+        layers: Layers of class `CrossbarLinear`, by name; those without an input do not change.
+        observe: Runs the model on data.
+        exponent: a of `input_scale`.
+
+    Raises:
+        ValueError: The exponent is not from 0 to 1.
+    """
+    if not 0 <= exponent <= 1:
+        raise ValueError(f"The exponent of rescaling is {exponent}: it should be from 0 to 1.")
+    seen = _observed(
+        layers, observe, lambda _, x: x.reshape(-1, x.shape[-1]).abs().amax(0), scaled=False
+    )
+    for name, maxima in seen.items():
+        scale = input_scale(torch.stack(maxima).amax(0), layers[name].frozen, exponent)
+        layers[name].rescale(scale)
+
+
+def _observed[T](
+    layers: Mapping[str, ChipLayer],
+    observe: Callable[[], object],
+    measure: Callable[[ChipLayer, Tensor], T],
+    scaled: bool = True,
+) -> dict[str, list[T]]:
+    """Return a measure of the inputs of each layer, one per pass with an input."""
+    seen: dict[str, list[T]] = {}
+
+    def record(name: str, layer: ChipLayer, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().float()
+        if scaled and layer.input_scale is not None:
+            x = x / layer.input_scale
+        if layer.exact_at is not None and x.dim() == 3:
+            others = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            others[torch.arange(len(x)), layer.exact_at] = False
+            x = x[others]
+        if x.numel():
+            seen.setdefault(name, []).append(measure(layer, x))
+
+    handles = [
+        layer.register_forward_pre_hook(functools.partial(record, name))
+        for name, layer in layers.items()
+    ]
+    try:
+        with computed_digitally(layers.values()), torch.no_grad():
+            observe()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _rule(
+    rule: Any, layers: Mapping[str, ChipLayer], converter: str
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[Tensor]], float]]:
+    """Return the summary of a pass by which a rule chooses a range, and the choice."""
+    if rule == "least-error":
+        bits = _card_bits(layers, converter)
+        return _histogram, lambda seen: _least_error(sum(seen), bits)
+    if not isinstance(rule, int | float) or not 0 < rule <= 100:
+        raise ValueError(
+            f"The percentile for a range is {rule}: it should be above 0 and at most 100, which is "
+            "the maximum; or 'least-error'."
+        )
+    return functools.partial(_sample, percentile=rule), lambda seen: _percentile(seen, rule)
+
+
+def _sample(x: Tensor, percentile: float) -> Tensor:
+    """Return magnitudes: the largest for the percentile 100, else evenly spaced ones."""
+    magnitudes = x.abs().flatten()
+    if percentile == 100:
+        return magnitudes.max()[None]
+    return magnitudes[:: -(-len(magnitudes) // _LARGEST_SAMPLE)]
+
+
+def _percentile(seen: Sequence[Tensor], percentile: float) -> float:
+    # torch.quantile does not take tensors of this size.
+    values = torch.cat(list(seen))
+    return float(values.kthvalue(max(math.ceil(len(values) * percentile / 100), 1)).values)
+
+
+def _card_bits(layers: Mapping[str, ChipLayer], converter: str) -> int:
+    """Return the bits of a converter of the card; raise ValueError if it is exact."""
+    card = next(iter(layers.values())).card
+    bits: int | None = getattr(card.converters, converter, None)
+    if bits is None:
+        kind = converter.removesuffix("_bits").upper()
+        raise ValueError(
+            f"The card {card.name} has an exact {kind}, for which every range has the same error: "
+            f"give a percentile, or a card with {converter}."
+        )
+    return bits
+
+
+def _histogram(x: Tensor) -> Tensor:
+    """Return the number of magnitudes in each bin of the logarithm; zeros are in none."""
+    low, high = _OCTAVES
+    logarithms = x[x != 0].abs().log2()
+    bins = (high - low) * _PER_OCTAVE
+    return torch.histc(logarithms.clamp(low, high), bins, low, high).double().cpu()
+
+
+def _least_error(counts: Any, bits: int) -> float:
+    """Return the range of least squared error for a histogram of magnitudes; 0 if it is empty."""
+    if not float(counts.sum()):
+        return 0.0
+    edges = torch.linspace(*_OCTAVES, len(counts) + 1, dtype=torch.float64).exp2()
+    middle = (edges[1:] * edges[:-1]).sqrt()
+    top = int(counts.nonzero().max())
+    # Ranges at the upper edge of a bin, down to a thousandth of the largest input.
+    candidates = edges[max(top + 2 - 10 * _PER_OCTAVE, 1) : top + 2]
+    step = (candidates / (2 ** (bits - 1) - 1))[:, None]
+    rounded = torch.where(middle < step / 2, middle.square(), step.square() / 12)
+    clipped = (middle - candidates[:, None]).clamp(min=0).square()
+    error = (counts * torch.where(middle > candidates[:, None], clipped, rounded)).sum(1)
+    return float(candidates[error.argmin()])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.stochastic_layer import StochGraspLinear
-from analog_grasp.crossbar.chip_layer import ChipLayer, TileSettings, chip_layer
+from analog_grasp.crossbar.chip_layer import ChipLayer
+from analog_grasp.crossbar.tile_sets import TileSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.rng import normal
@@ -101,6 +102,8 @@ class ProgrammedModulation(nn.Module):
         docs/method.md, "Analog deployment".
     """
 
+    base_layer: Any
+
     def __init__(self, layer: GraspLinear, name: str, programming_error: ProgrammingError) -> None:
         super().__init__()
         self.base_layer = layer.base_layer
@@ -131,7 +134,7 @@ class ProgrammedModulation(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """The bias of the projection, for modules that read it."""
-        return cast(Any, self.base_layer).bias
+        return cast(Tensor | None, self.base_layer.bias)
 
     def program(self, card: DeviceCard, chip: int, compensated: bool) -> None:
         """Write the scales and the shifts; they are then 0 s old."""
@@ -169,7 +172,7 @@ class ProgrammedModulation(nn.Module):
             key = int(torch.randint(2**62, ()))
             noise = normal(key, tuple(wide.shape), device=wide.device, dtype=wide.dtype)
             modulated = modulated + std * noise
-        return self.base_layer(modulated.to(x.dtype))
+        return cast(Tensor, self.base_layer(modulated.to(x.dtype)))
 
 
 class ProgrammedAdapter:
@@ -194,7 +197,7 @@ class ProgrammedAdapter:
         if programming_error not in get_args(ProgrammingError):
             known = get_args(ProgrammingError)
             raise ValueError(unknown_name("programming_error", programming_error, known))
-        self._card, self._compensated = settings.card, settings.compensation != "none"
+        self._card, self._compensated = settings.card, settings.drift_compensation != "none"
         self._modulations: list[ProgrammedModulation] = []
         self._tiles: list[ChipLayer] = []
         for path, layer in list(_adapted(model)):
@@ -242,8 +245,8 @@ def _lora_on_tiles(name: str, layer: LoraLayer, settings: TileSettings) -> list[
                 f"placement is 'programmed', but the adapter of the layer {name} is a "
                 f"{type(layer).__name__}, not LoRA on a linear layer: use placement='digital'."
             )
-        matrices[adapter] = settings.put_on_tiles(f"{name}.{which}", matrix)
-        tiles.append(chip_layer(matrices[adapter]))
+        tiles.append(settings.put_on_tiles(f"{name}.{which}", matrix))
+        matrices[adapter] = tiles[-1]
     return tiles
 
 

@@ -87,9 +87,10 @@ class DeploymentReport(list[LayerReport]):
         return text
 
 
-def layer_report(layer: ChipLayer, tile_size: int) -> LayerReport:
-    """Return the report of one layer on tiles of a number of cross-points."""
-    use = layer.cells / (layer.tiles * tile_size)
+def layer_report(layer: ChipLayer) -> LayerReport:
+    """Return the report of one layer on tiles."""
+    tile = layer.card.tile
+    use = layer.cells / (layer.tiles * tile.rows * tile.columns)
     return LayerReport(layer.name, layer.tiles, layer.cells, use, layer.weight_error())
 
 
@@ -102,7 +103,7 @@ def digital_modules(model: nn.Module) -> list[DigitalModule]:
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             others.update(id(parameter) for parameter in module.original_module.parameters())
-        elif hasattr(module, "weight_error"):
+        elif isinstance(module, ChipLayer):
             others.update(id(parameter) for parameter in module.parameters())
     found = []
     for path, module in model.named_modules():

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from analog_grasp.crossbar.chip_layer import TileSettings, chip_layer
+from analog_grasp.crossbar.chip_layer import ChipLayer, FusedTiles
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
-from analog_grasp.crossbar.tile_weight import FusedTiles, TileWeight
+from analog_grasp.crossbar.tile_sets import TileSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import TabulatedDrift
 
@@ -182,16 +182,15 @@ def digital_state(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, FusedTiles):
             on_tiles.append(path + ".")
             state[path] = module.frozen
-        elif hasattr(module, "weight_error"):
-            layer = chip_layer(module)
+        elif isinstance(module, ChipLayer):
             on_tiles.append(path + ".")
             state = {k: t for k, t in state.items() if not k.startswith(path + ".")}
             # The tiles inside a layer with a forward of its own are its weight.
             path = path.removesuffix(".tiles")
-            transposed = cast(TileWeight, module.weight).transposed
-            state[f"{path}.weight"] = layer.frozen.T if transposed else layer.frozen
-            if layer.bias is not None:
-                state[f"{path}.bias"] = layer.bias
+            frozen = module.frozen
+            state[f"{path}.weight"] = frozen.T if module.weight.transposed else frozen
+            if module.bias is not None:
+                state[f"{path}.bias"] = module.bias
         elif isinstance(module, ProgrammedModulation):
             state |= {f"{path}.{k}": t for k, t in module.digital_state().items()}
     return {name: tensor.detach().cpu() for name, tensor in state.items()}

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from peft import PeftModel
@@ -20,10 +21,148 @@ from analog_grasp.adapters.frozen import (
     is_quantised,
     matches,
 )
-from analog_grasp.adapters.registry import check_placement, kind_of
-from analog_grasp.crossbar.chip_layer import TileSettings
-from analog_grasp.crossbar.tile_weight import FusedTiles
-from analog_grasp.utils.types import Placement
+from analog_grasp.crossbar.aihwkit import AihwkitLinear, compiled_config, wired_config
+from analog_grasp.crossbar.chip_layer import ChipLayer, FusedTiles
+from analog_grasp.crossbar.linear import STORED_TYPES, CrossbarLinear
+from analog_grasp.crossbar.mapping import Clip, check_clip
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.types import DriftCompensation
+
+TileBackend = Literal["torch", "rpucuda", "ir-drop"]
+"""The implementation of tiles: ours, aihwkit's compiled one, aihwkit's time-stepped torch one."""
+
+FirstToken = Literal["analog", "digital"]
+"""Where the first token of each sequence is computed: on the tiles, or exactly beside them."""
+
+_AIHWKIT_CONFIGS = {"rpucuda": compiled_config, "ir-drop": wired_config}
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """Settings of layers on tiles, as `deploy` takes them.
+
+    Args:
+        card: The device, without the effects that are switched off.
+        tile, drift_compensation, dtype, clip, first_token: See `deploy`; aihwkit's tiles store
+            float32 only, and clip no weights.
+
+    Raises:
+        ValueError: An unknown tile, compensation or first token, a clipping out of range, or what
+            the tile does not store or simulate.
+        RuntimeError: The compiled tile does not work with the installed torch.
+
+    Example:
+        >>> settings = TileSettings(DeviceCard.load("ideal"))
+        >>> type(settings.put_on_tiles("dense", nn.Linear(4, 2))).__name__
+        'CrossbarLinear'
+    """
+
+    card: DeviceCard
+    tile: TileBackend = "torch"
+    drift_compensation: DriftCompensation = "global"
+    dtype: torch.dtype = torch.float32
+    clip: Clip | None = None
+    first_token: FirstToken = "analog"
+
+    def __post_init__(self) -> None:
+        for kind, value, choice in (
+            ("tile", self.tile, TileBackend),
+            ("drift_compensation", self.drift_compensation, DriftCompensation),
+            ("first_token", self.first_token, FirstToken),
+        ):
+            if value not in get_args(choice):
+                raise ValueError(unknown_name(kind, value, get_args(choice)))
+        stored = STORED_TYPES if self.tile == "torch" else STORED_TYPES[:1]
+        if self.dtype not in stored:
+            known = ", ".join(map(str, stored))
+            raise ValueError(
+                f"dtype is {self.dtype}, which tile={self.tile!r} does not store: use {known}."
+            )
+        if self.clip is not None:
+            check_clip(self.clip)
+            self.check_own("clip")
+        if self.first_token == "digital":
+            self.check_own("first_token")
+        if self.tile != "torch":
+            _AIHWKIT_CONFIGS[self.tile](self.card, self.drift_compensation)
+        elif self.card.circuit is not None:
+            raise ValueError(
+                f"The card {self.card.name} states a circuit, which tile='torch' cannot simulate: "
+                "use tile='rpucuda', or circuit=False."
+            )
+
+    def check_own(self, setting: str) -> None:
+        """Raise ValueError if the tile, being aihwkit's, does not have a setting."""
+        if self.tile != "torch":
+            raise ValueError(
+                f"The setting {setting} has no effect with tile={self.tile!r}: use tile='torch'."
+            )
+
+    def put_on_tiles(self, name: str, layer: FrozenLayer) -> ChipLayer:
+        """Return the layer on tiles of a frozen layer, by its name in the base model."""
+        card, compensation = self.card, self.drift_compensation
+        if self.tile == "torch":
+            return CrossbarLinear(layer, card, name, compensation, self.dtype, self.clip)
+        return AihwkitLinear(layer, card, name, _AIHWKIT_CONFIGS[self.tile](card, compensation))
+
+
+class FusedWeight(NamedTuple):
+    """A parameter that holds the weights of several linear layers without bias.
+
+    The experts of transformers' mixture-of-experts layers, ``(E, D_out, D)`` or ``(E, D, D_out)``,
+    or the input projections of ``nn.MultiheadAttention``, ``(3 D_out, D)``.
+
+    Attributes:
+        path: The path of the module.
+        module: The module.
+        attribute: The parameter's name in the module.
+        transposed: Each expert is stored as ``(D, D_out)``.
+    """
+
+    path: str
+    module: nn.Module
+    attribute: str
+    transposed: bool
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter, detached."""
+        parameter: Tensor = getattr(self.module, self.attribute)
+        return parameter.detach()
+
+    @property
+    def name(self) -> str:
+        """The name of the parameter in the base model."""
+        return f"{base_name(self.path)}.{self.attribute}".removeprefix(".")
+
+    def layers(self) -> dict[str, FrozenLayer]:
+        """Return the layers, by name."""
+        if self.parameter.dim() == 2:
+            parts = dict(zip("qkv", self.parameter.chunk(3), strict=True))
+        else:
+            views = enumerate(self.parameter.unbind())
+            parts = {str(i): view.T if self.transposed else view for i, view in views}
+        return {f"{self.name}.{part}": _linear(weight) for part, weight in parts.items()}
+
+
+def selected(
+    model: nn.Module, pattern: LayerPattern
+) -> tuple[list[tuple[str, FrozenLayer]], list[FusedWeight]]:
+    """Return the frozen layers, with their paths, and the fused weights that a pattern selects.
+
+    Raises:
+        ValueError: The pattern selects none.
+    """
+    modules = model.named_modules()
+    every = [FusedWeight(path, m, *which) for path, m in modules for which in _fused(m)]
+    fused = [each for each in every if matches(each.name, pattern)]
+    try:
+        return list(frozen_layers(model, pattern)), fused
+    except ValueError:
+        if not fused:
+            raise
+        return [], fused
 
 
 class TileSets:
@@ -39,47 +178,46 @@ class TileSets:
         layers: The layers on tiles, by their names in the base model.
 
     Example:
-        >>> from analog_grasp.devices.card import DeviceCard
         >>> tiles = TileSets(TileSettings(DeviceCard.load("ideal")), "all-linear")
         >>> model = nn.Sequential(nn.Linear(4, 2))
-        >>> _ = tiles.put_into(model)
+        >>> tiles.put_into(model)
         >>> model[0] is tiles.layers["0"]
         True
     """
 
     def __init__(self, settings: TileSettings, pattern: LayerPattern) -> None:
-        self.layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, ChipLayer] = {}
         self._settings, self._pattern = settings, pattern
         self._frozen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    def put_into(self, model: nn.Module) -> dict[str, nn.Module]:
+    def put_into(self, model: nn.Module) -> None:
         """Replace the frozen layers of a model by the layers on tiles; each weight is mapped once.
-
-        Returns:
-            The layers on tiles.
 
         Raises:
             ValueError: The pattern matches no layer, or the model is a further one and its frozen
                 weights differ from those of the chip.
         """
         first = not self.layers
-        fused = list(fused_weights(model, self._pattern))
-        by_tensors: dict[tuple[int, int], nn.Module] = {}
-        by_layer: dict[int, nn.Module] = {}
-        for path, layer in linear_layers(model, self._pattern, optional=bool(fused)):
+        linear, fused = selected(model, self._pattern)
+        by_tensors: dict[tuple[int, int], ChipLayer] = {}
+        by_layer: dict[int, ChipLayer] = {}
+        for path, layer in linear:
             # Layers may be tied: modules of their own with the same weight and bias.
             tensors = id(layer.weight), id(layer.bias)
-            name, dense = base_name(path), dense_layer(base_name(path), layer)
+            name, dense = base_name(path), _dense_layer(base_name(path), layer)
             if tensors not in by_tensors:
                 by_tensors[tensors] = self._on_tiles(name, dense, first)
-            if dense is layer and has_own_forward(layer):
-                put_into(layer, by_tensors[tensors])
+            tiles = by_tensors[tensors]
+            if dense is layer and type(layer).forward not in (nn.Linear.forward, Conv1D.forward):
+                # It does more than the product, as some routers of experts do.
+                del layer._parameters["weight"]
+                layer.tiles = tiles
+                layer.__dict__["weight"] = tiles.weight
             else:
-                by_layer[id(layer)] = by_tensors[tensors]
-        for module, attribute, name, parameter, transposed in fused:
-            parts = split_fused(name, parameter, transposed)
-            layers = [self._on_tiles(part, layer, first) for part, layer in parts.items()]
-            put_fused(module, attribute, FusedTiles(name, layers, parameter, transposed))
+                by_layer[id(layer)] = tiles
+        for each in fused:
+            layers = [self._on_tiles(part, layer, first) for part, layer in each.layers().items()]
+            _put_fused(each, layers)
         for module in list(model.modules()):
             # Not named_children, which skips the second place of a child.
             for name, child in list(module._modules.items()):
@@ -91,137 +229,19 @@ class TileSets:
                 # The embedding of a tied output layer: the same memory, but the copy's own flags.
                 if id(tied) in on_tiles and tied is not None:
                     module._parameters[name] = nn.Parameter(tied.detach(), requires_grad=False)
-        return self.layers
 
-    def _on_tiles(self, name: str, layer: FrozenLayer, first: bool) -> nn.Module:
+    def _on_tiles(self, name: str, layer: FrozenLayer, first: bool) -> ChipLayer:
         """Return the layer on tiles of a frozen layer."""
         if first:
             self._frozen[name] = layer.weight, layer.bias
             self.layers[name] = self._settings.put_on_tiles(name, layer)
-        elif not same_tensors(self._frozen.get(name), layer):
+        weight, bias = self._frozen.get(name, (None, None))
+        if weight is None or not (_same(weight, layer.weight) and _same(bias, layer.bias)):
             raise ValueError(
                 f"The layer {name} has other frozen weights than the chip was made for: only "
                 "adapters of the same frozen model share a chip; deploy this model separately."
             )
         return self.layers[name]
-
-
-def linear_layers(
-    model: nn.Module, pattern: LayerPattern, optional: bool
-) -> list[tuple[str, FrozenLayer]]:
-    """Return the frozen layers that a pattern selects; `optional` if it may select none."""
-    try:
-        return list(frozen_layers(model, pattern))
-    except ValueError:
-        if not optional:
-            raise
-        return []
-
-
-def dense_layer(name: str, layer: FrozenLayer) -> FrozenLayer:
-    """Return a layer as it is, or a linear layer with the dequantised weight of a quantised one.
-
-    Raises:
-        ValueError: The weight cannot be dequantised.
-    """
-    if not is_quantised(layer):
-        return layer
-    try:
-        weight = dense_weight(layer)
-    except ValueError:
-        raise ValueError(
-            f"The {layer.weight.dtype} weight of the layer {name} cannot be dequantised: deploy a "
-            "dequantised base model, or keep the layer digital (argument layers)."
-        ) from None
-    linear = _linear(weight)
-    linear.bias = layer.bias
-    return linear
-
-
-def fused_weights(
-    model: nn.Module, pattern: LayerPattern
-) -> Iterator[tuple[nn.Module, str, str, Tensor, bool]]:
-    """Yield the fused parameters of a model that can go onto tiles.
-
-    These are the experts of transformers' mixture-of-experts layers, ``(E, D_out, D)`` or
-    ``(E, D, D_out)``, and the input projections of ``nn.MultiheadAttention``, ``(3 D_out, D)``.
-
-    Args:
-        model: The model.
-        pattern: Which, as in `frozen_layers`, by the name of the parameter.
-
-    Yields:
-        The module, the attribute, the name in the base model, the parameter, and whether each
-        expert is stored as ``(D, D_out)``.
-    """
-    for path, module in model.named_modules():
-        for attribute, transposed in _fused_attributes(module):
-            name = f"{base_name(path)}.{attribute}".removeprefix(".")
-            if matches(name, pattern):
-                yield module, attribute, name, getattr(module, attribute), transposed
-
-
-def split_fused(name: str, parameter: Tensor, transposed: bool) -> dict[str, FrozenLayer]:
-    """Return the linear layers, without bias, of which a fused parameter consists, by name.
-
-    Example:
-        >>> layers = split_fused("experts.up_proj", torch.zeros(4, 6, 3), transposed=False)
-        >>> list(layers)[-1], layers["experts.up_proj.3"].in_features
-        ('experts.up_proj.3', 3)
-    """
-    if parameter.dim() == 2:
-        parts = dict(zip("qkv", parameter.detach().chunk(3), strict=True))
-    else:
-        views = parameter.detach().unbind()
-        parts = {str(i): view.T if transposed else view for i, view in enumerate(views)}
-    layers: dict[str, FrozenLayer] = {}
-    for part, weight in parts.items():
-        layers[f"{name}.{part}"] = _linear(weight)
-    return layers
-
-
-def has_own_forward(layer: nn.Module) -> bool:
-    """Return whether a linear layer does more than the product, as some routers of experts do."""
-    return type(layer).forward not in (nn.Linear.forward, Conv1D.forward)
-
-
-def put_into(layer: nn.Module, tiles: nn.Module) -> None:
-    """Put tiles into a layer in place of its weight; its own forward computes on them."""
-    del layer._parameters["weight"]
-    layer.tiles = tiles
-    layer.__dict__["weight"] = cast(Any, tiles).weight
-
-
-def put_fused(module: nn.Module, attribute: str, fused: FusedTiles) -> None:
-    """Put tile sets into a module in place of a fused parameter."""
-    del module._parameters[attribute]
-    setattr(module, attribute, fused)
-    if hasattr(module, "config"):
-        # transformers' other implementations multiply by the parameter as a whole.
-        module.config = _with_eager_experts(module.config)
-
-
-def _with_eager_experts(config: Any) -> Any:
-    own = type(config).from_dict(config.to_dict())
-    own._experts_implementation = "eager"
-    return own
-
-
-def _fused_attributes(module: nn.Module) -> list[tuple[str, bool]]:
-    if isinstance(module, nn.MultiheadAttention):
-        return [] if module.in_proj_weight is None else [("in_proj_weight", False)]
-    experts = {
-        name: parameter
-        for name, parameter in module.named_parameters(recurse=False)
-        if name in ("gate_up_proj", "up_proj", "down_proj") and parameter.dim() == 3
-    }
-    if len(experts) != 2:
-        return []
-    up, down = (experts[n] for n in sorted(experts, reverse=True, key=lambda n: "up" in n))
-    # (E, width or 2 width, D) and (E, D, width), unless the experts are transposed.
-    stored = up.shape[2] == down.shape[1] and up.shape[1] in (down.shape[2], 2 * down.shape[2])
-    transposed = bool(getattr(module, "is_transposed", not stored))
-    return [(name, transposed) for name in experts]
 
 
 def copy_sharing_frozen(
@@ -232,14 +252,14 @@ def copy_sharing_frozen(
     Adapters, and task heads saved with them, are copied. The weights that go onto tiles are not
     among those by name: the tiles check them.
     """
-    fused = [parameter for _, _, _, parameter, _ in fused_weights(model, pattern)]
-    linear = linear_layers(model, pattern, optional=bool(fused))
-    on_tiles = {id(w): w for w in (*(layer.weight for _, layer in linear), *fused)}
-    own = adapter_parameters(model)
+    linear, fused = selected(model, pattern)
+    weights = [layer.weight for _, layer in linear]
+    weights += [getattr(each.module, each.attribute) for each in fused]
+    on_tiles = {id(weight): weight for weight in weights}
+    own = adapter_parameters(model) | on_tiles.keys()
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             own.update(id(parameter) for parameter in module.modules_to_save.parameters())
-    own.update(on_tiles)
     adapted = isinstance(model, PeftModel)
     shared: dict[str, Tensor] = {
         name: parameter
@@ -249,22 +269,6 @@ def copy_sharing_frozen(
     # Parameters of the same memory with a gradient flag of their own.
     references = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared.values()}
     return copy.deepcopy(model, {**on_tiles, **references}), shared
-
-
-def check_adapter(model: PeftModel, placement: Placement) -> None:
-    """Raise an error if the active adapter of a model cannot have a placement.
-
-    Raises:
-        ValueError: The adapter does not have it, or it uses the frozen weights as numbers.
-    """
-    kind = kind_of(model)
-    if kind is not None:
-        check_placement(kind, placement)
-    if placement != "folded" and getattr(model.active_peft_config, "use_dora", False):
-        raise ValueError(
-            f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms of "
-            "weights that tiles do not return: use placement='folded'."
-        )
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
@@ -279,12 +283,19 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     }
 
 
-def same_tensors(tensors: tuple[Tensor, Tensor | None] | None, layer: FrozenLayer) -> bool:
-    """Return whether a layer has this weight and this bias."""
-    if tensors is None:
-        return False
-    pairs = zip(tensors, (layer.weight, layer.bias), strict=True)
-    return all(a is b or _equal(a, b) for a, b in pairs)
+def _dense_layer(name: str, layer: FrozenLayer) -> FrozenLayer:
+    """Return a layer as it is, or a linear layer with the dequantised weight of a quantised one."""
+    if not is_quantised(layer):
+        return layer
+    try:
+        linear = _linear(dense_weight(layer))
+    except ValueError:
+        raise ValueError(
+            f"The {layer.weight.dtype} weight of the layer {name} cannot be dequantised: deploy a "
+            "dequantised base model, or keep the layer digital (argument layers)."
+        ) from None
+    linear.bias = layer.bias
+    return linear
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -295,9 +306,39 @@ def _linear(weight: Tensor) -> nn.Linear:
     return linear
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+def _fused(module: nn.Module) -> Iterator[tuple[str, bool]]:
+    """Yield the attributes of a module that are fused weights, and whether they are transposed."""
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        yield "in_proj_weight", False
+    experts = {
+        name: parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in ("gate_up_proj", "up_proj", "down_proj") and parameter.dim() == 3
+    }
+    if len(experts) == 2:
+        up, down = (experts[n] for n in sorted(experts, reverse=True, key=lambda n: "up" in n))
+        # (E, width or 2 width, D) and (E, D, width), unless the experts are transposed.
+        stored = up.shape[2] == down.shape[1] and up.shape[1] in (down.shape[2], 2 * down.shape[2])
+        for name in experts:
+            yield name, bool(getattr(module, "is_transposed", not stored))
+
+
+def _put_fused(fused: FusedWeight, layers: list[ChipLayer]) -> None:
+    """Put layers on tiles into a module in place of the fused weight that they make up."""
+    module: Any = fused.module
+    tiles = FusedTiles(fused.name, layers, fused.parameter, fused.transposed)
+    del module._parameters[fused.attribute]
+    setattr(module, fused.attribute, tiles)
+    if hasattr(module, "config"):
+        # transformers' other implementations multiply by the parameter as a whole.
+        module.config = type(module.config).from_dict(module.config.to_dict())
+        module.config._experts_implementation = "eager"
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Return whether two tensors are the same, or equal."""
     if a is None or b is None or a.dtype != b.dtype:
-        return False
+        return a is b
     if a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride():
         return True
     return torch.equal(a, b.to(a.device))

@@ -70,10 +70,7 @@ def set_write_tolerances(
             ) from None
     for name, layer in layers.items():
         layer.write_tolerance = tolerances.get(name)
-    if deployment.seed is not None:
-        seconds = deployment.time_s
-        deployment.program(deployment.seed).drift_to(seconds)
-    return deployment
+    return deployment.program_again()
 
 
 def learned_tolerances(deployment: Deployment, factor: float = 1.0) -> dict[str, Tensor]:

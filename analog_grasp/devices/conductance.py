@@ -25,7 +25,7 @@ from analog_grasp.devices.schema import (
     RelaxationDrift,
     TabulatedDrift,
 )
-from analog_grasp.kernels.parameters import (
+from analog_grasp.kernels import (
     FIRST_COEFFICIENT,
     FORMS,
     MAX_COEFFICIENTS,

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from analog_grasp.kernels.parameters import LONGEST_SINGLE, MAX_COEFFICIENTS, SMALLEST
+from analog_grasp.kernels import LONGEST_SINGLE, MAX_COEFFICIENTS, SMALLEST
 from analog_grasp.utils.errors import CardError, describe_problem, first_problem, key_in
 from analog_grasp.utils.time import UNIT_SECONDS, times_unit
 

@@ -26,8 +26,8 @@ from analog_grasp.devices.schema import (
     RelaxationDrift,
     TabulatedDrift,
 )
+from analog_grasp.kernels import DeviceParameters, TileParameters
 from analog_grasp.kernels.noise import fits_kernel, read_tile
-from analog_grasp.kernels.parameters import DeviceParameters, TileParameters
 from analog_grasp.kernels.rng import normal, uniform
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import format_time, parse_time

@@ -19,7 +19,7 @@ from analog_grasp.devices.fields import (
     StdCurve,
     Text,
 )
-from analog_grasp.kernels.parameters import ReadSettings
+from analog_grasp.kernels import ReadSettings
 
 
 class Source(Section):

@@ -1,10 +1,14 @@
 """Read a tile on a CPU: `analog_grasp.kernels.reference` as compiled, fused kernels.
 
-DAC and input scaling before the product; limbs, noise, ADC, clipping and digital scales after it.
-There is no gradient.
+DAC and input scaling before the product, computed once for all layers that read a tensor; limbs,
+noise, ADC, clipping and digital scales after it. There is no gradient.
 """
 
+import math
+import threading
+import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -12,18 +16,204 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analog_grasp.kernels.inputs import Buffers, Inputs, clip, copy, largest, round_to
+from analog_grasp.kernels import ReadSettings
+from analog_grasp.kernels.compiled import (
+    Floats,
+    as_bits,
+    as_float,
+    clip,
+    copy,
+    largest,
+    parallel_kernel,
+    round_to,
+)
 from analog_grasp.kernels.matmul import RADIX, Limbs, multiply
-from analog_grasp.kernels.parameters import ReadSettings
 from analog_grasp.kernels.reference import Variance, read_again
-from analog_grasp.kernels.rng import Floats, as_bits, fill_normal, row_key
-from analog_grasp.kernels.threads import parallel_kernel
+from analog_grasp.kernels.rng import fill_normal, row_key
 
+_INFINITY = np.int32(0x7F800000)
+_NOT_A_NUMBER = np.float32(np.nan)
+_LARGEST_FLOAT = np.float32(np.finfo(np.float32).max)
 _NONE = np.empty(0, np.float32)
 _NO_MATRIX = np.empty((0, 0), np.float32)
 _NEXT = np.float32(1 / RADIX)
 # Larger products are computed in blocks of rows, for the memory: 64 MiB.
 _LARGEST_PRODUCT = 1 << 24
+
+
+class Inputs(NamedTuple):
+    """The converted inputs of the tiles that share them.
+
+    Attributes:
+        values: DAC codes, int8, or inputs in [-1, 1], float32; ``(N, width)``.
+        gain: The factor of each vector, ``(N,)``; NaN where an input is not a number.
+        squares: The sum of squares of each converted vector, full scale 1, ``(N,)``; or empty.
+    """
+
+    values: Tensor
+    gain: Tensor
+    squares: Floats
+
+
+@parallel_kernel
+def convert_inputs(
+    first: int,
+    end: int,
+    x: Floats,
+    start: int,
+    gain: Floats,
+    by_maximum: bool,
+    step: np.float32,
+    out: NDArray,
+    squares: Floats,
+) -> None:
+    """DAC: scale each input vector to the full range, round to the DAC's steps, clip to [-1, 1].
+
+    A vector with NaN, or scaled by an infinite maximum, gets the gain NaN, and so outputs of NaN.
+
+    Args:
+        first, end: The rows to convert.
+        x: Inputs, ``(N, D)``.
+        start: The tile's first input.
+        gain: Factor of each vector, ``(N,)``; written if ``by_maximum``, otherwise read.
+        by_maximum: Scale each vector by its largest magnitude.
+        step: The DAC's step, in units of the full scale; 0 for no rounding.
+        out: Filled with the converted inputs, ``(N, width)``: in units of ``step`` if int8.
+        squares: Filled with the sum of squares of each row, full scale 1, ``(N,)``; may be empty.
+    """
+    width = out.shape[1]
+    row = np.empty(width, np.float32)
+    coded = out.itemsize == 1
+    for n in range(first, end):
+        inputs = x[n, start : start + width]
+        bits = largest(inputs)
+        if bits > _INFINITY or (by_maximum and bits == _INFINITY):
+            gain[n] = _NOT_A_NUMBER
+            row[:] = 0
+        else:
+            if by_maximum:
+                gain[n] = _reciprocal(as_float(bits))
+            factor = gain[n]
+            for d in range(width):
+                row[d] = inputs[d] * factor
+        # One operation per loop, so that the compiler emits vector instructions.
+        if coded:
+            steps = np.float32(1.0) / step
+            for d in range(width):
+                row[d] = np.rint(row[d] * steps)
+            clip(row, np.rint(steps))
+        else:
+            round_to(row, step)
+            clip(row, np.float32(1.0))
+        copy(row, out[n])
+        if squares.size:
+            unit = step * step if coded else np.float32(1.0)
+            squares[n] = unit * _sum_of_squares(row)
+
+
+@numba.njit
+def _reciprocal(magnitude: np.float32) -> np.float32:
+    """Return the factor that scales a magnitude to 1; finite also where it is subnormal."""
+    if magnitude > 0:
+        return min(np.float32(1.0) / magnitude, _LARGEST_FLOAT)
+    return np.float32(1.0)
+
+
+@numba.njit(fastmath={"reassoc"})
+def _sum_of_squares(row: Floats) -> np.float32:
+    total = np.float32(0.0)
+    for d in range(row.size):
+        total += row[d] * row[d]
+    return total
+
+
+class Buffers(threading.local):
+    """Scratch buffers of a thread, one per type, reused between calls."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    def get(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Return uninitialised memory, valid until the next call with this type."""
+        buffer, size = self._buffers.get(dtype), math.prod(shape)
+        if buffer is None or buffer.numel() < size:
+            # A tensor made in inference mode cannot be written to outside it.
+            with torch.inference_mode(False):
+                buffer = self._buffers[dtype] = torch.empty(size, dtype=dtype)
+        return buffer[:size].view(shape)
+
+
+class _Last(threading.local):
+    """The last conversion of a thread."""
+
+    known: tuple[object, ...] | None = None
+    inputs: Sequence[Inputs] = ()
+    tensor: weakref.ref[Tensor] | None = None
+
+
+_LAST, _INPUTS, _PRODUCTS = _Last(), Buffers(), Buffers()
+
+
+def convert(
+    x: Tensor,
+    parts: Sequence[slice],
+    settings: ReadSettings,
+    input_range: float | None,
+    coded: bool,
+    with_squares: bool,
+) -> Sequence[Inputs]:
+    """Return the converted inputs of each part of a tensor's features.
+
+    Layers that read the same tensor one after another convert it once: the last result is found
+    again by the tensor itself, which is not kept alive, and the count of its in-place changes.
+    Tensors made in inference mode have no such count and are converted each time.
+
+    Args:
+        x: Inputs, ``(..., D)``, on a CPU.
+        parts: The features of each part, one after another.
+        settings: The converters.
+        input_range: The input magnitude at the DAC's full scale; None for the settings' scaling.
+        coded: Return codes, int8, for a DAC of at most 8 bits.
+        with_squares: Return sums of squares.
+
+    Returns:
+        A result for each part, valid until the next call in this thread.
+
+    Example:
+        >>> x, settings = torch.tensor([[0.5, -1.0]]), ReadSettings(1 / 127, by_maximum=True)
+        >>> [found] = convert(x, [slice(0, 2)], settings, None, coded=True, with_squares=False)
+        >>> found.values
+        tensor([[  64, -127]], dtype=torch.int8)
+    """
+    ends = tuple((part.start, part.stop) for part in parts)
+    by_maximum = settings.by_maximum and input_range is None
+    how = (ends, settings.dac_step, by_maximum, input_range, coded, with_squares)
+    known = None if x.is_inference() else (x.data_ptr(), x._version, how)
+    if known is not None and known == _LAST.known and _LAST.tensor and _LAST.tensor() is x:
+        return _LAST.inputs
+    _LAST.known = None
+    rows = x.reshape(-1, x.shape[-1]).contiguous().float()
+    memory = _INPUTS.get(torch.int8 if coded else torch.float32, rows.numel())
+    found, begin = [], 0
+    for part in parts:
+        width = part.stop - part.start
+        values = memory[begin : begin + len(rows) * width].view(len(rows), width)
+        begin += values.numel()
+        gain = torch.full((len(rows),), 1.0 / (input_range or 1.0))
+        squares = np.empty(len(rows), np.float32) if with_squares else _NONE
+        convert_inputs(
+            len(rows),
+            rows.numpy(),
+            part.start,
+            gain.numpy(),
+            by_maximum,
+            np.float32(settings.dac_step),
+            values.numpy(),
+            squares,
+        )
+        found.append(Inputs(values, gain, squares))
+    _LAST.known, _LAST.inputs, _LAST.tensor = known, found, weakref.ref(x)
+    return found
 
 
 @parallel_kernel
@@ -51,16 +241,15 @@ def convert_outputs(
     The noise of an element depends on ``key`` and its position only, not on the threads.
 
     Args:
-        first, end: The first row to convert, and the row to stop before.
+        first, end: The rows to convert.
         product: Analog products, ``(N, D_out)``; or sums of limbs, ``(N, L * D_out)``.
         unit: The output of a unit of the first limb, ``(D_out,)``; empty for analog products.
         gain: Factor of each input vector, ``(N,)``; the outputs are divided by it.
         scale: The digital scale of each column, ``(D_out,)``.
         noise: Standard deviation of the output noise.
-        row_variance: Additional variance of every output of a row, ``(N,)``; none if empty.
-        variance: Additional variance of each output, ``(N, D_out)``; none if empty.
-        steps: The ADC's step in each tile, ``(T,)``; 0 for no rounding.
-        bounds: The ADC's largest output in each tile, ``(T,)``; infinity for none.
+        row_variance, variance: Additional variance of every output of a row, ``(N,)``, and of each
+            output, ``(N, D_out)``; none if empty.
+        steps, bounds: The ADC's step, 0 for none, and largest output in each tile, ``(T,)``.
         hold: Do not add the outputs of a tile where one of them is clipped.
         ends: The first output of each tile, and ``D_out``, ``(T + 1,)``.
         key: Key of the noise, 64 bits.
@@ -169,7 +358,6 @@ def _mean_magnitude(row: Floats, bound: np.float32) -> np.float32:
 
 def read(
     x: Tensor,
-    first: int,
     inputs: Inputs,
     weight: Tensor,
     limbs: Limbs | None,
@@ -186,21 +374,18 @@ def read(
     """Read the tiles that share their inputs, scale their outputs and add them to ``y``.
 
     Args:
-        x: All inputs of the layer, ``(N, D)``, contiguous.
-        first: Index of the tiles' first input.
-        inputs: The inputs of the tiles, converted; codes if there are limbs.
-        weight, limbs, variance, settings, input_range, key, tiles: See `reference.read`.
+        x: The inputs of the tiles, ``(N, width)``.
+        inputs: The same, converted; codes if there are limbs.
         scale: The digital scale of each column, ``(D_out,)``.
         start: A digital bias, ``(D_out,)``, which replaces the contents of ``y`` first; or None.
         y: Outputs, ``(N, D_out)``; updated in place.
-        output_ranges: See `reference.read`.
+
+    The other arguments are those of `reference.read`.
     """
-    ranges: Sequence[float | None] = output_ranges or [None] * len(tiles)
-    converters = [settings.at_range(largest) for largest in ranges]
-    rows, width = len(x), weight.shape[1]
-    clipped = np.empty((rows, len(tiles)), np.bool_)
+    converters = settings.by_tile(len(tiles), output_ranges)
+    clipped = np.empty((len(x), len(tiles)), np.bool_)
     block = max(_LARGEST_PRODUCT // (len(weight) if limbs is None else len(limbs.values)), 1)
-    for begin in range(0, rows, block):
+    for begin in range(0, len(x), block):
         part = slice(begin, begin + block)
         values = inputs.values[part]
         convert_outputs(
@@ -226,22 +411,16 @@ def read(
     for tile, mask, own in zip(tiles, clipped.T, converters, strict=True):
         if mask.any():
             chosen = torch.from_numpy(mask.nonzero()[0])
-            part_of_x = x[chosen, first : first + width]
-            again = read_again(part_of_x, weight, variance, own, input_range, key, tile, limbs)
+            again = read_again(x[chosen], weight, variance, own, input_range, key, tile, limbs)
             y[chosen, tile] += again * scale[tile]
-
-
-_BUFFERS = Buffers()
 
 
 def _product(values: Tensor, weight: Tensor, limbs: Limbs | None) -> Tensor:
     """Return analog products or sums of limbs, in a buffer of this thread."""
     if limbs is None:
-        out = _BUFFERS.get(len(values) * len(weight), torch.float32).view(len(values), -1)
+        out = _PRODUCTS.get(torch.float32, len(values), len(weight))
         return torch.mm(values, weight.float().T, out=out)
-    size = len(limbs.values)
-    out = _BUFFERS.get(len(values) * size, torch.int32).view(len(values), size)
-    return multiply(values, limbs, out)
+    return multiply(values, limbs, _PRODUCTS.get(torch.int32, len(values), len(limbs.values)))
 
 
 def _output_variance(values: Tensor, variance: Variance, step: float) -> Floats:
@@ -251,11 +430,8 @@ def _output_variance(values: Tensor, variance: Variance, step: float) -> Floats:
     return (values.float().mul_(step).square_() @ variance.float().T).numpy()
 
 
-def column_readout(
-    weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int
-) -> Tensor:
+def column_readout(weight: Tensor, variance: Variance, settings: ReadSettings, key: int) -> Tensor:
     """Return `reference.column_readout` of a contiguous weight, float32, on a CPU; ``(D_out,)``."""
-    settings = settings or ReadSettings()
     means, std = torch.empty(len(weight)), _NO_MATRIX
     noise = np.float32(settings.output_noise)
     if isinstance(variance, Tensor):

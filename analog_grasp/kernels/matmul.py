@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analog_grasp.kernels.inputs import largest
-from analog_grasp.kernels.rng import Floats, as_float
-from analog_grasp.kernels.threads import parallel_kernel
+from analog_grasp.kernels.compiled import Floats, as_float, largest, parallel_kernel
 
 _FINEST_CODED = 1.0 / 127.0
 _LARGEST = 127

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analog_grasp.kernels.parameters import (
+from analog_grasp.kernels import (
     FIRST_COEFFICIENT,
     FORMS,
     LONGEST_SINGLE,
@@ -18,16 +18,8 @@ from analog_grasp.kernels.parameters import (
     DeviceParameters,
     TileParameters,
 )
-from analog_grasp.kernels.rng import (
-    Floats,
-    as_bits,
-    as_float,
-    fill_bits,
-    fill_normal,
-    polynomial,
-    row_key,
-)
-from analog_grasp.kernels.threads import parallel_kernel
+from analog_grasp.kernels.compiled import Floats, as_bits, as_float, parallel_kernel, polynomial
+from analog_grasp.kernels.rng import fill_bits, fill_normal, row_key
 
 F = np.float32
 # The sums of curves in `DeviceParameters.starts`, and the purposes in `TileParameters.keys`.

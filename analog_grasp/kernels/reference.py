@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analog_grasp.kernels import ReadSettings
 from analog_grasp.kernels.matmul import Limbs, analog_product
-from analog_grasp.kernels.parameters import ReadSettings
 from analog_grasp.kernels.rng import normal
 
 type Variance = Tensor | float | None
@@ -82,15 +82,14 @@ def read(
         >>> read(torch.tensor([[0.9, 0.2]]), torch.eye(2), None, settings, None, 0, [slice(0, 2)])
         tensor([[1., 0.]])
     """
-    ranges: Sequence[float | None] = output_ranges or [None] * len(tiles)
-    converters = [settings.at_range(largest) for largest in ranges]
     bounds: Tensor | None = None
     if output_ranges is not None:
         sizes = torch.tensor([tile.stop - tile.start for tile in tiles], device=x.device)
         bounds = x.new_tensor(output_ranges).repeat_interleave(sizes)
     y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key, limbs, bounds)
     if settings.iterative:
-        for tile, own in zip(tiles, converters, strict=True):
+        by_tile = settings.by_tile(len(tiles), output_ranges)
+        for tile, own in zip(tiles, by_tile, strict=True):
             rows = clipped[:, tile].any(1).nonzero().squeeze(1)
             if len(rows):
                 again = read_again(x[rows], weight, variance, own, input_range, key, tile, limbs)
@@ -113,12 +112,11 @@ def read_again(
 
     Args:
         x: The clipped inputs of one tile, ``(N, width)``.
-        weight, variance, settings, input_range, limbs: As in `read`.
         key: Key of the first read; each further read has a key of its own.
         tile: The outputs of the tile.
 
     Returns:
-        ``(N, outputs of the tile)``.
+        ``(N, outputs of the tile)``; the other arguments are those of `read`.
     """
     weight, variance = weight[tile], of_tile(variance, tile)
     limbs = None if limbs is None else limbs.of_tile(tile)
@@ -126,7 +124,8 @@ def read_again(
     rows, reduction = torch.arange(len(x), device=x.device), 1.0
     while len(rows) and settings.may_halve(reduction):
         reduction *= 2.0
-        again = _next_key(key, reduction)
+        # Far from the keys of the rows of this read.
+        again = (key + (int(math.log2(reduction)) << 48)) % 2**64
         out, clipped = _read_once(
             x[rows], weight, variance, settings, input_range, reduction, again, limbs
         )
@@ -135,22 +134,19 @@ def read_again(
     return y
 
 
-def column_readout(
-    weight: Tensor, variance: Variance, settings: ReadSettings | None, key: int
-) -> Tensor:
+def column_readout(weight: Tensor, variance: Variance, settings: ReadSettings, key: int) -> Tensor:
     """Return the mean magnitude of each column's outputs when its rows are driven one by one.
 
-    ``(D_out,)`` of the weights ``(D_out, width)`` of one tile. Without settings, exact arithmetic.
+    ``(D_out,)`` of the weights ``(D_out, width)`` of one tile.
 
     Source:
         Global drift compensation: Joshi et al., Nat. Commun. 11, 2473 (2020); with aihwkit's
         read-out vectors, the rows of the identity.
 
     Example:
-        >>> column_readout(torch.tensor([[0.5, -1.0]]), None, None, 0)
+        >>> column_readout(torch.tensor([[0.5, -1.0]]), None, ReadSettings(), 0)
         tensor([0.7500])
     """
-    settings = settings or ReadSettings()
     extra = 0.0 if variance is None else variance
     std = (settings.output_noise**2 + torch.as_tensor(extra).to(weight)).sqrt()
     noisy = weight + std * _normal_like(weight, key) if bool(std.any()) else weight
@@ -223,8 +219,3 @@ def _rounded(v: Tensor, step: Tensor | float) -> Tensor:
 
 def _normal_like(like: Tensor, key: int) -> Tensor:
     return normal(key, like.shape, device=like.device, dtype=like.dtype)
-
-
-def _next_key(key: int, reduction: float) -> int:
-    """Return the key of a further read, far from the keys of this read's rows."""
-    return (key + (int(math.log2(reduction)) << 48)) % 2**64

@@ -5,21 +5,15 @@ processor up to rounding.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.extending import intrinsic
-from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analog_grasp.kernels.threads import parallel_kernel
+from analog_grasp.kernels.compiled import Floats, as_bits, parallel_kernel, polynomial
 
-Floats = NDArray[np.float32]
 Words = NDArray[np.uint32]
 
 # Normal deviates come in pairs, by the method of Box and Muller (Ann. Math. Stat. 29, 610 (1958)):
@@ -27,15 +21,6 @@ Words = NDArray[np.uint32]
 # half a block apart. Logarithm, sine and cosine are polynomials, with errors of about 1e-6.
 _HALF = 64
 _BLOCK = 2 * _HALF
-
-
-def polynomial(
-    function: Callable[[np.ndarray], np.ndarray], first: float, last: float, degree: int
-) -> tuple[np.float32, ...]:
-    """Return the coefficients of the polynomial through the Chebyshev nodes, lowest power first."""
-    fit = Chebyshev.interpolate(function, degree, [first, last])
-    return tuple(np.float32(c) for c in fit.convert(kind=Polynomial).coef)
-
 
 # -2 ln of a mantissa 1 + m; cos(pi t) and sin(pi t) / t of s = t^2, for t in [-1/2, 1/2].
 _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = polynomial(lambda m: -2 * np.log1p(m), 0.0, 1.0, 7)
@@ -45,22 +30,6 @@ _TWO_LN2 = np.float32(2 * np.log(2))
 # The float32 exponent of 2^31, which represents u = 1.
 _TOP = 127 + 31
 _MANTISSA = 0x7FFFFF
-
-
-@intrinsic
-def as_bits(typing: Any, number: Any) -> Any:
-    """Return the bits of a float32 as an int32."""
-    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.IntType(32)
-    )
-
-
-@intrinsic
-def as_float(typing: Any, bits: Any) -> Any:
-    """Return the float32 with the bits of an int32."""
-    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(
-        values[0], ir.FloatType()
-    )
 
 
 @numba.njit(inline="always")

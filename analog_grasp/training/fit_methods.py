@@ -1,6 +1,7 @@
 """Methods that fit the parameters of an adapter on a chip: by gradients, or layer by layer."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -10,7 +11,6 @@ from torch.nn.functional import one_hot
 from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.layer import GraspLinear, group_index
 from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.training.distillation import (
     Batch,
     Teacher,
@@ -251,7 +251,7 @@ def _least_squares(layer: GraspLinear, x: Tensor, ridge: float) -> tuple[Tensor,
     name = layer.active_adapters[0]
     scale, shift = layer.means(name)
     group, count = layer.group_of[name], len(scale)
-    tiles = chip_layer(layer.get_base_layer())
+    tiles: Any = layer.get_base_layer()
     weight = tiles.frozen.float()
     modulated = x * scale[group] + shift[group]
     target = modulated @ weight.T

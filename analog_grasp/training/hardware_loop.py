@@ -29,9 +29,9 @@ from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.kernels.compiled import Floats, parallel_kernel
 from analog_grasp.kernels.noise import fits_kernel
-from analog_grasp.kernels.rng import Floats, fill_normal, normal, row_key
-from analog_grasp.kernels.threads import parallel_kernel
+from analog_grasp.kernels.rng import fill_normal, normal, row_key
 
 
 class WeightNoise:

@@ -17,7 +17,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
     HIDDEN_WEIGHT,
@@ -208,7 +207,7 @@ def recalibrate(
         seconds=time.perf_counter() - begin,
         parameters=sum(p.numel() for p in rewritten),
         bytes=sum(p.numel() * p.element_size() for p in rewritten),
-        weights=sum(chip_layer(layer).cells for layer in deployment.layers.values()),
+        weights=sum(layer.cells for layer in deployment.layers.values()),
     )
 
 

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.chip_layer import chip_layer
 from analog_grasp.devices.ages import AgeRange, in_logarithm
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
@@ -234,7 +233,7 @@ def fit_schedule(
                 time.perf_counter() - begin,
                 sum(tensor.numel() for tensor in found.values()),
                 sum(tensor.numel() * tensor.element_size() for tensor in found.values()),
-                sum(chip_layer(layer).cells for layer in deployment.layers.values()),
+                sum(layer.cells for layer in deployment.layers.values()),
             )
     if chip is not None:
         deployment.program(chip).drift_to(age_before)

@@ -4,7 +4,7 @@ from torch import nn
 
 from analog_grasp.crossbar import aihwkit as module
 from analog_grasp.crossbar.aihwkit import compiled_config
-from analog_grasp.crossbar.chip_layer import TileSettings
+from analog_grasp.crossbar.tile_sets import TileSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import Circuit
 

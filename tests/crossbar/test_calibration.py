@@ -6,7 +6,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analog_grasp import Deployment, DeviceCard, deploy
-from analog_grasp.crossbar.chip_layer import chip_layer
 
 IDS = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -83,7 +82,7 @@ def test_each_tile_has_an_adc_range_of_its_own(small_outputs, rule, tmp_path):
     deployment.save(tmp_path)
     assert torch.equal(Deployment.load(tmp_path, model).model(x), after)
     deployment.calibrate(lambda each: each(x))
-    assert chip_layer(deployment.layers["0"]).output_ranges is None
+    assert deployment.layers["0"].output_ranges is None
 
 
 def test_output_ranges_need_an_adc_that_rounds(small_outputs):

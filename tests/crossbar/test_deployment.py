@@ -11,7 +11,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
-from analog_grasp.crossbar.forward_hooks import computed_digitally
+from analog_grasp.crossbar.chip_layer import computed_digitally
 from analog_grasp.crossbar.linear import CrossbarLinear
 
 CARDS = DeviceCard.names()

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from analog_grasp import DeviceCard, deploy
 from analog_grasp.crossbar.linear import CrossbarLinear
-from analog_grasp.kernels import inputs, matmul
+from analog_grasp.kernels import cpu, matmul
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 CONVERTERS = pytest.mark.parametrize("dac_bits", [0, 8])
@@ -219,13 +219,13 @@ def test_a_weight_that_is_not_a_number_makes_its_column_none(dtype, dac_bits):
 def converted(monkeypatch):
     """The first features of the parts that were converted."""
     starts = []
-    before = inputs.convert_inputs
+    before = cpu.convert_inputs
 
     def counting(rows, x, start, *args):
         starts.append(start)
         before(rows, x, start, *args)
 
-    monkeypatch.setattr(inputs, "convert_inputs", counting)
+    monkeypatch.setattr(cpu, "convert_inputs", counting)
     return starts
 
 
@@ -256,7 +256,7 @@ def test_layers_that_read_the_same_tensor_convert_it_once(architecture, converte
         assert len(converted) == 2 * distinct
         converted.clear()
         # No two tensors are the same any more.
-        monkeypatch.setattr("analog_grasp.crossbar.linear.convert", _of_a_copy(inputs.convert))
+        monkeypatch.setattr(cpu, "convert", _of_a_copy(cpu.convert))
         chip.program(0)
         alone = chip.model(**batch).last_hidden_state
         assert len(converted) == 2 * layers

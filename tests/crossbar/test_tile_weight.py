@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from analog_grasp import GraspConfig, deploy
-from analog_grasp.crossbar.tile_weight import FusedTiles
+from analog_grasp.crossbar.chip_layer import FusedTiles
 
 PCM = "pcm-hermes-2"
 EXPERTS = {

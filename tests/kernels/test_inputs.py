@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analog_grasp.kernels import inputs as module
-from analog_grasp.kernels.inputs import convert, convert_inputs
-from analog_grasp.kernels.parameters import ReadSettings
+from analog_grasp.kernels import ReadSettings, cpu
+from analog_grasp.kernels.cpu import convert, convert_inputs
 
 SETTINGS = ReadSettings(dac_step=1 / 127, by_maximum=True)
 PARTS = [slice(0, 4), slice(4, 7)]
@@ -28,7 +27,7 @@ def conversions(monkeypatch):
         counted.append(rows)
         convert_inputs(rows, *args)
 
-    monkeypatch.setattr(module, "convert_inputs", counting)
+    monkeypatch.setattr(cpu, "convert_inputs", counting)
     return counted
 
 

@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from analog_grasp.kernels import cpu, reference
-from analog_grasp.kernels.inputs import convert
+from analog_grasp.kernels import ReadSettings, cpu, reference
 from analog_grasp.kernels.matmul import pack
-from analog_grasp.kernels.parameters import ReadSettings
 
 BITS = 2 / 254
 SETTINGS = ReadSettings(BITS, 24 / 254, 12.0, 0.04, by_maximum=True, iterative=True)
@@ -57,10 +55,10 @@ def test_compiled_kernels_equal_the_reference(variance, input_range, large, limb
     y = torch.empty(30, 20)
     arguments = (variance, SETTINGS, input_range, 7, TILES)
     packed = pack(weight, limbs, BITS) if limbs else None
-    [inputs] = convert(
+    [inputs] = cpu.convert(
         x, [slice(0, 64)], SETTINGS, input_range, limbs > 0, isinstance(variance, float)
     )
-    cpu.read(x, 0, inputs, weight, packed, *arguments, scale, bias, y, ranges)
+    cpu.read(x, inputs, weight, packed, *arguments, scale, bias, y, ranges)
     expected = reference.read(x, weight, *arguments, output_ranges=ranges) * scale + bias
     # A product that lies between two codes may be rounded to either.
     assert ((y - expected).abs() > 1e-4).float().mean() < 0.01

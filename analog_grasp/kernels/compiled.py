@@ -1,4 +1,4 @@
-"""Kernels compiled by numba, run on the threads that torch computes with."""
+"""Kernels compiled by numba, on the threads that torch computes with, and what they share."""
 
 import ctypes
 import functools
@@ -13,12 +13,22 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
+from numpy.polynomial import Chebyshev, Polynomial
+from numpy.typing import NDArray
 from platformdirs import user_cache_path
+
+Floats = NDArray[np.float32]
 
 # Waking the threads takes as long as processing about this many elements.
 _WORTH_WAKING = 20_000
 # Several pieces per thread, so that a delayed thread does not delay the others.
 _PIECES_PER_THREAD = 4
+# Of this folder's sources, which kernels inline: numba's cache checks only the file of a kernel.
+_SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+_DIGEST = hashlib.blake2b(_SOURCES, digest_size=8).hexdigest()
+_MAGNITUDE = 0x7FFFFFFF
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -33,7 +43,14 @@ def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
     Returns:
         The kernel for all rows: it takes their number, and the function's further arguments.
     """
-    compiled = _compiled(function)
+    before = numba.config.CACHE_DIR
+    folder = Path(before or user_cache_path("analog-grasp") / "kernels")
+    numba.config.CACHE_DIR = str(folder / _DIGEST)
+    try:
+        # nogil, so that several threads can run it.
+        compiled = numba.njit(nogil=True, cache=True)(function)
+    finally:
+        numba.config.CACHE_DIR = before
 
     @functools.wraps(function)
     def run(rows: int, *args: Any) -> None:
@@ -90,23 +107,61 @@ def _openmp() -> Callable[..., None] | None:
     return None
 
 
-@functools.cache
-def _sources_digest() -> str:
-    """Return a hash of this folder's sources, which kernels inline."""
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.blake2b(sources, digest_size=8).hexdigest()
+def polynomial(
+    function: Callable[[np.ndarray], np.ndarray], first: float, last: float, degree: int
+) -> tuple[np.float32, ...]:
+    """Return the coefficients of the polynomial through the Chebyshev nodes, lowest power first."""
+    fit = Chebyshev.interpolate(function, degree, [first, last])
+    return tuple(np.float32(c) for c in fit.convert(kind=Polynomial).coef)
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a kernel and cache it on disk, by the state of this folder's sources.
+@intrinsic
+def as_bits(typing: Any, number: Any) -> Any:
+    """Return the bits of a float32 as an int32."""
+    return numba.int32(numba.float32), lambda context, builder, signature, values: builder.bitcast(
+        values[0], ir.IntType(32)
+    )
 
-    numba's own cache checks only the file that defines a kernel, not the files it inlines.
-    """
-    before = numba.config.CACHE_DIR
-    folder = Path(before or user_cache_path("analog-grasp") / "kernels")
-    numba.config.CACHE_DIR = str(folder / _sources_digest())
-    try:
-        # nogil, so that several threads can run it.
-        return numba.njit(nogil=True, cache=True)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+
+@intrinsic
+def as_float(typing: Any, bits: Any) -> Any:
+    """Return the float32 with the bits of an int32."""
+    return numba.float32(numba.int32), lambda context, builder, signature, values: builder.bitcast(
+        values[0], ir.FloatType()
+    )
+
+
+@numba.njit
+def largest(row: Floats) -> np.int32:
+    """Return the bits of the largest magnitude; NaN is larger than infinity."""
+    # Magnitudes are ordered as their bits, and an integer maximum may be taken in any order.
+    pattern = row.view(np.int32)
+    most = np.int32(0)
+    for o in range(pattern.size):
+        most = max(most, np.int32(pattern[o] & _MAGNITUDE))
+    return most
+
+
+@numba.njit
+def round_to(row: Floats, step: np.float32) -> None:
+    """Round to multiples of a step; 0 for none."""
+    if step > 0:
+        steps = np.float32(1.0) / step
+        for o in range(row.size):
+            row[o] = np.rint(row[o] * steps) * step
+
+
+@numba.njit
+def copy(row: NDArray, out: NDArray) -> None:
+    """Copy a row, converted to the type of `out`; an assignment takes several times as long."""
+    for o in range(row.size):
+        out[o] = row[o]
+
+
+@numba.njit
+def clip(row: Floats, bound: np.float32) -> None:
+    """Clip to a magnitude; NaN stays."""
+    for o in range(row.size):
+        value = row[o]
+        value = bound if value > bound else value
+        row[o] = -bound if value < -bound else value

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from analog_grasp.kernels import threads
-from analog_grasp.kernels.threads import parallel_kernel
+from analog_grasp.kernels import compiled
+from analog_grasp.kernels.compiled import parallel_kernel
 
 ROWS = 100_001
 
@@ -22,7 +22,7 @@ def three_threads():
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    monkeypatch.setattr(threads.numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled.numba.config, "CACHE_DIR", str(tmp_path))
     return parallel_kernel(_count)
 
 
@@ -50,16 +50,16 @@ def test_kernels_run_from_several_python_threads_at_once(three_threads, kernel):
         np.testing.assert_array_equal(each, np.arange(ROWS))
 
 
-@pytest.mark.skipif(threads._openmp() is None, reason="torch has no GNU OpenMP here")
+@pytest.mark.skipif(compiled._openmp() is None, reason="torch has no GNU OpenMP here")
 def test_an_error_in_a_thread_is_raised(three_threads):
     def fail(first: int, end: int) -> None:
         raise RuntimeError("no such row")
 
     with pytest.raises(RuntimeError, match="no such row"):
-        threads._share(threads._openmp(), 10, 3, fail)
+        compiled._share(compiled._openmp(), 10, 3, fail)
 
 
-@pytest.mark.skipif(threads._openmp() is None, reason="torch has no GNU OpenMP here")
+@pytest.mark.skipif(compiled._openmp() is None, reason="torch has no GNU OpenMP here")
 def test_more_than_one_thread_works(three_threads):
     together = threading.Barrier(2, timeout=30)
     names = set()
@@ -69,12 +69,12 @@ def test_more_than_one_thread_works(three_threads):
         if first == 0 or end == 2:
             together.wait()
 
-    threads._share(threads._openmp(), 2, 2, meet)
+    compiled._share(compiled._openmp(), 2, 2, meet)
     assert len(names) == 2
 
 
 def test_without_openmp_one_thread_computes(three_threads, kernel, monkeypatch):
-    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    monkeypatch.setattr(compiled, "_openmp", lambda: None)
     counts = np.zeros(ROWS, np.int64)
     kernel(ROWS, counts)
     np.testing.assert_array_equal(counts, np.arange(ROWS))
