@@ -1,18 +1,18 @@
 """Time and memory of a study, compared with a plain loop over aihwkit.
 
 Four adapters on four devices at seven drift times on ten chip instances, on SST-2's development
-set: 1,120 measurements. "Ours" is the evaluator of a study, in exact and in fast precision, with
-saved adapters. The loop converts the model to torch tiles and programs them for every adapter and
-chip instance, then drifts and evaluates it for every time. All evaluate in batches of 64 sentences
-of similar length, on the card's tiles and converters; the loop is without the short-term read noise
-of rram-wan2022.
+set: 1,120 measurements. "Ours" is a study as it runs by default, with one worker process per core,
+in exact and in fast precision, with saved adapters. The loop, one process with one thread per core,
+converts the model to torch tiles and programs them for every adapter and chip instance, then drifts
+and evaluates it for every time. All evaluate in batches of 64 sentences of similar length, on the
+card's tiles and converters; the loop is without the short-term read noise of rram-wan2022.
 
     python benchmarks/sweep.py --data-dir path/to/glue
 
-The peers take turns in one process, one measurement each, so that the machine's speed cancels from
-the ratios. Every device is measured with every adapter on one chip instance at one time; the time
-of the study is extrapolated from these measurements. `--adapters` and `--chips` change the study.
-About ten minutes on 2 cores.
+The peers take turns on each device. Every worker measures every adapter at two times on one chip
+instance, the loop every adapter at one time; the time of the study is extrapolated from these
+measurements, with the start of the workers. `--adapters` and `--chips` change the study. About ten
+minutes on 2 cores.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import torch
 from aihwkit.inference import PCMLikeNoiseModel, ReRamCMONoiseModel, ReRamWan2022NoiseModel
 from aihwkit.inference.compensation.drift import GlobalDriftCompensation
 from aihwkit.inference.noise.hermes import HermesNoiseModel
@@ -36,6 +35,7 @@ from torch import nn
 from analog_grasp.adapters.registry import ADAPTERS as METHODS
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import StudyConfig
+from analog_grasp.study.engines import measure
 from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.trained_adapters import load_adapter, new_adapter, save_adapter
 from analog_grasp.tasks import load_task, tokenizer_for
@@ -43,8 +43,8 @@ from analog_grasp.tasks import load_task, tokenizer_for
 TIMES = 7
 """Drift times of the study."""
 BATCH = 64
-# A time at which aihwkit has data for all of these devices.
-TIME = 86_400.0
+# Times at which aihwkit has data for all of these devices.
+MEASURED = (3_600.0, 86_400.0)
 DEVICES: dict[str, Callable[[], object]] = {
     "pcm-nandakumar2019": PCMLikeNoiseModel,
     "pcm-hermes-2": lambda: HermesNoiseModel(num_devices=2),
@@ -56,7 +56,7 @@ LOOP = "loop over aihwkit"
 
 
 class Pace(NamedTuple):
-    """Seconds of a peer on one device: once per device or loop, and per measurement."""
+    """Seconds before the first measurement of a device or a loop, and per measurement."""
 
     start: float
     cell: float
@@ -73,15 +73,8 @@ def main() -> None:
         default=["grasp", "stochgrasp", "lora", "bitfit"],
     )
     parser.add_argument("--chips", type=int, default=10, help="chip instances per device")
-    parser.add_argument(
-        "--busy", action="store_true", help="CPU seconds of one thread, as other work is running"
-    )
     parser.add_argument("--quick", action="store_true", help="two devices")
     asked = parser.parse_args()
-    clock = time.perf_counter
-    if asked.busy:
-        torch.set_num_threads(1)
-        clock = time.process_time
     settings = StudyConfig().replace(
         model=asked.model,
         task="glue/sst2" if asked.data_dir else "reviews",
@@ -91,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         adapters = saved(settings, asked.adapters, Path(folder))
         settings = settings.replace(adapters=adapters)
-        print(f"{machine()}\n\n{times_table(settings, asked.chips, clock)}", flush=True)
+        print(f"{machine()}\n\n{times_table(settings, asked.chips)}", flush=True)
         print(f"\n{memory_table(settings)}")
 
 
@@ -103,27 +96,21 @@ def saved(settings: StudyConfig, adapters: Sequence[str], folder: Path) -> tuple
     return tuple(str(folder / name) for name in adapters)
 
 
-def times_table(settings: StudyConfig, chips: int, clock: Callable[[], float]) -> str:
+def times_table(settings: StudyConfig, chips: int) -> str:
     """Return one row per device and one for the whole study."""
-    adapters = len(settings.model.adapters)
-    each = adapters * TIMES * chips
-    # The first measurement of a process loads or compiles the kernels.
-    one_cell(our_cells, settings, settings.hardware.devices[0])
+    each = len(settings.model.adapters) * TIMES * chips
     totals, rows = dict.fromkeys((*OURS, LOOP), 0.0), []
     for device in settings.hardware.devices:
-        paces = device_paces(settings, device, clock)
-        # The loop converts and programs again for every adapter and chip; ours while it measures.
-        per_cell = {name: pace.cell for name, pace in paces.items()}
-        per_cell[LOOP] += paces[LOOP].start / TIMES
+        paces = device_paces(settings, device)
+        # The loop converts and programs again for every adapter and chip.
+        loop = paces[LOOP].cell + paces[LOOP].start / TIMES
+        per_cell = {name: paces[name].cell for name in OURS} | {LOOP: loop}
         rows.append((device, *shown(per_cell)))
         for name in totals:
-            once = 0.0 if name == LOOP else paces[name].start
-            totals[name] += once + per_cell[name] * each
+            start = 0.0 if name == LOOP else paces[name].start
+            totals[name] += start + per_cell[name] * each
     rows.append((f"all {each * len(rows)} measurements, extrapolated", *shown(totals)))
-    title = (
-        f"Seconds per measurement and in total, {settings.task.name}, from {adapters} of {each} "
-        "measurements per device and peer"
-    )
+    title = f"Seconds per measurement and in total, {settings.task.name}"
     header = ("", *OURS, LOOP, "ratio", "ratio, fast")
     return f"**{title}**\n\n{markdown(header, rows)}"
 
@@ -134,32 +121,48 @@ def shown(seconds: dict[str, float]) -> tuple[str, ...]:
     return *(f"{each:.4g}" for each in seconds.values()), *(f"{ratio:.2f}" for ratio in ratios)
 
 
-def device_paces(settings: StudyConfig, device: str, clock: Callable[[], float]) -> dict[str, Pace]:
-    """Return the seconds of every peer on one device; they take turns, one measurement each."""
-    starts = {}
-    peers: dict[str, Iterator[object]] = {}
-    for name, precision in OURS.items():
-        peers[name] = our_cells(settings.replace(precision=precision), device)
-    peers[LOOP] = loop_cells(settings, device)
-    for name, cells in peers.items():
-        # Load the models first, which the loop needs as well.
-        next(cells)
-        starts[name] = seconds_of(cells, clock)
-    taken: dict[str, list[float]] = {name: [] for name in peers}
-    for turn in range(len(settings.model.adapters)):
-        for name in list(peers) if turn % 2 == 0 else reversed(peers):
-            taken[name].append(seconds_of(peers[name], clock))
-    return {name: Pace(starts[name], statistics.mean(cells)) for name, cells in taken.items()}
+def device_paces(settings: StudyConfig, device: str) -> dict[str, Pace]:
+    """Return the seconds of every peer on one device; they take turns."""
+    loop = loop_cells(settings, device)
+    # The model is loaded first, then converted and programmed.
+    next(loop)
+    start = seconds_of(loop)
+    taken, paces = [], {}
+    for turn, (name, precision) in enumerate(OURS.items()):
+        taken += [seconds_of(loop) for _ in settings.model.adapters[turn::2]]
+        paces[name] = our_pace(settings.replace(precision=precision), device)
+    return {**paces, LOOP: Pace(start, statistics.mean(taken or [start]))}
 
 
-def seconds_of(cells: Iterator[object], clock: Callable[[], float]) -> float:
-    begin = clock()
+def seconds_of(cells: Iterator[object]) -> float:
+    begin = time.perf_counter()
     next(cells)
-    return clock() - begin
+    return time.perf_counter() - begin
 
 
-def our_cells(settings: StudyConfig, device: str) -> Iterator[object]:
-    """Yield with all adapters loaded, then deployed, then after each measurement of a chip."""
+def our_pace(settings: StudyConfig, device: str) -> Pace:
+    """Return the seconds of a study: until its workers are warm, and per measurement after that."""
+    evaluator, workers = evaluator_of(settings, device), settings.run.workers
+    subjects = [Subject(name, 0, at) for name in settings.model.adapters for at in MEASURED]
+    begin, end = {}, {}
+
+    def jobs() -> Iterator[Job]:
+        # The first job of each worker loads the kernels and deploys the adapters.
+        for seed in range(2 * workers):
+            begin[seed] = time.perf_counter()
+            asked = subjects[:1] if seed < workers else subjects
+            yield Job(Chip(device, seed, seed), frozenset(asked))
+
+    for cell in measure(evaluator, jobs(), settings.run):
+        end[cell.chip.seed] = time.perf_counter()
+    cells = [(end[seed] - begin[seed]) / len(subjects) for seed in range(workers, 2 * workers)]
+    first = statistics.mean(end[seed] - begin[seed] for seed in range(workers))
+    pace = statistics.mean(cells)
+    return Pace(first - pace, pace / workers)
+
+
+def evaluator_of(settings: StudyConfig, device: str) -> Evaluator:
+    """Return the evaluator of a study, with all adapters loaded."""
     task = load_task(settings.task.name, settings.task.data_dir)
     names = settings.model.adapters
     models = {
@@ -167,12 +170,7 @@ def our_cells(settings: StudyConfig, device: str) -> Iterator[object]:
         for name in names
     }
     task.encode("validation", tokenizer_for(models[names[0], 0]))
-    evaluator = Evaluator(task, models, {device: DeviceCard.load(device)}, settings.hardware)
-    yield
-    evaluator.deployed_on(device)
-    yield
-    subjects = frozenset(Subject(name, 0, TIME) for name in names)
-    yield from evaluator.measure(Job(Chip(device, 0, seed=0), subjects))
+    return Evaluator(task, models, {device: DeviceCard.load(device)}, settings.hardware)
 
 
 def loop_cells(settings: StudyConfig, device: str) -> Iterator[object]:
@@ -186,7 +184,7 @@ def loop_cells(settings: StudyConfig, device: str) -> Iterator[object]:
     analog.program_analog_weights()
     yield
     while True:
-        analog.drift_analog_weights(TIME)
+        analog.drift_analog_weights(MEASURED[-1])
         yield task.predict(analog, batch_size=BATCH, tokenizer=tokenizer)
 
 
@@ -199,9 +197,9 @@ def on_tiles(model: nn.Module, device: str) -> nn.Module:
 
 
 def memory_table(settings: StudyConfig) -> str:
-    """Return the peak memory of both peers, total and in excess of the loaded modules."""
+    """Return the peak memory of one process of both peers, total and beyond the loaded modules."""
     device = settings.hardware.devices[0]
-    peers = [peak_memory(one_cell, cells, settings, device) for cells in (our_cells, loop_cells)]
+    peers = [peak_memory(measure, settings, device) for measure in (our_cell, loop_cell)]
     rows = [
         (label, *(f"{size / 2**20:.0f}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}")
         for label, sizes in (
@@ -213,13 +211,18 @@ def memory_table(settings: StudyConfig) -> str:
     return f"**Memory, MiB, {device}**\n\n{markdown(header, rows)}"
 
 
-def one_cell(
-    cells: Callable[[StudyConfig, str], Iterator[object]], settings: StudyConfig, device: str
-) -> None:
-    """Load, start and measure once."""
-    started = cells(settings, device)
+def our_cell(settings: StudyConfig, device: str) -> None:
+    """Measure once, in this process."""
+    subject = Subject(settings.model.adapters[0], 0, MEASURED[-1])
+    chip = Chip(device, 0, 0)
+    next(evaluator_of(settings, device).measure(Job(chip, frozenset([subject]))))
+
+
+def loop_cell(settings: StudyConfig, device: str) -> None:
+    """Convert, program and measure once."""
+    cells = loop_cells(settings, device)
     for _ in range(3):
-        next(started)
+        next(cells)
 
 
 if __name__ == "__main__":

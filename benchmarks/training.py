@@ -4,15 +4,17 @@
 
 MiniLM with GRASP (K = 16) on every linear layer, SST-2 at batch size 32, noise of 4 % of each
 column's largest weight drawn for all frozen weights in every step. Without a folder, the built-in
-task is used. About four minutes on 2 cores.
+task is used. About five minutes on 2 cores.
 
 Plain torch: the adapter in hooks, noise by `torch.randn` added to every weight before the step and
 subtracted afterwards, sentences in random order. aihwkit: the layers on its torch tiles with the
-weight modifier ADD_NORMAL. Both are also measured with batches of similar length, as this package
-forms them, to separate the effect of the order.
+weight modifier ADD_NORMAL. aihwkit-lightning, if it is installed: its hardware-aware training with
+the same noise per column. All but the last are also measured with batches of similar length, as
+this package forms them, to separate the effect of the order.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -63,18 +65,25 @@ def main() -> None:
     shuffled, grouped = batches(task, tokenizer_for(fresh()), steps)
     plain, ours, through = plain_step(fresh()), our_step(fresh()), our_step(fresh(), CARD)
     analog, converted = aihwkit_step(fresh(), exact=True), aihwkit_step(fresh(), exact=False)
-    seconds = interleaved(
-        {
-            PLAIN: lambda: run(plain, shuffled),
-            f"{PLAIN}, by length": lambda: run(plain, grouped),
-            "ours": lambda: run(ours, grouped),
-            "aihwkit": lambda: run(analog, shuffled),
-            "aihwkit, by length": lambda: run(analog, grouped),
-            "ours, through converters": lambda: run(through, grouped),
-            "aihwkit, through converters": lambda: run(converted, shuffled),
-        },
-        repeats,
-    )
+    peers = {
+        PLAIN: lambda: run(plain, shuffled),
+        f"{PLAIN}, by length": lambda: run(plain, grouped),
+        "ours": lambda: run(ours, grouped),
+        "aihwkit": lambda: run(analog, shuffled),
+        "aihwkit, by length": lambda: run(analog, grouped),
+        "ours, through converters": lambda: run(through, grouped),
+        "aihwkit, through converters": lambda: run(converted, shuffled),
+    }
+    if importlib.util.find_spec("aihwkit_lightning"):
+        lightning = lightning_step(fresh(), exact=True)
+        light_converted = lightning_step(fresh(), exact=False)
+        peers |= {
+            "aihwkit-lightning, by length": lambda: run(lightning, grouped),
+            "aihwkit-lightning, through converters, by length": lambda: run(
+                light_converted, grouped
+            ),
+        }
+    seconds = interleaved(peers, repeats)
     print(table(seconds, steps * BATCH))
     for name, chosen in (("random order", shuffled), ("by length", grouped)):
         tokens = np.mean([batch["input_ids"].numel() for batch in chosen])
@@ -186,13 +195,42 @@ def aihwkit_step(model: PreTrainedModel, exact: bool) -> Step:
     config.forward.bound_management = BoundManagementType.ITERATIVE
     config.forward.out_noise = 0.04
     config.forward.inp_res, config.forward.out_res = 1 / (2**8 - 2), 1 / (2**8 - 2)
-    analog = convert_to_analog(model, config, exclude_modules=["classifier"], verbose=False).train()
-    layers = [m for m in analog.modules() if isinstance(m, AnalogLinear)]
-    modulate_inputs(analog, layers)
+    return converted_step(
+        convert_to_analog(model, config, exclude_modules=["classifier"], verbose=False),
+        AnalogLinear,
+    )
+
+
+def lightning_step(model: PreTrainedModel, exact: bool) -> Step:
+    """Return the step of aihwkit-lightning's hardware-aware training."""
+    from aihwkit_lightning.nn import AnalogLinear as LightningLinear
+    from aihwkit_lightning.nn.conversion import convert_to_analog as convert_to_lightning
+    from aihwkit_lightning.simulator.configs import TorchInferenceRPUConfig as Configuration
+    from aihwkit_lightning.simulator.configs import WeightNoiseInjectionType
+
+    config = Configuration()
+    config.mapping.max_input_size = 512
+    config.modifier.noise_type = WeightNoiseInjectionType.ADD_NORMAL_PER_CHANNEL
+    config.modifier.std_dev = NOISE
+    if not exact:
+        config.forward.inp_res = config.forward.out_res = 2**8 - 2
+        config.forward.out_noise, config.forward.out_bound = 0.04, 12.0
+        config.forward.out_noise_per_channel = True
+        config.pre_post.input_range.enable = config.pre_post.input_range.dynamic = True
+        config.pre_post.input_range.learn_input_range = False
+        config.pre_post.input_range.init_from_data = 0
+    return converted_step(
+        convert_to_lightning(model, config, exclude_modules=["classifier"]), LightningLinear
+    )
+
+
+def converted_step(analog: nn.Module, kind: type[nn.Module]) -> Step:
+    """Return the step of a converted model, whose layers draw their noise in the forward pass."""
+    analog.train()
+    modulate_inputs(analog, [m for m in analog.modules() if isinstance(m, kind)])
     optimizer = optimizer_of(analog)
 
     def step(batch: Batch) -> None:
-        # A torch tile in training draws its noise in the forward pass.
         analog(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

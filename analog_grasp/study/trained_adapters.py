@@ -32,9 +32,15 @@ from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import last_line, quiet, tokenizer_for
 from analog_grasp.training import train
 from analog_grasp.training.distillation import check_adapter, distil
+from analog_grasp.training.loss import target_std
 
 # Largest configuration of an adapter that is read, in bytes.
 _LARGEST_CONFIG = 1 << 20
+# Settings that are arguments of `analog_grasp.train`.
+_TRAIN_ARGUMENTS = (
+    *("injection", "converters", "evaluate_on", "epochs", "shift_lr_ratio", "batch_size"),
+    *("gradient_accumulation_steps", "bf16"),
+)
 # Training rows on which a collapse to a constant prediction is looked for.
 _COLLAPSE_ROWS = 128
 
@@ -169,6 +175,7 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
         ValueError: The adapter is unknown, or a setting does not fit the model.
     """
     training, seed = config.training, config.run.seed
+    target_std(training.noise_target)
     base = load_base_model(
         task, config.model.name, seed=seed, trust_remote_code=config.model.trust_remote_code
     )
@@ -233,26 +240,20 @@ def train_adapter(
     """
     training, seed = config.training, config.run.seed
     learning_rate = training.learning_rate or own_learning_rate(model)
-    saving: dict[str, Any] = {} if save_steps is None else {"save_steps": save_steps}
+    arguments = {name: getattr(training, name) for name in _TRAIN_ARGUMENTS}
+    if save_steps is not None:
+        arguments["save_steps"] = save_steps
     if checkpoints is not None:
-        saving |= {"output_dir": checkpoints, "save_total_limit": 1}
+        arguments |= {"output_dir": checkpoints, "save_total_limit": 1}
     start = time.perf_counter()
     train(
         model,
         task,
-        injection=training.injection,
-        converters=training.converters,
-        evaluate_on=training.evaluate_on,
-        epochs=training.epochs,
         learning_rate=learning_rate,
-        shift_lr_ratio=training.shift_lr_ratio,
-        batch_size=training.batch_size,
         seed=seed,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        bf16=training.bf16,
         resume_from_checkpoint=_last_checkpoint(checkpoints),
         callbacks=[_Steps(description, progress)],
-        **saving,
+        **arguments,
     )
     ages = config.second_stage()
     if ages and not isinstance(model, PeftModel):

@@ -45,6 +45,8 @@ _BATCH_SIZE = 16
 # Digital outputs are computed for so many examples at once.
 _TARGETS_AT_ONCE = 32
 _STEPS_PER_CHIP = 3
+# In fast precision, whose error is small compared with the noise of the chips.
+_deploy = partial(deploy, dtype=torch.bfloat16)
 # Beyond the seeds of a study's chips, so that no simulated chip is one that is measured.
 _FIRST_CHIP = 2**33
 
@@ -308,7 +310,7 @@ def distil(
     learning_rate: float | None = None,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
-    put_on_chip: Callable[[nn.Module, DeviceCard], Deployment] = deploy,
+    put_on_chip: Callable[[nn.Module, DeviceCard], Deployment] = _deploy,
     advance: Callable[[], object] = int,
 ) -> None:
     """Fit the active adapter and the task head to simulated chips of some devices and ages.
@@ -325,7 +327,8 @@ def distil(
         learning_rate: The peak learning rate; by default the adapter's own.
         batch_size: Examples per step.
         seed: Seed of the examples, the chips and the ages.
-        put_on_chip: Maps the model to tiles of a card, as it will be used.
+        put_on_chip: Maps the model to tiles of a card, as it will be used; by default as `deploy`
+            does in bfloat16.
         advance: Called after every step.
 
     Raises:

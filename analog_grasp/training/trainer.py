@@ -345,7 +345,7 @@ def train(
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
     if then is not None:
-        distil(model, whole, then, steps=then_steps, batch_size=batch_size, seed=seed)
+        distil(model, whole, then, steps=then_steps, seed=seed)
     return output
 
 

@@ -33,7 +33,7 @@ def test_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--quick", "--model", str(bert_folder), *study])
     sweep.main()
     printed = capsys.readouterr().out
-    assert "reviews, from 2 of 28 measurements per device and peer" in printed
+    assert "Seconds per measurement and in total, reviews" in printed
     assert "| pcm-hermes-2 |" in printed
     assert "| all 56 measurements, extrapolated |" in printed
     assert "| in excess of the loaded modules | 2 | 2 | 1.00 |" in printed

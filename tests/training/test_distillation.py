@@ -63,7 +63,7 @@ def test_a_second_stage_brings_other_chips_closer_to_the_digital_model(trained, 
 def test_the_second_stage_of_train_is_distil(trained, task):
     ages = "pcm-hermes-2@0s..1y,rram-wan2022@1h"
     apart = trained()
-    distil(apart, task, ages, steps=7, batch_size=16)
+    distil(apart, task, ages, steps=7)
     assert same_bits(bits(trained(then=ages, then_steps=7)), bits(apart))
     assert not same_bits(bits(trained()), bits(apart))
 
@@ -80,7 +80,7 @@ def test_sigmas_of_stochgrasp_stay_as_learned(trained, task):
 def test_an_ideal_chip_leaves_the_outputs_as_they_are(trained, task):
     model = trained()
     digital = logits(model, task)
-    distil(model, task, "ideal@0s", steps=20, learning_rate=1e-3)
+    distil(model, task, "ideal@0s", steps=20, learning_rate=1e-3, put_on_chip=deploy)
     assert distance(model, digital, task) < 1e-5
 
 
