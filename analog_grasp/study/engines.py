@@ -144,9 +144,8 @@ def _deaths(worker: _Worker) -> int:
     worker.process.join()
     if worker.deaths == RETRIES:
         raise RuntimeError(
-            f"{RETRIES + 1} workers died one after another at chip {worker.job.chip.seed} of "
-            f"{worker.job.chip.device}, the last with exit code {worker.process.exitcode}: fewer "
-            "workers need less memory."
+            f"{RETRIES + 1} workers died one after another at {worker.job.chip}, the last with "
+            f"exit code {worker.process.exitcode}: fewer workers need less memory."
         )
     return worker.deaths + 1
 
@@ -164,7 +163,7 @@ def _work(pipe: Connection, threads: int) -> None:
             for cell in measure_in_worker(evaluator, job):
                 pipe.send(cell)
         except Exception as error:
-            failure = RuntimeError(f"A worker failed at chip {job.chip.seed}: {error!r}.")
+            failure = RuntimeError(f"A worker failed at {job.chip}: {error!r}.")
             failure.add_note(traceback.format_exc())
             pipe.send(failure)
         pipe.send("done")

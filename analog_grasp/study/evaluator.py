@@ -38,6 +38,9 @@ class Chip(NamedTuple):
     repeat: int
     seed: int
 
+    def __str__(self) -> str:
+        return f"chip {self.seed} of {self.device}"
+
 
 class Subject(NamedTuple):
     """Subject of a measurement on a chip: a variant of an adapter, its training, and its age."""

@@ -73,9 +73,6 @@ COSTS_FILE = "costs.csv"
 # Tokens per sequence of the costs, or as many as the model has positions for.
 _SEQUENCE = 128
 
-type _Place = tuple[Chip, Subject]
-"""A cell: where, and what is measured there."""
-
 
 def run(study: Study, progress: Progress) -> None:
     """Train the adapters and measure the cells that are missing; each is stored at once.
@@ -124,7 +121,7 @@ class _Run:
     models: dict[ModelKey, PeftModel] = field(default_factory=dict)
     records: dict[ModelKey, AdapterRecord] = field(default_factory=dict)
     origins: dict[tuple[Subject, str], Origin] = field(default_factory=dict)
-    failures: dict[_Place, str] = field(default_factory=dict)
+    failures: dict[tuple[Chip, Subject], str] = field(default_factory=dict)
 
     def execute(self) -> None:
         """Train and measure until nothing is missing."""
@@ -285,7 +282,7 @@ class _Run:
                         self._keep(cell)
                         left.remove(cell.subject)
                         if not left:
-                            self.leases.release(_chip_name(cell.chip))
+                            self.leases.release(str(cell.chip))
                         notes += cell.notes
                         advance(_cell_text(cell))
         finally:
@@ -332,12 +329,12 @@ class _Run:
     def _jobs(self, missing: Iterable[Chip], handed_out: dict[Chip, set[Subject]]) -> Iterator[Job]:
         """Yield a job for each chip that this process can lease, when the engine asks for more."""
         for chip in missing:
-            if not self.leases.acquire(_chip_name(chip)):
+            if not self.leases.acquire(str(chip)):
                 continue
             # Another process may have measured it since.
             left = self._missing(chip)
             if not left:
-                self.leases.release(_chip_name(chip))
+                self.leases.release(str(chip))
                 continue
             handed_out[chip] = left[chip]
             yield Job(chip, frozenset(left[chip]))
@@ -403,10 +400,6 @@ def _record(
     )
 
 
-def _chip_name(chip: Chip) -> str:
-    return f"chip {chip.seed} of {chip.device}"
-
-
 def _cell_name(chip: Chip, subject: Subject) -> str:
     training = f", training {subject.training}," if subject.training else ""
     where = f"{chip.device} at {format_time(subject.time_s)}, chip {chip.seed}"
@@ -418,7 +411,7 @@ def _cell_text(cell: Cell) -> str:
     return f"{_cell_name(cell.chip, cell.subject)}: {scores or cell.failure}"
 
 
-def _failure_text(failures: Mapping[_Place, str]) -> str:
+def _failure_text(failures: Mapping[tuple[Chip, Subject], str]) -> str:
     place, reason = next(iter(failures.items()))
     more = len(failures) - 1
     others = f" Nor can {more} other {'cell' if more == 1 else 'cells'}." if more else ""

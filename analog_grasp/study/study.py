@@ -37,7 +37,6 @@ from analog_grasp.study.trained_adapters import (
     new_adapter,
 )
 from analog_grasp.tasks import Task
-from analog_grasp.training.loss import target_std
 
 FIRST_CHIPS = 5
 """Chip instances per device that `until_ci` begins with: from fewer, its intervals cover less."""
@@ -143,7 +142,6 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
     check_single_process()
     check_study(config)
     task = config.task.load()
-    target_std(config.training.noise_target)
     adapters = adapter_names(config.model.adapters)
     loaded = {}
     for name, asked in adapters.items():

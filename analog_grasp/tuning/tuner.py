@@ -35,7 +35,6 @@ from analog_grasp.study.study import check_single_process
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
-from analog_grasp.training.loss import target_std
 from analog_grasp.tuning.optuna_study import (
     PositionSeededTPE,
     Values,
@@ -335,7 +334,6 @@ def _check_adapter(
     config: StudyConfig, task: Task, adapter: str, space: Mapping[str, Range]
 ) -> None:
     """Raise for an adapter that does not fit, with the largest K of the search."""
-    target_std(config.training.noise_target)
     most = {"groups": int(space["groups"].high)} if "groups" in space else {}
     peft_config = new_adapter(config.replace(**most), task, adapter).active_peft_config
     for name in {"noise_weight", "noise_target", "groups"} & space.keys():

@@ -1,10 +1,13 @@
 """The second stage of training in a study: on the run's own devices, named in its report."""
 
+import inspect
+
 import pytest
 
+from analog_grasp import tune_noise_weight
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.study.api import compare
-from analog_grasp.study.config import resolve
+from analog_grasp.study.config import ONE_STAGE, resolve
 from analog_grasp.study.provenance import adapter_hash, open_run, read_run
 
 FEW = {"adapters": ("grasp",), "devices": ("pcm-hermes-2",), "times": ("1d", "0s"), "repeats": 1}
@@ -15,6 +18,14 @@ def test_without_a_second_stage_nothing_is_distilled():
     for none in ("none", ()):
         assert resolve({"then": none}).second_stage() == ()
     assert resolve({"adapters": ("runs/mine",)}).second_stage() == ()
+
+
+def test_train_and_tune_have_a_second_stage_only_where_one_is_asked_for():
+    named = {"devices": "ideal", "times": "0s"}
+    assert resolve(named, defaults=ONE_STAGE).second_stage() == ()
+    asked = resolve(named | {"then": "devices"}, defaults=ONE_STAGE)
+    assert [str(each) for each in asked.second_stage()] == ["ideal@0s..0s"]
+    assert inspect.signature(tune_noise_weight).parameters["then"].default == ("none",)
 
 
 def test_the_devices_of_the_run_are_those_of_its_settings():

@@ -34,7 +34,7 @@ def cells(adapter, values, **columns):
     ]
 
 
-def paired(measured, baseline, adapter):
+def paired(measured, baseline="grasp", adapter="lora"):
     """Return the differences of two adapters, each measured at one placement."""
     first, second = (
         next(variant for variant in variants(measured) if variant.adapter == name)
@@ -52,67 +52,49 @@ def test_summaries_are_over_the_chip_instances_of_each_cell():
     assert (second.device, second.n, second.low, second.high) == ("rram", 1, None, None)
 
 
-def test_differences_are_paired_by_chip_instance():
+@pytest.mark.parametrize(("metric", "step"), [("accuracy", 0.01), ("mse", -0.01)])
+def test_differences_are_paired_by_chip_instance(metric, step):
     # The chips differ by far more than the adapters: only pairing shows the difference.
     chips = [0.5, 0.7, 0.9]
-    measured = cells("grasp", chips) + cells("lora", [chip + 0.01 for chip in chips])
-    (difference,) = paired(measured, "grasp", "lora")
-    assert difference.n == 3
-    assert difference.mean == pytest.approx(0.01)
-    assert difference.verdict == "better"
+    better = [chip + step for chip in chips]
+    measured = cells("grasp", chips, metric=metric) + cells("lora", better, metric=metric)
+    (difference,) = paired(measured)
+    assert (difference.n, difference.verdict) == (3, "better")
+    assert difference.mean == pytest.approx(step)
     (back,) = paired(measured, "lora", "grasp")
-    assert back.mean == pytest.approx(-0.01)
-    assert back.verdict == "worse"
-
-
-def test_a_lower_error_is_better():
-    chips = [0.5, 0.7, 0.9]
-    better = [chip - 0.01 for chip in chips]
-    measured = cells("grasp", chips, metric="mse") + cells("lora", better, metric="mse")
-    (difference,) = paired(measured, "grasp", "lora")
-    assert difference.mean == pytest.approx(-0.01)
-    assert difference.verdict == "better"
+    assert (back.mean, back.verdict) == (pytest.approx(-step), "worse")
 
 
 def test_difference_worked_out_by_hand():
     # Differences 1, 2, 3 (see above) in any order of the rows; t = 2 sqrt(3), p = 0.0742.
     measured = cells("grasp", [5.0, 1.0, 2.0]) + cells("lora", [6.0, 3.0, 5.0])[::-1]
-    (difference,) = paired(measured, "grasp", "lora")
+    (difference,) = paired(measured)
     assert (difference.low, difference.high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
     assert difference.p_value == pytest.approx(stats.ttest_rel([6, 3, 5], [5, 1, 2]).pvalue)
     assert difference.verdict == "not significant"
 
 
 def test_measurements_without_a_partner_do_not_count():
-    measured = cells("grasp", [0.1, 0.2, 0.3]) + cells("lora", [0.2, 0.3])
-    (difference,) = paired(measured, "grasp", "lora")
+    (difference,) = paired(cells("grasp", [0.1, 0.2, 0.3]) + cells("lora", [0.2, 0.3]))
     assert difference.n == 2
-
-
-def test_the_same_repeat_with_another_seed_is_another_chip():
+    # The same repeat with another seed is another chip.
     measured = [*cells("grasp", [0.1]), replace(cells("lora", [0.2])[0], seed=5)]
-    (difference,) = paired(measured, "grasp", "lora")
-    assert (difference.n, difference.mean) == (0, None)
-    assert difference.verdict == "open"
+    (difference,) = paired(measured)
+    assert (difference.n, difference.mean, difference.verdict) == (0, None, "open")
 
 
 def test_one_pair_stays_open():
-    (difference,) = paired(cells("grasp", [0.25]) + cells("lora", [0.75]), "grasp", "lora")
+    (difference,) = paired(cells("grasp", [0.25]) + cells("lora", [0.75]))
     assert (difference.mean, difference.low, difference.p_value) == (0.5, None, None)
     assert difference.verdict == "open"
 
 
-def test_placements_may_differ():
-    measured = cells("grasp", [0.1, 0.2]) + cells("lora", [0.2, 0.3], placement="folded")
-    (difference,) = paired(measured, "grasp", "lora")
-    assert difference.n == 2
-    assert difference.adapter == Variant("lora", "folded")
-
-
-def test_placements_of_one_adapter_are_distinguished():
-    measured = cells("grasp", [0.1, 0.2]) + cells("grasp", [0.2, 0.3], placement="folded")
+@pytest.mark.parametrize("adapter", ["lora", "grasp"])
+def test_placements_may_differ(adapter):
+    measured = cells("grasp", [0.1, 0.2]) + cells(adapter, [0.2, 0.3], placement="folded")
     (difference,) = paired_differences(measured, *variants(measured))
-    assert difference.mean == pytest.approx(0.1)
+    assert (difference.n, difference.mean) == (2, pytest.approx(0.1))
+    assert difference.adapter == Variant(adapter, "folded")
 
 
 def test_cells_are_kept_apart():
@@ -123,7 +105,7 @@ def test_cells_are_kept_apart():
         for metric in ("accuracy", "f1")
         for cell in cells(adapter, [value], time_s=time, metric=metric)
     ]
-    found = paired(measured, "grasp", "lora")
+    found = paired(measured)
     assert {(d.metric, d.time_s, d.mean) for d in found} == {
         (metric, time, 0.25) for metric in ("accuracy", "f1") for time in (0.0, 20.0)
     }
@@ -189,12 +171,12 @@ def test_differences_are_paired_by_training_and_chip():
     # Trainings and chips differ by far more than the adapters.
     table = np.array([[0.1, 0.3, 0.5], [0.6, 0.8, 1.0]])
     measured = crossed("grasp", table.tolist()) + crossed("lora", (table + 0.03125).tolist())
-    (difference,) = paired(measured, "grasp", "lora")
+    (difference,) = paired(measured)
     assert (difference.trainings, difference.n) == (2, 3)
     assert difference.mean == pytest.approx(0.03125)
     assert difference.verdict == "better"
     # A saved adapter has one training, with which the first of the other is compared.
-    (difference,) = paired(measured[:3] + measured[6:], "grasp", "lora")
+    (difference,) = paired(measured[:3] + measured[6:])
     assert (difference.trainings, difference.n) == (1, 3)
 
 

@@ -53,35 +53,30 @@ def test_measurements_survive_closing(path):
         assert store.cells() == {(cell.key, ORIGIN) for cell in cells}
 
 
-def test_order_of_measurements_does_not_depend_on_the_order_of_work(tmp_path):
+def test_order_of_measurements_does_not_depend_on_the_order_of_work(store):
     cells = [replace(CELL, time_s=time, repeat=r) for time in (0.0, 20.0, 3600.0) for r in (0, 1)]
-    with Store(tmp_path / "a") as first, Store(tmp_path / "b") as second:
-        first.add(cells, ORIGIN)
-        for cell in reversed(cells):
-            second.add([cell], ORIGIN)
-        assert first.measurements() == second.measurements() == cells
-
-
-def test_a_measured_cell_is_never_overwritten(path):
-    with Store(path) as store:
-        store.add([CELL], ORIGIN)
-        store.add([replace(CELL, value=0.1), replace(CELL, repeat=1)], ORIGIN)
-        assert store.measurements() == [CELL, replace(CELL, repeat=1)]
-
-
-def test_numpy_numbers_are_kept_as_numbers(path):
-    cell = replace(CELL, time_s=np.float32(20), seed=np.int64(7), value=np.float32(0.8125))
-    with Store(path) as store:
+    for cell in reversed(cells):
         store.add([cell], ORIGIN)
-        assert store.measurements() == [CELL]
+    assert store.measurements() == cells
+
+
+def test_a_measured_cell_is_never_overwritten(store):
+    store.add([CELL], ORIGIN)
+    store.add([replace(CELL, value=0.1), replace(CELL, repeat=1)], ORIGIN)
+    assert store.measurements() == [CELL, replace(CELL, repeat=1)]
+
+
+def test_numpy_numbers_are_kept_as_numbers(store):
+    cell = replace(CELL, time_s=np.float32(20), seed=np.int64(7), value=np.float32(0.8125))
+    store.add([cell], ORIGIN)
+    assert store.measurements() == [CELL]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_value_that_is_not_finite_rejects_its_batch(path, value):
-    with Store(path) as store:
-        with pytest.raises(ValueError, match=r"accuracy of 'grasp' on device 'pcm' .* finite"):
-            store.add([CELL, replace(CELL, repeat=1, value=value)], ORIGIN)
-        assert store.measurements() == []
+def test_a_value_that_is_not_finite_rejects_its_batch(store, value):
+    with pytest.raises(ValueError, match=r"accuracy of 'grasp' on device 'pcm' .* finite"):
+        store.add([CELL, replace(CELL, repeat=1, value=value)], ORIGIN)
+    assert store.measurements() == []
 
 
 def add_and_die(path):
@@ -106,17 +101,16 @@ def test_two_processes_write_different_cells(path):
     assert [ended(process) for process in processes] == [0, 0]
     with Store(path) as store:
         keys = {key for key, _ in store.cells()}
+        assert store._pragma("integrity_check") == "ok"
     assert keys == {replace(CELL, repeat=r, seed=s).key for r in range(40) for s in (1, 2)}
-    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_the_file_is_durable_and_works_on_network_file_systems(path):
-    with Store(path) as store:
-        # A write-ahead log needs shared memory, which NFS does not have.
-        assert store._pragma("journal_mode") == "delete"
-        assert store._pragma("synchronous") == 3
-        store.add([CELL], ORIGIN)
-        assert [each.name for each in path.parent.iterdir()] == [path.name]
+def test_the_file_is_durable_and_works_on_network_file_systems(store):
+    # A write-ahead log needs shared memory, which NFS does not have.
+    assert store._pragma("journal_mode") == "delete"
+    assert store._pragma("synchronous") == 3
+    store.add([CELL], ORIGIN)
+    assert list(store.path.parent.iterdir()) == [store.path]
 
 
 def test_a_store_in_a_read_only_folder_is_read(path):
@@ -132,53 +126,42 @@ def test_a_store_in_a_read_only_folder_is_read(path):
         Store(path.with_name("none.sqlite"), readonly=True)
 
 
-def test_a_full_disk_raises_and_keeps_what_was_there(path):
+def test_a_full_disk_raises_and_keeps_what_was_there(store):
+    store.add([CELL], ORIGIN)
+    store._pragma(f"max_page_count = {store._pragma('page_count')}")
+    with pytest.raises(OSError, match=r"disk is full.*is kept.*same command resumes"):
+        store.add([replace(CELL, repeat=repeat) for repeat in range(1, 1000)], ORIGIN)
+    store._pragma(f"max_page_count = {1 << 20}")
+    store.add([replace(CELL, repeat=1)], ORIGIN)
+    assert store.measurements() == [CELL, replace(CELL, repeat=1)]
+
+
+def test_cells_of_another_origin_are_other_cells(store):
+    origins = [ORIGIN, *(ORIGIN._replace(**{name: "other"}) for name in Origin._fields)]
+    for number, origin in enumerate(origins):
+        store.add([replace(CELL, value=number / 10)], origin)
+    assert store.cells() == {(CELL.key, origin) for origin in origins}
+
+
+def test_the_cells_of_one_chip(store):
+    store.add([CELL, replace(CELL, seed=8), replace(CELL, device="rram")], ORIGIN)
+    assert store.cells("pcm", 8) == {(replace(CELL, seed=8).key, ORIGIN)}
+
+
+def test_an_edited_card_is_another_card_and_the_old_cells_are_kept(store):
+    store.set_card("pcm", "c1")
+    store.add([CELL], ORIGIN)
+    store.set_card("pcm", "c2")
+    assert store.measurements() == []
+    store.add([replace(CELL, value=0.5)], ORIGIN._replace(card_hash="c2"))
+    assert [cell.value for cell in store.measurements()] == [0.5]
+    store.set_card("pcm", "c1")
+    assert store.measurements() == [CELL]
+
+
+def make_later_version(path):
     with Store(path) as store:
-        store.add([CELL], ORIGIN)
-        (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-        store._connection.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(OSError, match=r"disk is full.*is kept.*same command resumes"):
-            store.add([replace(CELL, repeat=repeat) for repeat in range(1, 1000)], ORIGIN)
-        store._connection.execute(f"PRAGMA max_page_count = {1 << 20}")
-        store.add([replace(CELL, repeat=1)], ORIGIN)
-        assert store.measurements() == [CELL, replace(CELL, repeat=1)]
-
-
-def test_another_schema_version_raises(path):
-    with Store(path):
-        pass
-    with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=f"has version {SCHEMA_VERSION + 1}, and this"):
-        Store(path)
-    assert path.read_bytes() == before
-
-
-def test_cells_of_another_origin_are_other_cells(path):
-    with Store(path) as store:
-        origins = [ORIGIN, *(ORIGIN._replace(**{name: "other"}) for name in Origin._fields)]
-        for number, origin in enumerate(origins):
-            store.add([replace(CELL, value=number / 10)], origin)
-        assert store.cells() == {(CELL.key, origin) for origin in origins}
-
-
-def test_the_cells_of_one_chip(path):
-    with Store(path) as store:
-        store.add([CELL, replace(CELL, seed=8), replace(CELL, device="rram")], ORIGIN)
-        assert store.cells("pcm", 8) == {(replace(CELL, seed=8).key, ORIGIN)}
-
-
-def test_an_edited_card_is_another_card_and_the_old_cells_are_kept(path):
-    with Store(path) as store:
-        store.set_card("pcm", "c1")
-        store.add([CELL], ORIGIN)
-        store.set_card("pcm", "c2")
-        assert store.measurements() == []
-        store.add([replace(CELL, value=0.5)], ORIGIN._replace(card_hash="c2"))
-        assert [cell.value for cell in store.measurements()] == [0.5]
-        store.set_card("pcm", "c1")
-        assert store.measurements() == [CELL]
+        store._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
 
 
 def make_database(path):
@@ -186,11 +169,18 @@ def make_database(path):
         connection.execute("CREATE TABLE theirs (a)")
 
 
-@pytest.mark.parametrize("make", [make_database, lambda path: path.write_text("no store, " * 200)])
-def test_another_file_raises_and_is_unchanged(path, make):
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (make_later_version, f"has version {SCHEMA_VERSION + 1}, and this"),
+        (make_database, "is not a store of measurements"),
+        (lambda path: path.write_text("no store, " * 200), "is not a store of measurements"),
+    ],
+)
+def test_another_file_raises_and_is_unchanged(path, make, sentence):
     make(path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="is not a store of measurements"):
+    with pytest.raises(ValueError, match=sentence):
         Store(path)
     assert path.read_bytes() == before
 
@@ -213,25 +203,18 @@ def test_adapters_come_back_in_the_order_they_were_added(path):
         assert store.adapters() == records
 
 
-def test_the_first_record_of_an_adapter_is_kept(path):
-    with Store(path) as store:
-        store.add_adapter(RECORD)
-        store.add_adapter(replace(RECORD, train_seconds=99.0))
-        assert store.adapters() == [RECORD]
-
-
-def test_another_adapter_with_the_same_name_raises(path):
-    with Store(path) as store:
-        store.add_adapter(RECORD)
+def test_the_first_record_of_an_adapter_is_kept(store):
+    store.add_adapter(RECORD)
+    store.add_adapter(replace(RECORD, train_seconds=99.0))
+    assert store.adapters() == [RECORD]
+    for change in ({"fingerprint": "b2"}, {"model_hash": "m2"}):
         with pytest.raises(ValueError, match="trained from other settings"):
-            store.add_adapter(replace(RECORD, fingerprint="b2"))
-        with pytest.raises(ValueError, match="trained from other settings"):
-            store.add_adapter(replace(RECORD, model_hash="m2"))
-        store.add_adapter(replace(RECORD, task="glue/sst2", fingerprint="b2"))
+            store.add_adapter(replace(RECORD, **change))
+    store.add_adapter(replace(RECORD, task="glue/sst2", fingerprint="b2"))
 
 
-def test_an_adapter_with_a_nan_score_raises(path):
-    with Store(path) as store, pytest.raises(ValueError, match="accuracy of adapter 'grasp'"):
+def test_an_adapter_with_a_nan_score_raises(store):
+    with pytest.raises(ValueError, match="accuracy of adapter 'grasp'"):
         store.add_adapter(replace(RECORD, digital={"accuracy": float("nan")}))
 
 
@@ -239,16 +222,19 @@ def owners(store):
     return dict(store._select("SELECT work, owner FROM leases"))
 
 
-def elsewhere(store, work, pid, expires, machine=None):
-    """Acquire a lease in the name of another process, of this machine or another one."""
-    lease = (work, f"{machine or platform.node()}/{pid}/1", expires)
+@pytest.mark.parametrize(
+    ("machine", "pid", "seconds", "free"),
+    [
+        (platform.node(), os.getppid(), 60, False),
+        (platform.node(), os.getppid(), -1, True),
+        ("another", 999_999_999, 60, False),
+    ],
+)
+def test_leased_work_cannot_be_acquired_until_the_lease_expires(store, machine, pid, seconds, free):
+    lease = ("chip 0", f"{machine}/{pid}/1", time.time() + seconds)
     store._connection.execute("INSERT INTO leases VALUES (?, ?, ?)", lease)
-
-
-def test_leased_work_cannot_be_acquired(store):
-    elsewhere(store, "chip 0", os.getppid(), time.time() + 60)
     with Leases(store) as leases:
-        assert not leases.acquire("chip 0")
+        assert leases.acquire("chip 0") is free
         assert leases.acquire("chip 1")
         assert leases.acquire("chip 1")  # its own
 
@@ -262,12 +248,6 @@ def test_released_work_is_free_again(store):
     assert owners(store) == {}
 
 
-def test_a_lease_that_is_not_renewed_lapses(store):
-    elsewhere(store, "chip 0", os.getppid(), time.time() - 1)
-    with Leases(store) as leases:
-        assert leases.acquire("chip 0")
-
-
 def acquire_and_die(path):
     with Store(path) as store, Leases(store) as leases:
         assert leases.acquire("chip 0")
@@ -279,12 +259,6 @@ def test_the_work_of_a_killed_process_is_taken_over_at_once(store):
     assert owners(store).keys() == {"chip 0"}
     with Leases(store) as leases:
         assert leases.acquire("chip 0")
-
-
-def test_a_lease_of_another_machine_is_valid_until_it_expires(store):
-    elsewhere(store, "chip 0", 999_999_999, time.time() + 60, machine="another")
-    with Leases(store) as leases:
-        assert not leases.acquire("chip 0")
 
 
 def test_leases_are_renewed_during_the_work(store, monkeypatch):
