@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import analog_grasp as ag
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.costs import CostModel, Costs, Work, count_work, year_of_operation
-from analog_grasp.costs.table import quantity
+from analog_grasp.costs.estimate import quantity
 from analog_grasp.devices.cost_model import Accelerator, joules_of
 from analog_grasp.report.tables import TextTable, markdown_table
 

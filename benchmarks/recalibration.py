@@ -29,9 +29,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from analog_grasp import compare
-from analog_grasp.report.comparison import Comparison, device_text, treatment_text
 from analog_grasp.report.figures import accuracy_vs_drift
-from analog_grasp.report.tables import rich_table
+from analog_grasp.report.tables import Comparison, device_text, rich_table, treatment_text
 from analog_grasp.study.api import Results
 from analog_grasp.study.records import SCHEDULED, AdapterRecord, Measurement, TreatedAdapter
 from analog_grasp.study.sections import split_names

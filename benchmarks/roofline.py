@@ -24,7 +24,7 @@ import torch
 from peers import machine, markdown
 
 from analog_grasp.kernels.matmul import Limbs, multiply, pack
-from analog_grasp.report.plotting import STYLE
+from analog_grasp.report.figures import STYLE
 
 STEP = 1 / 127
 # Vectors, inputs and outputs of a product, at most the 512 inputs of a tile.

@@ -26,7 +26,7 @@ from scipy.stats import linregress
 from transformers import BertConfig, BertModel
 
 from analog_grasp import DeviceCard, deploy
-from analog_grasp.report.plotting import STYLE
+from analog_grasp.report.figures import STYLE
 
 LAYERS, HEADS, BATCH = 2, 4, 16
 LABELS = {

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from analog_grasp import compare, drift_sweep
-from analog_grasp.report.comparison import Comparison, adapter_text, device_text
-from analog_grasp.report.tables import rich_table
+from analog_grasp.report.tables import Comparison, adapter_text, device_text, rich_table
 from analog_grasp.study.api import Results
 
 TRAINING = {"epochs": 0.25, "seed": 0, "then": "none"}

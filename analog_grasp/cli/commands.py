@@ -12,8 +12,19 @@ import typer
 from analog_grasp.adapters.registry import check_placement
 from analog_grasp.cli.console import Debug, RequestError, loading, request
 from analog_grasp.cli.options import Config, Out, Quiet, Verbose, given, takes
-from analog_grasp.study import checks
-from analog_grasp.study.config import check_effects, resolve
+from analog_grasp.study.config import (
+    ONE_STAGE,
+    check_costs,
+    check_effects,
+    check_empty,
+    check_export,
+    check_model,
+    check_saved,
+    check_study,
+    check_task,
+    check_training,
+    resolve,
+)
 from analog_grasp.study.sections import split_names
 from analog_grasp.tuning.search_space import RANGES, TRIALS, search_space
 
@@ -96,14 +107,14 @@ def _study(
         if quiet and verbose:
             raise RequestError("--quiet and --verbose exclude each other: give one of them.")
         config = resolve(settings, file)
-        checks.check_study(config)
+        check_study(config)
     with loading("compare"):
         from analog_grasp.cli.runs import run_study
 
     run_study(config, out, quiet=quiet, verbose=verbose)
 
 
-@takes("model", "task", "training", without=("adapters", *_SEVERAL), also=("seed",))
+@takes("model", "task", "training", without=("adapters", *_SEVERAL), also=("seed",), **ONE_STAGE)
 def train(
     context: typer.Context,
     adapter: Annotated[str, typer.Option(help="Its name; see `analog-grasp adapters`.")],
@@ -131,25 +142,27 @@ def train(
     folder = out or Path("runs/train") / adapter
     with request():
         check_placement(adapter, "folded")
-        settings = resolve(given(context) | {"adapters": (adapter,)}, config)
-        checks.check_task(settings.task)
-        checks.check_model(settings.model.name)
+        settings = resolve(given(context) | {"adapters": (adapter,)}, config, ONE_STAGE)
+        check_task(settings.task)
+        check_model(settings.model.name)
         if settings.training.then == ("devices",) and "devices" not in settings.given():
-            if "then" in settings.given():
-                raise RequestError(
-                    "The setting then is devices, of which train has none: name them, as in "
-                    "pcm-hermes-2@0s..1y, or give devices in a config file."
-                )
-            settings = settings.replace(then="none")
-        checks.check_training(settings)
-        checks.check_empty(folder)
+            raise RequestError(
+                "The setting then is devices, of which train has none: name them, as in "
+                "pcm-hermes-2@0s..1y, or give devices in a config file."
+            )
+        check_training(settings)
+        check_empty(folder)
     with loading("train"):
         from analog_grasp.cli.runs import train_one
 
     train_one(settings, adapter, folder, save_steps)
 
 
-@takes("model", "task", "hardware", "training", "run", without=("adapters", *_PLAN, *_SEVERAL))
+@takes(
+    *("model", "task", "hardware", "training", "run"),
+    without=("adapters", *_PLAN, *_SEVERAL),
+    **ONE_STAGE,
+)
 def tune(
     context: typer.Context,
     out: Out = Path("runs/tune"),
@@ -221,10 +234,10 @@ def tune(
     with request():
         settings = given(context)
         check_placement(adapter, "folded")
-        resolved = resolve(settings, config)
+        resolved = resolve(settings, config, ONE_STAGE)
         stated = [name for name, value in settings.items() if value is not None]
         check_effects(resolved, [adapter], stated)
-        checks.check_study(resolved.replace(adapters=(adapter,)))
+        check_study(resolved.replace(adapters=(adapter,)))
         searched = split_names(search)
         found = parse_ranges(ranges or "")
         search_space(searched, found)
@@ -282,13 +295,13 @@ def deploy(
     """Deploy one saved adapter on one device: its score, tiles, weight error and costs."""
     with request():
         settings = resolve(given(context) | {"devices": (device,), "times": (time,)})
-        checks.check_saved(folder)
-        checks.check_task(settings.task)
-        checks.check_model(settings.model.name)
+        check_saved(folder)
+        check_task(settings.task)
+        check_model(settings.model.name)
         settings.hardware.cards()
-        checks.check_costs(settings.run.costs, 1)
+        check_costs(settings.run.costs, 1)
         if export is not None:
-            checks.check_export(export)
+            check_export(export)
     with loading("deploy"):
         from analog_grasp.cli.runs import deploy_on
 
@@ -313,7 +326,7 @@ def inspect(
     """
     with request():
         for folder in folders:
-            checks.check_saved(folder)
+            check_saved(folder)
     with loading("inspect"):
         from analog_grasp.cli.runs import show_learned
 

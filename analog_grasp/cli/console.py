@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analog_grasp.study.progress import Advance, own_warnings
+from analog_grasp.study.progress import Advance, Progress, own_warnings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,75 +108,53 @@ def print_line(kind: str, text: str) -> None:
     print(f"{kind}: {shown}", file=sys.stderr)
 
 
-class Stages:
-    """Progress of a run by stages: bars in a terminal, else a line per tenth of each stage.
-
-    It is a `Progress` of `analog_grasp.study.progress`, and a context manager.
+@contextmanager
+def stages(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
+    """Show the stages of a run as bars in a terminal, else by a line per tenth of each.
 
     Args:
         quiet: Show nothing.
         verbose: Show each figure in a line of its own.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    lines = not console.is_interactive
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[latest]}", markup=False),
+        console=console,
+        transient=True,
+        speed_estimate_period=_SPEED_PERIOD,
+        disable=lines,
+    )
+    line = partial(console.print, markup=False, soft_wrap=True)
 
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        self._verbose = verbose
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[latest]}", markup=False),
-            console=self._console,
-            transient=True,
-            speed_estimate_period=_SPEED_PERIOD,
-            disable=not self._console.is_interactive,
-        )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def __call__(self, description: str, total: int) -> Advance:
-        """Begin a stage of a number of steps; the result is called after each."""
-        bar = self._bars.add_task(description, total=total, latest="")
-        bars, lines = self._console.is_interactive, not self._console.is_interactive
+    def begin(description: str, total: int) -> Advance:
+        bar = bars.add_task(description, total=total, latest="")
         done, start = 0, time.monotonic()
         if lines:
-            self._line(description)
+            line(description)
 
         def advance(latest: str = "") -> None:
             nonlocal done
             done += 1
-            if bars:
-                self._bars.update(bar, advance=1, latest=latest)
-            if self._verbose and latest:
-                self._line(latest)
+            bars.update(bar, advance=1, latest=latest)
+            if verbose and latest:
+                line(latest)
             elif lines and done * _PARTS // total > (done - 1) * _PARTS // total:
                 left = timedelta(seconds=round((time.monotonic() - start) / done * (total - done)))
-                self._line(f"{description}: {done} of {total}, {left} left")
+                line(f"{description}: {done} of {total}, {left} left")
 
         return advance
 
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+    with bars:
+        yield begin
 
 
 @contextmanager

@@ -30,8 +30,6 @@ from rich.text import Text
 
 from analog_grasp.cli.console import Debug, show
 
-State = Literal["ok", "note", "failed"]
-
 
 class Finding(NamedTuple):
     """The result of a check.
@@ -43,7 +41,7 @@ class Finding(NamedTuple):
         error: The exception of the check, if it raised one.
     """
 
-    state: State
+    state: Literal["ok", "note", "failed"]
     text: str
     fix: str = ""
     error: Exception | None = None
@@ -66,26 +64,21 @@ _TIMEOUT = 3.0
 _WIDTH = 240
 
 
-class _CheckError(Exception):
-    """A problem that a check has found, as the text of its finding."""
-
-
 def _check(name: str, fix: str) -> Callable[[Callable[[], Finding | str]], Check]:
-    """Register a function as a check: it returns what is well, or a finding, or raises.
+    """Register a function as a check, with the fix of a failure.
 
-    An exception is a failure with this fix.
+    It returns what is well, or a finding, or raises.
     """
 
     def register(function: Callable[[], Finding | str]) -> Check:
-        @functools.wraps(function)
         def safely() -> Finding:
             try:
                 found = function()
-            except _CheckError as error:
-                return Finding("failed", str(error), fix)
             except Exception as error:
                 return Finding("failed", _error_text(error), fix, error)
-            return Finding("ok", found) if isinstance(found, str) else found
+            if isinstance(found, str):
+                return Finding("ok", found)
+            return found if found.fix or found.state != "failed" else found._replace(fix=fix)
 
         CHECKS[name] = safely
         return safely
@@ -127,11 +120,10 @@ def _packages() -> Finding | str:
     for name, requirement in _requirements().items():
         try:
             found = version(name)
+            if not requirement.specifier.contains(found, prereleases=True):
+                wrong[name] = f"{name} is {found} and should be {requirement.specifier}"
         except PackageNotFoundError:
             wrong[name] = f"{name} is missing"
-            continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            wrong[name] = f"{name} is {found} and should be {requirement.specifier}"
     if wrong:
         return Finding("failed", "; ".join(wrong.values()), _pip(*wrong))
     return ", ".join(f"{name} {version(name)}" for name in _SHOWN)
@@ -153,7 +145,7 @@ def _public_names() -> str:
 
 
 @_check("adapters", _pip("peft", "torch", "transformers"))
-def _adapters() -> str:
+def _adapters() -> Finding | str:
     import torch
     from peft import get_peft_model
 
@@ -165,35 +157,33 @@ def _adapters() -> str:
         digital = base(x)
         model = get_peft_model(base, config(groups=2, target_modules=["0"]))
         if not torch.allclose(model.eval()(x), digital, atol=_TOLERANCE):
-            raise _CheckError(f"an untrained {config.__name__} changes its layer")
+            return Finding("failed", f"an untrained {config.__name__} changes its layer")
     return "peft has the methods GRASP and StochGRASP"
 
 
 @_check("tile", _pip("aihwkit", "torch", "numba"))
-def _own_tile() -> str:
+def _own_tile() -> Finding:
     return _ideal("torch")
 
 
 @_check("compiled tile", _pip("aihwkit", "torch"))
-def _compiled_tile() -> str:
+def _compiled_tile() -> Finding:
     return _ideal("rpucuda")
 
 
 @_check("noisy tile", _pip("aihwkit", "torch", "numba"))
-def _noisy_tile() -> str:
+def _noisy_tile() -> Finding:
     error = _tile_error("pcm-hermes-2", "torch")
     text = f"pcm-hermes-2 after a day: relative output error {error:.1%}"
-    if 0 < error < 1:
-        return text
-    raise _CheckError(text)
+    return Finding("ok" if 0 < error < 1 else "failed", text)
 
 
-def _ideal(tile: Literal["torch", "rpucuda"]) -> str:
+def _ideal(tile: Literal["torch", "rpucuda"]) -> Finding:
     error = _tile_error("ideal", tile)
     # Not `>=`: NaN is an error.
     if error < _TOLERANCE:
-        return "the ideal device reproduces the digital layer"
-    raise _CheckError(f"the ideal device differs by {error:.1%} from the digital layer")
+        return Finding("ok", "the ideal device reproduces the digital layer")
+    return Finding("failed", f"the ideal device differs by {error:.1%} from the digital layer")
 
 
 def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:

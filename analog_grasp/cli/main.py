@@ -1,4 +1,4 @@
-"""Entry point of the command line: the list of commands, exit statuses and error messages."""
+"""Entry point of the command line: list of commands, exit statuses, errors; devices, adapters."""
 
 import gc
 import os
@@ -6,17 +6,32 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 # pydantic would look for plugins in every installed distribution, which takes longer than all else.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup
 
-from analog_grasp.cli.console import RequestError, loading, print_line, sentence, without_chatter
+from analog_grasp.cli.console import (
+    Debug,
+    RequestError,
+    loading,
+    print_line,
+    request,
+    sentence,
+    show,
+    without_chatter,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from analog_grasp.devices import CardFigures
 
 _DONE, _FAILED, _WRONG_REQUEST = 0, 1, 2
 # The exit status of typer for a command that Ctrl-C ended.
@@ -40,75 +55,42 @@ COMMANDS = {
     "doctor": "Check this installation, and show how to fix what does not work.",
 }
 # The modules of the commands that take no settings.
-_MODULES = {"devices": "catalogue", "adapters": "catalogue", "doctor": "doctor"}
-
-
-def _is_valid(parameter: Any, value: Any) -> bool:
-    """Return whether a value needs no validator, for which typer would load much of pydantic."""
-    # A callback, as that of --help, acts on the value.
-    if parameter.required or (parameter.callback is not None and value is not None):
-        return False
-    kinds = [kind for kind in (str, Path, bool) if parameter.type_descriptor.annotation is kind]
-    return value is None or any(isinstance(value, kind) for kind in kinds)
-
-
-class _Option(TyperOption):
-    """An option that typer validates only where that can change something."""
-
-    def process_value(self, ctx: Any, value: Any) -> Any:
-        return value if _is_valid(self, value) else super().process_value(ctx, value)
-
-
-class _Argument(TyperArgument):
-    """An argument that typer validates only where that can change something."""
-
-    def process_value(self, ctx: Any, value: Any) -> Any:
-        return value if _is_valid(self, value) else super().process_value(ctx, value)
-
-
-def _quick(parameters: list[Any]) -> list[Any]:
-    quick: dict[type, type] = {TyperOption: _Option, TyperArgument: _Argument}
-    for parameter in parameters:
-        parameter.__class__ = quick.get(type(parameter), type(parameter))
-    return parameters
+_MODULES = {"devices": "main", "adapters": "main", "doctor": "doctor"}
+_MAPPINGS = {
+    "pair": "a weight is the difference of two devices",
+    "single": "a weight is one device",
+    "signed": "a weight is one signed conductance, as in models of whole weights",
+}
 
 
 class _Command(TyperCommand):
-    """A command whose options cost nothing unless they are given, and its plain help."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _quick(super().get_params(ctx))
+    """A command with plain help."""
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Write the name of the command with its arguments."""
-        formatter.write_usage(
-            ctx.command_path, " ".join(["[OPTIONS]", *self._arguments().values()])
-        )
+        arguments = [str(p.metavar) for p in self.params if p.param_type_name == "argument"]
+        formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options by panel, which typer does only with tables of rich."""
-        arguments = self._arguments()
+        parameters: list[Any] = self.get_params(ctx)
         panels: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
+        for parameter in parameters:
             name, text = parameter.get_help_record(ctx)
             # Typer puts a default that is a text in parentheses.
             text = re.sub(r" +\[default: \(?(.*?)\)?(; x>=\d+)?]$", r" [default: \1]", text)
-            is_argument = parameter.name in arguments
-            panel = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
-            panels.setdefault(panel, []).append((arguments.get(parameter.name, name), text))
+            if parameter.param_type_name == "argument":
+                panels.setdefault("Arguments", []).append((parameter.metavar, text))
+            else:
+                panel = parameter.rich_help_panel or "Options"
+                panels.setdefault(panel, []).append((name, text))
         for title, records in panels.items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
-    def _arguments(self) -> dict[str, str]:
-        return {p.name: str(p.metavar) for p in self.params if p.param_type_name == "argument"}
-
 
 class _Commands(TyperGroup):
     """The list of commands; the module of a command is imported when the command is used."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _quick(super().get_params(ctx))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the whole line of each command."""
@@ -138,15 +120,24 @@ def load_command(name: str) -> Any:
         module = import_module(f"analog_grasp.cli.{_MODULES.get(name, 'commands')}")
     alone = typer.Typer(**_PLAIN)
     alone.command(name, cls=_Command)(getattr(module, name))
-    return typer.main.get_command(alone)
+    command: Any = typer.main.get_command(alone)
+    for parameter in command.params:
+        parameter.process_value = partial(_processed, parameter)
+    return command
 
 
-def _listed() -> None:
-    """Placeholder of a command in the list."""
+def _processed(parameter: Any, context: Any, value: Any) -> Any:
+    """Return a value, validated where that can change it: typer would load much of pydantic."""
+    kind = parameter.type_descriptor.annotation
+    plain = value is None or (kind in (str, Path, bool) and isinstance(value, kind))
+    if plain and not parameter.required:
+        return value
+    return type(parameter).process_value(parameter, context, value)
 
 
 for _name, _line in COMMANDS.items():
-    app.command(_name, help=_line)(_listed)
+    # In place of the command, which is loaded when it is used.
+    app.command(_name, help=_line)(lambda: None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,3 +202,98 @@ def _usage(error: typer.TyperException, arguments: Sequence[str]) -> str:
     )
     stop = "" if message.endswith((".", "?")) else "."
     return f"{message}{stop} See {' '.join(['analog-grasp', *named])} --help."
+
+
+def devices(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="The card to show: a name or a TOML file; without it all are listed.",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List the device cards, or show one with its source and its noise."""
+    from rich.table import Table
+
+    with request():
+        from analog_grasp.devices import card_figures, card_names, check_name
+
+        check_name(name)
+        cards = [card_figures(each) for each in ([name] if name else card_names())]
+    if name is None:
+        show(
+            "std: standard deviation of devices programmed to 0.1 / 0.5 / 1.0 of the range, before "
+            "any drift compensation"
+        )
+        table = Table("name", "technology", "range, µS", "std at 0s, µS", "std at 1d, µS", "source")
+        for card in cards:
+            stds = (" / ".join(f"{std:.2f}" for std in card.stds[time]) for time in ("0s", "1d"))
+            name, technology, source = (card.facts[key] for key in ("name", "technology", "source"))
+            table.add_row(name, technology, _range(card.facts), *stds, source["citation"])
+        show(table)
+        return
+    (card,) = cards
+    show(_facts(card.facts))
+    devices, weights = _noise_tables(card)
+    show(
+        "\nConductance of devices programmed to 0.1, 0.5 and 1.0 of the range: mean ± standard "
+        "deviation, µS, before any drift compensation"
+    )
+    show(devices)
+    show(
+        "\nStandard deviation of a stored weight, % of the largest weight: what --noise-target "
+        f"{name}@TIME refers to"
+    )
+    show(weights)
+
+
+def adapters(debug: Debug = False) -> None:
+    """List the adapters that can be trained and compared."""
+    from rich.table import Table
+
+    from analog_grasp.adapters.registry import ADAPTERS
+
+    table = Table("name", "title", "trained parameters", "placements", "reference")
+    for name, method in ADAPTERS.items():
+        placements = ", ".join(method.placements)
+        table.add_row(name, method.title, method.trains, placements, method.reference)
+    show(table)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    source, tile = facts["source"], facts["tile"]
+    lines = [
+        f"{facts['name']}: {facts['title']}",
+        f"technology: {facts['technology']}",
+        f"source: {source['citation']}" + (f", doi:{source['doi']}" if source["doi"] else ""),
+        f"taken from: {source['location']}",
+        f"valid for: {facts['valid_range']}",
+        f"not modelled: {facts['not_modelled']}",
+        f"conductance: {_range(facts)} µS, {_MAPPINGS[facts['conductance']['mapping']]}",
+        f"tile: {tile['rows']} x {tile['columns']} weights",
+    ]
+    return "\n".join(lines)
+
+
+def _range(facts: dict[str, Any]) -> str:
+    return f"{facts['conductance']['g_min']:g} to {facts['conductance']['g_max']:g}"
+
+
+def _noise_tables(card: "CardFigures") -> "tuple[Table, Table]":
+    """Return the conductance of devices, and the noise of weights, over time."""
+    from rich.table import Table
+
+    from analog_grasp.devices import FRACTIONS
+
+    low, high = (card.facts["conductance"][end] for end in ("g_min", "g_max"))
+    devices = Table("time", *(f"to {low + part * (high - low):.3g} µS" for part in FRACTIONS))
+    for time, means in card.means.items():
+        moments = zip(means, card.stds[time], strict=True)
+        devices.add_row(time, *(f"{mean:.2f} ± {std:.2f}" for mean, std in moments))
+    weights = Table("time", *(f"weight {part:g}" for part in FRACTIONS))
+    for time, stds in card.weight_stds.items():
+        weights.add_row(time, *(f"{100 * std:.2f}" for std in stds))
+    return devices, weights

@@ -30,7 +30,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show each cell as it i
 
 
 def takes[**P](
-    *sections: str, without: tuple[str, ...] = (), also: tuple[str, ...] = (), model: str = ""
+    *sections: str, without: tuple[str, ...] = (), also: tuple[str, ...] = (), **defaults: Any
 ) -> Callable[[Callable[P, None]], Callable[..., None]]:
     """Give a command an option for each setting of some sections, before the command's own.
 
@@ -40,10 +40,10 @@ def takes[**P](
         sections: Names of sections of `StudyConfig`.
         without: Settings of these sections to omit.
         also: Further settings.
-        model: The default shown for --model, where it is not the built-in model.
+        defaults: Defaults of the command to show, where they are not those of the settings.
     """
     shared = {
-        name: _option(name, setting, model)
+        name: _option(name, setting, defaults.get(name))
         for name, setting in SETTINGS.items()
         if (setting.section in sections and name not in without) or name in also
     }
@@ -83,20 +83,19 @@ def given(context: typer.Context) -> dict[str, Any]:
     return values
 
 
-def _option(name: str, setting: Setting, model: str) -> Any:
+def _option(name: str, setting: Setting, default: Any) -> Any:
     kinds = _alternatives(setting)
     # The configuration reads numbers from text too, and its errors show what was given.
     kind = bool if kinds == [bool] else str
     shown = "list" if _holds_several(setting) else _NUMBERS.get(kinds[0], "str")
     flag = f"--{name.replace('_', '-')}"
-    default = model if name == "model" and model else default_text(setting)
     # No file may grant remote code, so that there is nothing to switch off.
     if kind is bool and name != "trust_remote_code":
         flag = f"{flag}/--no-{flag[2:]}"
     option = typer.Option(
         flag,
         help=help_text(setting),
-        show_default=default,
+        show_default=default_text(setting, default),
         metavar=None if kind is bool else f"<{shown}>",
         rich_help_panel=setting.section.title(),
     )
@@ -114,11 +113,11 @@ def help_text(setting: Setting) -> str:
     return f"{text} Applies to {' and '.join(', '.join(adapters).rsplit(', ', 1))}."
 
 
-def default_text(setting: Setting) -> str:
-    """Return the default of a setting as text."""
-    default = setting.info.default
-    if setting.note.default is not None:
+def default_text(setting: Setting, default: Any = None) -> str:
+    """Return the default of a setting as text, or another one of a command."""
+    if default is None and setting.note.default is not None:
         return setting.note.default
+    default = setting.info.default if default is None else default
     if isinstance(default, bool):
         return "on" if default else "off"
     return ",".join(default) if isinstance(default, tuple) else str(default)

@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,33 +14,30 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomli_w
 import torch
 import typer
+from filelock import FileLock, Timeout
 from peft import PeftModel
 
 from analog_grasp.adapters.frozen import fold
 from analog_grasp.adapters.registry import check_placement, kind_of
-from analog_grasp.cli.console import RequestError, Stages, print_line, request, show
-from analog_grasp.costs.estimate import Costs
-from analog_grasp.costs.table import cost_rows
+from analog_grasp.cli.console import RequestError, print_line, request, show, stages
+from analog_grasp.costs.estimate import cost_rows
 from analog_grasp.crossbar.deployment import Deployment, deploy
 from analog_grasp.crossbar.export import export_chip
-from analog_grasp.report.comparison import (
-    LEGEND,
-    Comparison,
-    adapter_text,
-    device_text,
-    treatment_text,
-)
 from analog_grasp.report.findings import coverage, findings
 from analog_grasp.report.tables import (
+    LEGEND,
+    Comparison,
     TextTable,
+    adapter_text,
+    device_text,
     metric_title,
     rich_table,
     score_text,
     scores_line,
+    treatment_text,
 )
 from analog_grasp.study import api as studies
-from analog_grasp.study.checks import check_empty
-from analog_grasp.study.config import StudyConfig, first_change, flat
+from analog_grasp.study.config import StudyConfig, check_empty, first_change, flat
 from analog_grasp.study.progress import log_line, own_warnings
 from analog_grasp.study.provenance import LOG_FILE
 from analog_grasp.study.runner import measured_cells, run, sequence_costs
@@ -74,8 +70,8 @@ def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> 
         with request(), own_warnings(notes.append):
             study = _with_workers(prepare(config, out))
         with own_warnings(notes.append), _reported_end(partial(_kept_cells, study)):
-            with Stages(quiet=quiet, verbose=verbose) as stages:
-                run(study, stages)
+            with stages(quiet=quiet, verbose=verbose) as progress:
+                run(study, progress)
             results = studies.report(out)
         if not quiet:
             _show_study(results)
@@ -104,13 +100,15 @@ def train_one(config: StudyConfig, adapter: str, out: Path, save_steps: int | No
         # Created before the training, which would be lost if it failed afterwards.
         out.mkdir(parents=True, exist_ok=True)
         checkpoints.mkdir(exist_ok=True)
-    with _locked(checkpoints, out) if first else nullcontext():
+    with ExitStack() as held:
         with request():
+            if first:
+                _lock(held, checkpoints, out)
             check_empty(out)
             _check_checkpoints(checkpoints, config, first)
-        with Stages(quiet=not first) as stages:
+        with stages(quiet=not first) as progress:
             train_adapter(
-                adapted, config, data, f"training {adapter}", stages, checkpoints, save_steps
+                adapted, config, data, f"training {adapter}", progress, checkpoints, save_steps
             )
         if not first:
             return
@@ -122,24 +120,14 @@ def train_one(config: StudyConfig, adapter: str, out: Path, save_steps: int | No
     show(f"wrote {out}")
 
 
-@contextmanager
-def _locked(checkpoints: Path, out: Path) -> Iterator[None]:
+def _lock(held: ExitStack, checkpoints: Path, out: Path) -> None:
     """Keep other processes from training into the same folder; the end of this one frees it."""
-    with (checkpoints / "lock").open("a") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RequestError(
-                f"Another process is training into {out}: name another folder, or wait for its end."
-            ) from None
-        yield
+    try:
+        held.enter_context(FileLock(checkpoints / "lock", blocking=False))
+    except Timeout:
+        raise RequestError(
+            f"Another process is training into {out}: name another folder, or wait for its end."
+        ) from None
 
 
 def tune_adapter(config: StudyConfig, out: Path, trials: int, **others: Any) -> None:
@@ -152,8 +140,8 @@ def tune_adapter(config: StudyConfig, out: Path, trials: int, **others: Any) -> 
 
         tuning = prepare_tuning(config, out, **others)
     with _reported_end(partial(_kept_trials, tuning, trials)):
-        with Stages() as stages:
-            tuned = run_tuning(tuning, trials, stages)
+        with stages() as progress:
+            tuned = run_tuning(tuning, trials, progress)
         _show_tuning(tuned)
 
 
@@ -294,25 +282,15 @@ def deploy_on(
             )
         deployment = deploy(adapted, card, **config.hardware.deploy_arguments())
         out.mkdir(parents=True, exist_ok=True)
-    outcome, report, costs = _measure(adapted, deployment, config, task, sensitivity)
-    at = format_time(outcome["time_s"])
-    show(scores_line("digital", outcome["digital"]))
-    show(scores_line(f"on {card.name} at {at}, chip {outcome['seed']}", outcome["scores"]))
-    tiles, cells = (sum(layer[key] for layer in outcome["layers"]) for key in ("tiles", "cells"))
-    use = cells / max(tiles * card.tile.rows * card.tile.columns, 1)
-    show(
-        f"tiles: {tiles} of {card.tile.rows} x {card.tile.columns} weights, {use:.1%} in use; "
-        f"{cells:,} weights"
-    )
-    show(report)
-    _show_tables(_layer_table(outcome["layers"], at))
-    if sensitivity is not None:
-        _show_tables(_sensitivity_table(outcome["sensitivity"]))
+    outcome, report = _measure(adapted, deployment, config, task, sensitivity)
+    costs = sequence_costs(deployment, config.run)
+    rows = [row._asdict() for found in costs for row in cost_rows(found, "", card.name)]
+    _show_deployment(outcome, report)
     for found in costs:
         show(str(found))
     target = out / "deployment.json"
-    content = json.dumps({"adapter": str(folder), **outcome}, indent=1)
-    write_atomically(target, content.encode())
+    content = {"adapter": str(folder), **outcome, "costs": rows}
+    write_atomically(target, json.dumps(content, indent=1).encode())
     show(f"wrote {target}")
     if export is not None:
         export_chip(fold(adapted) if placement == "folded" else adapted, card, export)
@@ -325,15 +303,15 @@ def _measure(
     config: StudyConfig,
     task: Task,
     sensitivity: Literal["analog", "digital"] | None,
-) -> tuple[dict[str, Any], str, list[Costs]]:
-    """Return the content of deployment.json, a sentence on what is on tiles, and the costs."""
+) -> tuple[dict[str, Any], str]:
+    """Return the content of deployment.json, and a sentence on what is on tiles."""
     config.hardware.calibrate_inputs(deployment, task)
     programmed = deployment.program(config.run.seed).report()
     seconds = parse_time(config.run.times[0])
     deployment.drift_to(seconds)
     scores = task.scores(deployment.model)
     # After the evaluation, so that layers on tiles that it has not used are known.
-    now = deployment.report()
+    report = deployment.report()
     by_layer = None
     if sensitivity is not None:
         by_layer = {
@@ -342,7 +320,6 @@ def _measure(
             "scores": deployment.layer_sensitivity(task.evaluate, sensitivity),
         }
     card = deployment.card
-    costs = sequence_costs(deployment, config.run)
     outcome = {
         "device": card.name,
         "placement": config.hardware.placement,
@@ -352,8 +329,8 @@ def _measure(
         "digital": task.scores(adapted),
         "scores": scores,
         "tile": (card.tile.rows, card.tile.columns),
-        "share_on_tiles": now.share_on_tiles,
-        "digital_modules": [asdict(module) for module in now.digital],
+        "share_on_tiles": report.share_on_tiles,
+        "digital_modules": [asdict(module) for module in report.digital],
         "layers": [
             {
                 "name": layer.name,
@@ -363,12 +340,28 @@ def _measure(
                 "programmed_error": first.weight_error,
                 "weight_error": layer.weight_error,
             }
-            for first, layer in zip(programmed, now, strict=True)
+            for first, layer in zip(programmed, report, strict=True)
         ],
         "sensitivity": by_layer,
-        "costs": [row._asdict() for c in costs for row in cost_rows(c, "", card.name)],
     }
-    return outcome, str(now), costs
+    return outcome, str(report)
+
+
+def _show_deployment(outcome: Mapping[str, Any], report: str) -> None:
+    at, layers = format_time(outcome["time_s"]), outcome["layers"]
+    show(scores_line("digital", outcome["digital"]))
+    where = f"on {outcome['device']} at {at}, chip {outcome['seed']}"
+    show(scores_line(where, outcome["scores"]))
+    tiles, cells = (sum(layer[key] for layer in layers) for key in ("tiles", "cells"))
+    rows, columns = outcome["tile"]
+    show(
+        f"tiles: {tiles} of {rows} x {columns} weights, "
+        f"{cells / max(tiles * rows * columns, 1):.1%} in use; {cells:,} weights"
+    )
+    show(report)
+    _show_tables(_layer_table(layers, at))
+    if outcome["sensitivity"]:
+        _show_tables(_sensitivity_table(outcome["sensitivity"]))
 
 
 def _layer_table(layers: Sequence[Mapping[str, Any]], at: str) -> TextTable:

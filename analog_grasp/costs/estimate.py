@@ -1,131 +1,36 @@
-"""Energy, latency and programming cost of a deployment on one hardware.
+"""Energy, latency and programming cost of a deployment, as text and as rows of a CSV file."""
 
-A pipeline over layers, whose tiles may be too few; the programming of a chip; a year of operation.
-"""
-
+import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from analog_grasp.costs.table import costs_text
-from analog_grasp.costs.work import LayerWork, Work, count_work
+from analog_grasp.costs.work import LayerWork, Pipeline, Stage, Work, count_work
 from analog_grasp.crossbar import Deployment
 from analog_grasp.crossbar.write_tolerance import mean_pulses
-from analog_grasp.devices.cost_model import CostModel, Figure, Range, sum_of, times
+from analog_grasp.devices.cost_model import (
+    Accelerator,
+    CostModel,
+    Figure,
+    Range,
+    joules_of,
+    sum_of,
+    times,
+)
+
+NOT_STATED = "not stated"
+_JOULE = ((1e-12, "pJ"), (1e-9, "nJ"), (1e-6, "uJ"), (1e-3, "mJ"), (1.0, "J"), (1e3, "kJ"))
+_SECOND = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
+_BATCHES = (1, 8, 64, 512)
 
 
-class Stage(NamedTuple):
-    """A layer in a pipeline."""
-
-    name: str
-    tiles: int
-    reads: float
-    """Input vectors per sequence."""
-
-
-class Load(NamedTuple):
-    """Layers that are on the chip at the same time, in the order of the model."""
-
-    stages: tuple[Stage, ...]
-    parts: int = 1
-    """Rewrites of the tiles, above 1 for a single layer that needs more tiles than there are."""
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Layers as the stages of a pipeline.
-
-    A vector enters each layer as soon as the layer before has read it. With fewer tiles than
-    needed, as many of the first layers as possible stay on the chip, so that the fewest tiles are
-    rewritten. The others share the remaining tiles, which are rewritten in every batch with as
-    many of the next layers as fit; the tiles of a load are rewritten at the same time (choices of
-    this project).
-
-    Attributes:
-        stages: The layers, in the order of the model.
-        read_time: Time of a tile read, s; None if not stated.
-        tile_time: Time to rewrite a tile, s; None if not stated.
-        available: The tiles that are available; None for all that are needed.
-
-    Example:
-        >>> stages = [Stage("a", 2, 10), Stage("b", 2, 10), Stage("c", 2, 10)]
-        >>> shared = Pipeline(stages, 1e-7, 1e-3, available=4)
-        >>> [[stage.name for stage in load.stages] for load in shared.loads], shared.rewritten
-        ([['a', 'b'], ['c']], 4)
-    """
-
-    stages: Sequence[Stage]
-    read_time: float | None
-    tile_time: float | None
-    available: int | None = None
-
-    @property
-    def needed(self) -> int:
-        """Tiles that hold all layers."""
-        return sum(stage.tiles for stage in self.stages)
-
-    @property
-    def resident(self) -> int:
-        """The number of layers, from the first one on, that stay on the chip."""
-        if self.available is None or self.needed <= self.available:
-            return len(self.stages)
-        tiles = [stage.tiles for stage in self.stages]
-        count = 0
-        while sum(tiles[: count + 1]) + max(tiles[count + 1 :], default=0) <= self.available:
-            count += 1
-        return count
-
-    @property
-    def loads(self) -> list[Load]:
-        """The layers that are on the chip together, one load after the other."""
-        fixed, rest = self.stages[: self.resident], self.stages[self.resident :]
-        if not rest:
-            return [Load(tuple(fixed))]
-        assert self.available is not None
-        room = self.available - sum(stage.tiles for stage in fixed)
-        groups: list[list[Stage]] = [[]]
-        for stage in rest:
-            if groups[-1] and sum(s.tiles for s in groups[-1]) + stage.tiles > room:
-                groups.append([])
-            groups[-1].append(stage)
-        # The layers that stay work together with the first of the others.
-        groups[0] = [*fixed, *groups[0]]
-        return [
-            Load(tuple(group), math.ceil(group[0].tiles / room) if len(group) == 1 else 1)
-            for group in groups
-        ]
-
-    @property
-    def rewritten(self) -> int:
-        """Tiles that are rewritten per batch."""
-        return sum(stage.tiles for stage in self.stages[self.resident :])
-
-    def latency(self, batch: float = 1) -> float | None:
-        """Return the time of a batch of sequences, s; None if a time is not stated."""
-        if self.read_time is None or (self.rewritten and self.tile_time is None):
-            return None
-        time = 0.0
-        for load in self.loads:
-            reads = [batch * stage.reads for stage in load.stages if stage.reads]
-            if reads:
-                time += load.parts * self.read_time * (len(reads) - 1 + max(reads))
-        if self.rewritten:
-            assert self.tile_time is not None
-            time += self.tile_time * sum(load.parts for load in self.loads)
-        return time
-
-    def throughput(self, batch: float = 1) -> float | None:
-        """Return the sequences per second with batches of a size, one batch after the other."""
-        latency = self.latency(batch)
-        return None if not latency else batch / latency
-
-
-@dataclass(frozen=True)
-class Programming:
+class Programming(NamedTuple):
     """Program-and-verify of a number of weights; None for what the cost model does not state."""
 
     devices: int | None
@@ -156,21 +61,15 @@ class Programming:
         stated = None if costs.pulses_per_device is None else costs.pulses_per_device.range
         per_device = stated if pulses is None else (pulses, pulses, pulses)
         at_once = 1.0 if costs.parallel_devices is None else costs.parallel_devices.value
-        energy, time = costs.pulse_energy, costs.pulse_time
-        return cls(
-            devices,
-            per_device,
-            _of_pulses(devices, energy, per_device),
-            _of_pulses(devices / at_once, time, per_device),
-        )
 
+        def of_pulses(count: float, pulse: Figure[float] | None) -> Range | None:
+            if pulse is None or per_device is None:
+                return None
+            low, value, high = map(operator.mul, pulse.range, per_device)
+            return times(count, (low, value, high))
 
-def _of_pulses(count: float, pulse: Figure[float] | None, pulses: Range | None) -> Range | None:
-    """Return the energy or the time of devices, from that of a pulse and the pulses of each."""
-    if pulse is None or pulses is None:
-        return None
-    low, value, high = (one * number for one, number in zip(pulse.range, pulses, strict=True))
-    return times(count, (low, value, high))
+        energy = of_pulses(devices, costs.pulse_energy)
+        return cls(devices, per_device, energy, of_pulses(devices / at_once, costs.pulse_time))
 
 
 @dataclass(frozen=True)
@@ -228,8 +127,7 @@ class Costs:
         parts["other digital layers"] = model.digital_energy(work.linear_macs)
         parts["key-value cache"] = model.memory_energy(work.cache_traffic)
         if self.pipeline.rewritten:
-            rewritten = work.layers[self.pipeline.resident :]
-            weights = sum(layer.features * layer.outputs for layer in rewritten)
+            weights = sum(layer.weights for layer in work.layers[self.pipeline.resident :])
             parts["rewriting tiles"] = Programming.of(model, weights, self.pulses).energy
         return parts
 
@@ -274,7 +172,26 @@ class Costs:
         return Programming.of(self.model, self.work.weights, self.pulses)
 
     def __str__(self) -> str:
-        return costs_text(self)
+        """Return the table of the costs of one batch, as text."""
+        tokens, parts, total = self.work.tokens, self.energies, self.energy
+        rows = [("", "per token", "per batch", "share")]
+        for name, unit, value in _quantities(self):
+            part = parts.get(name.removeprefix("energy, "))
+            share = f"{part[1] / total[1]:.1%}" if part is not None and total and total[1] else ""
+            one = ""
+            if name.startswith("energy, ") and isinstance(value, tuple):
+                low, stated, high = value
+                one = quantity((low / tokens, stated / tokens, high / tokens), unit)
+            rows.append((name, one, quantity(value, unit), share))
+        first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [
+            f"{self.model.title}; {self.work.batch} x {self.work.sequence} tokens; a tile read "
+            f"includes {', '.join(self.model.tile.includes)}"
+        ]
+        for name, *values in rows:
+            texts = (f"{text:>{width}}" for text, width in zip(values, widths, strict=True))
+            lines.append("  ".join([f"{name:{first}}", *texts]).rstrip())
+        return "\n".join([*lines, *_sharing(self)])
 
 
 def costs(
@@ -362,3 +279,151 @@ def year_of_operation(
         None if fit is None else times(months, fit),
         None if rewriting is None else times(months, rewriting),
     )
+
+
+class CostRow(NamedTuple):
+    """One quantity of one batch, in a unit or none."""
+
+    adapter: str
+    """The adapter's name in its run."""
+    device: str
+    """The device of the run that the cost model describes."""
+    cost_model: str
+    quantity: str
+    """Such as "energy, tile reads"."""
+    unit: str
+    low: float | None
+    """The smallest value; None if the cost model does not state it."""
+    value: float | None
+    high: float | None
+
+
+def cost_rows(costs: Costs, adapter: str, device: str) -> list[CostRow]:
+    """Return every quantity of one batch.
+
+    Example:
+        >>> from analog_grasp.costs import CostModel, Costs, LayerWork, Work
+        >>> work = Work((LayerWork("dense", 256, 256, reads=1),))
+        >>> cost_rows(Costs(CostModel.load("hermes-1phase"), work), "grasp", "pcm")[0].quantity
+        'tokens'
+    """
+    return [
+        CostRow(adapter, device, costs.model.name, name, unit, *_ends(value))
+        for name, unit, value in _quantities(costs)
+    ]
+
+
+def costs_csv(rows: Iterable[CostRow]) -> str:
+    """Return rows as the text of costs.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CostRow._fields)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_costs(path: Path) -> list[CostRow]:
+    """Return the rows of a costs.csv; none if the file does not exist.
+
+    Raises:
+        ValueError: The file is not one of `costs_csv`.
+    """
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))
+    if not lines or tuple(lines[0]) != CostRow._fields:
+        raise ValueError(f"The file {path} is damaged: remove it, or run the study again.")
+    return [
+        CostRow(*line[:5], *(float(value) if value else None for value in line[5:]))  # type: ignore[arg-type]
+        for line in lines[1:]
+    ]
+
+
+def quantity(value: Range | float | None, unit: str) -> str:
+    """Return a quantity with three digits and its range.
+
+    Example:
+        >>> quantity((1e-6, 2e-6, 3e-6), "J"), quantity(None, "s"), quantity(1234.0, "")
+        ('2 uJ (1 to 3)', 'not stated', '1,234')
+    """
+    if value is None:
+        return NOT_STATED
+    low, stated, high = _ends(value)
+    if not unit:
+        return f"{stated:,.0f}"
+    scales = {"J": _JOULE, "s": _SECOND}.get(unit, ((1.0, unit),))
+    factor, name = next((scale for scale in scales if stated < 1000 * scale[0]), scales[-1])
+    text = f"{_digits(stated / factor)} {name}"
+    if low == high:
+        return text
+    return f"{text} ({_digits(low / factor)} to {_digits(high / factor)})"
+
+
+def _ends[Value: (float, float | None)](value: Range | Value) -> tuple[Value, Value, Value]:
+    return value if isinstance(value, tuple) else (value, value, value)
+
+
+def _quantities(costs: Costs) -> Iterator[tuple[str, str, Range | float | None]]:
+    """Yield name, unit and value of every quantity of a batch, in the order of the table."""
+    work, programming, pipeline = costs.work, costs.programming, costs.pipeline
+    yield "tokens", "", work.tokens
+    yield "analog multiply-adds", "", work.analog_macs
+    kind = f" ({work.adapter})" if work.adapter else ""
+    yield f"adapter multiply-adds{kind}", "", work.adapter_macs
+    yield "attention multiply-adds", "", work.attention_macs
+    yield "norm multiply-adds", "", work.norm_macs
+    yield "other digital multiply-adds", "", work.linear_macs
+    for name, energy in costs.energies.items():
+        yield f"energy, {name}", "J", energy
+    total, operations = costs.energy, 2 * work.macs
+    yield "energy, all parts", "J", total
+    yield "efficiency", "TOPS/W", _efficiency(operations, total)
+    yield "energy, all digital on this node", "J", costs.model.digital_energy(work.macs)
+    for accelerator in Accelerator.shipped():
+        energy = joules_of(operations, accelerator.tops_per_watt.range)
+        yield f"energy, {accelerator.title}", "J", energy
+    latency, throughput = costs.latency_s, costs.throughput
+    yield "latency", "s", latency
+    yield "speed", "TOPS", None if not latency else operations / latency / 1e12
+    yield "throughput, tokens per second", "", throughput
+    yield "tiles", "", costs.tiles
+    yield "area of the tiles", "mm2", costs.area_mm2
+    yield "tiles rewritten per batch", "", pipeline.rewritten
+    yield "key-value cache, bytes", "", work.cache_bytes
+    yield "key-value cache, bytes moved", "", work.cache_traffic
+    yield "devices to program", "", programming.devices
+    yield "pulses per device", "pulses", programming.pulses
+    yield "energy to program them", "J", programming.energy
+    yield "time to program them", "s", programming.time
+    yield "bytes to rewrite the adapter", "", work.adapter_bytes
+    yield "energy to rewrite the adapter", "J", costs.model.memory_energy(work.adapter_bytes)
+
+
+def _sharing(costs: Costs) -> list[str]:
+    """Return which layers share tiles, and the throughput against batch size, as sentences."""
+    pipeline = costs.pipeline
+    if not pipeline.rewritten:
+        return []
+    lines = [
+        f"{costs.available} of {costs.tiles} tiles: {pipeline.resident} layers stay, "
+        f"{len(pipeline.stages) - pipeline.resident} share the other tiles, which are rewritten "
+        f"{sum(load.parts for load in pipeline.loads)} times per batch"
+    ]
+    speeds = {batch: pipeline.throughput(batch) for batch in _BATCHES}
+    known = [f"{speed:.3g} at {batch}" for batch, speed in speeds.items() if speed is not None]
+    if known:
+        lines.append(f"sequences per second by batch size: {', '.join(known)}")
+    return lines
+
+
+def _efficiency(operations: float, energy: Range | None) -> Range | None:
+    if energy is None or not energy[1]:
+        return None
+    low, value, high = energy
+    return operations / high / 1e12, operations / value / 1e12, operations / low / 1e12
+
+
+def _digits(value: float) -> str:
+    """Return a number with three digits, without an exponent above 1,000."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -1,175 +1,316 @@
-"""Figures of a comparison: score against drift time and noise level, weight error, tile use.
+"""Figures of a report: the style, axes and files of all of them, and those of a comparison.
 
-Every series is drawn with an element id (`gid`), by which the page finds it in the SVG; a function
-that draws returns labels and tokens by these ids.
+A time axis is logarithmic; 0 s is drawn on its left, beyond a break in the axis. Every series is
+drawn with an element id (`gid`), by which the page finds it in the SVG; a function that draws
+returns labels and tokens by these ids.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context, rc_file, rcdefaults, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.report.comparison import Comparison, DeviceTable
-from analog_grasp.report.findings import ChipSummary
-from analog_grasp.report.plotting import (
-    AXIS_COLOUR,
-    DASHED,
-    MARKERS,
-    PALETTE,
-    Drawn,
-    Series,
-    colour_of,
-    draw_legend,
-    draw_time_axis,
-    line_styles,
-    time_positions,
-    write_figure,
+from analog_grasp.report.tables import (
+    Comparison,
+    DeviceTable,
+    interval_text,
+    metric_title,
+    percent,
+    score_text,
+    unit,
 )
-from analog_grasp.report.tables import interval_text, metric_title, percent, score_text, unit
 from analog_grasp.study.statistics import Summary
+from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
+STYLE = Path(__file__).with_name("analog_grasp.mplstyle")
+# Okabe and Ito's palette, which readers with any common colour vision can distinguish.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# One per placement: an adapter has the same colour at every placement.
+MARKERS = ("o", "s", "^", "D")
+AXIS_COLOUR = "#444444"
+DASHED: dict[str, Any] = {"linestyle": (0, (5, 2.5)), "linewidth": 1.1}
+# File formats, with the metadata that would differ from one run to the next.
+_FORMATS: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
 _PANEL_INCHES = (2.9, 2.2)
 _NOISE_PANEL_INCHES = (3.4, 2.6)
 # Metrics drawn on a logarithmic axis where the largest value is this many times the smallest.
 _LOGARITHMIC, _WIDE = ("perplexity",), 10.0
 
-type Rows = Mapping[int, Sequence[Summary | None]]
-"""Scores by the place of their variant."""
 
-
-class NoiseScores(NamedTuple):
-    """Scores of the variants at one placement against the noise level of the Gaussian card.
+class Series(NamedTuple):
+    """Labels and tokens of a series that is drawn, for the page.
 
     Attributes:
-        tables: The tables of one task and metric, by ascending noise level.
-        placement: As in the measurements.
-        levels: Standard deviations relative to the largest value, ascending.
-        rows: Scores at the first time, one summary per level.
+        labels: One for each of its points, or one for the whole series.
+        tokens: From `Comparison.tokens`; it is hidden where all of one kind are switched off.
     """
 
-    tables: Sequence[DeviceTable]
-    placement: str
-    levels: Sequence[float]
-    rows: Rows
+    labels: Sequence[str] = ()
+    tokens: str = ""
+
+
+type Drawn = Mapping[str, Series]
+"""The series that a function has drawn, by their element id (`gid`)."""
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Draw in the project's style, whatever the user's own matplotlib settings are."""
+    with rc_context():
+        rcdefaults()
+        rc_file(STYLE)
+        yield
+
+
+@contextmanager
+def figure_files(
+    path_stem: Path | str, size: tuple[float, float]
+) -> Iterator[tuple[Figure, list[Path]]]:
+    """Draw on a figure within this context; then write it as PNG, SVG and PDF.
+
+    The same figure gives the same bytes.
+
+    Args:
+        path_stem: The path without its suffix; a dot in it is part of the name.
+        size: Width and height, inches.
+
+    Returns:
+        The figure, and the paths of the PNG, the SVG and the PDF.
+
+    Raises:
+        OSError: A file cannot be written; an older one is then unchanged.
+    """
+    paths = {kind: Path(f"{path_stem}.{kind}") for kind in _FORMATS}
+    with figure_style():
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, list(paths.values())
+        for kind, path in paths.items():
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, metadata=_FORMATS[kind])
+            write_atomically(path, content.getvalue())
+
+
+def svg_text(figure_size: tuple[float, float], draw: Callable[[Axes], Drawn]) -> tuple[str, Drawn]:
+    """Draw a figure of one panel, and return it as SVG together with what is drawn.
+
+    Its background is transparent, and its text remains text.
+    """
+    content = io.StringIO()
+    with figure_style():
+        rcParams["svg.fonttype"] = "none"
+        figure = Figure(figsize=figure_size, layout="constrained")
+        drawn = draw(figure.subplots())
+        figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
+    return content.getvalue(), drawn
+
+
+def colour_of(index: int) -> str:
+    """Return a colour of the palette, which repeats."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def marker_of(index: int) -> str:
+    """Return one of the markers, which repeat."""
+    return MARKERS[index % len(MARKERS)]
+
+
+def line_styles(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return colour and marker of each variant's line, as arguments of `Axes.plot`."""
+    return [
+        {
+            "color": colour_of(comparison.names.index(variant.adapter)),
+            "marker": marker_of(comparison.placements.index(variant.placement)),
+        }
+        for variant in comparison.variants
+    ]
+
+
+def log_positions(values: Sequence[float]) -> list[float]:
+    """Return log10 of each value, and a place left of the smallest for 0.
+
+    Example:
+        >>> log_positions([0.0, 10.0, 1000.0])
+        [0.4, 1.0, 3.0]
+    """
+    logarithms = [math.log10(value) for value in values if value]
+    if not logarithms:
+        return [0.0 for _ in values]
+    zero = min(logarithms) - max(0.6, 0.14 * (max(logarithms) - min(logarithms)))
+    return [math.log10(value) if value else zero for value in values]
+
+
+def draw_time_axis(panel: Axes, times: Sequence[float]) -> None:
+    """Draw the ticks of the times, and a break after 0 s."""
+    positions = log_positions(times)
+    width = positions[-1] - positions[0]
+    margin = 0.06 * width or 0.5
+    panel.set_xlim(positions[0] - margin, positions[-1] + margin)
+    panel.set_xticks(positions, _tick_labels(times, positions))
+    panel.set_xlabel("time since programming")
+    if times[0] == 0 and len(times) > 1:
+        break_axis(panel, (positions[0] + positions[1]) / 2, 0.012 * width)
+
+
+def _tick_labels(times: Sequence[float], positions: Sequence[float]) -> list[str]:
+    """Return the labels; one that would overlap goes to a second line, or is empty."""
+    labels: list[str] = []
+    letter = 0.032 * (positions[-1] - positions[0])
+    ends = [-math.inf, -math.inf]
+    for time, position in zip(times, positions, strict=True):
+        label = format_time(time)
+        half = letter * (len(label) + 0.5) / 2
+        free = [line for line, end in enumerate(ends) if position - half >= end]
+        if free:
+            ends[free[0]] = position + half
+        labels.append("\n" * free[0] + label if free else "")
+    return labels
+
+
+def break_axis(panel: Axes, middle: float, half: float) -> None:
+    """Draw a break in the horizontal axis: two strokes with a gap of this middle and half width."""
+    transform = panel.get_xaxis_transform()
+    common: dict[str, Any] = {"transform": transform, "clip_on": False, "solid_capstyle": "butt"}
+    panel.plot([middle - half, middle + half], [0, 0], color="white", lw=2.5, zorder=8, **common)
+    for x in (middle - half, middle + half):
+        stroke = [x - half / 2, x + half / 2]
+        panel.plot(stroke, [-0.02, 0.02], color=AXIS_COLOUR, lw=0.8, zorder=9, **common)
+
+
+def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Draw a legend above the panels, in as many columns as fit."""
+    inches = [0.65 + 0.072 * len(str(handle.get_label())) for handle in handles]
+    width = figure.get_figwidth()
+    columns = len(handles) if sum(inches) <= width else max(1, int(width / max(inches)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def accuracy_vs_drift(comparison: Comparison, path_stem: Path | str) -> list[Path]:
-    """Draw score against drift time, one panel per device; write PNG, SVG and PDF.
+    """Draw score against drift time, one panel per device, to `figure_files`.
 
     Each adapter is a line with the band of its 95 % interval; a dashed line of the same colour is
     the score of its digital model. Each task and metric has its own rows of panels.
-
-    Args:
-        comparison: Of at least one measurement.
-        path_stem: The path without its suffix.
-
-    Returns:
-        The paths of the PNG, the SVG and the PDF.
-
-    Raises:
-        OSError: A file cannot be written.
     """
-    return write_figure(lambda: _drift_figure(comparison), path_stem)
-
-
-def _drift_figure(comparison: Comparison) -> Figure:
     subjects = comparison.subjects
     several_tasks = len({tables[0].task for tables in subjects}) > 1
-    columns = _columns(max(len(tables) for tables in subjects))
+    # At most as many columns as are readable on a page.
+    devices = max(len(tables) for tables in subjects)
+    columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}.get(devices, 4)
     rows = [math.ceil(len(tables) / columns) for tables in subjects]
     width, height = _PANEL_INCHES
-    figure = Figure(
-        figsize=(max(columns * width + 0.6, 4.4), sum(rows) * height + 0.8), layout="constrained"
-    )
-    grid = figure.add_gridspec(sum(rows), columns)
-    for tables, row in zip(subjects, itertools.accumulate(rows, initial=0), strict=False):
-        first: Axes | None = None
-        for place, table in enumerate(tables):
-            position = grid[row + place // columns, place % columns]
-            panel = figure.add_subplot(position, sharex=first, sharey=first)
-            first = first or panel
-            draw_drift(panel, comparison, table, f"panel{len(figure.axes)}-")
-            panel.set_title(f"{table.device}, {table.task}" if several_tasks else table.device)
-            inner = place % columns > 0
-            panel.tick_params(labelleft=not inner, left=not inner)
-            panel.set_xlabel("")
-            panel.set_ylabel("" if inner else metric_title(table.metric))
-            panel.tick_params(labelbottom=place + columns >= len(tables))
-    figure.supxlabel("time since programming", fontsize=9)
-    draw_legend(figure, _legend_handles(comparison, with_digital=bool(comparison.adapters)))
-    return figure
+    size = max(columns * width + 0.6, 4.4), sum(rows) * height + 0.8
+    with figure_files(path_stem, size) as (figure, paths):
+        grid = figure.add_gridspec(sum(rows), columns)
+        for tables, row in zip(subjects, itertools.accumulate(rows, initial=0), strict=False):
+            first: Axes | None = None
+            for place, table in enumerate(tables):
+                position = grid[row + place // columns, place % columns]
+                panel = figure.add_subplot(position, sharex=first, sharey=first)
+                first = first or panel
+                draw_drift(panel, comparison, table)
+                _prefix_ids(panel, len(figure.axes))
+                panel.set_title(f"{table.device}, {table.task}" if several_tasks else table.device)
+                inner = place % columns > 0
+                panel.tick_params(labelleft=not inner, left=not inner)
+                panel.set_xlabel("")
+                panel.set_ylabel("" if inner else metric_title(table.metric))
+                panel.tick_params(labelbottom=place + columns >= len(tables))
+        figure.supxlabel("time since programming", fontsize=9)
+        _draw_variants(figure, comparison)
+    return paths
 
 
-def _columns(devices: int) -> int:
-    """Return a number of columns at which the panels are readable on a page."""
-    return {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3}.get(devices, 4)
+def _prefix_ids(panel: Axes, number: int) -> None:
+    """Make the ids of a panel unique among several."""
+    for artist in panel.get_children():
+        if artist.get_gid():
+            artist.set_gid(f"panel{number}-{artist.get_gid()}")
 
 
-def draw_drift(
-    panel: Axes, comparison: Comparison, table: DeviceTable, prefix: str = ""
-) -> dict[str, Series]:
+def _draw_variants(figure: Figure, comparison: Comparison) -> None:
+    """Draw the legend of the variants, and of the digital model where its score is known."""
+    handles: list[Artist] = [
+        Line2D([], [], **style, markeredgecolor="white", label=label)
+        for label, style in zip(comparison.labels, line_styles(comparison), strict=True)
+    ]
+    if comparison.adapters:
+        handles.append(Line2D([], [], color=AXIS_COLOUR, label="digital model", **DASHED))
+    draw_legend(figure, handles)
+
+
+def draw_drift(panel: Axes, comparison: Comparison, table: DeviceTable) -> Drawn:
     """Draw score against drift time, on the same scale for all devices of a metric.
 
     The ids are ``series0``, ``series1``, ... for the lines of `table.scores`, ``band0``, ... for
-    their intervals and ``digital0``, ... for the digital scores of the adapters; in a figure with
-    several panels they begin with a prefix.
+    their intervals and ``digital0``, ... for the digital scores of the adapters.
     """
-    positions, rows = time_positions(table.times), dict(enumerate(table.scores))
-    if len(positions) > 1:
-        _draw_lines(panel, comparison, rows, positions, table.metric, prefix)
-    else:
-        _draw_errorbars(panel, comparison, rows, table.metric, prefix)
     same = [other for other in comparison.tables if other[:2] == table[:2]]
-    digital = _draw_digital(panel, comparison, same, prefix)
+    conditions = list(zip(map(format_time, table.times), log_positions(table.times), strict=True))
+    drawn = _draw_scores(panel, comparison, same, dict(enumerate(table.scores)), conditions)
     draw_time_axis(panel, table.times)
-    return digital | _labelled(comparison, rows, [format_time(seconds) for seconds in table.times])
+    return drawn
 
 
-def _draw_lines(
+def _draw_scores(
     panel: Axes,
     comparison: Comparison,
-    rows: Rows,
-    positions: Sequence[float],
-    metric: str,
-    prefix: str,
-) -> None:
-    """Draw the scores of each row, joined by a line, and the band of their intervals."""
-    styles = line_styles(comparison)
-    for place, cells in rows.items():
-        x, mean, low, high = _points(cells, positions, metric)
-        panel.plot(x, mean, **styles[place], markeredgecolor="white", zorder=3,
-                   gid=f"{prefix}series{place}")  # fmt: skip
-        panel.fill_between(x, low, high, color=styles[place]["color"], alpha=0.18, linewidth=0,
-                           zorder=2, gid=f"{prefix}band{place}")  # fmt: skip
+    tables: Sequence[DeviceTable],
+    rows: Mapping[int, Sequence[Summary | None]],
+    conditions: Sequence[tuple[str, float]],
+) -> Drawn:
+    """Draw the scores of variants at the position of each condition, and the digital scores.
 
-
-def _draw_errorbars(
-    panel: Axes, comparison: Comparison, rows: Rows, metric: str, prefix: str
-) -> None:
-    """Draw the scores at a single time side by side."""
-    styles = line_styles(comparison)
+    Several are joined by a line, with the band of their intervals; those at a single condition are
+    drawn side by side. The vertical axis shows all scores of the tables.
+    """
+    metric, drawn = tables[0].metric, {}
     for place, cells in rows.items():
+        style = line_styles(comparison)[place]
         side = 0.8 * ((place + 1) / (len(rows) + 1) - 0.5)
-        x, mean, low, high = _points(cells, [side], metric)
-        bars = np.stack([mean - low, high - mean])
-        line, caps, (interval,) = panel.errorbar(
-            x, mean, bars, **styles[place], capsize=3, linestyle="none"
-        )
-        line.set_gid(f"{prefix}series{place}")
-        for part, artist in enumerate((interval, *caps)):
-            artist.set_gid(f"{prefix}band{place}-{part}")
+        positions = [place for _, place in conditions] if len(conditions) > 1 else [side]
+        x, mean, low, high = _points(cells, positions, metric)
+        bands: dict[str, Artist]
+        if len(conditions) > 1:
+            (line,) = panel.plot(x, mean, **style, markeredgecolor="white", zorder=3)
+            bands = {"": panel.fill_between(x, low, high, color=style["color"], alpha=0.18,
+                                            linewidth=0, zorder=2)}  # fmt: skip
+        else:
+            bars = np.stack([mean - low, high - mean])
+            line, caps, (interval,) = panel.errorbar(
+                x, mean, bars, **style, capsize=3, linestyle="none"
+            )
+            bands = {f"-{part}": artist for part, artist in enumerate((interval, *caps))}
+        labels = [
+            f"{comparison.labels[place]}, {condition}: {interval_text(cell, metric)}"
+            f"{percent(metric)}, {_repetitions(cell)}"
+            for (condition, _), cell in zip(conditions, cells, strict=True)
+            if cell
+        ]
+        tokens = comparison.tokens(comparison.variants[place])
+        line.set_gid(f"series{place}")
+        drawn[f"series{place}"] = Series(labels, tokens)
+        for part, band in bands.items():
+            band.set_gid(f"band{place}{part}")
+            drawn[f"band{place}{part}"] = Series(tokens=tokens)
+    return drawn | _draw_digital(panel, comparison, tables)
 
 
 def _points(cells: Sequence[Summary | None], positions: Sequence[float], metric: str) -> np.ndarray:
@@ -182,16 +323,20 @@ def _points(cells: Sequence[Summary | None], positions: Sequence[float], metric:
     return np.array(points).reshape(-1, 4).T
 
 
+def _repetitions(cell: Summary) -> str:
+    chips = f"{cell.n} chip{'' if cell.n == 1 else 's'}"
+    return chips if cell.trainings == 1 else f"{cell.trainings} trainings on {chips}"
+
+
 def _draw_digital(
-    panel: Axes, comparison: Comparison, tables: Sequence[DeviceTable], prefix: str
+    panel: Axes, comparison: Comparison, tables: Sequence[DeviceTable]
 ) -> dict[str, Series]:
-    """Draw the digital scores, and the vertical axis: it shows all scores of the tables."""
     metric, digital = tables[0].metric, comparison.digital(tables[0])
     drawn = {}
     for index, adapter in enumerate(comparison.names):
         if adapter in digital:
             panel.axhline(unit(metric) * digital[adapter], color=colour_of(index), zorder=1,
-                          gid=f"{prefix}digital{index}", **DASHED)  # fmt: skip
+                          gid=f"digital{index}", **DASHED)  # fmt: skip
             own = [variant for variant in comparison.variants if variant.adapter == adapter]
             score = score_text(digital[adapter], metric) + percent(metric)
             label = f"{adapter}, digital model: {score}"
@@ -213,42 +358,25 @@ def _draw_digital(
     return drawn
 
 
-def _labelled(comparison: Comparison, rows: Rows, conditions: Sequence[str]) -> dict[str, Series]:
-    """Return labels and tokens of scores and of their intervals."""
-    found = {}
-    for place, cells in rows.items():
-        labels = [
-            f"{comparison.labels[place]}, {condition}: {interval_text(cell, cell.metric)}"
-            f"{percent(cell.metric)}, {_repetitions(cell)}"
-            for condition, cell in zip(conditions, cells, strict=True)
-            if cell
-        ]
-        tokens = comparison.tokens(comparison.variants[place])
-        found[f"series{place}"] = Series(labels, tokens)
-        for part in ("", "-0", "-1", "-2"):
-            found[f"band{place}{part}"] = Series(tokens=tokens)
-    return found
+class NoiseScores(NamedTuple):
+    """The tables of a task and metric by noise level of the Gaussian card, at one placement.
 
+    The levels are standard deviations relative to the largest value, ascending.
+    """
 
-def _repetitions(cell: Summary) -> str:
-    chips = f"{cell.n} chip{'' if cell.n == 1 else 's'}"
-    return chips if cell.trainings == 1 else f"{cell.trainings} trainings on {chips}"
+    levels: Sequence[float]
+    tables: Sequence[DeviceTable]
+    placement: str
 
 
 def noise_scores(comparison: Comparison) -> list[NoiseScores]:
-    """Return scores against noise level per task, metric and placement with several levels."""
+    """Return the tables by noise level per task, metric and placement with several levels."""
     found = []
     for tables in comparison.subjects:
         levels = {level: t for t in tables if (level := noise_level(t.device)) is not None}
         ordered = sorted(levels)
-        same = [levels[level] for level in ordered]
         for placement in comparison.placements if len(levels) > 1 else ():
-            rows = {
-                place: [table.scores[place][0] for table in same]
-                for place, variant in enumerate(comparison.variants)
-                if variant.placement == placement
-            }
-            found.append(NoiseScores(same, placement, ordered, rows))
+            found.append(NoiseScores(ordered, [levels[level] for level in ordered], placement))
     return found
 
 
@@ -268,17 +396,19 @@ def noise_level(device: str) -> float | None:
     return std / card.conductance.g_max
 
 
-def draw_noise(
-    panel: Axes, comparison: Comparison, noise: NoiseScores, prefix: str = ""
-) -> dict[str, Series]:
-    """Draw score against noise level; the ids are those of `draw_drift`."""
+def draw_noise(panel: Axes, comparison: Comparison, noise: NoiseScores) -> Drawn:
+    """Draw the scores at the first time against noise level; the ids are those of `draw_drift`."""
+    rows = {
+        place: [table.scores[place][0] for table in noise.tables]
+        for place, variant in enumerate(comparison.variants)
+        if variant.placement == noise.placement
+    }
     positions = [100 * level for level in noise.levels]
-    _draw_lines(panel, comparison, noise.rows, positions, noise.tables[0].metric, prefix)
-    digital = _draw_digital(panel, comparison, noise.tables, prefix)
+    conditions = [(f"{position:.3g} % noise", position) for position in positions]
+    drawn = _draw_scores(panel, comparison, noise.tables, rows, conditions)
     panel.set_xticks(positions, [f"{position:g}" for position in positions])
     panel.set_xlabel("noise std (% of the largest value)")
-    conditions = [f"{position:.3g} % noise" for position in positions]
-    return digital | _labelled(comparison, noise.rows, conditions)
+    return drawn
 
 
 def noise_title(placement: str, weights: str = "analog") -> str:
@@ -305,66 +435,16 @@ def accuracy_vs_noise(
     placement of the frozen weights. No file is written with fewer than two levels.
     """
     found = noise_scores(comparison)
-    return (
-        write_figure(lambda: _noise_figure(comparison, found, weights), path_stem) if found else []
-    )
-
-
-def _noise_figure(comparison: Comparison, found: Sequence[NoiseScores], weights: str) -> Figure:
+    if not found:
+        return []
     width, height = _NOISE_PANEL_INCHES
-    figure = Figure(
-        figsize=(max(width * len(found) + 0.4, 4.4), height + 0.7), layout="constrained"
-    )
-    axes = figure.subplots(1, len(found), squeeze=False)[0]
-    for number, (panel, noise) in enumerate(zip(axes, found, strict=True), 1):
-        draw_noise(panel, comparison, noise, f"panel{number}-")
-        panel.set_title(noise_title(noise.placement, weights))
-        panel.set_ylabel(f"{noise.tables[0].task}: {metric_title(noise.tables[0].metric)}")
-    with_digital = any(comparison.digital(noise.tables[0]) for noise in found)
-    draw_legend(figure, _legend_handles(comparison, with_digital=with_digital))
-    return figure
-
-
-def _legend_handles(comparison: Comparison, *, with_digital: bool) -> list[Artist]:
-    handles: list[Artist] = [
-        Line2D([], [], **style, markeredgecolor="white", label=label)
-        for label, style in zip(comparison.labels, line_styles(comparison), strict=True)
-    ]
-    if with_digital:
-        handles.append(Line2D([], [], color=AXIS_COLOUR, label="digital model", **DASHED))
-    return handles
-
-
-def draw_weight_error(panel: Axes, comparison: Comparison, chips: Sequence[ChipSummary]) -> Drawn:
-    """Draw weight error against time; the ids are ``series0``, ... for the chips."""
-    times = sorted({seconds for chip in chips for seconds in chip.errors})
-    positions = dict(zip(times, time_positions(times), strict=True))
-    drawn = {}
-    for index, chip in enumerate(chips):
-        x = [positions[seconds] for seconds in chip.errors]
-        y = [100 * error for error in chip.errors.values()]
-        panel.plot(x, y, color=colour_of(index), marker=MARKERS[0], markeredgecolor="white",
-                   gid=f"series{index}")  # fmt: skip
-        labels = [f"{chip.device}, {format_time(t)}: {e:.2%}" for t, e in chip.errors.items()]
-        drawn[f"series{index}"] = Series(labels, comparison.tokens(devices=[chip.device]))
-    panel.set_ylim(bottom=0)
-    panel.set_ylabel("weight error (%)")
-    draw_time_axis(panel, times)
-    return drawn
-
-
-def draw_utilisation(panel: Axes, chip: ChipSummary, tokens: str) -> Drawn:
-    """Draw the utilisation of each layer's tiles; the ids are ``series0``, ... for the bars."""
-    drawn = {}
-    for index, layer in enumerate(chip.layers):
-        (bar,) = panel.bar(index + 1, 100 * layer.use, 0.7, color=PALETTE[0])
-        bar.set_gid(f"series{index}")
-        tiles = f"{layer.tiles} tile{'' if layer.tiles == 1 else 's'}"
-        label = f"{layer.layer}: {layer.use:.1%} of {tiles}, {layer.cells:,} weights"
-        drawn[f"series{index}"] = Series([label], tokens)
-    panel.set_xlim(0.4, len(chip.layers) + 0.6)
-    panel.set_ylim(0, 100)
-    panel.locator_params(axis="x", integer=True)
-    panel.set_ylabel("cross-points in use (%)")
-    panel.set_xlabel("layer")
-    return drawn
+    size = max(width * len(found) + 0.4, 4.4), height + 0.7
+    with figure_files(path_stem, size) as (figure, paths):
+        axes = figure.subplots(1, len(found), squeeze=False)[0]
+        for number, (panel, noise) in enumerate(zip(axes, found, strict=True), 1):
+            draw_noise(panel, comparison, noise)
+            _prefix_ids(panel, number)
+            panel.set_title(noise_title(noise.placement, weights))
+            panel.set_ylabel(f"{noise.tables[0].task}: {metric_title(noise.tables[0].metric)}")
+        _draw_variants(figure, comparison)
+    return paths

@@ -8,31 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-from analog_grasp.report.comparison import (
-    ANSWER_LEGEND,
-    LEGEND,
+from analog_grasp.report.tables import (
+    MARKS,
     RETAINED,
     Comparison,
     DeviceTable,
-    adapter_text,
-    answer_table,
-    device_text,
-    treatment_text,
-)
-from analog_grasp.report.tables import (
-    MARKS,
-    MISSING,
-    TextTable,
     interval_text,
-    markdown_bullets,
-    markdown_escape,
-    markdown_table,
     percent,
-    settings_text,
 )
-from analog_grasp.study.records import LayerRecord, Measurement, TreatmentCost
+from analog_grasp.study.records import LayerRecord, Measurement
 from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
 from analog_grasp.utils.time import format_time
 from analog_grasp.utils.types import LOWER_IS_BETTER
@@ -61,12 +46,6 @@ _ONE_TRAINING = (
 _TRAININGS = (
     "Each adapter was trained from {count} seeds, and every chip was measured with each training:"
     " the intervals cover both (crossed random effects, Satterthwaite's degrees of freedom)."
-)
-CHIPS_LEGEND = (
-    "Weight error: root mean square of (present weight - target) over all weights on the first"
-    " chip instance of each device, in per cent of the column maximum, with drift compensation,"
-    " as the first adapter is deployed. Utilisation: share of the tiles' cross-points that hold a"
-    " weight."
 )
 # Digital modules beyond these are summed up.
 _LISTED = 5
@@ -117,38 +96,32 @@ def answer(comparison: Comparison) -> str:
     """
     tables = comparison.subjects[0]
     choice, winner, reason = _choice(tables)
-    measured = [
-        (table, place) for table in tables for place, cells in enumerate(table.scores) if any(cells)
-    ]
-    devices = len({table.device for table, _ in measured})
     sign = -1.0 if tables[0].metric in LOWER_IS_BETTER else 1.0
-
-    def rank(table: DeviceTable, place: int) -> tuple[float, float]:
-        seconds = comparison.retained(table, place)
-        return -1.0 if seconds is None else seconds, sign * _last(table, place).mean
-
-    table, place = max(
-        (each for each in measured if winner in (None, each[1])), key=lambda each: rank(*each)
+    ranked: list[tuple[float, float, DeviceTable, int, Summary]] = []
+    for table in tables:
+        for place, cells in enumerate(table.scores):
+            if measured := [cell for cell in cells if cell]:
+                seconds = comparison.retained(table, place)
+                rank = -1.0 if seconds is None else seconds, sign * measured[-1].mean
+                ranked.append((*rank, table, place, measured[-1]))
+    devices = len({table.device for _, _, table, _, _ in ranked})
+    seconds, _, table, place, last = max(
+        (each for each in ranked if winner in (None, each[3])), key=lambda each: each[:2]
     )
-    seconds, last = comparison.retained(table, place), _last(table, place)
     known = comparison.digital_score(table, place) is not None
     share = f"{100 * RETAINED:.0f} % of its {'digital' if known else 'first'} {table.metric}"
     score = f"{interval_text(last, table.metric)}{percent(table.metric)}"
     score += f" at {format_time(last.time_s)}"
-    if seconds is None:
+    label = table.labels[place]
+    if seconds < 0:
         among = f", the best of {devices} devices" if devices > 1 else ""
-        result = f"does not retain {share}, and has {score}{among}"
+        duration, result = "", f"does not retain {share}, and has {score}{among}"
     else:
         among = f" (the longest of {devices} devices)" if devices > 1 else ""
+        duration = f", for {format_time(seconds)}"
         result = f"retains {share} there{among} and has {score}"
-    duration = "" if seconds is None else f", for {format_time(seconds)}"
-    label = table.labels[place]
     subject = label if choice or reason else "it"
     return f"{choice or label}, on {table.device}{duration}: {reason}{subject} {result}."
-
-
-def _last(table: DeviceTable, place: int) -> Summary:
-    return [cell for cell in table.scores[place] if cell][-1]
 
 
 def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
@@ -235,12 +208,18 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
         cells = _differences(tables, place)
         counts = Counter(cell.verdict for cell in cells)
         if tested := _tested(cells):
-            sentences.append(
+            sentence = (
                 f"{label} is better than {baseline} in {counts['better']} of"
                 f" {_conditions(tested)} (device and time), worse in {counts['worse']} and not"
-                f" significantly different in {counts['not significant']}{_corrected(cells)}"
-                f" ({subject})."
+                f" significantly different in {counts['not significant']}"
             )
+            if counts.keys() & MARKS.keys():
+                corrected = Counter(cell.verdict for cell in cells if cell.holds_corrected)
+                sentence += (
+                    f"; after Holm's correction it is better in {corrected['better']} and worse in"
+                    f" {corrected['worse']}"
+                )
+            sentences.append(f"{sentence} ({subject}).")
         if counts["open"]:
             sentences.append(
                 f"{label} and {baseline} share a single chip instance in"
@@ -252,17 +231,6 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
                 f"The mean difference {label} − {baseline} ranges from {low} to {high}."
             )
     return sentences
-
-
-def _corrected(cells: Sequence[PairedDifference]) -> str:
-    """Return the number of differences that are significant after Holm's correction."""
-    if not any(cell.verdict in MARKS for cell in cells):
-        return ""
-    counts = Counter(cell.verdict for cell in cells if cell.holds_corrected)
-    return (
-        f"; after Holm's correction it is better in {counts['better']} and worse in"
-        f" {counts['worse']}"
-    )
 
 
 def _ranges(tables: Sequence[DeviceTable]) -> list[str]:
@@ -299,59 +267,6 @@ def _gaps(measurements: Sequence[Measurement]) -> list[str]:
     ]
 
 
-class ChipSummary(NamedTuple):
-    """One chip instance of a device, summed over its layers.
-
-    Attributes:
-        device: Name of the card.
-        layers: Its layers right after programming.
-        tiles, weights: Numbers of tiles, and of weights on them.
-        utilisation: Share of the tiles' cross-points that hold a weight.
-        errors: Root mean square weight error over all layers by time in seconds, in units of the
-            column maximum.
-    """
-
-    device: str
-    layers: Sequence[LayerRecord]
-    tiles: int
-    weights: int
-    utilisation: float
-    errors: Mapping[float, float]
-
-
-def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
-    """Return one summary per device, in order of first appearance."""
-    devices: dict[str, dict[float, list[LayerRecord]]] = {}
-    for record in layers:
-        if record.tiles:
-            devices.setdefault(record.device, {}).setdefault(record.time_s, []).append(record)
-    found = []
-    for device, by_time in devices.items():
-        errors = {}
-        for seconds, own in sorted(by_time.items()):
-            squares = sum(layer.cells * layer.weight_error**2 for layer in own)
-            errors[seconds] = (squares / sum(layer.cells for layer in own)) ** 0.5
-        first = by_time[min(by_time)]
-        weights = sum(layer.cells for layer in first)
-        use = weights / sum(layer.cells / layer.use for layer in first)
-        tiles = sum(layer.tiles for layer in first)
-        found.append(ChipSummary(device, first, tiles, weights, use, errors))
-    return found
-
-
-def chip_text(chips: Sequence[ChipSummary]) -> TextTable:
-    """Return the chips as text, with the weight error at each time; see `CHIPS_LEGEND`."""
-    times = sorted({seconds for chip in chips for seconds in chip.errors})
-    columns = ("device", "tiles", "weights", "utilisation")
-    rows = []
-    for chip in chips:
-        errors = (f"{chip.errors[t]:.2%}" if t in chip.errors else MISSING for t in times)
-        counts = (f"{chip.tiles:,}", f"{chip.weights:,}", f"{chip.utilisation:.1%}")
-        rows.append((chip.device, *counts, *errors))
-    titles = (f"error at {format_time(seconds)}" for seconds in times)
-    return TextTable("Tiles and weight error", (*columns, *titles), rows)
-
-
 def coverage(layers: Sequence[LayerRecord]) -> list[str]:
     """Return which share of the weights is on tiles and which modules are not, as a sentence.
 
@@ -376,41 +291,3 @@ def coverage(layers: Sequence[LayerRecord]) -> list[str]:
         names.append(f"{len(others)} more ({sum(x.cells for x in others):,})")
     listed = f"; digital: {', '.join(names)}" if names else ""
     return [f"{share:.1%} of the model's weights are on tiles{listed}."]
-
-
-def summary_markdown(
-    question: str,
-    settings: Mapping[str, object],
-    comparison: Comparison,
-    layers: Sequence[LayerRecord] = (),
-    treatments: Sequence[TreatmentCost] = (),
-) -> str:
-    """Return the text of summary.md: result, figure, tables, settings and methodology.
-
-    The arguments are those of `analog_grasp.report.page.write_report`.
-    """
-    first, *further = findings(comparison)
-    chips = chip_summaries(layers)
-    tables = (
-        *([adapter_text(comparison.adapters)] if comparison.adapters else []),
-        *([treatment_text(treatments)] if treatments else []),
-        *([chip_text(chips)] if chips else []),
-    )
-    parts = [
-        f"# {markdown_escape(question)}",
-        markdown_escape(first),
-        "![Score against time since programming](accuracy_vs_drift.svg)",
-        markdown_table(answer_table(comparison)),
-        markdown_escape(f"{ANSWER_LEGEND} {trainings_text(comparison.measurements)}"),
-        "## Scores and paired differences",
-        markdown_escape(LEGEND),
-        *(markdown_table(device_text(table)) for table in comparison.tables),
-        *(["## Further results", markdown_bullets(further)] if further else []),
-        *map(markdown_table, tables),
-        *([markdown_escape(CHIPS_LEGEND)] if chips else []),
-        *map(markdown_escape, coverage(layers)),
-        markdown_table(settings_text(settings)),
-        "## Methodology",
-        markdown_bullets(methodology(settings)),
-    ]
-    return "\n\n".join(parts) + "\n"

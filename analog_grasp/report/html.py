@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from analog_grasp.report.plotting import AXIS_COLOUR, PALETTE, Drawn, Series, svg_text
+from analog_grasp.report.figures import AXIS_COLOUR, PALETTE, Drawn, Series, svg_text
 from analog_grasp.report.tables import TextTable, verdict
 
 # Width and height of a figure, which the page scales to the width of its column.

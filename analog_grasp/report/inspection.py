@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas  # type: ignore[import-untyped]
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from analog_grasp.report.plotting import PALETTE, draw_legend, write_figure
+from analog_grasp.report.figures import PALETTE, draw_legend, figure_files
 from analog_grasp.report.tables import TextTable, markdown_bullets, markdown_table
 from analog_grasp.study.statistics import holm
 from analog_grasp.utils.io import write_atomically
@@ -106,9 +105,9 @@ def inspect_adapters(folders: Sequence[Path]) -> list[LayerModes]:
         FileNotFoundError: A folder holds no adapter.
         ValueError: An adapter is of another type, a file is damaged, or a folder is repeated.
     """
-    labels = _labels(folders, [_groups(folder) for folder in folders])
+    groups = [_groups(folder) for folder in folders]
     found = []
-    for label, folder in zip(labels, folders, strict=True):
+    for label, folder in zip(_labels(folders, groups), folders, strict=True):
         for parameter, layers in _parameters(folder).items():
             p_values = np.array([dip_p_value(values) for values in layers.values()])
             tests = zip(layers.items(), p_values.tolist(), holm(p_values).tolist(), strict=True)
@@ -151,12 +150,12 @@ def _labels(folders: Sequence[Path], groups: Sequence[int]) -> list[str]:
         labels = [f"{shorten(folder)}, K = {count}" for folder, count in pairs]
         if len(set(labels)) == len(labels):
             return labels
-    repeated = next(str(folder) for folder in folders if list(folders).count(folder) > 1)
+    repeated = next(folder for folder in folders if list(folders).count(folder) > 1)
     raise ValueError(f"The adapter in {repeated} is given more than once: give each once.")
 
 
 def _parameters(folder: Path) -> dict[str, dict[str, Values]]:
-    """Return the learned values by parameter and layer."""
+    """Return the learned values by parameter and layer, the layers in natural order."""
     path = folder / WEIGHTS_FILE
     try:
         tensors = load_file(path)
@@ -164,8 +163,13 @@ def _parameters(folder: Path) -> dict[str, dict[str, Values]]:
         raise ValueError(
             f"The file {path} is damaged ({error}): train the adapter again."
         ) from error
+
+    def natural(key: str) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", key)
+        return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+
     found: dict[str, dict[str, Values]] = {name: {} for name in _PARAMETERS.values()}
-    for key in sorted(tensors, key=_natural):
+    for key in sorted(tensors, key=natural):
         layer, _, end = key.removeprefix("base_model.model.").rpartition(".")
         if end in _PARAMETERS:
             values = tensors[key].astype(np.float64).ravel()
@@ -178,11 +182,6 @@ def _parameters(folder: Path) -> dict[str, dict[str, Values]]:
     if not found["scale"]:
         raise ValueError(f"The file {path} holds no scales: train the adapter again.")
     return {name: layers for name, layers in found.items() if layers}
-
-
-def _natural(key: str) -> list[tuple[int, str]]:
-    """Return a sort key that places layer 10 after layer 2."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", key)]
 
 
 def dip(values: Values) -> float:
@@ -276,7 +275,11 @@ def _uniform_dips(count: int) -> Values:
 def inspection_tables(found: Sequence[LayerModes]) -> list[TextTable]:
     """Return one table per parameter: a row per layer, a column per adapter; see `LEGEND`."""
     adapters = list(dict.fromkeys(modes.adapter for modes in found))
-    entries = {(m.parameter, m.layer, m.adapter): _entry(m) for m in found}
+    entries = {
+        (m.parameter, m.layer, m.adapter): f"{m.values.mean():.3f} ± {m.values.std():.3f}"
+        f"  p {m.p_holm:.3f}{'†' if m.modes == 'several' else ' '}"
+        for m in found
+    }
     tables = []
     for parameter in dict.fromkeys(modes.parameter for modes in found):
         layers = list(dict.fromkeys(m.layer for m in found if m.parameter == parameter))
@@ -286,12 +289,6 @@ def inspection_tables(found: Sequence[LayerModes]) -> list[TextTable]:
         ]
         tables.append(TextTable(parameter, ("layer", *adapters), rows))
     return tables
-
-
-def _entry(modes: LayerModes) -> str:
-    mark = "†" if modes.modes == "several" else " "
-    mean, std = modes.values.mean(), modes.values.std()
-    return f"{mean:.3f} ± {std:.3f}  p {modes.p_holm:.3f}{mark}"
 
 
 def inspection_findings(found: Sequence[LayerModes]) -> list[str]:
@@ -311,47 +308,44 @@ def write_inspection(found: Sequence[LayerModes], directory: Path) -> list[Path]
     """Write inspection.csv, inspection.md and the figure of the densities."""
     directory.mkdir(parents=True, exist_ok=True)
     data, page = directory / "inspection.csv", directory / "inspection.md"
-    write_atomically(data, _csv(found).encode())
-    parts = ["# Learned parameters by layer", LEGEND, markdown_bullets(inspection_findings(found))]
-    parts += [markdown_table(table) for table in inspection_tables(found)]
-    write_atomically(page, ("\n\n".join(parts) + "\n").encode())
-    return [data, page, *write_figure(lambda: _figure(found), directory / "inspection")]
-
-
-def _csv(found: Sequence[LayerModes]) -> str:
     rows = [
         (m.adapter, m.parameter, m.layer, len(v), v.mean(), v.std(), v.min(), v.max(), dip(v),
          m.p, m.p_holm, m.modes)
         for m in found for v in [m.values]
     ]  # fmt: skip
-    return pandas.DataFrame(rows, columns=_COLUMNS).to_csv(index=False, lineterminator="\n")
+    text = pandas.DataFrame(rows, columns=_COLUMNS).to_csv(index=False, lineterminator="\n")
+    write_atomically(data, text.encode())
+    parts = ["# Learned parameters by layer", LEGEND, markdown_bullets(inspection_findings(found))]
+    parts += [markdown_table(table) for table in inspection_tables(found)]
+    write_atomically(page, ("\n\n".join(parts) + "\n").encode())
+    return [data, page, *_write_densities(found, directory / "inspection")]
 
 
-def _figure(found: Sequence[LayerModes]) -> Figure:
-    """Return the density of every layer: a column per adapter and a row per parameter."""
+def _write_densities(found: Sequence[LayerModes], path_stem: Path) -> list[Path]:
+    """Draw the density of every layer: a column per adapter and a row per parameter."""
     panels: dict[str, dict[str, list[LayerModes]]] = {}
     for modes in found:
         panels.setdefault(modes.parameter, {}).setdefault(modes.adapter, []).append(modes)
     adapters = list(dict.fromkeys(modes.adapter for modes in found))
     width, height = _PANEL_INCHES
-    figure = Figure(
-        figsize=(width * len(adapters) + 0.8, height * len(panels) + 0.6), layout="constrained"
-    )
-    grid = figure.subplots(len(panels), len(adapters), sharex="row", squeeze=False)
-    for row, (parameter, columns) in zip(grid, panels.items(), strict=True):
-        every = np.concatenate([modes.values for own in columns.values() for modes in own])
-        for panel, adapter in zip(row, adapters, strict=True):
-            # GRASP has no sigmas.
-            if adapter not in columns:
-                panel.set_axis_off()
-                continue
-            _draw_layers(panel, columns[adapter], float(every.min()), float(every.max()))
-            panel.set_xlabel(parameter)
-            panel.set_title(adapter)
-        row[0].set_ylabel("layer")
-    titles = {"one": "one mode not rejected", "several": "several modes"}
-    draw_legend(figure, [Line2D([], [], color=_COLOURS[m], label=t) for m, t in titles.items()])
-    return figure
+    size = width * len(adapters) + 0.8, height * len(panels) + 0.6
+    with figure_files(path_stem, size) as (figure, paths):
+        grid = figure.subplots(len(panels), len(adapters), sharex="row", squeeze=False)
+        for row, (parameter, columns) in zip(grid, panels.items(), strict=True):
+            every = np.concatenate([modes.values for own in columns.values() for modes in own])
+            for panel, adapter in zip(row, adapters, strict=True):
+                # GRASP has no sigmas.
+                if adapter not in columns:
+                    panel.set_axis_off()
+                    continue
+                _draw_layers(panel, columns[adapter], float(every.min()), float(every.max()))
+                panel.set_xlabel(parameter)
+                panel.set_title(adapter)
+            row[0].set_ylabel("layer")
+        titles = {"one": "one mode not rejected", "several": "several modes"}
+        lines = [Line2D([], [], color=_COLOURS[m], label=t) for m, t in titles.items()]
+        draw_legend(figure, lines)
+    return paths
 
 
 def _draw_layers(panel: Axes, rows: Sequence[LayerModes], low: float, high: float) -> None:
@@ -376,7 +370,7 @@ def _draw_layers(panel: Axes, rows: Sequence[LayerModes], low: float, high: floa
 
 
 def _density(values: Values, x: Values) -> Values:
-    """Return a sum of Gaussians with Silverman's bandwidth at the points `x`."""
+    """Return a sum of Gaussians with Silverman's bandwidth."""
     std = min(values.std(), np.subtract(*np.percentile(values, [75, 25])) / 1.34)
     bandwidth = max(0.9 * std * len(values) ** -0.2, _LEAST_BANDWIDTH * np.ptp(x))
     return np.exp(-0.5 * ((x - values[:, None]) / bandwidth) ** 2).sum(axis=0)

@@ -8,49 +8,49 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from analog_grasp.costs.table import CostRow
-from analog_grasp.report.comparison import (
+from analog_grasp.costs.estimate import CostRow
+from analog_grasp.report.figures import (
+    accuracy_vs_drift,
+    accuracy_vs_noise,
+    colour_of,
+    draw_drift,
+    draw_noise,
+    marker_of,
+    noise_scores,
+    noise_title,
+)
+from analog_grasp.report.findings import coverage, findings, methodology, trainings_text
+from analog_grasp.report.hardware import (
+    CHIPS_LEGEND,
+    chip_section,
+    chip_summaries,
+    chip_text,
+    cost_section,
+    write_costs,
+)
+from analog_grasp.report.html import Chart, PageTable, Section, Switch, render_page, swatch
+from analog_grasp.report.tables import (
     ANSWER_LEGEND,
     LEGEND,
     Comparison,
     DeviceTable,
+    TextTable,
     adapter_text,
     answer_table,
     device_text,
+    markdown_bullets,
+    markdown_escape,
+    markdown_table,
+    metric_title,
+    settings_text,
     treatment_text,
 )
-from analog_grasp.report.costs import cost_section, write_costs
-from analog_grasp.report.figures import (
-    accuracy_vs_drift,
-    accuracy_vs_noise,
-    draw_drift,
-    draw_noise,
-    draw_utilisation,
-    draw_weight_error,
-    noise_scores,
-    noise_title,
-)
-from analog_grasp.report.findings import (
-    CHIPS_LEGEND,
-    ChipSummary,
-    chip_summaries,
-    chip_text,
-    coverage,
-    findings,
-    methodology,
-    summary_markdown,
-    trainings_text,
-)
-from analog_grasp.report.html import Chart, PageTable, Section, Switch, render_page, swatch
-from analog_grasp.report.plotting import colour_of, marker_of
-from analog_grasp.report.tables import metric_title, settings_text
 from analog_grasp.study.records import (
     AdapterRecord,
     LayerRecord,
     Measurement,
     TreatmentCost,
     csv_text,
-    write_csv,
     write_parquet,
 )
 from analog_grasp.utils.io import write_atomically
@@ -112,7 +112,7 @@ def write_report(
     csv, parquet, summary, page = (
         directory / name for name in ("results.csv", "results.parquet", "summary.md", "report.html")
     )
-    write_csv(measurements, csv)
+    write_atomically(csv, csv_text(measurements).encode())
     write_parquet(measurements, parquet)
     text = summary_markdown(question, settings, comparison, layers, treatments)
     write_atomically(summary, text.encode())
@@ -136,7 +136,7 @@ def comparison_page(
 ) -> str:
     """Return the text of report.html; the arguments are those of `write_report`."""
     first, *further = findings(comparison)
-    tables, adapters = comparison.tables, comparison.adapters
+    tables = comparison.tables
     lead = [table for table in tables if table.metric == tables[0].metric]
     others = [table for table in tables if table.metric != tables[0].metric]
     rows = [comparison.tokens(v) for v in (*comparison.variants, *comparison.variants[1:])]
@@ -145,7 +145,6 @@ def comparison_page(
         for table in comparison.subjects[0]
         for variant in comparison.variants
     ]
-    chips = chip_summaries(layers)
     sections = [
         Section(
             "Score against time since programming",
@@ -175,19 +174,12 @@ def comparison_page(
             charts=_noise_charts(comparison, _weights(settings)),
             caption=_NOISE_CAPTION,
         ),
-        Section(
-            "Chips",
-            charts=_chip_charts(comparison, chips) if chips else (),
-            caption=CHIPS_LEGEND if chips else "",
-            tables=[PageTable(chip_text(chips))] if chips else (),
-            sentences=coverage(layers),
-        ),
-        *([cost_section(costs, comparison)] if costs else []),
+        chip_section(layers, comparison),
+        cost_section(costs, comparison),
         Section(
             "Adapters and settings",
             tables=[
-                *([PageTable(adapter_text(adapters))] if adapters else []),
-                *([PageTable(treatment_text(treatments))] if treatments else []),
+                *map(PageTable, _adapter_tables(comparison, treatments)),
                 PageTable(settings_text(settings)),
             ],
         ),
@@ -245,34 +237,39 @@ def _noise_charts(comparison: Comparison, weights: str) -> list[Chart]:
     ]
 
 
-def _chip_charts(comparison: Comparison, chips: Sequence[ChipSummary]) -> list[Chart]:
-    """Return a figure of the weight error, and one of the tiles in use.
+def summary_markdown(
+    question: str,
+    settings: Mapping[str, object],
+    comparison: Comparison,
+    layers: Sequence[LayerRecord] = (),
+    treatments: Sequence[TreatmentCost] = (),
+) -> str:
+    """Return the text of summary.md: result, figure, tables, settings and methodology.
 
-    Devices with the same tiles share a figure.
+    The arguments are those of `write_report`.
     """
-    charts = [
-        Chart(
-            "Weight error",
-            "Weight error against the time since programming, one line per device.",
-            partial(draw_weight_error, comparison=comparison, chips=chips),
-            comparison.tokens(devices=(chip.device for chip in chips)),
-            [
-                (chip.device, swatch("o", colour_of(i)), comparison.tokens(devices=[chip.device]))
-                for i, chip in enumerate(chips)
-            ],
-        )
+    first, *further = findings(comparison)
+    chips = chip_summaries(layers)
+    parts = [
+        f"# {markdown_escape(question)}",
+        markdown_escape(first),
+        "![Score against time since programming](accuracy_vs_drift.svg)",
+        markdown_table(answer_table(comparison)),
+        markdown_escape(f"{ANSWER_LEGEND} {trainings_text(comparison.measurements)}"),
+        "## Scores and paired differences",
+        markdown_escape(LEGEND),
+        *(markdown_table(device_text(table)) for table in comparison.tables),
+        *(["## Further results", markdown_bullets(further)] if further else []),
+        *map(markdown_table, _adapter_tables(comparison, treatments)),
+        *([markdown_table(chip_text(chips)), markdown_escape(CHIPS_LEGEND)] if chips else []),
+        *map(markdown_escape, coverage(layers)),
+        markdown_table(settings_text(settings)),
+        "## Methodology",
+        markdown_bullets(methodology(settings)),
     ]
-    same_tiles: dict[tuple[tuple[str, int, float], ...], list[ChipSummary]] = {}
-    for chip in chips:
-        use = tuple((layer.layer, layer.tiles, layer.use) for layer in chip.layers)
-        same_tiles.setdefault(use, []).append(chip)
-    for same in same_tiles.values():
-        devices = [chip.device for chip in same]
-        title = (
-            f"Utilisation of the tiles of {', '.join(devices)}: {same[0].weights:,} weights on"
-            f" {same[0].tiles:,} tiles, {same[0].utilisation:.0%}"
-        )
-        tokens = comparison.tokens(devices=devices)
-        draw = partial(draw_utilisation, chip=same[0], tokens=tokens)
-        charts.append(Chart(title, "Share of each layer's tiles in use.", draw, tokens))
-    return charts
+    return "\n\n".join(parts) + "\n"
+
+
+def _adapter_tables(comparison: Comparison, treatments: Sequence[TreatmentCost]) -> list[TextTable]:
+    tables = [adapter_text(comparison.adapters)] if comparison.adapters else []
+    return [*tables, treatment_text(treatments)] if treatments else tables

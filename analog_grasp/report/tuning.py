@@ -12,10 +12,12 @@ import numpy as np
 import pandas  # type: ignore[import-untyped]
 from scipy import stats
 
-from analog_grasp.report.comparison import Comparison, adapter_text, device_text
 from analog_grasp.report.findings import findings
 from analog_grasp.report.tables import (
+    Comparison,
     TextTable,
+    adapter_text,
+    device_text,
     markdown_bullets,
     markdown_escape,
     markdown_table,
@@ -75,6 +77,11 @@ class Trials:
     front: Sequence[Trial]
     multi: bool
     importance: Mapping[str, Mapping[str, float]]
+
+    @property
+    def title(self) -> str:
+        """Title of the report."""
+        return f"Best {' and '.join(self.space)} for {self.metric} after drift on {self.task}"
 
     @property
     def levels(self) -> list[tuple[str, float]]:
@@ -206,39 +213,6 @@ def _level(level: tuple[str, float]) -> str:
     return f"{level[0]}@{format_time(level[1])}"
 
 
-def tuning_markdown(found: Trials, settings: Mapping[str, object], comparison: Comparison) -> str:
-    """Return the text of summary.md: the trials, and the best setting on the validation split.
-
-    Args:
-        found: The trials, at least one of them complete.
-        settings: Names and values to show.
-        comparison: The best setting on the task's own validation split.
-    """
-    first, *further = tuning_findings(found)
-    figures = [f"{found.metric}_vs_{name}" for name in found.space]
-    parts = [
-        f"# {markdown_escape(tuning_title(found))}",
-        markdown_escape(first),
-        *(f"![{name}]({name}.svg)" for name in [*figures, "front"]),
-        markdown_table(trial_table(found)),
-        markdown_table(importance_table(found)) if found.importance else markdown_escape(TOO_FEW),
-        *(["## Further results", markdown_bullets(further)] if further else []),
-        f"## {VALIDATION_TITLE}",
-        markdown_bullets(findings(comparison)),
-        *(markdown_table(device_text(table)) for table in comparison.tables),
-        markdown_table(adapter_text(comparison.adapters)),
-        markdown_table(settings_text(settings)),
-        "## Methodology",
-        markdown_bullets(METHODOLOGY),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def tuning_title(found: Trials) -> str:
-    """Return the title of the report."""
-    return f"Best {' and '.join(found.space)} for {found.metric} after drift on {found.task}"
-
-
 def trial_table(found: Trials) -> TextTable:
     """Return the ten best trials, or the Pareto front with two goals."""
     measured = [trial for trial in found.trials if trial.score is not None]
@@ -288,3 +262,31 @@ def _compared(best: Trial, other: Trial, metric: str) -> str:
         f"{unit(metric) * result.mean:+.2g}{half}{points} on the same "
         f"{'chip instance' if len(chips) == 1 else f'{len(chips)} chip instances'} of each device"
     )
+
+
+def tuning_markdown(found: Trials, settings: Mapping[str, object], comparison: Comparison) -> str:
+    """Return the text of summary.md: the trials, and the best setting on the validation split.
+
+    Args:
+        found: The trials, at least one of them complete.
+        settings: Names and values to show.
+        comparison: The best setting on the task's own validation split.
+    """
+    first, *further = tuning_findings(found)
+    figures = [f"{found.metric}_vs_{name}" for name in found.space]
+    parts = [
+        f"# {markdown_escape(found.title)}",
+        markdown_escape(first),
+        *(f"![{name}]({name}.svg)" for name in [*figures, "front"]),
+        markdown_table(trial_table(found)),
+        markdown_table(importance_table(found)) if found.importance else markdown_escape(TOO_FEW),
+        *(["## Further results", markdown_bullets(further)] if further else []),
+        f"## {VALIDATION_TITLE}",
+        markdown_bullets(findings(comparison)),
+        *(markdown_table(device_text(table)) for table in comparison.tables),
+        markdown_table(adapter_text(comparison.adapters)),
+        markdown_table(settings_text(settings)),
+        "## Methodology",
+        markdown_bullets(METHODOLOGY),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -11,13 +11,9 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analog_grasp.report.comparison import LEGEND, Comparison, adapter_text, device_text
-from analog_grasp.report.findings import findings
-from analog_grasp.report.html import Chart, PageTable, Section, render_page, swatch
-from analog_grasp.report.plotting import (
+from analog_grasp.report.figures import (
     AXIS_COLOUR,
     DASHED,
     MARKERS,
@@ -26,10 +22,22 @@ from analog_grasp.report.plotting import (
     Series,
     break_axis,
     draw_legend,
+    figure_files,
+    log_positions,
     marker_of,
-    write_figure,
 )
-from analog_grasp.report.tables import metric_title, score_text, settings_text, unit
+from analog_grasp.report.findings import findings
+from analog_grasp.report.html import Chart, PageTable, Section, render_page, swatch
+from analog_grasp.report.tables import (
+    LEGEND,
+    Comparison,
+    adapter_text,
+    device_text,
+    metric_title,
+    score_text,
+    settings_text,
+    unit,
+)
 from analog_grasp.report.tuning import (
     METHODOLOGY,
     TOO_FEW,
@@ -40,9 +48,8 @@ from analog_grasp.report.tuning import (
     trial_table,
     trials_csv,
     tuning_findings,
-    tuning_title,
 )
-from analog_grasp.tuning.search_space import Trial, values_text
+from analog_grasp.tuning.search_space import Range, Trial, values_text
 from analog_grasp.utils.time import format_time
 
 _PANEL_INCHES = (3.3, 2.5)
@@ -64,103 +71,103 @@ def write_figures(found: Trials, directory: Path) -> list[Path]:
     Returns:
         The paths, such as ``accuracy_vs_noise_weight.png``, ``.svg`` and ``.pdf``, and of front.
     """
-    paths: list[Path] = []
-    for name in found.space:
-        stem = directory / f"{found.metric}_vs_{name}"
-        paths += write_figure(partial(_draw_setting, found, name), stem)
-    return paths + write_figure(partial(_front_figure, found), directory / "front")
+    files = [path for name in found.space for path in _draw_setting(found, name, directory)]
+    with figure_files(directory / "front", (4.8, 3.4)) as (figure, paths):
+        panel = figure.subplots()
+        draw_front(panel, found)
+        for trial in found.front:
+            panel.annotate(
+                str(trial.number), _scores(trial, found), (3, 3), textcoords="offset points",
+                fontsize=7,
+            )  # fmt: skip
+    return files + paths
 
 
-class _Axis:
-    """Horizontal axis of a setting, logarithmic where its range is.
-
-    Zero is drawn on the left of a logarithmic axis, beyond a break.
-    """
-
-    def __init__(self, found: Trials, name: str) -> None:
-        self._name, self._bounds = name, found.space[name]
-        values = [value for trial in found.trials if (value := self._value(trial)) is not None]
-        self._broken = self._bounds.log and 0 in values
-        shown = [value for value in values if value != 0 or not self._bounds.log]
-        ends = [self._scaled(v) for v in (*shown, self._bounds.low, self._bounds.high)]
-        self._low, self._high = min(ends), max(ends)
-        self._zero = self._low - max(0.6, 0.14 * (self._high - self._low))
-
-    def _value(self, trial: Trial) -> float | None:
-        value = trial.values[self._name]
-        return value if isinstance(value, int | float) else None
-
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self._bounds.log else float(value)
-
-    def of(self, trial: Trial) -> float | None:
-        """Return the place of a trial's value; None for a value that is not a number."""
-        value = self._value(trial)
-        if value is None:
-            return None
-        return self._zero if self._bounds.log and value == 0 else self._scaled(value)
-
-    def is_broken_off(self, place: float) -> bool:
-        """Return True for a place beyond the break."""
-        return self._broken and place < self._low
-
-    def draw(self, panel: Axes) -> None:
-        """Draw the ticks and the break."""
-        first = self._zero if self._broken else self._low
-        margin = 0.05 * (self._high - first)
-        panel.set_xlim(first - margin, self._high + margin)
-        if not self._bounds.log:
-            return
-        base = 2.0 if self._bounds.whole else 10.0
-        steps = [math.log(10.0**end, base) for end in (self._low, self._high)]
-        powers = range(math.ceil(steps[0] - 1e-9), math.floor(steps[1] + 1e-9) + 1)
-        ticks = {math.log10(base**power): f"{base**power:g}" for power in powers}
-        if self._broken:
-            ticks[self._zero] = "0"
-            break_axis(panel, (self._zero + self._low) / 2, 0.012 * (self._high - first))
-        panel.set_xticks(list(ticks), list(ticks.values()))
-
-
-def _draw_setting(found: Trials, name: str) -> Figure:
+def _draw_setting(found: Trials, name: str, directory: Path) -> list[Path]:
+    """Draw score against one setting, one panel per device."""
     devices = list(dict.fromkeys(device for device, _ in found.levels))
     columns = 2 if len(devices) == 4 else min(len(devices), _MOST_COLUMNS)
     rows = math.ceil(len(devices) / columns)
     width, height = _PANEL_INCHES
-    figure = Figure(
-        figsize=(max(columns * width + 0.6, 5.2), rows * height + 0.9), layout="constrained"
-    )
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    axis, styles = _Axis(found, name), _time_styles(found)
-    for place, panel in enumerate(panels.flat):
-        if place >= len(devices):
-            panel.set_visible(False)
-            continue
-        panel.set_title(devices[place])
-        _draw_device(panel, found, devices[place], axis, styles)
-        axis.draw(panel)
-        panel.tick_params(labelbottom=place + columns >= len(devices))
-    for panel in panels[:, 0]:
-        panel.set_ylabel(metric_title(found.metric))
-    figure.supxlabel(name, fontsize=9)
-    draw_legend(figure, _legend_handles(found, styles))
-    return figure
+    size = max(columns * width + 0.6, 5.2), rows * height + 0.9
+    bounds, places, styles = found.space[name], setting_places(found, name), _time_styles(found)
+    # Beyond a break in the axis.
+    zero = places.get(0) if bounds.log else None
+    placed = [(places[v], trial) for trial in found.trials if (v := trial.values[name]) in places]
+    placed.sort(key=lambda pair: pair[0])
+    with figure_files(directory / f"{found.metric}_vs_{name}", size) as (figure, paths):
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for number, panel in enumerate(panels.flat):
+            if number >= len(devices):
+                panel.set_visible(False)
+                continue
+            panel.set_title(devices[number])
+            _draw_device(panel, found, devices[number], placed, zero, styles)
+            _draw_axis(panel, bounds, places, zero)
+            panel.tick_params(labelbottom=number + columns >= len(devices))
+        for panel in panels[:, 0]:
+            panel.set_ylabel(metric_title(found.metric))
+        figure.supxlabel(name, fontsize=9)
+        draw_legend(figure, _legend_handles(found, styles))
+    return paths
+
+
+def setting_places(found: Trials, name: str) -> dict[float, float]:
+    """Return the place on its axis of each value of a setting, and of the ends of its range.
+
+    The axis is logarithmic where the range is, with 0 on its left. Texts have no place.
+    """
+    bounds = found.space[name]
+    values = [v for t in found.trials if isinstance(v := t.values[name], int | float)]
+    values += [bounds.low, bounds.high]
+    return dict(zip(values, log_positions(values) if bounds.log else values, strict=True))
+
+
+def _draw_axis(
+    panel: Axes, bounds: Range, places: Mapping[float, float], zero: float | None
+) -> None:
+    low, high = min(place for place in places.values() if place != zero), max(places.values())
+    first = low if zero is None else zero
+    margin = 0.05 * (high - first)
+    panel.set_xlim(first - margin, high + margin)
+    if not bounds.log:
+        return
+    base = 2.0 if bounds.whole else 10.0
+    steps = [math.log(10.0**end, base) for end in (low, high)]
+    powers = range(math.ceil(steps[0] - 1e-9), math.floor(steps[1] + 1e-9) + 1)
+    ticks = {math.log10(base**power): f"{base**power:g}" for power in powers}
+    if zero is not None:
+        ticks[zero] = "0"
+        break_axis(panel, (zero + low) / 2, 0.012 * (high - first))
+    panel.set_xticks(list(ticks), list(ticks.values()))
 
 
 def _draw_device(
-    panel: Axes, found: Trials, device: str, axis: _Axis, styles: Mapping[float, dict[str, Any]]
+    panel: Axes,
+    found: Trials,
+    device: str,
+    placed: Sequence[tuple[float, Trial]],
+    zero: float | None,
+    styles: Mapping[float, dict[str, Any]],
 ) -> None:
     """Draw means over chips with intervals per drift time, and digital scores; hollow if pruned."""
     scale = unit(found.metric)
-    placed = [(place, trial) for trial in found.trials if (place := axis.of(trial)) is not None]
-    placed.sort(key=lambda pair: pair[0])
+
+    def draw_points(points: Sequence[tuple[float, float]], style: Mapping[str, Any]) -> None:
+        """Draw points, joined by a line where a single setting is searched."""
+        on, off = ([p for p in points if (p[0] == zero) == is_off] for is_off in (False, True))
+        line = {} if len(found.space) == 1 else {"linestyle": "none"}
+        for part, joined in ((on, line), (off, {"linestyle": "none"})):
+            xs, ys = [x for x, _ in part], [y for _, y in part]
+            panel.plot(xs, ys, **{"zorder": 3, "markeredgecolor": "white", **style, **joined})
+
     for time_s, style in styles.items():
         points = [
             (place, score, bool(trial.pruned))
             for place, trial in placed
             if (score := level_estimate(trial, (device, time_s))) is not None
         ]
-        complete = [(place, scale * score.mean) for place, score, pruned in points if not pruned]
-        _draw_points(panel, found, axis, complete, style)
+        draw_points([(x, scale * score.mean) for x, score, pruned in points if not pruned], style)
         for place, score, pruned in points:
             if pruned:
                 panel.plot(place, scale * score.mean, **style, markerfacecolor="white", zorder=2)
@@ -169,27 +176,10 @@ def _draw_device(
             panel.vlines(
                 place, scale * low, scale * high, color=style["color"], linewidth=0.9, alpha=0.6
             )
-    digital = [(place, scale * t.digital) for place, t in placed if t.digital is not None]
-    _draw_points(panel, found, axis, digital, _DIGITAL)
-    best = axis.of(found.front[0])
-    if best is not None:
-        panel.axvline(best, zorder=0, **_BEST)
-
-
-def _draw_points(
-    panel: Axes,
-    found: Trials,
-    axis: _Axis,
-    points: Sequence[tuple[float, float]],
-    style: Mapping[str, Any],
-) -> None:
-    """Draw points, joined by a line where a single setting is searched."""
-    off = [point for point in points if axis.is_broken_off(point[0])]
-    on = [point for point in points if not axis.is_broken_off(point[0])]
-    line = {} if len(found.space) == 1 else {"linestyle": "none"}
-    for part, joined in ((on, line), (off, {"linestyle": "none"})):
-        xs, ys = [x for x, _ in part], [y for _, y in part]
-        panel.plot(xs, ys, **{"zorder": 3, "markeredgecolor": "white", **style, **joined})
+    draw_points([(x, scale * t.digital) for x, t in placed if t.digital is not None], _DIGITAL)
+    for place, trial in placed:
+        if trial.number == found.front[0].number:
+            panel.axvline(place, zorder=0, **_BEST)
 
 
 def _time_styles(found: Trials) -> dict[float, dict[str, Any]]:
@@ -215,17 +205,6 @@ def _legend_handles(found: Trials, styles: Mapping[float, Mapping[str, Any]]) ->
     return handles
 
 
-def _front_figure(found: Trials) -> Figure:
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
-    panel = figure.subplots()
-    draw_front(panel, found)
-    for trial in found.front:
-        panel.annotate(
-            str(trial.number), _scores(trial, found), (3, 3), textcoords="offset points", fontsize=7
-        )
-    return figure
-
-
 def draw_front(panel: Axes, found: Trials) -> Drawn:
     """Draw score after drift against digital score, the trials of the front joined by a line.
 
@@ -240,7 +219,12 @@ def draw_front(panel: Axes, found: Trials) -> Drawn:
         if trials:
             x, y = zip(*(_scores(trial, found) for trial in trials), strict=True)
             panel.plot(x, y, marker=MARKERS[0], markeredgecolor="white", gid=gid, **style)
-            drawn[gid] = Series([_label(trial, found.metric) for trial in trials])
+            drawn[gid] = Series([
+                f"trial {trial.number}, {values_text(trial.values)}:"
+                f" {score_text(trial.score, found.metric)} after drift,"
+                f" {score_text(trial.digital, found.metric)} digital"
+                for trial in trials
+            ])  # fmt: skip
     panel.margins(0.12)
     panel.set_xlabel(f"{title}, digital")
     panel.set_ylabel(f"{title}, after drift")
@@ -259,12 +243,6 @@ def _scores(trial: Trial, found: Trials) -> tuple[float, float]:
     assert trial.score is not None
     assert trial.digital is not None
     return unit(found.metric) * trial.digital, unit(found.metric) * trial.score
-
-
-def _label(trial: Trial, metric: str) -> str:
-    score, digital = (score_text(each, metric) for each in (trial.score, trial.digital))
-    values = values_text(trial.values)
-    return f"trial {trial.number}, {values}: {score} after drift, {digital} digital"
 
 
 def tuning_page(found: Trials, settings: Mapping[str, object], comparison: Comparison) -> str:
@@ -297,12 +275,9 @@ def tuning_page(found: Trials, settings: Mapping[str, object], comparison: Compa
         ),
         Section(
             "Adapter and settings",
-            tables=[
-                PageTable(adapter_text(comparison.adapters)),
-                PageTable(settings_text(settings)),
-            ],
+            tables=[*map(PageTable, (adapter_text(comparison.adapters), settings_text(settings)))],
         ),
         Section("Methodology", sentences=METHODOLOGY),
     ]
     link = f"Download the {len(found.trials):,} trials (CSV)"
-    return render_page(tuning_title(found), first, sections, link, "trials.csv", trials_csv(found))
+    return render_page(found.title, first, sections, link, "trials.csv", trials_csv(found))

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from analog_grasp.report.comparison import Comparison
 from analog_grasp.report.page import comparison_page
+from analog_grasp.report.tables import Comparison
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analog_grasp.cli.console import Stages, print_line
+from analog_grasp.cli.console import print_line, stages
 from analog_grasp.devices import noise_model as noise
 
 
@@ -36,7 +36,7 @@ def test_a_note_on_the_request_is_kept_too(ag, tiny, tmp_path, monkeypatch):
         "--epochs", "1", "--quiet", "--out", out,
     )  # fmt: skip
     assert (ended.status, ended.err) == (0, "")
-    assert "note: device card" in (out / "run.log").read_text()
+    assert "note: Device card" in (out / "run.log").read_text()
 
 
 def test_what_a_terminal_would_obey_is_shown_as_text(capsys):
@@ -46,8 +46,8 @@ def test_what_a_terminal_would_obey_is_shown_as_text(capsys):
 
 @pytest.mark.parametrize(("total", "lines"), [(200, 10), (10, 10), (7, 7), (1, 1)])
 def test_without_a_terminal_a_stage_prints_a_line_per_tenth(capsys, total, lines):
-    with Stages() as stages:
-        advance = stages("measuring", total)
+    with stages() as progress:
+        advance = progress("measuring", total)
         for _ in range(total):
             advance("a figure")
     printed = capsys.readouterr().err.splitlines()
@@ -57,6 +57,6 @@ def test_without_a_terminal_a_stage_prints_a_line_per_tenth(capsys, total, lines
 
 
 def test_quiet_stages_print_nothing(capsys):
-    with Stages(quiet=True) as stages:
-        stages("measuring", 1)()
+    with stages(quiet=True) as progress:
+        progress("measuring", 1)()
     assert capsys.readouterr().err == ""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analog_grasp.costs.estimate import Pipeline, Stage
+from analog_grasp.costs.work import Pipeline, Stage
 
 STAGES = [Stage("a", 2, 10), Stage("b", 3, 10), Stage("c", 4, 10), Stage("d", 1, 1)]
 

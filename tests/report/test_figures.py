@@ -4,31 +4,30 @@ from dataclasses import replace
 
 import pytest
 from matplotlib import rc_context, rcParams
+from matplotlib.figure import Figure
 
-from analog_grasp.report import figures, plotting
-from analog_grasp.report.comparison import Comparison
-from analog_grasp.report.figures import accuracy_vs_drift, accuracy_vs_noise, noise_level
-from analog_grasp.report.plotting import PALETTE
+from analog_grasp.report.figures import (
+    PALETTE,
+    accuracy_vs_drift,
+    accuracy_vs_noise,
+    noise_level,
+    svg_text,
+)
+from analog_grasp.report.tables import Comparison
 from analog_grasp.study.records import Measurement
 
 NOISE_LEVELS = ("gaussian:0.02", "gaussian:0.05")
 
 
 @pytest.fixture
-def axes(monkeypatch):
+def axes(monkeypatch, tmp_path):
     """Draws a figure without rendering it, which takes long, and returns its panels."""
     drawn = []
-
-    def keep(draw, path_stem):
-        with plotting.figure_style():
-            drawn[:] = [draw()]
-        return []
-
-    monkeypatch.setattr(figures, "write_figure", keep)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
 
     def draw(function, cells, adapters=(), **settings):
-        function(Comparison(cells, adapters), "unused", **settings)
-        return drawn[0].axes
+        function(Comparison(cells, adapters), tmp_path / "figure", **settings)
+        return drawn[-1].axes
 
     return draw
 
@@ -174,7 +173,7 @@ def test_a_noise_figure_needs_two_levels(tmp_path):
 
 
 def test_the_users_own_style_has_no_influence():
-    plain, drawn = plotting.svg_text((2, 2), lambda panel: {})
+    plain, drawn = svg_text((2, 2), lambda panel: {})
     with rc_context({"axes.facecolor": "red", "svg.hashsalt": "mine"}):
-        assert plotting.svg_text((2, 2), lambda panel: {}) == (plain, drawn)
+        assert svg_text((2, 2), lambda panel: {}) == (plain, drawn)
         assert rcParams["svg.hashsalt"] == "mine"

@@ -4,14 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from analog_grasp.report.comparison import Comparison, answer_table
-from analog_grasp.report.findings import (
-    answer,
-    coverage,
-    findings,
-    summary_markdown,
-    trainings_text,
-)
+from analog_grasp.report.findings import answer, coverage, findings, trainings_text
+from analog_grasp.report.page import summary_markdown
+from analog_grasp.report.tables import Comparison, answer_table
 
 # Scores of the digital models are 86.75 %, of which 95 % are 82.4 %.
 SCORES = {("pcm", 0.0): 0.85, ("pcm", 20.0): 0.83, ("pcm", 86400.0): 0.8}

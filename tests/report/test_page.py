@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from analog_grasp.report import html
-from analog_grasp.report.comparison import Comparison
 from analog_grasp.report.page import comparison_page, write_report
+from analog_grasp.report.tables import Comparison
 
 HOSTILE = "</script></svg></style><script>alert(\"1\")</script><img src=x onerror='a'>"
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from analog_grasp.report.comparison import Comparison, adapter_text, device_text
 from analog_grasp.report.tables import (
     MISSING,
+    Comparison,
+    adapter_text,
+    device_text,
     interval_text,
     markdown_table,
     rich_table,

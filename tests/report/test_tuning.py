@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from analog_grasp.report.comparison import Comparison
+from analog_grasp.report.tables import Comparison
 from analog_grasp.report.tuning import (
     Trials,
     effect_sentence,
@@ -20,7 +20,7 @@ from analog_grasp.report.tuning import (
     tuning_findings,
     tuning_markdown,
 )
-from analog_grasp.report.tuning_figures import _Axis, tuning_page, write_figures
+from analog_grasp.report.tuning_figures import setting_places, tuning_page, write_figures
 from analog_grasp.tuning.search_space import WORSE, Trial, search_space
 
 LEVELS = (("pcm", 0.0), ("pcm", 86_400.0), ("rram", 0.0), ("rram", 86_400.0))
@@ -145,17 +145,15 @@ def test_the_page_has_every_complete_trial_and_the_data(found, measurements, rec
 
 
 def test_zero_is_drawn_beyond_a_break_and_text_is_not_drawn(found):
-    axis = _Axis(found, "noise_weight")
-    assert axis.of(found.trials[2]) == pytest.approx(-1)
-    assert axis.is_broken_off(axis.of(found.trials[1]))
-    assert not axis.is_broken_off(axis.of(found.trials[0]))
+    places = setting_places(found, "noise_weight")
+    assert places[0.1] == pytest.approx(-1)
     # The search was 0.001 to 100.
-    assert axis.of(found.trials[1]) < -3
+    assert places[0.0] < places[0.001] == -3
     named = Trial(0, {"noise_target": "pcm-hermes-2@1d"}, 0.8, 0.8, {}, 1.0, "")
     numbered = Trial(1, {"noise_target": 0.1}, 0.8, 0.8, {}, 1.0, "")
     space = search_space(["noise_target"])
-    axis = _Axis(trials_of(named, numbered, front=[named], space=space), "noise_target")
-    assert (axis.of(named), axis.of(numbered)) == (None, -1)
+    places = setting_places(trials_of(named, numbered, front=[named], space=space), "noise_target")
+    assert list(places) == [0.1, 0.01, 0.5]
 
 
 def many_trials(score):

@@ -1,4 +1,4 @@
-"""The lists of devices and adapters, and the words at the top."""
+"""The lists of commands, devices and adapters, and the options of each command."""
 
 import sys
 from pathlib import Path
@@ -71,10 +71,10 @@ def test_a_misspelt_command_is_answered_with_the_right_one(error_of):
 
 
 def test_a_command_that_cannot_be_loaded_suggests_the_doctor(ag, monkeypatch):
-    monkeypatch.setitem(sys.modules, "analog_grasp.cli.catalogue", None)
-    ended = ag("devices")
+    monkeypatch.setitem(sys.modules, "analog_grasp.cli.commands", None)
+    ended = ag("report")
     assert (ended.status, ended.out) == (1, "")
-    assert ended.err.startswith("error: The command devices cannot be loaded (import of ")
+    assert ended.err.startswith("error: The command report cannot be loaded (import of ")
     assert "`analog-grasp doctor`" in ended.err
 
 
@@ -97,3 +97,11 @@ def test_options_are_those_of_the_contract(ag, command, options):
     assert ended.status == 0
     for option in options.split():
         assert f"--{option} " in ended.out
+
+
+@pytest.mark.parametrize(
+    ("command", "default"), [("compare", "devices"), ("train", "none"), ("tune", "none")]
+)
+def test_help_shows_the_second_stage_that_a_command_has_by_default(command, default):
+    (then,) = (each for each in load_command(command).params if each.name == "then")
+    assert then.show_default == default

@@ -1,0 +1,402 @@
+"""Hardware in a report: tiles and weight error of the chips, energy and latency.
+
+The costs are the rows of costs.csv, per sequence; see `analog_grasp.study.runner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from analog_grasp.costs.estimate import NOT_STATED, CostRow, costs_csv, quantity
+from analog_grasp.report.figures import (
+    MARKERS,
+    PALETTE,
+    Drawn,
+    Series,
+    colour_of,
+    draw_legend,
+    draw_time_axis,
+    figure_files,
+    line_styles,
+    log_positions,
+    marker_of,
+)
+from analog_grasp.report.findings import coverage
+from analog_grasp.report.html import Chart, PageTable, Section, swatch
+from analog_grasp.report.tables import (
+    MISSING,
+    Comparison,
+    TextTable,
+    metric_title,
+    score_text,
+    unit,
+)
+from analog_grasp.study.records import LayerRecord, TreatedAdapter
+from analog_grasp.study.statistics import Summary
+from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.time import format_time
+from analog_grasp.utils.types import LOWER_IS_BETTER
+
+CHIPS_LEGEND = (
+    "Weight error: root mean square of (present weight - target) over all weights on the first"
+    " chip instance of each device, in per cent of the column maximum, with drift compensation,"
+    " as the first adapter is deployed. Utilisation: share of the tiles' cross-points that hold a"
+    " weight."
+)
+_COSTS_CAPTION = (
+    "Energy of one sequence from published figures of the hardware, not measured here; the table"
+    " has its range and what is not stated. A bar marked * lacks parts that are not stated. Dashed"
+    " line: the Pareto front, scores that no point with less energy reaches."
+)
+_ENERGY, _TOTAL = "energy, ", "all parts"
+_MICROJOULE = 1e6
+_BAR_INCHES = 0.32
+_GREY = "#9a9a9a"
+
+
+class ChipSummary(NamedTuple):
+    """One chip instance of a device, summed over its layers.
+
+    Attributes:
+        device: Name of the card.
+        layers: Its layers right after programming.
+        tiles, weights: Numbers of tiles, and of weights on them.
+        utilisation: Share of the tiles' cross-points that hold a weight.
+        errors: Root mean square weight error over all layers by time in seconds, in units of the
+            column maximum.
+    """
+
+    device: str
+    layers: Sequence[LayerRecord]
+    tiles: int
+    weights: int
+    utilisation: float
+    errors: Mapping[float, float]
+
+
+def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
+    """Return one summary per device, in order of first appearance."""
+    devices: dict[str, dict[float, list[LayerRecord]]] = {}
+    for record in layers:
+        if record.tiles:
+            devices.setdefault(record.device, {}).setdefault(record.time_s, []).append(record)
+    found = []
+    for device, by_time in devices.items():
+        errors = {}
+        for seconds, own in sorted(by_time.items()):
+            squares = sum(layer.cells * layer.weight_error**2 for layer in own)
+            errors[seconds] = (squares / sum(layer.cells for layer in own)) ** 0.5
+        first = by_time[min(by_time)]
+        weights = sum(layer.cells for layer in first)
+        use = weights / sum(layer.cells / layer.use for layer in first)
+        tiles = sum(layer.tiles for layer in first)
+        found.append(ChipSummary(device, first, tiles, weights, use, errors))
+    return found
+
+
+def chip_text(chips: Sequence[ChipSummary]) -> TextTable:
+    """Return the chips as text, with the weight error at each time; see `CHIPS_LEGEND`."""
+    times = sorted({seconds for chip in chips for seconds in chip.errors})
+    rows = []
+    for chip in chips:
+        errors = (f"{chip.errors[t]:.2%}" if t in chip.errors else MISSING for t in times)
+        counts = (f"{chip.tiles:,}", f"{chip.weights:,}", f"{chip.utilisation:.1%}")
+        rows.append((chip.device, *counts, *errors))
+    titles = (f"error at {format_time(seconds)}" for seconds in times)
+    columns = ("device", "tiles", "weights", "utilisation", *titles)
+    return TextTable("Tiles and weight error", columns, rows)
+
+
+def draw_weight_error(panel: Axes, comparison: Comparison, chips: Sequence[ChipSummary]) -> Drawn:
+    """Draw weight error against time; the ids are ``series0``, ... for the chips."""
+    times = sorted({seconds for chip in chips for seconds in chip.errors})
+    positions = dict(zip(times, log_positions(times), strict=True))
+    drawn = {}
+    for index, chip in enumerate(chips):
+        x = [positions[seconds] for seconds in chip.errors]
+        y = [100 * error for error in chip.errors.values()]
+        panel.plot(x, y, color=colour_of(index), marker=MARKERS[0], markeredgecolor="white",
+                   gid=f"series{index}")  # fmt: skip
+        labels = [f"{chip.device}, {format_time(t)}: {e:.2%}" for t, e in chip.errors.items()]
+        drawn[f"series{index}"] = Series(labels, comparison.tokens(devices=[chip.device]))
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel("weight error (%)")
+    draw_time_axis(panel, times)
+    return drawn
+
+
+def draw_utilisation(panel: Axes, chip: ChipSummary, tokens: str) -> Drawn:
+    """Draw the utilisation of each layer's tiles; the ids are ``series0``, ... for the bars."""
+    drawn = {}
+    for index, layer in enumerate(chip.layers):
+        (bar,) = panel.bar(index + 1, 100 * layer.use, 0.7, color=PALETTE[0])
+        bar.set_gid(f"series{index}")
+        tiles = f"{layer.tiles} tile{'' if layer.tiles == 1 else 's'}"
+        label = f"{layer.layer}: {layer.use:.1%} of {tiles}, {layer.cells:,} weights"
+        drawn[f"series{index}"] = Series([label], tokens)
+    panel.set_xlim(0.4, len(chip.layers) + 0.6)
+    panel.set_ylim(0, 100)
+    panel.locator_params(axis="x", integer=True)
+    panel.set_ylabel("cross-points in use (%)")
+    panel.set_xlabel("layer")
+    return drawn
+
+
+def chip_section(layers: Sequence[LayerRecord], comparison: Comparison) -> Section:
+    """Return the section of the page: the weight error, and the tiles in use.
+
+    Devices with the same tiles share a figure.
+    """
+    chips = chip_summaries(layers)
+    if not chips:
+        return Section("Chips", sentences=coverage(layers))
+    charts = [
+        Chart(
+            "Weight error",
+            "Weight error against the time since programming, one line per device.",
+            partial(draw_weight_error, comparison=comparison, chips=chips),
+            comparison.tokens(devices=(chip.device for chip in chips)),
+            [
+                (chip.device, swatch("o", colour_of(i)), comparison.tokens(devices=[chip.device]))
+                for i, chip in enumerate(chips)
+            ],
+        )
+    ]
+    same_tiles: dict[tuple[tuple[str, int, float], ...], list[ChipSummary]] = {}
+    for chip in chips:
+        use = tuple((layer.layer, layer.tiles, layer.use) for layer in chip.layers)
+        same_tiles.setdefault(use, []).append(chip)
+    for first, *others in same_tiles.values():
+        devices = [chip.device for chip in (first, *others)]
+        title = (
+            f"Utilisation of the tiles of {', '.join(devices)}: {first.weights:,} weights on"
+            f" {first.tiles:,} tiles, {first.utilisation:.0%}"
+        )
+        tokens = comparison.tokens(devices=devices)
+        draw = partial(draw_utilisation, chip=first, tokens=tokens)
+        charts.append(Chart(title, "Share of each layer's tiles in use.", draw, tokens))
+    tables = [PageTable(chip_text(chips))]
+    return Section("Chips", "", charts, CHIPS_LEGEND, tables, coverage(layers))
+
+
+class Bar(NamedTuple):
+    """The energy of one adapter on one hardware.
+
+    Attributes:
+        adapter, cost_model: Names.
+        devices: The devices that the cost model describes.
+        parts: Energy by part, J; None for what is not stated.
+        others: Energy of the same work on digital hardware, J.
+    """
+
+    adapter: str
+    cost_model: str
+    devices: Sequence[str]
+    parts: Mapping[str, float | None]
+    others: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """The label of the bar; * marks that parts are not stated."""
+        mark = " *" if None in self.parts.values() else ""
+        return f"{self.adapter}, {self.cost_model}{mark}"
+
+    @property
+    def energy(self) -> float:
+        """The energy of the parts that are stated, J."""
+        return sum(part for part in self.parts.values() if part is not None)
+
+
+class Point(NamedTuple):
+    """A variant on a device: its place in the comparison, last score, and energy, J."""
+
+    place: int
+    label: str
+    score: Summary
+    energy: float
+
+    @property
+    def position(self) -> tuple[float, float]:
+        """Energy and score, as drawn."""
+        return _MICROJOULE * self.energy, unit(self.score.metric) * self.score.mean
+
+
+def bars(rows: Sequence[CostRow]) -> list[Bar]:
+    """Return the energies of every adapter and hardware.
+
+    Example:
+        >>> row = CostRow("grasp", "pcm", "hermes", "energy, tile reads", "J", 1e-6, 2e-6, 3e-6)
+        >>> bars([row, row._replace(quantity="energy, all parts")])[0].energy
+        2e-06
+    """
+    found = []
+    for adapter, cost_model in dict.fromkeys((row.adapter, row.cost_model) for row in rows):
+        own = [row for row in rows if (row.adapter, row.cost_model) == (adapter, cost_model)]
+        devices = list(dict.fromkeys(row.device for row in own))
+        energies = {
+            row.quantity.removeprefix(_ENERGY): row.value
+            for row in own
+            if row.device == devices[0] and row.quantity.startswith(_ENERGY)
+        }
+        names = list(energies)
+        total = names.index(_TOTAL)
+        parts = {name: energies[name] for name in names[:total]}
+        others = {n: joules for n in names[total + 1 :] if (joules := energies[n]) is not None}
+        found.append(Bar(adapter, cost_model, devices, parts, others))
+    return found
+
+
+def points(rows: Sequence[CostRow], comparison: Comparison) -> list[Point]:
+    """Return last score and energy of every variant and device, for the primary metric."""
+    energy = {(bar.adapter, device): bar.energy for bar in bars(rows) for device in bar.devices}
+    found = []
+    for table in comparison.subjects[0]:
+        for place, cells in enumerate(table.scores):
+            # A recalibrated adapter costs what the adapter costs.
+            adapter = TreatedAdapter.parse(comparison.variants[place].adapter).adapter
+            joules = energy.get((adapter, table.device))
+            measured = [cell for cell in cells if cell]
+            if measured and joules is not None:
+                found.append(Point(place, table.labels[place], measured[-1], joules))
+    return found
+
+
+def front(found: Sequence[Point]) -> list[Point]:
+    """Return the points that no point with less energy reaches, by ascending energy."""
+    sign = -1 if found[0].score.metric in LOWER_IS_BETTER else 1
+    best: list[Point] = []
+    for point in sorted(found, key=lambda p: (p.energy, -sign * p.score.mean)):
+        if not best or sign * point.score.mean > sign * best[-1].score.mean:
+            best.append(point)
+    return best
+
+
+def draw_energy(panel: Axes, found: Sequence[Bar]) -> Drawn:
+    """Draw stacked bars of the energy by part, and bars of digital hardware below them.
+
+    The ids are ``part0-0``, ... for part j of bar i, and ``other0``, ....
+    """
+    drawn, labels = {}, [bar.label for bar in found]
+    for place, bar in enumerate(found):
+        left = 0.0
+        for index, name in enumerate(_drawn_parts(found)):
+            width = _MICROJOULE * (bar.parts.get(name) or 0.0)
+            if width:
+                (part,) = panel.barh(place, width, 0.7, left=left, color=colour_of(index))
+                part.set_gid(f"part{place}-{index}")
+                text = f"{bar.label}, {name}: {quantity(bar.parts[name], 'J')}"
+                drawn[f"part{place}-{index}"] = Series([text])
+                left += width
+    for index, (name, joules) in enumerate(found[0].others.items()):
+        (part,) = panel.barh(len(labels), _MICROJOULE * joules, 0.7, color=_GREY)
+        part.set_gid(f"other{index}")
+        drawn[f"other{index}"] = Series([f"{name}: {quantity(joules, 'J')}"])
+        labels.append(name)
+    panel.set_yticks(range(len(labels)), labels)
+    panel.invert_yaxis()
+    panel.grid(visible=False, axis="y")
+    panel.grid(visible=True, axis="x")
+    panel.set_xlabel("energy per sequence (µJ)")
+    return drawn
+
+
+def _drawn_parts(found: Sequence[Bar]) -> list[str]:
+    """Return the parts that any bar has."""
+    names = dict.fromkeys(part for bar in found for part in bar.parts)
+    return [name for name in names if any(bar.parts.get(name) for bar in found)]
+
+
+def draw_front(panel: Axes, comparison: Comparison, found: Sequence[Point]) -> Drawn:
+    """Draw score against energy and the Pareto front; the ids are ``point0``, ...."""
+    styles, drawn, metric = line_styles(comparison), {}, found[0].score.metric
+    devices = list(dict.fromkeys(point.score.device for point in found))
+    for index, point in enumerate(found):
+        device = point.score.device
+        marker = marker_of(devices.index(device))
+        panel.plot(
+            *point.position, color=styles[point.place]["color"], marker=marker, markersize=6,
+            markeredgecolor="white", linestyle="none", zorder=3, gid=f"point{index}",
+        )  # fmt: skip
+        score = f"{score_text(point.score.mean, metric)}, {quantity(point.energy, 'J')}"
+        tokens = comparison.tokens(comparison.variants[point.place], devices=[device])
+        drawn[f"point{index}"] = Series([f"{point.label}, {device}: {score}"], tokens)
+    x, y = zip(*(point.position for point in front(found)), strict=True)
+    panel.step(x, y, where="post", color=_GREY, linestyle="--", linewidth=1.0, zorder=1)
+    panel.set_xlabel("energy per sequence (µJ)")
+    panel.set_ylabel(f"{metric_title(metric)} at {format_time(found[0].score.time_s)}")
+    return drawn
+
+
+def write_costs(rows: Sequence[CostRow], comparison: Comparison, directory: Path) -> list[Path]:
+    """Write costs.csv, energy_by_part and accuracy_vs_energy; nothing without rows."""
+    if not rows:
+        return []
+    found, scored = bars(rows), points(rows, comparison)
+    table = directory / "costs.csv"
+    write_atomically(table, costs_csv(rows).encode())
+    size = 6.4, 1.3 + _BAR_INCHES * (len(found) + len(found[0].others))
+    with figure_files(directory / "energy_by_part", size) as (figure, paths):
+        draw_energy(figure.subplots(), found)
+        parts = enumerate(_drawn_parts(found))
+        draw_legend(figure, [Patch(color=colour_of(index), label=name) for index, name in parts])
+    if not scored:
+        return [table, *paths]
+    with figure_files(directory / "accuracy_vs_energy", (5.2, 3.6)) as (figure, more):
+        panel = figure.subplots()
+        draw_front(panel, comparison, scored)
+        for point in scored:
+            label = f"{point.label}, {point.score.device}"
+            panel.annotate(label, point.position, (5, 3), textcoords="offset points", fontsize=6.5)
+        panel.margins(x=0.2)
+    return [table, *paths, *more]
+
+
+def cost_text(rows: Sequence[CostRow]) -> TextTable:
+    """Return every quantity per sequence, one column per adapter and hardware."""
+    columns = list(dict.fromkeys((row.adapter, row.cost_model) for row in rows))
+    # The devices of one cost model have the same costs.
+    values = {(row.quantity, row.adapter, row.cost_model): row for row in rows}
+    return TextTable(
+        "Energy, latency and programming per sequence",
+        ("", *(f"{adapter}, {model}" for adapter, model in columns)),
+        [
+            (name, *(_value(values.get((name, *column))) for column in columns))
+            for name in dict.fromkeys(row.quantity for row in rows)
+        ],
+    )
+
+
+def _value(row: CostRow | None) -> str:
+    if row is None or row.value is None or row.low is None or row.high is None:
+        return NOT_STATED
+    return quantity((row.low, row.value, row.high), row.unit)
+
+
+def cost_section(rows: Sequence[CostRow], comparison: Comparison) -> Section:
+    """Return the section of the page; an empty one without rows."""
+    title = "Energy and latency"
+    if not rows:
+        return Section(title)
+    found, scored = bars(rows), points(rows, comparison)
+    parts = enumerate(_drawn_parts(found))
+    charts = [
+        Chart(
+            "Energy by part",
+            "Energy of one sequence by part, and on digital accelerators.",
+            partial(draw_energy, found=found),
+            legend=[(name, swatch("s", colour_of(i)), "") for i, name in parts],
+        )
+    ]
+    if scored:
+        score = scored[0].score
+        axes = f"{metric_title(score.metric)} at {format_time(score.time_s)} against energy"
+        draw = partial(draw_front, comparison=comparison, found=scored)
+        charts.append(Chart(axes, f"{axes} per sequence, with the Pareto front.", draw))
+    tables = [PageTable(cost_text(rows))]
+    return Section(title, charts=charts, caption=_COSTS_CAPTION, tables=tables)
