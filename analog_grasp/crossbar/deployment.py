@@ -260,13 +260,11 @@ class Deployment:
 
         Args:
             score: Scores a model, such as ``task.evaluate``.
-            alone: One layer at a time computes so, all others the other way.
+            alone: One layer at a time computes so, all others the other way; any other value raises
+                ValueError.
 
         Returns:
             By the name of the layer in the base model.
-
-        Raises:
-            ValueError: An unknown ``alone``.
         """
         if alone not in ("analog", "digital"):
             raise ValueError(unknown_name("alone", alone, ("analog", "digital")))

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.chip_layer import parts
 from analog_grasp.crossbar.mapping import column_scale
 from analog_grasp.crossbar.saving import describe, digital_state, restore

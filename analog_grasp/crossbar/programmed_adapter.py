@@ -1,6 +1,5 @@
 """Adapters whose parameters are stored in analog devices: placement "programmed"."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -10,8 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import base_name
-from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.crossbar.chip_layer import ChipLayer
 from analog_grasp.crossbar.tile_sets import TileSettings
 from analog_grasp.devices.card import DeviceCard
@@ -200,7 +198,7 @@ class ProgrammedAdapter:
         self._card, self._compensated = settings.card, settings.drift_compensation != "none"
         self._modulations: list[ProgrammedModulation] = []
         self._tiles: list[ChipLayer] = []
-        for path, layer in list(_adapted(model)):
+        for path, layer in list(model.named_modules()):
             if isinstance(layer, GraspLinear):
                 modulation = ProgrammedModulation(layer, base_name(path), programming_error)
                 self._modulations.append(modulation)
@@ -248,13 +246,6 @@ def _lora_on_tiles(name: str, layer: LoraLayer, settings: TileSettings) -> list[
         tiles.append(settings.put_on_tiles(f"{name}.{which}", matrix))
         matrices[adapter] = tiles[-1]
     return tiles
-
-
-def _adapted(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
-    """Yield the paths and modules of the layers that an adapter has wrapped."""
-    for path, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            yield path, module
 
 
 def _only_adapter(layer: BaseTunerLayer) -> str:

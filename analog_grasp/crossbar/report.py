@@ -16,30 +16,36 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class LayerReport:
-    """The tiles of one layer, and the difference of its weights from their targets."""
+    """The tiles of one layer, and the difference of its weights from their targets.
+
+    Attributes:
+        name: The layer's name in the base model.
+        tiles: Number of tiles.
+        cells: Cross-points that store a weight.
+        use: Share of the tiles' cross-points that store a weight.
+        weight_error: Root mean square of (weight now - target), in units of the column maximum.
+    """
 
     name: str
-    """The layer's name in the base model."""
     tiles: int
-    """Number of tiles."""
     cells: int
-    """Cross-points that store a weight."""
     use: float
-    """Share of the tiles' cross-points that store a weight."""
     weight_error: float
-    """Root mean square of (weight now - target), in units of the column maximum."""
 
 
 @dataclass(frozen=True)
 class DigitalModule:
-    """A module whose weights are not on tiles."""
+    """A module whose weights are not on tiles.
+
+    Attributes:
+        name: The module's name in the base model.
+        kind: The name of its class.
+        weights: Elements of its parameters with two or more axes, without biases.
+    """
 
     name: str
-    """The module's name in the base model."""
     kind: str
-    """The name of its class."""
     weights: int
-    """Elements of its parameters with two or more axes, without biases."""
 
 
 class DeploymentReport(list[LayerReport]):

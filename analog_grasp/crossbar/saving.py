@@ -255,17 +255,21 @@ def stream_weights(model: nn.Module, weights: str | Path) -> None:
         for key, stored in _tensors(file):
             # A file of the body alone, or of a model with a head that this model does not have.
             for name in {key, prefix + key, key.removeprefix(prefix)} & empty.keys():
-                tensor = _fitted(stored, empty[name], key, file)
-                found |= dict.fromkeys(places[id(empty[name])], tensor)
+                replaced = empty[name]
+                if stored.shape != replaced.shape:
+                    raise ValueError(
+                        f"The tensor {key} in {file} has the shape {tuple(stored.shape)}, but the "
+                        f"model's is {tuple(replaced.shape)}: give the weights of this model."
+                    )
+                tensor = stored.to(replaced.dtype)
+                if isinstance(replaced, nn.Parameter):
+                    tensor = nn.Parameter(tensor, replaced.requires_grad)
+                found |= dict.fromkeys(places[id(replaced)], tensor)
     model.load_state_dict(found, strict=False, assign=True)
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raise an error if a tensor of a model is on the meta device.
-
-    Raises:
-        ValueError: A tensor is on the meta device.
-    """
+    """Raise ValueError if a tensor of a model is on the meta device."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta and hasattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook"):
             raise ValueError(
@@ -300,14 +304,3 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(
             f"The weights in {file} are damaged ({error}): download the file again."
         ) from error
-
-
-def _fitted(stored: Tensor, empty: Tensor, key: str, file: Path) -> Tensor:
-    """Return a tensor of the file as it replaces an empty one."""
-    if stored.shape != empty.shape:
-        raise ValueError(
-            f"The tensor {key} in {file} has the shape {tuple(stored.shape)}, but the model's is "
-            f"{tuple(empty.shape)}: give the weights of this model."
-        )
-    tensor = stored.to(empty.dtype)
-    return nn.Parameter(tensor, empty.requires_grad) if isinstance(empty, nn.Parameter) else tensor

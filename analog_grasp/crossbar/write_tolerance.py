@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import base_name, frozen_layers
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.deployment import Deployment
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.programming import WriteTolerance

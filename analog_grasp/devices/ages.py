@@ -16,7 +16,7 @@ _SHORTEST_S = 60.0
 
 
 class AgeRange(NamedTuple):
-    """One device from an age to another.
+    """One device from an age, s since programming, to another.
 
     Example:
         >>> ages = AgeRange.parse("pcm-hermes-2@1h..1y")
@@ -26,9 +26,7 @@ class AgeRange(NamedTuple):
 
     card: DeviceCard
     first: float
-    """The smallest age, s since programming."""
     last: float
-    """The largest age, s."""
 
     @classmethod
     def parse(cls, text: str) -> "AgeRange":
@@ -38,9 +36,8 @@ class AgeRange(NamedTuple):
         programming noise, drift and read noise.
 
         Raises:
-            CardError: The card is unknown, or its file is missing, unreadable or invalid.
-            ValueError: A time is absent or unreadable, the range is reversed, or the factor is not
-                above 0.
+            ValueError: The card is unknown or invalid, a time is absent or unreadable, the range is
+                reversed, or the factor is not above 0.
         """
         found = _ITEM.fullmatch(text.strip())
         if found is None:
@@ -129,7 +126,7 @@ def _scaled(card: DeviceCard, factor: str | None) -> DeviceCard:
         value = float(factor)
     except ValueError:
         value = math.nan
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:
         raise ValueError(
             f"The factor x{factor[:20]} of {card.name} is no number above 0: write it as in x1.5."
         )

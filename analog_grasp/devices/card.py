@@ -139,22 +139,17 @@ class DeviceCard(Section):
             return device
         text = str(device)
         if is_path(device):
-            return cls.from_data(_read(Path(device)), f'device card "{text}"')
+            return cls.from_data(_read(Path(device)), f'Device card "{text}"')
         check_name(text)
         name, colon, level = text.partition(":")
         data = _read(cards_folder() / f"{name}.toml")
         if colon:
             data = _at_noise_level(data, name, level)
-        return cls.from_data(data, f'device card "{text}"')
+        return cls.from_data(data, f'Device card "{text}"')
 
     @classmethod
     def names(cls) -> list[str]:
-        """Return the names of the shipped cards, sorted.
-
-        Example:
-            >>> "ideal" in DeviceCard.names()
-            True
-        """
+        """Return the names of the shipped cards, sorted."""
         return card_names()
 
     def at(self, time: float | str) -> "DeviceAtTime":
@@ -183,9 +178,8 @@ class DeviceCard(Section):
             >>> DeviceCard.load("pcm-hermes-2").without("read", "converters").read is None
             True
         """
-        for effect in effects:
-            if effect not in get_args(Effect):
-                raise ValueError(unknown_name("effect", effect, get_args(Effect)))
+        if unknown := set(effects) - set(get_args(Effect)):
+            raise ValueError(unknown_name("effect", min(unknown), get_args(Effect)))
         off = {*effects, "short_term"} if "read" in effects else effects
         return self.model_copy(update=dict.fromkeys(off))
 
@@ -203,7 +197,7 @@ class DeviceCard(Section):
         """
         stated = {name: getattr(self, name) for name in self.model_fields_set}
         data = {**stated, **_changed_sections(self, changes)}
-        return self.from_data(data, f'device card "{self.name}"')
+        return self.from_data(data, f'Device card "{self.name}"')
 
     def scaled(self, means: float, stds: float) -> Self:
         """Return the card of one die: means of change and standard deviations multiplied.
@@ -268,16 +262,13 @@ class DeviceCard(Section):
     def _std_curves(self) -> list[tuple[str, Curve]]:
         """Return every curve that is a standard deviation, with its key."""
         drift, read = self.drift, self.read
-        tabulated = isinstance(drift, TabulatedDrift)
-        curves = {
-            "programming": None if tabulated else self.programming,
-            "drift.nu_std": drift.nu_std if isinstance(drift, PowerLawDrift) else None,
-            "read.q": read.q if isinstance(read, RelativeRead) else None,
-            "short_term": self.short_term,
-        }
-        rows = drift.table if isinstance(drift, TabulatedDrift) else ()
-        stated = [(f"drift.table[{i}]", row) for i, row in enumerate(rows)]
-        return stated + [(key, curve) for key, curve in curves.items() if curve is not None]
+        curves: dict[str, Curve | None] = {"programming": self.programming}
+        if isinstance(drift, TabulatedDrift):
+            curves = {f"drift.table[{i}]": row for i, row in enumerate(drift.table)}
+        curves["drift.nu_std"] = drift.nu_std if isinstance(drift, PowerLawDrift) else None
+        curves["read.q"] = read.q if isinstance(read, RelativeRead) else None
+        curves["short_term"] = self.short_term
+        return [(key, curve) for key, curve in curves.items() if curve is not None]
 
 
 type Device = str | Path | DeviceCard
@@ -321,7 +312,7 @@ class DeviceAtTime(NamedTuple):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_toml(path, f'device card "{path}"')
+        return read_toml(path, f'Device card "{path}"')
     except (OSError, ValueError) as error:
         raise CardError(str(error)) from None
 
@@ -330,7 +321,7 @@ def _at_noise_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any
     """Return the data of the Gaussian card at another noise level."""
     if name != _NOISE_LEVEL_CARD:
         raise CardError(
-            f'device card "{name}" takes no noise level: only {_NOISE_LEVEL_CARD} does, '
+            f'Device card "{name}" takes no noise level: only {_NOISE_LEVEL_CARD} does, '
             f'as in "{_NOISE_LEVEL_CARD}:0.05".'
         )
     try:
@@ -339,7 +330,7 @@ def _at_noise_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any
         level = math.nan
     if not 0 <= level <= 1:
         raise CardError(
-            f'device card "{name}:{text[:40]}" has no valid noise level: '
+            f'Device card "{name}:{text[:40]}" has no valid noise level: '
             f'write a number between 0 and 1, as in "{_NOISE_LEVEL_CARD}:0.05".'
         )
     g_max = ConductanceRange.model_validate(data["conductance"]).g_max

@@ -1,22 +1,22 @@
-"""Conductances of a card at a drift time: formulas, kernel parameters and moments, in NumPy.
+"""Conductances of a card at a drift time: formulas, kernel parameters and moments.
 
-The moments serve tables that are shown before torch is imported. Their formulas are those of the
-noise model (`analog_grasp.devices.noise_model`); in place of its random streams there is one fixed
-set of 2,039 deviates, with which standard deviations agree with those of large samples to about
-1 %.
+The formulas take NumPy's arrays and torch's tensors. The moments serve tables that are shown before
+torch is imported: in place of the random streams of `analog_grasp.devices.noise_model` there is one
+fixed set of 2,039 deviates, with which standard deviations agree with those of large samples to
+about 1 %.
 """
 
 import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.fields import Curve, StdCurve
+from analog_grasp.devices.fields import Curve, StdCurve, namespace
 from analog_grasp.devices.schema import (
     LogarithmicRead,
     PowerLawDrift,
@@ -43,37 +43,41 @@ _MULTIPLIER = 889
 
 
 class StateCurves(NamedTuple):
-    """The distribution of conductances before power-law drift or relaxation."""
+    """The distribution of conductances before power-law drift or relaxation.
+
+    Attributes:
+        stds: Standard deviation, a function of the mean g + shift(g).
+        shifts: Shift of the mean, a function of the target g.
+    """
 
     stds: CurveSum
-    """Standard deviation, a function of the mean g + shift(g)."""
     shifts: CurveSum
-    """Shift of the mean, a function of the target g."""
 
 
 def state_curves(card: DeviceCard, time: float) -> StateCurves:
     """Return the curves of the programmed state, or of the table's state at a time, s."""
-    drift = card.drift
-    if not isinstance(drift, TabulatedDrift) or time <= drift.table[0].time:
-        state = card.programming
-        if state is None:
-            return StateCurves((), ())
-        return StateCurves(((1.0, state),), () if state.shift is None else ((1.0, state.shift),))
-    table = drift.table
-    after = next((i for i, row in enumerate(table) if time <= row.time), len(table) - 1)
-    rows = [(1.0, table[after])]
-    held = time >= table[after].time and drift.beyond == "hold"
-    if not held and time != table[after].time:
-        before = table[after - 1]
-        fraction = math.log(time / before.time) / math.log(table[after].time / before.time)
-        rows = [(1.0 - fraction, before), (fraction, table[after])]
-    stds: CurveSum = tuple(rows)
-    if card.programming is None:
-        # Without programming noise a device relaxes by the growth of the standard deviation.
-        stds += ((-1.0, table[0]),)
-    return StateCurves(
-        stds, tuple((weight, row.shift) for weight, row in rows if row.shift is not None)
-    )
+    drift, rows = card.drift, [(1.0, card.programming)]
+    removed: CurveSum = ()
+    if isinstance(drift, TabulatedDrift) and time > drift.table[0].time:
+        table = drift.table
+        after = next((i for i, row in enumerate(table) if time <= row.time), len(table) - 1)
+        rows = [(1.0, table[after])]
+        held = time >= table[after].time and drift.beyond == "hold"
+        if not held and time != table[after].time:
+            before = table[after - 1]
+            fraction = math.log(time / before.time) / math.log(table[after].time / before.time)
+            rows = [(1.0 - fraction, before), (fraction, table[after])]
+        if card.programming is None:
+            # Without programming noise a device relaxes by the growth of the standard deviation.
+            removed = ((-1.0, table[0]),)
+    known = [(weight, row) for weight, row in rows if row is not None]
+    shifts = tuple((weight, row.shift) for weight, row in known if row.shift is not None)
+    return StateCurves((*known, *removed), shifts)
+
+
+def only(curve: Curve | None) -> CurveSum:
+    """Return a curve as a sum, which is empty for None."""
+    return () if curve is None else ((1.0, curve),)
 
 
 def drift_growth(drift: PowerLawDrift, time: float) -> float:
@@ -98,6 +102,60 @@ def read_factor(read: Read | None, time: float) -> float:
     logarithm = math.log(age + read.t_read) - math.log(2 * read.t_read)
     k = read.k if isinstance(read, LogarithmicRead) else 1.0
     return k * math.sqrt(max(logarithm, 0.0))
+
+
+def summed(card: DeviceCard, curves: CurveSum, g: Any) -> Any:
+    """Return a weighted sum of curves at conductances `g`, µS."""
+    total, xp = namespace(g).zeros_like(g), namespace(g)
+    for weight, curve in curves:
+        values = curve.at(g, card.conductance.g_max)
+        # torch rounds the product and the sum at once.
+        total = total + weight * values if xp is np else xp.add(total, values, alpha=weight)
+    return total
+
+
+def state_moments(card: DeviceCard, g: Any, time: float) -> tuple[Any, Any]:
+    """Return mean and standard deviation, µS, of targets `g` before power law or relaxation."""
+    state = state_curves(card, time)
+    mean = g + summed(card, state.shifts, g)
+    return mean, summed(card, state.stds, mean)
+
+
+def clipped(card: DeviceCard, g: Any) -> Any:
+    """Return conductances of at least 0, except under the mapping "signed"."""
+    return g if card.conductance.mapping == "signed" else namespace(g).clip(g, 0.0, None)
+
+
+def exponents(drift: PowerLawDrift, g: Any, g_max: float, z: Any) -> Any:
+    """Return the drift exponents nu of devices with targets `g`, µS, from deviates."""
+    return abs(z * drift.nu_std.at(g, g_max) + drift.nu_mean.at(g, g_max))
+
+
+def drifted(card: DeviceCard, g: Any, coefficients: Any, time: float) -> Any:
+    """Return programmed conductances after power-law drift or relaxation, by its coefficients."""
+    drift = card.drift
+    if isinstance(drift, PowerLawDrift):
+        return namespace(g).exp(coefficients * -drift_growth(drift, time)) * g
+    if isinstance(drift, RelaxationDrift):
+        mean, std = relaxation(drift, time)
+        return coefficients * std + mean + g
+    return g
+
+
+def with_read_noise(card: DeviceCard, g: Any, programmed: Any, z: Any, time: float) -> Any:
+    """Return conductances read at a time, with accumulated 1/f noise of the deviates `z`."""
+    read, noise, xp = card.read, z * read_factor(card.read, time), namespace(g)
+    if read is not None:
+        if isinstance(read, LogarithmicRead):
+            g = g + noise * xp.log10(xp.clip(g, 1.0, None))
+        else:
+            # Read noise of a tabulated card depends on the present state.
+            base = g if isinstance(card.drift, TabulatedDrift) else programmed
+            g = g * (noise * xp.clip(read.q.at(base, card.conductance.g_max), 0.0, None) + 1.0)
+    g = clipped(card, g)
+    if isinstance(card.drift, RelaxationDrift) and time > 0:
+        g = xp.clip(g, card.conductance.g_min, card.conductance.g_max)
+    return g
 
 
 @functools.lru_cache(maxsize=32)
@@ -139,9 +197,8 @@ def _encoded_curves(
     drift, read, state = card.drift, card.read, state_curves(card, time)
     nu = (drift.nu_mean, drift.nu_std) if isinstance(drift, PowerLawDrift) else (None, None)
     q = read.q if isinstance(read, RelativeRead) else None
-    sums: list[tuple[CurveSum, float]] = [(state.shifts, -math.inf), (state.stds, 0.0)]
-    for curve, lowest in ((nu[0], -math.inf), (nu[1], -math.inf), (q, 0.0), (card.short_term, 0.0)):
-        sums.append((() if curve is None else ((1.0, curve),), lowest))
+    sums = [(state.shifts, -math.inf), (state.stds, 0.0), (only(nu[0]), -math.inf)]
+    sums += [(only(nu[1]), -math.inf), (only(q), 0.0), (only(card.short_term), 0.0)]
     points: list[tuple[float, float]] = []
     rows: list[list[float]] = []
     starts = [0]
@@ -238,7 +295,7 @@ def weight_std(card: DeviceCard, values: Sequence[float], time: float) -> Floats
 def _moments(card: DeviceCard, targets: Floats, time: float) -> tuple[Floats, Floats, Floats]:
     """Return mean and variance of conductances, and their mean variance from read to read."""
     g = _read(card, targets[:, None], time)
-    short_term = _sum(card, () if card.short_term is None else ((1.0, card.short_term),), g)
+    short_term = summed(card, only(card.short_term), g)
     mean, square, each_read = g.mean(1), (g**2).mean(1), (short_term**2).mean(1)
     if card.stuck is not None:
         ends = np.array([card.conductance.g_min, card.conductance.g_max])
@@ -253,38 +310,15 @@ def _moments(card: DeviceCard, targets: Floats, time: float) -> tuple[Floats, Fl
 
 
 def _read(card: DeviceCard, targets: Floats, time: float) -> Floats:
-    """Return conductances as read, ``(n, 2039)``, of targets ``(n, 1)``; see `CardNoiseModel`."""
-    drift, read, g_max = card.drift, card.read, card.conductance.g_max
-    lowest = -np.inf if card.conductance.mapping == "signed" else 0.0
+    """Return conductances as read, ``(n, 2039)``, of targets ``(n, 1)``."""
     z_programming, z_drift, z_read = _deviates()
-    state = state_curves(card, time)
-    means = targets + _sum(card, state.shifts, targets)
-    g = np.maximum(means + _sum(card, state.stds, means) * z_programming, lowest)
-    programmed = g
-    if isinstance(drift, PowerLawDrift) and time > 0:
-        nu = np.abs(drift.nu_mean.at(targets, g_max) + drift.nu_std.at(targets, g_max) * z_drift)
-        g = g * np.exp(-drift_growth(drift, time) * nu)
-    elif isinstance(drift, RelaxationDrift):
-        mean, std = relaxation(drift, time)
-        g = g + mean + std * z_drift
-    noise = read_factor(read, time) * z_read
-    if isinstance(read, LogarithmicRead):
-        g = g + noise * np.log10(np.maximum(g, 1.0))
-    elif read is not None:
-        base = g if isinstance(drift, TabulatedDrift) else programmed
-        g = g * (1.0 + noise * np.maximum(read.q.at(base, g_max), 0.0))
-    g = np.maximum(g, lowest)
-    if isinstance(drift, RelaxationDrift) and time > 0:
-        g = np.clip(g, card.conductance.g_min, g_max)
-    return g
-
-
-def _sum(card: DeviceCard, curves: CurveSum, g: Floats) -> Floats:
-    """Return a weighted sum of curves at conductances `g`."""
-    total = np.zeros_like(g)
-    for weight, curve in curves:
-        total += weight * curve.at(g, card.conductance.g_max)
-    return total
+    mean, std = state_moments(card, targets, time)
+    programmed = clipped(card, std * z_programming + mean)
+    if isinstance(card.drift, PowerLawDrift):
+        z_drift = exponents(card.drift, targets, card.conductance.g_max, z_drift)
+    g = drifted(card, programmed, z_drift, time)
+    read: Floats = with_read_noise(card, g, programmed, z_read, time)
+    return read
 
 
 @functools.cache

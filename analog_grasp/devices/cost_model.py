@@ -254,16 +254,13 @@ class CostModel(Section):
 
     def _column_energy(self, column: ColumnCosts) -> dict[str, Range | None]:
         samples, steps = _counts(column)
-        reads, drivers, adc = (
-            tuple(self.tile.columns * each for each in energies)
-            for energies in (
-                [samples * e + s for e, s in
-                 zip(column.integrate.range, column.shift_add.range, strict=True)],
-                [samples * e for e in column.sample.range],
-                [n * e for n, e in zip(steps, column.adc_step.range, strict=True)],
-            )
-        )  # fmt: skip
-        return {"tile reads": reads, "DAC": drivers, "ADC": adc}  # type: ignore[dict-item]
+        low, value, high = (n * e for n, e in zip(steps, column.adc_step.range, strict=True))
+        energies = {
+            "tile reads": sum_of(times(samples, column.integrate.range), column.shift_add.range),
+            "DAC": times(samples, column.sample.range),
+            "ADC": (low, value, high),
+        }
+        return {part: e and times(self.tile.columns, e) for part, e in energies.items()}
 
 
 class Accelerator(Section):

@@ -201,7 +201,7 @@ class Piece(Section):
         y = self._formula(x)
         if self.min is None and self.max is None:
             return y
-        return _namespace(x).clip(y, self.min, self.max)
+        return namespace(x).clip(y, self.min, self.max)
 
     def scaled(self, factor: float) -> Self:
         """Return the piece with its values multiplied by `factor`, which is not negative."""
@@ -224,7 +224,7 @@ class Piece(Section):
         )
 
     def _formula(self, x: Any) -> Any:
-        c, xp = self.coefficients, _namespace(x)
+        c, xp = self.coefficients, namespace(x)
         if self.form == "logarithm":
             return xp.log(xp.clip(x, SMALLEST, None)) * c[1] + c[0]
         if self.form == "power":
@@ -248,7 +248,7 @@ class Piece(Section):
         return y
 
     def _interpolated(self, x: Any) -> Any:
-        xp = _namespace(x)
+        xp = namespace(x)
         if xp.__name__ == "numpy":
             return xp.interp(x, *xp.array(self.points).T)
         at, values = x.new_tensor(self.points, dtype=xp.float64).T.contiguous()
@@ -318,7 +318,7 @@ class Curve(Section):
         y = self.pieces[-1](x)
         for piece in reversed(self.pieces[:-1]):
             assert piece.below is not None
-            y = _namespace(x).where(x < piece.below, piece(x), y)
+            y = namespace(x).where(x < piece.below, piece(x), y)
         return y
 
 
@@ -340,7 +340,7 @@ class StdCurve(Curve):
         std = super().at(g, g_max)
         if self.reference_g_max is not None:
             std = std * (g_max / self.reference_g_max)
-        return _namespace(g).clip(std, 0.0, None)
+        return namespace(g).clip(std, 0.0, None)
 
     def constant(self, g_max: float) -> float | None:
         """Return the standard deviation, µS, if it is the same at every conductance, else None."""
@@ -362,7 +362,7 @@ class ShiftCurve(Curve):
     unit: Literal["uS"]
 
 
-def _namespace(x: Any) -> Any:
+def namespace(x: Any) -> Any:
     """Return the library of `x`, numpy or torch, which is then loaded already."""
     torch = sys.modules.get("torch")
     return torch if torch and isinstance(x, torch.Tensor) else sys.modules["numpy"]

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.conductance import (
-    CurveSum,
+    clipped,
     device_parameters,
-    drift_growth,
+    drifted,
+    exponents,
+    only,
     read_factor,
-    relaxation,
-    state_curves,
+    state_moments,
+    summed,
+    with_read_noise,
 )
 from analog_grasp.devices.programming import CardConductanceConverter, WriteTolerance
 from analog_grasp.devices.schema import (
-    LogarithmicRead,
     PowerLawDrift,
     RelaxationDrift,
     TabulatedDrift,
@@ -41,16 +43,15 @@ _BETWEEN = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
 class CardNoiseModel(BaseNoiseModel):
     """Programming noise, drift and read noise of the devices of one tile, from a card's data.
 
-    `read_weights` returns the weights as read at a time in one step. The methods whose names begin
-    with `apply_` return the same in the two steps of aihwkit's noise models. The formulas are those
-    of the card's sections; where a card restates an aihwkit model, both agree in distribution.
-    Conductances are in µS and at least 0 (except under the mapping "signed"), times in seconds
-    since programming.
+    `read_weights` returns the weights as read at a time in one step, the methods whose names begin
+    with `apply_` in the two steps of aihwkit's noise models. The formulas are those of the card's
+    sections; where a card restates an aihwkit model, both agree in distribution. Conductances are
+    in µS and at least 0 (except under the mapping "signed"), times in seconds since programming.
 
     Every random number is a function of the seed, the purpose, the device of the cell (0 for g+, 1
     for g-), the time for read noise, and the position in the tile; see `kernels.rng.normal`. The
-    same seed gives the same chip for any order of calls, number of threads and processor; the
-    global generator is not used. Each tile needs a seed of its own; see `derive_seed`.
+    same seed gives the same chip for any order of calls, number of threads and processor. Each tile
+    needs a seed of its own.
 
     The programming error, drift exponent and relaxation of a device are drawn once for all times,
     so that its conductance follows one continuous path; the published distributions are those at
@@ -94,7 +95,8 @@ class CardNoiseModel(BaseNoiseModel):
         tolerance: Tensor | None = None,
     ) -> None:
         super().__init__(CardConductanceConverter(card.conductance))
-        self.card = card_on_die(card, seed if chip is None else chip)
+        chip = seed if chip is None else chip
+        self.card = card if card.die_to_die is None else card_on_die(card, chip)
         self.seed = seed
         self._tolerance = tolerance
         self._write = None if tolerance is None else WriteTolerance(card)
@@ -111,8 +113,7 @@ class CardNoiseModel(BaseNoiseModel):
         """Return weights as read at a time after programming.
 
         Single precision on a CPU uses the compiled kernel; otherwise the two steps below are used,
-        which agree with it to rounding. No state is kept between times: the same devices are drawn
-        again.
+        which agree with it to rounding.
 
         Args:
             targets: The target weights, ``(rows, columns)``.
@@ -131,12 +132,11 @@ class CardNoiseModel(BaseNoiseModel):
         time = parse_time(time)
         _warn_beyond_data(self.card, time)
         out = torch.empty_like(targets) if out is None else out
-        noiseless = self._is_exact()
-        if noiseless and variance_out is None:
+        if self._is_exact() and variance_out is None:
             return out.copy_(targets)
         tensors = [tensor for tensor in (targets, out, variance_out) if tensor is not None]
-        simple = noiseless or self._write is not None
-        if simple or not all(fits_kernel(tensor) for tensor in tensors):
+        in_steps = self._is_exact() or self._write is not None
+        if in_steps or not all(fits_kernel(tensor) for tensor in tensors):
             return self._read_in_steps(targets, time, out, variance_out)
         scale, offset = (np.float32(term) for term in self.g_converter.scale_of(targets))
         parameters = device_parameters(self.card, time)
@@ -147,12 +147,9 @@ class CardNoiseModel(BaseNoiseModel):
     def constant_short_term_variance(self, targets: Tensor) -> float | None:
         """Return the variance of the weights from read to read, if it is the same for all.
 
-        Args:
-            targets: The target weights, of any shape.
-
         Returns:
-            The variance, in squared units of the weights: 0 for a card without short-term noise,
-            None if it depends on the conductance.
+            The variance, in squared units of the target weights: 0 for a card without short-term
+            noise, None if it depends on the conductance.
         """
         curve, section = self.card.short_term, self.card.conductance
         if curve is None:
@@ -211,7 +208,7 @@ class CardNoiseModel(BaseNoiseModel):
     def apply_programming_noise_to_conductance(self, g_target: Tensor, device: int = 0) -> Tensor:
         """Return programmed conductances of targets, µS, of any shape; see `ProgrammedState`."""
         if self.card.programming is None:
-            return self._stuck(g_target.clone(), device)
+            return self._stuck(g_target, device)
         deviate = self._normal(g_target, "programming", device)
         return self._stuck(self._state(g_target, deviate, 0.0), device)
 
@@ -226,9 +223,9 @@ class CardNoiseModel(BaseNoiseModel):
         """
         drift = self.card.drift
         if isinstance(drift, PowerLawDrift):
-            g_max = self.card.conductance.g_max
-            nu = self._normal(g_target, "drift", device).mul_(drift.nu_std.at(g_target, g_max))
-            return nu.add_(drift.nu_mean.at(g_target, g_max)).abs_()
+            z = self._normal(g_target, "drift", device)
+            nu: Tensor = exponents(drift, g_target, self.card.conductance.g_max, z)
+            return nu
         if isinstance(drift, TabulatedDrift):
             return torch.stack([g_target, self._normal(g_target, "programming", device)])
         if isinstance(drift, RelaxationDrift):
@@ -256,13 +253,16 @@ class CardNoiseModel(BaseNoiseModel):
         """
         time = parse_time(t_inference)
         _warn_beyond_data(self.card, time)
-        g = self._drifted(g_prog, drift_noise_param, time)
-        # Read noise of a tabulated card depends on the present state, not on the programmed one.
-        base = g.clone() if isinstance(self.card.drift, TabulatedDrift) else g_prog
-        g = self._clipped(self._read(g, base, time, device))
-        if isinstance(self.card.drift, RelaxationDrift) and time > 0:
-            g.clamp_(self.card.conductance.g_min, self.card.conductance.g_max)
-        return self._stuck(g, device)
+        drift, g = self.card.drift, g_prog
+        if drift_noise_param is not None and time > 0:
+            if not isinstance(drift, TabulatedDrift):
+                g = drifted(self.card, g_prog, drift_noise_param, time)
+            elif time > drift.table[0].time:
+                g_target, deviate = drift_noise_param
+                g = self._state(g_target, deviate, time)
+        noisy = read_factor(self.card.read, time) > 0
+        z = self._normal(g, "read", device, time) if noisy else 0.0
+        return self._stuck(with_read_noise(self.card, g, g_prog, z, time), device)
 
     def _is_exact(self) -> bool:
         card = self.card
@@ -297,9 +297,8 @@ class CardNoiseModel(BaseNoiseModel):
             params = {"scale": state[0], "offset": state[1]}
             weights = self.g_converter.convert_back_to_weights(conductances, params)
         if variance_out is not None:
-            std = self.card.short_term
-            curves: CurveSum = () if std is None else ((1.0, std),)
-            variance = torch.stack([self._sum(curves, g).square_() for g in conductances]).sum(0)
+            stds = [summed(self.card, only(self.card.short_term), g) for g in conductances]
+            variance = torch.stack([std.square() for std in stds]).sum(0)
             variance_out.copy_(variance.div_(params["scale"].square()))
         return out.copy_(weights)
 
@@ -311,59 +310,22 @@ class CardNoiseModel(BaseNoiseModel):
             for device, (g_prog, coefficients) in enumerate(devices)
         ]
 
-    def _drifted(self, g_prog: Tensor, coefficients: Tensor | None, time: float) -> Tensor:
-        """Return `g_prog` after drift and before read noise, as a new tensor."""
-        drift = self.card.drift
-        if drift is None or coefficients is None or time == 0:
-            return g_prog.clone()
-        if isinstance(drift, PowerLawDrift):
-            return coefficients.mul(-drift_growth(drift, time)).exp_().mul_(g_prog)
-        if isinstance(drift, RelaxationDrift):
-            mean, std = relaxation(drift, time)
-            return coefficients.mul(std).add_(mean).add_(g_prog)
-        if time <= drift.table[0].time:
-            return g_prog.clone()
-        g_target, deviate = coefficients
-        return self._state(g_target, deviate, time)
-
     def _state(self, g_target: Tensor, deviate: Tensor, time: float) -> Tensor:
         """Return conductances as programmed, or as relaxed by the card's table."""
-        state = state_curves(self.card, time)
-        mean = g_target + self._sum(state.shifts, g_target)
-        std = self._sum(state.stds, mean)
+        mean, std = state_moments(self.card, g_target, time)
         if self._write is not None and self._tolerance is not None:
             std = self._write.std(std, self._tolerance)
-        return self._clipped(std.mul_(deviate).add_(mean))
-
-    def _sum(self, curves: CurveSum, g: Tensor) -> Tensor:
-        """Return a weighted sum of curves at conductances `g`."""
-        total = torch.zeros_like(g)
-        for weight, curve in curves:
-            total.add_(curve.at(g, self.card.conductance.g_max), alpha=weight)
-        return total
-
-    def _read(self, g: Tensor, g_prog: Tensor, time: float, device: int) -> Tensor:
-        """Add accumulated 1/f noise to `g` in place."""
-        read, factor = self.card.read, read_factor(self.card.read, time)
-        if read is None or factor == 0:
-            return g
-        noise = self._normal(g, "read", device, time).mul_(factor)
-        if isinstance(read, LogarithmicRead):
-            return g.add_(noise.mul_(g.clamp(min=1.0).log10_()))
-        q = read.q.at(g_prog, self.card.conductance.g_max).clamp_(min=0.0)
-        return g.mul_(noise.mul_(q).add_(1.0))
-
-    def _clipped(self, g: Tensor) -> Tensor:
-        return g if self.card.conductance.mapping == "signed" else g.clamp_(min=0.0)
+        state: Tensor = clipped(self.card, std * deviate + mean)
+        return state
 
     def _stuck(self, g: Tensor, device: int) -> Tensor:
-        """Set the stuck devices to g_min or g_max, in place."""
+        """Return conductances of which stuck devices are at g_min or g_max."""
         stuck = self.card.stuck
         if stuck is None:
             return g
         u = uniform(self._key("stuck", device), tuple(g.shape), device=g.device)
-        g.masked_fill_(u < stuck.off, self.card.conductance.g_min)
-        return g.masked_fill_(u >= 1.0 - stuck.on, self.card.conductance.g_max)
+        g = g.masked_fill(u < stuck.off, self.card.conductance.g_min)
+        return g.masked_fill(u >= 1.0 - stuck.on, self.card.conductance.g_max)
 
     def _normal(self, like: Tensor, purpose: str, device: int, *more: float) -> Tensor:
         """Return standard normal deviates of the shape, type and device of `like`."""
@@ -375,20 +337,16 @@ def _precise(weights: Tensor) -> Tensor:
     return weights.to(torch.promote_types(weights.dtype, torch.float32))
 
 
+# Every tile of a chip asks for its card.
+@functools.lru_cache(maxsize=32)
 def card_on_die(card: DeviceCard, chip: int) -> DeviceCard:
-    """Return the card of a chip instance, with the factors of its die applied.
+    """Return a card that varies from die to die with the factors of a chip instance applied.
 
     Example:
         >>> card = DeviceCard.load("gaussian").with_(die_to_die=0.1)
         >>> card_on_die(card, 1).programming == card_on_die(card, 2).programming
         False
     """
-    return card if card.die_to_die is None else _scaled_on_die(card, chip)
-
-
-# Every tile of a chip asks for its card.
-@functools.lru_cache(maxsize=32)
-def _scaled_on_die(card: DeviceCard, chip: int) -> DeviceCard:
     assert card.die_to_die is not None
     key = derive_seed(chip, "die-to-die")
     first, second = normal(key, (2,), device="cpu", dtype=torch.float64).tolist()
@@ -413,5 +371,5 @@ def _warn_beyond_data(card: DeviceCard, time: float) -> None:
         return
     _warned.add(card.name)
     warnings.warn(
-        f'device card "{card.name}" {message}.', skip_file_prefixes=_BETWEEN, stacklevel=2
+        f'Device card "{card.name}" {message}.', skip_file_prefixes=_BETWEEN, stacklevel=2
     )

@@ -24,18 +24,19 @@ class Profile:
 
     Values are relative to the largest stored one. The range holds both -1 and 1, so that the
     mapping "single" takes -1 to g_min and 1 to g_max.
+
+    Attributes:
+        card: Name of the card.
+        time: Time since programming, s.
+        values: Stored values, ascending and evenly spaced from -1 to 1, ``(n,)``.
+        mean, std: Mean and standard deviation of the values read back, ``(n,)``.
     """
 
     card: str
-    """Name of the card."""
     time: float
-    """Time since programming, s."""
     values: NDArray[np.float64]
-    """Stored values, ascending and evenly spaced from -1 to 1, ``(n,)``."""
     mean: NDArray[np.float64]
-    """Mean of the values read back, ``(n,)``."""
     std: NDArray[np.float64]
-    """Standard deviation of the values read back, ``(n,)``."""
 
     def mean_at[T: (Tensor, NDArray[np.float64])](self, v: T) -> T:
         """Return the mean at signed stored values `v`, of any shape, by linear interpolation.

@@ -78,7 +78,7 @@ class CardConductanceConverter(BaseConductanceConverter):
         low, high = torch.aminmax(weights)
         if not math.isfinite(float(high - low)):
             raise ValueError(
-                "the weights contain NaN or infinity: only finite weights can be programmed."
+                "The weights contain NaN or infinity: only finite weights can be programmed."
             )
         span = self.g_max - self.g_min
         if self.mapping == "single":

@@ -45,12 +45,15 @@ _FINITE = np.int32(0x7F7FFFFF)
 
 
 class Limbs(NamedTuple):
-    """Weights as int8 limbs, relative to the largest of each column."""
+    """Weights as int8 limbs, relative to the largest of each column.
+
+    Attributes:
+        values: ``(L * D_out, width)``, int8: the first limb of all columns, then the second, etc.
+        unit: The output of one DAC step times one unit of the first limb, ``(D_out,)``, float32.
+    """
 
     values: Tensor
-    """``(L * D_out, width)``, int8: the first limb of all columns, then the second, and so on."""
     unit: Tensor
-    """The output of one DAC step times one unit of the first limb, ``(D_out,)``, float32."""
 
     def of_tile(self, tile: slice) -> "Limbs":
         """Return the limbs of some columns."""

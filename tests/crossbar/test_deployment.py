@@ -78,7 +78,7 @@ def test_layers_are_chosen_by_pattern(bert):
 
 
 @pytest.mark.parametrize("device", CARDS)
-@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+@pytest.mark.filterwarnings("ignore:Device card:UserWarning")
 def test_any_time_works_with_any_card(bert, batch, device):
     deployed = on(bert, device)
     for time in (0, 1e-3, 1, 20, "1h", "1d", "1y", "100y"):
@@ -212,13 +212,6 @@ def test_weight_error_grows_from_programming_to_drift(bert):
     assert all(0 < p < a for p, a in zip(programmed, aged, strict=True))
 
 
-def test_column_scaling_maps_each_columns_largest_weight_to_one(bert):
-    for layer in deploy(bert, DeviceCard.load(PCM)).model.modules():
-        for split in layer.splits if isinstance(layer, CrossbarLinear) else ():
-            largest = split.weight.abs().amax(1)
-            torch.testing.assert_close(largest, torch.ones_like(largest))
-
-
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -266,11 +259,6 @@ def test_weights_are_those_that_the_outputs_show(bert, tile):
 def test_drift_before_programming_is_an_error(bert):
     with pytest.raises(RuntimeError, match="call program"):
         deploy(bert, "ideal").drift_to("1d")
-
-
-def test_an_unreadable_time_is_an_error(bert):
-    with pytest.raises(ValueError, match="fortnight"):
-        on(bert).drift_to("1 fortnight")
 
 
 def test_calibrated_ranges_are_those_of_the_data(bert, batch):

@@ -7,8 +7,7 @@ from scipy import stats
 from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
-from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, ProgrammedVector
 from analog_grasp.devices.profile import profile as device_profile
 
@@ -44,7 +43,7 @@ def test_an_ideal_chip_stores_the_adapter_exactly(model, batch, config, sampling
     )
 
 
-@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+@pytest.mark.filterwarnings("ignore:Device card:UserWarning")
 @pytest.mark.parametrize("error", ["device", "learned"])
 @pytest.mark.parametrize("device", CARDS)
 def test_every_card_stores_an_adapter(bert, batch, device, error):

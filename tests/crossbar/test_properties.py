@@ -33,7 +33,7 @@ SEEDS = st.integers(0, 2**32)
 @pytest.fixture(autouse=True)
 def quietly():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "device card", UserWarning)
+        warnings.filterwarnings("ignore", "Device card", UserWarning)
         yield
 
 
@@ -82,14 +82,6 @@ def test_a_chip_without_effects_is_exact(name, shape, time, seed):
         linear.weight.data[1] = 0
     x = torch.randn(4, shape[0])
     torch.testing.assert_close(layer(x), linear(x), atol=1e-5, rtol=1e-4)
-
-
-@given(SIZES, st.sampled_from(["pcm-hermes-2", "rram-wan2022"]), SEEDS)
-@settings(max_examples=30, deadline=None)
-def test_another_seed_is_another_chip(shape, name, seed):
-    card = DeviceCard.load(name)
-    first, second = (on_chip(shape, card, "none", s).splits[0].weight for s in (seed, seed + 1))
-    assert not torch.equal(first, second)
 
 
 @given(CARDS, TIMES, st.integers(1, 3))

@@ -48,7 +48,7 @@ def error_of(path: str | Path) -> str:
     sentence = str(caught.value)
     assert sentence.endswith(".")
     assert "\n" not in sentence
-    assert sentence.startswith(('device card "', "Unknown device "))
+    assert sentence.startswith(('Device card "', "Unknown device "))
     return sentence.split('" ', 1)[-1] if '": ' not in sentence else sentence.split('": ', 1)[1]
 
 
@@ -241,7 +241,7 @@ def test_any_value_anywhere_is_valid_or_a_card_error(data):
     part[key] = data.draw(JUNK)
     # Any other exception fails the test.
     with contextlib.suppress(CardError):
-        DeviceCard.from_data(card, 'device card "junk"')
+        DeviceCard.from_data(card, 'Device card "junk"')
 
 
 def test_a_card_is_frozen():
@@ -341,7 +341,7 @@ def test_an_invalid_change_is_an_error_with_its_key(changes, words):
     with pytest.raises(CardError) as caught:
         DeviceCard.load("pcm-hermes-2").with_(**changes)
     assert words in str(caught.value)
-    assert str(caught.value).startswith('device card "pcm-hermes-2": ')
+    assert str(caught.value).startswith('Device card "pcm-hermes-2": ')
 
 
 def test_an_unknown_change_is_an_error():

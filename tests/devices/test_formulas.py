@@ -338,7 +338,7 @@ def test_sonos_between_days_is_linear_in_log_time():
     assert float(read.std()) == pytest.approx(sum(std) / 2, rel=0.01)
 
 
-@pytest.mark.filterwarnings("ignore:device card .* is tabulated")
+@pytest.mark.filterwarnings("ignore:Device card .* is tabulated")
 @pytest.mark.parametrize("name", ["rram-wan2022", "sonos-agrawal2022"])
 def test_a_table_is_constant_beyond_its_last_row(name):
     last = DeviceCard.load(name).drift.table[-1].time

@@ -1,7 +1,6 @@
 """The noise model: times, seeds, order of calls, ranges, switches, stuck devices and dies."""
 
 import copy
-import math
 import pickle
 import warnings
 
@@ -26,7 +25,7 @@ DAY = 86_400.0
 def _forget_warnings():
     noise._warned.clear()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="device card .* (is tabulated|has no drift data)")
+        warnings.filterwarnings("ignore", message="Device card .* (is tabulated|has no drift data)")
         yield
 
 
@@ -57,7 +56,7 @@ def test_a_time_without_data_gives_one_note_per_card_whatever_the_age(name, with
             CardNoiseModel(card, seed).apply_noise(weights(4, 4), time)
             CardNoiseModel(card, seed).read_weights(weights(4, 4), time)
     (note,) = caught
-    assert str(note.message).startswith(f'device card "{name}" {message}')
+    assert str(note.message).startswith(f'Device card "{name}" {message}')
     assert note.filename == __file__
 
 
@@ -66,24 +65,6 @@ def test_cards_of_no_real_device_give_no_note():
         warnings.simplefilter("error")
         for name in ("ideal", "gaussian:0.1"):
             model(name).read_weights(weights(4, 4), 365 * DAY)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    name=st.sampled_from(NAMES),
-    seed=st.integers(-(2**70), 2**70),
-    scale=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e6]),
-    time=st.one_of(st.floats(0, 1e308), st.sampled_from([0.0, 5e-324, 1e-9, 1e-6, 1.0, 1e11])),
-    rows=st.integers(1, 5),
-)
-def test_every_time_gives_finite_weights_within_range(name, seed, scale, time, rows):
-    m = model(name, seed)
-    w = scale * torch.linspace(-1, 1, 6 * rows).view(rows, 6)
-    programmed, state = m.apply_programming_noise(w)
-    read = m.apply_drift_noise(programmed, state, time)
-    assert programmed.shape == read.shape == w.shape
-    assert torch.isfinite(programmed).all()
-    assert torch.isfinite(read).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,13 +138,6 @@ def test_the_type_of_the_weights_is_kept(dtype):
     assert programmed.dtype == m.apply_drift_noise(programmed, state, DAY).dtype == dtype
 
 
-def test_ideal_is_exact():
-    w = weights(50, 50)
-    programmed, state = model("ideal").apply_programming_noise(w)
-    assert torch.equal(programmed, w)
-    assert torch.equal(model("ideal").apply_drift_noise(programmed, state, DAY), w)
-
-
 @pytest.mark.parametrize("name", NOISY)
 def test_each_switch_has_its_effect_and_no_other(name):
     card, w = DeviceCard.load(name), weights(60, 60)
@@ -198,12 +172,6 @@ def test_aihwkit_tiles_program_and_drift_with_it(config):
     torch.testing.assert_close(
         tile.tile.get_weights().cpu(), m.apply_drift_noise(expected, state, DAY)
     )
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_an_error(bad):
-    with pytest.raises(ValueError, match="the weights contain NaN or infinity"):
-        model("pcm-hermes-2").apply_programming_noise(torch.tensor([1.0, bad]))
 
 
 def test_a_negative_time_is_an_error():

@@ -21,7 +21,7 @@ ROUNDING = 1e-5
 @pytest.fixture(autouse=True)
 def _quiet():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="device card .* (is tabulated|has no drift data)")
+        warnings.filterwarnings("ignore", message="Device card .* (is tabulated|has no drift data)")
         yield
 
 
@@ -157,14 +157,7 @@ def test_weights_read_are_finite_and_determined_by_the_seed(
     assert torch.equal(read, again)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "ideal"])
-def test_another_seed_is_another_chip(name):
-    card, w = DeviceCard.load(name), weights(10, 10)
-    first, second = (CardNoiseModel(card, seed).read_weights(w, DAY) for seed in (1, 2))
-    assert not torch.equal(first, second)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_an_error(bad):
-    with pytest.raises(ValueError, match="the weights contain NaN or infinity"):
+    with pytest.raises(ValueError, match="The weights contain NaN or infinity"):
         CardNoiseModel(DeviceCard.load("pcm-hermes-2")).read_weights(torch.tensor([[bad]]), 0.0)

@@ -97,7 +97,7 @@ def columns_of(tensor, layer):
     return tensor.T if isinstance(layer, Conv1D) else tensor
 
 
-@pytest.mark.filterwarnings("ignore:device card:UserWarning")
+@pytest.mark.filterwarnings("ignore:Device card:UserWarning")
 @pytest.mark.parametrize("where", ["pcm-hermes-2@1d", "rram-wan2022@1y", "gaussian:0.1@0s"])
 def test_noise_of_a_device(layer, where):
     clean = columns(layer).detach().clone()
