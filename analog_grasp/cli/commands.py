@@ -1,19 +1,25 @@
-"""The commands with their options and help.
+"""The commands with their options and help, derived from the settings of a study.
 
 A command checks its request, then imports the module that does its work: torch and peft take
-seconds to import, which neither a help text nor a wrong request should cost.
+seconds to import, which neither a help text nor a wrong request should cost. An option that is not
+given is None, so that a config file or the setting's default supplies it.
 """
 
+import functools
+import inspect as signatures
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from analog_grasp.adapters.registry import check_placement
 from analog_grasp.cli.console import Debug, RequestError, loading, request
-from analog_grasp.cli.options import Config, Out, Quiet, Verbose, given, takes
 from analog_grasp.study.config import (
     ONE_STAGE,
+    SETTINGS,
+    Setting,
     check_costs,
     check_effects,
     check_empty,
@@ -23,95 +29,203 @@ from analog_grasp.study.config import (
     check_study,
     check_task,
     check_training,
+    plain_types,
     resolve,
 )
 from analog_grasp.study.sections import split_names
-from analog_grasp.tuning.search_space import RANGES, TRIALS, search_space
+from analog_grasp.tuning.search_space import RANGES, TRIALS, parse_ranges, search_space
 
 _OTHER = "the one that the adapter names"
 _PLAN = ("until_ci", "repeats_limit", "engine", "workers", "ray_address")
 _SEVERAL = ("trainings", "trainings_limit")
 _SEARCHED = ", ".join(f"{name} ({r.low:g} to {r.high:g})" for name, r in RANGES.items())
-_TUNING = "Tuning"
+_NUMBERS: dict[Any, str] = {int: "int", float: "float"}
 
-Folders = Annotated[
+_Config = Annotated[
+    Path | None, typer.Option(help="A TOML file of settings; those on the command line win.")
+]
+_Out = Annotated[Path, typer.Option(help="The run's folder; an interrupted run is resumed.")]
+_QUIET = "Show errors only; run.log keeps every measurement and note."
+_VERBOSE = "Show each cell as it is measured."
+# Type and default of each.
+_RUN: dict[str, tuple[Any, Any]] = {
+    "config": (_Config, None),
+    "debug": (Debug, False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", help=_QUIET)], False),
+    "verbose": (Annotated[bool, typer.Option("--verbose", help=_VERBOSE)], False),
+}
+_Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER_FOLDER...", help="Folders of saved adapters.")
 ]
 
 
-@takes("model", "task", "hardware", "training", "run")
-def compare(
-    context: typer.Context,
-    out: Out = Path("runs/compare"),
-    config: Config = None,
-    debug: Debug = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+def takes[**P](
+    *sections: str,
+    without: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
+    out: str = "",
+    **defaults: Any,
+) -> Callable[[Callable[P, None]], Callable[..., None]]:
+    """Give a command an option for each setting of some sections, before the command's own.
+
+    The command finds the settings in its context by `given`, and the options of a run by `_study`.
+
+    Args:
+        sections: Names of sections of `StudyConfig`.
+        without: Settings of these sections to omit.
+        also: Further settings.
+        out: Default folder of a study, whose further options are `_RUN`.
+        defaults: Defaults of the command to show, where they are not those of the settings.
+    """
+    shared = {
+        name: _option(name, setting, defaults.get(name))
+        for name, setting in SETTINGS.items()
+        if (setting.section in sections and name not in without) or name in also
+    }
+
+    def with_settings(command: Callable[P, None]) -> Callable[..., None]:
+        own = signatures.signature(command, eval_str=True).parameters
+        keyword = functools.partial(signatures.Parameter, kind=signatures.Parameter.KEYWORD_ONLY)
+        settings = [keyword(name, default=None, annotation=kind) for name, kind in shared.items()]
+        mine = [p.replace(kind=p.KEYWORD_ONLY) for p in own.values()]
+        needed = [parameter for parameter in mine if parameter.default is parameter.empty]
+        if out:
+            mine.append(keyword("out", default=Path(out), annotation=_Out))
+            mine += [keyword(n, default=d, annotation=kind) for n, (kind, d) in _RUN.items()]
+
+        @functools.wraps(command)
+        def run(**options: Any) -> None:
+            command(**{name: value for name, value in options.items() if name in own})  # type: ignore[call-arg]  # those that its signature names
+
+        run.__signature__ = signatures.Signature(  # type: ignore[attr-defined]  # what typer reads
+            [*needed, *settings, *(parameter for parameter in mine if parameter not in needed)]
+        )
+        return run
+
+    return with_settings
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """Return the settings among the options of a command, as `resolve` takes them.
+
+    A text that may hold several values is split at its commas.
+    """
+    values = {name: context.params[name] for name in SETTINGS if name in context.params}
+    for name, value in values.items():
+        setting = SETTINGS[name]
+        if isinstance(value, str) and value != setting.info.default and _holds_several(setting):
+            values[name] = split_names(value)
+    return values
+
+
+def _option(name: str, setting: Setting, default: Any) -> Any:
+    kinds = _alternatives(setting)
+    # The configuration reads numbers from text too, and its errors show what was given.
+    kind = bool if kinds == [bool] else str
+    shown = "list" if _holds_several(setting) else _NUMBERS.get(kinds[0], "str")
+    flag = f"--{name.replace('_', '-')}"
+    # No file may grant remote code, so that there is nothing to switch off.
+    if kind is bool and name != "trust_remote_code":
+        flag = f"{flag}/--no-{flag[2:]}"
+    option = typer.Option(
+        flag,
+        help=help_text(setting),
+        show_default=default_text(setting, default),
+        metavar=None if kind is bool else f"<{shown}>",
+        rich_help_panel=setting.section.title(),
+    )
+    return Annotated[kind | None, option]
+
+
+def help_text(setting: Setting) -> str:
+    """Return the description of a setting, with its choices and the adapters that it applies to."""
+    text, adapters = str(setting.info.description), setting.note.adapters
+    listed = choices(setting)
+    if not all(choice in text for choice in listed):
+        text += f" One of {', '.join(listed)}."
+    if not adapters:
+        return text
+    return f"{text} Applies to {' and '.join(', '.join(adapters).rsplit(', ', 1))}."
+
+
+def default_text(setting: Setting, default: Any = None) -> str:
+    """Return the default of a setting as text, or another one of a command."""
+    if default is None and setting.note.default is not None:
+        return setting.note.default
+    default = setting.info.default if default is None else default
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def choices(setting: Setting) -> list[str]:
+    """Return the words that a setting accepts; none if it accepts others too."""
+    words = [kind for kind in _alternatives(setting) if get_origin(kind) is Literal]
+    return [str(choice) for kind in words for choice in get_args(kind)]
+
+
+def _alternatives(setting: Setting) -> list[Any]:
+    """Return the types that a setting may have, without None."""
+    return [kind for kind in plain_types(setting.info.annotation) if kind is not NoneType]
+
+
+def _holds_several(setting: Setting) -> bool:
+    return any(get_origin(kind) is tuple for kind in _alternatives(setting))
+
+
+@takes("model", "task", "hardware", "training", "run", out="runs/compare")
+def compare(context: typer.Context) -> None:
     """Compare adapters over devices and drift times, from training to report.
 
     Trains each adapter, measures it on simulated chips and writes tables, figures and a page. The
     same command resumes an interrupted run.
     """
-    _study(given(context), out, config, quiet, verbose)
+    _study(context)
 
 
-@takes("model", "task", "hardware", "run", without=("adapters",), model=_OTHER)
-def drift(
-    context: typer.Context,
-    folders: Folders,
-    out: Out = Path("runs/drift"),
-    config: Config = None,
-    debug: Debug = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+@takes(*("model", "task", "hardware", "run"), without=("adapters",), model=_OTHER, out="runs/drift")
+def drift(context: typer.Context, folders: _Folders) -> None:
     """Measure saved adapters over devices and drift times, without training.
 
     The same command resumes an interrupted run.
     """
     # Absolute, so that none is taken for the adapter of that name.
-    adapters = tuple(str(folder.resolve()) for folder in folders)
-    _study(given(context) | {"adapters": adapters}, out, config, quiet, verbose)
+    _study(context, adapters=tuple(str(folder.resolve()) for folder in folders))
 
 
-@takes("model", "task", "hardware", "run", without=("adapters", "recalibrate"), model=_OTHER)
+@takes(
+    *("model", "task", "hardware", "run"),
+    without=("adapters", "recalibrate"),
+    model=_OTHER,
+    out="runs/recalibrate",
+)
 def recalibrate(
     context: typer.Context,
-    folders: Folders,
+    folders: _Folders,
     examples: Annotated[
         str, typer.Option(help="Numbers of unlabelled examples, such as 16,64,256.")
     ] = "64",
-    out: Out = Path("runs/recalibrate"),
-    config: Config = None,
-    debug: Debug = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Measure saved adapters as they are and re-fitted on aged chips, over drift time.
 
     The same command resumes an interrupted run. The re-fitted adapters are saved in the run's
     folder, each with the chip, its age and the cost of the fit.
     """
-    asked = {
-        "adapters": tuple(str(folder.resolve()) for folder in folders),
-        "recalibrate": split_names(examples),
-    }
-    _study(given(context) | asked, out, config, quiet, verbose)
+    adapters = tuple(str(folder.resolve()) for folder in folders)
+    _study(context, adapters=adapters, recalibrate=split_names(examples))
 
 
-def _study(
-    settings: dict[str, Any], out: Path, file: Path | None, quiet: bool, verbose: bool
-) -> None:
+def _study(context: typer.Context, **asked: Any) -> None:
+    options = context.params
     with request():
-        if quiet and verbose:
+        if options["quiet"] and options["verbose"]:
             raise RequestError("--quiet and --verbose exclude each other: give one of them.")
-        config = resolve(settings, file)
+        config = resolve(given(context) | asked, options["config"])
         check_study(config)
     with loading("compare"):
         from analog_grasp.cli.runs import run_study
 
-    run_study(config, out, quiet=quiet, verbose=verbose)
+    run_study(config, options["out"], quiet=options["quiet"], verbose=options["verbose"])
 
 
 @takes("model", "task", "training", without=("adapters", *_SEVERAL), also=("seed",), **ONE_STAGE)
@@ -131,7 +245,7 @@ def train(
             show_default="an epoch",
         ),
     ] = None,
-    config: Config = None,
+    config: _Config = None,
     debug: Debug = False,
 ) -> None:
     """Train one adapter into a folder that PEFT, deploy and drift can load.
@@ -158,6 +272,10 @@ def train(
     train_one(settings, adapter, folder, save_steps)
 
 
+def _tuning(text: str, *flags: str, **facts: Any) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel="Tuning", **facts)
+
+
 @takes(
     *("model", "task", "hardware", "training", "run"),
     without=("adapters", *_PLAN, *_SEVERAL),
@@ -165,62 +283,42 @@ def train(
 )
 def tune(
     context: typer.Context,
-    out: Out = Path("runs/tune"),
-    config: Config = None,
+    out: _Out = Path("runs/tune"),
+    config: _Config = None,
     debug: Debug = False,
-    adapter: Annotated[
-        str,
-        typer.Option(help="The adapter; see `analog-grasp adapters`.", rich_help_panel=_TUNING),
-    ] = "stochgrasp",
+    adapter: Annotated[str, _tuning("The adapter; see `analog-grasp adapters`.")] = "stochgrasp",
     trials: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="<int>",
-            help="Number of trials, over all processes.",
-            rich_help_panel=_TUNING,
-        ),
+        int, _tuning("Number of trials, over all processes.", min=1, metavar="<int>")
     ] = TRIALS,
     search: Annotated[
         str,
-        typer.Option(
-            help=f"The settings to search: {_SEARCHED}. The given settings are tried first, then "
-            "the same with noise_weight 0.",
-            rich_help_panel=_TUNING,
+        _tuning(
+            f"The settings to search: {_SEARCHED}. The given settings are tried first, then the "
+            "same with noise_weight 0."
         ),
     ] = "noise_weight",
     ranges: Annotated[
         str | None,
-        typer.Option(
-            help="Other ranges, such as noise_weight=0.01:10,groups=4:32.",
-            show_default="as above",
-            rich_help_panel=_TUNING,
-        ),
+        _tuning("Other ranges, such as noise_weight=0.01:10,groups=4:32.", show_default="as above"),
     ] = None,
     multi: Annotated[
         bool,
-        typer.Option(
+        _tuning(
+            "Search the Pareto front of digital score and score after drift; no trial is pruned "
+            "then.",
             "--multi",
-            help="Search the Pareto front of digital score and score after drift; no trial is "
-            "pruned then.",
-            rich_help_panel=_TUNING,
         ),
     ] = False,
     held_out: Annotated[
         int | None,
-        typer.Option(
-            help="Rows of the training split to tune on.",
-            show_default="a fifth, 1,000 at most",
-            rich_help_panel=_TUNING,
-        ),
+        _tuning("Rows of the training split to tune on.", show_default="a fifth, 1,000 at most"),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(
-            help="URL of a database that machines share, such as postgresql://user@host/name; the "
+        _tuning(
+            "URL of a database that machines share, such as postgresql://user@host/name; the "
             "study is named after the last part of --out.",
             show_default="study.sqlite in the folder",
-            rich_help_panel=_TUNING,
         ),
     ] = None,
 ) -> None:
@@ -245,16 +343,9 @@ def tune(
         from analog_grasp.cli.runs import tune_adapter
 
     tune_adapter(
-        resolved,
-        out,
-        trials,
-        adapter=adapter,
-        search=searched,
-        ranges=found,
-        multi=multi,
-        held_out=held_out,
-        storage=storage,
-    )
+        resolved, out, trials, adapter=adapter, search=searched, ranges=found, multi=multi,
+        held_out=held_out, storage=storage,
+    )  # fmt: skip
 
 
 @takes(
@@ -309,7 +400,7 @@ def deploy(
 
 
 def inspect(
-    folders: Folders,
+    folders: _Folders,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -355,27 +446,3 @@ def report(
         from analog_grasp.cli.runs import report_again
 
     report_again(directory, out)
-
-
-def parse_ranges(text: str) -> dict[str, tuple[float, float]]:
-    """Read ranges of a search, such as ``noise_weight=0.01:10,groups=4:32``.
-
-    Raises:
-        ValueError: The text has another form.
-
-    Example:
-        >>> parse_ranges("groups=4:32")
-        {'groups': (4.0, 32.0)}
-    """
-    found: dict[str, tuple[float, float]] = {}
-    for part in split_names(text):
-        name, _, ends = part.partition("=")
-        try:
-            low, high = map(float, ends.split(":"))
-        except ValueError:
-            raise ValueError(
-                f"The range '{part}' is invalid: give a setting with its lowest and highest value, "
-                "as in noise_weight=0.01:10."
-            ) from None
-        found[name.strip()] = (low, high)
-    return found

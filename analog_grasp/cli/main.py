@@ -63,8 +63,28 @@ _MAPPINGS = {
 }
 
 
+def _quick(parameters: list[Any]) -> list[Any]:
+    """Let typer validate only what that can change, as it would load much of pydantic."""
+    for parameter in parameters:
+        parameter.process_value = partial(_processed, parameter)
+    return parameters
+
+
+def _processed(parameter: Any, context: Any, value: Any) -> Any:
+    kind = parameter.type_descriptor.annotation
+    plain = value is None or (kind in (str, Path, bool) and isinstance(value, kind))
+    # A callback, as that of --help, acts on the value.
+    acts = parameter.callback is not None and value is not None
+    if plain and not parameter.required and not acts:
+        return value
+    return type(parameter).process_value(parameter, context, value)
+
+
 class _Command(TyperCommand):
-    """A command with plain help."""
+    """A command whose options cost nothing unless they are given, and its plain help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _quick(super().get_params(ctx))
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Write the name of the command with its arguments."""
@@ -91,6 +111,9 @@ class _Command(TyperCommand):
 
 class _Commands(TyperGroup):
     """The list of commands; the module of a command is imported when the command is used."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _quick(super().get_params(ctx))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the whole line of each command."""
@@ -120,19 +143,7 @@ def load_command(name: str) -> Any:
         module = import_module(f"analog_grasp.cli.{_MODULES.get(name, 'commands')}")
     alone = typer.Typer(**_PLAIN)
     alone.command(name, cls=_Command)(getattr(module, name))
-    command: Any = typer.main.get_command(alone)
-    for parameter in command.params:
-        parameter.process_value = partial(_processed, parameter)
-    return command
-
-
-def _processed(parameter: Any, context: Any, value: Any) -> Any:
-    """Return a value, validated where that can change it: typer would load much of pydantic."""
-    kind = parameter.type_descriptor.annotation
-    plain = value is None or (kind in (str, Path, bool) and isinstance(value, kind))
-    if plain and not parameter.required:
-        return value
-    return type(parameter).process_value(parameter, context, value)
+    return typer.main.get_command(alone)
 
 
 for _name, _line in COMMANDS.items():

@@ -38,7 +38,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a saved adapter, as PEFT writes them."""
 MODEL_FILES = ("config.json", "model.safetensors")
 """The files of a model that was trained whole, as transformers writes them."""
-ONE_STAGE = {"then": ("none",)}
+ONE_STAGE: dict[str, Any] = {"then": ("none",)}
 """Defaults of train and tune, where a training has a second stage only if one is asked for."""
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
 RECORDS = ("versions", "seeds")

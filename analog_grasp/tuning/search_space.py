@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from analog_grasp.study.sections import split_names
+
 if TYPE_CHECKING:
     import optuna
 
@@ -79,6 +81,30 @@ def search_space(
                 "omit the range."
             )
     return {name: _narrowed(name, ranges.get(name)) for name in names}
+
+
+def parse_ranges(text: str) -> dict[str, tuple[float, float]]:
+    """Read ranges of a search, such as ``noise_weight=0.01:10,groups=4:32``.
+
+    Raises:
+        ValueError: The text has another form.
+
+    Example:
+        >>> parse_ranges("groups=4:32")
+        {'groups': (4.0, 32.0)}
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for part in split_names(text):
+        name, _, ends = part.partition("=")
+        try:
+            low, high = map(float, ends.split(":"))
+        except ValueError:
+            raise ValueError(
+                f"The range '{part}' is invalid: give a setting with its lowest and highest value, "
+                "as in noise_weight=0.01:10."
+            ) from None
+        found[name.strip()] = (low, high)
+    return found
 
 
 def _narrowed(name: str, ends: tuple[float, float] | None) -> Range:
