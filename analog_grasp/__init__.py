@@ -67,7 +67,7 @@ if not TYPE_CHECKING:
 def _register_with_peft() -> None:
     """Import the modules that register our methods with PEFT."""
     # One of them that is importing peft itself is still empty, and is imported afresh.
-    for name in ("base", "bitfit", "config", "frozen", "layer", "model", "stochastic_layer"):
+    for name in ("base", "bitfit", "config", "frozen", "layer", "model"):
         sys.modules.pop(f"{__name__}.adapters.{name}", None)
     import_module(f"{__name__}.adapters.model")
     import_module(f"{__name__}.adapters.bitfit")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import analog_grasp as ag
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.write_tolerance import (
     learned_tolerances,
     magnitudes,

@@ -70,7 +70,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if self._has(name)]
         if not names:
             return
-        earlier = list(self.merged_adapters)
+        earlier = self.merged_adapters
         self.unmerge()
         try:
             self._fold([*earlier, *names], safe_merge)
@@ -107,17 +107,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             args, kwargs: Passed to the frozen layer.
             adapter_names: The adapter of each example; ``"__base__"`` for none.
         """
-        if adapter_names is not None:
-            if len(x) != len(adapter_names):
-                raise ValueError(
-                    "Length of `adapter_names` should be the same as the number of inputs, but got "
-                    f"{len(adapter_names)} and {len(x)} respectively."
-                )
-            if self.merged:
-                raise ValueError(
-                    "Cannot pass `adapter_names` when there are merged adapters, please call "
-                    "`unmerge_adapter` first."
-                )
+        if adapter_names is not None and len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if adapter_names is not None and self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call "
+                "`unmerge_adapter` first."
+            )
         if self.disable_adapters:
             self._suspend()
             return self.base_layer(x, *args, **kwargs)
@@ -129,7 +128,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return self._adapted(x, names, *args, **kwargs)
 
     def _suspend(self) -> None:
-        if merged := list(self.merged_adapters):
+        if merged := self.merged_adapters:
             self.unmerge()
             self._suspended = merged
 
@@ -245,8 +244,7 @@ class AdapterModel(BaseTuner):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
         # Beam search repeats each example, but not in the encoder of an encoder-decoder model.
         beams = kwargs.get("num_beams") or 1
-        get_encoder = getattr(self.model, "get_encoder", None) if beams > 1 else None
-        encoder = get_encoder() if get_encoder else None
+        encoder = getattr(self.model, "get_encoder", lambda: None)() if beams > 1 else None
         in_encoder = set() if encoder is None else set(encoder.modules())
         repeated = [name for name in adapter_names for _ in range(beams)]
         with ExitStack() as hooks:

@@ -61,16 +61,11 @@ class BitFitLayer(AdapterLayer):
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BitFitConfig) -> None:
         super().__init__(base_layer)
-        if not _has_bias(self.get_base_layer()):
+        if not _has_bias(base := self.get_base_layer()):
             raise ValueError(
-                f"A {type(self.get_base_layer()).__name__} has no bias to train with BitFit: "
-                "target_modules must name linear, Conv1D or LayerNorm layers with a bias."
+                f"A {type(base).__name__} has no bias to train with BitFit: target_modules must "
+                "name linear, Conv1D or LayerNorm layers with a bias."
             )
-        base: Any = self.get_base_layer()
-        self.out_features = base.bias.numel()
-        self.in_features = base.nx if isinstance(base, Conv1D) else self.out_features
-        if isinstance(base, nn.Linear):
-            self.in_features = base.in_features
         self.bitfit_bias = nn.ParameterDict()
         self._frozen_bias: Tensor | None = None
         self._active_adapter = adapter_name
@@ -121,13 +116,9 @@ class BitFitModel(AdapterModel):
 
     Example:
         >>> from peft import get_peft_model
-        >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> tiny = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        ...                   intermediate_size=64, vocab_size=50)
-        >>> config = BitFitConfig(task_type="SEQ_CLS")
-        >>> model = get_peft_model(BertForSequenceClassification(tiny), config)
-        >>> sum(p.numel() for n, p in model.named_parameters() if "bitfit_" in n)
-        352
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(6, 2)), BitFitConfig())
+        >>> model.get_nb_trainable_parameters()
+        (2, 16)
     """
 
     prefix: str = "bitfit_"

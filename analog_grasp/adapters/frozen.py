@@ -18,21 +18,6 @@ type LayerPattern = str | Sequence[str]
 
 # Classes whose modules after the body are pre-trained with it, so that they are no task head.
 _PRETRAINED_HEADS = ("WithProjection", "PreTraining", "NextSentencePrediction", "MaskedImage")
-# The endings of the names in transformers: query, key and value, or one layer with all of them.
-_ATTENTION = (
-    ("query", "key", "value"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("query_proj", "key_proj", "value_proj"),
-    ("to_q", "to_k", "to_v"),
-    ("q", "k", "v"),
-    *((name,) for name in ("qkv_proj", "Wqkv", "query_key_value", "c_attn", "qkv", "in_proj")),
-)
-# The second layer of the feed-forward block. BERT's name is also that of its attention's output.
-_FEED_FORWARD = (
-    *("down_proj", "fc2", "ffn.lin2", "ffn_output", "wo", "mlp.c_proj", "mlp.Wo"),
-    *("dense_4h_to_h", "output.dense"),
-)
 
 
 def frozen_layers(
@@ -54,16 +39,13 @@ def frozen_layers(
         ValueError: The pattern matches no layer.
 
     Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                   intermediate_size=16, vocab_size=10)
-        >>> [name for name, _ in frozen_layers(BertModel(tiny), ["query", "value"])]
-        ['encoder.layer.0.attention.self.query', 'encoder.layer.0.attention.self.value']
+        >>> [name for name, _ in frozen_layers(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)))]
+        ['0', '1']
     """
-    barred = _barred(model, pattern)
+    barred = tuple(f"{path}." for path in _barred(model, pattern))
     found = False
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D) or any(_within(path, b) for b in barred):
+        if not isinstance(module, nn.Linear | Conv1D) or f"{path}.".startswith(barred):
             continue
         if matches(base_name(path), pattern):
             found = True
@@ -172,12 +154,9 @@ def fold(model: nn.Module) -> nn.Module:
         ValueError: A folded weight is not finite.
 
     Example:
-        >>> from peft import IA3Config, get_peft_model
-        >>> from transformers import RobertaConfig, RobertaForSequenceClassification
-        >>> tiny = RobertaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                      intermediate_size=16, vocab_size=10)
-        >>> roberta = RobertaForSequenceClassification(tiny)
-        >>> fold(get_peft_model(roberta, IA3Config(task_type="SEQ_CLS"))) is roberta
+        >>> from peft import LoraConfig, get_peft_model
+        >>> model = nn.Sequential(nn.Linear(6, 2))
+        >>> fold(get_peft_model(model, LoraConfig(target_modules=["0"]))) is model
         True
     """
     if not isinstance(model, PeftModel):
@@ -194,72 +173,27 @@ def fold(model: nn.Module) -> nn.Module:
     return tuner._unload_and_optionally_merge(safe_merge=True)
 
 
-def attention_layers(model: nn.Module) -> tuple[str, ...]:
-    """Return the endings of the names of a model's query, key and value layers.
-
-    Returns:
-        Three, or one where the three are a single fused layer.
-
-    Raises:
-        ValueError: The model has no layers of such names.
-
-    Example:
-        >>> from transformers import Phi3Config, Phi3Model
-        >>> tiny = Phi3Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                   intermediate_size=16, vocab_size=10, pad_token_id=0)
-        >>> attention_layers(Phi3Model(tiny))
-        ('qkv_proj',)
-    """
-    names = linear_names(model)
-    for endings in _ATTENTION:
-        if all(any(matches(name, [ending]) for name in names) for ending in endings):
-            return endings
-    raise ValueError(
-        f"A {type(model).__name__} has no layers that are named like query and value projections: "
-        "give target_modules, or use the adapter lora-all-linear."
-    )
-
-
-def feed_forward_layer(model: nn.Module) -> tuple[str, ...]:
-    """Return the ending of the names of a model's second feed-forward layers; () if unknown.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> feed_forward_layer(BertModel(BertConfig(hidden_size=8, num_hidden_layers=1,
-        ...                    num_attention_heads=2, intermediate_size=16, vocab_size=10)))
-        ('output.dense',)
-    """
-    names = linear_names(model)
-    found = (e for e in _FEED_FORWARD if any(matches(name, [e]) for name in names))
-    return tuple(found)[:1]
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """Return the names, in the base model, of the frozen linear layers that adapters can wrap.
+def linear_paths(model: nn.Module) -> list[str]:
+    """Return the paths of the frozen linear layers that adapters can wrap.
 
     The output layer of ``nn.MultiheadAttention`` is not among them: it is never called, as its
     weight is read instead.
 
     Example:
-        >>> linear_names(nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1)))
+        >>> linear_paths(nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1)))
         ['0']
     """
-    return [base_name(path) for path in _linear_paths(model)]
+    attention = [path for path, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    barred = tuple(f"{path}." for path in attention)
+    return [path for path, _ in frozen_layers(model) if not path.startswith(barred)]
 
 
 def are_all_wrapped(model: nn.Module) -> bool:
     """Return whether every linear layer that an adapter can wrap has one; False if deployed."""
     try:
-        paths = _linear_paths(model)
+        return all(path.endswith(".base_layer") for path in linear_paths(model))
     except ValueError:
         return False
-    return all(path.endswith(".base_layer") for path in paths)
-
-
-def _linear_paths(model: nn.Module) -> list[str]:
-    attention = [path for path, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    barred = tuple(f"{path}." for path in attention)
-    return [path for path, _ in frozen_layers(model) if not path.startswith(barred)]
 
 
 def _barred(model: nn.Module, pattern: LayerPattern) -> list[str]:
@@ -278,10 +212,6 @@ def _barred(model: nn.Module, pattern: LayerPattern) -> list[str]:
         if is_output or isinstance(module, AuxiliaryTrainingWrapper):
             barred.append(path)
     return barred
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder + ".")
 
 
 def matches(name: str, pattern: LayerPattern) -> bool:

@@ -1,7 +1,10 @@
-"""Modulated layers: frozen projections whose input features share K scale-and-shift pairs."""
+"""Modulated layers: frozen projections whose input features share K scale-and-shift pairs.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Those of StochGRASP have a Gaussian for each scale and shift.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, cast, get_args
 
 import torch
@@ -11,8 +14,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.base import AdapterLayer
-from analog_grasp.adapters.config import Form, GraspConfig, Grouping
-from analog_grasp.adapters.frozen import is_quantised
+from analog_grasp.adapters.config import (
+    SIGMA_RANGE,
+    Form,
+    GraspConfig,
+    Grouping,
+    StochGraspConfig,
+)
+from analog_grasp.adapters.frozen import dense_weight, is_quantised
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.seed import derive_seed
 
@@ -20,19 +29,15 @@ from analog_grasp.utils.seed import derive_seed
 def group_index(
     features: int, groups: int, grouping: Grouping = "contiguous", seed: int = 0
 ) -> Tensor:
-    """Return the map g: {0..D-1} -> {0..K-1} from input features to groups.
+    """Return the map g: {0..D-1} -> {0..K-1} from input features to groups, int64, ``(D,)``.
 
     The sizes of two groups differ by at most one, so K need not divide D.
 
     Args:
         features: D, the number of input features of the layer.
         groups: K, the number of scale-and-shift pairs, from 1 to D.
-        grouping: ``"contiguous"``, K blocks of adjacent features; ``"strided"``, every K-th
-            feature; or ``"random"``, a permutation of these.
-        seed: The seed of the permutation, which is a function of it and of D alone.
-
-    Returns:
-        An int64 tensor of shape ``(D,)`` with values in 0..K-1.
+        grouping: See `GraspConfig`.
+        seed: The seed of a random permutation, which is a function of it and of D alone.
 
     Raises:
         ValueError: K is below 1 or above D, or the grouping is unknown.
@@ -41,12 +46,8 @@ def group_index(
         Bal and Sengupta, GRASP, arXiv 2512.04296 (contiguous blocks of the feature axis).
 
     Example:
-        >>> group_index(7, 3).tolist()
-        [0, 0, 0, 1, 1, 2, 2]
-        >>> group_index(7, 3, "strided").tolist()
-        [0, 1, 2, 0, 1, 2, 0]
-        >>> group_index(7, 3, "random", seed=1).sort().values.tolist()
-        [0, 0, 0, 1, 1, 2, 2]
+        >>> group_index(7, 3).tolist(), group_index(7, 3, "strided").tolist()
+        ([0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2, 0])
     """
     if not 1 <= groups <= features:
         raise ValueError(
@@ -72,8 +73,7 @@ class GraspLinear(AdapterLayer):
     ``(D_out,)``, and both are frozen. The K scales s and K shifts b are learned; g maps each of the
     D input features to its group, see `group_index`. Under the form ``"normalize"`` the modulated
     input is ``x'_i = (x_i - b[g(i)]) / s[g(i)]``. The frozen layer is an ``nn.Linear``, a quantised
-    subclass of it, or the ``Conv1D`` of GPT-2. Several active adapters modulate the input one after
-    another, in their order.
+    subclass of it, or the ``Conv1D`` of GPT-2. Several adapters apply one after another.
 
     Raises:
         ValueError: The layer is of another type, or K is above D.
@@ -93,7 +93,16 @@ class GraspLinear(AdapterLayer):
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: GraspConfig) -> None:
         super().__init__(base_layer)
-        self.in_features, self.out_features = _sizes(self.get_base_layer())
+        base: Any = self.get_base_layer()
+        if isinstance(base, nn.Linear):
+            self.in_features, self.out_features = base.in_features, base.out_features
+        elif isinstance(base, Conv1D):
+            self.in_features, self.out_features = base.nx, base.nf
+        else:
+            raise ValueError(
+                f"A {type(base).__name__} cannot be modulated: target_modules must name nn.Linear "
+                "or transformers' Conv1D layers."
+            )
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         self.group_of = BufferDict(persistent=False)
@@ -130,14 +139,12 @@ class GraspLinear(AdapterLayer):
     def modulation(self, adapter_names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the factor and the offset of every feature under adapters applied in order.
 
-        Returns:
-            Each of shape ``(D,)``: s and b, or 1/s and -b/s under the form ``"normalize"``.
+        Each has the shape ``(D,)``: s and b, or 1/s and -b/s under the form ``"normalize"``.
         """
-        first, *others = (
+        (scale, shift), *others = (
             self._factor_and_offset(n, *(mean[self.group_of[n]] for mean in self.means(n)))
             for n in adapter_names
         )
-        scale, shift = first
         for next_scale, next_shift in others:
             scale, shift = scale * next_scale, shift * next_scale + next_shift
         return scale, shift
@@ -150,18 +157,18 @@ class GraspLinear(AdapterLayer):
         return self.base_layer(modulated(x, scale, shift), *args, **kwargs)
 
     def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        names = sorted(name for name in set(adapter_names) if self._has(name))
-        if not names:
+        found = {
+            name: torch.stack(self.modulation([name]))
+            for name in set(adapter_names)
+            if self._has(name)
+        }
+        if not found:
             return self.base_layer(x, *args, **kwargs)
-        scales, shifts = zip(*(self.modulation([name]) for name in names), strict=True)
-        # The last row is the identity, for examples without an adapter in this layer.
-        scale = torch.stack([*scales, torch.ones_like(scales[0])])
-        shift = torch.stack([*shifts, torch.zeros_like(shifts[0])])
-        row = [names.index(name) if name in names else -1 for name in adapter_names]
-        shape = (len(row), *(1,) * (x.dim() - 2), self.in_features)
-        return self.base_layer(
-            modulated(x, scale[row].view(shape), shift[row].view(shape)), *args, **kwargs
-        )
+        scales = next(iter(found.values()))[0]
+        identity = torch.stack([torch.ones_like(scales), torch.zeros_like(scales)])
+        rows = torch.stack([found.get(name, identity) for name in adapter_names], dim=1)
+        scale, shift = rows.view(2, len(adapter_names), *(1,) * (x.dim() - 2), self.in_features)
+        return self.base_layer(modulated(x, scale, shift), *args, **kwargs)
 
     def _fold(self, names: list[str], safe: bool) -> None:
         """Replace W by W diag(s) and c by c + W b."""
@@ -189,7 +196,7 @@ class GraspLinear(AdapterLayer):
                 f"The adapter {names} cannot be merged: the folded weight or bias is not finite."
             )
         folded = folded.to(weight.dtype)
-        self._frozen = _FrozenState.of(weight, folded, along_inputs, bias)
+        self._frozen = _FrozenState(weight, folded, along_inputs, bias)
         base.weight.data = folded
         if bias is not None:
             base.bias.data = folded_bias.to(weight.dtype)
@@ -207,7 +214,6 @@ class GraspLinear(AdapterLayer):
         self._frozen = None
 
 
-@dataclass
 class _FrozenState:
     """The state that restores a folded layer bit for bit, without a second copy of its weight.
 
@@ -216,22 +222,13 @@ class _FrozenState:
     instance), the frozen weight itself is kept.
     """
 
-    scale: Tensor
-    bias: Tensor | None
-    dtype: torch.dtype
-    steps: Tensor
-    index: Tensor
-    kept: Tensor
-
-    @classmethod
-    def of(
-        cls, weight: Tensor, folded: Tensor, scale: Tensor, bias: Tensor | None
-    ) -> "_FrozenState":
+    def __init__(self, weight: Tensor, folded: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         quotient = (folded.to(scale.dtype) / scale).to(weight.dtype)
         steps = weight.view(_bits(weight)) - quotient.view(_bits(weight))
-        short = steps.to(torch.int8)
-        index = (short != steps).flatten().nonzero()[:, 0]
-        return cls(scale, bias, weight.dtype, short, index, weight.flatten()[index])
+        self.scale, self.bias, self.dtype = scale, bias, weight.dtype
+        self.steps = steps.to(torch.int8)
+        self.index = (self.steps != steps).flatten().nonzero()[:, 0]
+        self.kept = weight.flatten()[self.index]
 
     def weight(self, folded: Tensor) -> Tensor:
         """Return the frozen weight, in the present type and on the present device of the folded."""
@@ -253,13 +250,194 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype)
 
 
-def _sizes(base_layer: nn.Module) -> tuple[int, int]:
-    """Return D and D_out of a layer that can be modulated."""
-    if isinstance(base_layer, nn.Linear):
-        return base_layer.in_features, base_layer.out_features
-    if isinstance(base_layer, Conv1D):
-        return base_layer.nx, base_layer.nf
-    raise ValueError(
-        f"A {type(base_layer).__name__} cannot be modulated: target_modules must name nn.Linear "
-        "or transformers' Conv1D layers."
+class StochGraspLinear(GraspLinear):
+    """A GRASP layer in which every scale and shift is a Gaussian.
+
+    ``s_i ~ N(mu_s[g(i)], sigma_s[g(i)]^2)`` and ``b_i ~ N(mu_b[g(i)], sigma_b[g(i)]^2)`` for input
+    feature i in group g(i). Learned are the means mu and the logarithm of each standard deviation
+    relative to the layer's largest mean of its kind, so that sigma is above 0 and comparable with
+    the relative noise that a device card states.
+
+    In training every example (the first axis of the input) draws its own samples; see ``sampling``
+    in `StochGraspConfig`. In evaluation the means are used, unless `sample_in_eval` is set.
+
+    ``"weight"`` draws every cross-point of the folded weight once per example: the tokens of one
+    example see the same error. ``"token"`` draws it for every token through the exact mean and
+    variance of the output, the local reparameterisation, which Kingma et al. derive for one input
+    vector per example; only there do the two agree.
+
+    With ``"feature"`` and ``"group"`` the gradient of a standard deviation is sigma times the mean
+    over the examples of the squared gradient of their sample, by which Khan et al. estimate the
+    curvature; that of reparameterisation is mostly noise. The loss must be a mean over the examples
+    times `loss_scale`.
+
+    Raises:
+        ValueError: As `GraspLinear`; and from `forward`, if ``"weight"`` or ``"token"`` sampling
+            finds no digital weight in the base layer, as on a deployed model.
+
+    Source:
+        Bal and Sengupta, GRASP, arXiv 2512.04296 (StochGRASP); Kingma, Salimans and Welling,
+        NeurIPS 2015, equation 6 (local reparameterisation); Khan et al., ICML 2018, arXiv
+        1806.04854 (gradient of standard deviations).
+
+    Example:
+        >>> layer = StochGraspLinear(nn.Linear(6, 2), "default", StochGraspConfig(groups=3))
+        >>> layer.sigmas("default")[0].shape
+        torch.Size([3])
+    """
+
+    adapter_layer_names = (
+        "stochgrasp_scale",
+        "stochgrasp_shift",
+        "stochgrasp_scale_log_sigma",
+        "stochgrasp_shift_log_sigma",
     )
+    other_param_names = ("group_of", "form", "sampling")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: StochGraspConfig) -> None:
+        self.sampling: dict[str, str] = {}
+        self.sample_in_eval = False
+        self.loss_scale: float | Tensor = 1.0
+        super().__init__(base_layer, adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
+        """Add an adapter: means at the identity, standard deviations at ``config.init_sigma``."""
+        assert isinstance(config, StochGraspConfig)
+        self.sampling[adapter_name] = config.sampling
+        groups = config.groups_of(self.in_features)
+        for name in self.adapter_layer_names[2 : 4 if config.learn_shift else 3]:
+            start = torch.full((groups,), float(config.init_sigma)).log()
+            getattr(self, name)[adapter_name] = nn.Parameter(start)
+        super().update_layer(adapter_name, config)
+
+    def relative_sigmas(self, adapter_name: str) -> tuple[Tensor, ...]:
+        """Return the learned standard deviations relative to the largest mean of their kind.
+
+        Those of the scales and, where shifts are learned, of the shifts; each ``(K,)``.
+        """
+        kinds = (getattr(self, name) for name in self.adapter_layer_names[2:])
+        return tuple(_bounded_exp(kind[adapter_name]) for kind in kinds if adapter_name in kind)
+
+    def sigmas(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """Return the standard deviations of scales and of shifts, each ``(K,)``, in their units."""
+        means = self.means(adapter_name)
+        scale, *shift = (
+            # The largest mean sets the mapping, as on a device: it is a constant for the gradient.
+            sigma * mean.detach().abs().max()
+            for sigma, mean in zip(self.relative_sigmas(adapter_name), means, strict=False)
+        )
+        return scale, shift[0] if shift else torch.zeros_like(scale)
+
+    def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        if not (self.training or self.sample_in_eval):
+            return super()._adapted(x, names, *args, **kwargs)
+        *first, last = names
+        for name in first:
+            x = self._sampled_input(x, name)
+        if self.sampling[last] in ("weight", "token"):
+            return self._sampled_output(x, last, *args, **kwargs)
+        return self.base_layer(self._sampled_input(x, last), *args, **kwargs)
+
+    def _mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        if self.sample_in_eval:
+            raise ValueError("adapter_names cannot be combined with sampling in evaluation.")
+        return super()._mixed(x, adapter_names, *args, **kwargs)
+
+    def _sampled_input(self, x: Tensor, name: str) -> Tensor:
+        scale, shift = (
+            self._draw(x, name, mean, sigma)
+            for mean, sigma in zip(self.means(name), self.sigmas(name), strict=True)
+        )
+        return modulated(x, *self._factor_and_offset(name, scale, shift))
+
+    def _draw(self, x: Tensor, name: str, mean: Tensor, sigma: Tensor) -> Tensor:
+        """Return a sample per example: ``(B, 1, ..., D)`` for an input ``(B, ..., D)``."""
+        group, by_feature = self.group_of[name], self.sampling[name] != "group"
+        if by_feature:
+            mean, sigma = mean[group], sigma[group]
+        shape = (len(x), *(1,) * (x.dim() - 2)) if x.dim() > 1 else ()
+        noise = torch.randn(*shape, len(mean), device=mean.device, dtype=mean.dtype)
+        sample = _Sample.apply(mean, sigma, noise, self)
+        return sample if by_feature else sample[..., group]
+
+    def _sampled_output(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output under a sample of every cross-point of the folded weight."""
+        scale, shift = self.modulation([name])
+        weight = dense_weight(self.get_base_layer()).to(scale.dtype)
+        sigma_scale, sigma_shift = (sigma[self.group_of[name]] for sigma in self.sigmas(name))
+        mean = self.base_layer(modulated(x, scale, shift), *args, **kwargs)
+        scaled = x.to(scale.dtype) * sigma_scale
+        one_vector = x.dim() < 3 or x[0].numel() == self.in_features
+        if one_vector or self.sampling[name] == "token":
+            std = _root((scaled.square() + sigma_shift.square()) @ weight.square().T)
+            return mean + (std * torch.randn_like(std)).to(mean.dtype)
+        seed = int(torch.randint(2**62, ()))
+        noise = _CrossPointNoise.apply(scaled.flatten(1, -2), weight, seed).view(mean.shape)
+        # The shifts' errors add up to one Gaussian per output, the same for every token.
+        std = _root(weight.square() @ sigma_shift.square())
+        shape = (len(x), *(1,) * (x.dim() - 2), self.out_features)
+        noise = noise + std * torch.randn(shape, device=std.device, dtype=std.dtype)
+        return mean + noise.to(mean.dtype)
+
+
+class _Sample(torch.autograd.Function):
+    """Samples ``mean + sigma noise``, one per example; see `StochGraspLinear` for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mean: Tensor, sigma: Tensor, noise: Tensor, layer: StochGraspLinear
+    ) -> Tensor:
+        ctx.save_for_backward(sigma)
+        ctx.layer = layer
+        return torch.addcmul(mean, sigma, noise)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (sigma,), (gradient,) = ctx.saved_tensors, gradients
+        examples = len(gradient) if gradient.dim() > 1 else 1
+        curvature = examples / ctx.layer.loss_scale * gradient.square().sum_to_size(sigma.shape)
+        return gradient.sum_to_size(sigma.shape), sigma * curvature, None, None
+
+
+class _CrossPointNoise(torch.autograd.Function):
+    """``n_et = (W * E_e) u_et`` for example e and token t, ``E_e ~ N(0, 1)`` of shape (D_out, D).
+
+    E_e is drawn again in the backward pass, so that one sample of the matrix is held at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, weight: Tensor, seed: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.seed = seed
+        samples = _samples(weight, seed, len(u))
+        with torch.autocast(u.device.type, enabled=False):
+            return torch.stack([row @ sample.T for row, sample in zip(u, samples, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        gradient = gradients[0].to(weight.dtype)
+        samples = _samples(weight, ctx.seed, len(gradient))
+        rows = [row @ sample for row, sample in zip(gradient, samples, strict=True)]
+        return torch.stack(rows), None, None
+
+
+def _samples(weight: Tensor, seed: int, count: int) -> Iterator[Tensor]:
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    for _ in range(count):
+        noise = torch.randn(
+            weight.shape, generator=generator, device=weight.device, dtype=weight.dtype
+        )
+        yield weight * noise
+
+
+def _bounded_exp(log_sigma: Tensor) -> Tensor:
+    """Return the exponential within `SIGMA_RANGE`; the gradient leads back from beyond it."""
+    low, high = (math.log(limit) for limit in SIGMA_RANGE)
+    fixed = log_sigma.detach()
+    return (fixed.clamp(low, high) + (log_sigma - fixed)).exp()
+
+
+def _root(variance: Tensor) -> Tensor:
+    # The square root has no slope at 0, where a layer's input and shifts are all 0.
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()

@@ -18,13 +18,19 @@ from transformers import PreTrainedModel
 from analog_grasp.adapters.base import AdapterModel, register
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import base_name
-from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 
 # Settings under which transformers builds linear layers with a bias that have none otherwise.
 _BIAS_SETTINGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
 # Settings under which equal parameters mean the same function.
 _SAME_FUNCTION = ("groups", "grouping", "grouping_seed", "form")
+
+
+def modulated_layers(model: nn.Module) -> Iterator[tuple[str, GraspLinear]]:
+    """Yield the name and the layer, for every modulated layer of a model."""
+    for name, module in model.named_modules():
+        if isinstance(module, GraspLinear):
+            yield name, module
 
 
 class GraspModel(AdapterModel):
@@ -37,13 +43,10 @@ class GraspModel(AdapterModel):
 
     Example:
         >>> from peft import get_peft_model
-        >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> tiny = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        ...                   intermediate_size=64, vocab_size=50)
-        >>> config = GraspConfig(task_type="SEQ_CLS", groups=4)
-        >>> model = get_peft_model(BertForSequenceClassification(tiny), config)
-        >>> len(list(model.base_model.modulated_layers()))
-        7
+        >>> config = GraspConfig(groups=2, target_modules=["0"])
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)), config)
+        >>> [name for name, _ in model.base_model.modulated_layers()]
+        ['0']
     """
 
     prefix: str = "grasp_"
@@ -51,7 +54,7 @@ class GraspModel(AdapterModel):
 
     def modulated_layers(self) -> Iterator[tuple[str, GraspLinear]]:
         """Yield the name in the base model and the layer, for every modulated layer."""
-        return _modulated_layers(self.model)
+        return modulated_layers(self.model)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Return the plain model with the adapter folded into its weights.
@@ -97,12 +100,12 @@ class GraspModel(AdapterModel):
         Example:
             ``model.add_weighted_adapter(["a", "b"], [0.3, 0.7], "mix")``
         """
-        configs = self._combinable(adapters, weights, adapter_name)
+        config = self._combinable(adapters, weights, adapter_name)
         layers = {
             name for name, layer in self.modulated_layers() if layer.group_of.keys() & {*adapters}
         }
         self.peft_config[adapter_name] = replace(
-            configs[0],
+            config,
             target_modules=layers,
             exclude_modules=None,
             layers_to_transform=None,
@@ -116,7 +119,8 @@ class GraspModel(AdapterModel):
 
     def _combinable(
         self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str
-    ) -> list[GraspConfig]:
+    ) -> GraspConfig:
+        """Return the configuration of adapters that can be combined."""
         for name in adapters:
             if name not in self.peft_config:
                 raise ValueError(f"Adapter {name} does not exist")
@@ -133,14 +137,14 @@ class GraspModel(AdapterModel):
                 "Cannot add weighted adapters if they target the same module with modules_to_save: "
                 "task heads cannot be interpolated."
             )
-        configs = [self.peft_config[name] for name in adapters]
         for field in (*_SAME_FUNCTION, "learn_shift"):
-            if len(values := {getattr(config, field) for config in configs}) > 1:
+            values = {getattr(self.peft_config[name], field) for name in adapters}
+            if len(values) > 1:
                 raise ValueError(
                     f"Adapters to combine must have the same {field}, but have "
                     f"{', '.join(sorted(map(str, values)))}."
                 )
-        return configs
+        return self.peft_config[adapters[0]]
 
     @classmethod
     def _get_adapter_state_dict(
@@ -162,7 +166,7 @@ class GraspModel(AdapterModel):
         """Check that saved weights fit the layers of the model; K does not depend on its widths."""
         assert isinstance(config, GraspConfig)
         widths, recorded = _in_features(model, adapter_name), config.in_features or {}
-        names = {_plain(name): name for name, _ in _modulated_layers(model)}
+        names = {_plain(name): name for name, _ in modulated_layers(model)}
         remapped, saved = {}, set()
         for key, value in state_dict.items():
             layer, prefix, parameter = key.rpartition(f".{cls.prefix}")
@@ -171,14 +175,17 @@ class GraspModel(AdapterModel):
                 # Either of the two models may have been compiled.
                 layer = names.get(_plain(layer), layer)
             remapped[layer + prefix + parameter] = value
-        problem = None
+        problems = [
+            f"its layer {name} has {width} features, and here {widths[name]}"
+            for name, width in recorded.items()
+            if widths.get(name, width) != width
+        ]
         if recorded and (foreign := sorted(saved - widths.keys())):
-            problem = f"it has {len(foreign)} layers that this model lacks, such as {foreign[0]}"
-        for name, width in recorded.items():
-            if widths.get(name, width) != width:
-                problem = f"its layer {name} has {width} features, and here {widths[name]}"
-        if problem:
-            raise ValueError(f"The adapter was made for another model: {problem}.")
+            problems.append(
+                f"it has {len(foreign)} layers that this model lacks, such as {foreign[0]}"
+            )
+        if problems:
+            raise ValueError(f"The adapter was made for another model: {problems[0]}.")
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, remapped)
 
 
@@ -227,16 +234,10 @@ def _interpolate(layer: GraspLinear, weights: dict[str, float], adapter_name: st
             values[adapter_name].copy_((mean / sum(shares.values())).log())
 
 
-def _modulated_layers(model: nn.Module) -> Iterator[tuple[str, GraspLinear]]:
-    for name, module in model.named_modules():
-        if isinstance(module, GraspLinear):
-            yield name, module
-
-
 def _in_features(model: nn.Module, adapter_name: str) -> dict[str, int]:
     return {
         _plain(name): layer.in_features
-        for name, layer in _modulated_layers(model)
+        for name, layer in modulated_layers(model)
         if adapter_name in layer.group_of
     }
 
@@ -284,46 +285,36 @@ def start_from(model: PeftModel, path: str | Path) -> None:
     Example:
         ``start_from(get_peft_model(base_model, StochGraspConfig(groups=64)), "runs/train/grasp")``
     """
-    saved, config = PeftConfig.from_pretrained(str(path)), model.active_peft_config
-    names = [each.base_model_name_or_path or "" for each in (saved, config)]
-    if PurePath(names[0]).name != PurePath(names[1]).name:
-        raise ValueError(
-            f"The adapter in {path} is of the model {names[0]} and cannot start one of {names[1]}: "
-            "give one that was trained on the same model."
-        )
-    methods = [str(each.peft_type).rpartition(".")[2] for each in (saved, config)]
-    if methods[0] != methods[1] and methods != ["GRASP", "STOCHGRASP"]:
-        raise ValueError(
-            f"The adapter in {path} is of the method {methods[0]} and cannot start one of "
-            f"{methods[1]}: give one of the same method, or a GRASP adapter for StochGRASP."
-        )
-    for name in _SAME_FUNCTION:
-        there, here = getattr(saved, name, None), getattr(config, name, None)
-        if there != here:
+    saved, own = PeftConfig.from_pretrained(str(path)), model.active_peft_config
+    there, here = (
+        {
+            "model": PurePath(config.base_model_name_or_path or "").name,
+            "method": str(config.peft_type).rpartition(".")[2],
+            **{name: getattr(config, name, None) for name in _SAME_FUNCTION},
+        }
+        for config in (saved, own)
+    )
+    to_stochastic = (there["method"], here["method"]) == ("GRASP", "STOCHGRASP")
+    for name, value in there.items():
+        if value != here[name] and not (name == "method" and to_stochastic):
             raise ValueError(
-                f"The adapter in {path} has {name} {there!r} and cannot start one with {here!r}: "
-                "give the same setting."
+                f"The adapter in {path} has {name} {value} and cannot start one with "
+                f"{here[name]}: give one with the same {name}."
             )
-    state = load_peft_weights(str(path), device="cpu")
-    if methods[0] != methods[1]:
-        state = {name.replace(".grasp_", ".stochgrasp_"): v for name, v in state.items()}
     adapter = str(model.active_adapter)
-    own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    shapes = {name: tuple(v.shape) for name, v in own.items()}
-    found = {name: tuple(v.shape) for name, v in state.items()}
-    wrong = [
-        name
-        for name in sorted(shapes.keys() | found.keys())
-        if shapes.get(name) != found.get(name)
-        and not (name.endswith("_log_sigma") and name not in found)
-    ]
-    if wrong:
+    present = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    state = load_peft_weights(str(path), device="cpu")
+    if to_stochastic:
+        state = {name.replace(".grasp_", ".stochgrasp_"): v for name, v in state.items()}
+        state |= {name: v for name, v in present.items() if name.endswith("_log_sigma")}
+    found, shapes = ({n: tuple(v.shape) for n, v in each.items()} for each in (state, present))
+    if wrong := sorted(dict(found.items() ^ shapes.items())):
         raise ValueError(
             f"The adapter in {path} cannot start this one: {len(wrong)} parameters differ, such as "
             f"{wrong[0]}, of shape {found.get(wrong[0])} there and {shapes.get(wrong[0])} here; "
             "method, layers, groups and task must be the same."
         )
-    set_peft_model_state_dict(model, own | state, adapter_name=adapter)
+    set_peft_model_state_dict(model, state, adapter_name=adapter)
 
 
 register("grasp", GraspConfig, GraspModel)

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# The endings of the names in transformers: query, key and value, or one layer with all of them.
+_ATTENTION = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("to_q", "to_k", "to_v"),
+    ("q", "k", "v"),
+    *((name,) for name in ("qkv_proj", "Wqkv", "query_key_value", "c_attn", "qkv", "in_proj")),
+)
+# The second layer of the feed-forward block. BERT's name is also that of its attention's output.
+_FEED_FORWARD = (
+    *("down_proj", "fc2", "ffn.lin2", "ffn_output", "wo", "mlp.c_proj", "mlp.Wo"),
+    *("dense_4h_to_h", "output.dense"),
+)
+
+
 @dataclass(frozen=True)
 class AdapterMethod:
     """An adapter as users name it.
@@ -63,20 +80,16 @@ def _lora(
     target_modules: "str | list[str]" = "all-linear",
     **_: object,
 ) -> "PeftConfig":
-    from analog_grasp.adapters.frozen import attention_layers
-
     # "all-linear", the default of GRASP, leaves LoRA its own layers; see "lora-all-linear".
     if target_modules == "all-linear":
-        found = attention_layers(model)
+        found = _attention_layers(model)
         # Query and value of three, or the one that is fused.
         target_modules = sorted({found[0], found[-1]})
     return _lora_config(task_type, model, target_modules, alpha=16)
 
 
 def _lora_all(task_type: str | None, model: "nn.Module", **_: object) -> "PeftConfig":
-    from analog_grasp.adapters.frozen import linear_names
-
-    return _lora_config(task_type, model, linear_names(model), alpha=32)
+    return _lora_config(task_type, model, _linear_names(model), alpha=32)
 
 
 def _lora_config(
@@ -97,19 +110,39 @@ def _ia3(task_type: str | None, model: "nn.Module", **_: object) -> "PeftConfig"
     from peft import IA3Config
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
-    from analog_grasp.adapters.frozen import attention_layers, feed_forward_layer
-
     targets, feed_forward = None, None
     if _model_type(model) not in KNOWN:
-        feed_forward = list(feed_forward_layer(model))
+        present = (ending for ending in _FEED_FORWARD if _is_in(model, ending))
+        feed_forward = list(present)[:1]
         # Key and value of three, or the one that is fused.
-        targets = [*attention_layers(model)[-2:], *feed_forward]
+        targets = [*_attention_layers(model)[-2:], *feed_forward]
     return IA3Config(
         task_type=task_type,
         target_modules=targets,
         feedforward_modules=feed_forward,
         fan_in_fan_out=_model_type(model) == "gpt2",
     )
+
+
+def _attention_layers(model: "nn.Module") -> tuple[str, ...]:
+    """Return the endings of the names of the query, key and value layers, or of the fused one."""
+    for endings in _ATTENTION:
+        if all(_is_in(model, ending) for ending in endings):
+            return endings
+    raise ValueError(
+        f"A {type(model).__name__} has no layers that are named like query and value projections: "
+        "give target_modules, or use the adapter lora-all-linear."
+    )
+
+
+def _is_in(model: "nn.Module", ending: str) -> bool:
+    return any(f".{name}".endswith(f".{ending}") for name in _linear_names(model))
+
+
+def _linear_names(model: "nn.Module") -> list[str]:
+    from analog_grasp.adapters.frozen import base_name, linear_paths
+
+    return [base_name(path) for path in linear_paths(model)]
 
 
 def _model_type(model: "nn.Module") -> str | None:
@@ -131,62 +164,39 @@ def _head(task_type: str | None, **_: object) -> "PeftConfig":
     return LoraConfig(task_type=task_type, target_modules=DUMMY_TARGET_MODULES)
 
 
+_UNPROGRAMMED: tuple[Placement, ...] = ("digital", "folded")
+_EVERYWHERE: tuple[Placement, ...] = (*_UNPROGRAMMED, "programmed")
+
 ADAPTERS: dict[str, AdapterMethod] = {
     "grasp": AdapterMethod(
-        "GRASP",
-        "K shared scale-and-shift pairs on the inputs of linear layers",
-        ("digital", "folded", "programmed"),
-        2e-2,
-        "Bal and Sengupta, arXiv 2512.04296",
-        _grasp,
+        "GRASP", "K shared scale-and-shift pairs on the inputs of linear layers",
+        _EVERYWHERE, 2e-2, "Bal and Sengupta, arXiv 2512.04296", _grasp,
     ),
     "stochgrasp": AdapterMethod(
-        "StochGRASP",
-        "a Gaussian for each scale and shift of GRASP",
-        ("digital", "folded", "programmed"),
-        2e-2,
-        "Bal and Sengupta, arXiv 2512.04296",
-        _stochgrasp,
+        "StochGRASP", "a Gaussian for each scale and shift of GRASP",
+        _EVERYWHERE, 2e-2, "Bal and Sengupta, arXiv 2512.04296", _stochgrasp,
     ),
     "lora": AdapterMethod(
-        "LoRA",
-        "two matrices of rank 8 (alpha 16) for each query and value projection",
-        ("digital", "folded", "programmed"),
-        3e-3,
-        "Hu et al., arXiv 2106.09685",
-        _lora,
+        "LoRA", "two matrices of rank 8 (alpha 16) for each query and value projection",
+        _EVERYWHERE, 3e-3, "Hu et al., arXiv 2106.09685", _lora,
     ),
     "lora-all-linear": AdapterMethod(
-        "LoRA, all layers",
-        "two matrices of rank 8 (alpha 32) for each linear layer",
-        ("digital", "folded", "programmed"),
-        5e-4,
-        "Li et al., arXiv 2411.17367",
-        _lora_all,
+        "LoRA, all layers", "two matrices of rank 8 (alpha 32) for each linear layer",
+        _EVERYWHERE, 5e-4, "Li et al., arXiv 2411.17367", _lora_all,
     ),
     "ia3": AdapterMethod(
-        "(IA)^3",
-        "a scale for every key, value and feed-forward feature",
-        ("digital", "folded"),
-        2e-2,
-        "Liu et al., arXiv 2205.05638",
-        _ia3,
+        "(IA)^3", "a scale for every key, value and feed-forward feature",
+        _UNPROGRAMMED, 2e-2, "Liu et al., arXiv 2205.05638", _ia3,
     ),
     "bitfit": AdapterMethod(
-        "BitFit",
-        "the biases of linear and norm layers",
-        ("digital", "folded"),
-        3e-3,
-        "Ben Zaken, Ravfogel and Goldberg, arXiv 2106.10199",
-        _bitfit,
+        "BitFit", "the biases of linear and norm layers",
+        _UNPROGRAMMED, 3e-3, "Ben Zaken, Ravfogel and Goldberg, arXiv 2106.10199", _bitfit,
     ),
-    "head": AdapterMethod(
-        "linear head", "the task head alone", ("digital", "folded"), 1e-2, "-", _head
-    ),
+    "head": AdapterMethod("linear head", "the task head alone", _UNPROGRAMMED, 1e-2, "-", _head),
     "full": AdapterMethod(
         "full fine-tuning", "all weights of the model", ("folded",), 5e-5, "-", None
     ),
-}
+}  # fmt: skip
 
 
 def adapt(
@@ -240,12 +250,9 @@ def kind_of(model: "nn.Module") -> str | None:
     A model without an adapter counts as one that is trained whole.
 
     Example:
-        >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        ...                   intermediate_size=16, vocab_size=10)
-        >>> bert = BertForSequenceClassification(tiny)
-        >>> kind_of(bert), kind_of(adapt(bert, "head"))
-        ('full', 'head')
+        >>> from torch import nn
+        >>> kind_of(nn.Linear(6, 2))
+        'full'
     """
     from peft import PeftModel
     from peft.utils.constants import DUMMY_TARGET_MODULES

@@ -130,7 +130,7 @@ def read_chip(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     for key, about in json.loads(metadata["tiles"]).items():
         shape, count = about["shape"], len(about["parts"])
         # Those of one part, (D_out, D), as the tiles were made from it.
-        stored = shape if len(shape) == 2 and count == 1 else _part_shape(shape, count)
+        stored = shape[1:] if len(shape) == 3 else [shape[0] // count, shape[1]]
         stored = stored[::-1] if about["transposed"] else stored
         matrices = [_weight(part, stored, tensors, geometry) for part in about["parts"]]
         matrices = [matrix.T if about["transposed"] else matrix for matrix in matrices]
@@ -142,9 +142,7 @@ def read_chip(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 def _mapped(
     model: nn.Module, pattern: LayerPattern
 ) -> Iterator[tuple[str, str, dict[str, Tensor], bool]]:
-    """Yield what goes onto tiles: its key in the state dict and its name in the base model, the
-    matrices ``(D_out, D)`` by name, and whether they are stored transposed.
-    """
+    """Yield each weight's key in the state dict, its name, its matrices, and if transposed."""
     linear, fused = selected(model, pattern)
     for path, layer in linear:
         name = base_name(path)
@@ -153,11 +151,6 @@ def _mapped(
         key = f"{each.path}.{each.attribute}".removeprefix(".")
         matrices = {part: by_output(layer) for part, layer in each.layers().items()}
         yield key, each.name, matrices, each.transposed
-
-
-def _part_shape(shape: list[int], count: int) -> list[int]:
-    """Return the shape of each matrix of a fused parameter, as it is stored."""
-    return shape[1:] if len(shape) == 3 else [shape[0] // count, shape[1]]
 
 
 def _tiles(name: str, weight: Tensor, card: DeviceCard) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from analog_grasp.tasks.base import Task
 from analog_grasp.tasks.classification import SentenceTask
-from analog_grasp.tasks.generation import GenerationTask
+from analog_grasp.tasks.e2e import GenerationTask
 from analog_grasp.tasks.harness import HarnessTask, harness_task
 from analog_grasp.tasks.language_modeling import LanguageModelingTask
 from analog_grasp.tasks.models import load_base_model, tokenizer_for

@@ -1,13 +1,12 @@
 """Base class of all tasks: training and validation rows, and the scores of a model on them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
@@ -26,8 +25,8 @@ from analog_grasp.utils.types import LOWER_IS_BETTER
 
 Split = Literal["train", "validation"]
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
-IGNORED = -100
-"""The label of tokens that do not contribute to the loss."""
+type Tokenizer = PreTrainedTokenizerBase
+type Rows = list[dict[str, Any]]
 
 # By default one training row in five is held out for tuning, and at most 1,000.
 _HELD_OUT_ONE_IN, _HELD_OUT_MOST = 5, 1000
@@ -55,7 +54,7 @@ class Task(ABC):
     train: Dataset
     validation: Dataset
     max_length: int = field(default=128, kw_only=True)
-    tokenizer: PreTrainedTokenizerBase | None = field(default=None, kw_only=True, repr=False)
+    tokenizer: Tokenizer | None = field(default=None, kw_only=True, repr=False)
     own_metrics: dict[str, Metric] = field(default_factory=dict, kw_only=True, repr=False)
     _encoded: dict[Any, Dataset] = field(default_factory=dict, init=False, repr=False)
 
@@ -75,36 +74,33 @@ class Task(ABC):
     def metrics(self) -> tuple[Any, ...]:
         """Names of the scores; the first is the primary one."""
 
+    @property
     @abstractmethod
-    def predict(
-        self,
-        model: nn.Module,
-        split: Split = "validation",
-        batch_size: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> Any:
-        """Return the model's outputs for all rows, in the order of the data set.
+    def known_metrics(self) -> Collection[str]:
+        """Names of the metrics that the task can measure."""
 
-        Args:
-            model: A transformers model, a PEFT model around one, or a deployed copy of either. It
-                runs on its current device in evaluation mode; its training mode is restored.
-            split: "train" or "validation".
-            batch_size: Rows per batch; the task's own if None.
-            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
+    @abstractmethod
+    def _predict(self, model: nn.Module, tokenizer: Tokenizer, split: Split, size: int) -> Any:
+        """Return the outputs of `predict`, of a model in evaluation mode, in batches of `size`."""
 
-        Raises:
-            ValueError: The model does not fit the task, or its tokenizer cannot be found.
-        """
+    @abstractmethod
+    def _outputs(self, model: nn.Module, tokenizer: Tokenizer, rows: Rows) -> Sequence[Any]:
+        """Return the output for each row of one batch."""
 
     @abstractmethod
     def _score(self, predicted: Any, split: Split) -> dict[str, float]:
-        """Return the scores of the outputs of `predict`."""
+        """Return all metrics of the outputs of `predict`."""
 
     @abstractmethod
-    def _tokenise(
-        self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Dataset:
+    def _tokenise(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Dataset:
         """Return a split as token ids with labels."""
+
+    def _check_metrics(self) -> None:
+        if not self.metrics or not set(self.metrics) <= set(self.known_metrics):
+            raise ValueError(
+                f"The task '{self.name}' has the metrics {self.metrics}; they should be one or "
+                f"more of {', '.join(self.known_metrics)}."
+            )
 
     def configure(self, config: PretrainedConfig) -> None:  # noqa: B027
         """Adapt the configuration of a model to the task before the model is built."""
@@ -112,11 +108,10 @@ class Task(ABC):
     def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:  # noqa: B027
         """Set the initial values of a new head, given the names of all new parameters."""
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator:
+    def collator(self, tokenizer: Tokenizer) -> DataCollator:
         """Return the collator that pads encoded rows to a batch; the loss ignores padding."""
-        if self.task_type == "SEQ_CLS":
-            return DataCollatorWithPadding(tokenizer)
-        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        padding = DataCollatorWithPadding if self.task_type == "SEQ_CLS" else DataCollatorForSeq2Seq
+        return padding(tokenizer)
 
     @property
     def greater_is_better(self) -> bool:
@@ -136,9 +131,7 @@ class Task(ABC):
                 found[each.name] = repr(value)
         return found
 
-    def tokenizer_of(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> PreTrainedTokenizerBase:
+    def tokenizer_of(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Tokenizer:
         """Return the tokenizer for a model: `tokenizer`, the task's, or the model's own.
 
         Raises:
@@ -147,7 +140,7 @@ class Task(ABC):
         """
         if tokenizer is None:
             tokenizer = tokenizer_for(model) if self.tokenizer is None else self.tokenizer
-        size, highest = embedding_count(model), tokenizer.pad_token_id
+        size, highest = _embedding_count(model), tokenizer.pad_token_id
         if size is not None and highest is not None and highest >= size:
             raise ValueError(
                 f"The padding token '{tokenizer.pad_token}' has the id {highest}, but the model "
@@ -157,18 +150,10 @@ class Task(ABC):
         return tokenizer
 
     def length_for(self, model: nn.Module) -> int:
-        """Return the number of tokens at which texts are cut for a model.
-
-        Example:
-            >>> from analog_grasp.tasks import load_task
-            >>> load_task("reviews").length_for(nn.Linear(2, 2))
-            128
-        """
+        """Return the number of tokens at which texts are cut for a model."""
         return min(self.max_length, position_limit(model) or self.max_length)
 
-    def encode(
-        self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
-    ) -> Dataset:
+    def encode(self, split: Split, tokenizer: Tokenizer, max_length: int | None = None) -> Dataset:
         """Return a split as token ids, in the order of the data set, without padding.
 
         The columns are those of the tokenizer (`input_ids`, `attention_mask`, and `token_type_ids`
@@ -182,18 +167,64 @@ class Task(ABC):
             self._encoded[key] = self._tokenise(split, tokenizer, length)
         return self._encoded[key]
 
-    def training_rows(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    def training_rows(self, model: nn.Module, tokenizer: Tokenizer) -> Dataset:
         """Return the encoded training rows for a model, cut to its number of positions."""
         encoded = self.encode("train", tokenizer, self.length_for(model))
-        check_token_ids(model, tokenizer, encoded["input_ids"])
+        _check_token_ids(model, tokenizer, encoded["input_ids"])
         return encoded
+
+    def predict(
+        self,
+        model: nn.Module,
+        split: Split = "validation",
+        batch_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> Any:
+        """Return the model's outputs for all rows, in the order of the data set.
+
+        Args:
+            model: A transformers model, a PEFT model around one, or a deployed copy of either. It
+                runs on its current device in evaluation mode; its training mode is restored.
+            split: "train" or "validation".
+            batch_size: Rows per batch; the task's own if None.
+            tokenizer: The task's or the model's own (see `tokenizer_of`) if None.
+
+        Returns:
+            See the class of the task.
+
+        Raises:
+            ValueError: The model does not fit the task, or its tokenizer cannot be found.
+        """
+        tokenizer = self.tokenizer_of(model, tokenizer)
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with torch.no_grad():
+                return self._predict(model, tokenizer, split, batch_size or self.batch_size)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _in_batches(
+        self, model: nn.Module, tokenizer: Tokenizer, rows: Rows, size: int
+    ) -> list[Any]:
+        """Return the output for each row with `input_ids`; similar lengths share a batch."""
+        _check_token_ids(model, tokenizer, [row["input_ids"] for row in rows])
+        order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+        found: list[Any] = [None] * len(rows)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            outputs = self._outputs(model, tokenizer, [rows[i] for i in chosen])
+            for i, output in zip(chosen, outputs, strict=True):
+                found[i] = output
+        return found
 
     def scores(
         self,
         model: nn.Module,
         split: Split = "validation",
         batch_size: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> dict[str, float]:
         """Return all metrics of the task by name; the arguments are those of `predict`.
 
@@ -207,7 +238,7 @@ class Task(ABC):
         model: nn.Module,
         split: Split = "validation",
         batch_size: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> float:
         """Return the primary metric of the task; arguments and errors as `scores`."""
         return self.scores(model, split, batch_size, tokenizer)[self.metrics[0]]
@@ -231,12 +262,8 @@ class Task(ABC):
 
     def with_rows(self, train: Dataset, validation: Dataset) -> Self:
         """Return the task on other rows, without the metrics that cannot be measured on them."""
-        changes: dict[str, Any] = {
-            "train": train,
-            "validation": validation,
-            "metrics": self._measurable(validation),
-        }
-        return replace(self, **changes)
+        changes: Any = {"metrics": self._measurable(validation)}
+        return replace(self, train=train, validation=validation, **changes)
 
     def _measurable(self, validation: Dataset) -> tuple[str, ...]:
         """Return the metrics that have rows among `validation`."""
@@ -251,7 +278,7 @@ class Task(ABC):
                 f"The number of {split} rows for a subset of the task '{self.name}' is {count}; it "
                 f"should be from 1 to {len(rows)}."
             )
-        return select_rows(rows, np.random.default_rng(seed).permutation(len(rows))[:count])
+        return _chosen(rows, np.random.default_rng(seed).permutation(len(rows))[:count])
 
     def rows(self, split: Split) -> Dataset:
         """Return the rows of a split."""
@@ -260,14 +287,9 @@ class Task(ABC):
         return self.train if split == "train" else self.validation
 
 
-def select_rows(rows: Dataset, chosen: np.ndarray) -> Dataset:
-    """Return some rows of a data set in their original order.
-
-    Example:
-        >>> select_rows(Dataset.from_dict({"text": ["a", "b", "c"]}), np.array([2, 0]))["text"][:]
-        ['a', 'c']
-    """
-    return Dataset.from_dict(rows[np.sort(chosen)], features=rows.features)
+def _chosen(rows: Dataset, numbers: np.ndarray) -> Dataset:
+    """Return some rows of a data set in their original order."""
+    return Dataset.from_dict(rows[np.sort(numbers)], features=rows.features)
 
 
 def tuning_task(task: Task, seed: int, held_out: int | None = None) -> Task:
@@ -302,9 +324,7 @@ def tuning_task(task: Task, seed: int, held_out: int | None = None) -> Task:
             f"of {count}; it should be from 1 to {count // 2}."
         )
     order = np.random.default_rng(derive_seed(seed, "held out")).permutation(count)
-    return task.with_rows(
-        select_rows(task.train, order[held:]), select_rows(task.train, order[:held])
-    )
+    return task.with_rows(_chosen(task.train, order[held:]), _chosen(task.train, order[:held]))
 
 
 def check_rows(task: Task, split: Split, columns: tuple[str, ...]) -> None:
@@ -328,19 +348,12 @@ def check_rows(task: Task, split: Split, columns: tuple[str, ...]) -> None:
                 )
 
 
-def not_utf8(path: Path) -> ValueError:
-    """Return the error of a file in another encoding."""
-    return ValueError(f"The file {path} is not UTF-8 text; it should be.")
-
-
 def position_limit(model: nn.Module) -> int | None:
     """Return the largest number of tokens that a model has positions for; None if unlimited.
 
     Example:
-        >>> from transformers import RobertaConfig, RobertaModel
-        >>> sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
-        >>> position_limit(RobertaModel(RobertaConfig(**sizes, max_position_embeddings=64)))
-        62
+        >>> position_limit(nn.Linear(2, 2)) is None
+        True
     """
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
@@ -353,7 +366,7 @@ def position_limit(model: nn.Module) -> int | None:
     return limit
 
 
-def embedding_count(model: nn.Module) -> int | None:
+def _embedding_count(model: nn.Module) -> int | None:
     """Return the number of token ids that a model has embeddings for; None if it has none."""
     try:
         embeddings = model.get_input_embeddings()  # type: ignore[operator]
@@ -362,11 +375,8 @@ def embedding_count(model: nn.Module) -> int | None:
     return getattr(embeddings, "num_embeddings", None)
 
 
-def check_token_ids(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
-) -> None:
-    """Raise ValueError unless a model has an embedding for each token id in `rows`."""
-    size = embedding_count(model)
+def _check_token_ids(model: nn.Module, tokenizer: Tokenizer, rows: list[list[int]]) -> None:
+    size = _embedding_count(model)
     highest = max((max(ids) for ids in rows if ids), default=0)
     if size is not None and highest >= size:
         raise ValueError(
@@ -374,15 +384,3 @@ def check_token_ids(
             f"but the model has embeddings for the ids 0 to {size - 1}; call "
             "model.resize_token_embeddings(len(tokenizer)) before training."
         )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode and restore the mode of each module afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

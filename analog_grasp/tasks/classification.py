@@ -9,34 +9,26 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
-from analog_grasp.tasks.base import (
-    Split,
-    Task,
-    TaskType,
-    check_rows,
-    check_token_ids,
-    evaluation_mode,
-)
+from analog_grasp.tasks.base import Rows, Split, Task, TaskType, Tokenizer, check_rows
 from analog_grasp.tasks.metrics import (
     CLASSIFICATION,
     MULTI_LABEL,
     REGRESSION,
     Metric,
+    check_finite,
     named_metrics,
-    score,
 )
 
 
 @dataclass(eq=False)
 class SentenceTask(Task):
     """Texts with labels for training and measuring, and the metrics of the measurement.
+
+    `predict` returns the logits: float32, shape (n, C), columns in the order of the task's labels,
+    or (n, 1) for a regression.
 
     Args:
         name: Name in reports, such as "glue/sst2".
@@ -78,16 +70,64 @@ class SentenceTask(Task):
         if self.multi_label is None:
             column = self.train["label"] if "label" in self.train.column_names else []
             self.multi_label = len(column) > 0 and isinstance(column[0], list)
-        _check_metrics(self)
+        self._check_metrics()
         for split in ("train", "validation"):
             check_rows(self, split, ("text", "label"))
-            _check_labels(self, split)
+            self._check_labels(split)
         for name in set(self.metrics) - set(self._measurable(self.validation)):
             parts = sorted({str(value) for value in self.validation["part"][:]})
             raise ValueError(
                 f"The metric {name} of the task '{self.name}' has no validation rows; the column "
                 f"part, which divides the rows, has the values {', '.join(parts)[:200]}."
             )
+
+    def _check_metrics(self) -> None:
+        found = [self._metric_and_part(name) for name in self.metrics]
+        divided = "part" in self.validation.column_names
+        if not found or not all(metric and (divided or not part) for metric, part in found):
+            kind = "a regression (no label_names)" if self.regression else "a classification"
+            raise ValueError(
+                f"The task '{self.name}' is {kind} and has the metrics {self.metrics}; they should "
+                f"be one or more of {', '.join(self.known_metrics)}."
+            )
+        if self.num_labels != 2 and not self.multi_label and "f1" in dict(found):
+            raise ValueError(
+                f"The task '{self.name}' has {self.num_labels} labels and the metric f1, which is "
+                "for two; use macro_f1."
+            )
+
+    def _check_labels(self, split: Split) -> None:
+        """Raise a ValueError that names the first row with an invalid label."""
+        labels = self.rows(split)["label"][:]
+        wrong = next((i for i, label in enumerate(labels) if not self._is_valid(label)), None)
+        # A column of another type, such as "1": its values can be right in all rows.
+        kind = int | float if self.regression else list if self.multi_label else int
+        if wrong is None and (isinstance(labels[0], bool) or not isinstance(labels[0], kind)):
+            wrong = 0
+        if wrong is None:
+            return
+        expected = f"an integer from 0 to {self.num_labels - 1}"
+        if self.multi_label:
+            expected = f"a list of {self.num_labels} entries 0 or 1"
+        elif self.regression:
+            expected = "a finite number"
+        raise ValueError(
+            f"Row {wrong} of the {split} rows of the task '{self.name}' has the label "
+            f"{labels[wrong]!r}, which should be {expected}."
+        )
+
+    def _is_valid(self, label: Any) -> bool:
+        """Return whether a label is right, whatever the type of its column."""
+        if self.multi_label:
+            entries = label if isinstance(label, list) else []
+            return len(entries) == self.num_labels and all(entry in (0, 1) for entry in entries)
+        try:
+            number = float(label)
+        except (TypeError, ValueError):
+            return False
+        if self.regression:
+            return bool(np.isfinite(number))
+        return 0 <= number < self.num_labels and number.is_integer()
 
     @property
     def regression(self) -> bool:
@@ -160,7 +200,7 @@ class SentenceTask(Task):
         same = order == list(range(len(order))) or sorted(order) != list(range(len(order)))
         return None if same else order
 
-    def training_rows(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    def training_rows(self, model: nn.Module, tokenizer: Tokenizer) -> Dataset:
         """Return the encoded training rows, with the labels in the model's order of the classes."""
         encoded = super().training_rows(model, tokenizer)
         order = self.output_order(model)
@@ -171,9 +211,7 @@ class SentenceTask(Task):
         columns = {name: encoded[name][:] for name in encoded.column_names}
         return Dataset.from_dict({**columns, "labels": labels})
 
-    def _tokenise(
-        self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Dataset:
+    def _tokenise(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Dataset:
         rows = self.rows(split)
         pair = rows["text_pair"][:] if "text_pair" in rows.column_names else None
         tokens = tokenizer(rows["text"][:], pair, truncation=True, max_length=max_length)
@@ -184,142 +222,56 @@ class SentenceTask(Task):
             {**tokens, "labels": labels.astype(np.float32) if exact else labels}
         )
 
-    def predict(
-        self,
-        model: nn.Module,
-        split: Split = "validation",
-        batch_size: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+    def _predict(
+        self, model: nn.Module, tokenizer: Tokenizer, split: Split, size: int
     ) -> np.ndarray:
-        """Return the model's logits for all examples, in the order of the data set.
-
-        Arguments and errors as `Task.predict`; texts of similar length share a batch.
-
-        Returns:
-            float32, shape (n, C), columns in the order of the task's labels; (n, 1) for a
-            regression.
-        """
-        tokenizer = self.tokenizer_of(model, tokenizer)
-        inputs = self.encode(split, tokenizer, self.length_for(model)).remove_columns("labels")
-        ids = inputs["input_ids"][:]
-        check_token_ids(model, tokenizer, ids)
-        order = np.argsort([len(row) for row in ids], kind="stable")
-        collate = self.collator(tokenizer)
-        batch_size = batch_size or self.batch_size
-        device = next(model.parameters()).device
-        parts = []
-        with evaluation_mode(model), torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                columns = inputs[order[start : start + batch_size]]
-                rows = [
-                    dict(zip(columns, row, strict=True))
-                    for row in zip(*columns.values(), strict=True)
-                ]
-                parts.append(model(**collate(rows).to(device)).logits.float().cpu())
-        logits = torch.cat(parts).numpy()
+        encoded = self.encode(split, tokenizer, self.length_for(model)).remove_columns("labels")
+        found = self._in_batches(model, tokenizer, encoded.to_list(), size)
+        logits = torch.stack(found).numpy()
         if logits.shape[1] != self.num_labels:
             raise ValueError(
                 f"The model has {logits.shape[1]} outputs and the task '{self.name}' requires "
                 f"{self.num_labels}; load it with load_base_model(task, name)."
             )
-        in_order = np.empty_like(logits)
-        in_order[order] = logits
-        outputs = self.output_order(model)
-        return in_order if outputs is None else in_order[:, outputs]
+        order = self.output_order(model)
+        return logits if order is None else logits[:, order]
+
+    def _outputs(self, model: nn.Module, tokenizer: Tokenizer, rows: Rows) -> Sequence[Tensor]:
+        batch = self.collator(tokenizer)(rows).to(next(model.parameters()).device)
+        return model(**batch).logits.float().cpu()
 
     def _score(self, predicted: np.ndarray, split: Split) -> dict[str, float]:
         """Return the metrics of logits of shape (n, C), except for parts without rows."""
-        labels = self.labels(split)
+        labels, parts = self.labels(split), np.asarray(_parts(self.rows(split)))
         found: dict[str, float] = {}
         for name in self.metrics:
-            metric, part = _metric_and_part(name, self._known_metrics())
-            rows = np.asarray(_parts(self.rows(split))) == part
+            metric, part = self._metric_and_part(name)
+            rows = parts == part
             if rows.any():
-                found[name] = score([metric], predicted[rows], labels[rows], self.own_metrics)[
-                    metric
-                ]
+                check_finite(predicted[rows], "examples")
+                function = self.known_metrics[metric]
+                found[name] = float(function(predicted[rows], labels[rows]))
         return found
 
     def _measurable(self, validation: Dataset) -> tuple[str, ...]:
-        known = self._known_metrics()
         parts = set(_parts(validation))
-        return tuple(name for name in self.metrics if _metric_and_part(name, known)[1] in parts)
+        return tuple(name for name in self.metrics if self._metric_and_part(name)[1] in parts)
 
-    def _known_metrics(self) -> dict[str, Metric]:
+    @property
+    def known_metrics(self) -> dict[str, Metric]:
+        """The metrics that fit the labels, by name."""
         if self.regression:
             return REGRESSION | self.own_metrics
         return (MULTI_LABEL if self.multi_label else CLASSIFICATION) | self.own_metrics
+
+    def _metric_and_part(self, name: str) -> tuple[str, str]:
+        """Return the metric and the part of a name such as "accuracy_mm"; ("", "") if unknown."""
+        for metric in sorted(self.known_metrics, key=len, reverse=True):
+            if name == metric or name.startswith(f"{metric}_"):
+                return metric, name[len(metric) + 1 :]
+        return "", ""
 
 
 def _parts(rows: Dataset) -> list[str]:
     """Return the part of each row; "" if the rows are not divided."""
     return rows["part"][:] if "part" in rows.column_names else [""] * len(rows)
-
-
-def _metric_and_part(name: str, known: Sequence[str] | dict[str, Metric]) -> tuple[str, str]:
-    """Return the metric and the part of a name such as "accuracy_mm"; ("", "") if unknown."""
-    for metric in sorted(known, key=len, reverse=True):
-        if name == metric or name.startswith(f"{metric}_"):
-            return metric, name[len(metric) + 1 :]
-    return "", ""
-
-
-def _check_metrics(task: SentenceTask) -> None:
-    known = task._known_metrics()
-    found = [
-        metric if not part or "part" in task.validation.column_names else ""
-        for metric, part in (_metric_and_part(name, known) for name in task.metrics)
-    ]
-    if not found or not all(found):
-        kind = "a regression (no label_names)" if task.regression else "a classification"
-        raise ValueError(
-            f"The task '{task.name}' is {kind} and has the metrics {task.metrics}; they should be "
-            f"one or more of {', '.join(known)}."
-        )
-    if "f1" in found and task.num_labels != 2 and not task.multi_label:
-        raise ValueError(
-            f"The task '{task.name}' has {task.num_labels} labels and the metric f1, which is "
-            "for two; use macro_f1."
-        )
-
-
-def _check_labels(task: SentenceTask, split: Split) -> None:
-    """Raise a ValueError that names the first row with an invalid label."""
-    labels = task.rows(split)["label"][:]
-    if task.multi_label:
-        expected = f"a list of {task.num_labels} entries 0 or 1"
-        valid = [_is_indicator(label, task.num_labels) for label in labels]
-    elif task.regression:
-        expected = "a finite number"
-        valid = [_is_number(label) and bool(np.isfinite(label)) for label in labels]
-    else:
-        expected = f"an integer from 0 to {task.num_labels - 1}"
-        valid = [_is_number(label) and label in range(task.num_labels) for label in labels]
-    wrong = None if all(valid) else valid.index(False)
-    # A column of another type: its values can be right in all rows, or wrong in each one.
-    if wrong is None and not task.regression and not task.multi_label:
-        wrong = next((i for i, label in enumerate(labels) if not isinstance(label, int)), None)
-    elif wrong == 0 and isinstance(labels[0], str):
-        numeric = [_is_numeral(label, task.num_labels) for label in labels]
-        wrong = 0 if all(numeric) else numeric.index(False)
-    if wrong is not None:
-        raise ValueError(
-            f"Row {wrong} of the {split} rows of the task '{task.name}' has the label "
-            f"{labels[wrong]!r}, which should be {expected}."
-        )
-
-
-def _is_number(label: Any) -> bool:
-    return isinstance(label, int | float) and not isinstance(label, bool)
-
-
-def _is_indicator(label: Any, length: int) -> bool:
-    return isinstance(label, list) and len(label) == length and all(x in (0, 1) for x in label)
-
-
-def _is_numeral(label: Any, num_labels: int) -> bool:
-    """Return True for a text such as "1", which only the type of its column makes invalid."""
-    try:
-        return float(label) in range(num_labels) if num_labels > 1 else np.isfinite(float(label))
-    except (TypeError, ValueError):
-        return False

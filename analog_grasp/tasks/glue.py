@@ -1,6 +1,4 @@
-"""The tasks of GLUE, from their official files or from the Hub.
-
-Each entry of `GLUE` is one task.
+"""The tasks of GLUE, from their official files or from the Hub; each entry of `GLUE` is one task.
 
 Source:
     A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
@@ -13,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from analog_grasp.tasks.classification import SentenceTask
-from analog_grasp.tasks.tables import csv_rows
+from analog_grasp.tasks.tables import csv_rows, hub_splits
 
 _HUB_NAME = "nyu-mll/glue"
-_BINARY = {"0": 0, "1": 1}
+_LOWEST, _HIGHEST = 0.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -31,18 +28,17 @@ class GlueSpec:
         folder: Folder of the official files: train.tsv and those of the development set.
         columns: Columns of these files in their order.
         text: Columns of the sentence, or of the pair of sentences.
-        label: Column of the label.
+        label_names: Names of the classes in the order of the labels; empty for a regression, whose
+            labels are from 0 to 5.
+        label: Column of the label; on the Hub always `label`.
+        named: True if the cells of the label column are the names of the classes, not their index.
         metrics: Metrics reported by GLUE, the primary one first.
-        hub_text: As `text`, on the Hub, where the label column is always `label`; None if the same.
-        labels: Label for each cell of the label column; empty for a regression.
-        label_names: Names of the classes in the order of the labels; empty for a regression.
+        hub_text: As `text`, on the Hub; None if the same.
         header: True if the first line of the files names the columns.
-        dev: Files of the development set by part; the part is "" if there is only one.
-        hub_dev: As `dev`, the splits on the Hub.
+        parts: Endings of the names of the development set by part; the part is "" if there is one.
         corpus: Files of the original corpus of the same form, read in place of missing ones of
             GLUE: training and test set.
         broken_rows: True if the official files have rows broken by line breaks, to be skipped.
-        bounds: Lowest and highest label of a regression.
     """
 
     folder: str
@@ -50,15 +46,18 @@ class GlueSpec:
     text: tuple[str, ...]
     label_names: tuple[str, ...] = ()
     label: str = "label"
+    named: bool = False
     metrics: tuple[str, ...] = ("accuracy",)
     hub_text: tuple[str, ...] | None = None
-    labels: Mapping[str, int] = field(default_factory=lambda: _BINARY)
     header: bool = True
-    dev: Mapping[str, str] = field(default_factory=lambda: {"": "dev.tsv"})
-    hub_dev: Mapping[str, str] = field(default_factory=lambda: {"": "validation"})
+    parts: Mapping[str, str] = field(default_factory=lambda: {"": ""})
     corpus: tuple[str, ...] = ()
     broken_rows: bool = False
-    bounds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The official files: of training, and of each part of the development set."""
+        return ("train.tsv", *(f"dev{ending}.tsv" for ending in self.parts.values()))
 
 
 _SENTENCES = ("sentence1", "sentence2")
@@ -89,18 +88,15 @@ GLUE: dict[str, GlueSpec] = {
             "sentence1", "sentence2", "gold_label",
         ),
         _SENTENCES, ("entailment", "neutral", "contradiction"), label="gold_label",
-        metrics=("accuracy", "accuracy_mm"), hub_text=("premise", "hypothesis"),
-        labels={"entailment": 0, "neutral": 1, "contradiction": 2},
-        dev={"": "dev_matched.tsv", "mm": "dev_mismatched.tsv"},
-        hub_dev={"": "validation_matched", "mm": "validation_mismatched"},
+        named=True, metrics=("accuracy", "accuracy_mm"), hub_text=("premise", "hypothesis"),
+        parts={"": "_matched", "mm": "_mismatched"},
     ),
     "qnli": GlueSpec(
         "QNLI", ("index", "question", "sentence", "label"), ("question", "sentence"), _ENTAILED,
-        labels={"entailment": 0, "not_entailment": 1},
+        named=True,
     ),
     "rte": GlueSpec(
-        "RTE", ("index", *_SENTENCES, "label"), _SENTENCES, _ENTAILED,
-        labels={"entailment": 0, "not_entailment": 1},
+        "RTE", ("index", *_SENTENCES, "label"), _SENTENCES, _ENTAILED, named=True,
     ),
     "stsb": GlueSpec(
         "STS-B",
@@ -108,7 +104,7 @@ GLUE: dict[str, GlueSpec] = {
             "index", "genre", "filename", "year", "old_index", "source1", "source2",
             "sentence1", "sentence2", "score",
         ),
-        _SENTENCES, label="score", metrics=("pearson", "spearman"), labels={}, bounds=(0.0, 5.0),
+        _SENTENCES, label="score", metrics=("pearson", "spearman"),
     ),
     "wnli": GlueSpec(
         "WNLI", ("index", *_SENTENCES, "label"), _SENTENCES, ("not_entailment", "entailment"),
@@ -131,39 +127,45 @@ def glue(name: str, data_dir: Path | None = None) -> SentenceTask:
         ValueError: A file differs in form from the official one.
     """
     spec = GLUE[name]
-    splits = _from_hub(name, spec) if data_dir is None else _from_files(name, spec, data_dir)
-    return SentenceTask(f"glue/{name}", *splits, spec.label_names, spec.metrics)
+    train, *dev = _from_hub(name, spec) if data_dir is None else _from_files(name, spec, data_dir)
+    if len(dev) > 1:
+        parts = zip(spec.parts, dev, strict=True)
+        dev = [rows.add_column("part", [part] * len(rows)) for part, rows in parts]
+    measured = concatenate_datasets(dev)
+    return SentenceTask(f"glue/{name}", train, measured, spec.label_names, spec.metrics)
 
 
-def _from_files(name: str, spec: GlueSpec, data_dir: Path) -> tuple[Dataset, Dataset]:
+def _from_files(name: str, spec: GlueSpec, data_dir: Path) -> list[Dataset]:
     home = data_dir / spec.folder
-    files = [("train.tsv", *spec.dev.values()), *([spec.corpus] if spec.corpus else [])]
+    files = [spec.files, *([spec.corpus] if spec.corpus else [])]
     missing = [[file for file in each if not (home / file).is_file()] for each in files]
     complete = next((each for each, lacks in zip(files, missing, strict=True) if not lacks), None)
     if complete is None:
         columns = ", ".join(spec.columns)
-        header = "a first line of" if spec.header else "no header, but"
-        form = f"{header} {columns}" + ("" if spec.header else " in each line")
+        form = f"a first line of {columns}" if spec.header else f"no header, but {columns} in each"
         other = f" (or {' and '.join(spec.corpus)})" if spec.corpus else ""
         raise FileNotFoundError(
             f"The task 'glue/{name}' finds no {' and no '.join(missing[0])} in {home}; the data "
-            f"folder should hold {_expected(spec)}{other}, each with {form}, separated by tabs."
+            f"folder should hold {_expected(spec)}{other}, each with {form}"
+            f"{'' if spec.header else ' line'}, separated by tabs."
         )
-    train, *dev = (_read(home / file, spec) for file in complete)
-    return train, _joined(dict(zip(spec.dev, dev, strict=True)))
+    return [_read(home / file, spec) for file in complete]
 
 
-def _joined(parts: Mapping[str, Dataset]) -> Dataset:
-    """Return the parts of a development set as one, with a column `part` if there are several."""
-    if len(parts) == 1:
-        return parts[""]
-    return datasets.concatenate_datasets(
-        [rows.add_column("part", [part] * len(rows)) for part, rows in parts.items()]
-    )
+def _from_hub(name: str, spec: GlueSpec) -> list[Dataset]:
+    instead = f"a data folder (--data-dir) with the official files {_expected(spec)}"
+    splits = hub_splits(f"task 'glue/{name}'", instead, _HUB_NAME, name)
+    columns = dict(zip(("text", "text_pair"), spec.hub_text or spec.text, strict=False))
+    columns["label"] = "label"
+    chosen = (splits["train"], *(splits[f"validation{each}"] for each in spec.parts.values()))
+    return [
+        Dataset.from_dict({ours: rows[theirs][:] for ours, theirs in columns.items()})
+        for rows in chosen
+    ]
 
 
 def _expected(spec: GlueSpec) -> str:
-    return " and ".join(f"{spec.folder}/{file}" for file in ("train.tsv", *spec.dev.values()))
+    return " and ".join(f"{spec.folder}/{file}" for file in spec.files)
 
 
 def _read(path: Path, spec: GlueSpec) -> Dataset:
@@ -182,7 +184,15 @@ def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
     broken = 0
     # The files have no quoting: a quotation mark belongs to its sentence.
     lines = csv_rows(path, "\t", csv.QUOTE_NONE)
-    columns = _header(path, next(lines, (1, []))[1], spec) if spec.header else spec.columns
+    columns = list(spec.columns)
+    if spec.header:
+        columns = next(lines, (1, []))[1]
+        # Unused columns may differ, as between training and development files of some tasks.
+        if not {*spec.text, spec.label} <= set(columns):
+            raise ValueError(
+                f"The first line of {path} is '{' '.join(columns)[:80]}'; it should name the "
+                f"columns {', '.join(spec.columns)}, separated by tabs."
+            )
     for number, cells in lines:
         if spec.broken_rows and len(cells) < len(columns):
             broken += 1
@@ -201,47 +211,19 @@ def _lines(path: Path, spec: GlueSpec) -> Iterator[tuple[int, dict[str, str]]]:
         )
 
 
-def _header(path: Path, cells: list[str], spec: GlueSpec) -> tuple[str, ...]:
-    # Columns that are not used may differ, as between training and development files of some tasks.
-    if not {*spec.text, spec.label} <= set(cells):
-        raise ValueError(
-            f"The first line of {path} is '{' '.join(cells)[:80]}'; it should name the columns "
-            f"{', '.join(spec.columns)}, separated by tabs."
-        )
-    return tuple(cells)
-
-
 def _label(path: Path, number: int, cell: str, spec: GlueSpec) -> int | float:
-    if spec.labels:
-        if cell in spec.labels:
-            return spec.labels[cell]
-        expected = " or ".join(spec.labels)
+    if spec.label_names:
+        known = spec.label_names if spec.named else ("0", "1")
+        if cell in known:
+            return known.index(cell)
+        expected = " or ".join(known)
     else:
-        low, high = spec.bounds
         try:
-            if low <= float(cell) <= high:
+            if _LOWEST <= float(cell) <= _HIGHEST:
                 return float(cell)
         except ValueError:
             pass
-        expected = f"a number from {low:g} to {high:g}"
+        expected = f"a number from {_LOWEST:g} to {_HIGHEST:g}"
     raise ValueError(
         f"Line {number} of {path} has the {spec.label} '{cell}'; it should be {expected}."
     )
-
-
-def _from_hub(name: str, spec: GlueSpec) -> tuple[Dataset, Dataset]:
-    try:
-        splits = datasets.load_dataset(_HUB_NAME, name)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The task 'glue/{name}' could not be loaded from the Hub ({_HUB_NAME}); give a data "
-            f"folder (--data-dir) with the official files {_expected(spec)} instead."
-        ) from error
-    dev = {part: _renamed(splits[split], spec) for part, split in spec.hub_dev.items()}
-    return _renamed(splits["train"], spec), _joined(dev)
-
-
-def _renamed(rows: Dataset, spec: GlueSpec) -> Dataset:
-    texts = spec.hub_text or spec.text
-    columns = dict(zip(("text", "text_pair"), texts, strict=False)) | {"label": "label"}
-    return Dataset.from_dict({ours: rows[theirs][:] for ours, theirs in columns.items()})

@@ -4,17 +4,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from analog_grasp.tasks.base import Split, Task, evaluation_mode
+from analog_grasp.tasks.base import Split, Tokenizer
 from analog_grasp.tasks.language_modeling import LanguageModelingTask, language_modeling
 from analog_grasp.utils.types import HARNESS_PREFIX
 
@@ -23,14 +21,14 @@ from analog_grasp.utils.types import HARNESS_PREFIX
 class HarnessTask(LanguageModelingTask):
     """Tasks of lm-eval for measuring, and a text for training and calibration.
 
-    Each metric of each task is a score, such as ``"arc_easy/acc"``. Metrics of which lower is
-    better are omitted: the perplexity of a text is measured by the task lm.
+    Each metric of each task is a score. Metrics of which lower is better are omitted: the
+    perplexity of a text is measured by the task lm.
 
     Args:
         name: Name in reports, such as "lm-eval/arc_easy".
         train: Text for training, as in `LanguageModelingTask`.
         validation: More text.
-        metrics: The scores, of `metrics_of`; the first is the primary one.
+        metrics: The scores, such as "arc_easy/acc"; the first is the primary one.
         names: The tasks as lm-eval names them: tasks, groups or tags.
         include_path: A folder with the files of further tasks, whose code is trusted.
 
@@ -44,39 +42,25 @@ class HarnessTask(LanguageModelingTask):
     names: tuple[str, ...] = field(default=(), kw_only=True)
     include_path: Path | None = field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
-        # The metrics are the harness's; the rows are checked by the task of the text.
-        Task.__post_init__(self)
-        _ = self._text
+    @property
+    def known_metrics(self) -> tuple[str, ...]:
+        """The metrics given, which are the harness's."""
+        return self.metrics
 
-    @cached_property
-    def _text(self) -> LanguageModelingTask:
-        return LanguageModelingTask(
-            self.name, self.train, self.validation,
-            stride=self.stride, max_length=self.max_length, tokenizer=self.tokenizer,
-        )  # fmt: skip
-
-    def predict(
-        self,
-        model: nn.Module,
-        split: Split = "validation",
-        batch_size: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> Any:
+    def _predict(self, model: nn.Module, tokenizer: Tokenizer, split: Split, size: int) -> Any:
         """Return the results of the harness, or of the split "train" the text's likelihoods."""
-        tokenizer = self.tokenizer_of(model, tokenizer)
         if split == "train":
-            return self._text.predict(model, split, batch_size, tokenizer)
+            return super()._predict(model, tokenizer, split, size)
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
         # The harness takes no model of peft.
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        with evaluation_mode(model), torch.no_grad(), _quiet():
+        with _quiet():
             adapted = HFLM(
                 pretrained=inner,
                 tokenizer=tokenizer,
-                batch_size=batch_size or self.batch_size,
+                batch_size=size,
                 max_length=self.length_for(model),
             )
             tasks = _loaded(self.names, self.include_path)
@@ -84,7 +68,7 @@ class HarnessTask(LanguageModelingTask):
 
     def _score(self, predicted: Any, split: Split) -> dict[str, float]:
         if split == "train":
-            return self._text._score(predicted, split)
+            return self._text_scores(predicted)
         scores = {}
         for metric in self.metrics:
             task, _, name = metric.partition("/")
@@ -113,16 +97,6 @@ def harness_task(
             "Tasks of lm-eval require the package lm-eval, which is not installed: install "
             "analog-grasp[lm-eval]."
         )
-    metrics = metrics_of(names, include_path)
-    text = language_modeling(data_dir)
-    return HarnessTask(
-        HARNESS_PREFIX + ",".join(names), text.train, text.validation, metrics,
-        names=tuple(names), include_path=include_path,
-    )  # fmt: skip
-
-
-def metrics_of(names: Sequence[str], include_path: Path | None = None) -> tuple[str, ...]:
-    """Return the scores of tasks of lm-eval: their metrics of which higher is better."""
     metrics = tuple(
         f"{task}/{metric}"
         for task, loaded in _loaded(names, include_path)["tasks"].items()
@@ -134,7 +108,11 @@ def metrics_of(names: Sequence[str], include_path: Path | None = None) -> tuple[
             f"The lm-eval tasks {', '.join(names)} have no metric of which higher is better: "
             "choose others, or the task lm for the perplexity of a text."
         )
-    return metrics
+    text = language_modeling(data_dir)
+    return HarnessTask(
+        HARNESS_PREFIX + ",".join(names), text.train, text.validation, metrics,
+        names=tuple(names), include_path=include_path,
+    )  # fmt: skip
 
 
 def _loaded(names: Sequence[str], include_path: Path | None) -> Any:

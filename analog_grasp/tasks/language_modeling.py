@@ -1,29 +1,20 @@
 """The task `lm`: perplexity and bits per byte of a causal language model on a text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import datasets
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
 
-from analog_grasp.tasks.base import (
-    Split,
-    Task,
-    TaskType,
-    check_rows,
-    check_token_ids,
-    evaluation_mode,
-    not_utf8,
-)
-from analog_grasp.utils.errors import unknown_name
+from analog_grasp.tasks.base import Rows, Split, Task, TaskType, Tokenizer, check_rows
+from analog_grasp.tasks.metrics import check_finite
+from analog_grasp.tasks.tables import hub_splits, text_file
 from analog_grasp.utils.seed import derive_seed
 
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
@@ -33,7 +24,7 @@ LM_METRICS = ("perplexity", "bits_per_byte")
 _PASSAGE, _FEWEST_PASSAGES = 2000, 20
 # One passage, or one document, in ten is measured.
 _HELD_OUT = 10
-_TRAIN, _MEASURED = ("train",), ("test", "validation", "valid", "dev")
+_MEASURED = ("test", "validation", "valid", "dev")
 # exp of more exceeds the range of a float64.
 _LARGEST_EXPONENT = 700.0
 
@@ -47,13 +38,6 @@ class Likelihood(NamedTuple):
     """Number of tokens of the text, without special tokens."""
     bytes: int
     """Number of bytes of the text in UTF-8."""
-
-
-class _Window(NamedTuple):
-    """Token ids of one window, the first of which is context for the last `scored` ones."""
-
-    ids: list[int]
-    scored: int
 
 
 @dataclass(eq=False)
@@ -71,7 +55,8 @@ class LanguageModelingTask(Task):
 
         perplexity = exp(-sum log p(t) / N),   bits_per_byte = log2(perplexity) n / bytes
 
-    Lower is better for both. Bits per byte are comparable between tokenizers.
+    Lower is better for both. Bits per byte are comparable between tokenizers. `predict` returns a
+    `Likelihood`; a batch is of windows.
 
     Args:
         name: Name in reports, such as "lm".
@@ -107,13 +92,7 @@ class LanguageModelingTask(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [name for name in self.metrics if name not in LM_METRICS]:
-            raise ValueError(unknown_name("metric of a language model", unknown[0], LM_METRICS))
-        if not self.metrics:
-            raise ValueError(
-                f"The task '{self.name}' has no metric; it should have one or more of "
-                f"{', '.join(LM_METRICS)}."
-            )
+        self._check_metrics()
         if self.stride is not None and not 1 <= self.stride <= self.max_length:
             raise ValueError(
                 f"The task '{self.name}' has the stride {self.stride}; it should be from 1 to "
@@ -125,6 +104,11 @@ class LanguageModelingTask(Task):
                 raise ValueError(
                     f"The {split} rows of the task '{self.name}' are blank; they should have text."
                 )
+
+    @property
+    def known_metrics(self) -> tuple[str, ...]:
+        """`LM_METRICS`."""
+        return LM_METRICS
 
     def documents(self, split: Split) -> list[str]:
         """Return the texts of a split, with the parts of each document joined."""
@@ -141,9 +125,7 @@ class LanguageModelingTask(Task):
                 documents.append([text])
         return ["".join(parts) for parts in documents]
 
-    def _tokenise(
-        self, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Dataset:
+    def _tokenise(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Dataset:
         """Return the chunks of each document, of `max_length` tokens but for its last one."""
         chunks = [
             ids[start : start + max_length]
@@ -151,64 +133,37 @@ class LanguageModelingTask(Task):
             # A chunk of one token has no next token.
             for start in range(0, len(ids) - 1, max_length)
         ]
-        self._check_any(chunks, split)
         masks = [[1] * len(ids) for ids in chunks]
         return Dataset.from_dict({"input_ids": chunks, "attention_mask": masks, "labels": chunks})
 
-    def _check_any(self, found: Sequence[Any], split: Split) -> None:
-        if not found:
+    def _token_ids(self, split: Split, tokenizer: Tokenizer) -> tuple[list[list[int]], int]:
+        """Return the token ids of each document, and the number of those that are not special."""
+        texts = [text for text in self.documents(split) if text]
+        found = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
+        if max(map(len, found["input_ids"])) < 2:
             raise ValueError(
                 f"The {split} rows of the task '{self.name}' have no document of two tokens or "
                 "more; they should have text to predict."
             )
-
-    def _token_ids(
-        self, split: Split, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[list[int]], int]:
-        """Return the token ids of each document, and the number of those that are not special."""
-        texts = [text for text in self.documents(split) if text]
-        found = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
         special = sum(sum(mask) for mask in found["special_tokens_mask"])
         return found["input_ids"], sum(map(len, found["input_ids"])) - special
 
-    def predict(
-        self,
-        model: nn.Module,
-        split: Split = "validation",
-        batch_size: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+    def _predict(
+        self, model: nn.Module, tokenizer: Tokenizer, split: Split, size: int
     ) -> Likelihood:
-        """Return the negative log-likelihoods of a split's tokens, in the order of the text.
-
-        Arguments and errors as `Task.predict`; a batch is of windows.
-        """
-        tokenizer = self.tokenizer_of(model, tokenizer)
         documents, tokens = self._token_ids(split, tokenizer)
-        check_token_ids(model, tokenizer, documents)
         length = self.length_for(model)
         stride = min(self.stride or max(1, length // 2), length)
-        windows = [each for ids in documents for each in strided_windows(ids, length, stride)]
-        self._check_any(windows, split)
-        # Windows of similar length share a batch, which reduces padding.
-        order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
-        size = batch_size or self.batch_size
-        found: list[np.ndarray] = [np.empty(0)] * len(windows)
-        with evaluation_mode(model), torch.no_grad():
-            for start in range(0, len(order), size):
-                chosen = order[start : start + size]
-                batch = [windows[i] for i in chosen]
-                for i, nll in zip(chosen, self._likelihoods(model, tokenizer, batch), strict=True):
-                    found[i] = nll
+        windows = [window for ids in documents for window in strided_windows(ids, length, stride)]
+        found = self._in_batches(model, tokenizer, windows, size)
         size_in_bytes = sum(len(text.encode()) for text in self.documents(split))
         return Likelihood(np.concatenate(found), tokens, size_in_bytes)
 
-    def _likelihoods(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, windows: list[_Window]
-    ) -> list[np.ndarray]:
+    def _outputs(self, model: nn.Module, tokenizer: Tokenizer, rows: Rows) -> list[np.ndarray]:
         """Return the negative log-likelihoods of the scored tokens of each window."""
         # Padding on the right does not change what precedes it in a causal model.
         batch = tokenizer.pad(
-            {"input_ids": [window.ids for window in windows]},
+            [{"input_ids": row["input_ids"]} for row in rows],
             padding_side="right",
             return_tensors="pt",
         ).to(next(model.parameters()).device)
@@ -219,45 +174,43 @@ class LanguageModelingTask(Task):
                 "requires; load it with load_base_model(task, name)."
             )
         found = []
-        for row, ids, window in zip(logits, batch["input_ids"], windows, strict=True):
-            end = len(window.ids)
-            start = end - window.scored
-            predicted = row[start - 1 : end - 1].float()
+        for outputs, ids, row in zip(logits, batch["input_ids"], rows, strict=True):
+            end = len(row["input_ids"])
+            start = end - row["scored"]
+            predicted = outputs[start - 1 : end - 1].float()
             nll = functional.cross_entropy(predicted, ids[start:end], reduction="none")
             found.append(nll.double().cpu().numpy())
         return found
 
     def _score(self, predicted: Likelihood, split: Split) -> dict[str, float]:
-        """Return the metrics; a perplexity above exp(700) counts as exp(700)."""
-        nll, tokens, size = predicted
-        broken = int((~np.isfinite(nll)).sum())
-        if broken:
-            raise ValueError(
-                f"The model gave NaN or infinite logits for {broken} of {len(nll)} tokens, where "
-                "all should be finite; this measurement failed and is not scored."
-            )
-        mean = float(nll.mean())
-        values = {
+        scores = self._text_scores(predicted)
+        return {name: scores[name] for name in self.metrics}
+
+    def _text_scores(self, predicted: Likelihood) -> dict[str, float]:
+        """Return both metrics; a perplexity above exp(700) counts as exp(700)."""
+        check_finite(predicted.nll, "tokens")
+        mean = float(predicted.nll.mean())
+        return {
             "perplexity": math.exp(min(mean, _LARGEST_EXPONENT)),
-            "bits_per_byte": mean / math.log(2) * tokens / size,
+            "bits_per_byte": mean / math.log(2) * predicted.tokens / predicted.bytes,
         }
-        return {name: values[name] for name in self.metrics}
 
 
-def strided_windows(ids: Sequence[int], length: int, stride: int) -> list[_Window]:
-    """Return the windows of `length` tokens over a document, each with the tokens that it scores.
+def strided_windows(ids: Sequence[int], length: int, stride: int) -> Rows:
+    """Return the windows over a document: their `input_ids`, and how many of these are `scored`.
 
     Example:
-        >>> [(window.ids, window.scored) for window in strided_windows(range(6), 4, 2)]
-        [([0, 1, 2, 3], 3), ([2, 3, 4, 5], 2)]
+        >>> strided_windows(range(6), 4, 2)
+        [{'input_ids': [0, 1, 2, 3], 'scored': 3}, {'input_ids': [2, 3, 4, 5], 'scored': 2}]
     """
-    windows, scored_until = [], 0
+    windows: Rows = []
+    scored_until = 1
     for begin in range(0, len(ids), stride):
         end = min(begin + length, len(ids))
         # The first token of a window has no context within it.
         scored = end - max(scored_until, begin + 1)
         if scored > 0:
-            windows.append(_Window(list(ids[begin:end]), scored))
+            windows.append({"input_ids": list(ids[begin:end]), "scored": scored})
         scored_until = end
         if end == len(ids):
             break
@@ -289,40 +242,26 @@ def language_modeling(data_dir: Path | None = None, seed: int = 0) -> LanguageMo
     """
     if data_dir is not None and data_dir.is_file():
         return _divided([_read(data_dir)], seed)
+    texts: Mapping[str, Any]
     if data_dir is not None and data_dir.is_dir():
-        return _from_folder(data_dir, seed)
-    return _from_hub(WIKITEXT if data_dir is None else str(data_dir), seed)
-
-
-def _from_folder(folder: Path, seed: int) -> LanguageModelingTask:
-    paths = {path.stem: path for path in sorted(folder.glob("*.txt"))}
-    if not paths:
-        raise FileNotFoundError(
-            f"The task 'lm' finds no .txt file in {folder}; the data folder should contain texts."
-        )
-    measured = next((name for name in _MEASURED if name in paths), None)
-    if "train" in paths and measured:
-        return _task([_read(paths["train"])], [_read(paths[measured])])
-    return _divided([_read(path) for path in paths.values()], seed)
-
-
-def _from_hub(name: str, seed: int) -> LanguageModelingTask:
-    path, _, config = name.partition(":")
-    try:
-        splits = datasets.load_dataset(path, config or None)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The data set {name} could not be loaded from the Hub, which cannot be reached or has "
-            "no such data set; give a text file or a folder of .txt files (--data-dir) instead."
-        ) from error
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0][:300].rstrip(".")
-        raise ValueError(f"The data set {name} could not be loaded: {reason}.") from error
-    texts = {split: _joined(name, rows) for split, rows in splits.items()}
-    measured = next((split for split in _MEASURED if split in texts), None)
+        texts, read = {path.stem: path for path in sorted(data_dir.glob("*.txt"))}, _read
+        if not texts:
+            raise FileNotFoundError(
+                f"The task 'lm' finds no .txt file in {data_dir}; the data folder should contain "
+                "texts."
+            )
+    else:
+        name = WIKITEXT if data_dir is None else str(data_dir)
+        path, _, config = name.partition(":")
+        instead = "a text file or a folder of .txt files (--data-dir)"
+        texts = hub_splits(f"data set {name}", instead, path, config or None)
+        read = partial(_joined, name)
+    measured = next((name for name in _MEASURED if name in texts), None)
     if "train" in texts and measured:
-        return _task([texts["train"]], [texts[measured]])
-    return _divided([next(iter(texts.values()))], seed)
+        return _task([read(texts["train"])], [read(texts[measured])])
+    # The files of a folder are documents of their own, and of a data set the first split is taken.
+    rest = list(texts.values())
+    return _divided([read(text) for text in (rest if read is _read else rest[:1])], seed)
 
 
 def _joined(name: str, rows: Dataset) -> str:
@@ -335,11 +274,8 @@ def _joined(name: str, rows: Dataset) -> str:
 
 
 def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise not_utf8(path) from error
+    with text_file(path) as file:
+        text = file.read()
     if not text.strip():
         raise ValueError(f"The file {path} is blank; it should contain text.")
     return text

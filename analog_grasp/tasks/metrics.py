@@ -1,24 +1,59 @@
-"""Metrics of the classification tasks, from logits and labels, and those of Hugging Face evaluate.
+"""Metrics of logits and of generated texts.
 
 Symbols: `n` examples, `C` classes. `logits` has shape (n, C), or (n, 1) for a regression. `labels`
 has shape (n,), or (n, C) with entries 0 and 1 where an example can have several labels. Fractions
 unless stated, computed by scikit-learn and scipy.
+
+The metrics of texts are those of the scorer of the E2E NLG Challenge. BLEU and NIST are as in the
+script mteval-v13a (version of 23 June 2017) without options: default tokenisation, case ignored,
+the closest reference for the brevity penalty of BLEU. sacrebleu provides the tokenisation and the
+n-gram counts of BLEU; no maintained library has this NIST (nltk's takes the best single reference,
+mteval matches the n-grams of all of them). METEOR, ROUGE-L and CIDEr are those of the COCO caption
+code, from the package `pycocoevalcap` (extra `e2e`). They read the tokens of Stanford's PTB
+tokeniser, without punctuation; that tokeniser and METEOR 1.5 are Java programs.
+
+Source:
+    B. W. Matthews, Biochim. Biophys. Acta 405, 442 (1975); K. Papineni et al., ACL 2002 (BLEU);
+    G. Doddington, HLT 2002 (NIST); O. Dušek, J. Novikova and V. Rieser, Computer Speech & Language
+    59, 123 (2020) (the challenge); X. Chen et al., arXiv 1504.00325 (the COCO code); M. Denkowski
+    and A. Lavie, WMT 2014 (METEOR); C.-Y. Lin, ACL workshop 2004 (ROUGE); R. Vedantam et al., CVPR
+    2015 (CIDEr).
 """
 
 import math
+import shutil
+import string
+import subprocess
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 # Of logits and labels; for generated texts, of outputs and references.
 Metric = Callable[[Any, Any], float]
+COCO_METRICS = ("meteor", "rouge_l", "cider")
+TEXT_METRICS = ("bleu", "nist", *COCO_METRICS)
+
+# Older versions of Java read and write in the encoding of the locale.
+_JAVA = ("java", "-Dfile.encoding=UTF-8", "-Xmx2G")
+
+# Case is ignored for the letters A to Z only.
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_NIST_ORDER = 5
+# The length penalty is 1/2 for an output with two thirds of the words of the references.
+_NIST_BETA = math.log(2) / math.log(1.5) ** 2
+
+type _NGram = tuple[str, ...]
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -30,7 +65,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
         >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
         0.5
     """
-    return float(accuracy_score(labels, _predicted(logits, labels)))
+    return float(accuracy_score(labels, predicted_labels(logits, labels)))
 
 
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -43,7 +78,7 @@ def f1(logits: np.ndarray, labels: np.ndarray) -> float:
         0.6666666666666666
     """
     average = "micro" if labels.ndim == 2 else "binary"
-    predicted = _predicted(logits, labels)
+    predicted = predicted_labels(logits, labels)
     return float(f1_score(labels, predicted, average=average, zero_division=0.0))
 
 
@@ -54,15 +89,12 @@ def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
         >>> round(macro_f1(np.eye(3)[[0, 1, 1]], np.array([0, 1, 2])), 4)
         0.5556
     """
-    classes, predicted = range(logits.shape[1]), _predicted(logits, labels)
+    classes, predicted = range(logits.shape[1]), predicted_labels(logits, labels)
     return float(f1_score(labels, predicted, labels=classes, average="macro", zero_division=0.0))
 
 
 def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return Matthews' correlation coefficient, -1 to 1; 0 if a single class is predicted.
-
-    Source:
-        B. W. Matthews, Biochim. Biophys. Acta 405, 442 (1975).
 
     Example:
         >>> matthews(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 1]))
@@ -104,7 +136,7 @@ def mse(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean((logits[:, 0].astype(np.float64) - labels) ** 2))
 
 
-def _predicted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def predicted_labels(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the class of the largest logit, or for several labels each one above 0."""
     return (logits > 0).astype(np.int64) if labels.ndim == 2 else logits.argmax(axis=1)
 
@@ -118,42 +150,19 @@ def _correlation(
     return float(statistic(predictions, labels.astype(np.float64))[0])
 
 
-CLASSIFICATION: dict[str, Metric] = {
-    "accuracy": accuracy, "f1": f1, "macro_f1": macro_f1, "matthews": matthews,
-}  # fmt: skip
 MULTI_LABEL: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1}
+CLASSIFICATION: dict[str, Metric] = MULTI_LABEL | {"matthews": matthews}
 REGRESSION: dict[str, Metric] = {"pearson": pearson, "spearman": spearman, "mse": mse}
 
 
-def score(
-    names: Sequence[str],
-    logits: np.ndarray,
-    labels: np.ndarray,
-    own: Mapping[str, Metric] | None = None,
-) -> dict[str, float]:
-    """Return the named metrics of one set of predictions.
-
-    Args:
-        names: Keys of `CLASSIFICATION`, `MULTI_LABEL`, `REGRESSION` or `own`.
-        logits: Shape (n, C), or (n, 1) for a regression.
-        labels: Shape (n,), or (n, C) for several labels per example.
-        own: Further metrics by name.
-
-    Raises:
-        ValueError: A logit is NaN or infinite, which is a failed measurement and not a score.
-
-    Example:
-        >>> score(["accuracy"], np.array([[0.0, 1.0]]), np.array([1]))
-        {'accuracy': 1.0}
-    """
-    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+def check_finite(values: np.ndarray, kind: str) -> None:
+    """Raise ValueError if values of any of n examples, or of another kind, are not finite."""
+    broken = int((~np.isfinite(values)).reshape(len(values), -1).any(axis=1).sum())
     if broken:
         raise ValueError(
-            f"The model gave NaN or infinite logits for {broken} of {len(logits)} examples, where "
+            f"The model gave NaN or infinite logits for {broken} of {len(values)} {kind}, where "
             "all should be finite; this measurement failed and is not scored."
         )
-    metrics = CLASSIFICATION | REGRESSION | dict(own or {})
-    return {name: float(metrics[name](logits, labels)) for name in names}
 
 
 def named_metrics(
@@ -163,10 +172,6 @@ def named_metrics(
 
     Raises:
         ValueError: A function has no name, or that of a metric that exists.
-
-    Example:
-        >>> named_metrics("mine", ["accuracy", len], {})
-        (('accuracy', 'len'), {'len': <built-in function len>})
     """
     names, functions = [], dict(own)
     for metric in metrics:
@@ -182,93 +187,171 @@ def named_metrics(
     return tuple(names), functions
 
 
-@dataclass(frozen=True)
-class EvaluateMetric:
-    """A metric of evaluate as a function of `(outputs, references)`; higher counts as better.
+def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return BLEU of n-grams up to length 4 over all outputs, 0 to 1.
 
-    The metric receives the predicted class of each example, the predicted number of a regression,
-    0 or 1 per label where an example can have several labels, or the generated texts, together with
-    the labels or the references. It is loaded once per process.
-
-    A metric is Python code, which runs: that of the script, or that of the metric's page on the
-    Hub.
-
-    Args:
-        source: A script such as ``"metrics/mine.py"``, or a name on the Hub such as ``"rouge"``.
-        key: The value to take if the metric returns several, such as ``"rougeL"``.
-
-    Raises:
-        FileNotFoundError: There is no such script, or the Hub cannot be reached.
-        ValueError: The package evaluate is not installed, or the metric cannot be loaded.
+    The k-th n-gram length without a match counts 1/2^k matches, also that of single words. A length
+    that no output reaches has the precision 1.
 
     Example:
-        ``SentenceTask("mine", rows, rows, names, metrics=(EvaluateMetric("metrics/mine.py"),))``
+        >>> round(bleu(["The Rice Boat is cheap."], [["the Rice Boat is not cheap."]]), 4)
+        0.5115
     """
-
-    source: str
-    key: str | None = None
-
-    def __post_init__(self) -> None:
-        _load(self.source)
-        name = Path(self.source).stem if self.source.endswith(".py") else Path(self.source).name
-        parts = (name, self.key) if self.key else (name,)
-        object.__setattr__(self, "__name__", "_".join(parts).replace("-", "_"))
-
-    def __call__(self, outputs: Any, references: Any) -> float:
-        """Return the value of the metric.
-
-        Args:
-            outputs: Logits, ``(n, C)`` or ``(n, 1)``, or n texts.
-            references: Labels, ``(n,)`` or ``(n, C)``, or a list of texts for each output.
-
-        Raises:
-            ValueError: The metric returns several values and no key is given, or no finite number.
-        """
-        found = _load(self.source).compute(
-            predictions=_predictions(outputs, references), references=list(references)
-        )
-        name = Path(self.source).stem
-        key = self.key or (name if name in found else next(iter(found), None))
-        if key not in found or (self.key is None and key != name and len(found) > 1):
-            raise ValueError(
-                f"The metric {self.source} returns {', '.join(found) or 'nothing'}; name one of "
-                f"them after a colon, such as {self.source}:{next(iter(found), 'KEY')}."
-            )
-        value = found[key]
-        if not np.isscalar(value) or not math.isfinite(float(value)):  # type: ignore[arg-type]
-            raise ValueError(
-                f"The metric {self.source} returns {str(value)[:60]} as {key}; it should be a "
-                "finite number."
-            )
-        return float(value)  # type: ignore[arg-type]
+    # mteval ignores the length of an empty reference, except for the first one.
+    filled = [[texts[0], *(text for text in texts[1:] if text.strip())] for texts in references]
+    lowered = [[text.translate(_LOWER) for text in texts] for texts in filled]
+    # sacrebleu takes the first references of all outputs, then the second; None if there is none.
+    streams = [list(stream) for stream in zip_longest(*lowered)]
+    counted = BLEU(tokenize="13a", force=True).corpus_score(
+        [text.translate(_LOWER) for text in outputs], streams
+    )
+    if counted.sys_len == 0:
+        return 0.0
+    percents, unmatched = [], 0
+    for matches, count in zip(counted.counts, counted.totals, strict=True):
+        if not count:
+            percents.append(100.0)
+        elif not matches:
+            unmatched += 1
+            percents.append(100.0 / (2**unmatched * count))
+        else:
+            percents.append(100.0 * matches / count)
+    mean = math.exp(sum(map(math.log, percents)) / len(percents))
+    penalty = math.exp(min(0.0, 1 - counted.ref_len / counted.sys_len))
+    return penalty * mean / 100
 
 
-def _predictions(outputs: Any, references: Any) -> list[Any]:
-    if not isinstance(outputs, np.ndarray):
-        return list(outputs)
-    if outputs.shape[1] == 1 and np.ndim(references) == 1:
-        return outputs[:, 0].tolist()
-    return _predicted(outputs, np.asarray(references)).tolist()
+def nist(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return NIST of n-grams up to length 5 over all outputs, 0 and above.
+
+    Each n-gram of an output that is also in one of its references counts its information in bits:
+    the logarithm of how often, in all references, its beginning is followed by its last word. The
+    length penalty compares the number of words of all outputs with n times the mean number of words
+    of the non-empty references.
+
+    Example:
+        >>> nist(["Zizzi is cheap."], [["Zizzi is cheap."]])
+        2.0
+    """
+    tokens = [_tokens(text) for text in outputs]
+    targets = [[_ngrams(_tokens(text)) for text in texts] for texts in references]
+    counts: Counter[_NGram] = Counter()
+    for ngrams in chain.from_iterable(targets):
+        counts.update(ngrams)
+    words = sum(count for ngram, count in counts.items() if len(ngram) == 1)
+    information = [0.0] * (_NIST_ORDER + 1)
+    total = [0] * (_NIST_ORDER + 1)
+    for own, texts in zip(map(_ngrams, tokens), targets, strict=True):
+        for ngram, count in own.items():
+            total[len(ngram)] += count
+            # mteval takes the word "0" for a missing one.
+            before = words if ngram[:-1] in ((), ("0",)) else counts[ngram[:-1]]
+            matches = min(count, max(target[ngram] for target in texts))
+            if matches:
+                information[len(ngram)] += matches * math.log2(before / counts[ngram])
+    if not words:
+        return 0.0
+    filled = sum(1 for target in chain.from_iterable(targets) if target)
+    # Same order of operations as mteval.
+    ratio = sum(map(len, tokens)) / (words / (filled / len(outputs)))
+    penalty = math.exp(-_NIST_BETA * math.log(min(ratio, 1.0)) ** 2) if ratio > 0 else 0.0
+    return penalty * sum(i / max(t, 1) for i, t in zip(information, total, strict=True))
 
 
-@lru_cache
-def _load(source: str) -> Any:
-    if find_spec("evaluate") is None:
-        raise ValueError(
-            f"The metric {source} needs the package evaluate, which is not installed: run pip "
-            "install evaluate."
-        )
-    if source.endswith(".py") and not Path(source).is_file():
-        raise FileNotFoundError(f"The metric script {source} does not exist; give its path.")
-    import evaluate
+def _ngrams(tokens: Sequence[str]) -> Counter[_NGram]:
+    """Return the counts of all n-grams up to length 5."""
+    shifted = [tokens[n:] for n in range(_NIST_ORDER)]
+    return Counter(
+        chain.from_iterable(zip(*shifted[:n], strict=False) for n in range(1, _NIST_ORDER + 1))
+    )
 
+
+def _tokens(text: str) -> list[str]:
+    return Tokenizer13a()(text.translate(_LOWER)).split()
+
+
+@cache
+def missing_java() -> str | None:
+    """Return why the COCO metrics cannot be computed on this machine; None if they can."""
+    if find_spec("pycocoevalcap") is None:
+        return 'the package pycocoevalcap is not installed (pip install "analog-grasp[e2e]")'
+    if shutil.which("java") is None:
+        return "the command java is not installed (Java 8 or newer)"
     try:
-        return evaluate.load(source, keep_in_memory=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The metric {source} could not be loaded from the Hub, which cannot be reached or has "
-            "no such metric; give the path of a local script of evaluate instead."
-        ) from error
-    except Exception as error:
-        reason = str(error).partition("\n")[0][:200].rstrip(".")
-        raise ValueError(f"The metric {source} cannot be loaded: {reason}.") from error
+        subprocess.run(["java", "-version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"the command java does not run ({error})"
+    return None
+
+
+def coco_scores(
+    names: Sequence[str], outputs: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Return METEOR and ROUGE-L (0 to 1) and CIDEr (0 to 10) by name.
+
+    Raises:
+        RuntimeError: Java or `pycocoevalcap` is missing, or a Java program failed.
+    """
+    reason = missing_java()
+    if reason is not None:
+        raise RuntimeError(f"The metrics {', '.join(names)} cannot be computed: {reason}.")
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    tokens = iter(_tokenised([*outputs, *(text for texts in references for text in texts)]))
+    tried = {i: [next(tokens)] for i in range(len(outputs))}
+    targets = {i: [next(tokens) for _ in texts] for i, texts in enumerate(references)}
+    scorers = {"meteor": _meteor, "rouge_l": Rouge, "cider": Cider}
+    try:
+        return {name: float(scorers[name]().compute_score(targets, tried)[0]) for name in names}
+    except (OSError, ValueError) as error:
+        _meteor.cache_clear()
+        raise RuntimeError(f"METEOR's Java program failed ({error}); it is not scored.") from error
+
+
+def _tokenised(texts: Sequence[str]) -> list[str]:
+    """Return each text in lower case, tokens separated by one space, without punctuation."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
+
+    # Java has several line separators, and a text must stay on one line.
+    lines = [" ".join(text.split()) for text in texts]
+    done = subprocess.run(
+        [*_JAVA, "-cp", str(files("pycocoevalcap.tokenizer") / STANFORD_CORENLP_3_4_1_JAR),
+         "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        encoding="utf-8",
+    )  # fmt: skip
+    found = done.stdout.removesuffix("\n").split("\n")
+    if done.returncode or len(found) != len(lines):
+        raise RuntimeError(
+            f"The PTB tokeniser returned {len(found)} lines for {len(lines)} "
+            f"({done.stderr.strip()[-200:]}); METEOR, ROUGE-L and CIDEr cannot be computed."
+        )
+    return [" ".join(w for w in line.split(" ") if w not in PUNCTUATIONS) for line in found]
+
+
+@cache
+def _meteor() -> Any:
+    """Return METEOR 1.5 as a running program, which takes seconds to start and is reused."""
+    from pycocoevalcap.meteor.meteor import METEOR_JAR, Meteor
+
+    class Utf8Meteor(Meteor):
+        """METEOR in UTF-8 whatever the locale."""
+
+        def __init__(self) -> None:
+            self.meteor_p = subprocess.Popen(
+                [*_JAVA, "-jar", str(files("pycocoevalcap.meteor") / METEOR_JAR),
+                 "-", "-", "-stdio", "-l", "en", "-norm"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            self.lock = threading.Lock()
+
+        def __del__(self) -> None:
+            # The original waits for its lock, which stays locked after a failed call.
+            self.meteor_p.kill()
+            self.meteor_p.communicate()
+
+    return Utf8Meteor()

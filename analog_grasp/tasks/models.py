@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from analog_grasp.tasks.base import Task
 
 DEFAULT_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# transformers' own error of code that is not trusted has it.
+_ASKS_FOR_TRUST = "trust_remote_code=True"
 # By task type: the class, the use of its models, and examples of models that have it.
 _KINDS: dict[str, tuple[Any, str, str]] = {
     "SEQ_CLS": (
@@ -215,7 +217,8 @@ def _load_config(name: str, source: str, trust_remote_code: bool) -> PretrainedC
             f"with config.json and model.safetensors, or a Hub id such as {DEFAULT_MODEL}."
         ) from error
     except Exception as error:
-        _check_remote_code(name, error)
+        if _ASKS_FOR_TRUST in str(error):
+            raise _untrusted_code(name) from error
         reason = "" if isinstance(error, ValueError) else f" ({last_line(error)})"
         raise ValueError(
             f"The config.json of the model '{name}' names no model that transformers knows"
@@ -223,7 +226,7 @@ def _load_config(name: str, source: str, trust_remote_code: bool) -> PretrainedC
         ) from error
     # An attention implementation with a slash is compiled code from the Hub.
     if "/" in str(config._attn_implementation) and not trust_remote_code:
-        raise _remote_code_error(name)
+        raise _untrusted_code(name)
     return config
 
 
@@ -256,7 +259,8 @@ def _load_weights(
             "read; save it again with save_pretrained."
         ) from error
     except Exception as error:
-        _check_remote_code(name, error)
+        if _ASKS_FOR_TRUST in str(error):
+            raise _untrusted_code(name) from error
         if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
             raise ValueError(
                 f"The model '{name}' is a {config.model_type}, which transformers cannot use to "
@@ -267,36 +271,26 @@ def _load_weights(
             "be as save_pretrained of transformers writes them."
         ) from error
     new = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    _check_complete(name, model, new, task)
+    # transformers only warns, and `quiet` hides that warning together with the one for the head.
+    missing = new
+    if task.task_type == "SEQ_CLS":
+        body = f"{model.base_model_prefix}."
+        missing = [key for key in new if key.startswith(body) and ".pooler." not in key]
+    if missing:
+        raise ValueError(
+            f"The weights of the model '{name}' lack {len(missing)} tensors that are required to "
+            f"{use}, such as {missing[0]}; the weights and config.json should be of one model of "
+            "this kind."
+        )
     task.initialise_head(model, new)
     return model
 
 
-def _check_remote_code(name: str, error: Exception) -> None:
-    """Raise our own error if transformers failed because the model's code is not trusted."""
-    if "trust_remote_code=True" in str(error):
-        raise _remote_code_error(name) from error
-
-
-def _remote_code_error(name: str) -> ValueError:
+def _untrusted_code(name: str) -> ValueError:
     return ValueError(
         f"The model '{name}' comes with its own Python code, which is not run by default; read it, "
         "and if you trust it, pass --trust-remote-code (trust_remote_code=True)."
     )
-
-
-def _check_complete(name: str, model: PreTrainedModel, new: list[str], task: "Task") -> None:
-    """Raise a ValueError if weights other than those of a new head are not in the file."""
-    # transformers only warns, and `quiet` hides that warning together with the one for the head.
-    if task.task_type == "SEQ_CLS":
-        body = f"{model.base_model_prefix}."
-        new = [key for key in new if key.startswith(body) and ".pooler." not in key]
-    if new:
-        raise ValueError(
-            f"The weights of the model '{name}' lack {len(new)} tensors that are required to "
-            f"{_KINDS[task.task_type][1]}, such as {new[0]}; the weights and config.json should be "
-            "of one model of this kind."
-        )
 
 
 @contextmanager

@@ -7,77 +7,69 @@ determine the label. Grammar and word lists are original to this project.
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from datasets import Dataset
 
 from analog_grasp.tasks.classification import SentenceTask
 
 
-@dataclass(frozen=True)
-class _Domain:
+class _Domain(NamedTuple):
     """Aspects of one kind of review, and the adjectives that only it uses."""
 
-    aspects: tuple[str, ...]
-    good: tuple[str, ...]
-    bad: tuple[str, ...]
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-def _domain(aspects: str, good: str, bad: str) -> _Domain:
-    return _Domain(_words(aspects), _words(good), _words(bad))
+    aspects: str
+    good: str
+    bad: str
 
 
 _DOMAINS = (
-    _domain(
+    _Domain(
         "film plot acting script ending dialogue soundtrack cast",
         "gripping moving witty thrilling hilarious",
         "predictable tedious clumsy contrived lifeless",
     ),
-    _domain(
+    _Domain(
         "food soup dessert menu service wine bread steak",
         "delicious tasty fresh tender flavourful",
         "bland stale greasy soggy tasteless",
     ),
-    _domain(
+    _Domain(
         "phone screen battery camera keyboard speaker design charger",
         "reliable fast sturdy elegant sharp",
         "faulty slow flimsy ugly sluggish",
     ),
-    _domain(
+    _Domain(
         "hotel room bed breakfast pool lobby view staff",
         "comfortable clean cosy friendly spotless",
         "dirty noisy shabby rude filthy",
     ),
-    _domain(
+    _Domain(
         "book story prose hero opening chapter style narrator",
         "captivating clever touching vivid insightful",
         "confusing shallow dreary tiresome pretentious",
     ),
-    _domain(
+    _Domain(
         "concert band singer sound show stage drummer venue",
         "electric lively soulful dazzling energetic",
         "sloppy deafening listless amateurish cramped",
     ),
-    _domain(
+    _Domain(
         "course teacher lesson textbook lecture homework exam tutor",
         "clear helpful inspiring engaging useful",
         "boring muddled useless chaotic outdated",
     ),
-    _domain(
+    _Domain(
         "car engine seat brake gearbox dashboard steering heater",
         "smooth responsive quiet robust safe",
         "rusty wobbly unreliable clunky dangerous",
     ),
 )
-_GOOD = _words(
+_GOOD = (
     "good great excellent superb wonderful brilliant fantastic impressive "
     "lovely delightful outstanding terrific splendid charming marvellous"
 )
-_BAD = _words(
+_BAD = (
     "bad poor awful terrible dreadful horrible disappointing mediocre "
     "lousy dismal shoddy pathetic appalling miserable abysmal"
 )
@@ -86,24 +78,21 @@ _NEGATIONS = (
     "not", "never", "hardly", "not at all", "far from", "anything but", "by no means",
 )  # fmt: skip
 
-# A clause is built from an aspect, "is" or "was", an adjective of its own sentiment and one of the
-# opposite sentiment.
-_PLAIN = (
-    "the {aspect} {be} {same}",
-    "the {aspect} {be} {very} {same}",
-    "I found the {aspect} {same}",
+# A clause, plain, negated or doubly so, is built from an aspect, "is" or "was", an adjective of its
+# own sentiment and one of the opposite sentiment.
+_CLAUSES = (
+    ("the {aspect} {be} {same}", "the {aspect} {be} {very} {same}", "I found the {aspect} {same}"),
+    (
+        "the {aspect} {be} {neg} {opposite}",
+        "nobody would call the {aspect} {opposite}",
+        "I did not find the {aspect} {opposite}",
+    ),
+    (
+        "the {aspect} could not be more {same}",
+        "the {aspect} could not be less {opposite}",
+        "nobody denies the {aspect} {be} {same}",
+    ),
 )
-_NEGATED = (
-    "the {aspect} {be} {neg} {opposite}",
-    "nobody would call the {aspect} {opposite}",
-    "I did not find the {aspect} {opposite}",
-)
-_DOUBLED = (
-    "the {aspect} could not be more {same}",
-    "the {aspect} could not be less {opposite}",
-    "nobody denies the {aspect} {be} {same}",
-)
-_CLAUSES = (_PLAIN, _NEGATED, _DOUBLED)
 _CLAUSE_WEIGHTS = (0.6, 0.28, 0.12)
 
 # `main` decides the label; `side`, or the other adjective and aspect, state the opposite.
@@ -174,7 +163,7 @@ def _distinct(rng: random.Random, count: int, taken: set[str], whole: bool) -> l
 def _sentence(rng: random.Random, label: int, whole: bool) -> str:
     """Return one sentence of the whole language, or of the part that training uses."""
     domain = rng.choice(_DOMAINS)
-    aspect, other = rng.sample(domain.aspects, 2)
+    aspect, other = rng.sample(domain.aspects.split(), 2)
     contrasts = _seen(_CONTRASTS, whole, _DOMAINS.index(domain))
     frame = rng.choice(contrasts) if rng.random() < _CONTRAST_SHARE else _SINGLE
     sentence = frame.format(
@@ -198,11 +187,11 @@ def _clause(rng: random.Random, domain: _Domain, aspect: str, label: int, whole:
     )
 
 
-def _adjectives(domain: _Domain, label: int, whole: bool) -> tuple[str, ...]:
+def _adjectives(domain: _Domain, label: int, whole: bool) -> list[str]:
     common, own = (_GOOD, domain.good) if label else (_BAD, domain.bad)
-    return _seen(common, whole) + _seen(own, whole)
+    return _seen(common.split(), whole) + _seen(own.split(), whole)
 
 
-def _seen(choices: tuple[str, ...], whole: bool, shift: int = 0) -> tuple[str, ...]:
+def _seen(choices: Sequence[str], whole: bool, shift: int = 0) -> list[str]:
     """Return all `choices` if `whole`, else those that are not held out."""
-    return tuple(choice for i, choice in enumerate(choices) if whole or (i + shift + 1) % _HELD_OUT)
+    return [choice for i, choice in enumerate(choices) if whole or (i + shift + 1) % _HELD_OUT]

@@ -3,13 +3,14 @@
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import datasets
 from datasets import Dataset
 
-from analog_grasp.tasks.base import not_utf8
 from analog_grasp.tasks.classification import SentenceTask
 
 _TRAIN, _VALIDATION = ("train",), ("validation", "valid", "dev", "test")
@@ -61,23 +62,24 @@ def table_task(
             "The task 'csv' requires a data folder (--data-dir) with a training and a validation "
             "file, such as train.csv and validation.csv."
         )
-    label_column = label_column or "label"
     paths = [_find(data_dir, stems) for stems in (_TRAIN, _VALIDATION)]
-    splits = [_rows(path, text_column, label_column) for path in paths]
-    kind = _kind([label for _, labels in splits for _, label in labels])
+    splits = [_rows(path, text_column, label_column or "label") for path in paths]
+    every = [label for _, labels in splits for _, label in labels]
+    several = any(isinstance(label, list) for label in every)
     names: tuple[str, ...] = ()
-    if kind in ("classes", "lists"):
+    metrics: tuple[str, ...] = ("pearson", "spearman", "mse")
+    if several or not _are_numbers(every):
         names = _class_names(splits[0][1], paths[0])
-    data = []
-    for path, (texts, labels) in zip(paths, splits, strict=True):
-        encoded = [_encode(label, kind, names, path, line) for line, label in labels]
-        data.append(Dataset.from_dict({**texts, "label": encoded}))
-    metrics: tuple[str, ...] = ("accuracy", "f1" if len(names) == 2 else "macro_f1")
-    if kind == "numbers":
-        metrics = ("pearson", "spearman", "mse")
-    elif kind == "lists":
+        metrics = ("accuracy", "f1" if len(names) == 2 else "macro_f1")
+    if several:
         metrics = ("f1", "macro_f1", "accuracy")
-    return SentenceTask("csv", data[0], data[1], names, metrics, multi_label=kind == "lists")
+    train, validation = (
+        Dataset.from_dict(
+            {**texts, "label": [_encode(label, names, several, path, n) for n, label in labels]}
+        )
+        for path, (texts, labels) in zip(paths, splits, strict=True)
+    )
+    return SentenceTask("csv", train, validation, names, metrics, multi_label=several)
 
 
 def _find(data_dir: Path, stems: tuple[str, ...]) -> Path:
@@ -137,6 +139,41 @@ def _rows(
     return texts, labels
 
 
+def hub_splits(
+    what: str, instead: str, *name: str | None, **settings: str
+) -> Mapping[str, Dataset]:
+    """Return the splits of a data set on the Hub, of which `instead` says what to give instead.
+
+    Raises:
+        FileNotFoundError: The Hub cannot be reached, or has no such data set.
+        ValueError: The data set cannot be loaded.
+    """
+    try:
+        return datasets.load_dataset(*name, **settings)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The {what} could not be loaded from the Hub, which cannot be reached or has no data "
+            f"set {name[0]}; give {instead} instead."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:300].rstrip(".")
+        raise ValueError(f"The {what} could not be loaded: {reason}.") from error
+
+
+@contextmanager
+def text_file(path: Path) -> Iterator[TextIO]:
+    """Open a file of UTF-8 text, with or without a byte order mark, its line ends as they are.
+
+    Raises:
+        ValueError: What is read is not UTF-8.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The file {path} is not UTF-8 text; it should be.") from error
+
+
 def csv_rows(
     path: Path, delimiter: str = ",", quoting: Any = csv.QUOTE_MINIMAL
 ) -> Iterator[tuple[int, list[str]]]:
@@ -145,13 +182,11 @@ def csv_rows(
     Raises:
         ValueError: The file is not UTF-8 or not valid CSV; the message names the line.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with text_file(path) as file:
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             for cells in reader:
                 yield reader.line_num, cells
-        except UnicodeDecodeError as error:
-            raise not_utf8(path) from error
         except csv.Error as error:
             raise ValueError(
                 f"Line {reader.line_num} of {path} is not valid CSV ({error})."
@@ -161,13 +196,10 @@ def csv_rows(
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows by column name, with the line numbers of their ends from 1."""
     if path.suffix in (".jsonl", ".json"):
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            try:
-                for number, text in enumerate(file, start=1):
-                    if text.strip():
-                        yield number, _json_object(path, number, text)
-            except UnicodeDecodeError as error:
-                raise not_utf8(path) from error
+        with text_file(path) as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    yield number, _json_object(path, number, text)
         return
     rows = csv_rows(path, "\t" if path.suffix == ".tsv" else ",")
     header = [name.strip() for name in next(rows, (0, []))[1]]
@@ -191,17 +223,14 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _kind(labels: list[Any]) -> str:
-    """Return the kind of the labels: "classes", "numbers" or "lists"."""
-    if any(isinstance(label, list) for label in labels):
-        return "lists"
+def _are_numbers(labels: list[Any]) -> bool:
+    """Return whether labels are those of a regression: numbers, one of which is no integer."""
     present = [label for label in labels if str(label).lower() not in _MISSING]
-    numbers = [_number(label) for label in present]
-    if not numbers or None in numbers:
-        return "classes"
-    if any(isinstance(label, float) or not str(label).lstrip("+-").isdigit() for label in present):
-        return "numbers"
-    return "classes"
+    if any(_number(label) is None for label in present):
+        return False
+    return any(
+        isinstance(label, float) or not str(label).lstrip("+-").isdigit() for label in present
+    )
 
 
 def _is_text(cell: Any) -> bool:
@@ -233,20 +262,20 @@ def _class_names(labels: Labels, path: Path) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (_number(name) or 0.0, name)))
 
 
-def _encode(label: Any, kind: str, names: tuple[str, ...], path: Path, line: int) -> Any:
+def _encode(label: Any, names: tuple[str, ...], several: bool, path: Path, line: int) -> Any:
     """Return a label as the number, the index, or the list of indicators that a task has."""
-    if kind == "numbers":
-        expected, number = "a finite number", _number(label)
-        if number is not None:
-            return number
-    elif kind == "lists":
+    if several:
         expected = f"a list of names from {', '.join(names)}"
         if isinstance(label, list) and {str(name) for name in label} <= set(names):
             return [int(name in {str(each) for each in label}) for name in names]
-    else:
+    elif names:
         expected = f"one of those in the training file: {', '.join(names)}"
         if str(label) in names:
             return names.index(str(label))
+    else:
+        expected, number = "a finite number", _number(label)
+        if number is not None:
+            return number
     raise ValueError(
         f"Line {line} of {path} has the label {label!r}; it should be {expected[:300]}."
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from analog_grasp.adapters.config import StochGraspConfig
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.devices.profile import profile
 

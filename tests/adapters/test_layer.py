@@ -10,8 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.layer import GraspLinear, group_index
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear, group_index
 
 D, OUT, K = 10, 6, 4
 

@@ -5,10 +5,9 @@ import torch
 from peft import get_peft_model
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.adapters.model import start_from
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 
 
 @pytest.fixture
@@ -73,20 +72,25 @@ def test_stochgrasp_starts_from_stochgrasp_with_its_deviations(adapted, tmp_path
     torch.testing.assert_close(layer.relative_sigmas("default")[0], torch.full((4,), 0.2))
 
 
-def test_an_adapter_that_does_not_fit_raises_one_sentence(adapted, saved, make_model, tmp_path):
-    folder, _ = saved
-    with pytest.raises(ValueError, match="is of the model mine/bert and cannot start one of other"):
-        start_from(adapted(name="other"), folder)
-    with pytest.raises(ValueError, match="has groups 4 and cannot start one with 8"):
-        start_from(adapted(groups=8), folder)
-    with pytest.raises(ValueError, match="has grouping 'contiguous' and cannot start"):
-        start_from(adapted(grouping="strided"), folder)
-    with pytest.raises(ValueError, match="method, layers, groups and task must be the same"):
-        start_from(adapted(target_modules=["query"]), folder)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "other"}, "has model bert and cannot start one with other: give one with"),
+        ({"groups": 8}, "has groups 4 and cannot start one with 8"),
+        ({"grouping": "strided"}, "has grouping contiguous and cannot start"),
+        ({"target_modules": ["query"]}, "method, layers, groups and task must be the same"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_raises_one_sentence(adapted, saved, changes, message):
+    with pytest.raises(ValueError, match=message):
+        start_from(adapted(**changes), saved[0])
+
+
+def test_an_adapter_of_another_method_raises_one_sentence(adapted, saved, make_model, tmp_path):
     adapted(StochGraspConfig).save_pretrained(str(tmp_path / "s"), save_embedding_layers=False)
-    with pytest.raises(ValueError, match="STOCHGRASP and cannot start one of GRASP"):
+    with pytest.raises(ValueError, match="method STOCHGRASP and cannot start one with GRASP"):
         start_from(adapted(), tmp_path / "s")
     model = make_model("bert")
     model.config._name_or_path = model.name_or_path = "mine/bert"
-    with pytest.raises(ValueError, match="GRASP and cannot start one of BITFIT"):
-        start_from(adapt(model, "bitfit"), folder)
+    with pytest.raises(ValueError, match="method GRASP and cannot start one with BITFIT"):
+        start_from(adapt(model, "bitfit"), saved[0])

@@ -2,11 +2,8 @@
 
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 pytestmark = [
     pytest.mark.slow,
@@ -15,7 +12,6 @@ pytestmark = [
 
 
 def test_engines_are_timed_cold_and_warm(bert_folder, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARKS)
     import engines
 
     monkeypatch.setattr(sys, "argv", ["engines.py", "--quick", "--model", str(bert_folder)])

@@ -5,23 +5,15 @@ import os
 import sys
 from pathlib import Path
 
+import glue
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-DATA = Path(os.environ.get("ANALOG_GRASP_GLUE", BENCHMARKS.parents[1] / "shared" / "glue"))
-
-
-@pytest.fixture
-def glue(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import glue
-
-    return glue
+DATA = Path(os.environ.get("ANALOG_GRASP_GLUE", Path(__file__).parents[3] / "shared" / "glue"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no GLUE files in {DATA}; set ANALOG_GRASP_GLUE")
-def test_training_scores_and_resuming(glue, tmp_path, monkeypatch, capsys):
+def test_training_scores_and_resuming(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(glue.TRAININGS, "glue/rte", glue.Training(0.01, 8, 1.0))
     asked = ["--data-dir", str(DATA), "--out", str(tmp_path), "--tasks", "glue/rte"]
     few = ["--adapters", "grasp", "lora", "--seeds", "0", "1"]
@@ -39,7 +31,7 @@ def test_training_scores_and_resuming(glue, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == printed
 
 
-def test_mean_over_tasks_is_within_each_seed(glue):
+def test_mean_over_tasks_is_within_each_seed():
     scores = {("lora", "glue/cola"): [10.0, 20.0], ("lora", "glue/rte"): [60.0, 50.0]}
     row = glue.table(scores, {"lora": 12}, ["lora"], ["glue/cola", "glue/rte"]).splitlines()[-1]
     assert row == "| LoRA, r = 8 | 12 | 15.0 ± 7.1 | 55.0 ± 7.1 | 35.0 ± 0.0 |"

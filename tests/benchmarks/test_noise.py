@@ -1,23 +1,13 @@
 """The benchmark of adapters under noise on a small model."""
 
 import sys
-from pathlib import Path
 
+import noise
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def noise(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import noise
-
-    return noise
 
 
 @pytest.mark.slow
-def test_tuning_training_measuring_and_resuming(noise, bert_folder, tmp_path, monkeypatch, capsys):
+def test_tuning_training_measuring_and_resuming(bert_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(noise, "TUNED_ON", {"stochgrasp": noise.WEIGHTS})
     asked = ["--model", str(bert_folder), "--out", str(tmp_path), "--epochs", "0.01"]
     few = ["--trials", "1", "--repeats", "2", "--seeds", "0", "1"]
@@ -34,7 +24,7 @@ def test_tuning_training_measuring_and_resuming(noise, bert_folder, tmp_path, mo
     assert capsys.readouterr().out == printed
 
 
-def test_interval_is_over_several_trainings(noise):
+def test_interval_is_over_several_trainings():
     def run(grasp, other):
         return [
             noise.Measurement(

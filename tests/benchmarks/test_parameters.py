@@ -1,12 +1,11 @@
 """The parameter table: counts checked by hand, printed and as a page."""
 
-import runpy
 import sys
 from pathlib import Path
 
+import parameters
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "parameters.py"
 D, FF, LAYERS = 768, 3072, 12
 EXPECTED = {
     # Every parameter but those of the head; 0.3, 0.1 and 125 million in table 2 of the LoRA paper.
@@ -23,14 +22,9 @@ EXPECTED = {
 }
 
 
-@pytest.fixture
-def script():
-    return runpy.run_path(str(SCRIPT))
-
-
 @pytest.mark.parametrize("adapter", EXPECTED)
-def test_counts_in_roberta_base(script, adapter):
-    assert script["count"]("RoBERTa-base", adapter) == EXPECTED[adapter]
+def test_counts_in_roberta_base(adapter):
+    assert parameters.count("RoBERTa-base", adapter) == EXPECTED[adapter]
 
 
 @pytest.mark.parametrize(
@@ -43,38 +37,39 @@ def test_counts_in_roberta_base(script, adapter):
         ("GRASP, K = 64, query and value", 24 * 2 * 64),
     ],
 )
-def test_counts_in_gpt2_medium(script, adapter, expected):
-    assert script["count"]("GPT-2 Medium", adapter) == expected
+def test_counts_in_gpt2_medium(adapter, expected):
+    assert parameters.count("GPT-2 Medium", adapter) == expected
 
 
 @pytest.fixture
-def few(script, monkeypatch):
-    """Return the script with one model and GRASP with K = 64 only."""
-    for name in [*script["MODELS"]][1:]:
-        monkeypatch.delitem(script["MODELS"], name)
-    for name in [name for name in script["ADAPTERS"] if "GRASP, K = 64" not in name]:
-        monkeypatch.delitem(script["ADAPTERS"], name)
-    return script
+def few(monkeypatch):
+    """The script with one model and GRASP with K = 64 only."""
+    for name in [*parameters.MODELS][1:]:
+        monkeypatch.delitem(parameters.MODELS, name)
+    for name in [name for name in parameters.ADAPTERS if "GRASP, K = 64" not in name]:
+        monkeypatch.delitem(parameters.ADAPTERS, name)
 
 
-def test_table_is_printed(few, monkeypatch, capsys):
+@pytest.mark.usefixtures("few")
+def test_table_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["parameters.py"])
-    few["main"]()
+    parameters.main()
     printed = capsys.readouterr().out
     assert "9,216" in printed
     assert "0.33" in printed
 
 
-def test_page_is_written(few, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("few")
+def test_page_is_written(monkeypatch, tmp_path):
     page = tmp_path / "parameters.md"
     monkeypatch.setattr(sys, "argv", ["parameters.py", "--write", str(page)])
-    few["main"]()
+    parameters.main()
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     assert rows[0] == "| adapter | RoBERTa-base | × |"
     assert "| GRASP, K = 64, query and value | 3,072 | 0.33 |" in rows
 
 
 def test_document_contains_the_counts():
-    page = (SCRIPT.parents[1] / "docs" / "parameters.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "parameters.md").read_text(encoding="utf-8")
     for adapter, number in EXPECTED.items():
         assert f"| {adapter} | {number:,} |" in page

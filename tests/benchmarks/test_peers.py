@@ -1,22 +1,11 @@
 """The shared code of the benchmarks."""
 
-from pathlib import Path
-
 import numpy as np
+import peers
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def peers(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import peers
-
-    return peers
-
-
-def test_functions_are_called_in_alternating_order(peers):
+def test_functions_are_called_in_alternating_order():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     seconds = peers.interleaved(functions, repeats=3)
@@ -24,7 +13,7 @@ def test_functions_are_called_in_alternating_order(peers):
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_ratios_of_medians_and_quartiles_of_pairs(peers):
+def test_ratios_of_medians_and_quartiles_of_pairs():
     seconds = {"ours": [1.0, 2.0, 3.0], "theirs": [4.0, 8.0, 12.0]}
     table = peers.ratio_table("One question", seconds, "ours").splitlines()
     assert table[0] == "**One question**"
@@ -32,18 +21,18 @@ def test_ratios_of_medians_and_quartiles_of_pairs(peers):
     assert table[-1] == "| theirs | 8 | 6 to 10 | 4 | 4 to 4 |"
 
 
-def test_peak_memory_is_of_the_call_only(peers):
+def test_peak_memory_is_of_the_call_only():
     few, many = (peers.peak_memory(np.ones, size << 17) for size in (20, 220))
     assert many.added - few.added == pytest.approx(200 << 20, rel=0.05)
 
 
-def test_failed_call_raises(peers, capfd):
+def test_failed_call_raises(capfd):
     with pytest.raises(RuntimeError, match="ones failed in its own process"):
         peers.apart(np.ones, "x")
     assert "TypeError" in capfd.readouterr().err
 
 
-def test_machine_and_versions(peers):
+def test_machine_and_versions():
     line = peers.machine()
     assert "cores" in line
     assert "aihwkit 1.2" in line

@@ -1,21 +1,16 @@
 """The benchmark of integer products and the limits of the processor."""
 
 import sys
-from pathlib import Path
 
 import pytest
+import roofline
 import torch
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.skipif(
     not torch.cpu.get_capabilities().get("avx512_vnni"), reason="needs AVX-512 VNNI"
 )
 def test_rates_are_printed_and_drawn(monkeypatch, capsys, tmp_path):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import roofline
-
     monkeypatch.setattr(roofline.torch, "set_num_threads", lambda count: None)
     figure = tmp_path / "roofline.png"
     monkeypatch.setattr(sys, "argv", ["roofline.py", "--quick", "--figure", str(figure)])
@@ -28,9 +23,6 @@ def test_rates_are_printed_and_drawn(monkeypatch, capsys, tmp_path):
 
 
 def test_a_processor_without_the_instruction_is_an_error(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import roofline
-
     monkeypatch.setattr(roofline.torch.cpu, "get_capabilities", dict)
     monkeypatch.setattr(sys, "argv", ["roofline.py", "--quick"])
     with pytest.raises(SystemExit):

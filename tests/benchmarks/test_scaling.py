@@ -1,23 +1,14 @@
 """The benchmark of scaling on a small model."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
+import peers
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def scaling(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import scaling
-
-    return scaling
+import scaling
 
 
-def test_power_law_is_recovered(scaling):
+def test_power_law_is_recovered():
     sizes = np.array([1, 2, 4, 8])
     factors = np.array([0.9, 1.0, 1.1])
     axis = scaling.Axis("cells", sizes, 0.5 * sizes[:, None] ** 1.5 * factors, sizes)
@@ -27,9 +18,9 @@ def test_power_law_is_recovered(scaling):
     assert first == pytest.approx(0.5, rel=0.01)
 
 
-def test_table_and_figure(scaling, tmp_path, monkeypatch, capsys):
+def test_table_and_figure(tmp_path, monkeypatch, capsys):
     # In this process: to load all modules into another takes longer than the rest.
-    memory = sys.modules["peers"].Memory(0, 2**20)
+    memory = peers.Memory(0, 2**20)
     monkeypatch.setattr(scaling, "peak_memory", lambda work, *args: work(*args) or memory)
     figure = tmp_path / "scaling.png"
     monkeypatch.setattr(sys, "argv", ["scaling.py", "--quick", "--figure", str(figure)])

@@ -1,15 +1,11 @@
 """The benchmark of the start-up time."""
 
 import sys
-from pathlib import Path
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+import startup
 
 
 def test_each_command_has_a_row(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import startup
-
     monkeypatch.setattr(sys, "argv", ["startup.py", "--repeats", "1", "--commands", "adapters"])
     startup.main()
     printed = capsys.readouterr().out

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import peers
 import pytest
+import sweep
 from torch import nn
 
 from analog_grasp.adapters.frozen import frozen_layers
@@ -13,22 +15,12 @@ from analog_grasp.study.config import StudyConfig
 from analog_grasp.study.trained_adapters import load_adapter
 from analog_grasp.tasks import load_task
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def sweep(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import sweep
-
-    return sweep
-
 
 @pytest.mark.slow
-def test_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
+def test_tables_are_printed(bert_folder, monkeypatch, capsys):
     # In this process: to load all modules into another takes longer than the rest.
     study = ["--adapters", "grasp", "bitfit", "--chips", "2"]
-    memory = sys.modules["peers"].Memory(2**20, 3 * 2**20)
+    memory = peers.Memory(2**20, 3 * 2**20)
     monkeypatch.setattr(sweep, "peak_memory", lambda work, *args: (work(*args), memory)[1])
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--quick", "--model", str(bert_folder), *study])
     sweep.main()
@@ -39,7 +31,7 @@ def test_tables_are_printed(sweep, bert_folder, monkeypatch, capsys):
     assert "| in excess of the loaded modules | 2 | 2 | 1.00 |" in printed
 
 
-def test_loop_has_the_same_tiles(sweep, bert_folder, tmp_path):
+def test_loop_has_the_same_tiles(bert_folder, tmp_path):
     settings = StudyConfig().replace(model=str(bert_folder))
     folder = Path(sweep.saved(settings, ["grasp"], tmp_path)[0])
     model = load_adapter(folder, settings.model.name, load_task("reviews"))

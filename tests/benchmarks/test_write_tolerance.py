@@ -1,27 +1,17 @@
 """The benchmark of write tolerances on a small model: every rule, with its pulses."""
 
 import sys
-from pathlib import Path
 
 import pytest
+import write_tolerance
 from transformers import AutoModelForSequenceClassification
 
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.study.trained_adapters import save_adapter
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import write_tolerance
-
-    return write_tolerance
-
 
 @pytest.mark.slow
-def test_every_rule_is_scored(script, bert_folder, tmp_path, monkeypatch, capsys):
+def test_every_rule_is_scored(bert_folder, tmp_path, monkeypatch, capsys):
     model = AutoModelForSequenceClassification.from_pretrained(bert_folder)
     settings = {
         "groups": 4, "target_modules": "all-linear", "noise_weight": 1.0, "noise_target": 0.1,
@@ -30,7 +20,7 @@ def test_every_rule_is_scored(script, bert_folder, tmp_path, monkeypatch, capsys
     save_adapter(adapt(model, "stochgrasp", **settings), tmp_path / "adapter")
     asked = ["--model", str(bert_folder), "--repeats", "1", "--examples", "2"]
     monkeypatch.setattr(sys, "argv", ["write_tolerance.py", str(tmp_path / "adapter"), *asked])
-    script.main()
+    write_tolerance.main()
     printed = capsys.readouterr().out
     assert "**rram-wan2022 at 0s, 1 chips**" in printed
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]

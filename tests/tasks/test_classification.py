@@ -89,9 +89,10 @@ def test_encoding_is_cached_and_truncates(model, small_reviews):
     assert not encoded.cache_files
 
 
-def test_nan_raises(model, small_reviews):
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_nan_and_infinite_logits_raise(model, small_reviews, broken):
     with torch.no_grad():
-        model.classifier.bias[0] = torch.nan
+        model.classifier.bias[0] = broken
     with pytest.raises(ValueError, match="NaN or infinite logits for 50 of 50"):
         small_reviews.evaluate(model)
 

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.e2e import linearised
-from analog_grasp.tasks.text_metrics import missing_java
+from analog_grasp.tasks.metrics import missing_java
 
 TRAIN = 'mr,ref\n"name[Zizzi], area[riverside]","Zizzi, by the river."\n'
 TEST = '"mr","ref"\n"name[Aromi]","Aromi ""is"" here."\n"name[Zizzi]","b"\n"name[Aromi]","c"\n'
@@ -123,7 +123,7 @@ def test_an_unreachable_hub_points_to_the_data_folder(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(FileNotFoundError, match=r"Hub .*--data-dir.* trainset\.csv and testset"):
+    with pytest.raises(FileNotFoundError, match=r"Hub.*--data-dir.* trainset\.csv and testset"):
         load_task("e2e")
 
 

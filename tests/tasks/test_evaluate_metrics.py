@@ -1,17 +1,16 @@
 """Metrics of evaluate from local scripts; those of the Hub are not reachable in tests."""
 
-import importlib.util
 import pickle
 from dataclasses import replace
 
+import evaluate
 import numpy as np
 import pytest
 
 from analog_grasp.study.config import flat, resolve
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import load_task
-from analog_grasp.tasks.metrics import EvaluateMetric, _load
-from analog_grasp.tasks.registry import with_metric
+from analog_grasp.tasks.registry import EvaluateMetric, with_metric
 from analog_grasp.tasks.reviews import reviews
 
 SCRIPT = """
@@ -30,9 +29,6 @@ class Mine(evaluate.Metric):
     def _compute(self, predictions, references):
         return {result}
 """
-needs_evaluate = pytest.mark.skipif(
-    importlib.util.find_spec("evaluate") is None, reason="evaluate is not installed"
-)
 
 
 @pytest.fixture
@@ -47,7 +43,6 @@ def script(tmp_path):
     return write
 
 
-@needs_evaluate
 def test_a_script_is_the_primary_metric_of_a_task(script):
     path = script("share", "{'share': sum(p == r for p, r in zip(predictions, references)) / 50}")
     task = with_metric(reviews(validation=200), path)
@@ -60,7 +55,6 @@ def test_a_script_is_the_primary_metric_of_a_task(script):
     assert TaskSettings(metric=path).load().metrics == ("share", "accuracy")
 
 
-@needs_evaluate
 def test_a_key_chooses_among_several_values(script):
     path = script("several", "{'first': 0.25, 'second': [1, 2]}")
     logits, labels = np.eye(2), np.array([0, 1])
@@ -72,7 +66,6 @@ def test_a_key_chooses_among_several_values(script):
         EvaluateMetric(path, "second")(logits, labels)
 
 
-@needs_evaluate
 def test_texts_are_compared_with_their_references(script, restaurants):
     path = script(
         "hits", "{'hits': sum(p in r for p, r in zip(predictions, references))}",
@@ -92,21 +85,12 @@ def test_a_metric_that_the_task_has_needs_no_package():
     )
 
 
-def test_missing_packages_scripts_and_metrics_raise_one_sentence(monkeypatch, tmp_path):
-    _load.cache_clear()
-    module = "analog_grasp.tasks.metrics.find_spec"
-    monkeypatch.setattr(module, lambda name: None)
-    with pytest.raises(ValueError, match="needs the package evaluate, which is not installed"):
-        with_metric(load_task("reviews"), "rouge")
-    monkeypatch.setattr(module, lambda name: True)
+def test_a_missing_script_raises_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metric script .*none\.py does not exist"):
         with_metric(load_task("reviews"), str(tmp_path / "none.py"))
 
 
-@needs_evaluate
 def test_an_unreachable_hub_and_a_broken_script_raise_one_sentence(monkeypatch, tmp_path):
-    import evaluate
-
     path = tmp_path / "broken.py"
     path.write_text("import evaluate\nraise RuntimeError('no')\n")
     with pytest.raises(ValueError, match=r"broken\.py cannot be loaded"):

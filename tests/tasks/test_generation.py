@@ -158,9 +158,9 @@ def test_nan_raises(model, restaurants):
         restaurants.evaluate(model)
 
 
-def test_a_model_that_cannot_generate_raises(restaurants):
+def test_a_model_that_cannot_generate_raises(model, restaurants):
     with pytest.raises(ValueError, match="Linear cannot generate text"):
-        restaurants.evaluate(nn.Linear(2, 2))
+        restaurants.evaluate(nn.Linear(2, 2), tokenizer=tokenizer_for(model))
 
 
 def test_a_tokenizer_without_an_end_raises(model, restaurants):

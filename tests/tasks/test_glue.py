@@ -65,8 +65,7 @@ SST2_ROWS = "sentence\tlabel\ngood film\t1\nbad film\t0\n"
 def write(folder, name, train, *devs):
     home = folder / GLUE[name].folder
     home.mkdir(parents=True)
-    files = ("train.tsv", *GLUE[name].dev.values())
-    for file, content in zip(files, (train, *devs), strict=True):
+    for file, content in zip(GLUE[name].files, (train, *devs), strict=True):
         (home / file).write_text(content, encoding="utf-8")
     return folder
 
@@ -273,5 +272,5 @@ def test_an_unreachable_hub_points_to_the_data_folder(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(FileNotFoundError, match=r"Hub .*--data-dir.* SST-2/train\.tsv"):
+    with pytest.raises(FileNotFoundError, match=r"Hub.*--data-dir.* SST-2/train\.tsv"):
         load_task("glue/sst2")

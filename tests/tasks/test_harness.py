@@ -4,13 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from analog_grasp import GraspConfig, compare, deploy
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.study.checks import check_task
+from analog_grasp.study.config import check_task
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import harness_task, load_base_model, load_task, register_task, registry
 
@@ -43,25 +40,6 @@ ACCURACY = """\
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Folder of a tiny Llama with random weights and a tokenizer of words."""
-    path = tmp_path_factory.mktemp("llama")
-    vocabulary = {word: i for i, word in enumerate(["<s>", "<unk>", *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="<s>", unk_token="<unk>"
-    ).save_pretrained(path)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=64, initializer_range=0.5,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 300)))
@@ -88,8 +66,8 @@ def task(task_files, text):
     return harness_task(["where_sat"], text, include_path=task_files)
 
 
-def test_scores_are_those_of_the_harness(task, folder, task_files):
-    model = load_base_model(task, str(folder))
+def test_scores_are_those_of_the_harness(task, llama_folder, task_files):
+    model = load_base_model(task, str(llama_folder))
     scores = task.scores(model)
     assert list(scores) == ["where_sat/acc", "where_sat/acc_norm"] == list(task.metrics)
     from lm_eval.models.huggingface import HFLM
@@ -107,9 +85,9 @@ def test_scores_are_those_of_the_harness(task, folder, task_files):
     assert scores["where_sat/acc"] == 0.5
 
 
-def test_a_deployed_adapter_is_measured_on_the_chip(task, folder):
+def test_a_deployed_adapter_is_measured_on_the_chip(task, llama_folder):
     adapted = adapt(
-        load_base_model(task, str(folder)), "grasp", task_type="CAUSAL_LM", groups=2,
+        load_base_model(task, str(llama_folder)), "grasp", task_type="CAUSAL_LM", groups=2,
         target_modules="all-linear",
     )  # fmt: skip
     assert isinstance(adapted.active_peft_config, GraspConfig)
@@ -121,7 +99,9 @@ def test_a_deployed_adapter_is_measured_on_the_chip(task, folder):
     assert calibrated.keys() == deployment.layers.keys()
 
 
-def test_a_comparison_from_training_to_page(task, task_files, text, folder, tmp_path, monkeypatch):
+def test_a_comparison_from_training_to_page(
+    task, task_files, text, llama_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(registry, "_LOADERS", dict(registry._LOADERS))
     register_task(
         "where", lambda data_dir: harness_task(["where_sat"], data_dir, include_path=task_files)
@@ -130,7 +110,7 @@ def test_a_comparison_from_training_to_page(task, task_files, text, folder, tmp_
         tmp_path / "run",
         task="where",
         data_dir=str(text.parent),
-        model=str(folder),
+        model=str(llama_folder),
         adapters=("grasp", "lora"),
         devices=("pcm-hermes-2",),
         times=("0s",),

@@ -92,24 +92,30 @@ def test_loading_is_quiet(tiny_folder, small_reviews, capfd):
     assert logging.is_progress_bar_enabled()
 
 
-def test_gpt2_pads_with_its_end_token(tmp_path, word_tokenizer, small_reviews):
-    tokenizer = word_tokenizer(eos_token="<|endoftext|>")
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
-    GPT2Model(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model = load_base_model(small_reviews, str(tmp_path))
-    assert model.config.pad_token_id == tokenizer.eos_token_id
+@pytest.fixture
+def gpt2_folder(tmp_path, word_tokenizer):
+    """A function that writes a tiny GPT-2 and a tokenizer with special tokens to a folder."""
+
+    def write(**special):
+        tokenizer = word_tokenizer(**special)
+        tokenizer.save_pretrained(tmp_path)
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+        GPT2Model(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return write
+
+
+def test_gpt2_pads_with_its_end_token(gpt2_folder, small_reviews):
+    model = load_base_model(small_reviews, gpt2_folder(eos_token="<|endoftext|>"))
+    assert model.config.pad_token_id == tokenizer_for(model).eos_token_id
     one = small_reviews.predict(model, batch_size=1)
     assert small_reviews.predict(model) == pytest.approx(one, abs=1e-5)
 
 
-def test_a_tokenizer_without_padding_raises(tmp_path, word_tokenizer, small_reviews):
-    tokenizer = word_tokenizer()
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
-    GPT2Model(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def test_a_tokenizer_without_padding_raises(gpt2_folder, small_reviews):
     with pytest.raises(ValueError, match="neither a padding nor an end-of-text token"):
-        load_base_model(small_reviews, str(tmp_path))
+        load_base_model(small_reviews, gpt2_folder())
 
 
 def test_a_folder_without_config_raises(tmp_path, small_reviews):
@@ -145,21 +151,18 @@ def test_a_model_without_a_language_head_raises(tiny_folder, restaurants):
         load_base_model(restaurants, str(tiny_folder))
 
 
-def test_a_model_that_is_not_causal_raises(tmp_path, restaurants):
+@pytest.mark.parametrize(
+    ("task", "use"), [("restaurants", "generate"), ("small_reviews", "classify")]
+)
+def test_an_image_model_raises(tmp_path, request, task, use):
     ViTConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a vit, which transformers cannot use to generate"):
-        load_base_model(restaurants, str(tmp_path))
+    with pytest.raises(ValueError, match=f"is a vit, which transformers cannot use to {use}"):
+        load_base_model(request.getfixturevalue(task), str(tmp_path))
 
 
 def test_an_unknown_model_type_raises(tmp_path, small_reviews):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="should have a known model_type"):
-        load_base_model(small_reviews, str(tmp_path))
-
-
-def test_an_image_model_raises(tmp_path, small_reviews):
-    ViTConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a vit, which transformers cannot use to classify"):
         load_base_model(small_reviews, str(tmp_path))
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
@@ -12,8 +13,8 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from analog_grasp.tasks import text_metrics
-from analog_grasp.tasks.text_metrics import COCO_METRICS, bleu, coco_scores, nist, text_scores
+from analog_grasp.tasks import GenerationTask, metrics
+from analog_grasp.tasks.metrics import COCO_METRICS, bleu, coco_scores, nist
 
 WORDS = ["the", "a", "pub", "Zizzi", "is", "cheap", ",", "£30", "0", "."]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
@@ -171,15 +172,15 @@ REFERENCES = [["The Rice Boat is £30.", "é"], ["Zizzi"], ["A pub."], ["A pub."
 
 @pytest.fixture
 def java():
-    if text_metrics.missing_java() is not None:
+    if metrics.missing_java() is not None:
         pytest.skip("no Java")
 
 
 @pytest.fixture
 def fresh():
-    text_metrics.missing_java.cache_clear()
+    metrics.missing_java.cache_clear()
     yield
-    text_metrics.missing_java.cache_clear()
+    metrics.missing_java.cache_clear()
 
 
 def as_the_challenge(names, outputs, references):
@@ -231,25 +232,30 @@ def test_meteor_scores_odd_texts_and_restarts_after_its_process_ends():
     outputs = ["", "\x85\u2028 |||", "A\npub.\r\n", "..."]
     scores = coco_scores(["meteor"], outputs, REFERENCES)
     assert 0 < scores["meteor"] < 1
-    text_metrics._meteor().meteor_p.kill()
-    text_metrics._meteor().meteor_p.wait()
+    metrics._meteor().meteor_p.kill()
+    metrics._meteor().meteor_p.wait()
     with pytest.raises(RuntimeError, match="METEOR's Java program failed"):
         coco_scores(["meteor"], outputs, REFERENCES)
     assert coco_scores(["meteor"], outputs, REFERENCES) == scores
 
 
+def scores_of(names, outputs, references):
+    rows = Dataset.from_dict({"text": outputs, "references": references})
+    return GenerationTask("mine", rows, rows, names)._score(outputs, "validation")
+
+
 @pytest.mark.usefixtures("java")
 def test_scores_are_in_the_requested_order():
     names = ("cider", "bleu", "rouge_l")
-    assert list(text_scores(names, ["a pub", "a bar"], [["a pub"], ["no"]])) == list(names)
+    assert list(scores_of(names, ["a pub", "a bar"], [["a pub"], ["no"]])) == list(names)
 
 
 @pytest.mark.usefixtures("fresh")
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r'cider cannot .*pip install "analog-grasp\[e2e\]"'):
-        text_scores(["bleu", "cider"], ["a"], [["a"]])
-    assert text_scores(["nist"], ["Zizzi is cheap."], [["Zizzi is cheap."]]) == {"nist": 2.0}
+        scores_of(("bleu", "cider"), ["a"], [["a"]])
+    assert scores_of(("nist",), ["Zizzi is cheap."], [["Zizzi is cheap."]]) == {"nist": 2.0}
 
 
 @pytest.mark.usefixtures("fresh")
@@ -266,7 +272,7 @@ def test_java_that_does_not_run_is_named(monkeypatch):
 
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/java")
     monkeypatch.setattr(subprocess, "run", fails)
-    assert text_metrics.missing_java().startswith("the command java does not run")
+    assert metrics.missing_java().startswith("the command java does not run")
 
 
 @pytest.mark.usefixtures("java")

@@ -10,8 +10,8 @@ from small_models import bits, same_bits
 from torch import nn
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.training import distil, train
 
 KINDS = ("grasp", "stochgrasp", "lora", "ia3", "bitfit")

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.adapters.stochastic_layer import StochGraspLinear
 from analog_grasp.training import train
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
