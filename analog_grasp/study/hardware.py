@@ -22,10 +22,15 @@ _PROGRAMMED = Note(needs=(("placement", lambda p: p == "programmed", "the placem
 # Training rows on which inputs are observed.
 _CALIBRATION_ROWS = 128
 # Settings that change a card.
-_CARD_VALUES = (
+_CARD_VALUES = {
     *("dac_bits", "adc_bits", "output_noise", "tile_size", "g_max"),
     *("die_to_die", "stuck_off", "stuck_on"),
-)
+}
+# Settings that are arguments of `analog_grasp.deploy`.
+_DEPLOY_ARGUMENTS = {
+    *("placement", "programming_error", "drift_compensation", "clip", "first_token"),
+    *("programming_noise", "drift", "read_noise"),
+}
 
 
 class HardwareSettings(Section):
@@ -145,8 +150,7 @@ class HardwareSettings(Section):
         check_name(device)
         from analog_grasp.devices.card import DeviceCard
 
-        values = {name: getattr(self, name) for name in _CARD_VALUES}
-        changes = {name: value for name, value in values.items() if value is not None}
+        changes = self.model_dump(include=_CARD_VALUES, exclude_none=True)
         card = DeviceCard.load(device)
         return card.with_(**changes) if changes else card
 
@@ -170,9 +174,7 @@ class HardwareSettings(Section):
         """Return the arguments of `analog_grasp.deploy` except the model and the card."""
         import torch
 
-        names = ("placement", "programming_error", "drift_compensation", "clip", "first_token")
-        effects = ("programming_noise", "drift", "read_noise")
-        return {name: getattr(self, name) for name in names + effects} | {
+        return self.model_dump(include=_DEPLOY_ARGUMENTS) | {
             "layers": () if self.weights == "digital" else self.layers,
             "dtype": torch.float32 if self.precision == "exact" else torch.bfloat16,
         }

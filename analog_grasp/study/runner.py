@@ -261,7 +261,8 @@ class _Run:
             RuntimeError: Workers die repeatedly.
             OSError: The disk is full or the store cannot be written; measured cells are kept.
         """
-        run, notes = self.study.config.run, list[str]()
+        settings = self.study.config.run
+        notes: list[str] = []
         try:
             while missing := self._missing():
                 handed_out: dict[Chip, set[Subject]] = {}
@@ -274,7 +275,7 @@ class _Run:
                 count = sum(map(len, missing.values()))
                 total = _count_cells(self.study, self.store.measurements())
                 advance = self.progress(f"measuring {count} of {total} cells", count)
-                with closing(measure(evaluator, chain([first], jobs), run)) as cells:
+                with closing(measure(evaluator, chain([first], jobs), settings)) as cells:
                     for cell in cells:
                         left = handed_out.get(cell.chip, set())
                         if cell.subject not in left:

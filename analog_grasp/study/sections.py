@@ -10,22 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from analog_grasp.utils.time import format_time, parse_time
-from analog_grasp.utils.types import (
-    DEFAULT_GROUPS,
-    DEFAULT_MODEL,
-    SHIFT_LR_RATIO,
-    Sampling,
-)
+from analog_grasp.utils.types import DEFAULT_GROUPS, DEFAULT_MODEL, SHIFT_LR_RATIO, Sampling
 
 if TYPE_CHECKING:
     from analog_grasp.tasks import Task
@@ -254,8 +242,7 @@ class TrainingSettings(Section):
         "time, such as pcm-hermes-2@1d.",
     )
     sampling: Annotated[Sampling, _STOCHGRASP] = Field(
-        default="feature",
-        description="The unit that draws its own sample in training.",
+        default="feature", description="The unit that draws its own sample in training."
     )
     injection: Annotated[Annotated[float, Field(ge=0)] | str, NUMBER] = Field(
         default=0.04,
@@ -331,18 +318,14 @@ class RunSettings(Section):
         default=100, description="Chip instances per device at most, with --until-ci."
     )
     recalibrate: Annotated[
-        tuple[Annotated[int, Field(ge=2)], ...],
-        Note("off", needs=(_DIGITAL,)),
+        tuple[Annotated[int, Field(ge=2)], ...], Note("off", needs=(_DIGITAL,))
     ] = Field(
         default=(),
         max_length=10,
         description="Also measure each adapter after recalibration on the chip at each drift time, "
         "once with each of these numbers of unlabelled examples, such as 16,64.",
     )
-    schedule: Annotated[
-        Literal["simulated"] | None,
-        Note("off", needs=(_DIGITAL,)),
-    ] = Field(
+    schedule: Annotated[Literal["simulated"] | None, Note("off", needs=(_DIGITAL,))] = Field(
         default=None,
         description="Also measure each adapter with parameters of its own for each drift time, "
         "fitted on simulated chips of the device other than those measured.",
@@ -357,8 +340,7 @@ class RunSettings(Section):
         )
     )
     tiles: Annotated[
-        Count | None,
-        Note("as many as needed", needs=(("costs", bool, "costs"),), changeable=True),
+        Count | None, Note("as many as needed", needs=(("costs", bool, "costs"),), changeable=True)
     ] = Field(
         default=None,
         description="Tiles that are available, for the costs: layers share them if they are too "

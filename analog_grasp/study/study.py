@@ -31,11 +31,7 @@ from analog_grasp.study.statistics import (
     mean_error,
     mean_squares,
 )
-from analog_grasp.study.trained_adapters import (
-    adapter_names,
-    load_with_hash,
-    new_adapter,
-)
+from analog_grasp.study.trained_adapters import adapter_names, load_with_hash, new_adapter
 from analog_grasp.tasks import Task
 
 FIRST_CHIPS = 5

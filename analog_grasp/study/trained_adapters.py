@@ -17,13 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.model import start_from
 from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
-from analog_grasp.study.config import (
-    ADAPTER_FILES,
-    MODEL_FILES,
-    StudyConfig,
-    check_saved,
-    is_saved,
-)
+from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, check_saved, is_saved
 from analog_grasp.study.evaluator import processor
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import model_hash

@@ -30,11 +30,7 @@ _RACE_SECONDS = 5.0
 # Trials drawn at random over the ranges before the sampler uses earlier results.
 _RANDOM_TRIALS = 8
 # Packages of database drivers, where they are not called as the module that SQLAlchemy imports.
-_DRIVERS = {
-    "psycopg": "psycopg[binary]",
-    "psycopg2": "psycopg2-binary",
-    "MySQLdb": "mysqlclient",
-}
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 _EXAMPLES = "give one such as sqlite:///study.sqlite or postgresql://user@host/name."
 
 Values = dict[str, Any]

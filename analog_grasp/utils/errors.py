@@ -96,11 +96,15 @@ def key_in(data: Any, problem: "ErrorDetails") -> str:
     """
     key, steps = "", problem["loc"]
     for number, step in enumerate(steps):
-        if _has(data, step):
+        items = isinstance(data, list | tuple) and isinstance(step, int) and step < len(data)
+        if items or (isinstance(data, dict) and step in data):
             data = data[step]
         elif not (number == len(steps) - 1 and problem["type"] == "missing"):
             continue
-        key += f"[{step}]" if isinstance(step, int) else f".{_quoted(step)}"
+        if isinstance(step, int):
+            key += f"[{step}]"
+        else:
+            key += f".{step[:60] if re.fullmatch(r'[\w-]+', step) else shown(step, 60)}"
     return key.removeprefix(".")
 
 
@@ -119,13 +123,3 @@ def shown(value: object, longest: int = 40) -> str:
         # An integer of thousands of digits, or deeply nested lists.
         return f"too large a {type(value).__name__} to be shown"
     return text if len(text) <= longest else f"{text[:longest]}..."
-
-
-def _quoted(step: str) -> str:
-    return step[:60] if re.fullmatch(r"[\w-]+", step) else shown(step, 60)
-
-
-def _has(part: Any, step: int | str) -> bool:
-    if isinstance(part, list | tuple):
-        return isinstance(step, int) and step < len(part)
-    return isinstance(part, dict) and step in part

@@ -42,7 +42,18 @@ def parse_time(time: str | float) -> float:
         >>> parse_time(20)
         20.0
     """
-    seconds = _read_text(time) if isinstance(time, str) else float(time)
+    if isinstance(time, str):
+        match = _FORM.fullmatch(time)
+        if match is None:
+            raise ValueError(f"time {_shown(time)} cannot be read: {_ACCEPTED}.")
+        number, unit = match.groups()
+        if unit and unit not in UNIT_SECONDS:
+            raise ValueError(
+                f'time {_shown(time)} has the unknown unit "{unit[:20]}": {_ACCEPTED}.'
+            )
+        seconds = times_unit(float(number), UNIT_SECONDS[unit or "s"])
+    else:
+        seconds = float(time)
     if not math.isfinite(seconds):
         raise ValueError(f"time {_shown(time)} is not finite: {_ACCEPTED}.")
     if seconds < 0:
@@ -74,16 +85,6 @@ def format_time(seconds: float) -> str:
         if whole and whole % UNIT_SECONDS[unit] == 0:
             return f"{whole // UNIT_SECONDS[unit]}{unit}"
     return f"{whole}s"
-
-
-def _read_text(text: str) -> float:
-    match = _FORM.fullmatch(text)
-    if match is None:
-        raise ValueError(f"time {_shown(text)} cannot be read: {_ACCEPTED}.")
-    number, unit = match.groups()
-    if unit and unit not in UNIT_SECONDS:
-        raise ValueError(f'time {_shown(text)} has the unknown unit "{unit[:20]}": {_ACCEPTED}.')
-    return times_unit(float(number), UNIT_SECONDS[unit or "s"])
 
 
 def times_unit(number: float, factor: float) -> float:

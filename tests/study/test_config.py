@@ -11,12 +11,7 @@ from datasets import Dataset
 
 import analog_grasp as ag
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.study.config import (
-    SETTINGS,
-    StudyConfig,
-    flat,
-    resolve,
-)
+from analog_grasp.study.config import SETTINGS, StudyConfig, flat, resolve
 from analog_grasp.study.provenance import data_hash, open_run
 from analog_grasp.study.sections import split_names
 from analog_grasp.tasks import GenerationTask

@@ -129,9 +129,7 @@ def test_a_surplus_trial_is_put_back(formula, settings, tmp_path):
     tune(tuning, 1)
     with quiet_optuna():
         tuning.study.optimize(
-            lambda trial: tuner._run_trial(tuning, trial, 1),
-            n_trials=1,
-            catch=tuner._SurplusError,
+            lambda trial: tuner._run_trial(tuning, trial, 1), n_trials=1, catch=tuner._SurplusError
         )
     assert len(tuning.trials()) == 1
     tune(tuning, 2)
