@@ -2,8 +2,12 @@
 
 from analog_grasp.crossbar.deployment import Deployment, deploy
 from analog_grasp.crossbar.export import export_chip, read_chip
-from analog_grasp.crossbar.report import DeploymentReport, DigitalModule, LayerReport
-from analog_grasp.crossbar.tile_sets import TileBackend
+from analog_grasp.crossbar.tile_sets import (
+    DeploymentReport,
+    DigitalModule,
+    LayerReport,
+    TileBackend,
+)
 
 __all__ = [
     "Deployment",

@@ -64,7 +64,6 @@ class AihwkitLinear(ChipLayer):
         self.eval()
 
     def program(self, chip: int) -> None:
-        """Program the weights onto a chip instance; it is then 0 s old."""
         self._chip = chip
         with torch.random.fork_rng():
             for tile, _, _, seed in self._placed():
@@ -73,14 +72,12 @@ class AihwkitLinear(ChipLayer):
         self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
-        """Age the tiles to a time since programming, in s; times can be in any order."""
         with torch.random.fork_rng():
             for tile, _, _, seed in self._placed():
                 torch.manual_seed(derive_seed(seed, "read-out", seconds))
                 tile.drift_weights(seconds)
 
     def weight_error(self) -> float:
-        """Return the root mean square of (weight now - target); see `ChipLayer.weight_error`."""
         squares = 0.0
         for tile, *_ in self._placed():
             target = tile.reference_combined_weights
@@ -90,7 +87,6 @@ class AihwkitLinear(ChipLayer):
         return (squares / self.cells) ** 0.5
 
     def present_weight(self) -> Tensor:
-        """Return the weight now as the digital side sees it, ``(D_out, D)``, in frozen units."""
         weight = torch.empty(self.frozen.shape)
         for tile, rows, columns, _ in self._placed():
             scale = (tile.get_mapping_scales() * tile.alpha).cpu()

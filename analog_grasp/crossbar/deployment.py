@@ -15,14 +15,16 @@ from analog_grasp.crossbar import mapping, saving
 from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.crossbar.forward_hooks import ChipState, ForwardHooks, hooks_of
 from analog_grasp.crossbar.mapping import Clip, RangeRule
-from analog_grasp.crossbar.programmed_adapter import ProgrammedAdapter
-from analog_grasp.crossbar.report import DeploymentReport, digital_modules, layer_report
+from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, put_into_devices
 from analog_grasp.crossbar.tile_sets import (
+    DeploymentReport,
     FirstToken,
+    LayerReport,
     TileBackend,
     TileSets,
     TileSettings,
     copy_sharing_frozen,
+    digital_modules,
 )
 from analog_grasp.devices.card import Device, DeviceCard, Effect
 from analog_grasp.utils.errors import unknown_name
@@ -72,7 +74,7 @@ class Deployment:
         self._tiles = TileSets(settings, pattern)
         self._tiles.put_into(model)
         self.layers: dict[str, ChipLayer] = self._tiles.layers
-        self._adapters: list[ProgrammedAdapter] = []
+        self._adapters: list[ProgrammedModulation | ChipLayer] = []
         self.model = self._finish(model, shared or {})
 
     @property
@@ -88,7 +90,7 @@ class Deployment:
     def program(self, seed: int = 0) -> "Deployment":
         """Program the weights onto a chip instance, and return the deployment; the time is 0 s."""
         with torch.inference_mode(False), torch.no_grad():
-            for part in self._programmable():
+            for part in (*self.layers.values(), *self._adapters):
                 part.program(seed)
         self._chip.seed, self._chip.time_s = seed, 0.0
         self._chip.changes += 1
@@ -108,7 +110,7 @@ class Deployment:
         if self.seed is None:
             raise RuntimeError("The chip is not programmed: call program(seed) before drift_to.")
         with torch.inference_mode(False), torch.no_grad():
-            for part in self._programmable():
+            for part in (*self.layers.values(), *self._adapters):
                 part.drift_to(seconds)
         self._chip.time_s = seconds
         self._chip.changes += 1
@@ -191,8 +193,8 @@ class Deployment:
             model: As in `calibrate`.
 
         Returns:
-            For each layer, by name, the ranges of the tiles that share their inputs, used until
-            they are calibrated or the layers rescaled again.
+            By layer, the ranges of the tiles of each part of the inputs, used until the next call
+            or rescaling.
 
         Raises:
             ValueError: As `calibrate`, for the ADC; or the tiles are aihwkit's.
@@ -248,9 +250,12 @@ class Deployment:
 
     def report(self) -> DeploymentReport:
         """Return the tiles and the weight error of each layer now, and what is not on tiles."""
-        layers = self.layers.values()
-        unread = [layer.name for layer in layers if not layer.reads] if self._chip.passes else []
-        rows = [layer_report(layer) for layer in layers]
+        unread = [name for name, x in self.layers.items() if self._chip.passes and not x.reads]
+        size = self.card.tile.rows * self.card.tile.columns
+        rows = [
+            LayerReport(x.name, x.tiles, x.cells, x.cells / (x.tiles * size), x.weight_error())
+            for x in self.layers.values()
+        ]
         return DeploymentReport(rows, digital_modules(self.model), unread)
 
     def layer_sensitivity(
@@ -284,10 +289,6 @@ class Deployment:
             "placement": self.placement,
             "programming_error": self._programming_error,
             "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
-        } | {
-            name: value
-            for name, value in vars(self._settings).items()
-            if name not in ("card", "dtype")
         }
         hooks = hooks_of(self.model)
         chip = {
@@ -315,30 +316,26 @@ class Deployment:
         """
         digital, card, dtype, arguments, chip = saving.read_deployment(Path(path), model)
         deployment = deploy(digital, card, dtype=dtype, inplace=True, **arguments)
-        layers: dict[str, Any] = dict(deployment.layers)
         for name, scale in chip["input_scales"].items():
-            layers[name].rescale(torch.tensor(scale, dtype=torch.float32))
+            layer: Any = deployment.layers[name]
+            layer.rescale(torch.tensor(scale, dtype=torch.float32))
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
         hooks = hooks_of(deployment.model)
         hooks.input_ranges, hooks.output_ranges = chip["input_ranges"], chip["output_ranges"]
         return deployment
 
-    def _programmable(self) -> list[ChipLayer | ProgrammedAdapter]:
-        return [*self.layers.values(), *self._adapters]
-
     def _finish(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
         """Put the adapter in devices where it is to be programmed, and add the hooks."""
         model.eval().requires_grad_(False)
         if self.placement == "programmed":
-            adapter = ProgrammedAdapter(model, self._settings, self._programming_error)
-            self._adapters.append(adapter)
-            if self.seed is not None:
-                adapter.program(self.seed)
-                adapter.drift_to(self.time_s)
+            stored = put_into_devices(model, self._settings, self._programming_error)
+            self._adapters += stored
+            for part in stored if self.seed is not None else ():
+                part.program(self.seed or 0)
+                part.drift_to(self.time_s)
         exact = self._settings.first_token == "digital"
-        hooks = ForwardHooks(model, self.layers, self._chip, shared, exact)
-        vars(model)["forward_hooks"] = hooks
+        vars(model)["forward_hooks"] = ForwardHooks(model, self.layers, self._chip, shared, exact)
         return model
 
 

@@ -217,7 +217,6 @@ class CrossbarLinear(ChipLayer):
                 split.gain = split.scale * (split.reference / readout)
 
     def weight_error(self) -> float:
-        """Return the root mean square of (weight now - target); see `ChipLayer.weight_error`."""
         squares = 0.0
         for split in self._present_splits():
             compensation = (split.gain / split.scale)[:, None]
@@ -227,28 +226,23 @@ class CrossbarLinear(ChipLayer):
         return (squares / self.cells) ** 0.5
 
     def present_weight(self) -> Tensor:
-        """Return the weight now as the digital side sees it, ``(D_out, D)``, in frozen units."""
         weight = torch.cat(
             [split.weight.float() * split.gain[:, None] for split in self._present_splits()], 1
         )
         return weight if self.input_scale is None else weight / self.input_scale
 
     def _read(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Read the tiles with inputs ``(..., D)``."""
         if self.input_scale is not None:
             x = x / self.input_scale.to(x.dtype)
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        supported = x.device.type == "cpu" and x.dtype in STORED_TYPES
         # Mixed precision applies to digital layers only.
         with torch.autocast(x.device.type, enabled=False):
-            if self._can_use_kernels(x):
+            if supported and self._converters is not None and not differentiable:
                 y = self._read_by_kernels(x, bias)
             else:
                 y = self._read_by_torch(x.reshape(-1, x.shape[-1]), bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
-
-    def _can_use_kernels(self, x: Tensor) -> bool:
-        differentiable = torch.is_grad_enabled() and x.requires_grad
-        supported = x.device.type == "cpu" and x.dtype in STORED_TYPES
-        return supported and self._converters is not None and not differentiable
 
     def _read_by_kernels(self, x: Tensor, bias: Tensor | None) -> Tensor:
         converters, splits = self._converters, self._present_splits()
@@ -346,23 +340,20 @@ class CrossbarLinear(ChipLayer):
         matrix = split.variances() if constant is None else None
         split.variance = constant or matrix
         split.limbs = None
+        tolerances = self.write_tolerance
+        tolerances = None if tolerances is None else tolerances.expand(self.frozen.shape)
         for columns, seed in self._tiles(split.rows):
             # In float32 these are the stored tensors themselves; else copies of one tile.
             weight = split.weight[columns]
             now = weight.float()
             variance = None if matrix is None else matrix[columns].float()
             self._target(split, columns, out=now)
-            noise = CardNoiseModel(card, seed, self._chip, self._tolerance(split, columns))
+            tolerance = None if tolerances is None else tolerances[columns, split.rows]
+            noise = CardNoiseModel(card, seed, self._chip, tolerance)
             noise.read_weights(now, seconds, out=now, variance_out=variance)
             weight.copy_(now)
             if matrix is not None and variance is not None:
                 matrix[columns] = variance
-
-    def _tolerance(self, split: Split, columns: slice) -> Tensor | None:
-        """Return the write tolerances of one tile of a split."""
-        if self.write_tolerance is None:
-            return None
-        return self.write_tolerance.expand(self.frozen.shape)[columns, split.rows]
 
     def _readout(self, split: Split, purpose: str, seconds: float = 0.0) -> Tensor:
         """Return the read-out that drift compensation divides by, ``(D_out,)``."""

@@ -88,9 +88,11 @@ class ProgrammedModulation(nn.Module):
     Args:
         layer: The modulated layer, its projection already on tiles.
         name: The layer's name in the base model, which determines its devices on a chip.
+        card: The device.
         programming_error: ``"device"``: parameters are written with the card's programming noise;
             ``"learned"``: each is drawn from its StochGRASP Gaussian, the tolerance to which it is
             written and verified. Drift and read noise are the card's in both cases.
+        compensated: Restore the mean magnitude of drifted parameters.
 
     Raises:
         ValueError: No standard deviations were learned, several adapters are active, or the
@@ -102,10 +104,17 @@ class ProgrammedModulation(nn.Module):
 
     base_layer: Any
 
-    def __init__(self, layer: GraspLinear, name: str, programming_error: ProgrammingError) -> None:
+    def __init__(
+        self,
+        layer: GraspLinear,
+        name: str,
+        card: DeviceCard,
+        programming_error: ProgrammingError,
+        compensated: bool,
+    ) -> None:
         super().__init__()
         self.base_layer = layer.base_layer
-        self.name = name
+        self.name, self._card, self._compensated = name, card, compensated
         # In a tuple, so that its parameters are not those of the deployed model.
         self._digital_layer = (layer,)
         adapter = _only_adapter(layer)
@@ -134,10 +143,10 @@ class ProgrammedModulation(nn.Module):
         """The bias of the projection, for modules that read it."""
         return cast(Tensor | None, self.base_layer.bias)
 
-    def program(self, card: DeviceCard, chip: int, compensated: bool) -> None:
-        """Write the scales and the shifts; they are then 0 s old."""
+    def program(self, chip: int) -> None:
+        """Write the scales and the shifts onto a chip instance; they are then 0 s old."""
         for kind, vector in zip(("scale", "shift"), self.vectors, strict=True):
-            vector.program(card, derive_seed(chip, self.name, kind), chip, compensated)
+            vector.program(self._card, derive_seed(chip, self.name, kind), chip, self._compensated)
 
     def drift_to(self, seconds: float) -> None:
         """Age the devices to a time since programming, in s."""
@@ -173,14 +182,16 @@ class ProgrammedModulation(nn.Module):
         return cast(Tensor, self.base_layer(modulated.to(x.dtype)))
 
 
-class ProgrammedAdapter:
-    """The devices and tiles that store the adapter of one deployed model.
+def put_into_devices(
+    model: nn.Module, settings: TileSettings, programming_error: ProgrammingError
+) -> "list[ProgrammedModulation | ChipLayer]":
+    """Put the adapter of a deployed model into devices, in place, and return what stores it.
 
     The parameters of a GRASP or StochGRASP layer have devices of their own; LoRA's two small
     matrices go onto tiles.
 
     Args:
-        model: A peft model whose frozen layers are on tiles; changed in place.
+        model: A peft model whose frozen layers are on tiles.
         settings: The device, and how layers are put on tiles.
         programming_error: See `ProgrammedModulation`.
 
@@ -188,47 +199,30 @@ class ProgrammedAdapter:
         ValueError: The adapter has no parameters that devices can store, or as
             `ProgrammedModulation`.
     """
-
-    def __init__(
-        self, model: nn.Module, settings: TileSettings, programming_error: ProgrammingError
-    ) -> None:
-        if programming_error not in get_args(ProgrammingError):
-            known = get_args(ProgrammingError)
-            raise ValueError(unknown_name("programming_error", programming_error, known))
-        self._card, self._compensated = settings.card, settings.drift_compensation != "none"
-        self._modulations: list[ProgrammedModulation] = []
-        self._tiles: list[ChipLayer] = []
-        for path, layer in list(model.named_modules()):
-            if isinstance(layer, GraspLinear):
-                modulation = ProgrammedModulation(layer, base_name(path), programming_error)
-                self._modulations.append(modulation)
-                model.set_submodule(path, modulation)
-            elif isinstance(layer, LoraLayer):
-                self._tiles += _lora_on_tiles(base_name(path), layer, settings)
-        if not self._modulations and not self._tiles:
-            raise ValueError(
-                "placement is 'programmed', but the model has no GRASP, StochGRASP or LoRA adapter "
-                "with parameters that devices can store: use placement='digital' or 'folded'."
-            )
-        if self._tiles and programming_error == "learned":
-            raise ValueError(
-                "programming_error is 'learned', but LoRA has no learned standard deviations: use "
-                "programming_error='device'."
-            )
-
-    def program(self, chip: int) -> None:
-        """Write the adapter onto a chip instance; it is then 0 s old."""
-        for modulation in self._modulations:
-            modulation.program(self._card, chip, self._compensated)
-        for layer in self._tiles:
-            layer.program(chip)
-
-    def drift_to(self, seconds: float) -> None:
-        """Age the adapter to a time since programming, in s."""
-        for modulation in self._modulations:
-            modulation.drift_to(seconds)
-        for layer in self._tiles:
-            layer.drift_to(seconds)
+    if programming_error not in get_args(ProgrammingError):
+        known = get_args(ProgrammingError)
+        raise ValueError(unknown_name("programming_error", programming_error, known))
+    compensated = settings.drift_compensation != "none"
+    stored: list[ProgrammedModulation | ChipLayer] = []
+    for path, layer in list(model.named_modules()):
+        name = base_name(path)
+        if isinstance(layer, GraspLinear):
+            how = settings.card, programming_error, compensated
+            stored.append(ProgrammedModulation(layer, name, *how))
+            model.set_submodule(path, stored[-1])
+        elif isinstance(layer, LoraLayer):
+            stored += _lora_on_tiles(name, layer, settings)
+    if not stored:
+        raise ValueError(
+            "placement is 'programmed', but the model has no GRASP, StochGRASP or LoRA adapter "
+            "with parameters that devices can store: use placement='digital' or 'folded'."
+        )
+    if programming_error == "learned" and any(isinstance(part, ChipLayer) for part in stored):
+        raise ValueError(
+            "programming_error is 'learned', but LoRA has no learned standard deviations: use "
+            "programming_error='device'."
+        )
+    return stored
 
 
 def _lora_on_tiles(name: str, layer: LoraLayer, settings: TileSettings) -> list[ChipLayer]:

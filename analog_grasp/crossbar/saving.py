@@ -26,31 +26,6 @@ _CHIP = ("seed", "time_s", "input_ranges", "output_ranges", "input_scales")
 _DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
 
 
-def card_as_data(card: DeviceCard) -> dict[str, Any]:
-    """Return a card in values that JSON holds; `card_from_data` gives the same card again."""
-    stated = card.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(card.drift, TabulatedDrift):
-        # The table states it.
-        stated.pop("programming", None)
-    absent = [name for name in type(card).model_fields if getattr(card, name) is None]
-    return {"stated": stated, "absent": absent}
-
-
-def card_from_data(data: Mapping[str, Any]) -> DeviceCard:
-    """Return the card of `card_as_data`.
-
-    Raises:
-        ValueError: The data are not those of a card.
-
-    Example:
-        >>> card = DeviceCard.load("rram-wan2022").without("programming", "read")
-        >>> card_from_data(card_as_data(card)) == card
-        True
-    """
-    card = DeviceCard.model_validate_json(json.dumps(data["stated"]))
-    return card.model_copy(update=dict.fromkeys(data["absent"]))
-
-
 def write_deployment(
     folder: Path,
     model: nn.Module,
@@ -58,19 +33,20 @@ def write_deployment(
     arguments: Mapping[str, Any],
     chip: Mapping[str, Any],
 ) -> None:
-    """Write the folder of a deployment: its model, settings, arguments of `deploy`, and chip.
+    """Write the folder of a deployment: its model, settings, other arguments of `deploy`, and chip.
 
     The chip is the instance, its time, its input and output ranges and its input scales.
     """
+    tiles = {key: value for key, value in vars(settings).items() if key not in ("card", "dtype")}
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: t.contiguous().clone() for name, t in digital_state(model).items()}
     save_file(state, folder / _WEIGHTS)
     content = {
         "format": _FORMAT,
         "model": describe(model),
-        "card": card_as_data(settings.card),
+        "card": _card_as_data(settings.card),
         "dtype": str(settings.dtype).removeprefix("torch."),
-        "arguments": arguments,
+        "arguments": {**arguments, **tiles},
         "chip": chip,
     }
     (folder / _DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -96,7 +72,9 @@ def read_deployment(
         content = json.loads(description.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}")
-        card, dtype = card_from_data(content["card"]), getattr(torch, content["dtype"])
+        card = DeviceCard.model_validate_json(json.dumps(content["card"]["stated"]))
+        card = card.model_copy(update=dict.fromkeys(content["card"]["absent"]))
+        dtype = getattr(torch, content["dtype"])
         structure, arguments, chip = (content[key] for key in ("model", "arguments", "chip"))
         chip = {key: chip[key] for key in _CHIP}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -194,6 +172,16 @@ def digital_state(model: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, ProgrammedModulation):
             state |= {f"{path}.{k}": t for k, t in module.digital_state().items()}
     return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+
+def _card_as_data(card: DeviceCard) -> dict[str, Any]:
+    """Return a card in values that JSON holds."""
+    stated = card.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(card.drift, TabulatedDrift):
+        # The table states it.
+        stated.pop("programming", None)
+    absent = [name for name in type(card).model_fields if getattr(card, name) is None]
+    return {"stated": stated, "absent": absent}
 
 
 def _made(description: Mapping[str, Any]) -> nn.Module:

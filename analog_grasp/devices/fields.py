@@ -235,11 +235,9 @@ class Piece(Section):
             return 1.0 / (x * c[1] + c[0])
         if self.form == "points":
             return self._interpolated(x)
-        y = xp.full_like(x, c[-1])
         if xp.__name__ == "numpy":
-            for coefficient in reversed(c[:-1]):
-                y = y * x + coefficient
-            return y
+            return xp.polynomial.polynomial.polyval(x, c)
+        y = xp.full_like(x, c[-1])
         if len(c) > LONGEST_SINGLE and x.dtype.itemsize < 8:
             return self._formula(x.double()).to(x.dtype)
         for coefficient in reversed(c[:-1]):

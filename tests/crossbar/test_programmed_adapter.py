@@ -23,6 +23,10 @@ def adapted(model, config=StochGraspConfig, **settings):
     return wrapped
 
 
+def modulation(layer, device, error="device", compensated=False):
+    return ProgrammedModulation(layer, "layer", DeviceCard.load(device), error, compensated)
+
+
 def programmed(model, device, **settings):
     return deploy(model, DeviceCard.load(device), placement="programmed", **settings).program(0)
 
@@ -83,8 +87,8 @@ def test_a_learned_error_is_the_learned_gaussian():
     grasp = StochGraspLinear(layer, "default", config)
     with torch.no_grad():
         grasp.stochgrasp_scale["default"].copy_(torch.tensor([0.5, 1.0, 2.0]))
-    module = ProgrammedModulation(grasp, "layer", "learned")
-    module.program(DeviceCard.load("ideal"), 0, compensated=False)
+    module = modulation(grasp, "ideal", "learned")
+    module.program(0)
     module.drift_to(0.0)
     scale = module.vectors[0].value
     for group, mean in enumerate((0.5, 1.0, 2.0)):
@@ -98,28 +102,25 @@ def test_features_of_a_group_share_a_device_only_when_sampled_by_group():
         grasp = StochGraspLinear(
             nn.Linear(12, 2), "default", StochGraspConfig(groups=2, sampling=sampling)
         )
-        module = ProgrammedModulation(grasp, "layer", "device")
-        module.program(DeviceCard.load("gaussian"), 0, compensated=False)
+        module = modulation(grasp, "gaussian")
+        module.program(0)
         module.drift_to(0.0)
         used = module.vectors[0].value[module._device_of]
         assert used.unique().numel() == different
 
 
 def test_zero_shifts_stay_zero():
-    module = ProgrammedModulation(
-        GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2)), "layer", "device"
-    )
-    module.program(DeviceCard.load("pcm-hermes-2"), 0, compensated=True)
+    grasp = GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2))
+    module = modulation(grasp, "pcm-hermes-2", compensated=True)
+    module.program(0)
     module.drift_to(1e6)
     assert (module.vectors[1].value == 0).all()
     assert (module.vectors[0].value != 1).any()
 
 
 def test_read_noise_is_drawn_at_every_read():
-    module = ProgrammedModulation(
-        GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2)), "layer", "device"
-    )
-    module.program(DeviceCard.load("ideal"), 0, compensated=False)
+    module = modulation(GraspLinear(nn.Linear(6, 2), "default", GraspConfig(groups=2)), "ideal")
+    module.program(0)
     module.drift_to(0.0)
     module.vectors[0].variance = torch.full((6,), 0.01)
     x = torch.ones(50_000, 6)
@@ -206,4 +207,4 @@ def test_two_active_adapters_are_an_error():
     layer.update_layer("second", GraspConfig(groups=2))
     layer.set_adapter(["default", "second"])
     with pytest.raises(ValueError, match="2 adapters are active"):
-        ProgrammedModulation(layer, "layer", "device")
+        modulation(layer, "ideal")
