@@ -161,14 +161,16 @@ def _adapters() -> Finding | str:
     return "peft has the methods GRASP and StochGRASP"
 
 
-@_check("tile", _pip("aihwkit", "torch", "numba"))
-def _own_tile() -> Finding:
-    return _ideal("torch")
+def _ideal(tile: Literal["torch", "rpucuda"]) -> Finding:
+    error = _tile_error("ideal", tile)
+    # Not `>=`: NaN is an error.
+    if error < _TOLERANCE:
+        return Finding("ok", "the ideal device reproduces the digital layer")
+    return Finding("failed", f"the ideal device differs by {error:.1%} from the digital layer")
 
 
-@_check("compiled tile", _pip("aihwkit", "torch"))
-def _compiled_tile() -> Finding:
-    return _ideal("rpucuda")
+_check("tile", _pip("aihwkit", "torch", "numba"))(functools.partial(_ideal, "torch"))
+_check("compiled tile", _pip("aihwkit", "torch"))(functools.partial(_ideal, "rpucuda"))
 
 
 @_check("noisy tile", _pip("aihwkit", "torch", "numba"))
@@ -176,14 +178,6 @@ def _noisy_tile() -> Finding:
     error = _tile_error("pcm-hermes-2", "torch")
     text = f"pcm-hermes-2 after a day: relative output error {error:.1%}"
     return Finding("ok" if 0 < error < 1 else "failed", text)
-
-
-def _ideal(tile: Literal["torch", "rpucuda"]) -> Finding:
-    error = _tile_error("ideal", tile)
-    # Not `>=`: NaN is an error.
-    if error < _TOLERANCE:
-        return Finding("ok", "the ideal device reproduces the digital layer")
-    return Finding("failed", f"the ideal device differs by {error:.1%} from the digital layer")
 
 
 def _tile_error(card: str, tile: Literal["torch", "rpucuda"]) -> float:
@@ -275,12 +269,11 @@ def _hub() -> Finding | str:
 
 @_check("Java", "install a Java runtime, version 8 or newer")
 def _java() -> Finding | str:
-    java, output = shutil.which("java"), ""
-    if java is not None:
+    if java := shutil.which("java"):
         command = [java, "-version"]
         output = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT).stderr
-    if found := re.search(r'version "(.+?)"', output):
-        return f"{found[1]}, for METEOR, ROUGE-L and CIDEr"
+        if found := re.search(r'version "(.+?)"', output):
+            return f"{found[1]}, for METEOR, ROUGE-L and CIDEr"
     text = "none that runs: E2E is scored without METEOR, ROUGE-L and CIDEr"
     return Finding("note", text, "install a Java runtime, version 8 or newer")
 

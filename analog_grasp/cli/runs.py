@@ -55,7 +55,6 @@ from analog_grasp.utils.time import format_time, parse_time
 
 if TYPE_CHECKING:
     from analog_grasp.tuning.api import Tuned
-    from analog_grasp.tuning.tuner import Tuning
 
 # Cells from which on it pays to start workers; and the most, since each has a copy of the model.
 _WORTH_WORKERS = 16
@@ -139,7 +138,14 @@ def tune_adapter(config: StudyConfig, out: Path, trials: int, **others: Any) -> 
         from analog_grasp.tuning.tuner import prepare_tuning
 
         tuning = prepare_tuning(config, out, **others)
-    with _reported_end(partial(_kept_trials, tuning, trials)):
+
+    def kept() -> str:
+        return (
+            f"{len(tuning.trials())} of {trials} trials are finished and kept in {out}; the same "
+            "command resumes the tuning."
+        )
+
+    with _reported_end(kept):
         with stages() as progress:
             tuned = run_tuning(tuning, trials, progress)
         _show_tuning(tuned)
@@ -181,13 +187,6 @@ def _kept_cells(study: Study) -> str:
     return (
         f"{done} of {total} cells are measured and kept in {study.directory}; the same command "
         "resumes the run."
-    )
-
-
-def _kept_trials(tuning: "Tuning", trials: int) -> str:
-    return (
-        f"{len(tuning.trials())} of {trials} trials are finished and kept in {tuning.directory}; "
-        "the same command resumes the tuning."
     )
 
 

@@ -43,12 +43,7 @@ class Programming(NamedTuple):
 
     @classmethod
     def of(cls, model: CostModel, weights: int, pulses: float | None = None) -> "Programming":
-        """Return the programming of weights.
-
-        Args:
-            model: The cost model.
-            weights: Weights on tiles.
-            pulses: Pulses per device, where write tolerances set them; else the cost model's.
+        """Return the programming of weights, with the cost model's pulses per device or others.
 
         Example:
             >>> Programming.of(CostModel.load("neurram"), 1000).devices
@@ -282,18 +277,14 @@ def year_of_operation(
 
 
 class CostRow(NamedTuple):
-    """One quantity of one batch, in a unit or none."""
+    """One quantity of one batch, such as "energy, tile reads"; None where it is not stated."""
 
     adapter: str
-    """The adapter's name in its run."""
     device: str
-    """The device of the run that the cost model describes."""
     cost_model: str
     quantity: str
-    """Such as "energy, tile reads"."""
     unit: str
     low: float | None
-    """The smallest value; None if the cost model does not state it."""
     value: float | None
     high: float | None
 

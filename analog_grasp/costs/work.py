@@ -255,11 +255,15 @@ def count_work(
     )
     products = sum(found.values()) - attention - count.adapter_products
     per_token = _cache_bytes(deployment.model)
+    adapter, state = "", {}
+    if isinstance(deployment.model, PeftModel):
+        adapter = kind_of(deployment.model) or ""
+        state = get_peft_model_state_dict(deployment.model, save_embedding_layers=False)
     return Work(
         layers=on_tiles,
         sequence=sequence,
         batch=batch,
-        adapter=kind_of(deployment.model) or "" if isinstance(model, PeftModel) else "",
+        adapter=adapter,
         adapter_macs=count.adapter,
         attention_macs=attention,
         norm_macs=_NORM_MACS * count.norm_elements,
@@ -267,7 +271,8 @@ def count_work(
         cache_bytes=per_token * sequence * batch,
         # Each token is written once, and read for itself and for every later token.
         cache_traffic=per_token * batch * (sequence + sequence * (sequence + 1) // 2),
-        adapter_bytes=_adapter_bytes(deployment.model),
+        # Of the adapter and its task head.
+        adapter_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
     )
 
 
@@ -341,11 +346,3 @@ def _cache_bytes(model: nn.Module) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * int(heads * size) * _KV_BYTES
-
-
-def _adapter_bytes(model: nn.Module) -> int:
-    """Return the bytes of the active adapter and its task head; 0 without an adapter."""
-    if not isinstance(model, PeftModel):
-        return 0
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

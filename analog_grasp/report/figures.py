@@ -57,15 +57,12 @@ _LOGARITHMIC, _WIDE = ("perplexity",), 10.0
 
 
 class Series(NamedTuple):
-    """Labels and tokens of a series that is drawn, for the page.
-
-    Attributes:
-        labels: One for each of its points, or one for the whole series.
-        tokens: From `Comparison.tokens`; it is hidden where all of one kind are switched off.
-    """
+    """Labels and tokens of a series that is drawn, for the page."""
 
     labels: Sequence[str] = ()
+    """One for each of its points, or one for the whole series."""
     tokens: str = ""
+    """From `Comparison.tokens`."""
 
 
 type Drawn = Mapping[str, Series]
@@ -85,16 +82,10 @@ def figure_style() -> Iterator[None]:
 def figure_files(
     path_stem: Path | str, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, list[Path]]]:
-    """Draw on a figure within this context; then write it as PNG, SVG and PDF.
+    """Draw on a figure of a size in inches; then write it as PNG, SVG and PDF, at the paths given.
 
-    The same figure gives the same bytes.
-
-    Args:
-        path_stem: The path without its suffix; a dot in it is part of the name.
-        size: Width and height, inches.
-
-    Returns:
-        The figure, and the paths of the PNG, the SVG and the PDF.
+    The same figure gives the same bytes. A dot in the path, which has no suffix, is part of the
+    name.
 
     Raises:
         OSError: A file cannot be written; an older one is then unchanged.

@@ -61,23 +61,17 @@ _GREY = "#9a9a9a"
 
 
 class ChipSummary(NamedTuple):
-    """One chip instance of a device, summed over its layers.
-
-    Attributes:
-        device: Name of the card.
-        layers: Its layers right after programming.
-        tiles, weights: Numbers of tiles, and of weights on them.
-        utilisation: Share of the tiles' cross-points that hold a weight.
-        errors: Root mean square weight error over all layers by time in seconds, in units of the
-            column maximum.
-    """
+    """One chip instance of a device, summed over its layers."""
 
     device: str
     layers: Sequence[LayerRecord]
+    """Right after programming."""
     tiles: int
     weights: int
     utilisation: float
+    """Share of the tiles' cross-points that hold a weight."""
     errors: Mapping[float, float]
+    """Root mean square weight error by time in seconds, in units of the column maximum."""
 
 
 def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
@@ -186,20 +180,16 @@ def chip_section(layers: Sequence[LayerRecord], comparison: Comparison) -> Secti
 
 
 class Bar(NamedTuple):
-    """The energy of one adapter on one hardware.
-
-    Attributes:
-        adapter, cost_model: Names.
-        devices: The devices that the cost model describes.
-        parts: Energy by part, J; None for what is not stated.
-        others: Energy of the same work on digital hardware, J.
-    """
+    """The energy of one adapter on one hardware, J."""
 
     adapter: str
     cost_model: str
     devices: Sequence[str]
+    """Those that the cost model describes."""
     parts: Mapping[str, float | None]
+    """By part; None for what is not stated."""
     others: Mapping[str, float]
+    """Of the same work on digital hardware."""
 
     @property
     def label(self) -> str:

@@ -46,21 +46,15 @@ _SHAPES = {
 
 
 class Chart(NamedTuple):
-    """A figure of the page.
-
-    Attributes:
-        title: Heading of the figure.
-        description: Text for readers who do not see the figure.
-        draw: Draws on a panel, and returns labels and tokens of what it has drawn.
-        tokens: Tokens of the content.
-        legend: Label, swatch and tokens of each line that the switches do not name.
-    """
+    """A figure of the page, with the tokens of its content."""
 
     title: str
     description: str
+    """Text for readers who do not see the figure."""
     draw: Callable[[Axes], Drawn]
     tokens: str = ""
     legend: Sequence[tuple[str, Markup, str]] = ()
+    """Label, swatch and tokens of each line that the switches do not name."""
 
 
 class PageTable(NamedTuple):
@@ -87,14 +81,6 @@ class Section(NamedTuple):
     small: bool = False
 
 
-class Switch(NamedTuple):
-    """A checkbox with its label, which is also the legend of the figures."""
-
-    token: str
-    label: str
-    swatch: Markup
-
-
 def render_page(
     title: str,
     finding: str,
@@ -102,7 +88,7 @@ def render_page(
     link: str,
     data_name: str,
     data: str,
-    switches: Mapping[str, Sequence[Switch]] | None = None,
+    switches: Mapping[str, Sequence[tuple[str, str, Markup]]] | None = None,
 ) -> str:
     """Return a page by the template, which escapes every text.
 
@@ -111,7 +97,8 @@ def render_page(
         sections: Its parts; those without content are skipped.
         link, data_name, data: Text of the link to the data, name of their file, and its content,
             which is embedded unless it is large.
-        switches: Switches by the title of their group.
+        switches: Token, label and swatch of each checkbox by the title of their group; they are
+            also the legend of the figures.
     """
     content, numbers = data.encode(), itertools.count()
     embedded = f"data:text/csv;base64,{base64.b64encode(content).decode()}"

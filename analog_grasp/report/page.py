@@ -28,7 +28,7 @@ from analog_grasp.report.hardware import (
     cost_section,
     write_costs,
 )
-from analog_grasp.report.html import Chart, PageTable, Section, Switch, render_page, swatch
+from analog_grasp.report.html import Chart, PageTable, Section, render_page, swatch
 from analog_grasp.report.tables import (
     ANSWER_LEGEND,
     LEGEND,
@@ -84,17 +84,15 @@ def write_report(
         directory: Output folder; created where it does not exist.
         question: Title of the summary and the page.
         settings: Names and values to show; nested mappings are flattened.
-        measurements: Measurements, at least one.
+        measurements: At least one.
         adapters: Trained adapters; the others are compared with the first.
         layers: Tiles and weight error per layer, where known.
         costs: The rows of costs.csv, where known.
-        treatments: The costs of recalibrated and scheduled adapters, where there are any.
+        treatments: The costs of recalibrated and scheduled adapters.
 
     Returns:
-        The paths of results.csv, results.parquet, summary.md, accuracy_vs_drift.png, .svg, .pdf
-        and report.html; with several noise levels of the Gaussian card also those of
-        accuracy_vs_noise.png, .svg and .pdf; with costs costs.csv and those of
-        energy_by_part and accuracy_vs_energy.
+        The paths; with several noise levels of the Gaussian card also those of accuracy_vs_noise,
+        with costs those of costs.csv, energy_by_part and accuracy_vs_energy.
 
     Raises:
         ValueError: `measurements` is empty.
@@ -196,19 +194,15 @@ def _weights(settings: Mapping[str, object]) -> str:
     return str(settings.get("weights", "analog"))
 
 
-def _switches(comparison: Comparison) -> dict[str, list[Switch]]:
+def _switches(comparison: Comparison) -> dict[str, list[tuple[str, str, Markup]]]:
     """Return the switches by title; a single placement or device needs none."""
-    adapters = [
-        Switch(f"a{i}", a, swatch("o", colour_of(i))) for i, a in enumerate(comparison.names)
-    ]
+    adapters, placements, devices = comparison.names, comparison.placements, comparison.devices
     groups = {
-        "Placement": [
-            Switch(f"p{i}", name, swatch(marker_of(i)))
-            for i, name in enumerate(comparison.placements)
-        ],
-        "Device": [Switch(f"d{i}", d, Markup()) for i, d in enumerate(comparison.devices)],
+        "Adapter": [(f"a{i}", a, swatch("o", colour_of(i))) for i, a in enumerate(adapters)],
+        "Placement": [(f"p{i}", p, swatch(marker_of(i))) for i, p in enumerate(placements)],
+        "Device": [(f"d{i}", d, Markup()) for i, d in enumerate(devices)],
     }
-    return {"Adapter": adapters} | {t: group for t, group in groups.items() if len(group) > 1}
+    return {t: group for t, group in groups.items() if t == "Adapter" or len(group) > 1}
 
 
 def _drift_charts(comparison: Comparison, tables: Sequence[DeviceTable]) -> list[Chart]:

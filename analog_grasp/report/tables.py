@@ -57,21 +57,15 @@ _LONG = 1e5
 
 
 class TextTable(NamedTuple):
-    """A table of text.
-
-    Attributes:
-        title: Its caption.
-        columns: Headings, the first that of the labels.
-        rows: A label and its entries; an entry with a mark of `MARKS` is emphasised.
-        differences: Number of rows at the end that are differences of the rows above.
-        is_prose: Align entries to the left.
-    """
+    """A table of text; each row is a label and its entries."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     differences: int = 0
+    """Number of rows at the end that are differences of the rows above."""
     is_prose: bool = False
+    """Align entries to the left."""
 
 
 def verdict(entry: str) -> str:
@@ -387,10 +381,10 @@ def answer_table(comparison: Comparison) -> TextTable:
 
 
 def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
-    """Return the adapters as text: parameter counts, digital scores and training time.
+    """Return the adapters as text: parameters, digital scores and training time.
 
-    Digital scores are means over trainings with their 95 % interval, the training time is their
-    sum; that of an adapter that was saved before the run is missing.
+    Scores are means over trainings with their 95 % interval, and the time is the sum; that of an
+    adapter that was saved before the run is missing.
     """
     metrics = list(dict.fromkeys(metric for record in adapters for metric in record.digital))
     rows = []

@@ -146,6 +146,11 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
+        (("--device", "pcm"), "pcm-joshi2020"),
+        (("--time", "soon"), "soon"),
+        (("--placement", "floating"), "'digital', 'folded' or 'programmed'"),
+        (("--model", "no/such/folder"), "no/such/folder"),
+        (("--model", "sentence-transformers/all-MiniLM-L6-v2"), "another model"),
         (("--sensitivity", "both"), "'both' is not one of 'analog', 'digital'"),
         (("--placement", "programmed", "--programming-error", "learned"), "StochGRASP"),
         (("--adc-bits", "1"), "adc_bits"),
@@ -165,11 +170,6 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
 )
 def test_what_cannot_be_deployed_is_an_error(error_of, adapter, tiny, given, sentence, tmp_path):
     assert sentence in error_of("deploy", adapter, *tiny, "--out", tmp_path / "new", *given)
-
-
-def test_adapter_of_another_model(error_of, adapter, tiny):
-    model = ["--model", "sentence-transformers/all-MiniLM-L6-v2"]
-    assert "another model" in error_of("deploy", adapter, *tiny[2:], *model)
 
 
 def test_a_card_with_a_comma_in_its_path(ag, adapter, tiny, tmp_path):

@@ -102,19 +102,6 @@ def test_wrong_requests(error_of, tmp_path, monkeypatch, request_, named):
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--device", "pcm"], "pcm-joshi2020"),
-        (["--time", "soon"], "soon"),
-        (["--placement", "floating"], "'digital', 'folded' or 'programmed'"),
-        (["--model", "no/such/folder"], "no/such/folder"),
-    ],
-)
-def test_wrong_requests_of_deploy(error_of, finished, tiny, options, named):
-    assert named in error_of("deploy", finished / "adapters" / "grasp", *tiny, *options)
-
-
-@pytest.mark.parametrize(
     ("file", "content"),
     [
         ("adapter_config.json", "{"),

@@ -104,23 +104,28 @@ def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "sentence"),
+    ("adapter", "option", "value", "sentence"),
     [
-        ("injection", "pcm-hermes-2", "injection is 'pcm-hermes-2': "),
-        ("injection", "-1", "injection is"),
-        ("evaluate-on", "pcm-hermes-2@soon", "soon"),
-        ("evaluate-on", "hermes@1d", "hermes"),
-        ("injection", "pcm-hermes-2@1y..1h", "reversed range of ages"),
-        ("then", "pcm-hermes-2@1y..1h", "then is 'pcm-hermes-2@1y..1h': "),
-        ("then", "pcm-hermes-2@1h,hermes@1h", "Unknown device 'hermes'"),
-        ("start-from", "/nothing", "/nothing holds no adapter"),
-        ("converters", "ideal", "converters is 'ideal', a device whose card states no converters"),
+        ("grasp", "injection", "pcm-hermes-2", "injection is 'pcm-hermes-2': "),
+        ("grasp", "injection", "-1", "injection is"),
+        ("grasp", "evaluate-on", "pcm-hermes-2@soon", "soon"),
+        ("grasp", "evaluate-on", "hermes@1d", "hermes"),
+        ("grasp", "injection", "pcm-hermes-2@1y..1h", "reversed range of ages"),
+        ("grasp", "then", "pcm-hermes-2@1y..1h", "then is 'pcm-hermes-2@1y..1h': "),
+        ("grasp", "then", "pcm-hermes-2@1h,hermes@1h", "Unknown device 'hermes'"),
+        ("grasp", "then", "devices", "then is devices, of which train has none: name them"),
+        ("grasp", "start-from", "/nothing", "/nothing holds no adapter"),
+        ("grasp", "converters", "ideal", "converters is 'ideal', a device whose card states no"),
+        ("lora", "sampling", "weight", "which has no effect on lora: it applies to"),
+        ("lora", "groups", "4", "which has no effect on lora: it applies to"),
+        ("lora", "noise-weight", "2", "which has no effect on lora: it applies to"),
+        ("full", "then", "ideal@0s", "has no adapter to distil"),
     ],
 )
-def test_devices_of_training_are_checked_before_it(
-    error_of, tiny, tmp_path, option, value, sentence
+def test_wrong_settings_are_found_before_the_training(
+    error_of, tiny, tmp_path, adapter, option, value, sentence
 ):
-    asked = ["--adapter", "grasp", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
+    asked = ["--adapter", adapter, *tiny, "--out", tmp_path / "mine", f"--{option}", value]
     assert sentence in error_of("train", *asked)
     assert not (tmp_path / "mine").exists()
 
@@ -136,14 +141,6 @@ def test_a_folder_into_which_another_process_trains(error_of, tiny, tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         assert "Another process is training into" in error_of(*asked)
         assert not any((tmp_path / "mine").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("sampling", "weight"), ("groups", "4"), ("noise-weight", "2")]
-)
-def test_settings_that_an_adapter_does_not_have_are_errors(error_of, tiny, tmp_path, option, value):
-    asked = ["--adapter", "lora", *tiny, "--out", tmp_path / "mine", f"--{option}", value]
-    assert "which has no effect on lora: it applies to" in error_of("train", *asked)
 
 
 def weights(folder):
@@ -197,15 +194,8 @@ def test_stochgrasp_starts_from_a_trained_grasp(trained, error_of, tiny, tmp_pat
     assert "has groups 4 and cannot start one with 2" in error_of("train", *asked)
 
 
-def test_the_second_stage_of_train_has_devices_only_from_a_file(error_of, trained, tiny, tmp_path):
-    asked = ["--adapter", "grasp", *tiny, "--out", tmp_path / "mine", "--then", "devices"]
-    assert "then is devices, of which train has none: name them" in error_of("train", *asked)
+def test_the_second_stage_of_train_may_have_the_devices_of_a_file(trained, tmp_path):
     config = tmp_path / "best.toml"
     config.write_text('devices = ["ideal"]\ntimes = ["0s"]\nthen = ["devices"]\nthen_steps = 2')
     own = weights(trained("own", "--config", config))
     assert same_bits(own, weights(trained("named", "--then", "ideal@0s", "--then-steps", "2")))
-
-
-def test_full_fine_tuning_has_no_second_stage(error_of, tiny, tmp_path):
-    asked = ["--adapter", "full", *tiny, "--out", tmp_path / "mine", "--then", "ideal@0s"]
-    assert "has no adapter to distil" in error_of("train", *asked)
