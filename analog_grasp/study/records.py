@@ -266,7 +266,7 @@ def read_layers(path: Path) -> list[LayerRecord]:
         table = pandas.read_csv(path, dtype=LayerRecord.__annotations__, **exactly)
         rows = table[list(LAYER_COLUMNS)].itertuples(index=False, name=None)
         records = [LayerRecord(*row) for row in rows]
-    except (KeyError, ValueError):
+    except (KeyError, OverflowError, ValueError):
         records = None
     if records is None or not all(map(_is_valid, records)):
         raise ValueError(
