@@ -25,12 +25,7 @@ from analog_grasp.devices.schema import (
     RelaxationDrift,
     TabulatedDrift,
 )
-from analog_grasp.kernels import (
-    FIRST_COEFFICIENT,
-    FORMS,
-    MAX_COEFFICIENTS,
-    DeviceParameters,
-)
+from analog_grasp.kernels import FIRST_COEFFICIENT, FORMS, MAX_COEFFICIENTS, DeviceParameters
 
 type Floats = NDArray[np.float64]
 

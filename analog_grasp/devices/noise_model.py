@@ -23,11 +23,7 @@ from analog_grasp.devices.conductance import (
     with_read_noise,
 )
 from analog_grasp.devices.programming import CardConductanceConverter, WriteTolerance
-from analog_grasp.devices.schema import (
-    PowerLawDrift,
-    RelaxationDrift,
-    TabulatedDrift,
-)
+from analog_grasp.devices.schema import PowerLawDrift, RelaxationDrift, TabulatedDrift
 from analog_grasp.kernels import DeviceParameters, TileParameters
 from analog_grasp.kernels.noise import fits_kernel, read_tile
 from analog_grasp.kernels.rng import normal, uniform
@@ -234,11 +230,7 @@ class CardNoiseModel(BaseNoiseModel):
 
     @torch.no_grad()
     def apply_drift_noise_to_conductance(
-        self,
-        g_prog: Tensor,
-        drift_noise_param: Tensor | None,
-        t_inference: float,
-        device: int = 0,
+        self, g_prog: Tensor, drift_noise_param: Tensor | None, t_inference: float, device: int = 0
     ) -> Tensor:
         """Return conductances, µS, as read at a time after programming.
 

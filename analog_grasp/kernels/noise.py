@@ -105,7 +105,7 @@ def _exp(x: np.float32) -> np.float32:
 
 @numba.njit(fastmath={"contract"})
 def _piece(row: NDArray[np.float64], points: NDArray[np.float64], x: Floats, y: Floats) -> None:
-    """Evaluate one piece of a curve at every x; see `devices.curve.Piece`."""
+    """Evaluate one piece of a curve at every x; see `devices.fields.Piece`."""
     form, count = int(row[3]), int(row[7])
     c0, c1 = F(row[FIRST_COEFFICIENT]), F(row[FIRST_COEFFICIENT + 1])
     if form == _LOGARITHM:

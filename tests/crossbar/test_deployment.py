@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
+from small_models import logits, move
 from torch import nn
 from transformers import AlbertConfig, AlbertForSequenceClassification
 
@@ -20,17 +21,7 @@ PCM, RRAM = "pcm-nandakumar2019", "rram-wan2022"
 
 def adapted(model, config=GraspConfig, seed=5):
     """Return the model with an adapter whose parameters are not at the identity."""
-    wrapped = get_peft_model(model, config(task_type="SEQ_CLS", groups=5)).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in wrapped.named_parameters():
-        if "grasp_" in name and "sigma" not in name:
-            parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return wrapped
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch).logits
+    return move(get_peft_model(model, config(task_type="SEQ_CLS", groups=5)), seed, 0.2)
 
 
 def on(model, device=PCM, seed=0, **settings):

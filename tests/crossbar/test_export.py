@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from small_models import move
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralConfig, MixtralModel
 
@@ -17,12 +18,7 @@ CARDS = DeviceCard.names()
 
 
 def adapted(model, config):
-    wrapped = get_peft_model(model, config).eval()
-    torch.manual_seed(3)
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    return wrapped
+    return move(get_peft_model(model, config), 3, 0.1)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from small_models import logits
 from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, deploy
@@ -16,11 +17,6 @@ SONOS = DeviceCard.load("sonos-agrawal2022")
 def layer(card=CARD, dtype=torch.float32) -> CrossbarLinear:
     torch.manual_seed(0)
     return CrossbarLinear(nn.Linear(300, 270), card, "layer", dtype=dtype)
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch).logits
 
 
 def addresses(crossbar: CrossbarLinear) -> list[int]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from scipy import stats
+from small_models import logits, move
 from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
@@ -15,12 +16,7 @@ CARDS = DeviceCard.names()
 
 
 def adapted(model, config=StochGraspConfig, **settings):
-    wrapped = get_peft_model(model, config(task_type="SEQ_CLS", groups=5, **settings)).eval()
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in wrapped.named_parameters():
-        if "grasp_" in name and "sigma" not in name:
-            parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return wrapped
+    return move(get_peft_model(model, config(task_type="SEQ_CLS", groups=5, **settings)), 5, 0.2)
 
 
 def modulation(layer, device, error="device", compensated=False):
@@ -29,11 +25,6 @@ def modulation(layer, device, error="device", compensated=False):
 
 def programmed(model, device, **settings):
     return deploy(model, DeviceCard.load(device), placement="programmed", **settings).program(0)
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch).logits
 
 
 @pytest.mark.parametrize("config", [GraspConfig, StochGraspConfig])

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from small_models import logits, move
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
@@ -15,18 +16,8 @@ from analog_grasp import Deployment, GraspConfig, StochGraspConfig, deploy
 PCM = "pcm-hermes-2"
 
 
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch).logits
-
-
 def adapted(model, config=GraspConfig, **settings):
-    torch.manual_seed(3)
-    wrapped = get_peft_model(model, config(task_type="SEQ_CLS", **settings)).eval()
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    return wrapped
+    return move(get_peft_model(model, config(task_type="SEQ_CLS", **settings)), 3, 0.1)
 
 
 def aged(model, **settings):

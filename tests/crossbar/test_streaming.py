@@ -9,12 +9,7 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from transformers import AutoModelForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel
 
 from analog_grasp import DeviceCard, GraspConfig, deploy
 from analog_grasp.crossbar.saving import stream_weights

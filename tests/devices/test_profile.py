@@ -82,10 +82,7 @@ def test_tensors_and_arrays_interpolate_alike(dtype):
     p = profile(card("pcm-hermes-1"), "1d")
     v = np.linspace(-1.2, 1.2, 77).reshape(7, 11)
     tensor = torch.from_numpy(v).to(dtype).requires_grad_()
-    for by_array, by_tensor in (
-        (p.std_at(v), p.std_at(tensor)),
-        (p.mean_at(v), p.mean_at(tensor)),
-    ):
+    for by_array, by_tensor in ((p.std_at(v), p.std_at(tensor)), (p.mean_at(v), p.mean_at(tensor))):
         assert by_tensor.dtype == dtype
         assert not by_tensor.requires_grad
         assert by_tensor.numpy() == pytest.approx(by_array, abs=1e-6)
