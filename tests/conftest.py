@@ -97,7 +97,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=core, bos_token="<s>", eos_token="<s>", unk_token="<unk>"
     ).save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(names), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        vocab_size=len(names), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=64, initializer_range=0.5,
     )  # fmt: skip
     with torch.random.fork_rng():

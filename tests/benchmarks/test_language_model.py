@@ -1,36 +1,13 @@
 """The benchmark of a language model on chips, with a tiny model and a few texts."""
 
 import json
-import runpy
 import sys
-from pathlib import Path
 
+import language_model
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "language_model.py"
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat", "hill"]
-
-
-@pytest.fixture
-def model_folder(tmp_path):
-    vocabulary = {word: i for i, word in enumerate(["<s>", "<unk>", *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="<s>", unk_token="<unk>"
-    )
-    tokenizer.save_pretrained(tmp_path / "model")
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=64, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=64, initializer_range=0.5,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.fixture
@@ -48,22 +25,21 @@ def data_dir(tmp_path):
 
 
 def test_every_treatment_is_measured_and_resumed(
-    model_folder, data_dir, tmp_path, monkeypatch, capsys
+    llama_folder, data_dir, tmp_path, monkeypatch, capsys
 ):
-    script = runpy.run_path(str(SCRIPT))
     out = tmp_path / "out.jsonl"
     few = [
         "--devices", "pcm-hermes-2", "pcm-afm-2025", "--times", "0s", "1y", "--tokens", "200",
         "--calibration-tokens", "60", "--window", "16", "--steps", "6", "--batch-size", "2",
         "--examples", "6",
     ]  # fmt: skip
-    where = ["--model", str(model_folder), "--data-dir", str(data_dir), "--out", str(out)]
+    where = ["--model", str(llama_folder), "--data-dir", str(data_dir), "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["language_model.py", *where, *few])
-    script["main"]()
+    language_model.main()
     printed = capsys.readouterr().out
     found = {k: v for line in out.read_text().splitlines() for k, v in json.loads(line).items()}
-    assert len(found) == 1 + 2 * len(script["TREATMENTS"])
-    values = [found[f"pcm-hermes-2 {name} 0"]["1y"] for name in script["TREATMENTS"]]
+    assert len(found) == 1 + 2 * len(language_model.TREATMENTS)
+    values = [found[f"pcm-hermes-2 {name} 0"]["1y"] for name in language_model.TREATMENTS]
     assert all(value > 1 for value in values)
     # Recalibration keeps the adapter where no step lowers the held-out loss.
     assert len(set(values[:-1])) == len(values) - 1
@@ -71,6 +47,6 @@ def test_every_treatment_is_measured_and_resumed(
     assert found["pcm-afm-2025 direct 0"]["0s"] == found["pcm-afm-2025 direct 0"]["1y"]
     assert f"| pcm-hermes-2 | direct | {found['pcm-hermes-2 direct 0']['0s']:.4g} |" in printed
     size = out.stat().st_size
-    script["main"]()
+    language_model.main()
     assert out.stat().st_size == size
     assert capsys.readouterr().out.splitlines()[-1] == printed.splitlines()[-1]
