@@ -116,7 +116,8 @@ class Costs:
             name: None if energy is None else times(reads, energy)
             for name, energy in model.read_energy().items()
         }
-        parts["adapter"] = model.digital_energy(work.adapter_macs, work.is_elementwise)
+        # All adapters but LoRA multiply by vectors, not by matrices.
+        parts["adapter"] = model.digital_energy(work.adapter_macs, work.adapter != "lora")
         parts["attention"] = model.digital_energy(work.attention_macs)
         parts["norms"] = model.digital_energy(work.norm_macs, elementwise=True)
         parts["other digital layers"] = model.digital_energy(work.linear_macs)

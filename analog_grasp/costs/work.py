@@ -106,11 +106,6 @@ class Work:
         """Weights on tiles."""
         return sum(layer.weights for layer in self.layers)
 
-    @property
-    def is_elementwise(self) -> bool:
-        """True if the adapter multiplies by vectors, not by matrices."""
-        return self.adapter != "lora"
-
 
 class Stage(NamedTuple):
     """A layer in a pipeline."""

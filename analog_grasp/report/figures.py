@@ -5,8 +5,6 @@ drawn with an element id (`gid`), by which the page finds it in the SVG; a funct
 returns labels and tokens by these ids.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import math
@@ -276,7 +274,7 @@ def _draw_scores(
     for place, cells in rows.items():
         style = line_styles(comparison)[place]
         side = 0.8 * ((place + 1) / (len(rows) + 1) - 0.5)
-        positions = [place for _, place in conditions] if len(conditions) > 1 else [side]
+        positions = [position for _, position in conditions] if len(conditions) > 1 else [side]
         x, mean, low, high = _points(cells, positions, metric)
         bands: dict[str, Artist]
         if len(conditions) > 1:

@@ -3,8 +3,6 @@
 A score is retained while it is at least 95 % of that of the adapter's digital model.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 The costs are the rows of costs.csv, per sequence; see `analog_grasp.study.runner`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -6,8 +6,6 @@ element lists the tokens of its content in ``data-of``, such as ``a0 p0``, and i
 tokens of one kind (first letter) are switched off.
 """
 
-from __future__ import annotations
-
 import base64
 import copy
 import itertools

@@ -4,8 +4,6 @@ Only the folders of the adapters are read; the pre-trained models are not needed
 whether the values of a layer have a single mode; unlike a mixture, it assumes no form of the modes.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

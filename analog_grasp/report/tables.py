@@ -1,7 +1,5 @@
 """Tables of a report: scores and paired differences by device, for terminal and Markdown."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple

@@ -1,7 +1,5 @@
 """Report of a tuning: tables, findings, trials.csv and summary.md."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

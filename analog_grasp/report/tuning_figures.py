@@ -1,7 +1,5 @@
 """Figures and page of a tuning: score against each searched setting, and the Pareto front."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
