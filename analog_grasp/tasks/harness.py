@@ -92,6 +92,11 @@ def harness_task(
             of the tasks is one of which higher is better.
         FileNotFoundError: The text is missing, or the Hub cannot be reached.
     """
+    if not names:
+        raise ValueError(
+            "No task of lm-eval is named: give one or more, such as "
+            f"{HARNESS_PREFIX}arc_easy,hellaswag."
+        )
     if find_spec("lm_eval") is None:
         raise ValueError(
             "Tasks of lm-eval require the package lm-eval, which is not installed: install "
@@ -149,14 +154,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def named_harness_task(name: str, data_dir: Path | None) -> HarnessTask:
-    """Return the task of a name such as ``"lm-eval/arc_easy,hellaswag"``; see `harness_task`."""
-    names = [part.strip() for part in name.removeprefix(HARNESS_PREFIX).split(",") if part.strip()]
-    if not names:
-        raise ValueError(
-            f"The task {name!r} names no task of lm-eval: give one or more, such as "
-            f"{HARNESS_PREFIX}arc_easy,hellaswag."
-        )
-    return harness_task(names, data_dir)

@@ -1,4 +1,4 @@
-"""Tasks by name, and metrics of Hugging Face evaluate for them."""
+"""Tasks by name, and metrics of the package evaluate for them."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from analog_grasp.tasks.base import Task
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tasks.e2e import GenerationTask, e2e, e2e_dev
 from analog_grasp.tasks.glue import GLUE, glue
-from analog_grasp.tasks.harness import named_harness_task
+from analog_grasp.tasks.harness import harness_task
 from analog_grasp.tasks.language_modeling import language_modeling
 from analog_grasp.tasks.metrics import predicted_labels
 from analog_grasp.tasks.reviews import reviews
@@ -82,8 +82,7 @@ def load_task(
         >>> len(load_task("reviews").validation)
         1000
     """
-    harness = name.startswith(HARNESS_PREFIX) and name not in _LOADERS
-    if name not in _LOADERS and not harness:
+    if name not in _LOADERS and not name.startswith(HARNESS_PREFIX):
         raise ValueError(unknown_name("task", name, _LOADERS))
     columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
     columns = {key: value for key, value in columns.items() if value is not None}
@@ -93,7 +92,10 @@ def load_task(
             f"The setting {key} is {value!r}, which has no effect on the task '{name}'; omit it, "
             "or use the task csv."
         )
-    loader = partial(named_harness_task, name) if harness else _LOADERS[name]
+    loader = _LOADERS.get(name)
+    if loader is None:
+        parts = (part.strip() for part in name.removeprefix(HARNESS_PREFIX).split(","))
+        loader = partial(harness_task, [part for part in parts if part])
     task = loader(None if data_dir is None else Path(data_dir), **columns)
     return task if max_length is None else replace(task, max_length=max_length)
 

@@ -21,14 +21,23 @@ from analog_grasp.tasks.reviews import reviews as generate_reviews
 torch.set_num_threads(1)
 
 
+def official(name):
+    """Return the folder of official files, which this project does not distribute."""
+    variable, default = f"ANALOG_GRASP_{name}", Path(__file__).parents[3] / "shared" / name.lower()
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"no {name} files in {folder}; set {variable} to their folder")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def glue_dir():
-    """Folder of the official GLUE files, which this project does not distribute."""
-    default = Path(__file__).parents[3] / "shared" / "glue"
-    folder = Path(os.environ.get("ANALOG_GRASP_GLUE", default))
-    if not folder.is_dir():
-        pytest.skip(f"no GLUE files in {folder}; set ANALOG_GRASP_GLUE to their folder")
-    return folder
+    return official("GLUE")
+
+
+@pytest.fixture(scope="session")
+def e2e_dir():
+    return official("E2E")
 
 
 @pytest.fixture(scope="session")
@@ -80,16 +89,6 @@ MEANINGS = {
     "name[Café Rouge], priceRange[more than £30]": ["Café Rouge costs more than £30."],
     "name[Café Rouge], area[riverside]": ["Café Rouge is by the river."],
 }
-
-
-@pytest.fixture(scope="session")
-def e2e_dir():
-    """Folder of the official E2E files, which this project does not distribute."""
-    default = Path(__file__).parents[3] / "shared" / "e2e"
-    folder = Path(os.environ.get("ANALOG_GRASP_E2E", default))
-    if not folder.is_dir():
-        pytest.skip(f"no E2E files in {folder}; set ANALOG_GRASP_E2E to their folder")
-    return folder
 
 
 @pytest.fixture(scope="session")

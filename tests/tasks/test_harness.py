@@ -129,7 +129,7 @@ def test_a_name_with_the_prefix_is_a_task_of_the_harness(text):
     check_task(TaskSettings(task="lm-eval/arc_easy", data_dir=str(text)))
     with pytest.raises(ValueError, match="lm-eval has no task 'arc_eazy'"):
         load_task("lm-eval/arc_eazy", text)
-    with pytest.raises(ValueError, match="names no task of lm-eval"):
+    with pytest.raises(ValueError, match="No task of lm-eval is named"):
         load_task("lm-eval/", text)
     with pytest.raises(FileNotFoundError, match="text nowhere does not exist"):
         check_task(TaskSettings(task="lm-eval/arc_easy", data_dir="nowhere"))

@@ -1,12 +1,22 @@
+"""Tasks by name, and metrics of evaluate from local scripts."""
+
 import doctest
 import importlib
+import pickle
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
+import evaluate
+import numpy as np
 import pytest
 
 from analog_grasp import tasks
+from analog_grasp.study.config import flat, resolve
+from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import load_task, register_task, registry, task_names
+from analog_grasp.tasks.registry import EvaluateMetric, with_metric
+from analog_grasp.tasks.reviews import reviews
 from analog_grasp.tasks.reviews import reviews as generate_reviews
 from analog_grasp.utils.types import TASK_NAMES
 
@@ -58,3 +68,103 @@ def test_docstring_examples(name):
     result = doctest.testmod(module)
     assert result.failed == 0
     assert result.attempted or ">>> " not in Path(module.__file__).read_text(encoding="utf-8")
+
+
+SCRIPT = """
+import datasets
+import evaluate
+
+
+class Mine(evaluate.Metric):
+    def _info(self):
+        kind = datasets.Value("{kind}")
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="",
+            features=datasets.Features({{"predictions": kind, "references": {references}}}),
+        )
+
+    def _compute(self, predictions, references):
+        return {result}
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Function that writes a metric's script and returns its path."""
+
+    def write(name, result, kind="int64", references="kind"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(SCRIPT.format(result=result, kind=kind, references=references))
+        return str(path)
+
+    return write
+
+
+def test_a_script_is_the_primary_metric_of_a_task(script):
+    path = script("share", "{'share': sum(p == r for p, r in zip(predictions, references)) / 50}")
+    task = with_metric(reviews(validation=200), path)
+    assert task.metrics == ("share", "accuracy")
+    logits = np.eye(2)[[0, 1] * 75 + [0] * 50]
+    scores = task._score(logits, "validation")
+    assert scores == {"share": 3.5, "accuracy": 0.875}
+    again = pickle.loads(pickle.dumps(task))
+    assert again._score(logits, "validation") == scores
+    assert TaskSettings(metric=path).load().metrics == ("share", "accuracy")
+
+
+def test_a_key_chooses_among_several_values(script):
+    path = script("several", "{'first': 0.25, 'second': [1, 2]}")
+    logits, labels = np.eye(2), np.array([0, 1])
+    assert EvaluateMetric(path, "first")(logits, labels) == 0.25
+    assert with_metric(load_task("reviews"), f"{path}:first").metrics[0] == "several_first"
+    with pytest.raises(ValueError, match=r"returns first, second; name one .*several\.py:first"):
+        EvaluateMetric(path)(logits, labels)
+    with pytest.raises(ValueError, match=r"returns \[1, 2\] as second; it should be a finite"):
+        EvaluateMetric(path, "second")(logits, labels)
+
+
+def test_texts_are_compared_with_their_references(script, restaurants):
+    path = script(
+        "hits", "{'hits': sum(p in r for p, r in zip(predictions, references))}",
+        "string", 'datasets.Sequence(datasets.Value("string"))',
+    )  # fmt: skip
+    task = with_metric(restaurants, path)
+    texts = [references[-1] for references in task.references()]
+    assert task._score([*texts[:4], "none", "none"], "validation")["hits"] == 4.0
+
+
+def test_a_metric_that_the_task_has_needs_no_package():
+    task = with_metric(load_task("reviews"), "macro_f1")
+    assert task.metrics == ("macro_f1", "accuracy")
+    assert with_metric(replace(task, metrics=("accuracy", "f1")), "f1").metrics == (
+        "f1",
+        "accuracy",
+    )
+
+
+def test_a_missing_script_raises_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"metric script .*none\.py does not exist"):
+        with_metric(load_task("reviews"), str(tmp_path / "none.py"))
+
+
+def test_an_unreachable_hub_and_a_broken_script_raise_one_sentence(monkeypatch, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("import evaluate\nraise RuntimeError('no')\n")
+    with pytest.raises(ValueError, match=r"broken\.py cannot be loaded"):
+        EvaluateMetric(str(path))
+
+    def offline(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(evaluate, "load", offline)
+    with pytest.raises(FileNotFoundError, match="metric no-such could not be loaded from the Hub"):
+        EvaluateMetric("no-such")
+
+
+def test_no_file_may_name_a_metric_as_its_code_runs(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('metric = "metrics/mine.py"')
+    with pytest.raises(ValueError, match=r"sets metric, which no file may: .* --metric if you"):
+        resolve({}, path)
+    assert "metric" not in flat(resolve({"metric": "f1"}))
+    assert resolve({"metric": "f1"}).task.load().metrics == ("f1", "accuracy")
