@@ -5,7 +5,6 @@ A score is retained while it is at least 95 % of that of the adapter's digital m
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from analog_grasp.report.tables import (
     MARKS,
@@ -14,6 +13,7 @@ from analog_grasp.report.tables import (
     DeviceTable,
     interval_text,
     percent,
+    score_text,
 )
 from analog_grasp.study.records import LayerRecord, Measurement
 from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
@@ -167,7 +167,7 @@ def _span(cells: Sequence[PairedDifference]) -> str:
     """Return the smallest and the largest mean difference."""
     if len(cells) < 2:
         return ""
-    low, high = (interval_text(replace(cell, high=None), cell.metric) for cell in _extremes(cells))
+    low, high = (score_text(cell.mean, cell.metric, "+") for cell in _extremes(cells))
     return f" ({low} to {high}{' points' if is_fraction(cells[0].metric) else ''})"
 
 

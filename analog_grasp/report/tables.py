@@ -16,6 +16,7 @@ from analog_grasp.study.records import (
     TreatmentCost,
 )
 from analog_grasp.study.statistics import (
+    Estimate,
     PairedDifference,
     Summary,
     Variant,
@@ -167,23 +168,20 @@ def scores_line(where: str, scores: Mapping[str, float]) -> str:
     return f"{where}: {', '.join(texts)}"
 
 
-def mean_text(mean: float | None, high: float | None, metric: str, sign: str = "") -> str:
-    """Return a mean and half the width of its interval, if it has one.
+def interval_text(cell: Summary | PairedDifference | Estimate | None, metric: str) -> str:
+    """Return a mean and half the width of its interval, if it has one; a difference has a sign.
 
     Example:
-        >>> mean_text(0.8, 0.9, "accuracy"), mean_text(0.8, None, "accuracy", "+")
-        ('80.0 ±10.0', '+80.0')
+        >>> interval_text(Estimate(0.8, 0.7, 0.9, None), "accuracy")
+        '80.0 ±10.0'
     """
-    half = "" if mean is None or high is None else f" ±{score_text(high - mean, metric)}"
-    return score_text(mean, metric, sign) + half
-
-
-def interval_text(cell: Summary | PairedDifference | None, metric: str) -> str:
-    """Return a mean and half the width of its interval; a difference has a sign."""
     if cell is None:
         return MISSING
     sign = "+" if isinstance(cell, PairedDifference) else ""
-    return mean_text(cell.mean, cell.high, metric, sign)
+    text = score_text(cell.mean, metric, sign)
+    if cell.mean is None or cell.high is None:
+        return text
+    return f"{text} ±{score_text(cell.high - cell.mean, metric)}"
 
 
 def difference_mark(cell: PairedDifference | None) -> str:
@@ -391,8 +389,7 @@ def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:
         scores = []
         for metric in metrics:
             values = [record.digital[metric] for record in own if metric in record.digital]
-            score = estimate(values) if values else None
-            scores.append(mean_text(score.mean, score.high, metric) if score else MISSING)
+            scores.append(interval_text(estimate(values) if values else None, metric))
         counts = (own[0].trainable_parameters, own[0].head_parameters, len(own))
         seconds = sum(record.train_seconds for record in own)
         time = f"{seconds:,.0f} s" if seconds else MISSING
