@@ -1,16 +1,12 @@
 """Device cards: the shipped ones, loading, errors by key, and changed cards."""
 
-import contextlib
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from analog_grasp.devices import cards_folder
@@ -200,48 +196,15 @@ def test_errors_of_other_cards_name_their_key(tmp_path, name, old, new, words):
     "content",
     [
         b"",
-        b"\xff\xfe\x00",
-        b"a = " + b"[" * 100_000,
-        b"a = " + b"9" * 10_000,
-        b"#" * ((1 << 18) + 1),
-        b'name = "' + b"x" * 100_000 + b'"',
         b"[drift]\nmodel = []",
         b"drift = 3\nprogramming = [1]",
         b"[drift]\ntable = [[]]",
-        b"a = 0x" + b"f" * 4000,
-        b".".join([b"a"] * 2000) + b" = 1",
-        (b".".join([b"a"] * 2000) + b" = 1\n") * 60,
-        b"a = 1979-05-27",
-        b'name = "\\u001b[2J"',
         b"[programming]\ncoefficients = [" + b"1,\n" * 80_000 + b"]",
     ],
-    ids=range(15),
+    ids=range(5),
 )
 def test_hostile_files_raise_a_short_sentence(tmp_path, content):
     assert len(error_of(write(tmp_path, content))) < 400
-
-
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=5,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_any_value_anywhere_is_valid_or_a_card_error(data):
-    card = tomllib.loads(GOOD)
-    part = card
-    while True:
-        key = data.draw(st.sampled_from(sorted(part)))
-        if not isinstance(part[key], dict) or data.draw(st.booleans()):
-            break
-        part = part[key]
-    part[key] = data.draw(JUNK)
-    # Any other exception fails the test.
-    with contextlib.suppress(CardError):
-        DeviceCard.from_data(card, 'Device card "junk"')
 
 
 def test_a_card_is_frozen():
