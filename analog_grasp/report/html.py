@@ -143,21 +143,23 @@ def _page_svg(chart: Chart, small: bool, number: int) -> Markup:
     """
     text, drawn = svg_text(_SMALL_INCHES if small else _INCHES, chart.draw)
     root = ElementTree.fromstring(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text))
+    for element in root.iter():
+        # Without namespaces.
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {name.rpartition("}")[2]: v for name, v in element.attrib.items()}
     definitions = ElementTree.Element("defs")
     for parent in list(root.iter()):
         for child in list(parent):
-            if _local(child.tag) in ("metadata", "defs"):
+            if child.tag in ("metadata", "defs"):
                 parent.remove(child)
-            if _local(child.tag) == "defs":
+            if child.tag == "defs":
                 # Not within a series: hidden with it, they could be missing from another.
-                definitions.extend(part for part in child if _local(part.tag) != "style")
+                definitions.extend(part for part in child if part.tag != "style")
     root.insert(0, definitions)
     for element in root.iter():
         if (series := drawn.get(element.get("id", ""))) is not None:
             _label(element, series)
     for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {_local(name): value for name, value in element.attrib.items()}
         for name in ("id", "href", "clip-path", "style"):
             if name in element.attrib:
                 element.set(name, _page_value(name, element.attrib[name], f"chart{number}-"))
@@ -170,7 +172,7 @@ def _label(group: ElementTree.Element, series: Series) -> None:
     if not series.labels:
         return
     group.set("class", "series")
-    points = [element for element in group.iter() if _local(element.tag) == "use"]
+    points = [element for element in group.iter() if element.tag == "use"]
     if not points:
         # Wider than the line, which would be hard to point at.
         area = copy.deepcopy(group[0])
@@ -189,8 +191,3 @@ def _page_value(name: str, value: str, prefix: str) -> str:
         value = re.sub(r"font-family: [^;]*;?", "", value)
         return re.sub(r"#[0-9a-f]{6}\b", lambda match: _COLOURS.get(match[0], match[0]), value)
     return prefix + value if name == "id" else value.replace("#", f"#{prefix}")
-
-
-def _local(name: str) -> str:
-    """Return an XML name without its namespace."""
-    return name.rpartition("}")[2]
