@@ -258,12 +258,10 @@ def train_adapter(
         )
     elif ages:
         advance = progress(f"{description}, on simulated chips", training.then_steps)
-        # The error of the fast precision is small compared with the noise of these chips.
-        hardware = config.hardware.model_copy(update={"precision": "fast"})
         assert isinstance(model, PeftModel)
         distil(
             model, task, ages, steps=training.then_steps, seed=seed, advance=advance,
-            put_on_chip=partial(hardware.deploy, task=task, placement="digital"),
+            put_on_chip=partial(config.hardware.deploy, task=task, placement="digital"),
         )  # fmt: skip
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):

@@ -22,7 +22,6 @@ from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.chip_layer import computed_digitally
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
-from analog_grasp.devices.card import DeviceCard
 from analog_grasp.tasks import LanguageModelingTask, Task, tokenizer_for
 from analog_grasp.tasks.base import position_limit
 from analog_grasp.training.hardware_loop import StraightThrough, fits_bfloat16
@@ -45,8 +44,6 @@ _BATCH_SIZE = 16
 # Digital outputs are computed for so many examples at once.
 _TARGETS_AT_ONCE = 32
 _STEPS_PER_CHIP = 3
-# In fast precision, whose error is small compared with the noise of the chips.
-_deploy = partial(deploy, dtype=torch.bfloat16)
 # Beyond the seeds of a study's chips, so that no simulated chip is one that is measured.
 _FIRST_CHIP = 2**33
 
@@ -248,9 +245,14 @@ class Teacher:
         targets = {f"{_TARGET}{i}": values for i, values in enumerate((found.logits, *hidden))}
         return {**batch, **targets}
 
-    def prepared(self, batch: Batch) -> Batch:
-        """Return all examples with their targets, or without them if these need much memory."""
+    def prepared(self, batch: Batch, reads: int | None = None) -> Batch:
+        """Return all examples with their targets, or without them if these need much memory.
+
+        Without them too if so many `reads` of an example use none of them twice.
+        """
         count = count_of(batch)
+        if f"{_TARGET}0" in batch or (reads is not None and count >= reads):
+            return batch
         first = self.with_targets({n: values[:1] for n, values in batch.items()})
         size = sum(v.nbytes for n, v in first.items() if n.startswith(_TARGET))
         if size * count > _LARGEST_TARGETS:
@@ -310,7 +312,7 @@ def distil(
     learning_rate: float | None = None,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
-    put_on_chip: Callable[[nn.Module, DeviceCard], Deployment] = _deploy,
+    put_on_chip: Callable[..., Deployment] = deploy,
     advance: Callable[[], object] = int,
 ) -> None:
     """Fit the active adapter and the task head to simulated chips of some devices and ages.
@@ -327,8 +329,7 @@ def distil(
         learning_rate: The peak learning rate; by default the adapter's own.
         batch_size: Examples per step.
         seed: Seed of the examples, the chips and the ages.
-        put_on_chip: Maps the model to tiles of a card, as it will be used; by default as `deploy`
-            does in bfloat16.
+        put_on_chip: Maps the model to tiles of a card, as it will be used, given them and `dtype`.
         advance: Called after every step.
 
     Raises:
@@ -344,7 +345,8 @@ def distil(
     ranges = parse_ages(ages)
     check_adapter(model)
     with torch.inference_mode(False):
-        deployments = [put_on_chip(model, each.card) for each in ranges]
+        # Fast precision: its error is small compared with the noise of the chips.
+        deployments = [put_on_chip(model, each.card, dtype=torch.bfloat16) for each in ranges]
         rows = draw_examples(task, steps * batch_size, model, seed, at_most=True)
         found = fit_on_chips(
             deployments, [each.model for each in deployments], rows, ranges,
@@ -398,8 +400,7 @@ def fit_on_chips(
     for student in students:
         _share(student, parameters)
     count = count_of(rows)
-    if count < steps * batch_size:
-        rows = teacher.prepared(rows)
+    rows = teacher.prepared(rows, steps * batch_size)
     generator = torch.Generator().manual_seed(seed)
     rate = learning_rate or refit_rate(first)
     index = 0

@@ -24,6 +24,8 @@ from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.ages import AgeRange, in_logarithm
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
+    HIDDEN_WEIGHT,
+    Teacher,
     adapter_parameters,
     check_deployed,
     count_of,
@@ -217,6 +219,8 @@ def fit_schedule(
     names = dict(adapter_parameters(chosen))
     with torch.inference_mode(False):
         rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
+        # The digital outputs are the same at all ages.
+        rows = Teacher(deployment, chosen, HIDDEN_WEIGHT).prepared(rows, steps * batch_size)
         fitted = cast(PeftModel, deployment.copy_model(chosen, own=names))
         for age in map(parse_time, times):
             begin = time.perf_counter()
