@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analog_grasp.kernels import compiled
-from analog_grasp.kernels.compiled import parallel_kernel
+from analog_grasp.kernels.compiled import _add_to, parallel_kernel
 
 ROWS = 100_001
 
@@ -21,14 +21,34 @@ def three_threads():
 
 
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
+def compile_kernel(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled.numba.config, "CACHE_DIR", str(tmp_path))
-    return parallel_kernel(_count)
+    return parallel_kernel
+
+
+@pytest.fixture
+def kernel(compile_kernel):
+    return compile_kernel(_count)
 
 
 def _count(first, end, counts):
     for row in range(first, end):
         counts[row] += row
+
+
+def _fail_at_last_row(first, end, rows):
+    if end == rows.size:
+        raise RuntimeError("no such row")
+
+
+def _meet(first, end, arrived, met):
+    """Wait, for a while, until three threads have arrived."""
+    count = _add_to(arrived, 0, 1)
+    for _ in range(10**9):
+        count = _add_to(arrived, 0, 0)
+        if count >= 3:
+            met[first] = True
+            break
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, ROWS])
@@ -50,27 +70,17 @@ def test_kernels_run_from_several_python_threads_at_once(three_threads, kernel):
         np.testing.assert_array_equal(each, np.arange(ROWS))
 
 
-@pytest.mark.skipif(compiled._openmp() is None, reason="torch has no GNU OpenMP here")
-def test_an_error_in_a_thread_is_raised(three_threads):
-    def fail(first: int, end: int) -> None:
-        raise RuntimeError("no such row")
-
+def test_an_error_in_a_thread_is_raised(three_threads, compile_kernel):
+    kernel = compile_kernel(_fail_at_last_row)
     with pytest.raises(RuntimeError, match="no such row"):
-        compiled._share(compiled._openmp(), 10, 3, fail)
+        kernel(ROWS, np.zeros(ROWS))
 
 
 @pytest.mark.skipif(compiled._openmp() is None, reason="torch has no GNU OpenMP here")
-def test_more_than_one_thread_works(three_threads):
-    together = threading.Barrier(2, timeout=30)
-    names = set()
-
-    def meet(first: int, end: int) -> None:
-        names.add(threading.get_ident())
-        if first == 0 or end == 2:
-            together.wait()
-
-    compiled._share(compiled._openmp(), 2, 2, meet)
-    assert len(names) == 2
+def test_more_than_one_thread_works(three_threads, compile_kernel):
+    arrived, met = np.zeros(ROWS, np.int64), np.zeros(3, np.bool_)
+    compile_kernel(_meet)(3, arrived, met)
+    assert met.all()
 
 
 def test_without_openmp_one_thread_computes(three_threads, kernel, monkeypatch):
