@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -18,11 +18,11 @@ from analog_grasp.crossbar.mapping import Clip, RangeRule
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, put_into_devices
 from analog_grasp.crossbar.tile_sets import (
     DeploymentReport,
+    DeploymentSettings,
     FirstToken,
     LayerReport,
     TileBackend,
     TileSets,
-    TileSettings,
     copy_sharing_frozen,
     digital_modules,
 )
@@ -56,26 +56,17 @@ class Deployment:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        settings: TileSettings,
-        placement: Placement = "digital",
-        programming_error: ProgrammingError = "device",
-        pattern: LayerPattern = "all-linear",
-        shared: Mapping[str, Tensor] | None = None,
+        self, model: nn.Module, settings: DeploymentSettings, shared: Mapping[str, Tensor]
     ) -> None:
-        self.card = settings.card
+        self.card, self.placement = settings.card, settings.placement
         self.on_drift: list[Callable[[float], object]] = []
         self._settings = settings
-        self.placement: Placement = placement
-        self._programming_error: ProgrammingError = programming_error
-        self._pattern = pattern
         self._chip = ChipState()
-        self._tiles = TileSets(settings, pattern)
+        self._tiles = TileSets(settings)
         self._tiles.put_into(model)
         self.layers: dict[str, ChipLayer] = self._tiles.layers
         self._adapters: list[ProgrammedModulation | ChipLayer] = []
-        self.model = self._finish(model, shared or {})
+        self.model = self._finish(model, shared)
 
     @property
     def seed(self) -> int | None:
@@ -127,7 +118,7 @@ class Deployment:
         Raises:
             ValueError: Its frozen layers differ from those of the chip.
         """
-        other, shared = copy_sharing_frozen(model, self._pattern)
+        other, shared = copy_sharing_frozen(model, self._settings.layers)
         self._tiles.put_into(other)
         return self._finish(other, shared)
 
@@ -285,11 +276,6 @@ class Deployment:
 
         Its files are model.safetensors and deployment.json.
         """
-        arguments = {
-            "placement": self.placement,
-            "programming_error": self._programming_error,
-            "layers": self._pattern if isinstance(self._pattern, str) else list(self._pattern),
-        }
         hooks = hooks_of(self.model)
         chip = {
             "seed": self.seed,
@@ -302,7 +288,7 @@ class Deployment:
                 if layer.input_scale is not None
             },
         }
-        saving.write_deployment(Path(path), self.model, self._settings, arguments, chip)
+        saving.write_deployment(Path(path), self.model, self._settings, chip)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Deployment":
@@ -314,8 +300,9 @@ class Deployment:
             FileNotFoundError: The folder holds no deployment.
             ValueError: A file is damaged, or the model has another structure.
         """
-        digital, card, dtype, arguments, chip = saving.read_deployment(Path(path), model)
-        deployment = deploy(digital, card, dtype=dtype, inplace=True, **arguments)
+        digital, settings, chip = saving.read_deployment(Path(path), model)
+        with torch.inference_mode(False):
+            deployment = cls(digital, settings, {})
         for name, scale in chip["input_scales"].items():
             layer: Any = deployment.layers[name]
             layer.rescale(torch.tensor(scale, dtype=torch.float32))
@@ -329,7 +316,7 @@ class Deployment:
         """Put the adapter in devices where it is to be programmed, and add the hooks."""
         model.eval().requires_grad_(False)
         if self.placement == "programmed":
-            stored = put_into_devices(model, self._settings, self._programming_error)
+            stored = put_into_devices(model, self._settings)
             self._adapters += stored
             for part in stored if self.seed is not None else ():
                 part.program(self.seed or 0)
@@ -414,8 +401,24 @@ def deploy(
     Example:
         ``deploy(model, "rram-wan2022").program(seed=0).drift_to("30d")``
     """
-    if placement not in get_args(Placement):
-        raise ValueError(unknown_name("placement", placement, get_args(Placement)))
+    switches: dict[Effect, bool] = {
+        "programming": programming_noise,
+        "drift": drift,
+        "read": read_noise,
+        "converters": converters,
+        "circuit": circuit,
+    }
+    settings = DeploymentSettings(
+        DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on)),
+        placement,
+        programming_error,
+        layers,
+        tile,
+        drift_compensation,
+        dtype,
+        clip,
+        first_token,
+    )
     if isinstance(model, PeftModel):
         if (kind := kind_of(model)) is not None:
             check_placement(kind, placement)
@@ -424,15 +427,6 @@ def deploy(
                 f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms "
                 "of weights that tiles do not return: use placement='folded'."
             )
-    switches: dict[Effect, bool] = {
-        "programming": programming_noise,
-        "drift": drift,
-        "read": read_noise,
-        "converters": converters,
-        "circuit": circuit,
-    }
-    card = DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on))
-    settings = TileSettings(card, tile, drift_compensation, dtype, clip, first_token)
     with torch.inference_mode(False):
         shared: dict[str, Tensor] = {}
         if not inplace and placement == "folded":
@@ -444,4 +438,4 @@ def deploy(
         saving.check_whole(model)
         if placement == "folded" and isinstance(model, PeftModel):
             model = fold(model)
-        return Deployment(model, settings, placement, programming_error, layers, shared)
+        return Deployment(model, settings, shared)

@@ -180,9 +180,7 @@ class CrossbarLinear(ChipLayer):
     @torch.inference_mode(False)
     @torch.no_grad()
     def program(self, chip: int) -> None:
-        """Program the weights onto a chip instance; it is then 0 s old.
-
-        The weights at 0 s are computed when they are first needed.
+        """Program the weights; those at 0 s are computed when they are first needed.
 
         Raises:
             RuntimeError: The frozen weight was changed in place since the layer was made.
@@ -202,11 +200,6 @@ class CrossbarLinear(ChipLayer):
     @torch.inference_mode(False)
     @torch.no_grad()
     def drift_to(self, seconds: float) -> None:
-        """Age the tiles to a time since programming, in s; times can be in any order.
-
-        Raises:
-            RuntimeError: As `program`.
-        """
         self._check_frozen()
         self._unread = False
         for split in self.splits:

@@ -144,20 +144,8 @@ def observed_ranges(
 ) -> dict[str, float]:
     """Return a DAC range for each layer from its inputs in digital forward passes.
 
-    Inputs are those of the tiles, after rescaling, and without tokens that are computed exactly.
-
-    Args:
-        layers: Layers on tiles, by name.
-        observe: Runs the model on data.
-        rule: A percentile of the magnitudes, 100 for the maximum; or ``"least-error"``, the range
-            with the least mean squared error of clipping and rounding to the card's DAC.
-
-    Returns:
-        The ranges of the layers that were run and had an input other than 0, by name.
-
-    Raises:
-        ValueError: The percentile is not above 0 and at most 100, or the card has an exact DAC,
-            for which no range has an error.
+    See `Deployment.calibrate`. Inputs are those of the tiles, after rescaling, and without tokens
+    that are computed exactly. Layers that were not run, or had no input other than 0, have none.
     """
     summarise, choose = _rule(rule, layers, "dac_bits")
     seen = _observed(layers, observe, lambda _, x: summarise(x))
@@ -170,17 +158,8 @@ def observed_output_ranges(
 ) -> dict[str, list[list[float]]]:
     """Return an ADC range for each tile from what its targets give in digital forward passes.
 
-    Args:
-        layers: Layers on tiles of class `CrossbarLinear`, by name.
-        observe: Runs the model on data.
-        rule: As in `observed_ranges`, of the outputs and the card's ADC.
-
-    Returns:
-        For each layer that was run, by name, the ranges of the tiles of each part of the inputs, at
-        most that of the card; it is that of the card for tiles whose outputs are all 0.
-
-    Raises:
-        ValueError: As `observed_ranges`.
+    See `Deployment.calibrate_outputs`. A range is at most that of the card, which tiles keep whose
+    outputs are all 0.
     """
     _card_bits(layers, "adc_bits")
     summarise, choose = _rule(rule, layers, "adc_bits")
@@ -202,15 +181,9 @@ def observed_output_ranges(
 def rescale_layers(
     layers: Mapping[str, Any], observe: Callable[[], object], exponent: float
 ) -> None:
-    """Rescale the inputs and weights of layers on tiles by the inputs in digital forward passes.
+    """Rescale the inputs and weights of layers by the inputs in digital forward passes.
 
-    Args:
-        layers: Layers of class `CrossbarLinear`, by name; those without an input do not change.
-        observe: Runs the model on data.
-        exponent: a of `input_scale`.
-
-    Raises:
-        ValueError: The exponent is not from 0 to 1.
+    See `Deployment.rescale`. Layers without an input do not change.
     """
     if not 0 <= exponent <= 1:
         raise ValueError(f"The exponent of rescaling is {exponent}: it should be from 0 to 1.")

@@ -1,7 +1,7 @@
 """Adapters whose parameters are stored in analog devices: placement "programmed"."""
 
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.crossbar.chip_layer import ChipLayer
-from analog_grasp.crossbar.tile_sets import TileSettings
+from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.rng import normal
-from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import ProgrammingError
 
@@ -183,7 +182,7 @@ class ProgrammedModulation(nn.Module):
 
 
 def put_into_devices(
-    model: nn.Module, settings: TileSettings, programming_error: ProgrammingError
+    model: nn.Module, settings: DeploymentSettings
 ) -> "list[ProgrammedModulation | ChipLayer]":
     """Put the adapter of a deployed model into devices, in place, and return what stores it.
 
@@ -192,22 +191,18 @@ def put_into_devices(
 
     Args:
         model: A peft model whose frozen layers are on tiles.
-        settings: The device, and how layers are put on tiles.
-        programming_error: See `ProgrammedModulation`.
+        settings: The settings of the deployment.
 
     Raises:
         ValueError: The adapter has no parameters that devices can store, or as
             `ProgrammedModulation`.
     """
-    if programming_error not in get_args(ProgrammingError):
-        known = get_args(ProgrammingError)
-        raise ValueError(unknown_name("programming_error", programming_error, known))
     compensated = settings.drift_compensation != "none"
     stored: list[ProgrammedModulation | ChipLayer] = []
     for path, layer in list(model.named_modules()):
         name = base_name(path)
         if isinstance(layer, GraspLinear):
-            how = settings.card, programming_error, compensated
+            how = settings.card, settings.programming_error, compensated
             stored.append(ProgrammedModulation(layer, name, *how))
             model.set_submodule(path, stored[-1])
         elif isinstance(layer, LoraLayer):
@@ -217,7 +212,8 @@ def put_into_devices(
             "placement is 'programmed', but the model has no GRASP, StochGRASP or LoRA adapter "
             "with parameters that devices can store: use placement='digital' or 'folded'."
         )
-    if programming_error == "learned" and any(isinstance(part, ChipLayer) for part in stored):
+    learned = settings.programming_error == "learned"
+    if learned and any(isinstance(part, ChipLayer) for part in stored):
         raise ValueError(
             "programming_error is 'learned', but LoRA has no learned standard deviations: use "
             "programming_error='device'."
@@ -225,7 +221,7 @@ def put_into_devices(
     return stored
 
 
-def _lora_on_tiles(name: str, layer: LoraLayer, settings: TileSettings) -> list[ChipLayer]:
+def _lora_on_tiles(name: str, layer: LoraLayer, settings: DeploymentSettings) -> list[ChipLayer]:
     """Put the two matrices of a LoRA layer onto tiles, in place."""
     adapter = _only_adapter(layer)
     tiles: list[ChipLayer] = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from analog_grasp.crossbar.chip_layer import ChipLayer, FusedTiles
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
-from analog_grasp.crossbar.tile_sets import TileSettings
+from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import TabulatedDrift
 
@@ -27,17 +27,13 @@ _DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
 
 
 def write_deployment(
-    folder: Path,
-    model: nn.Module,
-    settings: TileSettings,
-    arguments: Mapping[str, Any],
-    chip: Mapping[str, Any],
+    folder: Path, model: nn.Module, settings: DeploymentSettings, chip: Mapping[str, Any]
 ) -> None:
-    """Write the folder of a deployment: its model, settings, other arguments of `deploy`, and chip.
+    """Write the folder of a deployment: its model, settings and chip.
 
     The chip is the instance, its time, its input and output ranges and its input scales.
     """
-    tiles = {key: value for key, value in vars(settings).items() if key not in ("card", "dtype")}
+    others = {key: value for key, value in vars(settings).items() if key not in ("card", "dtype")}
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: t.contiguous().clone() for name, t in digital_state(model).items()}
     save_file(state, folder / _WEIGHTS)
@@ -46,23 +42,18 @@ def write_deployment(
         "model": describe(model),
         "card": _card_as_data(settings.card),
         "dtype": str(settings.dtype).removeprefix("torch."),
-        "arguments": {**arguments, **tiles},
+        "arguments": others,
         "chip": chip,
     }
-    (folder / _DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    # The names of layers may be a set.
+    text = json.dumps(content, indent=1, default=list)
+    (folder / _DESCRIPTION).write_text(text, encoding="utf-8")
 
 
 def read_deployment(
     folder: Path, model: nn.Module | None
-) -> tuple[nn.Module, DeviceCard, torch.dtype, dict[str, Any], dict[str, Any]]:
-    """Return the digital model, card, type, arguments of `deploy` and chip of a folder.
-
-    `model` is one of the same structure, for a model that is not one of transformers.
-
-    Raises:
-        FileNotFoundError: The folder holds no deployment.
-        ValueError: A file is damaged, or the structure is another or unknown.
-    """
+) -> tuple[nn.Module, DeploymentSettings, dict[str, Any]]:
+    """Return the digital model, settings and chip of a folder; see `Deployment.load`."""
     description, weights = folder / _DESCRIPTION, folder / _WEIGHTS
     if not (description.is_file() and weights.is_file()):
         raise FileNotFoundError(
@@ -75,8 +66,8 @@ def read_deployment(
         card = DeviceCard.model_validate_json(json.dumps(content["card"]["stated"]))
         card = card.model_copy(update=dict.fromkeys(content["card"]["absent"]))
         dtype = getattr(torch, content["dtype"])
-        structure, arguments, chip = (content[key] for key in ("model", "arguments", "chip"))
-        chip = {key: chip[key] for key in _CHIP}
+        settings = DeploymentSettings(card, dtype=dtype, **content["arguments"])
+        structure, chip = content["model"], {key: content["chip"][key] for key in _CHIP}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise ValueError(
@@ -88,7 +79,7 @@ def read_deployment(
         raise ValueError(
             f"The file {weights} is damaged ({error}): save the deployment again."
         ) from None
-    return restore(structure, state, model), card, dtype, arguments, chip
+    return restore(structure, state, model), settings, chip
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

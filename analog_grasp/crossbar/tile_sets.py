@@ -27,7 +27,7 @@ from analog_grasp.crossbar.linear import STORED_TYPES, CrossbarLinear
 from analog_grasp.crossbar.mapping import Clip, check_clip
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.utils.errors import unknown_name
-from analog_grasp.utils.types import DriftCompensation
+from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
 TileBackend = Literal["torch", "rpucuda", "ir-drop"]
 """The implementation of tiles: ours, aihwkit's compiled one, aihwkit's time-stepped torch one."""
@@ -41,26 +41,29 @@ _LISTED = 5
 
 
 @dataclass(frozen=True)
-class TileSettings:
-    """Settings of layers on tiles, as `deploy` takes them.
+class DeploymentSettings:
+    """Settings of a deployment, as `deploy` takes them.
 
     Args:
         card: The device, without the effects that are switched off.
-        tile, drift_compensation, dtype, clip, first_token: See `deploy`; aihwkit's tiles store
-            float32 only, and clip no weights.
+        placement, programming_error, layers, tile, drift_compensation, dtype, clip, first_token:
+            See `deploy`; aihwkit's tiles store float32 only, and clip no weights.
 
     Raises:
-        ValueError: An unknown tile, compensation or first token, a clipping out of range, or what
-            the tile does not store or simulate.
+        ValueError: An unknown choice, a clipping out of range, or what the tile does not store or
+            simulate.
         RuntimeError: The compiled tile does not work with the installed torch.
 
     Example:
-        >>> settings = TileSettings(DeviceCard.load("ideal"))
+        >>> settings = DeploymentSettings(DeviceCard.load("ideal"))
         >>> type(settings.put_on_tiles("dense", nn.Linear(4, 2))).__name__
         'CrossbarLinear'
     """
 
     card: DeviceCard
+    placement: Placement = "digital"
+    programming_error: ProgrammingError = "device"
+    layers: LayerPattern = "all-linear"
     tile: TileBackend = "torch"
     drift_compensation: DriftCompensation = "global"
     dtype: torch.dtype = torch.float32
@@ -69,6 +72,8 @@ class TileSettings:
 
     def __post_init__(self) -> None:
         for kind, value, choice in (
+            ("placement", self.placement, Placement),
+            ("programming_error", self.programming_error, ProgrammingError),
             ("tile", self.tile, TileBackend),
             ("drift_compensation", self.drift_compensation, DriftCompensation),
             ("first_token", self.first_token, FirstToken),
@@ -173,23 +178,22 @@ class TileSets:
     The first model's layers are made; those of a further model must be the same and share them.
 
     Args:
-        settings: The settings of the layers.
-        pattern: The frozen layers, as in `frozen_layers`.
+        settings: The settings of the deployment.
 
     Attributes:
         layers: The layers on tiles, by their names in the base model.
 
     Example:
-        >>> tiles = TileSets(TileSettings(DeviceCard.load("ideal")), "all-linear")
+        >>> tiles = TileSets(DeploymentSettings(DeviceCard.load("ideal")))
         >>> model = nn.Sequential(nn.Linear(4, 2))
         >>> tiles.put_into(model)
         >>> model[0] is tiles.layers["0"]
         True
     """
 
-    def __init__(self, settings: TileSettings, pattern: LayerPattern) -> None:
+    def __init__(self, settings: DeploymentSettings) -> None:
         self.layers: dict[str, ChipLayer] = {}
-        self._settings, self._pattern = settings, pattern
+        self._settings = settings
         self._frozen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def put_into(self, model: nn.Module) -> None:
@@ -200,7 +204,7 @@ class TileSets:
                 weights differ from those of the chip.
         """
         first = not self.layers
-        linear, fused = selected(model, self._pattern)
+        linear, fused = selected(model, self._settings.layers)
         by_tensors: dict[tuple[int, int], ChipLayer] = {}
         by_layer: dict[int, ChipLayer] = {}
         for path, layer in linear:
@@ -258,7 +262,7 @@ def copy_sharing_frozen(
     weights = [layer.weight for _, layer in linear]
     weights += [getattr(each.module, each.attribute) for each in fused]
     on_tiles = {id(weight): weight for weight in weights}
-    own = adapter_parameters(model) | on_tiles.keys()
+    own = _added_by_adapters(model) | on_tiles.keys()
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             own.update(id(parameter) for parameter in module.modules_to_save.parameters())
@@ -273,7 +277,7 @@ def copy_sharing_frozen(
     return copy.deepcopy(model, {**on_tiles, **references}), shared
 
 
-def adapter_parameters(model: nn.Module) -> set[int]:
+def _added_by_adapters(model: nn.Module) -> set[int]:
     """Return the identities of the parameters that adapters have added to a model's layers."""
     return {
         id(parameter)
@@ -369,7 +373,7 @@ def digital_modules(model: nn.Module) -> list[DigitalModule]:
 
     Parameters of adapters, biases and norms are not counted; a shared parameter is counted once.
     """
-    others = adapter_parameters(model)
+    others = _added_by_adapters(model)
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             others.update(id(parameter) for parameter in module.original_module.parameters())

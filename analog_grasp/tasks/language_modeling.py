@@ -217,16 +217,16 @@ def strided_windows(ids: Sequence[int], length: int, stride: int) -> Rows:
     return windows
 
 
-def language_modeling(data_dir: Path | None = None, seed: int = 0) -> LanguageModelingTask:
+def language_modeling(data_dir: Path | None = None) -> LanguageModelingTask:
     """Return the task `lm` on a text file, a folder of text files or a data set.
 
     The division into training and validation rows:
 
     - a folder with train.txt and test.txt (or validation, valid, dev), and a data set with such
       splits: as given;
-    - a folder of other .txt files: one file in ten, at least one, drawn from `seed`, is measured;
+    - a folder of other .txt files: one file in ten, at least one, drawn once for all, is measured;
     - a single file, or a data set with one split: a passage of a tenth of the text, whose place is
-      drawn from `seed`, is measured.
+      drawn once for all, is measured.
 
     The rows of a data set are joined by blank lines, as transformers' documentation does with
     WikiText.
@@ -234,14 +234,13 @@ def language_modeling(data_dir: Path | None = None, seed: int = 0) -> LanguageMo
     Args:
         data_dir: A text file in UTF-8, a folder of .txt files, or the id of a data set on the Hub,
             with its configuration after a colon; `WIKITEXT` if None.
-        seed: Seed of the division.
 
     Raises:
         FileNotFoundError: There is no such file or folder, or the Hub cannot be reached.
         ValueError: A file is not UTF-8 text, or the text is blank or too short to be divided.
     """
     if data_dir is not None and data_dir.is_file():
-        return _divided([_read(data_dir)], seed)
+        return _divided([_read(data_dir)])
     texts: Mapping[str, Any]
     if data_dir is not None and data_dir.is_dir():
         texts, read = {path.stem: path for path in sorted(data_dir.glob("*.txt"))}, _read
@@ -261,7 +260,7 @@ def language_modeling(data_dir: Path | None = None, seed: int = 0) -> LanguageMo
         return _task([read(texts["train"])], [read(texts[measured])])
     # The files of a folder are documents of their own, and of a data set the first split is taken.
     rest = list(texts.values())
-    return _divided([read(text) for text in (rest if read is _read else rest[:1])], seed)
+    return _divided([read(text) for text in (rest if read is _read else rest[:1])])
 
 
 def _joined(name: str, rows: Dataset) -> str:
@@ -281,9 +280,9 @@ def _read(path: Path) -> str:
     return text
 
 
-def _divided(texts: list[str], seed: int) -> LanguageModelingTask:
+def _divided(texts: list[str]) -> LanguageModelingTask:
     """Return the task of texts without a given division: by document, or by position in one."""
-    rng = np.random.default_rng(derive_seed(seed, "division"))
+    rng = np.random.default_rng(derive_seed(0, "division"))
     if len(texts) > 1:
         count = max(1, len(texts) // _HELD_OUT)
         measured = set(rng.permutation(len(texts))[:count].tolist())

@@ -165,12 +165,6 @@ def test_language_models_keep_their_output_embedding(name, tmp_path):
     torch.testing.assert_close(logits(loaded, batch), logits(adapted, batch))
 
 
-def test_every_adapter_has_a_placement(adapter):
-    assert ADAPTERS[adapter].placements
-    for placement in ADAPTERS[adapter].placements:
-        check_placement(adapter, placement)
-
-
 @pytest.mark.parametrize(
     ("name", "placement", "use"),
     [

@@ -4,7 +4,7 @@ from torch import nn
 
 from analog_grasp.crossbar import aihwkit as module
 from analog_grasp.crossbar.aihwkit import compiled_config
-from analog_grasp.crossbar.tile_sets import TileSettings
+from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import Circuit
 
@@ -51,10 +51,10 @@ def outputs(card: DeviceCard, tile: str) -> tuple[torch.Tensor, torch.Tensor]:
     layer = nn.Linear(256, 4, bias=False)
     layer.weight.fill_(0.5)
     x = torch.full((1, 256), 0.5)
-    chip = TileSettings(card, tile).put_on_tiles("layer", layer)
+    chip = DeploymentSettings(card, tile=tile).put_on_tiles("layer", layer)
     chip.program(0)
     chip.drift_to(0.0)
-    plain = TileSettings(card.without("circuit"), "rpucuda").put_on_tiles("layer", layer)
+    plain = DeploymentSettings(card.without("circuit"), tile="rpucuda").put_on_tiles("layer", layer)
     return chip(x), plain(x)
 
 
@@ -87,13 +87,9 @@ def test_a_nonlinear_bit_line_saturates():
 )
 def test_a_circuit_that_a_tile_cannot_simulate_is_an_error(circuit, tile, sentence):
     with pytest.raises(ValueError, match=sentence):
-        TileSettings(with_circuit(**circuit), tile)
+        DeploymentSettings(with_circuit(**circuit), tile=tile)
 
 
 def test_the_compiled_tile_rejects_noise_that_differs_by_conductance():
     with pytest.raises(ValueError, match="differs by conductance from read to read"):
-        TileSettings(DeviceCard.load("sonos-agrawal2022"), "rpucuda")
-
-
-def test_the_circuit_can_be_switched_off():
-    assert with_circuit(wire_resistance="1 Ohm").without("circuit").circuit is None
+        DeploymentSettings(DeviceCard.load("sonos-agrawal2022"), tile="rpucuda")

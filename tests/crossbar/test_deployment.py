@@ -15,7 +15,6 @@ from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.chip_layer import computed_digitally
 from analog_grasp.crossbar.linear import CrossbarLinear
 
-CARDS = DeviceCard.names()
 PCM, RRAM = "pcm-nandakumar2019", "rram-wan2022"
 
 
@@ -66,14 +65,6 @@ def test_layers_are_chosen_by_pattern(bert):
         "query",
         "value",
     ] * 2
-
-
-@pytest.mark.parametrize("device", CARDS)
-@pytest.mark.filterwarnings("ignore:Device card:UserWarning")
-def test_any_time_works_with_any_card(bert, batch, device):
-    deployed = on(bert, device)
-    for time in (0, 1e-3, 1, 20, "1h", "1d", "1y", "100y"):
-        assert logits(deployed.drift_to(time).model, batch).isfinite().all()
 
 
 @pytest.mark.parametrize("device", [PCM, RRAM, "rram-cmo-falcone"])
@@ -358,9 +349,3 @@ def test_layers_with_tied_weights_share_their_tiles():
     assert deployed.model[0] is deployed.model[1]
     assert deployed.model[2] is deployed.layers["2"]
     assert torch.equal(deployed.layers["0"].frozen, deployed.layers["2"].frozen)
-
-
-def test_only_the_selected_layers_are_replaced():
-    deployed = deploy(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "ideal", layers=["1"])
-    assert list(deployed.layers) == ["1"]
-    assert isinstance(deployed.model[0], nn.Linear)

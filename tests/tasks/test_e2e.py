@@ -271,14 +271,6 @@ def test_perfect_texts_have_bleu_one(restaurants):
     assert task.scores(nn.Identity())["bleu"] == pytest.approx(1.0)
 
 
-def test_predict_restores_the_mode_of_the_model(model, restaurants):
-    model.train()
-    first = restaurants.predict(model)
-    assert model.training
-    assert model.transformer.drop.training
-    assert restaurants.predict(model) == first
-
-
 def test_nan_raises(model, restaurants):
     with torch.no_grad():
         model.transformer.ln_f.bias[0] = torch.nan

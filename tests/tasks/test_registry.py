@@ -17,7 +17,6 @@ from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import load_task, register_task, registry, task_names
 from analog_grasp.tasks.registry import EvaluateMetric, with_metric
 from analog_grasp.tasks.reviews import reviews
-from analog_grasp.tasks.reviews import reviews as generate_reviews
 from analog_grasp.utils.types import TASK_NAMES
 
 
@@ -55,11 +54,11 @@ def test_reviews_takes_no_data_folder(tmp_path):
 
 
 def test_a_registered_task(tmp_path):
-    register_task("mine", lambda data_dir: generate_reviews(8, 4, seed=len(data_dir.name)))
+    register_task("mine", lambda data_dir: reviews(8, 4, seed=len(data_dir.name)))
     assert "mine" in task_names()
     assert len(load_task("mine", tmp_path).validation) == 4
     with pytest.raises(ValueError, match="The task 'mine' exists"):
-        register_task("mine", lambda data_dir: generate_reviews())
+        register_task("mine", lambda data_dir: reviews())
 
 
 @pytest.mark.parametrize("name", [each.name for each in pkgutil.iter_modules(tasks.__path__)])
