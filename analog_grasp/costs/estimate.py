@@ -1,7 +1,6 @@
 """Energy, latency and programming cost of a deployment, as text and as rows of a CSV file."""
 
 import csv
-import io
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas  # type: ignore[import-untyped]
 from torch import Tensor
 
 from analog_grasp.costs.work import LayerWork, Pipeline, Stage, Work, count_work
@@ -57,14 +57,14 @@ class Programming(NamedTuple):
         per_device = stated if pulses is None else (pulses, pulses, pulses)
         at_once = 1.0 if costs.parallel_devices is None else costs.parallel_devices.value
 
-        def of_pulses(count: float, pulse: Figure[float] | None) -> Range | None:
+        def of_pulses(pulse: Figure[float] | None) -> Range | None:
             if pulse is None or per_device is None:
                 return None
             low, value, high = map(operator.mul, pulse.range, per_device)
-            return times(count, (low, value, high))
+            return low, value, high
 
-        energy = of_pulses(devices, costs.pulse_energy)
-        return cls(devices, per_device, energy, of_pulses(devices / at_once, costs.pulse_time))
+        energy, seconds = of_pulses(costs.pulse_energy), of_pulses(costs.pulse_time)
+        return cls(devices, per_device, times(devices, energy), times(devices / at_once, seconds))
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ class Costs:
         work, model = self.work, self.model
         reads = sum(self.tiles_of(layer) * layer.reads for layer in work.layers)
         parts: dict[str, Range | None] = {
-            name: None if energy is None else times(reads, energy)
-            for name, energy in model.read_energy().items()
+            name: times(reads, energy) for name, energy in model.read_energy().items()
         }
         # All adapters but LoRA multiply by vectors, not by matrices.
         parts["adapter"] = model.digital_energy(work.adapter_macs, work.adapter != "lora")
@@ -265,15 +264,14 @@ def year_of_operation(
     months = 12
     macs = work.macs // work.batch
     fit = sum_of(
-        None if costs.energy is None else times(passes / work.batch, costs.energy),
+        times(passes / work.batch, costs.energy),
         model.digital_energy(macs * (2 * passes + examples)),
         model.memory_energy(work.adapter_bytes),
     )
-    rewriting = costs.programming.energy
     return Year(
-        None if costs.energy is None else times(365 * batches_per_day, costs.energy),
-        None if fit is None else times(months, fit),
-        None if rewriting is None else times(months, rewriting),
+        times(365 * batches_per_day, costs.energy),
+        times(months, fit),
+        times(months, costs.programming.energy),
     )
 
 
@@ -307,11 +305,9 @@ def cost_rows(costs: Costs, adapter: str, device: str) -> list[CostRow]:
 
 def costs_csv(rows: Iterable[CostRow]) -> str:
     """Return rows as the text of costs.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CostRow._fields)
-    writer.writerows(rows)
-    return text.getvalue()
+    # Objects, as a column of numbers would turn whole ones into floats.
+    table = pandas.DataFrame(rows, columns=CostRow._fields, dtype=object)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def read_costs(path: Path) -> list[CostRow]:

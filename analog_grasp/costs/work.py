@@ -239,7 +239,9 @@ def count_work(
     model: Any = deployment.copy_model(deployment.model, own=())
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
-    layers = _layers_on_tiles(deployment, model)
+    # With the matrices of a programmed LoRA.
+    chip = (module for module in model.modules() if isinstance(module, ChipLayer))
+    layers = deployment.layers | {layer.name: layer for layer in chip}
     with _counted(layers) as count, FlopCounterMode(display=False) as flops:
         model(**inputs)
     found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
@@ -308,12 +310,6 @@ def _counted(layers: Mapping[str, ChipLayer]) -> Iterator[_Count]:
 def _rows(args: tuple[Tensor, ...]) -> int:
     """Return the number of input vectors of a layer's first argument."""
     return args[0].numel() // args[0].shape[-1]
-
-
-def _layers_on_tiles(deployment: Deployment, model: nn.Module) -> dict[str, ChipLayer]:
-    """Return the layers on tiles by name: frozen ones, and the matrices of a programmed LoRA."""
-    chip = (module for module in model.modules() if isinstance(module, ChipLayer))
-    return deployment.layers | {layer.name: layer for layer in chip}
 
 
 def _adapter_macs(layer: Any) -> tuple[int, bool]:

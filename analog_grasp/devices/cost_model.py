@@ -255,12 +255,12 @@ class CostModel(Section):
     def _column_energy(self, column: ColumnCosts) -> dict[str, Range | None]:
         samples, steps = _counts(column)
         low, value, high = (n * e for n, e in zip(steps, column.adc_step.range, strict=True))
-        energies = {
+        energies: dict[str, Range | None] = {
             "tile reads": sum_of(times(samples, column.integrate.range), column.shift_add.range),
             "DAC": times(samples, column.sample.range),
             "ADC": (low, value, high),
         }
-        return {part: e and times(self.tile.columns, e) for part, e in energies.items()}
+        return {part: times(self.tile.columns, e) for part, e in energies.items()}
 
 
 class Accelerator(Section):
@@ -299,8 +299,10 @@ def joules_of(operations: float, tops_per_watt: Range) -> Range:
     return operations / (high * 1e12), operations / (value * 1e12), operations / (low * 1e12)
 
 
-def times(count: float, energy: Range) -> Range:
-    """Return a range multiplied by a number."""
+def times(count: float, energy: Range | None) -> Range | None:
+    """Return a range multiplied by a number; None for None."""
+    if energy is None:
+        return None
     low, value, high = energy
     return count * low, count * value, count * high
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context, rc_file, rcdefaults, rcParams
+from matplotlib import style as mpl_style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,6 +36,7 @@ from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
 STYLE = Path(__file__).with_name("analog_grasp.mplstyle")
+"""Style of all figures, whatever the user's own matplotlib settings are."""
 # Okabe and Ito's palette, which readers with any common colour vision can distinguish.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # One per placement: an adapter has the same colour at every placement.
@@ -68,15 +69,6 @@ type Drawn = Mapping[str, Series]
 
 
 @contextmanager
-def figure_style() -> Iterator[None]:
-    """Draw in the project's style, whatever the user's own matplotlib settings are."""
-    with rc_context():
-        rcdefaults()
-        rc_file(STYLE)
-        yield
-
-
-@contextmanager
 def figure_files(
     path_stem: Path | str, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, list[Path]]]:
@@ -89,7 +81,7 @@ def figure_files(
         OSError: A file cannot be written; an older one is then unchanged.
     """
     paths = {kind: Path(f"{path_stem}.{kind}") for kind in _FORMATS}
-    with figure_style():
+    with mpl_style.context(STYLE, after_reset=True):
         figure = Figure(figsize=size, layout="constrained")
         yield figure, list(paths.values())
         for kind, path in paths.items():
@@ -104,8 +96,7 @@ def svg_text(figure_size: tuple[float, float], draw: Callable[[Axes], Drawn]) ->
     Its background is transparent, and its text remains text.
     """
     content = io.StringIO()
-    with figure_style():
-        rcParams["svg.fonttype"] = "none"
+    with mpl_style.context([STYLE, {"svg.fonttype": "none"}], after_reset=True):
         figure = Figure(figsize=figure_size, layout="constrained")
         drawn = draw(figure.subplots())
         figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
@@ -421,11 +412,9 @@ def accuracy_vs_noise(
     """Draw score against noise level where a run has several levels of the Gaussian card.
 
     One panel per task, metric and placement, drawn as in `accuracy_vs_drift`; `weights` is the
-    placement of the frozen weights. No file is written with fewer than two levels.
+    placement of the frozen weights.
     """
     found = noise_scores(comparison)
-    if not found:
-        return []
     width, height = _NOISE_PANEL_INCHES
     size = max(width * len(found) + 0.4, 4.4), height + 0.7
     with figure_files(path_stem, size) as (figure, paths):

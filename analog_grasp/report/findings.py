@@ -1,4 +1,4 @@
-"""Findings of a comparison as sentences, the answer first, and summary.md, which begins with them.
+"""Findings of a comparison as sentences, the answer first, and the methodology of reports.
 
 A score is retained while it is at least 95 % of that of the adapter's digital model.
 """
@@ -36,6 +36,22 @@ METHODOLOGY = (
     " digital model. The 5th percentile of the chips is that of the scores of one training on one"
     " chip.",
     "Devices and chips are simulated.",
+)
+TUNING_METHODOLOGY = (
+    "A part of the training split is held out. Every trial trains on the rest and is measured on"
+    " the held-out part, with the same seed and on the same chip instances as every other trial;"
+    " its score is the mean over chip instances, devices and times since programming.",
+    "A trial is pruned between two chip instances if it is worse than the best trial (Wilcoxon's"
+    " signed-rank test over the measurements of both, level 0.1), or if its score is not finite.",
+    "The score of the best of many trials is biased upwards. The best setting is therefore trained"
+    " again on the whole training split and measured on the task's own validation split and on"
+    " other chip instances, which no trial has used.",
+    "Whether a searched setting matters at a noise level, a device at a time, is decided by a"
+    " parabola in its logarithm, fitted to the differences of all trials from the best one on the"
+    " same chips (F-test, Holm's correction over the noise levels). The scatter of the trials about"
+    " it contains that of the trainings.",
+    "The importance of a setting is its share in being among the best quarter of the trials"
+    " (PED-ANOVA, Watanabe et al., IJCAI 2023); a single setting has all of it.",
 )
 _ONE_TRAINING = (
     "Each adapter was trained once: the intervals (Student's t) cover the variation between chips"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from analog_grasp.costs.estimate import NOT_STATED, CostRow, costs_csv, quantity
+from analog_grasp.costs.estimate import NOT_STATED, CostRow, quantity
 from analog_grasp.report.figures import (
     MARKERS,
     PALETTE,
@@ -26,7 +26,7 @@ from analog_grasp.report.figures import (
     marker_of,
 )
 from analog_grasp.report.findings import coverage
-from analog_grasp.report.html import Chart, PageTable, Section, swatch
+from analog_grasp.report.html import Chart, FigureFile, Section, swatch
 from analog_grasp.report.tables import (
     MISSING,
     Comparison,
@@ -37,11 +37,10 @@ from analog_grasp.report.tables import (
 )
 from analog_grasp.study.records import LayerRecord, TreatedAdapter
 from analog_grasp.study.statistics import Summary
-from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 from analog_grasp.utils.types import LOWER_IS_BETTER
 
-CHIPS_LEGEND = (
+_CHIPS_LEGEND = (
     "Weight error: root mean square of (present weight - target) over all weights on the first"
     " chip instance of each device, in per cent of the column maximum, with drift compensation,"
     " as the first adapter is deployed. Utilisation: share of the tiles' cross-points that hold a"
@@ -93,7 +92,7 @@ def chip_summaries(layers: Sequence[LayerRecord]) -> list[ChipSummary]:
 
 
 def chip_text(chips: Sequence[ChipSummary]) -> TextTable:
-    """Return the chips as text, with the weight error at each time; see `CHIPS_LEGEND`."""
+    """Return the chips as text, with the weight error at each time; see `_CHIPS_LEGEND`."""
     times = sorted({seconds for chip in chips for seconds in chip.errors})
     rows = []
     for chip in chips:
@@ -173,8 +172,8 @@ def chip_section(layers: Sequence[LayerRecord], comparison: Comparison) -> Secti
         tokens = comparison.tokens(devices=devices)
         draw = partial(draw_utilisation, chip=first, tokens=tokens)
         charts.append(Chart(title, "Share of each layer's tiles in use.", draw, tokens))
-    tables = [PageTable(chip_text(chips))]
-    return Section("Chips", "", charts, CHIPS_LEGEND, tables, coverage(layers))
+    tables = [chip_text(chips)]
+    return Section("Chips", _CHIPS_LEGEND, charts, tables=tables, sentences=coverage(layers))
 
 
 class Bar(NamedTuple):
@@ -182,8 +181,6 @@ class Bar(NamedTuple):
 
     adapter: str
     cost_model: str
-    devices: Sequence[str]
-    """Those that the cost model describes."""
     parts: Mapping[str, float | None]
     """By part; None for what is not stated."""
     others: Mapping[str, float]
@@ -205,7 +202,6 @@ class Point(NamedTuple):
     """A variant on a device: its place in the comparison, last score, and energy, J."""
 
     place: int
-    label: str
     score: Summary
     energy: float
 
@@ -224,34 +220,41 @@ def bars(rows: Sequence[CostRow]) -> list[Bar]:
         2e-06
     """
     found = []
-    for adapter, cost_model in dict.fromkeys((row.adapter, row.cost_model) for row in rows):
-        own = [row for row in rows if (row.adapter, row.cost_model) == (adapter, cost_model)]
-        devices = list(dict.fromkeys(row.device for row in own))
+    for (adapter, cost_model), quantities in _by_hardware(rows).items():
         energies = {
-            row.quantity.removeprefix(_ENERGY): row.value
-            for row in own
-            if row.device == devices[0] and row.quantity.startswith(_ENERGY)
+            name.removeprefix(_ENERGY): row.value
+            for name, row in quantities.items()
+            if name.startswith(_ENERGY)
         }
         names = list(energies)
         total = names.index(_TOTAL)
         parts = {name: energies[name] for name in names[:total]}
         others = {n: joules for n in names[total + 1 :] if (joules := energies[n]) is not None}
-        found.append(Bar(adapter, cost_model, devices, parts, others))
+        found.append(Bar(adapter, cost_model, parts, others))
+    return found
+
+
+def _by_hardware(rows: Sequence[CostRow]) -> dict[tuple[str, str], dict[str, CostRow]]:
+    """Return the rows by adapter and cost model, whose devices have the same costs."""
+    found: dict[tuple[str, str], dict[str, CostRow]] = {}
+    for row in rows:
+        found.setdefault((row.adapter, row.cost_model), {})[row.quantity] = row
     return found
 
 
 def points(rows: Sequence[CostRow], comparison: Comparison) -> list[Point]:
     """Return last score and energy of every variant and device, for the primary metric."""
-    energy = {(bar.adapter, device): bar.energy for bar in bars(rows) for device in bar.devices}
+    cost_models = {row.device: row.cost_model for row in rows}
+    energy = {(bar.adapter, bar.cost_model): bar.energy for bar in bars(rows)}
     found = []
     for table in comparison.subjects[0]:
         for place, cells in enumerate(table.scores):
             # A recalibrated adapter costs what the adapter costs.
             adapter = TreatedAdapter.parse(comparison.variants[place].adapter).adapter
-            joules = energy.get((adapter, table.device))
+            joules = energy.get((adapter, cost_models.get(table.device, "")))
             measured = [cell for cell in cells if cell]
             if measured and joules is not None:
-                found.append(Point(place, table.labels[place], measured[-1], joules))
+                found.append(Point(place, measured[-1], joules))
     return found
 
 
@@ -311,9 +314,10 @@ def draw_front(panel: Axes, comparison: Comparison, found: Sequence[Point]) -> D
             *point.position, color=styles[point.place]["color"], marker=marker, markersize=6,
             markeredgecolor="white", linestyle="none", zorder=3, gid=f"point{index}",
         )  # fmt: skip
+        where = f"{comparison.labels[point.place]}, {device}"
         score = f"{score_text(point.score.mean, metric)}, {quantity(point.energy, 'J')}"
         tokens = comparison.tokens(comparison.variants[point.place], devices=[device])
-        drawn[f"point{index}"] = Series([f"{point.label}, {device}: {score}"], tokens)
+        drawn[f"point{index}"] = Series([f"{where}: {score}"], tokens)
     x, y = zip(*(point.position for point in front(found)), strict=True)
     panel.step(x, y, where="post", color=_GREY, linestyle="--", linewidth=1.0, zorder=1)
     panel.set_xlabel("energy per sequence (µJ)")
@@ -321,40 +325,38 @@ def draw_front(panel: Axes, comparison: Comparison, found: Sequence[Point]) -> D
     return drawn
 
 
-def write_costs(rows: Sequence[CostRow], comparison: Comparison, directory: Path) -> list[Path]:
-    """Write costs.csv, energy_by_part and accuracy_vs_energy; nothing without rows."""
-    if not rows:
-        return []
-    found, scored = bars(rows), points(rows, comparison)
-    table = directory / "costs.csv"
-    write_atomically(table, costs_csv(rows).encode())
+def energy_by_part(found: Sequence[Bar], path_stem: Path | str) -> list[Path]:
+    """Draw the energy by part with its legend, to `figure_files`."""
     size = 6.4, 1.3 + _BAR_INCHES * (len(found) + len(found[0].others))
-    with figure_files(directory / "energy_by_part", size) as (figure, paths):
+    with figure_files(path_stem, size) as (figure, paths):
         draw_energy(figure.subplots(), found)
         parts = enumerate(_drawn_parts(found))
         draw_legend(figure, [Patch(color=colour_of(index), label=name) for index, name in parts])
-    if not scored:
-        return [table, *paths]
-    with figure_files(directory / "accuracy_vs_energy", (5.2, 3.6)) as (figure, more):
+    return paths
+
+
+def accuracy_vs_energy(
+    comparison: Comparison, found: Sequence[Point], path_stem: Path | str
+) -> list[Path]:
+    """Draw score against energy with the name of each point, to `figure_files`."""
+    with figure_files(path_stem, (5.2, 3.6)) as (figure, paths):
         panel = figure.subplots()
-        draw_front(panel, comparison, scored)
-        for point in scored:
-            label = f"{point.label}, {point.score.device}"
+        draw_front(panel, comparison, found)
+        for point in found:
+            label = f"{comparison.labels[point.place]}, {point.score.device}"
             panel.annotate(label, point.position, (5, 3), textcoords="offset points", fontsize=6.5)
         panel.margins(x=0.2)
-    return [table, *paths, *more]
+    return paths
 
 
 def cost_text(rows: Sequence[CostRow]) -> TextTable:
     """Return every quantity per sequence, one column per adapter and hardware."""
-    columns = list(dict.fromkeys((row.adapter, row.cost_model) for row in rows))
-    # The devices of one cost model have the same costs.
-    values = {(row.quantity, row.adapter, row.cost_model): row for row in rows}
+    hardware = _by_hardware(rows)
     return TextTable(
         "Energy, latency and programming per sequence",
-        ("", *(f"{adapter}, {model}" for adapter, model in columns)),
+        ("", *(f"{adapter}, {model}" for adapter, model in hardware)),
         [
-            (name, *(_value(values.get((name, *column))) for column in columns))
+            (name, *(_value(quantities.get(name)) for quantities in hardware.values()))
             for name in dict.fromkeys(row.quantity for row in rows)
         ],
     )
@@ -368,9 +370,8 @@ def _value(row: CostRow | None) -> str:
 
 def cost_section(rows: Sequence[CostRow], comparison: Comparison) -> Section:
     """Return the section of the page; an empty one without rows."""
-    title = "Energy and latency"
     if not rows:
-        return Section(title)
+        return Section("Energy and latency")
     found, scored = bars(rows), points(rows, comparison)
     parts = enumerate(_drawn_parts(found))
     charts = [
@@ -381,10 +382,18 @@ def cost_section(rows: Sequence[CostRow], comparison: Comparison) -> Section:
             legend=[(name, swatch("s", colour_of(i)), "") for i, name in parts],
         )
     ]
+    files = [FigureFile("energy_by_part", partial(energy_by_part, found))]
     if scored:
         score = scored[0].score
+        write = partial(accuracy_vs_energy, comparison, scored)
+        files.append(FigureFile("accuracy_vs_energy", write))
         axes = f"{metric_title(score.metric)} at {format_time(score.time_s)} against energy"
         draw = partial(draw_front, comparison=comparison, found=scored)
         charts.append(Chart(axes, f"{axes} per sequence, with the Pareto front.", draw))
-    tables = [PageTable(cost_text(rows))]
-    return Section(title, charts=charts, caption=_COSTS_CAPTION, tables=tables)
+    return Section(
+        "Energy and latency",
+        charts=charts,
+        files=files,
+        caption=_COSTS_CAPTION,
+        tables=[cost_text(rows)],
+    )

@@ -1,4 +1,4 @@
-"""The HTML page: a template, and matplotlib's figures as SVG inside it.
+"""A report as an HTML page, with matplotlib's figures as SVG inside it, and as Markdown.
 
 The page is one file that works offline. Its template has one script, which shows, hides and labels
 the series of the figures. Names are data of the page and never become part of the script: an
@@ -11,6 +11,7 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -20,7 +21,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from analog_grasp.report.figures import AXIS_COLOUR, PALETTE, Drawn, Series, svg_text
-from analog_grasp.report.tables import TextTable, verdict
+from analog_grasp.report.tables import (
+    TextTable,
+    markdown_bullets,
+    markdown_escape,
+    markdown_table,
+    verdict,
+)
+from analog_grasp.utils.io import write_atomically
 
 # Width and height of a figure, which the page scales to the width of its column.
 _INCHES, _SMALL_INCHES = (4.6, 2.7), (3.1, 2.4)
@@ -55,70 +63,95 @@ class Chart(NamedTuple):
     """Label, swatch and tokens of each line that the switches do not name."""
 
 
-class PageTable(NamedTuple):
-    """A table of the page, with the tokens of its content and of its first rows."""
+class FigureFile(NamedTuple):
+    """A figure of the summary: its name, and the function that writes it to `figure_files`."""
 
-    table: TextTable
-    tokens: str = ""
-    row_tokens: Sequence[str] = ()
+    name: str
+    write: Callable[[Path], list[Path]]
 
 
 class Section(NamedTuple):
-    """A part of the page below a title: text, figures, caption, tables, note and sentences.
+    """A part of a report below a title: text, figures, caption, tables, note and sentences.
 
-    Figures are in narrow columns with ``small``.
+    It is skipped where it has no figure, table or sentence.
     """
 
     title: str
     text: str = ""
     charts: Sequence[Chart] = ()
-    caption: str = ""
-    tables: Sequence[PageTable] = ()
-    sentences: Sequence[str] = ()
-    note: str = ""
+    """The figures of the page."""
     small: bool = False
+    """Show them in narrow columns."""
+    files: Sequence[FigureFile] = ()
+    """The figures of the summary."""
+    caption: str = ""
+    tables: Sequence[TextTable] = ()
+    note: str = ""
+    sentences: Sequence[str] = ()
 
 
-def render_page(
-    title: str,
-    finding: str,
-    sections: Sequence[Section],
-    link: str,
-    data_name: str,
-    data: str,
-    switches: Mapping[str, Sequence[tuple[str, str, Markup]]] | None = None,
-) -> str:
-    """Return a page by the template, which escapes every text.
+@dataclass(frozen=True)
+class Report:
+    """A report, to be rendered as a page and as a summary.
 
-    Args:
-        title, finding: Title of the page, and its first sentence.
-        sections: Its parts; those without content are skipped.
+    Attributes:
+        title, finding: Title of the report, and its first sentence.
+        sections: Its parts.
         link, data_name, data: Text of the link to the data, name of their file, and its content,
-            which is embedded unless it is large.
-        switches: Token, label and swatch of each checkbox by the title of their group; they are
-            also the legend of the figures.
+            which the page embeds unless it is large.
+        switches: Token, label and swatch of each checkbox of the page by the title of their group;
+            they are also the legend of the figures.
     """
-    content, numbers = data.encode(), itertools.count()
-    embedded = f"data:text/csv;base64,{base64.b64encode(content).decode()}"
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["verdict"] = verdict
-    environment.filters["svg"] = lambda chart, small: _page_svg(chart, small, next(numbers))
-    page: str = environment.get_template("page.html.j2").render(
-        title=title,
-        finding=finding,
-        sections=[s for s in sections if s.charts or s.tables or s.sentences],
-        switches=switches or {},
-        link=link,
-        data_name=data_name,
-        data=embedded if len(content) <= _EMBEDDED_BYTES else data_name,
-    )
-    return page
+
+    title: str
+    finding: str
+    sections: Sequence[Section]
+    link: str
+    data_name: str
+    data: str
+    switches: Mapping[str, Sequence[tuple[str, str, Markup]]] = field(default_factory=dict)
+
+    def page(self) -> str:
+        """Return the page by the template, which escapes every text."""
+        content, numbers = self.data.encode(), itertools.count()
+        embedded = f"data:text/csv;base64,{base64.b64encode(content).decode()}"
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["verdict"] = verdict
+        environment.filters["svg"] = lambda chart, small: _page_svg(chart, small, next(numbers))
+        target = embedded if len(content) <= _EMBEDDED_BYTES else self.data_name
+        return environment.get_template("page.html.j2").render(vars(self), target=target)
+
+    def summary(self) -> str:
+        """Return the report as Markdown."""
+        parts = [f"# {markdown_escape(self.title)}", markdown_escape(self.finding)]
+        for section in self.sections:
+            if section.files or section.tables or section.sentences:
+                title = markdown_escape(section.title)
+                parts += [
+                    f"## {title}",
+                    markdown_escape(section.text),
+                    *(f"![{title}]({file.name}.svg)" for file in section.files),
+                    markdown_escape(section.caption),
+                    *map(markdown_table, section.tables),
+                    markdown_escape(section.note),
+                    markdown_bullets(section.sentences),
+                ]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def write(self, directory: Path) -> list[Path]:
+        """Write summary.md, its figures and report.html; raise OSError if one cannot be written."""
+        summary, page = directory / "summary.md", directory / "report.html"
+        write_atomically(summary, self.summary().encode())
+        files = [file for section in self.sections for file in section.files]
+        figures = [path for file in files for path in file.write(directory / file.name)]
+        write_atomically(page, self.page().encode())
+        return [summary, *figures, page]
 
 
 def swatch(marker: str, colour: str = "currentColor") -> Markup:

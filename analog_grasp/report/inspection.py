@@ -7,7 +7,6 @@ whether the values of a layer have a single mode; unlike a mixture, it assumes n
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,7 +48,7 @@ _PARAMETERS = {
 }
 _COLUMNS = (
     "adapter", "parameter", "layer", "count", "mean", "std", "min", "max", "dip", "p", "p_holm",
-    "modes",
+    "modes", "sample",
 )  # fmt: skip
 _PANEL_INCHES = (2.9, 3.3)
 _COLOURS = {"one": PALETTE[0], "several": PALETTE[1]}
@@ -64,57 +63,38 @@ _SAMPLES, _SEED = 4_000, 0
 _LARGE = 100
 
 
-@dataclass(frozen=True)
-class LayerModes:
-    """Values of one parameter in one layer of an adapter, and the test of their modes.
-
-    Attributes:
-        adapter: Label of the adapter: its folder and K.
-        parameter: scale, shift, sigma of the scale or sigma of the shift.
-        layer: Name of the layer in the pre-trained model, or `ALL_LAYERS`.
-        values: Shape (K,), or the values of all layers together.
-        p: p-value of the dip test.
-        p_holm: p-value after Holm's correction over the layers; p for all layers together.
-    """
-
-    adapter: str
-    parameter: str
-    layer: str
-    values: Values
-    p: float
-    p_holm: float
-
-    @property
-    def modes(self) -> str:
-        """``"several"`` where a single mode is rejected at the level of 5 %, else ``"one"``."""
-        return "several" if self.p_holm < LEVEL else "one"
-
-
-def inspect_adapters(folders: Sequence[Path]) -> list[LayerModes]:
+def inspect_adapters(folders: Sequence[Path]) -> pandas.DataFrame:
     """Read saved adapters and test the modes of the learned parameters of each layer.
 
     Args:
         folders: Folders of GRASP or StochGRASP adapters, as `save_pretrained` writes them.
 
     Returns:
-        By adapter and parameter: each layer in natural order, and all layers together.
+        One row per adapter, parameter and layer, the layers in natural order, and one for all of
+        them together. Its columns are ``adapter``, the folder and K; ``parameter``, such as
+        "sigma of the scale"; ``layer``, the name in the pre-trained model or `ALL_LAYERS`;
+        ``count``, ``mean``, ``std``, ``min`` and ``max`` of the values; their ``dip``; ``p`` of
+        the dip test; ``p_holm`` after Holm's correction over the layers; ``modes``, "several"
+        where a single mode is rejected at the level of 5 %, else "one"; and ``sample``, the
+        values, of shape (K,).
 
     Raises:
         FileNotFoundError: A folder holds no adapter.
         ValueError: An adapter is of another type, a file is damaged, or a folder is repeated.
     """
     groups = [_groups(folder) for folder in folders]
-    found = []
+    rows = []
     for label, folder in zip(_labels(folders, groups), folders, strict=True):
         for parameter, layers in _parameters(folder).items():
-            p_values = np.array([dip_p_value(values) for values in layers.values()])
-            tests = zip(layers.items(), p_values.tolist(), holm(p_values).tolist(), strict=True)
-            for (layer, values), p, p_holm in tests:
-                found.append(LayerModes(label, parameter, layer, values, p, p_holm))
             together = np.concatenate(list(layers.values()))
-            p = dip_p_value(together)
-            found.append(LayerModes(label, parameter, ALL_LAYERS, together, p, p))
-    return found
+            each, whole = [dip_p_value(x) for x in layers.values()], dip_p_value(together)
+            samples = [*layers.items(), (ALL_LAYERS, together)]
+            tests = zip(samples, [*each, whole], [*holm(each).tolist(), whole], strict=True)
+            for (layer, x), p, p_holm in tests:
+                figures = len(x), x.mean(), x.std(), x.min(), x.max(), dip(x)
+                modes = "several" if p_holm < LEVEL else "one"
+                rows.append((label, parameter, layer, *figures, p, p_holm, modes, x))
+    return pandas.DataFrame(rows, columns=_COLUMNS)
 
 
 def _groups(folder: Path) -> int:
@@ -270,48 +250,41 @@ def _uniform_dips(count: int) -> Values:
     return np.array([dip(sample) for sample in samples]) * np.sqrt(count)
 
 
-def inspection_tables(found: Sequence[LayerModes]) -> list[TextTable]:
+def inspection_tables(found: pandas.DataFrame) -> list[TextTable]:
     """Return one table per parameter: a row per layer, a column per adapter; see `LEGEND`."""
-    adapters = list(dict.fromkeys(modes.adapter for modes in found))
-    entries = {
-        (m.parameter, m.layer, m.adapter): f"{m.values.mean():.3f} ± {m.values.std():.3f}"
-        f"  p {m.p_holm:.3f}{'†' if m.modes == 'several' else ' '}"
-        for m in found
-    }
-    tables = []
-    for parameter in dict.fromkeys(modes.parameter for modes in found):
-        layers = list(dict.fromkeys(m.layer for m in found if m.parameter == parameter))
+    adapters, tables = list(found.adapter.unique()), []
+    for parameter, own in found.groupby("parameter", sort=False):
+        entries = {
+            (m.layer, m.adapter): f"{m.mean:.3f} ± {m.std:.3f}"
+            f"  p {m.p_holm:.3f}{'†' if m.modes == 'several' else ' '}"
+            for m in own.itertuples()
+        }
         rows = [
-            (layer, *(entries.get((parameter, layer, name), "-") for name in adapters))
-            for layer in sorted(layers, key=ALL_LAYERS.__eq__)
+            (layer, *(entries.get((layer, name), "-") for name in adapters))
+            for layer in sorted(own.layer.unique(), key=ALL_LAYERS.__eq__)
         ]
-        tables.append(TextTable(parameter, ("layer", *adapters), rows))
+        tables.append(TextTable(str(parameter), ("layer", *adapters), rows))
     return tables
 
 
-def inspection_findings(found: Sequence[LayerModes]) -> list[str]:
+def inspection_findings(found: pandas.DataFrame) -> list[str]:
     """Return per adapter and parameter the number of layers with several modes, as sentences."""
-    groups: dict[tuple[str, str], list[LayerModes]] = {}
-    for modes in found:
-        groups.setdefault((modes.parameter, modes.adapter), []).append(modes)
-    return [
-        f"{adapter}: the {parameter} has several modes in"
-        f" {sum(modes.modes == 'several' for modes in layers)} of {len(layers)} layers, and"
-        f" {together.modes} over all layers together (p {together.p:.4f})."
-        for (parameter, adapter), (*layers, together) in groups.items()
-    ]
+    sentences = []
+    for (parameter, adapter), own in found.groupby(["parameter", "adapter"], sort=False):
+        *layers, together = own.itertuples()
+        sentences.append(
+            f"{adapter}: the {parameter} has several modes in"
+            f" {sum(each.modes == 'several' for each in layers)} of {len(layers)} layers, and"
+            f" {together.modes} over all layers together (p {together.p:.4f})."
+        )
+    return sentences
 
 
-def write_inspection(found: Sequence[LayerModes], directory: Path) -> list[Path]:
+def write_inspection(found: pandas.DataFrame, directory: Path) -> list[Path]:
     """Write inspection.csv, inspection.md and the figure of the densities."""
     directory.mkdir(parents=True, exist_ok=True)
     data, page = directory / "inspection.csv", directory / "inspection.md"
-    rows = [
-        (m.adapter, m.parameter, m.layer, len(v), v.mean(), v.std(), v.min(), v.max(), dip(v),
-         m.p, m.p_holm, m.modes)
-        for m in found for v in [m.values]
-    ]  # fmt: skip
-    text = pandas.DataFrame(rows, columns=_COLUMNS).to_csv(index=False, lineterminator="\n")
+    text = found.drop(columns="sample").to_csv(index=False, lineterminator="\n")
     write_atomically(data, text.encode())
     parts = ["# Learned parameters by layer", LEGEND, markdown_bullets(inspection_findings(found))]
     parts += [markdown_table(table) for table in inspection_tables(found)]
@@ -319,24 +292,22 @@ def write_inspection(found: Sequence[LayerModes], directory: Path) -> list[Path]
     return [data, page, *_write_densities(found, directory / "inspection")]
 
 
-def _write_densities(found: Sequence[LayerModes], path_stem: Path) -> list[Path]:
+def _write_densities(found: pandas.DataFrame, path_stem: Path) -> list[Path]:
     """Draw the density of every layer: a column per adapter and a row per parameter."""
-    panels: dict[str, dict[str, list[LayerModes]]] = {}
-    for modes in found:
-        panels.setdefault(modes.parameter, {}).setdefault(modes.adapter, []).append(modes)
-    adapters = list(dict.fromkeys(modes.adapter for modes in found))
+    parameters, adapters = found.parameter.unique(), found.adapter.unique()
     width, height = _PANEL_INCHES
-    size = width * len(adapters) + 0.8, height * len(panels) + 0.6
+    size = width * len(adapters) + 0.8, height * len(parameters) + 0.6
     with figure_files(path_stem, size) as (figure, paths):
-        grid = figure.subplots(len(panels), len(adapters), sharex="row", squeeze=False)
-        for row, (parameter, columns) in zip(grid, panels.items(), strict=True):
-            every = np.concatenate([modes.values for own in columns.values() for modes in own])
+        grid = figure.subplots(len(parameters), len(adapters), sharex="row", squeeze=False)
+        for row, parameter in zip(grid, parameters, strict=True):
+            every = found[found.parameter == parameter]
             for panel, adapter in zip(row, adapters, strict=True):
+                own = every[every.adapter == adapter]
                 # GRASP has no sigmas.
-                if adapter not in columns:
+                if own.empty:
                     panel.set_axis_off()
                     continue
-                _draw_layers(panel, columns[adapter], float(every.min()), float(every.max()))
+                _draw_layers(panel, own, every["min"].min(), every["max"].max())
                 panel.set_xlabel(parameter)
                 panel.set_title(adapter)
             row[0].set_ylabel("layer")
@@ -346,15 +317,15 @@ def _write_densities(found: Sequence[LayerModes], path_stem: Path) -> list[Path]
     return paths
 
 
-def _draw_layers(panel: Axes, rows: Sequence[LayerModes], low: float, high: float) -> None:
+def _draw_layers(panel: Axes, rows: pandas.DataFrame, low: float, high: float) -> None:
     """Draw the first layer at the bottom, and all layers together above the last."""
     margin = 0.06 * (high - low) or 0.5
     x = np.linspace(low - margin, high + margin, _POINTS)
-    for place, modes in enumerate(rows):
+    for place, (sample, modes) in enumerate(zip(rows["sample"], rows.modes, strict=True)):
         base = place + _GAP * (place + 1 == len(rows))
-        density = _density(modes.values, x)
+        density = _density(sample, x)
         top = base + _HEIGHT * density / density.max()
-        colour = _COLOURS[modes.modes]
+        colour = _COLOURS[modes]
         panel.fill_between(x, base, top, color="white", linewidth=0, zorder=-place)
         panel.fill_between(x, base, top, color=colour, alpha=0.35, linewidth=0, zorder=-place)
         panel.plot(x, top, color=colour, linewidth=0.9, zorder=-place)

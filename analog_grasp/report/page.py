@@ -1,4 +1,4 @@
-"""The report of a run: results, summary, figures and page."""
+"""The report of a run: results, figures, summary and page."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from analog_grasp.costs.estimate import CostRow
+from analog_grasp.costs.estimate import CostRow, costs_csv
 from analog_grasp.report.figures import (
     accuracy_vs_drift,
     accuracy_vs_noise,
@@ -17,28 +17,17 @@ from analog_grasp.report.figures import (
     noise_scores,
     noise_title,
 )
-from analog_grasp.report.findings import coverage, findings, methodology, trainings_text
-from analog_grasp.report.hardware import (
-    CHIPS_LEGEND,
-    chip_section,
-    chip_summaries,
-    chip_text,
-    cost_section,
-    write_costs,
-)
-from analog_grasp.report.html import Chart, PageTable, Section, render_page, swatch
+from analog_grasp.report.findings import findings, methodology, trainings_text
+from analog_grasp.report.hardware import chip_section, cost_section
+from analog_grasp.report.html import Chart, FigureFile, Report, Section, swatch
 from analog_grasp.report.tables import (
     ANSWER_LEGEND,
     LEGEND,
     Comparison,
     DeviceTable,
-    TextTable,
     adapter_text,
     answer_table,
     device_text,
-    markdown_bullets,
-    markdown_escape,
-    markdown_table,
     metric_title,
     settings_text,
     treatment_text,
@@ -90,7 +79,7 @@ def write_report(
 
     Returns:
         The paths; with several noise levels of the Gaussian card also those of accuracy_vs_noise,
-        with costs those of costs.csv, energy_by_part and accuracy_vs_energy.
+        with costs those of energy_by_part, accuracy_vs_energy and costs.csv.
 
     Raises:
         ValueError: `measurements` is empty.
@@ -105,50 +94,48 @@ def write_report(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(measurements, adapters)
-    csv, parquet, summary, page = (
-        directory / name for name in ("results.csv", "results.parquet", "summary.md", "report.html")
-    )
-    write_atomically(csv, csv_text(measurements).encode())
+    report = comparison_report(question, settings, comparison, layers, costs, treatments)
+    csv, parquet = directory / report.data_name, directory / "results.parquet"
+    write_atomically(csv, report.data.encode())
     write_parquet(measurements, parquet)
-    text = summary_markdown(question, settings, comparison, layers, treatments)
-    write_atomically(summary, text.encode())
-    figures = accuracy_vs_drift(comparison, directory / "accuracy_vs_drift")
-    text = comparison_page(question, settings, comparison, layers, costs, treatments)
-    write_atomically(page, text.encode())
-    noise_figures = accuracy_vs_noise(
-        comparison, directory / "accuracy_vs_noise", weights=_weights(settings)
-    )
-    cost_files = write_costs(costs, comparison, directory)
-    return [csv, parquet, summary, *figures, page, *noise_figures, *cost_files]
+    paths = [csv, parquet, *report.write(directory)]
+    if costs:
+        paths.append(directory / "costs.csv")
+        write_atomically(paths[-1], costs_csv(costs).encode())
+    return paths
 
 
-def comparison_page(
+def comparison_report(
     question: str,
     settings: Mapping[str, object],
     comparison: Comparison,
     layers: Sequence[LayerRecord] = (),
     costs: Sequence[CostRow] = (),
     treatments: Sequence[TreatmentCost] = (),
-) -> str:
-    """Return the text of report.html; the arguments are those of `write_report`."""
+) -> Report:
+    """Return the sections of a report; the arguments are those of `write_report`."""
     first, *further = findings(comparison)
-    tables = comparison.tables
+    tables, measurements = comparison.tables, comparison.measurements
     lead = [table for table in tables if table.metric == tables[0].metric]
     others = [table for table in tables if table.metric != tables[0].metric]
     rows = [comparison.tokens(v) for v in (*comparison.variants, *comparison.variants[1:])]
-    lead_rows = [
-        comparison.tokens(variant, devices=[table.device])
-        for table in comparison.subjects[0]
-        for variant in comparison.variants
-    ]
+    weights = str(settings.get("weights", "analog"))
+    noise_charts = _noise_charts(comparison, weights)
+    noise_figure = FigureFile(
+        "accuracy_vs_noise", partial(accuracy_vs_noise, comparison, weights=weights)
+    )
+    adapter_tables = [adapter_text(comparison.adapters)] if comparison.adapters else []
+    if treatments:
+        adapter_tables.append(treatment_text(treatments))
     sections = [
         Section(
             "Score against time since programming",
             charts=_drift_charts(comparison, lead),
             small=len(lead) > 2,
+            files=[FigureFile("accuracy_vs_drift", partial(accuracy_vs_drift, comparison))],
             caption=_DRIFT_CAPTION,
-            tables=[PageTable(answer_table(comparison), "", lead_rows)],
-            note=f"{ANSWER_LEGEND} {trainings_text(comparison.measurements)}",
+            tables=[answer_table(comparison)],
+            note=f"{ANSWER_LEGEND} {trainings_text(measurements)}",
         ),
         Section(
             "Other metrics",
@@ -160,36 +147,27 @@ def comparison_page(
             "Scores and paired differences",
             text=LEGEND,
             tables=[
-                PageTable(device_text(t), comparison.tokens(devices=[t.device]), rows)
-                for t in tables
+                device_text(table)._replace(
+                    tokens=comparison.tokens(devices=[table.device]), row_tokens=rows
+                )
+                for table in tables
             ],
         ),
         Section("Further results", sentences=further),
         Section(
             "Score against noise level",
-            charts=_noise_charts(comparison, _weights(settings)),
+            charts=noise_charts,
+            files=[noise_figure] if noise_charts else [],
             caption=_NOISE_CAPTION,
         ),
         chip_section(layers, comparison),
         cost_section(costs, comparison),
-        Section(
-            "Adapters and settings",
-            tables=[
-                *map(PageTable, _adapter_tables(comparison, treatments)),
-                PageTable(settings_text(settings)),
-            ],
-        ),
+        Section("Adapters and settings", tables=[*adapter_tables, settings_text(settings)]),
         Section("Methodology", sentences=methodology(settings)),
     ]
-    measurements = comparison.measurements
-    link = (f"Download the {len(measurements):,} measurements (CSV)", "results.csv")
-    return render_page(
-        question, first, sections, *link, csv_text(measurements), _switches(comparison)
-    )
-
-
-def _weights(settings: Mapping[str, object]) -> str:
-    return str(settings.get("weights", "analog"))
+    link = f"Download the {len(measurements):,} measurements (CSV)"
+    data = csv_text(measurements)
+    return Report(question, first, sections, link, "results.csv", data, _switches(comparison))
 
 
 def _switches(comparison: Comparison) -> dict[str, list[tuple[str, str, Markup]]]:
@@ -227,41 +205,3 @@ def _noise_charts(comparison: Comparison, weights: str) -> list[Chart]:
         )
         for noise in noise_scores(comparison)
     ]
-
-
-def summary_markdown(
-    question: str,
-    settings: Mapping[str, object],
-    comparison: Comparison,
-    layers: Sequence[LayerRecord] = (),
-    treatments: Sequence[TreatmentCost] = (),
-) -> str:
-    """Return the text of summary.md: result, figure, tables, settings and methodology.
-
-    The arguments are those of `write_report`.
-    """
-    first, *further = findings(comparison)
-    chips = chip_summaries(layers)
-    parts = [
-        f"# {markdown_escape(question)}",
-        markdown_escape(first),
-        "![Score against time since programming](accuracy_vs_drift.svg)",
-        markdown_table(answer_table(comparison)),
-        markdown_escape(f"{ANSWER_LEGEND} {trainings_text(comparison.measurements)}"),
-        "## Scores and paired differences",
-        markdown_escape(LEGEND),
-        *(markdown_table(device_text(table)) for table in comparison.tables),
-        *(["## Further results", markdown_bullets(further)] if further else []),
-        *map(markdown_table, _adapter_tables(comparison, treatments)),
-        *([markdown_table(chip_text(chips)), markdown_escape(CHIPS_LEGEND)] if chips else []),
-        *map(markdown_escape, coverage(layers)),
-        markdown_table(settings_text(settings)),
-        "## Methodology",
-        markdown_bullets(methodology(settings)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _adapter_tables(comparison: Comparison, treatments: Sequence[TreatmentCost]) -> list[TextTable]:
-    tables = [adapter_text(comparison.adapters)] if comparison.adapters else []
-    return [*tables, treatment_text(treatments)] if treatments else tables

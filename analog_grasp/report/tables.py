@@ -65,6 +65,10 @@ class TextTable(NamedTuple):
     """Number of rows at the end that are differences of the rows above."""
     is_prose: bool = False
     """Align entries to the left."""
+    tokens: str = ""
+    """From `Comparison.tokens`, for the page: those of the table."""
+    row_tokens: Sequence[str] = ()
+    """Those of each row."""
 
 
 def verdict(entry: str) -> str:
@@ -357,7 +361,7 @@ def _summary_text(cell: Summary | None) -> str:
 
 def answer_table(comparison: Comparison) -> TextTable:
     """Return one table of all devices: scores over time, and how long they are retained."""
-    tables, rows = comparison.subjects[0], []
+    tables, rows, tokens = comparison.subjects[0], [], []
     for table in tables:
         for place, cells in enumerate(table.scores):
             differences = table.differences[place - 1] if place else [None] * len(cells)
@@ -371,9 +375,11 @@ def answer_table(comparison: Comparison) -> TextTable:
                 MISSING if seconds is None else format_time(seconds),
             )
             rows.append((f"{table.device}, {table.labels[place]}", *entries))
+            tokens.append(comparison.tokens(comparison.variants[place], devices=[table.device]))
     times = map(format_time, tables[0].times)
     columns = ("device, adapter", "digital", *times, f"{100 * RETAINED:.0f} % retained for")
-    return TextTable(f"{metric_title(tables[0].metric)} on {tables[0].task}", columns, rows)
+    title = f"{metric_title(tables[0].metric)} on {tables[0].task}"
+    return TextTable(title, columns, rows, row_tokens=tokens)
 
 
 def adapter_text(adapters: Sequence[AdapterRecord]) -> TextTable:

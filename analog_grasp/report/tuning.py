@@ -1,90 +1,74 @@
-"""Report of a tuning: tables, findings, trials.csv and summary.md."""
+"""Report of a tuning: tables, findings, trials.csv, figures, summary and page."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas  # type: ignore[import-untyped]
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from scipy import stats
 
-from analog_grasp.report.findings import findings
+from analog_grasp.report.figures import (
+    AXIS_COLOUR,
+    DASHED,
+    MARKERS,
+    PALETTE,
+    Drawn,
+    Series,
+    break_axis,
+    draw_legend,
+    figure_files,
+    log_positions,
+    marker_of,
+)
+from analog_grasp.report.findings import TUNING_METHODOLOGY, findings
+from analog_grasp.report.html import Chart, FigureFile, Report, Section, swatch
 from analog_grasp.report.tables import (
+    LEGEND,
     Comparison,
     TextTable,
     adapter_text,
     device_text,
-    markdown_bullets,
-    markdown_escape,
-    markdown_table,
     metric_title,
     percent,
     score_text,
     settings_text,
     unit,
 )
-from analog_grasp.study.statistics import Estimate, estimate, holm, is_fraction
-from analog_grasp.tuning.search_space import WORSE, Range, Trial, value_text, values_text
+from analog_grasp.study.statistics import estimate, holm, is_fraction
+from analog_grasp.tuning.search_space import (
+    WORSE,
+    Range,
+    Trial,
+    Trials,
+    value_text,
+    values_text,
+)
 from analog_grasp.utils.time import format_time
 
-METHODOLOGY = (
-    "A part of the training split is held out. Every trial trains on the rest and is measured on"
-    " the held-out part, with the same seed and on the same chip instances as every other trial;"
-    " its score is the mean over chip instances, devices and times since programming.",
-    "A trial is pruned between two chip instances if it is worse than the best trial (Wilcoxon's"
-    " signed-rank test over the measurements of both, level 0.1), or if its score is not finite.",
-    "The score of the best of many trials is biased upwards. The best setting is therefore trained"
-    " again on the whole training split and measured on the task's own validation split and on"
-    " other chip instances, which no trial has used.",
-    "Whether a searched setting matters at a noise level, a device at a time, is decided by a"
-    " parabola in its logarithm, fitted to the differences of all trials from the best one on the"
-    " same chips (F-test, Holm's correction over the noise levels). The scatter of the trials about"
-    " it contains that of the trainings.",
-    "The importance of a setting is its share in being among the best quarter of the trials"
-    " (PED-ANOVA, Watanabe et al., IJCAI 2023); a single setting has all of it.",
-)
 _BEST_TRIALS = 10
 # Fewest trials to which a curve is fitted, and the level at which a setting matters.
 _FEWEST_FOR_CURVE, _MATTERS = 6, 0.05
 _NAMED_LEVELS = 4
 VALIDATION_TITLE = "Best setting on the validation split, which no trial has used"
-TOO_FEW = "There are too few complete trials to compute the importance of the settings."
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Trials of a tuning, and the facts that its report needs.
-
-    Attributes:
-        task, metric: Task and the metric that is tuned for.
-        space: Searched settings with their ranges.
-        given: Values of the searched settings as requested.
-        trials: Finished trials.
-        front: Pareto front of the trials, the best one first.
-        multi: True with two goals, the score after drift and the digital score.
-        importance: See `Tuning.importance`.
-    """
-
-    task: str
-    metric: str
-    space: Mapping[str, Range]
-    given: Mapping[str, Any]
-    trials: Sequence[Trial]
-    front: Sequence[Trial]
-    multi: bool
-    importance: Mapping[str, Mapping[str, float]]
-
-    @property
-    def title(self) -> str:
-        """Title of the report."""
-        return f"Best {' and '.join(self.space)} for {self.metric} after drift on {self.task}"
-
-    @property
-    def levels(self) -> list[tuple[str, float]]:
-        """Noise levels: every device at every drift time in seconds."""
-        return list(dict.fromkeys(level for trial in self.trials for level in trial.cells))
+_PANEL_INCHES = (3.3, 2.5)
+_MOST_COLUMNS = 3
+_DIGITAL: dict[str, Any] = DASHED | {
+    "color": AXIS_COLOUR, "marker": "x", "markeredgecolor": AXIS_COLOUR, "markersize": 3.5,
+}  # fmt: skip
+_BEST: dict[str, Any] = {"color": "#BBBBBB", "linewidth": 4, "alpha": 0.5}
+# A sequential palette, and the share of it that is not too pale for white paper.
+_TIME_COLOURS, _PALEST = "viridis", 0.85
+_OTHER_COLOUR = "#8a8a8a"
+_CAPTION = "Each point is a complete trial, measured on held-out training data."
+_FRONT_CAPTION = f"{_CAPTION} The line joins the Pareto front: no trial is better in both scores."
 
 
 def trials_csv(found: Trials) -> str:
@@ -96,8 +80,10 @@ def trials_csv(found: Trials) -> str:
     for trial in found.trials:
         values = {name: trial.values[name] for name in found.space}
         outcome = {name: getattr(trial, name) for name in ("score", "digital", "seconds", "pruned")}
-        estimates = {level: level_estimate(trial, level) for level in found.levels}
-        means = {_level(level): e and e.mean for level, e in estimates.items()}
+        means = {
+            _level(level): estimate(scores).mean if (scores := trial.cells.get(level)) else None
+            for level in found.levels
+        }
         rows.append({"number": trial.number, **values, **outcome, **means})
     # Objects, as a column of numbers would turn whole ones with gaps into floats.
     return pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
@@ -124,31 +110,25 @@ def tuning_findings(found: Trials) -> list[str]:
             f"{len(found.front)} trials are on the Pareto front: no other trial is better in both "
             "scores. The best trial is the one with the highest score after drift."
         )
-    pruned = [trial for trial in found.trials if trial.pruned]
-    worse = [trial for trial in pruned if trial.pruned == WORSE]
-    if worse:
-        verb = "was" if len(worse) == 1 else "were"
-        sentences.append(f"{len(worse)} of {len(found.trials)} trials {verb} pruned: {WORSE}.")
+    if worse := sum(trial.pruned == WORSE for trial in found.trials):
+        verb = "was" if worse == 1 else "were"
+        sentences.append(f"{worse} of {len(found.trials)} trials {verb} pruned: {WORSE}.")
     sentences += [
         f"Trial {trial.number} ({values_text(trial.values)}) failed: {trial.pruned.rstrip('.')}."
-        for trial in pruned
-        if trial not in worse
+        for trial in found.trials
+        if trial.pruned not in ("", WORSE)
     ]
     return sentences
 
 
 class Effect(NamedTuple):
-    """Effect of a searched setting on the score at a noise level.
-
-    Attributes:
-        level: Device and drift time, s.
-        span: Difference between the highest and the lowest fitted score of the trials.
-        p_value: Of no effect, corrected for the number of levels.
-    """
+    """Effect of a searched setting on the score at a noise level: a device and a time, s."""
 
     level: tuple[str, float]
     span: float
+    """Difference between the highest and the lowest fitted score of the trials."""
     p_value: float
+    """Of no effect, corrected for the number of levels."""
 
 
 def setting_effects(found: Trials, name: str) -> list[Effect]:
@@ -232,18 +212,9 @@ def trial_table(found: Trials) -> TextTable:
 def importance_table(found: Trials) -> TextTable:
     """Return the importance of each searched setting for each goal."""
     goals = {"score": "after drift", "digital": "digital"}
-    shown = [goal for goal in goals if goal in found.importance]
-    rows = [
-        (name, *(f"{found.importance[goal][name]:.0%}" for goal in shown)) for name in found.space
-    ]
-    title = "Importance of the settings (PED-ANOVA)"
-    return TextTable(title, ("setting", *(goals[goal] for goal in shown)), rows)
-
-
-def level_estimate(trial: Trial, level: tuple[str, float]) -> Estimate | None:
-    """Return mean and interval over the measured chips at a noise level; None without any."""
-    scores = trial.cells.get(level)
-    return estimate(scores) if scores else None
+    columns = {goals[goal]: shares for goal, shares in found.importance.items()}
+    rows = [(name, *(f"{shares[name]:.0%}" for shares in columns.values())) for name in found.space]
+    return TextTable("Importance of the settings (PED-ANOVA)", ("setting", *columns), rows)
 
 
 def _compared(best: Trial, other: Trial, metric: str) -> str:
@@ -262,29 +233,216 @@ def _compared(best: Trial, other: Trial, metric: str) -> str:
     )
 
 
-def tuning_markdown(found: Trials, settings: Mapping[str, object], comparison: Comparison) -> str:
-    """Return the text of summary.md: the trials, and the best setting on the validation split.
+def _write_front(found: Trials, path_stem: Path) -> list[Path]:
+    """Draw the Pareto front with the numbers of its trials."""
+    with figure_files(path_stem, (4.8, 3.4)) as (figure, paths):
+        panel = figure.subplots()
+        draw_front(panel, found)
+        for trial in found.front:
+            place = _scores(trial, found)
+            panel.annotate(str(trial.number), place, (3, 3), textcoords="offset points", fontsize=7)
+    return paths
 
-    Args:
-        found: The trials, at least one of them complete.
-        settings: Names and values to show.
-        comparison: The best setting on the task's own validation split.
+
+def _write_setting(found: Trials, name: str, path_stem: Path) -> list[Path]:
+    """Draw score against one setting, one panel per device."""
+    devices = list(dict.fromkeys(device for device, _ in found.levels))
+    columns = 2 if len(devices) == 4 else min(len(devices), _MOST_COLUMNS)
+    rows = math.ceil(len(devices) / columns)
+    width, height = _PANEL_INCHES
+    size = max(columns * width + 0.6, 5.2), rows * height + 0.9
+    bounds, places, styles = found.space[name], setting_places(found, name), _time_styles(found)
+    # Beyond a break in the axis.
+    zero = places.get(0) if bounds.log else None
+    placed = [(places[v], trial) for trial in found.trials if (v := trial.values[name]) in places]
+    placed.sort(key=lambda pair: pair[0])
+    with figure_files(path_stem, size) as (figure, paths):
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for number, panel in enumerate(panels.flat):
+            if number >= len(devices):
+                panel.set_visible(False)
+                continue
+            panel.set_title(devices[number])
+            _draw_device(panel, found, devices[number], placed, zero, styles)
+            _draw_axis(panel, bounds, places.values(), zero)
+            panel.tick_params(labelbottom=number + columns >= len(devices))
+        for panel in panels[:, 0]:
+            panel.set_ylabel(metric_title(found.metric))
+        figure.supxlabel(name, fontsize=9)
+        draw_legend(figure, _legend_handles(found, styles))
+    return paths
+
+
+def setting_places(found: Trials, name: str) -> dict[float, float]:
+    """Return the place on its axis of each value of a setting, and of the ends of its range.
+
+    The axis is logarithmic where the range is, with 0 on its left. Texts have no place.
     """
-    first, *further = tuning_findings(found)
-    figures = [f"{found.metric}_vs_{name}" for name in found.space]
-    parts = [
-        f"# {markdown_escape(found.title)}",
-        markdown_escape(first),
-        *(f"![{name}]({name}.svg)" for name in [*figures, "front"]),
-        markdown_table(trial_table(found)),
-        markdown_table(importance_table(found)) if found.importance else markdown_escape(TOO_FEW),
-        *(["## Further results", markdown_bullets(further)] if further else []),
-        f"## {VALIDATION_TITLE}",
-        markdown_bullets(findings(comparison)),
-        *(markdown_table(device_text(table)) for table in comparison.tables),
-        markdown_table(adapter_text(comparison.adapters)),
-        markdown_table(settings_text(settings)),
-        "## Methodology",
-        markdown_bullets(METHODOLOGY),
+    bounds = found.space[name]
+    values = [v for t in found.trials if isinstance(v := t.values[name], int | float)]
+    values += [bounds.low, bounds.high]
+    return dict(zip(values, log_positions(values) if bounds.log else values, strict=True))
+
+
+def _draw_axis(panel: Axes, bounds: Range, places: Iterable[float], zero: float | None) -> None:
+    low, high = min(place for place in places if place != zero), max(places)
+    first = low if zero is None else zero
+    margin = 0.05 * (high - first)
+    panel.set_xlim(first - margin, high + margin)
+    if not bounds.log:
+        return
+    base = 2.0 if bounds.whole else 10.0
+    steps = [math.log(10.0**end, base) for end in (low, high)]
+    powers = range(math.ceil(steps[0] - 1e-9), math.floor(steps[1] + 1e-9) + 1)
+    ticks = {math.log10(base**power): f"{base**power:g}" for power in powers}
+    if zero is not None:
+        ticks[zero] = "0"
+        break_axis(panel, (zero + low) / 2, 0.012 * (high - first))
+    panel.set_xticks(list(ticks), list(ticks.values()))
+
+
+def _draw_device(
+    panel: Axes,
+    found: Trials,
+    device: str,
+    placed: Sequence[tuple[float, Trial]],
+    zero: float | None,
+    styles: Mapping[float, dict[str, Any]],
+) -> None:
+    """Draw means over chips with intervals per drift time, and digital scores; hollow if pruned."""
+    scale = unit(found.metric)
+
+    def draw_points(points: Sequence[tuple[float, float]], style: Mapping[str, Any]) -> None:
+        """Draw points, joined by a line where a single setting is searched."""
+        on, off = ([p for p in points if (p[0] == zero) == is_off] for is_off in (False, True))
+        line = {} if len(found.space) == 1 else {"linestyle": "none"}
+        for part, joined in ((on, line), (off, {"linestyle": "none"})):
+            xs, ys = [x for x, _ in part], [y for _, y in part]
+            panel.plot(xs, ys, **{"zorder": 3, "markeredgecolor": "white", **style, **joined})
+
+    for time_s, style in styles.items():
+        points = [
+            (place, estimate(scores), bool(trial.pruned))
+            for place, trial in placed
+            if (scores := trial.cells.get((device, time_s)))
+        ]
+        draw_points([(x, scale * score.mean) for x, score, pruned in points if not pruned], style)
+        for place, score, pruned in points:
+            if pruned:
+                panel.plot(place, scale * score.mean, **style, markerfacecolor="white", zorder=2)
+                continue
+            low, high = (score.mean if end is None else end for end in (score.low, score.high))
+            panel.vlines(
+                place, scale * low, scale * high, color=style["color"], linewidth=0.9, alpha=0.6
+            )
+    draw_points([(x, scale * t.digital) for x, t in placed if t.digital is not None], _DIGITAL)
+    for place, trial in placed:
+        if trial.number == found.front[0].number:
+            panel.axvline(place, zorder=0, **_BEST)
+
+
+def _time_styles(found: Trials) -> dict[float, dict[str, Any]]:
+    """Return colour and marker of each drift time, from dark to pale."""
+    times = sorted({time_s for _, time_s in found.levels})
+    palette, last = colormaps[_TIME_COLOURS], max(len(times) - 1, 1)
+    return {
+        time_s: {"color": palette(_PALEST * place / last), "marker": marker_of(place)}
+        for place, time_s in enumerate(times)
+    }
+
+
+def _legend_handles(found: Trials, styles: Mapping[float, Mapping[str, Any]]) -> list[Artist]:
+    handles: list[Artist] = [
+        Line2D([], [], markeredgecolor="white", label=format_time(time_s), **style)
+        for time_s, style in styles.items()
     ]
-    return "\n\n".join(parts) + "\n"
+    handles.append(Line2D([], [], label="digital model", **_DIGITAL))
+    if any(trial.pruned and trial.cells for trial in found.trials):
+        hollow: dict[str, Any] = {"color": AXIS_COLOUR, "markerfacecolor": "white"}
+        handles.append(Line2D([], [], label="pruned", marker="o", linestyle="none", **hollow))
+    handles.append(Line2D([], [], label="best trial", **_BEST))
+    return handles
+
+
+def draw_front(panel: Axes, found: Trials) -> Drawn:
+    """Draw score after drift against digital score, the trials of the front joined by a line.
+
+    The ids are ``series0`` for the front and ``series1`` for the other complete trials.
+    """
+    drawn, title = {}, metric_title(found.metric)
+    for trials, gid, style in (
+        (_others(found), "series1", {"color": _OTHER_COLOUR, "linestyle": "none"}),
+        (found.front, "series0", {"color": PALETTE[0], "drawstyle": "steps-pre", "zorder": 3}),
+    ):
+        if trials:
+            x, y = zip(*(_scores(trial, found) for trial in trials), strict=True)
+            panel.plot(x, y, marker=MARKERS[0], markeredgecolor="white", gid=gid, **style)
+            drawn[gid] = Series([
+                f"trial {trial.number}, {values_text(trial.values)}:"
+                f" {score_text(trial.score, found.metric)} after drift,"
+                f" {score_text(trial.digital, found.metric)} digital"
+                for trial in trials
+            ])  # fmt: skip
+    panel.margins(0.12)
+    panel.set_xlabel(f"{title}, digital")
+    panel.set_ylabel(f"{title}, after drift")
+    return drawn
+
+
+def _others(found: Trials) -> list[Trial]:
+    """Return the trials with both scores that are not on the front."""
+    complete = (trial for trial in found.trials if None not in (trial.score, trial.digital))
+    return [trial for trial in complete if trial not in found.front]
+
+
+def _scores(trial: Trial, found: Trials) -> tuple[float, float]:
+    """Return the digital score and the score after drift of a complete trial, as drawn."""
+    assert trial.score is not None
+    assert trial.digital is not None
+    return unit(found.metric) * trial.digital, unit(found.metric) * trial.score
+
+
+def tuning_report(found: Trials, settings: Mapping[str, object], comparison: Comparison) -> Report:
+    """Return the report of trials, at least one complete, and of the best setting's validation."""
+    first, *further = tuning_findings(found)
+    tables = [trial_table(found)]
+    if found.importance:
+        tables.append(importance_table(found))
+    else:
+        further.append("There are too few complete trials to compute the settings' importance.")
+    legend = [("Pareto front" if found.multi else "best trial", swatch("o", PALETTE[0]), "")]
+    if _others(found):
+        legend.append(("other trials", swatch("o", _OTHER_COLOUR), ""))
+    chart = Chart(
+        "Trials",
+        f"{metric_title(found.metric)} after drift against that of the digital model, one point "
+        "per trial.",
+        partial(draw_front, found=found),
+        legend=legend,
+    )
+    settings_files = (
+        FigureFile(f"{found.metric}_vs_{name}", partial(_write_setting, found, name))
+        for name in found.space
+    )
+    sections = [
+        Section(
+            "Score after drift against digital score",
+            charts=[chart],
+            files=[*settings_files, FigureFile("front", partial(_write_front, found))],
+            caption=_FRONT_CAPTION if found.multi else _CAPTION,
+            tables=tables,
+        ),
+        Section("Further results", sentences=further),
+        Section(VALIDATION_TITLE, sentences=findings(comparison)),
+        Section(
+            "Scores of the best setting", text=LEGEND, tables=[*map(device_text, comparison.tables)]
+        ),
+        Section(
+            "Adapter and settings",
+            tables=[adapter_text(comparison.adapters), settings_text(settings)],
+        ),
+        Section("Methodology", sentences=TUNING_METHODOLOGY),
+    ]
+    link = f"Download the {len(found.trials):,} trials (CSV)"
+    title = f"Best {' and '.join(found.space)} for {found.metric} after drift on {found.task}"
+    return Report(title, first, sections, link, "trials.csv", trials_csv(found))

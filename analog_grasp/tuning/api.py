@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from analog_grasp.report.tables import Comparison
-from analog_grasp.report.tuning import Trials, trials_csv, tuning_markdown
-from analog_grasp.report.tuning_figures import tuning_page, write_figures
+from analog_grasp.report.tuning import trials_csv, tuning_report
 from analog_grasp.study import api as studies
 from analog_grasp.study.config import ONE_STAGE, StudyConfig, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import with_card_files
 from analog_grasp.study.runner import run
 from analog_grasp.study.study import prepare
-from analog_grasp.tuning.search_space import TRIALS, Trial
+from analog_grasp.tuning.search_space import TRIALS, Trial, Trials
 from analog_grasp.utils.io import write_atomically
 
 if TYPE_CHECKING:
     from analog_grasp.tuning.tuner import Tuning
 
-BEST_FILE, TRIALS_FILE, SUMMARY_FILE = "best.toml", "trials.csv", "summary.md"
-PAGE_FILE = "report.html"
+BEST_FILE, TRIALS_FILE = "best.toml", "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -156,14 +154,11 @@ def run_tuning(tuning: "Tuning", trials: int, progress: Progress) -> Tuned:
     settings = tuning.config.replace(**best.values)
     record = flat(settings)
     write_atomically(directory / BEST_FILE, tomli_w.dumps(record).encode())
-    figures = write_figures(shown, directory)
     # In a folder of the trial, since another may be the best when the tuning is resumed.
     own = directory / f"trial-{best.number}"
     run(prepare(settings.replace(adapters=(tuning.adapter,)), own), progress)
     results = studies.report(own)
-    measured = (shown, record, Comparison(results.measurements, results.adapters))
-    write_atomically(directory / SUMMARY_FILE, tuning_markdown(*measured).encode())
-    write_atomically(directory / PAGE_FILE, tuning_page(*measured).encode())
-    names = (TRIALS_FILE, BEST_FILE, SUMMARY_FILE, PAGE_FILE)
-    files = [*(directory / name for name in names), *figures]
+    comparison = Comparison(results.measurements, results.adapters)
+    written = tuning_report(shown, record, comparison).write(directory)
+    files = [directory / TRIALS_FILE, directory / BEST_FILE, *written]
     return Tuned(directory, settings, shown, results, files)

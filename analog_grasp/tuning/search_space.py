@@ -147,6 +147,35 @@ class Trial:
     pruned: str
 
 
+@dataclass(frozen=True)
+class Trials:
+    """The trials of a tuning, for its report.
+
+    Attributes:
+        task, metric: Task and the metric that is tuned for.
+        space: Searched settings with their ranges.
+        given: Values of the searched settings as requested.
+        trials: Finished trials.
+        front: Pareto front of the trials, the best one first.
+        multi: True with two goals, the score after drift and the digital score.
+        importance: Of each setting by goal, "score" and "digital"; empty with too few trials.
+    """
+
+    task: str
+    metric: str
+    space: Mapping[str, Range]
+    given: Mapping[str, Any]
+    trials: Sequence[Trial]
+    front: Sequence[Trial]
+    multi: bool
+    importance: Mapping[str, Mapping[str, float]]
+
+    @property
+    def levels(self) -> list[tuple[str, float]]:
+        """Noise levels: every device at every drift time in seconds."""
+        return list(dict.fromkeys(level for trial in self.trials for level in trial.cells))
+
+
 def value_text(value: object) -> str:
     """Return a setting's value as text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from analog_grasp.report.page import comparison_page
+from analog_grasp.report.page import comparison_report
 from analog_grasp.report.tables import Comparison
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement
 
@@ -49,7 +49,8 @@ def path(tmp_path_factory):
         for device, time, index in product(devices, times, range(3))
     ]
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(comparison_page("Title", {"seed": 0}, Comparison(cells, records), layers))
+    report = comparison_report("Title", {"seed": 0}, Comparison(cells, records), layers)
+    path.write_text(report.page())
     return path
 
 

@@ -164,14 +164,6 @@ def test_a_partial_run_has_a_noise_figure(axes):
     assert [len(line.get_xdata()) for line in panel.lines] == [2, 1]
 
 
-def test_a_noise_figure_needs_two_levels(tmp_path):
-    one_level = noisy(["gaussian", "gaussian:0.05", "ideal"])
-    assert accuracy_vs_noise(Comparison(one_level), tmp_path / "x") == []
-    assert not list(tmp_path.iterdir())
-    paths = accuracy_vs_noise(Comparison(noisy(NOISE_LEVELS)), tmp_path / "x")
-    assert [path.name for path in paths] == ["x.png", "x.svg", "x.pdf"]
-
-
 def test_the_users_own_style_has_no_influence():
     plain, drawn = svg_text((2, 2), lambda panel: {})
     with rc_context({"axes.facecolor": "red", "svg.hashsalt": "mine"}):

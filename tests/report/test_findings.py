@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from analog_grasp.report.findings import answer, coverage, findings, trainings_text
-from analog_grasp.report.page import summary_markdown
+from analog_grasp.report.page import comparison_report
 from analog_grasp.report.tables import Comparison, answer_table
 
 # Scores of the digital models are 86.75 %, of which 95 % are 82.4 %.
@@ -173,14 +173,15 @@ def test_a_partial_grid_is_reported(measurements):
 
 
 def test_the_summary_begins_with_the_result(measurements, records, layers):
-    text = summary_markdown("A *title*", {"seed": 0}, Comparison(measurements, records), layers)
+    comparison = Comparison(measurements, records)
+    text = comparison_report("A *title*", {"seed": 0}, comparison, layers).summary()
     title, _, finding, *_ = text.splitlines()
     assert title == r"# A \*title\*"
     assert finding.startswith("Either, on rram: stochgrasp and grasp differ significantly in none")
     order = [
         "accuracy_vs_drift.svg", "**accuracy (%) on reviews**", "Each adapter was trained once",
-        "**pcm, reviews**", "ranges from", "**Trained adapters**",
-        "**Tiles and weight error**", "**Settings**", "## Methodology",
+        "**pcm, reviews**", "ranges from", "**Tiles and weight error**",
+        "**Trained adapters**", "**Settings**", "## Methodology",
     ]  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places)
@@ -192,18 +193,19 @@ def test_the_share_of_weights_on_tiles_is_stated(layers, measurements):
     (sentence,) = coverage(layers)
     assert sentence == "40.0% of the model's weights are on tiles; digital: embeddings (600)."
     comparison = Comparison(measurements)
-    assert sentence in summary_markdown("Title", {}, comparison, layers)
+    assert sentence in comparison_report("Title", {}, comparison, layers).summary()
     others = [replace(layers[2], layer=f"expert.{index}", cells=100) for index in range(7)]
     assert coverage(layers[:2] + others)[0].endswith("expert.4 (100), 2 more (200).")
     # The frozen weights can be digital altogether, as for the noise of a programmed adapter.
     digital = [layer for layer in layers if not layer.tiles]
     assert coverage(digital)[0].startswith("0.0% of the model's weights")
-    assert "Tiles and weight error" not in summary_markdown("Title", {}, comparison, digital)
+    summary = comparison_report("Title", {}, comparison, digital).summary()
+    assert "Tiles and weight error" not in summary
     assert coverage([]) == []
 
 
 def test_a_partial_run_has_a_summary_with_dashes(measurements):
     cells = [c for c in measurements if not (c.adapter == "stochgrasp" and c.device == "rram")]
-    summary = summary_markdown("Title", {}, Comparison(cells))
+    summary = comparison_report("Title", {}, Comparison(cells)).summary()
     assert "| stochgrasp | – | – | – |" in summary
     assert "partial" in summary

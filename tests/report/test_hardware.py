@@ -6,8 +6,8 @@ import pytest
 
 from analog_grasp.costs import CostModel, Costs, LayerWork, Work
 from analog_grasp.costs.estimate import cost_rows, costs_csv, read_costs
-from analog_grasp.report.hardware import bars, cost_text, front, points, write_costs
-from analog_grasp.report.page import comparison_page, write_report
+from analog_grasp.report.hardware import bars, cost_text, front, points
+from analog_grasp.report.page import comparison_report, write_report
 from analog_grasp.report.tables import Comparison
 
 DEVICES = {"pcm": "hermes-1phase", "rram": "neurram"}
@@ -61,7 +61,7 @@ def test_points_are_the_scores_at_the_last_time(rows, measurements, records):
     last = [m.value for m in measurements if (m.adapter, m.device, m.time_s) ==
             ("grasp", "pcm", 86400.0)]  # fmt: skip
     assert found[0].score.mean == pytest.approx(sum(last) / len(last))
-    assert (found[0].label, found[0].place) == ("grasp", 0)
+    assert found[0].place == 0
 
 
 def test_no_point_of_the_front_is_dominated(rows, measurements, records):
@@ -79,18 +79,24 @@ def test_a_report_has_their_files_and_their_section(rows, measurements, records,
     paths = write_report(tmp_path, **given, measurements=measurements, adapters=records, costs=rows)
     names = [path.name for path in paths]
     kinds = ("png", "svg", "pdf")
-    assert names[-7:] == [
-        "costs.csv", *(f"energy_by_part.{kind}" for kind in kinds),
-        *(f"accuracy_vs_energy.{kind}" for kind in kinds),
+    assert names[-8:] == [
+        *(f"energy_by_part.{kind}" for kind in kinds),
+        *(f"accuracy_vs_energy.{kind}" for kind in kinds), "report.html", "costs.csv",
     ]  # fmt: skip
+    assert read_costs(tmp_path / "costs.csv") == rows
     page = (tmp_path / "report.html").read_text()
     assert "Energy by part" in page
     assert "accuracy (%) at 1d against energy" in page
     assert "not stated" in page
     assert "grasp, hermes-1phase, tile reads: " in page
+    summary = (tmp_path / "summary.md").read_text()
+    for name in ("energy_by_part", "accuracy_vs_energy"):
+        assert f"({name}.svg)" in summary
+    assert "| energy, attention | " in summary
     comparison = Comparison(measurements, records)
-    assert write_costs([], comparison, tmp_path / "none") == []
-    assert "Energy by part" not in comparison_page("Title", {"seed": 0}, comparison)
+    report = comparison_report("Title", {"seed": 0}, comparison)
+    assert "Energy by part" not in report.page()
+    assert "energy_by_part" not in report.summary()
 
 
 def test_the_table_says_what_is_not_stated(rows):

@@ -55,7 +55,7 @@ def stochgrasp(tmp_path):
 
 def test_modes_of_each_layer_are_tested(grasp):
     found = inspect_adapters([grasp])
-    assert [(m.parameter, m.layer, m.modes) for m in found] == [
+    assert list(zip(found.parameter, found.layer, found.modes, strict=True)) == [
         ("scale", "bert.layer.2.query", "one"),
         ("scale", "bert.layer.10.query", "several"),
         ("scale", ALL_LAYERS, "several"),
@@ -63,17 +63,18 @@ def test_modes_of_each_layer_are_tested(grasp):
         ("shift", "bert.layer.10.query", "one"),
         ("shift", ALL_LAYERS, "one"),
     ]
-    assert found[1].p_holm == 2 * found[1].p
+    assert found.p_holm[1] == 2 * found.p[1]
     assert inspection_findings(found)[0].startswith(
         "grasp, K = 16: the scale has several modes in 1 of 2 layers, and several over all"
     )
 
 
 def test_sigmas_are_not_logarithms(stochgrasp):
-    found = {m.parameter: m for m in inspect_adapters([stochgrasp]) if m.layer == ALL_LAYERS}
-    assert list(found) == ["scale", "shift", "sigma of the scale", "sigma of the shift"]
-    assert found["sigma of the scale"].values == pytest.approx(ONE, rel=1e-6)
-    assert found["scale"].values == pytest.approx(np.log(ONE), rel=1e-6)
+    found = inspect_adapters([stochgrasp])
+    samples = found[found.layer == ALL_LAYERS].set_index("parameter")["sample"]
+    assert list(samples.index) == ["scale", "shift", "sigma of the scale", "sigma of the shift"]
+    assert samples["sigma of the scale"] == pytest.approx(ONE, rel=1e-6)
+    assert samples["scale"] == pytest.approx(np.log(ONE), rel=1e-6)
 
 
 def test_adapters_are_columns(grasp, stochgrasp):
@@ -89,13 +90,10 @@ def test_adapters_are_columns(grasp, stochgrasp):
 def test_folders_of_one_name_are_labelled_by_path(tmp_path):
     values = {"a.grasp_scale": ONE, "a.grasp_shift": ONE}
     first, second = (save(tmp_path / run / "grasp", values) for run in ("one", "two"))
-    names = {m.adapter for m in inspect_adapters([first, second])}
+    names = set(inspect_adapters([first, second]).adapter)
     assert names == {f"{first}, K = 16", f"{second}, K = 16"}
     third = save(tmp_path / "three" / "grasp", values, groups=4)
-    assert {m.adapter for m in inspect_adapters([first, third])} == {
-        "grasp, K = 16",
-        "grasp, K = 4",
-    }
+    assert set(inspect_adapters([first, third]).adapter) == {"grasp, K = 16", "grasp, K = 4"}
     with pytest.raises(ValueError, match="given more than once"):
         inspect_adapters([first, first])
 
@@ -108,7 +106,7 @@ def test_files_have_the_tables_and_the_same_bytes_twice(grasp, stochgrasp, tmp_p
     ]
     with paths[0].open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["p_holm"]) for row in rows] == [m.p_holm for m in found]
+    assert [float(row["p_holm"]) for row in rows] == found.p_holm.tolist()
     assert rows[1]["modes"] == "several"
     assert float(rows[1]["max"]) == pytest.approx(float(TWO.max()))
     page = paths[1].read_text()

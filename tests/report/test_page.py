@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from analog_grasp.report import html
-from analog_grasp.report.page import comparison_page, write_report
+from analog_grasp.report.page import comparison_report, write_report
 from analog_grasp.report.tables import Comparison
 
 HOSTILE = "</script></svg></style><script>alert(\"1\")</script><img src=x onerror='a'>"
@@ -50,7 +50,8 @@ def page_of(measurements, records):
 
     def build(cells=measurements, adapters=records, question="Title", settings=None, layers=()):
         settings = {"seed": 0} if settings is None else settings
-        return Page(comparison_page(question, settings, Comparison(cells, adapters), layers))
+        report = comparison_report(question, settings, Comparison(cells, adapters), layers)
+        return Page(report.page())
 
     return build
 
@@ -60,13 +61,13 @@ def test_all_files_are_written(report, make):
     paths = report(cells, adapters)
     assert [path.name for path in paths] == [
         "results.csv", "results.parquet", "summary.md",
-        *(f"accuracy_vs_drift.{kind}" for kind in ("png", "svg", "pdf")), "report.html",
-        *(f"accuracy_vs_noise.{kind}" for kind in ("png", "svg", "pdf")),
+        *(f"accuracy_vs_drift.{kind}" for kind in ("png", "svg", "pdf")),
+        *(f"accuracy_vs_noise.{kind}" for kind in ("png", "svg", "pdf")), "report.html",
     ]  # fmt: skip
     assert all(path.stat().st_size for path in paths)
     assert len(list(paths[0].parent.iterdir())) == len(paths)
     # The page has the data.
-    (target,) = Page(paths[6].read_text()).values("href")[-1:]
+    (target,) = Page(paths[-1].read_text()).values("href")[-1:]
     assert base64.b64decode(target.partition("base64,")[2]) == paths[0].read_bytes()
 
 

@@ -11,17 +11,16 @@ import pytest
 
 from analog_grasp.report.tables import Comparison
 from analog_grasp.report.tuning import (
-    Trials,
     effect_sentence,
     importance_table,
     setting_effects,
+    setting_places,
     trial_table,
     trials_csv,
     tuning_findings,
-    tuning_markdown,
+    tuning_report,
 )
-from analog_grasp.report.tuning_figures import setting_places, tuning_page, write_figures
-from analog_grasp.tuning.search_space import WORSE, Trial, search_space
+from analog_grasp.tuning.search_space import WORSE, Trial, Trials, search_space
 
 LEVELS = (("pcm", 0.0), ("pcm", 86_400.0), ("rram", 0.0), ("rram", 86_400.0))
 
@@ -114,28 +113,30 @@ def test_tables_have_the_best_trials_or_the_front_and_a_column_per_goal(found):
 
 
 def test_summary_has_the_figures_and_the_missing_importance(found, measurements):
-    text = tuning_markdown(found, {"seed": 0}, Comparison(measurements))
+    text = tuning_report(found, {"seed": 0}, Comparison(measurements)).summary()
     assert "(accuracy_vs_noise_weight.svg)" in text
     assert "front.svg" in text
     few = trials_of(*found.trials, front=found.front, importance={})
-    assert "too few complete trials" in tuning_markdown(few, {}, Comparison(measurements))
+    report = tuning_report(few, {}, Comparison(measurements))
+    assert "too few complete trials" in report.summary()
 
 
-def test_figures_have_the_same_bytes_twice(found, tmp_path):
+def test_files_have_the_same_bytes_twice(found, measurements, tmp_path):
     drawn = trials_of(*found.trials, front=found.front, multi=True)
+    report = tuning_report(drawn, {"seed": 0}, Comparison(measurements))
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-    first, second = (write_figures(drawn, tmp_path / name) for name in ("a", "b"))
+    first, second = (report.write(tmp_path / name) for name in ("a", "b"))
     stems = ("accuracy_vs_noise_weight", "front")
-    names = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
-    assert [path.name for path in first] == names
+    figures = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
+    assert [path.name for path in first] == ["summary.md", *figures, "report.html"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 @pytest.mark.parametrize("multi", [False, True])
 def test_the_page_has_every_complete_trial_and_the_data(found, measurements, records, multi):
     shown = trials_of(*found.trials, front=found.front, multi=multi)
-    page = tuning_page(shown, {"seed": 0}, Comparison(measurements, records))
+    page = tuning_report(shown, {"seed": 0}, Comparison(measurements, records)).page()
     for number, text in {0: "noise_weight 1: 80.0", 1: "noise_weight 0: 70.0", 2: "noise"}.items():
         assert page.count(f'aria-label="trial {number}, {text}') == 1
     assert page.count('aria-label="trial ') == 3
