@@ -20,7 +20,6 @@ from analog_grasp.study.config import (
     ONE_STAGE,
     SETTINGS,
     Setting,
-    check_costs,
     check_effects,
     check_empty,
     check_export,
@@ -385,12 +384,9 @@ def deploy(
 ) -> None:
     """Deploy one saved adapter on one device: its score, tiles, weight error and costs."""
     with request():
-        settings = resolve(given(context) | {"devices": (device,), "times": (time,)})
-        check_saved(folder)
-        check_task(settings.task)
-        check_model(settings.model.name)
-        settings.hardware.cards()
-        check_costs(settings.run.costs, 1)
+        asked = {"adapters": (str(folder.resolve()),), "devices": (device,), "times": (time,)}
+        settings = resolve(given(context) | asked)
+        check_study(settings)
         if export is not None:
             check_export(export)
     with loading("deploy"):

@@ -37,9 +37,9 @@ from analog_grasp.report.tables import (
     treatment_text,
 )
 from analog_grasp.study import api as studies
-from analog_grasp.study.config import StudyConfig, check_empty, first_change, flat
+from analog_grasp.study.config import StudyConfig, check_empty, flat
 from analog_grasp.study.progress import log_line, own_warnings
-from analog_grasp.study.provenance import LOG_FILE
+from analog_grasp.study.provenance import LOG_FILE, check_same
 from analog_grasp.study.runner import measured_cells, run, sequence_costs
 from analog_grasp.study.study import Study, prepare
 from analog_grasp.study.trained_adapters import (
@@ -59,23 +59,23 @@ if TYPE_CHECKING:
 # Cells from which on it pays to start workers; and the most, since each has a copy of the model.
 _WORTH_WORKERS = 16
 _MOST_WORKERS = 4
-_SETTINGS_FILE = "train.toml"
 
 
 def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> None:
     """Run a study, or resume it; report and show what it has measured."""
     notes: list[str] = []
     try:
-        with request(), own_warnings(notes.append):
-            study = _with_workers(prepare(config, out))
-        with own_warnings(notes.append), _reported_end(partial(_kept_cells, study)):
-            with stages(quiet=quiet, verbose=verbose) as progress:
-                run(study, progress)
-            results = studies.report(out)
+        with own_warnings(notes.append):
+            with request():
+                study = _with_workers(prepare(config, out))
+            with _reported_end(partial(_kept_cells, study)):
+                with stages(quiet=quiet, verbose=verbose) as progress:
+                    run(study, progress)
+                results = studies.report(out)
         if not quiet:
             _show_study(results)
     finally:
-        for text in dict.fromkeys(notes):
+        for text in notes:
             with suppress(OSError):
                 log_line(out / LOG_FILE, f"note: {text}")
             if not quiet:
@@ -192,17 +192,11 @@ def _kept_cells(study: Study) -> str:
 
 def _check_checkpoints(folder: Path, config: StudyConfig, first: bool) -> None:
     """Raise if the checkpoints are of a training with other settings; else record the settings."""
-    asked = flat(config)
-    if (folder / _SETTINGS_FILE).is_file():
-        there = read_toml(folder / _SETTINGS_FILE, f"The file {folder / _SETTINGS_FILE}")
-        if name := first_change(there, asked):
-            raise RequestError(
-                f"The training in {folder} was begun with {name} {there.get(name)!r} and not "
-                f"{asked.get(name)!r}: give the same settings to resume it, or remove that folder "
-                "to begin again."
-            )
+    file, asked = folder / "train.toml", flat(config)
+    if file.is_file():
+        check_same(f"The folder {folder}", "training", read_toml(file, f"The file {file}"), asked)
     elif first:
-        write_atomically(folder / _SETTINGS_FILE, tomli_w.dumps(asked).encode())
+        write_atomically(file, tomli_w.dumps(asked).encode())
 
 
 def _save(adapted: PeftModel, out: Path) -> None:

@@ -258,11 +258,6 @@ def takes_settings[**P, R](
     return with_signature
 
 
-def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first setting in which two requests differ; None where they are equal."""
-    return next((name for name in {**now, **before} if now.get(name) != before.get(name)), None)
-
-
 def _configured(values: Mapping[str, Any]) -> StudyConfig:
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():

@@ -1,5 +1,6 @@
 """Evaluator of a study: a chip instance, programmed once, scores all adapters and drift times."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,13 +189,18 @@ class Evaluator:
 
 
 def check_metrics(task: Task, scores: Mapping[str, float]) -> None:
-    """Raise ValueError where scores lack a metric of their task, for which a study would wait."""
+    """Raise ValueError where scores are not finite, or lack a metric, for which runs would wait."""
     if missing := [metric for metric in task.metrics if metric not in scores]:
         raise ValueError(
             f"The scores of the task {task.name} lack {', '.join(missing)} (they hold "
             f"{', '.join(scores) or 'none'}): its validation rows must allow every one of its "
             f"metrics, {', '.join(task.metrics)}."
         )
+    for metric, score in scores.items():
+        if not math.isfinite(score):
+            raise ValueError(
+                f"The {metric} on the task {task.name} is {score}: a score must be finite."
+            )
 
 
 def measure_in_worker(evaluator: Evaluator, job: Job) -> Iterator[Cell]:

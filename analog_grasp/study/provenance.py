@@ -22,7 +22,6 @@ from analog_grasp.study.config import (
     MODEL_FILES,
     RECORDS,
     StudyConfig,
-    first_change,
     flat,
     resolve,
 )
@@ -171,17 +170,20 @@ def training_seed(config: StudyConfig, training: int) -> int:
 
 
 def check_same(where: str, work: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError if a setting of some work differs from that where it is to be resumed."""
-    if name := first_change(before, now):
-        raise ValueError(
-            f"{where} holds another {work}, whose {name} is {before.get(name)!r} and not "
-            f"{now.get(name)!r}: name another folder, or the same settings to resume it."
-        )
+    """Raise ValueError if a setting of some work differs from that where it is to be resumed.
+
+    Of paths, the last parts are compared, which a move of the tree keeps.
+    """
+    before, now = _without_folders(before), _without_folders(now)
+    for name in {**now, **before}:
+        if now.get(name) != before.get(name):
+            raise ValueError(
+                f"{where} holds another {work}, whose {name} is {before.get(name)!r} and not "
+                f"{now.get(name)!r}: name another folder, or the same settings to resume it."
+            )
 
 
-def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with paths reduced to their last part, which a move of the tree keeps."""
-
+def _without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     def last(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [last(each) for each in value]
@@ -273,7 +275,7 @@ def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
 
 def _fixed(config: StudyConfig) -> dict[str, Any]:
     """Return the settings that must stay the same, also while a run grows."""
-    values = without_folders(flat(config, (*CHANGEABLE, *_GROWING)))
+    values = flat(config, (*CHANGEABLE, *_GROWING))
     if config.training.then == ("devices",):
         # Added devices and later times would be none of those that adapters were distilled on.
         values["then"] = [str(each) for each in config.second_stage()]

@@ -1,15 +1,13 @@
 """SQLite store of a run: measurements and adapters, and leases by which processes share the work.
 
-A measured cell is one row: on the disk when :meth:`Store.add` returns, never overwritten, its
-value always finite. An interrupted run therefore resumes where it stopped, and a report can be
-made at any time.
+A measured cell is one row: on the disk when :meth:`Store.add` returns, never overwritten. An
+interrupted run therefore resumes where it stopped, and a report can be made at any time.
 
 The store uses SQLite's rollback journal. A write-ahead log would need memory that all processes
 share, which network file systems (NFS) do not provide; a commit per cell takes milliseconds.
 """
 
 import json
-import math
 import os
 import platform
 import sqlite3
@@ -124,17 +122,12 @@ class Store:
         change.
 
         Raises:
-            ValueError: A value is not finite.
             OSError: The disk is full or the file cannot be written.
         """
-        rows = [(*_row(measurement), *origin) for measurement in measurements]
-        columns = COLUMNS + Origin._fields
-        with self._transaction():
-            self._connection.executemany(
-                f"INSERT INTO measurements ({_listed(columns)})"
-                f" VALUES ({_listed('?' for _ in columns)}) ON CONFLICT DO NOTHING",
-                rows,
-            )
+        # As plain Python numbers: SQLite would store numpy's own as bytes.
+        kinds = Measurement.__annotations__.items()
+        rows = [(*(kind(getattr(m, name)) for name, kind in kinds), *origin) for m in measurements]
+        self._insert("measurements", COLUMNS + Origin._fields, rows)
 
     def cells(
         self, device: str | None = None, seed: int | None = None
@@ -173,41 +166,26 @@ class Store:
         """Write the record of a training; an existing record of the same training is kept.
 
         Raises:
-            ValueError: The store holds this adapter with other hashes, to which its measurements
-                belong; or a figure is not finite.
             OSError: As for :meth:`add`.
         """
         digital = {metric: float(score) for metric, score in record.digital.items()}
-        for name, figure in {**digital, "training time": record.train_seconds}.items():
-            if not math.isfinite(figure):
-                raise ValueError(
-                    f"The {name} of adapter {record.adapter!r} is {figure}; it must be finite."
-                )
         row = tuple((vars(record) | {"digital": json.dumps(digital)}).values())
-        with self._transaction():
-            known = self._connection.execute(
-                "SELECT fingerprint, model_hash, data_hash FROM adapters"
-                " WHERE adapter = ? AND task = ? AND training = ?",
-                (record.adapter, record.task, record.training),
-            ).fetchone()
-            if known is None:
-                self._connection.execute(
-                    f"INSERT INTO adapters ({_listed(ADAPTER_COLUMNS)})"
-                    f" VALUES ({_listed('?' for _ in row)})",
-                    row,
-                )
-            elif known != (record.fingerprint, record.model_hash, record.data_hash):
-                raise ValueError(
-                    f"The store {self.path} holds the adapter {record.adapter!r} on"
-                    f" {record.task!r} as trained from other settings or data; use another output"
-                    " folder for these settings."
-                )
+        self._insert("adapters", ADAPTER_COLUMNS, [row])
 
     def adapters(self) -> list[AdapterRecord]:
         """Return every adapter, in the order in which they were added."""
         rows = self._select(f"SELECT {_listed(ADAPTER_COLUMNS)} FROM adapters ORDER BY position")
         records = [AdapterRecord(*row) for row in rows]
         return [replace(record, digital=json.loads(str(record.digital))) for record in records]
+
+    def _insert(self, table: str, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
+        """Add rows to a table; one whose key is there already is dropped."""
+        with self._transaction():
+            self._connection.executemany(
+                f"INSERT INTO {table} ({_listed(columns)})"
+                f" VALUES ({_listed('?' for _ in columns)}) ON CONFLICT DO NOTHING",
+                rows,
+            )
 
     def _select(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple]:
         with _plain_errors(self.path):
@@ -317,17 +295,6 @@ class Leases:
 def _lapsed(owner: str, expires: float) -> bool:
     node, pid, _ = owner.rsplit("/", 2)
     return time.time() > expires or (node == platform.node() and not psutil.pid_exists(int(pid)))
-
-
-def _row(cell: Measurement) -> tuple[object, ...]:
-    """Return the columns as plain Python numbers: SQLite would store numpy's own as bytes."""
-    if not math.isfinite(cell.value):
-        raise ValueError(
-            f"The {cell.metric} of {cell.adapter!r} on device {cell.device!r} at {cell.time_s} s, "
-            f"training {cell.training}, repeat {cell.repeat} is {cell.value}; a measured value "
-            "must be finite."
-        )
-    return tuple(Measurement.__annotations__[name](getattr(cell, name)) for name in COLUMNS)
 
 
 def _listed(names: Iterable[str]) -> str:

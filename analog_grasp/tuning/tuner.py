@@ -29,7 +29,6 @@ from analog_grasp.study.provenance import (
     card_hash,
     check_new,
     check_same,
-    without_folders,
 )
 from analog_grasp.study.study import check_single_process
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
@@ -184,7 +183,8 @@ def prepare_tuning(
     }
     file = directory / TUNE_FILE
     if file.is_file():
-        _check_same(f"The output {directory}", read_toml(file, f"The file {file}"), asked)
+        there = read_toml(file, f"The file {file}")
+        check_same(f"The output {directory}", "study", there, asked)
     elif not (directory / STUDY_FILE).is_file():
         check_new(directory, "tuning")
     if storage is None:
@@ -360,9 +360,5 @@ def _study(
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", asked)
         there = study.user_attrs["asked"]
-    _check_same(f"The storage {shown_url(database.url)}", there, asked)
+    check_same(f"The storage {shown_url(database.url)}", "study", there, asked)
     return study
-
-
-def _check_same(where: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    check_same(where, "study", without_folders(there), without_folders(asked))

@@ -1,4 +1,12 @@
-"""Notes, which are shown once and kept in the log, and progress without a terminal."""
+"""Notes, progress with and without a terminal, and Ctrl-C."""
+
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +68,61 @@ def test_quiet_stages_print_nothing(capsys):
     with stages(quiet=True) as progress:
         progress("measuring", 1)()
     assert capsys.readouterr().err == ""
+
+
+RUN = "import sys; from analog_grasp.cli import main; sys.exit(main())"
+
+
+def cells(store: Path) -> int:
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT count(*) FROM measurements").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def read(terminal: int) -> bytes:
+    """Return what was written to a terminal; nothing once its other end is closed."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_ctrl_c_in_a_terminal(tiny, tmp_path):
+    out = tmp_path / "run"
+    given = [
+        "compare", *tiny, "--groups", "4", "--epochs", "1", "--adapters", "grasp", "--devices",
+        "ideal", "--times", "0s", "--repeats", "5000", "--out", str(out),
+    ]  # fmt: skip
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *given],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"},
+        # A test run that was started in the background ignores SIGINT, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    os.close(theirs)
+    shown, sent = b"", False
+    try:
+        while chunk := read(ours):
+            shown += chunk
+            if not sent and cells(out / "results.sqlite") >= 3:
+                process.send_signal(signal.SIGINT)
+                sent = True
+        assert process.wait(timeout=60) == 1
+    finally:
+        process.kill()
+        os.close(ours)
+    assert b"measuring 5000 of 5000 cells" in shown
+    assert b"\x1b[" in shown
+    kept = cells(out / "results.sqlite")
+    assert kept >= 3
+    last = shown.decode().splitlines()[-1]
+    assert last.endswith(
+        f"Interrupted: {kept} of 5000 cells are measured and kept in {out}; "
+        "the same command resumes the run."
+    )

@@ -1,47 +1,142 @@
 """Each wrong request ends with status 2 and one sentence that names what is wrong with it."""
 
 import errno
+import json
+import subprocess
+import sys
 
 import pytest
 
 from analog_grasp.cli import runs
+from analog_grasp.cli.main import COMMANDS
 from analog_grasp.study import api as studies
+from analog_grasp.study.config import ADAPTER_FILES
+from analog_grasp.tuning.search_space import RANGES
+
+HEAVY = {
+    *("aihwkit", "datasets", "matplotlib", "numba", "optuna", "pandas", "peft", "scipy", "torch"),
+    "transformers",
+}
+ANSWERED = [
+    *("--help", "--version", "devices", "devices pcm-hermes-2", "adapters"),
+    *(f"{command} --help" for command in COMMANDS),
+]
+# Requests, and a part of the sentence that names what is wrong with each.
+WRONG = {
+    "comparee": "'compare'",
+    "adapters more": "Extra argument: more. See analog-grasp adapters --help.",
+    "devices rram-wan": "rram-wan2022",
+    "compare --model": "'--model' requires an argument. See analog-grasp compare --help.",
+    "compare --modle x": "--model",
+    "compare --quiet --verbose": "--quiet",
+    "compare --config no/such.toml": "no/such.toml",
+    "compare --model no/such/folder": "no/such/folder",
+    "compare --task reviewz": "'reviews'",
+    "compare --data-dir no/such": "no/such",
+    "compare --devices pcm-hermes-3": "pcm-hermes-2",
+    "compare --devices cards/mine.toml": "cards/mine.toml",
+    "compare --devices ''": "devices",
+    "compare --devices ideal,ideal": "ideal",
+    "compare --adapters grisp": "'grasp'",
+    "compare --adapters no/such/adapter": "no/such/adapter",
+    "compare --adapters lora --groups 4": "no effect on lora",
+    "compare --placement floating": "'digital', 'folded' or 'programmed'",
+    "compare --placement programmed --adapters head": "placement 'programmed'",
+    "compare --programming-error learned": "programmed",
+    "compare --adc-bits 1": "adc_bits",
+    "compare --times 1parsec": "parsec",
+    "compare --times -3s": "negative",
+    "compare --repeats 0": "repeats",
+    "compare --repeats many": "repeats is 'many': it should be a valid integer.",
+    "compare --repeats-limit 7": "until_ci",
+    "compare --until-ci 0": "until_ci",
+    "compare --groups 0": "groups",
+    "compare --seed -1": "seed",
+    "compare --engine abacus": "'local' or 'ray'",
+    "compare --ray-address auto": "engine ray",
+    "compare --workers 0": "workers",
+    "compare --noise-target pcm-hermes-2": "pcm-hermes-2@1d",
+    "compare --noise-target nan": "noise_target",
+    "compare --sampling coin": "sampling",
+    "compare --learning-rate nan": "learning_rate",
+    "train": "--adapter",
+    "train --adapter grisp": "'grasp'",
+    "train --adapter lora --noise-weight 2": "no effect on lora",
+    "train --adapter grasp --injection nope@1d": "injection",
+    "train --adapter grasp --converters ideal": "converters",
+    "train --adapter grasp --task nope": "'nope'",
+    "deploy": "ADAPTER_FOLDER",
+    "deploy no/adapter": "no/adapter holds no adapter: it should hold adapter_config.json",
+    "deploy adapter --device nope": "'nope'",
+    "deploy adapter --time soon": "soon",
+    "deploy adapter --export no/such/chip.safetensors": "no/such",
+    "drift no/adapter": "no/adapter holds no adapter: it should hold adapter_config.json",
+    "drift adapter --devices nope": "'nope'",
+    "tune --adapter nope": "'nope'",
+    "tune --devices nope": "'nope'",
+    "tune --search epochs": ", ".join(RANGES),
+    "tune --search ''": "search is empty",
+    "tune --ranges noise_weight": "noise_weight=0.01:10",
+    "tune --ranges noise_weight=1": "noise_weight=0.01:10",
+    "tune --ranges noise_weight=2:1": "the lower first",
+    "tune --trials 0": "--trials",
+    "inspect no/such": "no/such",
+    "report no/run": "no/run holds no run: it should hold run.toml",
+}
+CHILD = """
+import io, json, shlex, sys
+from contextlib import redirect_stderr, redirect_stdout
+from analog_grasp.cli import main
+for request in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(shlex.split(request))
+    print(json.dumps([status, out.getvalue(), err.getvalue(), sorted(sys.modules)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict:
+    """Return status, output, errors and loaded packages of each request, made one by one."""
+    folder = tmp_path_factory.mktemp("requests")
+    (folder / "adapter").mkdir()
+    for name in ADAPTER_FILES:
+        (folder / "adapter" / name).write_text("{}")
+    requests = [*ANSWERED, *WRONG]
+    command = [sys.executable, "-c", CHILD, json.dumps(requests)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in folder.iterdir()] == ["adapter"]
+    return dict(zip(requests, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("asked", ANSWERED)
+def test_help_and_lists_need_no_heavy_package(answers, asked):
+    status, out, err, loaded = answers[asked]
+    assert (status, err) == (0, "")
+    assert out
+    assert not HEAVY.intersection(loaded)
+
+
+@pytest.mark.parametrize("asked", WRONG)
+def test_a_wrong_request_is_answered_at_once_and_writes_nothing(answers, asked):
+    status, out, err, loaded = answers[asked]
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith((".", "?"))
+    assert WRONG[asked] in line
+    assert not HEAVY.intersection(loaded)
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--model", "no/such/folder"], "no/such/folder"),
-        (["--task", "reviewz"], "'reviews'"),
-        (["--devices", "pcm-hermes-3"], "pcm-hermes-2"),
-        (["--devices", "cards/mine.toml"], "cards/mine.toml"),
-        (["--devices", ""], "devices"),
-        (["--devices", "ideal,ideal"], "ideal"),
-        (["--adapters", "grisp"], "'grasp'"),
-        (["--adapters", "no/such/adapter"], "no/such/adapter"),
-        (["--placement", "floating"], "'digital', 'folded' or 'programmed'"),
-        (["--programming-error", "learned"], "programmed"),
-        (["--times", "1parsec"], "parsec"),
-        (["--times", "-3s"], "negative"),
-        (["--repeats", "0"], "repeats"),
         (["--groups", "17"], "groups is 17"),
-        (["--groups", "0"], "groups"),
-        (["--seed", "-1"], "seed"),
-        (["--engine", "abacus"], "'local' or 'ray'"),
-        (["--ray-address", "auto"], "engine ray"),
-        (["--workers", "0"], "workers"),
-        (["--until-ci", "0"], "until_ci"),
-        (["--repeats-limit", "7"], "until_ci"),
-        (["--quiet", "--verbose"], "--quiet"),
         (["--target-modules", "qwerty"], "qwerty"),
-        (["--noise-target", "pcm-hermes-2"], "pcm-hermes-2@1d"),
-        (["--noise-target", "nan"], "noise_target"),
-        (["--sampling", "coin"], "sampling"),
-        (["--learning-rate", "nan"], "learning_rate"),
-        (["--modle", "x"], "--model"),
     ],
 )
-def test_wrong_requests_of_compare(error_of, tiny, tmp_path, options, named):
+def test_settings_that_do_not_fit_the_model(error_of, tiny, tmp_path, options, named):
     out = tmp_path / "run"
     assert named in error_of("compare", *tiny, "--out", out, *options)
     assert not out.exists()
@@ -73,32 +168,6 @@ def test_config_file_that_is_wrong(error_of, small_run, tmp_path, text, named):
     config.write_text(text)
     given = small_run[: small_run.index("--repeats")]
     assert named in error_of(*given, "--config", config, "--out", tmp_path / "run")
-
-
-def test_config_file_that_is_not_there(error_of, tmp_path):
-    assert "my.toml" in error_of("compare", "--config", tmp_path / "my.toml")
-
-
-@pytest.mark.parametrize(
-    ("request_", "named"),
-    [
-        ("deploy no/adapter", "no/adapter holds no adapter: it should hold adapter_config.json"),
-        ("drift no/adapter", "no/adapter holds no adapter: it should hold adapter_config.json"),
-        ("deploy", "ADAPTER_FOLDER"),
-        ("train", "--adapter"),
-        ("train --adapter grisp", "'grasp'"),
-        ("report no/run", "no/run holds no run: it should hold run.toml"),
-        ("devices rram-wan", "rram-wan2022"),
-        ("comparee", "'compare'"),
-        ("adapters more", "Extra argument: more. See analog-grasp adapters --help."),
-        ("compare --repeats many", "repeats is 'many': it should be a valid integer."),
-        ("compare --model", "'--model' requires an argument. See analog-grasp compare --help."),
-    ],
-)
-def test_wrong_requests(error_of, tmp_path, monkeypatch, request_, named):
-    monkeypatch.chdir(tmp_path)
-    assert named in error_of(*request_.split())
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -148,17 +148,6 @@ def test_failure_while_measuring_is_reported_in_its_own_words(ag, small_run, tmp
     assert "pcm-hermes-2" in last
 
 
-def test_config_file_supplies_what_is_not_given(ag, tiny, tmp_path):
-    config = tmp_path / "my.toml"
-    config.write_text(
-        'devices = ["ideal"]\ntimes = ["0s"]\nrepeats = 2\nepochs = 1\ngroups = 2\n'
-        'adapters = ["grasp"]\n'
-    )
-    out = tmp_path / "run"
-    assert ag("compare", *tiny, "--config", config, "--repeats", "1", "--out", out).status == 0
-    assert [(row["device"], row["adapter"]) for row in rows(out)] == [("ideal", "grasp")]
-
-
 def test_run_file_serves_as_config_file(ag, finished, tmp_path):
     out = tmp_path / "again"
     ended = ag("compare", "--config", finished / "run.toml", "--out", out)

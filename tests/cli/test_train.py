@@ -82,7 +82,7 @@ def test_the_same_command_resumes_an_interrupted_training(
     given = [*asked, "--out", tmp_path / "mine"]
     assert ag("train", *given, "--save-steps", "3").status == 1
     monkeypatch.undo()
-    assert "begun with groups 4 and not 8" in error_of("train", *given, "--groups", "8")
+    assert "whose groups is 4 and not 8" in error_of("train", *given, "--groups", "8")
     seen = []
     stepped = AdapterTrainer.training_step
     monkeypatch.setattr(

@@ -6,7 +6,6 @@ import tomllib
 import pytest
 
 from analog_grasp.tuning import tuner
-from analog_grasp.tuning.search_space import RANGES
 
 FILES = (
     "trials.csv", "best.toml", "summary.md", "accuracy_vs_noise_weight.png",
@@ -105,17 +104,8 @@ def test_an_interrupted_tuning_says_what_is_kept(ag, small_study, tmp_path, monk
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--search", "lambda"], ", ".join(RANGES)),
-        (["--search", ""], "search is empty"),
-        (["--ranges", "noise_weight"], "noise_weight=0.01:10"),
-        (["--ranges", "noise_weight=1"], "noise_weight=0.01:10"),
-        (["--ranges", "noise_weight=2:1"], "the lower first"),
-        (["--trials", "0"], "--trials"),
         (["--held-out", "30"], "from 1 to 16"),
         (["--adapter", "grasp"], "grasp has no noise_weight"),
-        (["--search", "groups"], "groups is"),
-        (["--storage", "trials"], "not the URL of a database"),
-        (["--storage", "sqlite:////no/such/folder/x.db"], "unable to open database file"),
         (["--storage", "postgresql://me:secret@localhost:1/x"], "postgresql://me:***@localhost"),
     ],
 )

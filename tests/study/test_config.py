@@ -143,6 +143,7 @@ def test_names_are_split_at_commas_outside_of_paths(tmp_path, text, names):
         ({"until_ci": 0}, "until_ci is 0.*greater than 0"),
         ({"repeats": 0}, "repeats is 0.*greater than or equal to 1"),
         ({"groups": 2.5}, "groups is 2.5.*integer"),
+        ({"recalibrate": (1,)}, "recalibrate is 1.*greater than or equal to 2"),
         ({"injection": float("nan")}, "injection is nan"),
         ({"injection": -0.1}, "injection is -0.1"),
         ({"noise_weight": float("inf")}, "noise_weight is inf"),

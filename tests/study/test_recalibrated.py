@@ -8,7 +8,6 @@ from peft import PeftConfig, PeftModel
 from analog_grasp import AgeSchedule, deploy, load_base_model
 from analog_grasp.report.tables import Comparison
 from analog_grasp.study.api import compare
-from analog_grasp.study.config import resolve
 from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.store import Store
 
@@ -56,12 +55,6 @@ def test_a_resumed_run_measures_the_same_values(results, settings, tmp_path):
 def test_a_run_is_another_one_with_other_numbers_of_examples(results, settings):
     with pytest.raises(ValueError, match="recalibrate"):
         compare(results.directory, **(settings | FEW), recalibrate=(16,))
-
-
-def test_numbers_are_read_from_text():
-    assert resolve({"recalibrate": ("16", "64")}).run.recalibrate == (16, 64)
-    with pytest.raises(ValueError, match="The setting recalibrate is 1"):
-        resolve({"recalibrate": (1,)})
 
 
 @pytest.fixture(scope="module")

@@ -72,13 +72,6 @@ def test_numpy_numbers_are_kept_as_numbers(store):
     assert store.measurements() == [CELL]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_value_that_is_not_finite_rejects_its_batch(store, value):
-    with pytest.raises(ValueError, match=r"accuracy of 'grasp' on device 'pcm' .* finite"):
-        store.add([CELL, replace(CELL, repeat=1, value=value)], ORIGIN)
-    assert store.measurements() == []
-
-
 def add_and_die(path):
     Store(path).add([CELL], ORIGIN)
     os._exit(9)
@@ -207,15 +200,9 @@ def test_the_first_record_of_an_adapter_is_kept(store):
     store.add_adapter(RECORD)
     store.add_adapter(replace(RECORD, train_seconds=99.0))
     assert store.adapters() == [RECORD]
-    for change in ({"fingerprint": "b2"}, {"model_hash": "m2"}):
-        with pytest.raises(ValueError, match="trained from other settings"):
-            store.add_adapter(replace(RECORD, **change))
-    store.add_adapter(replace(RECORD, task="glue/sst2", fingerprint="b2"))
-
-
-def test_an_adapter_with_a_nan_score_raises(store):
-    with pytest.raises(ValueError, match="accuracy of adapter 'grasp'"):
-        store.add_adapter(replace(RECORD, digital={"accuracy": float("nan")}))
+    other = replace(RECORD, task="glue/sst2", digital={"accuracy": np.float32(0.5)})
+    store.add_adapter(other)
+    assert store.adapters() == [RECORD, other]
 
 
 def owners(store):
