@@ -49,7 +49,7 @@ def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
         # nogil, so that several threads can run it.
         compiled = numba.njit(nogil=True, cache=True)(function)
         work = _compiled_for(function, _work, _kernel=compiled)
-        compute = _compiled_for(function, _compute, _kernel=compiled, _work=work)
+        compute = _compiled_for(function, _compute, _work=work)
     finally:
         numba.config.CACHE_DIR = before
 
@@ -90,11 +90,11 @@ def _work(thread: int, threads: int, rows: int, taken: NDArray[np.int64], args: 
 
 def _compute(openmp: tuple[int, int], threads: int, rows: int, args: Any) -> bool:
     """Compute all rows, on a team if there are several threads; return whether one of it failed."""
+    shared = (threads, rows, np.zeros(threads, np.int64), _uncounted(args))
     if threads == 1:
-        _kernel(0, rows, *_uncounted(args))  # type: ignore[name-defined] # noqa: F821
+        _work(0, *shared)
         return False
-    taken = np.zeros(threads, np.int64)
-    return _call_on_team(_work, openmp, (threads, rows, taken, _uncounted(args)))
+    return _call_on_team(_work, openmp, shared)
 
 
 @intrinsic
