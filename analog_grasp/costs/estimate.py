@@ -318,14 +318,18 @@ def read_costs(path: Path) -> list[CostRow]:
     """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
-    if not lines or tuple(lines[0]) != CostRow._fields:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file)
+        rows = [
+            CostRow(*line[:5], *(float(value) if value else None for value in line[5:]))  # type: ignore[arg-type]
+            for line in lines
+        ]
+    except (ValueError, TypeError, csv.Error):
+        header, rows = [], []
+    if tuple(header) != CostRow._fields:
         raise ValueError(f"The file {path} is damaged: remove it, or run the study again.")
-    return [
-        CostRow(*line[:5], *(float(value) if value else None for value in line[5:]))  # type: ignore[arg-type]
-        for line in lines[1:]
-    ]
+    return rows
 
 
 def quantity(value: Range | float | None, unit: str) -> str:

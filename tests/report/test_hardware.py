@@ -34,9 +34,11 @@ def test_rows_survive_the_file(rows, tmp_path):
     file.write_text(costs_csv(rows))
     assert read_costs(file) == rows
     assert read_costs(tmp_path / "none.csv") == []
-    file.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="is damaged: remove it, or run the study again"):
-        read_costs(file)
+    header = costs_csv([])
+    for damaged in ("", "a,b\n1,2\n", f"{header}grasp,pcm\n", f"{header}a,b,c,tokens,,x,y,z\n"):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match="is damaged: remove it, or run the study again"):
+            read_costs(file)
 
 
 def test_a_bar_is_the_sum_of_the_parts_that_are_stated(rows):
