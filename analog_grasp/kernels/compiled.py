@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -26,9 +27,8 @@ Floats = NDArray[np.float32]
 _WORTH_WAKING = 20_000
 # Several pieces per thread, so that a delayed thread does not delay the others.
 _PIECES_PER_THREAD = 4
-# Of this folder's sources, which kernels inline: numba's cache checks only the file of a kernel.
+# Kernels inline functions of this folder.
 _SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-_DIGEST = hashlib.blake2b(_SOURCES, digest_size=8).hexdigest()
 _MAGNITUDE = 0x7FFFFFFF
 
 
@@ -44,7 +44,10 @@ def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
     """
     before = numba.config.CACHE_DIR
     folder = Path(before or user_cache_path("analog-grasp") / "kernels")
-    numba.config.CACHE_DIR = str(folder / _DIGEST)
+    # numba's cache knows a function by its name, and checks only the file in which it is written.
+    sources = _SOURCES + Path(inspect.getfile(function)).read_bytes()
+    digest = hashlib.blake2b(sources, digest_size=8).hexdigest()
+    numba.config.CACHE_DIR = str(folder / digest)
     try:
         # nogil, so that several threads can run it.
         compiled = numba.njit(nogil=True, cache=True)(function)
@@ -67,7 +70,7 @@ def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _compiled_for(function: Callable[..., None], template: Callable[..., Any], **names: Any) -> Any:
-    """Compile a template with global names of its own; numba caches it by the function's name."""
+    """Compile a template with global names of its own, cached by the name of a function."""
     own = FunctionType(template.__code__, template.__globals__ | names)
     own.__qualname__ = f"{function.__qualname__}.{template.__name__}"
     return numba.njit(nogil=True, cache=True)(own)

@@ -1,5 +1,6 @@
 """Kernels on torch's threads."""
 
+import runpy
 import threading
 
 import numpy as np
@@ -81,6 +82,23 @@ def test_more_than_one_thread_works(three_threads, compile_kernel):
     arrived, met = np.zeros(ROWS, np.int64), np.zeros(3, np.bool_)
     compile_kernel(_meet)(3, arrived, met)
     assert met.all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kernels_of_one_name_in_two_files_are_distinguished(
+    threads, three_threads, compile_kernel, tmp_path
+):
+    torch.set_num_threads(threads)
+    for factor in (2, 3):
+        path = tmp_path / f"kernels_{factor}.py"
+        path.write_text(
+            "def fill(first, end, out):\n"
+            "    for row in range(first, end):\n"
+            f"        out[row] = {factor} * row\n"
+        )
+        out = np.zeros(ROWS, np.int64)
+        compile_kernel(runpy.run_path(str(path))["fill"])(ROWS, out)
+        np.testing.assert_array_equal(out, factor * np.arange(ROWS))
 
 
 def test_without_openmp_one_thread_computes(three_threads, kernel, monkeypatch):
