@@ -1,6 +1,7 @@
 """Energy, latency and programming cost of a deployment, as text and as rows of a CSV file."""
 
 import csv
+import io
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas  # type: ignore[import-untyped]
 from torch import Tensor
 
 from analog_grasp.costs.work import LayerWork, Pipeline, Stage, Work, count_work
@@ -305,9 +305,9 @@ def cost_rows(costs: Costs, adapter: str, device: str) -> list[CostRow]:
 
 def costs_csv(rows: Iterable[CostRow]) -> str:
     """Return rows as the text of costs.csv."""
-    # Objects, as a column of numbers would turn whole ones into floats.
-    table = pandas.DataFrame(rows, columns=CostRow._fields, dtype=object)
-    return table.to_csv(index=False, lineterminator="\n")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([CostRow._fields, *rows])
+    return text.getvalue()
 
 
 def read_costs(path: Path) -> list[CostRow]:
@@ -322,7 +322,7 @@ def read_costs(path: Path) -> list[CostRow]:
         with path.open(encoding="utf-8", newline="") as file:
             header, *lines = csv.reader(file)
         rows = [
-            CostRow(*line[:5], *(float(value) if value else None for value in line[5:]))  # type: ignore[arg-type]
+            CostRow._make([*line[:5], *(float(value) if value else None for value in line[5:])])
             for line in lines
         ]
     except (ValueError, TypeError, csv.Error):

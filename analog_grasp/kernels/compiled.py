@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.polynomial import Chebyshev, Polynomial
@@ -30,6 +30,8 @@ _PIECES_PER_THREAD = 4
 # Kernels inline functions of this folder.
 _SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
 _MAGNITUDE = 0x7FFFFFFF
+# The name by which `_work` calls the kernel for which it is compiled.
+_kernel: Callable[..., None]
 
 
 def parallel_kernel(function: Callable[..., None]) -> Callable[..., None]:
@@ -87,7 +89,7 @@ def _work(thread: int, threads: int, rows: int, taken: NDArray[np.int64], args: 
         size = max((end - start) // _PIECES_PER_THREAD, 1)
         first = start + _add_to(taken, share, size)
         while first < end:
-            _kernel(first, min(first + size, end), *args)  # type: ignore[name-defined] # noqa: F821
+            _kernel(first, min(first + size, end), *args)  # noqa: F821
             first = start + _add_to(taken, share, size)
 
 

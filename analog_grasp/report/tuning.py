@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas  # type: ignore[import-untyped]
+import pandas
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes

@@ -27,7 +27,7 @@ from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import adapter_names
 
 if TYPE_CHECKING:
-    import pandas  # type: ignore[import-untyped]
+    import pandas
 
 
 @dataclass(frozen=True)

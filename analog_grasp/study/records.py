@@ -10,7 +10,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas  # type: ignore[import-untyped]
+import pandas
 import pyarrow
 from pyarrow import parquet
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from analog_grasp.study.records import (
     ADAPTER_COLUMNS,
