@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glue import once, trained_score
+from glue import once, trained
 from peers import markdown
 from rich.console import Console
 
@@ -102,7 +102,7 @@ def measure(asked: argparse.Namespace, adapter: str, name: str, rate: float) -> 
     if "grasp" in adapter:
         own = {"groups": asked.groups, "shift_lr_ratio": asked.shift_lr_ratio}
     data_dir = asked.data_dir if setting.task.startswith("glue/") else None
-    return trained_score(
+    _, found = trained(
         {
             "task": setting.task,
             "data_dir": data_dir,
@@ -116,6 +116,7 @@ def measure(asked: argparse.Namespace, adapter: str, name: str, rate: float) -> 
         held_out(setting.task, data_dir),
         adapter,
     )
+    return found
 
 
 @cache

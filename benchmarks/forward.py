@@ -9,6 +9,7 @@ scaling, digital bias. No programming noise and no drift, which take no time in 
     python benchmarks/forward.py --data-dir path/to/glue     # MiniLM over SST-2's 872 sentences
     python benchmarks/forward.py --shapes                    # two or three layers of larger models
     python benchmarks/forward.py --model path/to/model --size 64 128 --peers digital ours
+    python benchmarks/forward.py --shapes --gpu              # on a GPU
 
 "aihwkit-lightning" has no bound management; fixed input ranges are the same for both packages.
 Prints Markdown tables; a few minutes each on 2 cores.
@@ -93,13 +94,16 @@ def main() -> None:
     parser.add_argument(
         "--busy", action="store_true", help="CPU seconds of one thread, as other work is running"
     )
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, without the compiled tile")
     parser.add_argument("--quick", action="store_true", help="a small model, once")
     asked = parser.parse_args()
     clock = time.perf_counter
     if asked.busy:
         torch.set_num_threads(1)
         clock = time.process_time
-    measured = partial(table, names=asked.peers, repeats=asked.repeats, clock=clock)
+    names = [name for name in asked.peers if not (asked.gpu and name == COMPILED)]
+    device = torch.device("cuda" if asked.gpu else "cpu")
+    measured = partial(table, names=names, repeats=asked.repeats, clock=clock, device=device)
     print(machine(), "\n")
     if asked.quick:
         tiny = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
@@ -144,21 +148,26 @@ def table(
     names: Sequence[str],
     repeats: int,
     clock: Callable[[], float],
+    device: torch.device,
 ) -> str:
     """Return the table of the seconds of every peer and their ratio to the digital model."""
+    on_device = [{name: x.to(device) for name, x in batch.items()} for batch in batches]
 
     def reader(peer: nn.Module) -> Callable[[], None]:
         # As tasks evaluate.
         @torch.no_grad()
         def read() -> None:
-            for batch in batches:
+            for batch in on_device:
                 peer(**batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
 
         return read
 
     card = DeviceCard.load("ideal").with_(dac_bits=8, adc_bits=8, output_noise=0.04, tile_size=512)
     model.eval()
-    readers = {name: reader(PEERS[name](model, card).eval()) for name in names}
+    model.to(device)
+    readers = {name: reader(PEERS[name](model, card).to(device).eval()) for name in names}
     seconds = interleaved(readers, repeats, clock=clock)
     return ratio_table(title, seconds, "digital")
 
@@ -194,12 +203,13 @@ def lightning(model: nn.Module, dynamic: bool) -> nn.Module:
     return convert_to_analog(copy.deepcopy(model), config, exclude_modules=digital_layers(model))
 
 
+COMPILED = "aihwkit compiled tile"
 PEERS: dict[str, Callable[[nn.Module, DeviceCard], nn.Module]] = {
     "digital": lambda model, card: model,
     "aihwkit torch tile": lambda model, card: converted(
         model, configured(TorchInferenceRPUConfig(), card)
     ),
-    "aihwkit compiled tile": lambda model, card: converted(
+    COMPILED: lambda model, card: converted(
         model, configured(InferenceRPUConfig(), card)
     ),
     "ours": ours,

@@ -33,6 +33,7 @@ from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study.evaluator import processor
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
 from analog_grasp.training.distillation import draw_examples, fit_on_chips, set_parameters
 
@@ -92,7 +93,7 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     known = read(given.out)
     if "digital" not in known:
-        digital = asked.task.evaluate(load_base_model(asked.task, asked.model))
+        digital = asked.task.evaluate(load_base_model(asked.task, asked.model).to(processor()))
         known["digital"] = append(given.out, "digital", {"digital": digital})
     for device in given.devices:
         for treatment in given.treatments:
@@ -135,11 +136,11 @@ def measure(
     asked: Asked, device: str, treatment: dict[str, Any], times: list[str], chip: int
 ) -> dict[str, float]:
     """Return the perplexity at each time, on one chip."""
-    model: nn.Module = load_base_model(asked.task, asked.model)
+    model: nn.Module = load_base_model(asked.task, asked.model).to(processor())
     if groups := treatment.get("groups"):
         model = adapt(
             model, "grasp", task_type="CAUSAL_LM", groups=groups, target_modules="all-linear"
-        )
+        ).to(processor())
     deployment = mapped(asked, model, device, treatment)
     if groups:
         set_parameters(deployment.model, distilled(asked, deployment, device, groups))  # type: ignore[arg-type]

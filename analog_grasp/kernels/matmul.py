@@ -38,7 +38,8 @@ _WIDEST = 2**31 // _LARGEST**2
 # Sums of products below 2^24 are exact in float32 too.
 _WIDEST_IN_FLOAT32 = 2**24 // _LARGEST**2
 _INT8_CORES = (7, 5)
-_FEWEST_ROWS_ON_GPU = 32
+FEWEST_ROWS_ON_GPU = 32
+"""Rows that torch._int_mm takes on a GPU."""
 _LIMBS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 _NOT_A_NUMBER = np.float32(np.nan)
 _FINITE = np.int32(0x7F7FFFFF)
@@ -138,7 +139,7 @@ def analog_product(inputs: Tensor, limbs: Limbs, dac_step: float) -> Tensor:
     """
     codes = (inputs / dac_step).round().to(torch.int8)
     # The sizes that torch._int_mm takes on a GPU.
-    padded = functional.pad(codes, (0, 0, 0, max(_FEWEST_ROWS_ON_GPU - len(codes), 0)))
+    padded = functional.pad(codes, (0, 0, 0, max(FEWEST_ROWS_ON_GPU - len(codes), 0)))
     out = codes.new_empty(len(padded), len(limbs.values), dtype=torch.int32)
     sums = multiply(padded, limbs, out)[: len(codes)].to(inputs.dtype)
     product = torch.zeros_like(sums[:, : len(limbs.unit)])

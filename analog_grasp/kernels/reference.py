@@ -16,16 +16,20 @@ Where an output of a tile is clipped and bound management is iterative, the tile
 again with a halved, until no output is clipped or a limit is reached.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from analog_grasp.kernels import ReadSettings
-from analog_grasp.kernels.matmul import Limbs, analog_product
-from analog_grasp.kernels.rng import normal
+from analog_grasp.kernels.fused import fused
+from analog_grasp.kernels.matmul import FEWEST_ROWS_ON_GPU, Limbs, analog_product
+from analog_grasp.kernels.rng import key_tensor, normal, normal_of_key
 
 type Variance = Tensor | float | None
 """The variance of each weight from read to read: ``(D_out, width)``, or the same for all."""
@@ -87,7 +91,7 @@ def read(
         sizes = torch.tensor([tile.stop - tile.start for tile in tiles], device=x.device)
         bounds = x.new_tensor(output_ranges).repeat_interleave(sizes)
     y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key, limbs, bounds)
-    if settings.iterative:
+    if settings.iterative and bool(clipped.any()):
         by_tile = settings.by_tile(len(tiles), output_ranges)
         for tile, own in zip(tiles, by_tile, strict=True):
             rows = clipped[:, tile].any(1).nonzero().squeeze(1)
@@ -174,7 +178,50 @@ def _read_once(
 
     `bounds` is the largest output of each column, ``(D_out,)``, in place of that of the settings.
     """
-    gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
+    if not x.is_cuda or (torch.is_grad_enabled() and x.requires_grad):
+        return _compute(x, weight, variance, settings, input_range, reduction, key, limbs, bounds)
+    y, clipped = _compute_fused(
+        functional.pad(x, (0, 0, 0, max(FEWEST_ROWS_ON_GPU - len(x), 0))),
+        weight,
+        _number(variance, x.device),
+        _settings_on(x.device, settings),
+        _number(input_range, x.device),
+        _number(reduction, x.device),
+        key_tensor(key, x.device),
+        limbs,
+        bounds,
+    )
+    return y[: len(x)], clipped[: len(x)]
+
+
+def _number(value: Tensor | float | None, device: torch.device) -> Any:
+    """Return a number that varies as a tensor; others decide what is computed."""
+    if value is None or isinstance(value, Tensor) or value in (0.0, math.inf):
+        return value
+    return torch.tensor(value, device=device)
+
+
+@functools.lru_cache(1024)
+@torch.inference_mode(False)
+def _settings_on(device: torch.device, settings: ReadSettings) -> Any:
+    """Return the settings with numbers as tensors, so that all cards are compiled once."""
+    names = ("dac_step", "adc_step", "output_bound", "output_noise")
+    return replace(settings, **{n: _number(getattr(settings, n), device) for n in names})
+
+
+def _compute(
+    x: Tensor,
+    weight: Tensor,
+    variance: Variance,
+    settings: ReadSettings,
+    input_range: Tensor | float | None,
+    reduction: Tensor | float,
+    key: Tensor | int,
+    limbs: Limbs | None,
+    bounds: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute `_read_once`, of numbers or of tensors ``()``."""
+    gain: Any = 1.0 / ((1.0 if input_range is None else input_range) * reduction)
     if settings.by_maximum and input_range is None:
         largest = x.detach().abs().amax(1, keepdim=True)
         # Finite also where the largest is subnormal.
@@ -199,12 +246,12 @@ def _read_once(
     return out.clamp(-bound, bound) / gain, out.detach().abs() > bound
 
 
-def _output_std(inputs: Tensor, noise: float, variance: Variance) -> Tensor | float | None:
+def _output_std(inputs: Tensor, noise: Tensor | float, variance: Variance) -> Tensor | float | None:
     """Return the standard deviation of the outputs, None for exact ones."""
     if variance is None:
-        return noise or None
+        return noise if torch.is_tensor(noise) or noise else None
     squares = inputs.square()
-    if isinstance(variance, Tensor):
+    if isinstance(variance, Tensor) and variance.dim():
         return (squares @ variance.to(inputs.dtype).T + noise**2).sqrt()
     return (squares.sum(1, keepdim=True) * variance + noise**2).sqrt()
 
@@ -217,5 +264,10 @@ def _rounded(v: Tensor, step: Tensor | float) -> Tensor:
     return v + (rounded - v.detach()) if v.requires_grad else rounded
 
 
-def _normal_like(like: Tensor, key: int) -> Tensor:
+def _normal_like(like: Tensor, key: Tensor | int) -> Tensor:
+    if isinstance(key, Tensor):
+        return normal_of_key(key, *like.shape).to(like.dtype)
     return normal(key, like.shape, device=like.device, dtype=like.dtype)
+
+
+_compute_fused = fused(_compute)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.kernels.compiled import Floats, as_bits, parallel_kernel, polynomial
+from analog_grasp.kernels.fused import fused
 
 Words = NDArray[np.uint32]
 
@@ -123,7 +124,7 @@ def normal(
     columns = shape[-1] if shape else 1
     rows = math.prod(shape[:-1])
     if torch.device(device).type != "cpu":
-        return _normal_torch(key, rows, columns, torch.device(device)).view(shape).to(dtype)
+        return _normal_fused(key_tensor(key, device), rows, columns).view(shape).to(dtype)
     out = torch.empty(rows, columns)
     _normal_rows(rows, np.uint64(key & _WORD), out.numpy())
     return out.view(shape).to(dtype)
@@ -137,13 +138,18 @@ def uniform(key: int, shape: tuple[int, ...], *, device: torch.device | str) -> 
         True
     """
     columns = shape[-1] if shape else 1
-    bits = _bits_torch(key, math.prod(shape[:-1]), columns, torch.device(device))
+    bits = _bits_torch(key_tensor(key, device), math.prod(shape[:-1]), columns)
     return (bits >> 8).float().mul_(2.0**-24).view(shape)
 
 
 # The same integer arithmetic with torch's signed integers: products wrap around alike, and right
 # shifts are masked.
 _WORD = (1 << 64) - 1
+
+
+def key_tensor(key: int, device: torch.device | str) -> Tensor:
+    """Return a key as `normal_of_key` takes it: its lowest 64 bits, int64, ``()``."""
+    return torch.tensor(_signed(key), device=device)
 
 
 def _signed(word: int) -> int:
@@ -161,20 +167,20 @@ def _mixed_torch(h: Tensor, key: Tensor) -> Tensor:
     return h ^ (h >> 16)
 
 
-def _bits_torch(key: int, rows: int, columns: int, device: torch.device) -> Tensor:
+def _bits_torch(key: Tensor, rows: int, columns: int) -> Tensor:
     """Return `fill_bits` of rows whose first key is `row_key(key)`, int64, ``(rows, columns)``."""
-    z = (torch.arange(rows, device=device) + _signed(key)) * _signed(0x9E3779B97F4A7C15)
+    z = (torch.arange(rows, device=key.device) + key) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
     z = (z ^ _shifted(z, 31)).unsqueeze(1)
-    place = torch.arange(columns, device=device)
+    place = torch.arange(columns, device=key.device)
     return _mixed_torch((place + (z & 0xFFFFFFFF)) & 0xFFFFFFFF, _shifted(z, 32))
 
 
-def _normal_torch(key: int, rows: int, columns: int, device: torch.device) -> Tensor:
-    """Return `fill_normal` of rows whose first key is `row_key(key)`, ``(rows, columns)``."""
+def normal_of_key(key: Tensor, rows: int, columns: int) -> Tensor:
+    """Return standard normal deviates in plain torch: `normal` in float32, ``(rows, columns)``."""
     blocks = -(-columns // _BLOCK)
-    bits = _bits_torch(key, rows, blocks * _BLOCK, device).view(rows, blocks, 2, _HALF)
+    bits = _bits_torch(key, rows, blocks * _BLOCK).view(rows, blocks, 2, _HALF)
     first, second = bits.unbind(2)
     u = (first >> 1).float() + 0.5
     pattern = u.view(torch.int32)
@@ -195,3 +201,6 @@ def _horner(x: Tensor, highest: np.float32, *others: np.float32) -> Tensor:
     for coefficient in others:
         y = y * x + float(coefficient)
     return y
+
+
+_normal_fused = fused(normal_of_key)
