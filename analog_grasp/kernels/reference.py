@@ -198,11 +198,17 @@ def _number(value: Tensor | float | None, device: torch.device) -> Any:
     """Return a number that varies as a tensor; others decide what is computed."""
     if value is None or isinstance(value, Tensor) or value in (0.0, math.inf):
         return value
+    return _copied(value, device)
+
+
+@functools.lru_cache(4096)
+@torch.inference_mode(False)
+def _copied(value: float, device: torch.device) -> Tensor:
+    """Return a number on a device; a layer uses the same ones in every read."""
     return torch.tensor(value, device=device)
 
 
 @functools.lru_cache(1024)
-@torch.inference_mode(False)
 def _settings_on(device: torch.device, settings: ReadSettings) -> Any:
     """Return the settings with numbers as tensors, so that all cards are compiled once."""
     names = ("dac_step", "adc_step", "output_bound", "output_noise")

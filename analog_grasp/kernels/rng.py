@@ -142,6 +142,12 @@ def uniform(key: int, shape: tuple[int, ...], *, device: torch.device | str) -> 
     return (bits >> 8).float().mul_(2.0**-24).view(shape)
 
 
+# The polynomials as numbers that torch can compile, highest power first.
+_LOG = [float(c) for c in (_L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0)]
+_COSINE = [float(c) for c in (_C4, _C3, _C2, _C1, _C0)]
+_SINE = [float(c) for c in (_S4, _S3, _S2, _S1, _S0)]
+_LOG_OF_HALVING = float(_TWO_LN2)
+
 # The same integer arithmetic with torch's signed integers: products wrap around alike, and right
 # shifts are masked.
 _WORD = (1 << 64) - 1
@@ -185,21 +191,21 @@ def normal_of_key(key: Tensor, rows: int, columns: int) -> Tensor:
     u = (first >> 1).float() + 0.5
     pattern = u.view(torch.int32)
     m = (pattern & _MANTISSA).float() * 2.0**-23
-    low = _horner(m, _L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0)
+    low = _horner(m, _LOG)
     exponent = ((pattern >> 23) - _TOP).float()
-    radius = (low - exponent * float(_TWO_LN2)).abs().sqrt()
+    radius = (low - exponent * _LOG_OF_HALVING).abs().sqrt()
     t = ((second ^ (1 << 31)) - (1 << 31)).float() * 2.0**-32
     s = t * t
-    across = radius * (1 - 2 * (first & 1)) * _horner(s, _C4, _C3, _C2, _C1, _C0)
-    along = t * (_horner(s, _S4, _S3, _S2, _S1, _S0) * radius)
+    across = radius * (1 - 2 * (first & 1)) * _horner(s, _COSINE)
+    along = t * (_horner(s, _SINE) * radius)
     return torch.stack([across, along], 2).view(rows, blocks * _BLOCK)[:, :columns]
 
 
-def _horner(x: Tensor, highest: np.float32, *others: np.float32) -> Tensor:
+def _horner(x: Tensor, coefficients: list[float]) -> Tensor:
     """Evaluate a polynomial by Horner's scheme, as the kernel does."""
-    y = torch.full_like(x, float(highest))
-    for coefficient in others:
-        y = y * x + float(coefficient)
+    y = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        y = y * x + coefficient
     return y
 
 
