@@ -209,9 +209,7 @@ PEERS: dict[str, Callable[[nn.Module, DeviceCard], nn.Module]] = {
     "aihwkit torch tile": lambda model, card: converted(
         model, configured(TorchInferenceRPUConfig(), card)
     ),
-    COMPILED: lambda model, card: converted(
-        model, configured(InferenceRPUConfig(), card)
-    ),
+    COMPILED: lambda model, card: converted(model, configured(InferenceRPUConfig(), card)),
     "ours": ours,
     "ours, fixed ranges": lambda model, card: ours(model, card, RANGE),
     "ours, fast": lambda model, card: ours(model, card, dtype=torch.bfloat16),

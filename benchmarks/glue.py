@@ -43,11 +43,11 @@ class Training(NamedTuple):
 
 
 TRAININGS = {
-    "glue/sst2": Training(0.3, 32),
-    "glue/cola": Training(3.0, 32),
-    "glue/stsb": Training(4.0, 32),
-    "glue/mrpc": Training(5.0, 32),
-    "glue/rte": Training(6.0, 32),
+    "glue/sst2": Training(0.25, 32),
+    "glue/cola": Training(2.0, 32),
+    "glue/stsb": Training(3.0, 32),
+    "glue/mrpc": Training(4.0, 32),
+    "glue/rte": Training(5.0, 32),
 }
 ADAPTERS = ("grasp", "stochgrasp", "lora", "lora-all-linear", "ia3", "bitfit", "full")
 SHARES = (1.0, 0.25)

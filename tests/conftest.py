@@ -1,10 +1,16 @@
 """Small real architectures from random weights, shared by all tests."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton, which transformers imports, reads it as it is imported: the kernels for GPUs are then
+    # interpreted on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,

@@ -16,20 +16,16 @@ Where an output of a tile is clipped and bound management is iterative, the tile
 again with a halved, until no output is clipped or a limit is reached.
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from analog_grasp.kernels import ReadSettings
-from analog_grasp.kernels.fused import fused
-from analog_grasp.kernels.matmul import FEWEST_ROWS_ON_GPU, Limbs, analog_product
-from analog_grasp.kernels.rng import key_tensor, normal, normal_of_key
+from analog_grasp.kernels.matmul import Limbs, analog_product
+from analog_grasp.kernels.rng import has_triton, normal
 
 type Variance = Tensor | float | None
 """The variance of each weight from read to read: ``(D_out, width)``, or the same for all."""
@@ -178,56 +174,11 @@ def _read_once(
 
     `bounds` is the largest output of each column, ``(D_out,)``, in place of that of the settings.
     """
-    if not x.is_cuda or (torch.is_grad_enabled() and x.requires_grad):
-        return _compute(x, weight, variance, settings, input_range, reduction, key, limbs, bounds)
-    y, clipped = _compute_fused(
-        functional.pad(x, (0, 0, 0, max(FEWEST_ROWS_ON_GPU - len(x), 0))),
-        weight,
-        _number(variance, x.device),
-        _settings_on(x.device, settings),
-        _number(input_range, x.device),
-        _number(reduction, x.device),
-        key_tensor(key, x.device),
-        limbs,
-        bounds,
-    )
-    return y[: len(x)], clipped[: len(x)]
+    if limbs is not None and x.is_cuda and x.dtype == torch.float32 and has_triton():
+        from analog_grasp.kernels.gpu import read_once
 
-
-def _number(value: Tensor | float | None, device: torch.device) -> Any:
-    """Return a number that varies as a tensor; others decide what is computed."""
-    if value is None or isinstance(value, Tensor) or value in (0.0, math.inf):
-        return value
-    return _copied(value, device)
-
-
-@functools.lru_cache(4096)
-@torch.inference_mode(False)
-def _copied(value: float, device: torch.device) -> Tensor:
-    """Return a number on a device; a layer uses the same ones in every read."""
-    return torch.tensor(value, device=device)
-
-
-@functools.lru_cache(1024)
-def _settings_on(device: torch.device, settings: ReadSettings) -> Any:
-    """Return the settings with numbers as tensors, so that all cards are compiled once."""
-    names = ("dac_step", "adc_step", "output_bound", "output_noise")
-    return replace(settings, **{n: _number(getattr(settings, n), device) for n in names})
-
-
-def _compute(
-    x: Tensor,
-    weight: Tensor,
-    variance: Variance,
-    settings: ReadSettings,
-    input_range: Tensor | float | None,
-    reduction: Tensor | float,
-    key: Tensor | int,
-    limbs: Limbs | None,
-    bounds: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute `_read_once`, of numbers or of tensors ``()``."""
-    gain: Any = 1.0 / ((1.0 if input_range is None else input_range) * reduction)
+        return read_once(x, variance, settings, input_range, reduction, key, limbs, bounds)
+    gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
     if settings.by_maximum and input_range is None:
         largest = x.detach().abs().amax(1, keepdim=True)
         # Finite also where the largest is subnormal.
@@ -252,12 +203,12 @@ def _compute(
     return out.clamp(-bound, bound) / gain, out.detach().abs() > bound
 
 
-def _output_std(inputs: Tensor, noise: Tensor | float, variance: Variance) -> Tensor | float | None:
+def _output_std(inputs: Tensor, noise: float, variance: Variance) -> Tensor | float | None:
     """Return the standard deviation of the outputs, None for exact ones."""
     if variance is None:
-        return noise if torch.is_tensor(noise) or noise else None
+        return noise or None
     squares = inputs.square()
-    if isinstance(variance, Tensor) and variance.dim():
+    if isinstance(variance, Tensor):
         return (squares @ variance.to(inputs.dtype).T + noise**2).sqrt()
     return (squares.sum(1, keepdim=True) * variance + noise**2).sqrt()
 
@@ -270,10 +221,5 @@ def _rounded(v: Tensor, step: Tensor | float) -> Tensor:
     return v + (rounded - v.detach()) if v.requires_grad else rounded
 
 
-def _normal_like(like: Tensor, key: Tensor | int) -> Tensor:
-    if isinstance(key, Tensor):
-        return normal_of_key(key, *like.shape).to(like.dtype)
+def _normal_like(like: Tensor, key: int) -> Tensor:
     return normal(key, like.shape, device=like.device, dtype=like.dtype)
-
-
-_compute_fused = fused(_compute)

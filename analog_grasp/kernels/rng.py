@@ -4,7 +4,11 @@ They do not depend on the number of threads or on the order of calls, and are eq
 processor up to rounding.
 """
 
+import functools
+import importlib.util
 import math
+import os
+import shutil
 
 import numba
 import numpy as np
@@ -13,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analog_grasp.kernels.compiled import Floats, as_bits, parallel_kernel, polynomial
-from analog_grasp.kernels.fused import fused
 
 Words = NDArray[np.uint32]
 
@@ -21,7 +24,7 @@ Words = NDArray[np.uint32]
 # the radius sqrt(-2 ln u) times the sine and cosine of a random angle; the positions of a pair are
 # half a block apart. Logarithm, sine and cosine are polynomials, with errors of about 1e-6.
 _HALF = 64
-_BLOCK = 2 * _HALF
+BLOCK = 2 * _HALF
 
 # -2 ln of a mantissa 1 + m; cos(pi t) and sin(pi t) / t of s = t^2, for t in [-1/2, 1/2].
 _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = polynomial(lambda m: -2 * np.log1p(m), 0.0, 1.0, 7)
@@ -29,7 +32,7 @@ _C0, _C1, _C2, _C3, _C4 = polynomial(lambda s: np.cos(np.pi * np.sqrt(s)), 0.0, 
 _S0, _S1, _S2, _S3, _S4 = polynomial(lambda s: np.pi * np.sinc(np.sqrt(s)), 0.0, 0.25, 4)
 _TWO_LN2 = np.float32(2 * np.log(2))
 # The float32 exponent of 2^31, which represents u = 1.
-_TOP = 127 + 31
+TOP = 127 + 31
 _MANTISSA = 0x7FFFFF
 
 
@@ -62,11 +65,11 @@ def fill_bits(key: np.uint64, start: int, out: Words) -> None:
 @numba.njit(fastmath={"contract"})
 def fill_normal(key: np.uint64, out: Floats) -> None:
     """Fill a row with standard normal deviates, a function of position and key (of `row_key`)."""
-    whole = out.size - out.size % _BLOCK
-    for start in range(0, whole, _BLOCK):
-        _fill_block(key, start, out[start : start + _HALF], out[start + _HALF : start + _BLOCK])
+    whole = out.size - out.size % BLOCK
+    for start in range(0, whole, BLOCK):
+        _fill_block(key, start, out[start : start + _HALF], out[start + _HALF : start + BLOCK])
     if whole < out.size:
-        rest = np.empty(_BLOCK, np.float32)
+        rest = np.empty(BLOCK, np.float32)
         _fill_block(key, whole, rest[:_HALF], rest[_HALF:])
         out[whole:] = rest[: out.size - whole]
 
@@ -82,7 +85,7 @@ def _fill_block(key: np.uint64, start: int, across: Floats, along: Floats) -> No
         # sqrt(-2 ln u) of the upper 31 bits; the lowest bit selects the half of the circle.
         pattern = as_bits(np.float32(np.int32(first >> np.uint32(1))) + np.float32(0.5))
         # numba widens integer results to 64 bits; 32-bit integers fill a vector with twice as many.
-        exponent = np.float32(np.int32(np.int32(pattern >> np.int32(23)) - np.int32(_TOP)))
+        exponent = np.float32(np.int32(np.int32(pattern >> np.int32(23)) - np.int32(TOP)))
         m = np.float32(np.int32(pattern & np.int32(_MANTISSA))) * np.float32(2.0**-23)
         log = ((((((_L7 * m + _L6) * m + _L5) * m + _L4) * m + _L3) * m + _L2) * m + _L1) * m + _L0
         # Where u rounds to 1 the difference may be -1e-7.
@@ -123,8 +126,13 @@ def normal(
     """
     columns = shape[-1] if shape else 1
     rows = math.prod(shape[:-1])
-    if torch.device(device).type != "cpu":
-        return _normal_fused(key_tensor(key, device), rows, columns).view(shape).to(dtype)
+    where = torch.device(device)
+    if where.type == "cuda" and has_triton():
+        from analog_grasp.kernels.gpu import normal_on_gpu
+
+        return normal_on_gpu(key, rows, columns, where, dtype).view(shape)
+    if where.type != "cpu":
+        return _normal_torch(key, rows, columns, where).view(shape).to(dtype)
     out = torch.empty(rows, columns)
     _normal_rows(rows, np.uint64(key & _WORD), out.numpy())
     return out.view(shape).to(dtype)
@@ -138,27 +146,29 @@ def uniform(key: int, shape: tuple[int, ...], *, device: torch.device | str) -> 
         True
     """
     columns = shape[-1] if shape else 1
-    bits = _bits_torch(key_tensor(key, device), math.prod(shape[:-1]), columns)
+    bits = _bits_torch(key, math.prod(shape[:-1]), columns, torch.device(device))
     return (bits >> 8).float().mul_(2.0**-24).view(shape)
 
 
-# The polynomials as numbers that torch can compile, highest power first.
-_LOG = [float(c) for c in (_L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0)]
-_COSINE = [float(c) for c in (_C4, _C3, _C2, _C1, _C0)]
-_SINE = [float(c) for c in (_S4, _S3, _S2, _S1, _S0)]
-_LOG_OF_HALVING = float(_TWO_LN2)
+@functools.cache
+def has_triton() -> bool:
+    """Return whether the kernels for GPUs can be compiled: by Triton, which needs a C compiler."""
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
+# The polynomials for a GPU, highest power first.
+LOG = tuple(float(c) for c in (_L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0))
+COSINE = tuple(float(c) for c in (_C4, _C3, _C2, _C1, _C0))
+SINE = tuple(float(c) for c in (_S4, _S3, _S2, _S1, _S0))
+TWO_LN2 = float(_TWO_LN2)
 
 # The same integer arithmetic with torch's signed integers: products wrap around alike, and right
 # shifts are masked.
 _WORD = (1 << 64) - 1
 
 
-def key_tensor(key: int, device: torch.device | str) -> Tensor:
-    """Return a key as `normal_of_key` takes it: its lowest 64 bits, int64, ``()``."""
-    return torch.tensor(_signed(key), device=device)
-
-
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """Return the signed 64-bit integer with the bits of `word`."""
     return ((word & _WORD) ^ (1 << 63)) - (1 << 63)
 
@@ -173,40 +183,37 @@ def _mixed_torch(h: Tensor, key: Tensor) -> Tensor:
     return h ^ (h >> 16)
 
 
-def _bits_torch(key: Tensor, rows: int, columns: int) -> Tensor:
+def _bits_torch(key: int, rows: int, columns: int, device: torch.device) -> Tensor:
     """Return `fill_bits` of rows whose first key is `row_key(key)`, int64, ``(rows, columns)``."""
-    z = (torch.arange(rows, device=key.device) + key) * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    z = (torch.arange(rows, device=device) + signed(key)) * signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shifted(z, 30)) * signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * signed(0x94D049BB133111EB)
     z = (z ^ _shifted(z, 31)).unsqueeze(1)
-    place = torch.arange(columns, device=key.device)
+    place = torch.arange(columns, device=device)
     return _mixed_torch((place + (z & 0xFFFFFFFF)) & 0xFFFFFFFF, _shifted(z, 32))
 
 
-def normal_of_key(key: Tensor, rows: int, columns: int) -> Tensor:
-    """Return standard normal deviates in plain torch: `normal` in float32, ``(rows, columns)``."""
-    blocks = -(-columns // _BLOCK)
-    bits = _bits_torch(key, rows, blocks * _BLOCK).view(rows, blocks, 2, _HALF)
+def _normal_torch(key: int, rows: int, columns: int, device: torch.device) -> Tensor:
+    """Return `fill_normal` of rows whose first key is `row_key(key)`, ``(rows, columns)``."""
+    blocks = -(-columns // BLOCK)
+    bits = _bits_torch(key, rows, blocks * BLOCK, device).view(rows, blocks, 2, _HALF)
     first, second = bits.unbind(2)
     u = (first >> 1).float() + 0.5
     pattern = u.view(torch.int32)
     m = (pattern & _MANTISSA).float() * 2.0**-23
-    low = _horner(m, _LOG)
-    exponent = ((pattern >> 23) - _TOP).float()
-    radius = (low - exponent * _LOG_OF_HALVING).abs().sqrt()
+    low = _horner(m, LOG)
+    exponent = ((pattern >> 23) - TOP).float()
+    radius = (low - exponent * TWO_LN2).abs().sqrt()
     t = ((second ^ (1 << 31)) - (1 << 31)).float() * 2.0**-32
     s = t * t
-    across = radius * (1 - 2 * (first & 1)) * _horner(s, _COSINE)
-    along = t * (_horner(s, _SINE) * radius)
-    return torch.stack([across, along], 2).view(rows, blocks * _BLOCK)[:, :columns]
+    across = radius * (1 - 2 * (first & 1)) * _horner(s, COSINE)
+    along = t * (_horner(s, SINE) * radius)
+    return torch.stack([across, along], 2).view(rows, blocks * BLOCK)[:, :columns]
 
 
-def _horner(x: Tensor, coefficients: list[float]) -> Tensor:
+def _horner(x: Tensor, terms: tuple[float, ...]) -> Tensor:
     """Evaluate a polynomial by Horner's scheme, as the kernel does."""
-    y = torch.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        y = y * x + coefficient
+    y = torch.full_like(x, terms[0])
+    for term in terms[1:]:
+        y = y * x + term
     return y
-
-
-_normal_fused = fused(normal_of_key)

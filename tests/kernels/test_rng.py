@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
-from analog_grasp.kernels.rng import key_tensor, normal, normal_of_key, uniform
+from analog_grasp.kernels.rng import _normal_torch, normal, uniform
 
 CPU = torch.device("cpu")
 FLOAT = torch.float32
@@ -16,7 +16,7 @@ FLOAT = torch.float32
 @given(key=st.integers(-(2**63), 2**64), rows=st.integers(0, 40), columns=st.integers(0, 300))
 def test_torch_equals_the_kernel(key, rows, columns):
     by_kernel = normal(key, (rows, columns), device=CPU, dtype=FLOAT)
-    by_torch = normal_of_key(key_tensor(key, CPU), rows, columns)
+    by_torch = _normal_torch(key, rows, columns, CPU)
     apart = (by_kernel - by_torch).abs()
     assert (apart < 1e-3).all()
     # The error of a radius is that of its square over twice the radius: few are so near to 0.
