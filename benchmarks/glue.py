@@ -1,7 +1,7 @@
 """Digital GLUE scores of every adapter, with the number of trained parameters.
 
-Trains every adapter without noise on CoLA, SST-2, MRPC, RTE and STS-B, from three seeds. Prints mean
-and standard deviation of each score on the validation set, the mean over tasks, the number of
+Trains every adapter without noise on CoLA, SST-2, MRPC, RTE and STS-B, from three seeds. Prints
+mean and standard deviation of each score on the validation set, the mean over tasks, the number of
 trained parameters, and the learning rates.
 
     python benchmarks/glue.py --data-dir path/to/glue --model path/to/all-mpnet-base-v2 --bf16
@@ -104,7 +104,8 @@ def _is_measured(asked: argparse.Namespace, seed: int, task: str, adapter: str) 
         if not all(path.is_file() for path in found):
             return False
         shares = [best_share(asked, task, adapter)]
-    return all([_is_done(asked, Run(seed, task, adapter, share)) for share in shares])
+    found = [_is_done(asked, Run(seed, task, adapter, share)) for share in shares]
+    return all(found)
 
 
 def _is_done(asked: argparse.Namespace, run: Run) -> bool:

@@ -175,9 +175,9 @@ def _read_once(
     `bounds` is the largest output of each column, ``(D_out,)``, in place of that of the settings.
     """
     if limbs is not None and x.is_cuda and x.dtype == torch.float32 and has_triton():
-        from analog_grasp.kernels.gpu import read_once
+        from analog_grasp.kernels import cuda
 
-        return read_once(x, variance, settings, input_range, reduction, key, limbs, bounds)
+        return cuda.read_once(x, variance, settings, input_range, reduction, key, limbs, bounds)
     gain: Tensor | float = 1.0 / ((input_range or 1.0) * reduction)
     if settings.by_maximum and input_range is None:
         largest = x.detach().abs().amax(1, keepdim=True)

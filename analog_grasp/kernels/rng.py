@@ -128,9 +128,9 @@ def normal(
     rows = math.prod(shape[:-1])
     where = torch.device(device)
     if where.type == "cuda" and has_triton():
-        from analog_grasp.kernels.gpu import normal_on_gpu
+        from analog_grasp.kernels import cuda
 
-        return normal_on_gpu(key, rows, columns, where, dtype).view(shape)
+        return cuda.normal(key, rows, columns, device=where, dtype=dtype).view(shape)
     if where.type != "cpu":
         return _normal_torch(key, rows, columns, where).view(shape).to(dtype)
     out = torch.empty(rows, columns)

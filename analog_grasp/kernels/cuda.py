@@ -4,8 +4,6 @@ The same computation as `analog_grasp.kernels.reference` in plain torch, which r
 missing. Both draw the same noise as the kernels for CPUs, up to rounding.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -29,9 +27,12 @@ _LARGEST_FLOAT = tl.constexpr(float(torch.finfo(torch.float32).max))
 _INFINITY = tl.constexpr(float("inf"))
 _ROWS = 8
 
+# Triton compiles no function with type hints other than its own.
+
 
 @triton.jit
 def _mixed(h, key):
+    """Return `rng._mixed`."""
     h = ((h ^ (h >> 16)) * 0x7FEB352D) ^ key
     h = (h ^ (h >> 15)) * 0x846CA68B
     return h ^ (h >> 16)
@@ -61,6 +62,7 @@ def _normal_pairs(key, rows, block):
 
 @triton.jit(do_not_specialize=["key", "rows"])
 def _normal_kernel(out, key, rows, columns, ROWS: tl.constexpr):
+    """Fill some rows of a block of columns."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * 2 * _HALF + tl.arange(0, _HALF)[None, :]
     across, along = _normal_pairs(key, row, tl.program_id(1))
@@ -72,9 +74,10 @@ def _normal_kernel(out, key, rows, columns, ROWS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def _convert_kernel(
-    x, codes, gains, squares, rows, width, stride, scale, reduction, steps,
-    BY_MAXIMUM: tl.constexpr, WIDTH: tl.constexpr,
+    x, codes, gains, squares, rows, width, stride, scale,
+    reduction, steps, BY_MAXIMUM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """DAC, one row per program: see `cpu.convert_inputs`; `steps` is the reciprocal of a step."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = (column < width) & (row < rows)
@@ -97,10 +100,16 @@ def _convert_kernel(
 
 @triton.jit(do_not_specialize=["key", "rows"])
 def _output_kernel(
-    sums, units, gains, squares, matrix, bounds, out, clipped, key, rows, columns, noise, variance,
-    step, bound, LIMBS: tl.constexpr, NOISY: tl.constexpr, MATRIX: tl.constexpr,
+    sums, units, gains, squares, matrix, bounds, out,
+    clipped, key, rows, columns, noise, variance, step,
+    bound, LIMBS: tl.constexpr, NOISY: tl.constexpr, MATRIX: tl.constexpr,
     ROUNDED: tl.constexpr, BOUNDS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """Limbs, noise, ADC, clipping and scale of some rows and one block of columns.
+
+    `matrix` is the variance of each output, ``(rows, columns)``; `bounds` the ADC's largest output
+    in each column. Either is any tensor where it is not used.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     half = tl.program_id(1) * 2 * _HALF + tl.arange(0, _HALF)[None, :]
     gain = tl.load(gains + row, mask=row < rows, other=1.0)[:, None]
@@ -137,7 +146,9 @@ def _output_kernel(
         tl.store(out + cell, value, mask=inside)
 
 
-def normal_on_gpu(key: int, rows: int, columns: int, device: Any, dtype: torch.dtype) -> Tensor:
+def normal(
+    key: int, rows: int, columns: int, *, device: torch.device | str, dtype: torch.dtype
+) -> Tensor:
     """Return standard normal deviates, ``(rows, columns)``; see `rng.normal`."""
     out = torch.empty(rows, columns, device=device, dtype=dtype)
     if out.numel():

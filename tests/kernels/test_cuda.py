@@ -1,5 +1,8 @@
 """The kernels for GPUs: interpreted on a CPU where there is none."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,9 +15,9 @@ from analog_grasp.kernels.matmul import pack
 
 pytest.importorskip("triton", reason="Triton is not installed")
 HAS_GPU = torch.cuda.is_available()
-from analog_grasp.kernels import gpu  # noqa: E402
+from analog_grasp.kernels import cuda  # noqa: E402
 
-DEVICE = "cuda" if HAS_GPU else "cpu"
+DEVICE, FLOAT = "cuda" if HAS_GPU else "cpu", torch.float32
 MAXIMUM = ReadSettings(
     dac_step=1 / 127, adc_step=0.1, output_bound=12.0, output_noise=0.04, by_maximum=True
 )
@@ -24,9 +27,9 @@ FIXED = replace(MAXIMUM, dac_step=1 / 63, output_bound=8.0, by_maximum=False)
 @pytest.mark.parametrize("shape", [(5, 7), (9, 300), (1, 128), (0, 4)])
 @pytest.mark.parametrize("key", [1, 3, -(2**63), 2**64 - 1])
 def test_random_numbers_are_those_of_the_processor(key, shape):
-    found = gpu.normal_on_gpu(key, *shape, DEVICE, torch.float32).cpu()
+    found = cuda.normal(key, *shape, device=DEVICE, dtype=FLOAT).cpu()
     torch.testing.assert_close(
-        found, rng.normal(key, shape, device="cpu", dtype=torch.float32), atol=1e-4, rtol=1e-4
+        found, rng.normal(key, shape, device="cpu", dtype=FLOAT), atol=1e-4, rtol=1e-4
     )
 
 
@@ -48,7 +51,7 @@ def test_a_read_is_that_of_plain_torch(settings, input_range, reduction, varianc
     expected, beyond = read_in_torch(x, variance, given, packed)
     there = [v.to(DEVICE) if isinstance(v, Tensor) else v for v in (x, variance, weight)]
     packed = pack(there[2], limbs, settings.dac_step)
-    found, clipped = (each.cpu() for each in gpu.read_once(*there[:2], *given, packed, None))
+    found, clipped = (each.cpu() for each in cuda.read_once(*there[:2], *given, packed, None))
     assert found[4].isnan().all()
     assert expected[4].isnan().all()
     good = [row for row in range(40) if row not in (4, 5)]
@@ -71,12 +74,38 @@ def test_ranges_of_tiles_clip_their_own_columns():
     bounds = torch.tensor([0.5] * 8 + [12.0] * 8, device=DEVICE)
     settings = replace(MAXIMUM, output_noise=0.0)
     packed = pack(weight.to(DEVICE), 3, settings.dac_step)
-    read = gpu.read_once(x.to(DEVICE), None, settings, None, 1.0, 0, packed, bounds)
+    read = cuda.read_once(x.to(DEVICE), None, settings, None, 1.0, 0, packed, bounds)
     found, clipped = (each.cpu() for each in read)
     assert clipped[:, :8].any()
     assert not clipped[:, 8:].any()
     scaled = found / x.abs().amax(1, keepdim=True)
     assert scaled[:, :8].abs().max() <= 0.5 + 1e-5
+
+
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from analog_grasp.kernels import cuda
+
+POINTERS = {
+    "codes": "*i8", "clipped": "*i8", "sums": "*i32", **dict.fromkeys(
+        ("x", "gains", "squares", "units", "matrix", "bounds", "out"), "*fp32")}
+WHOLE = ("key", "rows", "columns", "width", "stride")
+CONSTANT = {"ROWS": 8, "WIDTH": 512, "LIMBS": 3, "BY_MAXIMUM": True, "NOISY": True,
+            "MATRIX": True, "ROUNDED": True, "BOUNDS": True}
+for kernel in (cuda._normal_kernel, cuda._convert_kernel, cuda._output_kernel):
+    types = {name: POINTERS.get(name, "i64" if name == "key" else "i32" if name in WHOLE else
+                                "constexpr" if name in CONSTANT else "fp32")
+             for name in kernel.arg_names}
+    constant = {name: value for name, value in CONSTANT.items() if name in types}
+    source = ASTSource(fn=kernel, signature=types, constexprs=constant)
+    assert compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_here():
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", COMPILED], env=environment, check=True)
 
 
 def test_without_a_compiler_plain_torch_is_used(monkeypatch):
