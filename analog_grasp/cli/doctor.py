@@ -211,10 +211,15 @@ def _threads() -> Finding | str:
 def _gpu() -> Finding | str:
     import torch
 
+    from analog_grasp.kernels.rng import has_triton
+
     if torch.cuda.is_available():
         # A GPU too new or too old for this torch is available, and fails at its first kernel.
         torch.ones(2, 2, device="cuda").sum().item()
-        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        text = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        if not has_triton():
+            return Finding("note", f"{text}, without its kernels", "install triton and gcc")
+        return text
     if shutil.which("nvidia-smi"):
         text = f"one is present, but torch {torch.__version__} cannot use it"
         return Finding(

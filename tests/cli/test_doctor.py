@@ -194,6 +194,16 @@ def test_a_gpu_that_torch_cannot_work_on(monkeypatch):
     assert "no kernel image" in found.text
 
 
+def test_a_gpu_without_triton_is_a_note(monkeypatch):
+    ones = torch.ones(2, 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: ones)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr("analog_grasp.kernels.rng.has_triton", lambda: False)
+    found = CHECKS["GPU"]()
+    assert (found.state, found.fix) == ("note", "install triton and gcc")
+
+
 def test_more_threads_than_cores_is_a_note(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
     found = CHECKS["threads"]()
