@@ -13,18 +13,20 @@ from analog_grasp.adapters.frozen import LayerPattern, fold
 from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar import mapping, saving
 from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
+from analog_grasp.crossbar.deployment_report import (
+    DeploymentReport,
+    LayerReport,
+    digital_modules,
+)
 from analog_grasp.crossbar.forward_hooks import ChipState, ForwardHooks, hooks_of
 from analog_grasp.crossbar.mapping import Clip, RangeRule
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, put_into_devices
 from analog_grasp.crossbar.tile_sets import (
-    DeploymentReport,
     DeploymentSettings,
     FirstToken,
-    LayerReport,
     TileBackend,
     TileSets,
     copy_sharing_frozen,
-    digital_modules,
 )
 from analog_grasp.devices.card import Device, DeviceCard, Effect
 from analog_grasp.utils.errors import unknown_name

@@ -1,7 +1,7 @@
-"""The layers on tiles of a chip, the frozen weights that they replace, and what stays digital."""
+"""The layers on tiles of a chip, and the frozen weights that they replace."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -36,8 +36,6 @@ FirstToken = Literal["analog", "digital"]
 """Where the first token of each sequence is computed: on the tiles, or exactly beside them."""
 
 _AIHWKIT_CONFIGS = {"rpucuda": compiled_config, "ir-drop": wired_config}
-# More than these are summed up in the text of a report.
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -262,7 +260,7 @@ def copy_sharing_frozen(
     weights = [layer.weight for _, layer in linear]
     weights += [getattr(each.module, each.attribute) for each in fused]
     on_tiles = {id(weight): weight for weight in weights}
-    own = _added_by_adapters(model) | on_tiles.keys()
+    own = added_by_adapters(model) | on_tiles.keys()
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             own.update(id(parameter) for parameter in module.modules_to_save.parameters())
@@ -277,7 +275,7 @@ def copy_sharing_frozen(
     return copy.deepcopy(model, {**on_tiles, **references}), shared
 
 
-def _added_by_adapters(model: nn.Module) -> set[int]:
+def added_by_adapters(model: nn.Module) -> set[int]:
     """Return the identities of the parameters that adapters have added to a model's layers."""
     return {
         id(parameter)
@@ -287,110 +285,6 @@ def _added_by_adapters(model: nn.Module) -> set[int]:
         if name != "base_layer"
         for parameter in part.parameters()
     }
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """The tiles of one layer, and the difference of its weights from their targets.
-
-    Attributes:
-        name: The layer's name in the base model.
-        tiles: Number of tiles.
-        cells: Cross-points that store a weight.
-        use: Share of the tiles' cross-points that store a weight.
-        weight_error: Root mean square of (weight now - target), in units of the column maximum.
-    """
-
-    name: str
-    tiles: int
-    cells: int
-    use: float
-    weight_error: float
-
-
-@dataclass(frozen=True)
-class DigitalModule:
-    """A module whose weights are not on tiles.
-
-    Attributes:
-        name: The module's name in the base model.
-        kind: The name of its class.
-        weights: Elements of its parameters with two or more axes, without biases.
-    """
-
-    name: str
-    kind: str
-    weights: int
-
-
-class DeploymentReport(list[LayerReport]):
-    """The report of each layer on tiles, and what is not on tiles.
-
-    Args:
-        layers: The layers on tiles.
-        digital: The modules with weights that are not on tiles, the largest first.
-        unread: The names of layers on tiles that no forward pass has used; empty before the
-            first pass.
-
-    Example:
-        >>> report = DeploymentReport(
-        ...     [LayerReport("dense", 1, 300, 0.1, 0.02)], [DigitalModule("conv", "Conv1d", 100)])
-        >>> print(report)
-        75.0% of the weights are on tiles; digital: conv (Conv1d, 100)
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[LayerReport],
-        digital: Sequence[DigitalModule] = (),
-        unread: Sequence[str] = (),
-    ) -> None:
-        super().__init__(layers)
-        self.digital, self.unread = list(digital), list(unread)
-
-    @property
-    def share_on_tiles(self) -> float:
-        """The share of the model's weights that is on tiles; adapters are not counted."""
-        cells = sum(layer.cells for layer in self)
-        return cells / max(cells + sum(module.weights for module in self.digital), 1)
-
-    def __str__(self) -> str:
-        listed = [f"{m.name} ({m.kind}, {m.weights:,})" for m in self.digital[:_LISTED]]
-        if more := self.digital[_LISTED:]:
-            listed.append(f"{len(more)} more ({sum(m.weights for m in more):,})")
-        text = f"{self.share_on_tiles:.1%} of the weights are on tiles"
-        text += f"; digital: {', '.join(listed)}" if listed else ""
-        if self.unread:
-            names = ", ".join(self.unread[:_LISTED])
-            more_names = len(self.unread) - _LISTED
-            names += f" and {more_names} more" if more_names > 0 else ""
-            text += f"; on tiles but not used by any forward pass: {names}"
-        return text
-
-
-def digital_modules(model: nn.Module) -> list[DigitalModule]:
-    """Return the modules of a deployed model that have weights of their own, the largest first.
-
-    Parameters of adapters, biases and norms are not counted; a shared parameter is counted once.
-    """
-    others = _added_by_adapters(model)
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            others.update(id(parameter) for parameter in module.original_module.parameters())
-        elif isinstance(module, ChipLayer):
-            others.update(id(parameter) for parameter in module.parameters())
-    found = []
-    for path, module in model.named_modules():
-        own = [
-            parameter
-            for name, parameter in module.named_parameters(recurse=False)
-            if parameter.dim() > 1 and "bias" not in name and id(parameter) not in others
-        ]
-        others.update(id(parameter) for parameter in own)
-        if own:
-            weights = sum(parameter.numel() for parameter in own)
-            found.append(DigitalModule(base_name(path), type(module).__name__, weights))
-    return sorted(found, key=lambda module: -module.weights)
 
 
 def _dense_layer(name: str, layer: FrozenLayer) -> FrozenLayer:
