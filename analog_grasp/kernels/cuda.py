@@ -169,7 +169,7 @@ def read_once(
 ) -> tuple[Tensor, Tensor]:
     """Read tiles once; arguments and results as `reference._read_once`."""
     (rows, width), columns = x.shape, len(limbs.unit)
-    # The rows beyond the inputs are computed and left out.
+    # The rows beyond the inputs are computed and dropped.
     padded = max(rows, FEWEST_ROWS_ON_GPU)
     codes = x.new_empty(padded, width, dtype=torch.int8)
     gains, squares = x.new_empty(2, padded).unbind()
