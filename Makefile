@@ -1,9 +1,6 @@
 # Quickstart: `make compare` runs the default comparison, `make test` the tests.
 # Both create the environment in .venv and update it when pyproject.toml changes.
 
-# Idle OpenMP threads release their core; this decides the speed on a shared machine.
-export OMP_WAIT_POLICY := passive
-
 PYTHON ?= python3
 # `compare` needs the package alone; the other targets add the development tools to it.
 PACKAGE := .venv/.installed
