@@ -100,12 +100,13 @@ def _is_measured(asked: argparse.Namespace, seed: int, task: str, adapter: str) 
     first = asked.seeds[0]
     shares = asked.shares
     if seed != first:
-        found = [Run(first, task, adapter, share).path(asked.out) for share in shares]
-        if not all(path.is_file() for path in found):
+        searched = [Run(first, task, adapter, share).path(asked.out) for share in shares]
+        if not all(path.is_file() for path in searched):
             return False
         shares = [best_share(asked, task, adapter)]
-    found = [_is_done(asked, Run(seed, task, adapter, share)) for share in shares]
-    return all(found)
+    # All of them, also where another process is at work on one.
+    done = [_is_done(asked, Run(seed, task, adapter, share)) for share in shares]
+    return all(done)
 
 
 def _is_done(asked: argparse.Namespace, run: Run) -> bool:

@@ -13,10 +13,8 @@ from analog_grasp import DeviceCard, deploy
 from analog_grasp.kernels import ReadSettings, reference, rng
 from analog_grasp.kernels.matmul import pack
 
-pytest.importorskip("triton", reason="Triton is not installed")
+cuda = pytest.importorskip("analog_grasp.kernels.cuda", reason="Triton is not installed")
 HAS_GPU = torch.cuda.is_available()
-from analog_grasp.kernels import cuda  # noqa: E402
-
 DEVICE, FLOAT = "cuda" if HAS_GPU else "cpu", torch.float32
 MAXIMUM = ReadSettings(
     dac_step=1 / 127, adc_step=0.1, output_bound=12.0, output_noise=0.04, by_maximum=True
