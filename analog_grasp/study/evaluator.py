@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
 
 from analog_grasp.adapters.frozen import base_name
+from analog_grasp.adapters.registry import kind_of
 from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.hardware import HardwareSettings
@@ -23,6 +24,7 @@ from analog_grasp.study.records import (
     TreatedAdapter,
     training_folder,
 )
+from analog_grasp.study.sections import GRASP
 from analog_grasp.tasks import Task
 from analog_grasp.training import AgeSchedule, recalibrate
 from analog_grasp.training.distillation import adapter_parameters
@@ -92,6 +94,7 @@ class Evaluator:
         cards: The device cards by name.
         hardware: Placement, switches and calibration of the deployments.
         recalibrated: The folder in which recalibrated adapters are saved; None to save none.
+        refit: Arguments of `recalibrate` for GRASP and StochGRASP.
         schedules: The adapters by age, by trained adapter and device.
     """
 
@@ -100,6 +103,7 @@ class Evaluator:
     cards: dict[str, DeviceCard]
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     recalibrated: Path | None = None
+    refit: Mapping[str, Any] = field(default_factory=dict)
     schedules: dict[tuple[ModelKey, str], AgeSchedule] = field(default_factory=dict)
     _deployed: tuple[str, dict[ModelKey, tuple[Deployment, nn.Module]]] = field(
         default=("", {}), init=False, repr=False
@@ -157,8 +161,9 @@ class Evaluator:
             return scheduled
         if not variant.examples:
             return model
+        refit = self.refit if kind_of(model) in GRASP.adapters else {}
         result = recalibrate(
-            deployment, self.task, examples=variant.examples, model=model, seed=chip.seed
+            deployment, self.task, examples=variant.examples, model=model, seed=chip.seed, **refit
         )
         if self.recalibrated is not None:
             place = place_name(f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}")

@@ -125,7 +125,7 @@ class _Run:
 
     def execute(self) -> None:
         """Train and measure until nothing is missing."""
-        study, trainings = self.study, 0
+        study, trainings, run = self.study, 0, self.study.config.run
         cards = {name: card_hash(card) for name, card in study.cards.items()}
         for name, hashed in cards.items():
             self.store.set_card(name, hashed)
@@ -135,8 +135,9 @@ class _Run:
             evaluator = Evaluator(
                 *(study.task, self.models, study.cards, study.config.hardware),
                 recalibrated=study.directory / "recalibrated",
+                refit={"method": run.recalibrate_method, "groups": run.recalibrate_groups},
             )
-            if study.config.run.schedule:
+            if run.schedule:
                 self._fit_schedules(evaluator)
             self.origins = {
                 (subject, device): self._origin(subject, hashed)
@@ -147,7 +148,7 @@ class _Run:
         if self.leases.acquire(LAYERS_FILE):
             self._write_layers(evaluator)
             self.leases.release(LAYERS_FILE)
-        if study.config.run.costs and self.leases.acquire(COSTS_FILE):
+        if run.costs and self.leases.acquire(COSTS_FILE):
             self._write_costs()
             self.leases.release(COSTS_FILE)
 
@@ -247,6 +248,9 @@ class _Run:
         variant = TreatedAdapter.parse(subject.adapter)
         if variant.examples:
             changes["recalibrate"] = variant.examples
+            for name in ("recalibrate_method", "recalibrate_groups"):
+                if self.study.config.is_changed(name):
+                    changes[name] = self.study.config.value(name)
         parts = [f"{name}={value}" for name, value in changes.items()]
         if variant.treatment == SCHEDULED:
             parts.append(SCHEDULED)

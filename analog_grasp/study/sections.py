@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from analog_grasp.utils.time import format_time, parse_time
-from analog_grasp.utils.types import DEFAULT_GROUPS, DEFAULT_MODEL, SHIFT_LR_RATIO, Sampling
+from analog_grasp.utils.types import (
+    DEFAULT_GROUPS,
+    DEFAULT_MODEL,
+    SHIFT_LR_RATIO,
+    RefitMethod,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from analog_grasp.tasks import Task
@@ -95,6 +101,7 @@ _TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
 _UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
 _SEVERAL = ("trainings", lambda trainings: trainings > 1, "trainings of 2 or more")
 _DIGITAL = ("placement", lambda placement: placement == "digital", "the placement digital")
+_REFITTED = Note(adapters=GRASP.adapters, needs=(("recalibrate", bool, "recalibrate"),))
 
 # Settings that change a task's data, its text generation and its windows.
 _DATA = ("max_length", "text_column", "label_column")
@@ -324,6 +331,17 @@ class RunSettings(Section):
         max_length=10,
         description="Also measure each adapter after recalibration on the chip at each drift time, "
         "once with each of these numbers of unlabelled examples, such as 16,64.",
+    )
+    recalibrate_method: Annotated[RefitMethod, _REFITTED] = Field(
+        default="gradient",
+        description="The method of the recalibration: gradient, least-squares (layer by layer, in "
+        "closed form) or statistics (mean and standard deviation of each group's inputs).",
+    )
+    recalibrate_groups: Annotated[Count | None, replace(_REFITTED, default="the adapter's")] = (
+        Field(
+            default=None,
+            description="Groups per layer of the re-fitted adapter, a multiple of the adapter's.",
+        )
     )
     schedule: Annotated[Literal["simulated"] | None, Note("off", needs=(_DIGITAL,))] = Field(
         default=None,

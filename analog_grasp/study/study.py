@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from analog_grasp.adapters.registry import check_placement, kind_of
+from analog_grasp.adapters.registry import ADAPTERS, check_placement, kind_of
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.config import StudyConfig, check_study, is_saved
+from analog_grasp.study.config import SETTINGS, StudyConfig, check_effects, check_study, is_saved
 from analog_grasp.study.evaluator import Chip, Subject
 from analog_grasp.study.provenance import open_run
 from analog_grasp.study.records import (
@@ -139,16 +139,19 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
     check_study(config)
     task = config.task.load()
     adapters = adapter_names(config.model.adapters)
-    loaded = {}
+    loaded, kinds = {}, []
     for name, asked in adapters.items():
         if is_saved(asked):
             loaded[name, 0] = load_with_hash(
                 Path(asked), config.model.name, task, config.model.trust_remote_code
             )
-            if kind := kind_of(loaded[name, 0][0]):
+            kinds.append(kind := kind_of(loaded[name, 0][0]) or "another PEFT method")
+            if kind in ADAPTERS:
                 check_placement(kind, config.hardware.placement)
         else:
+            kinds.append(asked)
             new_adapter(config, task, asked)
+    check_effects(config, kinds, (n for n, s in SETTINGS.items() if s.section == "run"))
     resumed = open_run(directory, config)
     return Study(resumed, task, resumed.hardware.cards(), adapters, directory, loaded)
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from analog_grasp.crossbar import Deployment
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
-    HIDDEN_WEIGHT,
     Batch,
     Teacher,
     adapter_parameters,
@@ -37,10 +36,12 @@ from analog_grasp.training.fit_methods import (
 )
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.types import RefitMethod
 
-Method = Literal["gradient", "least-squares", "statistics"]
 Backward = Literal["target", "chip"]
 _REPORT_FILE = "recalibration.json"
+# Ten times that of the second stage: each of few examples has few outputs, but many hidden states.
+_HIDDEN_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Recalibration:
     device: str
     chip: int
     time_s: float
-    method: Method
+    method: RefitMethod
     examples: int
     labels: bool
     loss_before: float
@@ -107,10 +108,10 @@ def recalibrate(
     *,
     examples: int = 64,
     labels: bool = False,
-    method: Method = "gradient",
+    method: RefitMethod = "gradient",
     backward: Backward = "target",
     groups: int | None = None,
-    hidden_weight: float = HIDDEN_WEIGHT,
+    hidden_weight: float = _HIDDEN_WEIGHT,
     steps: int = 100,
     learning_rate: float | None = None,
     batch_size: int | None = None,
@@ -220,8 +221,8 @@ def _checked(
     backward: str,
 ) -> PeftModel:
     """Return the model to recalibrate, once the request is known to be valid."""
-    if method not in get_args(Method):
-        raise ValueError(unknown_name("method", method, get_args(Method)))
+    if method not in get_args(RefitMethod):
+        raise ValueError(unknown_name("method", method, get_args(RefitMethod)))
     if backward not in get_args(Backward):
         raise ValueError(unknown_name("backward", backward, get_args(Backward)))
     if deployment.seed is None:

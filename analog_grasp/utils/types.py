@@ -35,5 +35,8 @@ Sampling = Literal["feature", "group", "weight", "token"]
 ProgrammingError = Literal["device", "learned"]
 """Programming error of a programmed adapter's parameters: the device's, or the learned one."""
 
+RefitMethod = Literal["gradient", "least-squares", "statistics"]
+"""Method of a recalibration."""
+
 DriftCompensation = Literal["global", "per-column", "exact", "none"]
 """Rescaling of the outputs of a drifting tile."""
