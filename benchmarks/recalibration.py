@@ -90,8 +90,7 @@ def measure(console: Console, asked: argparse.Namespace) -> dict[str, Results]:
     }
     if asked.examples != ("none",):
         treated["recalibrate"] = tuple(map(int, asked.examples))
-    ages = [f"{device}@{asked.times[0]}..{asked.times[-1]}" for device in asked.devices]
-    second = {"then": tuple(ages), "then_steps": asked.then_steps}
+    second = {"then": "devices", "then_steps": asked.then_steps}
     studies = {"": treated} | ({} if asked.no_two_stages else {TWO_STAGES: second})
     results = {}
     for name, settings in studies.items():

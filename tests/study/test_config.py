@@ -170,6 +170,8 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
         ({"trainings_limit": 5, "until_ci": 1.0}, "is 5, .* without trainings of 2 or more"),
         ({"tiles": 3}, "tiles is 3, which has no effect without costs"),
         ({"recalibrate": (4,), "placement": "folded"}, "no effect without the placement digital"),
+        ({"recalibrate_groups": 8}, "recalibrate_groups is 8, .* without recalibrate"),
+        ({"recalibrate_method": "statistics"}, "'statistics', .* without recalibrate"),
         ({"schedule": "simulated", "placement": "folded"}, "without the placement digital"),
         ({"then": "none", "then_steps": 2}, "then_steps is 2, .* without a second stage"),
         ({"length_penalty": 0.5, "beams": 1}, "length_penalty is 0.5.*without two beams or more"),

@@ -40,6 +40,29 @@ def test_refitted_adapters_are_saved_with_their_chip_and_age(results):
     assert report["loss_after"] <= report["loss_before"]
 
 
+@pytest.mark.parametrize(
+    ("given", "groups", "method"),
+    [
+        ({"recalibrate_groups": 8}, 8, "gradient"),
+        ({"recalibrate_method": "statistics"}, 4, "statistics"),
+    ],
+)
+def test_a_study_chooses_groups_and_method_for_grasp_alone(
+    settings, tmp_path, given, groups, method
+):
+    both = FEW | {"adapters": ("grasp", "lora"), "times": ("1y",), "repeats": 1}
+    run = compare(tmp_path / "run", **(settings | both), recalibrate=(8,), **given)
+    for adapter, expected in (("grasp", method), ("lora", "gradient")):
+        folder = run.directory / "recalibrated" / f"{adapter}+recalibrated-8" / "pcm-hermes-2-3-1y"
+        assert json.loads((folder / "recalibration.json").read_text())["method"] == expected
+        if adapter == "grasp":
+            assert PeftConfig.from_pretrained(folder).groups == groups
+    saved = {"adapters": (str(run.directory / "adapters" / "lora"),), "groups": None}
+    with pytest.raises(ValueError, match=r"no effect on lora: it applies to grasp and stochgrasp"):
+        asked = {**settings, **both, **saved, "epochs": None, "then": None, "batch_size": None}
+        compare(tmp_path / "other", **asked, recalibrate=(8,), **given)
+
+
 def test_a_resumed_run_measures_the_same_values(results, settings, tmp_path):
     """The recalibrated cells are measured in a later process than the others."""
     first = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)
