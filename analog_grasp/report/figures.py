@@ -264,8 +264,8 @@ def _draw_scores(
     metric, drawn = tables[0].metric, {}
     for place, cells in rows.items():
         style = line_styles(comparison)[place]
-        side = 0.8 * ((place + 1) / (len(rows) + 1) - 0.5)
-        positions = [position for _, position in conditions] if len(conditions) > 1 else [side]
+        side = 0.8 * ((place + 1) / (len(rows) + 1) - 0.5) if len(conditions) == 1 else 0.0
+        positions = [position + side for _, position in conditions]
         x, mean, low, high = _points(cells, positions, metric)
         bands: dict[str, Artist]
         if len(conditions) > 1:

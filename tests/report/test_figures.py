@@ -88,6 +88,8 @@ def test_a_single_time_shows_the_adapters_side_by_side(axes, make, time):
     panel, *_ = axes(accuracy_vs_drift, make(times=[time])[0])
     places = [float(bars[0].get_xdata()[0]) for bars in panel.containers]
     assert len(set(places)) == 2
+    left, right = panel.get_xlim()
+    assert all(left < place < right for place in places)
 
 
 def test_digital_scores_are_dashed_lines(axes, measurements, records):
