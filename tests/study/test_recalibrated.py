@@ -57,10 +57,10 @@ def test_a_study_chooses_groups_and_method_for_grasp_alone(
         assert json.loads((folder / "recalibration.json").read_text())["method"] == expected
         if adapter == "grasp":
             assert PeftConfig.from_pretrained(folder).groups == groups
-    saved = {"adapters": (str(run.directory / "adapters" / "lora"),), "groups": None}
+    trained = dict.fromkeys(("groups", "epochs", "then", "batch_size"))
+    saved = {"adapters": (str(run.directory / "adapters" / "lora"),), **trained}
     with pytest.raises(ValueError, match=r"no effect on lora: it applies to grasp and stochgrasp"):
-        asked = {**settings, **both, **saved, "epochs": None, "then": None, "batch_size": None}
-        compare(tmp_path / "other", **asked, recalibrate=(8,), **given)
+        compare(tmp_path / "other", **(settings | both | saved), recalibrate=(8,), **given)
 
 
 def test_a_resumed_run_measures_the_same_values(results, settings, tmp_path):
