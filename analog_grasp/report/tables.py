@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
+from functools import partial
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -215,6 +216,13 @@ class DeviceTable(NamedTuple):
     differences: Sequence[Sequence[PairedDifference | None]]
 
 
+def _place(order: Sequence[str], variant: Variant) -> tuple[int, int, int]:
+    """Return the place of a variant: adapters in their order, treated ones then, by examples."""
+    name, treated = variant.adapter, TreatedAdapter.parse(variant.adapter)
+    places = [(*order, each).index(each) for each in (name, treated.adapter)]
+    return places[0], places[1], treated.examples
+
+
 class Comparison:
     """The measurements of a run by variant, device and drift time.
 
@@ -250,10 +258,7 @@ class Comparison:
     ) -> None:
         self.measurements, self.adapters = measurements, adapters
         order = list(dict.fromkeys(record.adapter for record in adapters))
-        self.variants = sorted(
-            variants(measurements),
-            key=lambda variant: (*order, variant.adapter).index(variant.adapter),
-        )
+        self.variants = sorted(variants(measurements), key=partial(_place, order))
         self.names = list(dict.fromkeys(variant.adapter for variant in self.variants))
         self.placements = list(dict.fromkeys(variant.placement for variant in self.variants))
         self.labels = [

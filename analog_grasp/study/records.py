@@ -302,7 +302,7 @@ def treatment_costs(directory: Path) -> list[TreatmentCost]:
         if not all("weights" in fit for fit in fits):
             means["weights"] = None
         costs.append(TreatmentCost(variant, len(fits), **means))
-    return costs
+    return sorted(costs, key=lambda cost: TreatedAdapter.parse(cost.variant).examples)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

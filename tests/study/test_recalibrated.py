@@ -1,6 +1,7 @@
 """Recalibrated and scheduled variants in a study: cells, saved adapters, and resuming."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from peft import PeftConfig, PeftModel
@@ -30,6 +31,15 @@ def test_each_adapter_is_measured_with_and_without_recalibration(results):
     }
     (table, *_) = Comparison(results.measurements, results.adapters).tables
     assert table.labels == list(names)
+
+
+def test_treatments_are_in_the_order_of_their_examples(results):
+    names = ["grasp", "lora", *(f"grasp+recalibrated-{n}" for n in (8, 16, 256))]
+    cells = [replace(results.measurements[0], adapter=name) for name in reversed(names)]
+    records = [replace(results.adapters[0], adapter=name) for name in names[:2]]
+    assert [v.adapter for v in Comparison(cells, records).variants] == names
+    expected = [f"grasp+recalibrated-{n}" for n in EXAMPLES]
+    assert [cost.variant for cost in results.treatments] == expected
 
 
 def test_refitted_adapters_are_saved_with_their_chip_and_age(results):
