@@ -82,7 +82,8 @@ def rich_table(table: TextTable) -> Table:
     drawn = Table(title=Text(table.title), title_justify="left")
     for place, column in enumerate(table.columns):
         is_left = table.is_prose or place == 0
-        drawn.add_column(Text(column), justify="left" if is_left else "right")
+        # On a narrow terminal a long entry goes on in the next line, instead of losing its end.
+        drawn.add_column(Text(column), justify="left" if is_left else "right", overflow="fold")
     scores = len(table.rows) - table.differences
     for number, (label, *entries) in enumerate(table.rows, 1):
         texts = (Text(entry, style=_STYLES.get(verdict(entry), "")) for entry in entries)

@@ -8,6 +8,7 @@ from rich.console import Console
 from analog_grasp.report.tables import (
     MISSING,
     Comparison,
+    TextTable,
     adapter_text,
     device_text,
     interval_text,
@@ -19,11 +20,17 @@ from analog_grasp.report.tables import (
 )
 
 
-def rendered(table):
-    console = Console(width=150)
+def rendered(table, width=150):
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(rich_table(table))
     return capture.get()
+
+
+def test_a_narrow_terminal_loses_no_character():
+    text = rendered(TextTable("A", ("adapter", "value"), [("grasp+recalibrated-256", "1,244")]), 20)
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert "".join(cells) == "grasp+recalibrated-256"
 
 
 def first_text(measurements):
