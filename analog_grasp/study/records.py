@@ -302,7 +302,9 @@ def treatment_costs(directory: Path) -> list[TreatmentCost]:
         if not all("weights" in fit for fit in fits):
             means["weights"] = None
         costs.append(TreatmentCost(variant, len(fits), **means))
-    return sorted(costs, key=lambda cost: TreatedAdapter.parse(cost.variant).examples)
+    # As in the tables of scores: by adapter, then by examples, whose numbers texts do not sort.
+    parts = {cost.variant: TreatedAdapter.parse(cost.variant) for cost in costs}
+    return sorted(costs, key=lambda c: (parts[c.variant].adapter, parts[c.variant].examples))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
