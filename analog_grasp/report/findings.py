@@ -23,7 +23,7 @@ from analog_grasp.utils.types import LOWER_IS_BETTER
 METHODOLOGY = (
     "A condition is one device at one time since programming. The score of an adapter in a"
     " condition is the mean over chip instances, each programmed with its own seed, and over"
-    " trainings, with its 95 % interval; a single instance has no interval.",
+    " trainings, with its 95 % interval; a single score, or equal ones, have no interval.",
     "Adapters that share frozen weights are measured on the same chip instances. The difference of"
     " two adapters is computed per training and instance, and its interval is that of the paired"
     " differences. An adapter is better or worse in a condition if this interval excludes zero, and"
@@ -53,6 +53,7 @@ TUNING_METHODOLOGY = (
     "The importance of a setting is its share in being among the best quarter of the trials"
     " (PED-ANOVA, Watanabe et al., IJCAI 2023); a single setting has all of it.",
 )
+_NO_INTERVAL = "there is a single chip instance, or all instances have the same"
 _ONE_TRAINING = (
     "Each adapter was trained once: the intervals (Student's t) cover the variation between chips"
     " and not between trainings."
@@ -154,7 +155,7 @@ def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
         return "", None, reason if tested else ""
     both, among = f"{labels[0]} and {baseline}", f"of {_conditions(tested)}"
     if not tested:
-        return "", None, f"{both} share a single chip, too few to compare them; "
+        return "", None, f"{both} cannot be compared: {_NO_INTERVAL}; "
     if not better[0] and not worse[0]:
         reason = f"{both} differ significantly in none {among}{_span(differences[0])}; "
         return "Either", None, reason
@@ -236,8 +237,8 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
             sentences.append(f"{sentence} ({subject}).")
         if counts["open"]:
             sentences.append(
-                f"{label} and {baseline} share a single chip instance in"
-                f" {_conditions(counts['open'])} ({subject}), too few for an interval."
+                f"The difference of {label} and {baseline} has no interval in"
+                f" {_conditions(counts['open'])} ({subject}): {_NO_INTERVAL}."
             )
         if len(cells) > 1:
             low, high = (_at(cell, " points") for cell in _extremes(cells))

@@ -23,6 +23,8 @@ from analog_grasp.utils.types import LOWER_IS_BETTER
 CONFIDENCE = 0.95
 TAIL = 5
 """Percentile of the chips that is stated with the mean, counted from the worst."""
+# Relative rounding of differences of scores, with room.
+_ROUNDING = 1e-9
 # Beginnings of the names of scores that are fractions of one.
 _FRACTIONS = (
     *("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge"),
@@ -47,7 +49,7 @@ class Summary:
         task, metric, adapter, placement, device, time_s: As in the measurements.
         n: Number of chip instances.
         mean: Mean over trainings and instances.
-        low, high: 95 % interval of the mean; None with one instance.
+        low, high: 95 % interval of the mean; None with one instance or equal scores.
         trainings: Number of trainings; with one, the interval does not cover trainings.
         tail: 5th percentile of the scores of single chips, from the worst; None with one.
     """
@@ -75,7 +77,8 @@ class PairedDifference:
         baseline, adapter: The two variants; the difference is adapter - baseline.
         n: Number of chip instances on which both were measured.
         mean: Mean of the differences; None without a pair.
-        low, high: 95 % interval of the mean; None with fewer than two instances.
+        low, high: 95 % interval of the mean; None with fewer than two instances or if the
+            differences are equal.
         p_value: Of a two-sided paired t-test of no difference, not corrected for the number of
             cells; None with fewer than two instances.
         p_holm: The same after Holm's correction, see `holm_corrected`; None before it.
@@ -210,7 +213,7 @@ def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDiffer
 
 
 class Estimate(NamedTuple):
-    """A mean, its interval and a p-value; None but for the mean where there is a single value."""
+    """A mean, its interval and a p-value; see `estimate` for where they are None."""
 
     mean: float
     low: float | None
@@ -224,11 +227,12 @@ def estimate(values: ArrayLike) -> Estimate:
     Of n independent values: ``mean +- t(0.975, n - 1) * s / sqrt(n)``, with s the standard
     deviation of the sample. In a table the value of training i on chip j is
     ``mu + a_i + b_j + e_ij``, with independent effects of the training, of the chip and of both
-    together; see `mean_error`. Equal values give an interval of zero width, and p = 1 if they are
-    zero, else 0.
+    together; see `mean_error`. Equal values have no interval, and p = 1: accuracies are multiples
+    of one row, so that few chips have equal ones by chance (docs/method.md, "Means and intervals").
 
     Args:
-        values: Shape (n,), or (I, J): I trainings, J chip instances. One chip has no interval.
+        values: Shape (n,), or (I, J): I trainings, J chip instances. One chip has no interval and
+            no p-value.
 
     Raises:
         ValueError: `values` is empty.
@@ -245,16 +249,14 @@ def estimate(values: ArrayLike) -> Estimate:
         raise ValueError("`values` must not be empty.")
     trainings, chips = table.shape
     numbers = table.ravel().tolist()
-    # The standard library sums exactly, so rounding gives equal values no deviation.
-    mean, error, freedom = statistics.mean(numbers), 0.0, chips - 1.0
+    mean = statistics.mean(numbers)
     if chips == 1:
         return Estimate(mean, None, None, None)
-    if trainings == 1:
-        error = statistics.stdev(numbers) / math.sqrt(chips)
-    elif np.ptp(table) > 0:
+    if np.ptp(table) <= _ROUNDING * np.abs(table).max():
+        return Estimate(mean, None, None, 1.0)
+    error, freedom = statistics.stdev(numbers) / math.sqrt(chips), chips - 1.0
+    if trainings > 1:
         error, freedom = mean_error(mean_squares(table), trainings, chips).tolist()
-    if error == 0.0:
-        return Estimate(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
     half, p_value = float(half_widths(error, freedom)), 2 * stats.t.sf(abs(mean) / error, freedom)
     return Estimate(mean, mean - half, mean + half, float(p_value))
 

@@ -34,7 +34,7 @@ def test_interval_is_over_several_trainings():
             for chip, score in enumerate(scores)
         ]
 
-    first, second = run((0.5, 0.6), (0.6, 0.7)), run((0.5, 0.6), (0.4, 0.7))
+    first, second = run((0.5, 0.6), (0.599, 0.701)), run((0.5, 0.6), (0.4, 0.7))
     # One training: chips differ by 10 points each. Two: their means are 10 and 0 points.
-    assert noise.table([first]).splitlines()[-1].endswith("| 55.0 | +10.0 ±0.0 ▲ |")
+    assert noise.table([first]).splitlines()[-1].endswith("| 55.0 | +10.0 ±1.3 ▲ |")
     assert noise.table([first, second]).splitlines()[-1].endswith("| 55.0 | +5.0 ±63.5 ▲· |")

@@ -77,9 +77,9 @@ def test_findings_compare_the_best_setting_with_the_requested_one(found):
         "The best of 3 complete trials has noise_weight 0.1: accuracy 84.0 % after drift and "
         "87.0 % digital (reviews, on held-out training data).",
         "The setting as requested (noise_weight 1) has 80.0 after drift; the difference of the "
-        "best setting is +4 ±0 points on the same 2 chip instances of each device.",
+        "best setting is +4 points on the same 2 chip instances of each device.",
         "The setting without the noise-aware loss (noise_weight 0) has 70.0 after drift; the "
-        "difference of the best setting is +14 ±0 points on the same 2 chip instances of each "
+        "difference of the best setting is +14 points on the same 2 chip instances of each "
         "device.",
         f"1 of 5 trials was pruned: {WORSE}.",
         "Trial 5 (noise_weight 99) failed: A logit is NaN.",
