@@ -102,9 +102,9 @@ def answer(comparison: Comparison) -> str:
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score + i)
-        ...     for name, score in [("grasp", 0.5), ("stochgrasp", 0.75)]
-        ...     for i in range(2)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score)
+        ...     for name, scores in [("grasp", (0.5, 0.6)), ("stochgrasp", (0.75, 0.86))]
+        ...     for i, score in enumerate(scores)
         ... ]
         >>> print(answer(Comparison(cells)).partition(":")[0])
         Stochastic (stochgrasp), on pcm, for 0s
@@ -202,9 +202,9 @@ def findings(comparison: Comparison) -> list[str]:
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score + i)
-        ...     for name, score in [("grasp", 0.5), ("lora", 0.75)]
-        ...     for i in range(2)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score)
+        ...     for name, scores in [("grasp", (0.5, 0.6)), ("lora", (0.75, 0.86))]
+        ...     for i, score in enumerate(scores)
         ... ]
         >>> print(findings(Comparison(cells))[1].partition(",")[0])
         lora is better than grasp in 1 of 1 condition (device and time)

@@ -243,9 +243,9 @@ class Comparison:
 
     Example:
         >>> cells = [
-        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, 0.5 + i)
-        ...     for name in ["grasp", "lora"]
-        ...     for i in range(2)
+        ...     Measurement("reviews", "accuracy", name, 0, "digital", "pcm", 0.0, i, i, score)
+        ...     for name, scores in [("grasp", (0.5, 0.6)), ("lora", (0.6, 0.5))]
+        ...     for i, score in enumerate(scores)
         ... ]
         >>> table, = Comparison(cells).tables
         >>> table.differences[0][0].verdict
