@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.registry import kind_of
@@ -112,6 +113,16 @@ class Evaluator:
     def __post_init__(self) -> None:
         share_frozen(self.models.values())
         align(self.models.values())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        # transformers notes which outputs a class of models can return, such as hidden states, when
+        # it makes a model of it; a process that unpickles one has made none.
+        for model in self.models.values():
+            base = model.get_base_model()
+            if isinstance(base, PreTrainedModel):
+                with torch.device("meta"):
+                    type(base)(base.config)
 
     def measure(self, job: Job) -> Iterator[Cell]:
         """Program the chip of a job, age it, and yield each cell as it is measured."""

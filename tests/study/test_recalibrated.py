@@ -50,6 +50,11 @@ def test_refitted_adapters_are_saved_with_their_chip_and_age(results):
     assert report["loss_after"] <= report["loss_before"]
 
 
+def test_two_workers_recalibrate_to_the_same_scores(results, settings, tmp_path):
+    two = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES, workers=2)
+    assert two.measurements == results.measurements
+
+
 @pytest.mark.parametrize(
     ("given", "groups", "method"),
     [
