@@ -31,6 +31,7 @@ from analog_grasp.report.tables import (
     score_text,
     unit,
 )
+from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.statistics import Summary
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
@@ -39,8 +40,10 @@ STYLE = Path(__file__).with_name("analog_grasp.mplstyle")
 """Style of all figures, whatever the user's own matplotlib settings are."""
 # Okabe and Ito's palette, which readers with any common colour vision can distinguish.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# One per placement: an adapter has the same colour at every placement.
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "d")
+SOLID = "-"
+# Solid, dotted, dash-dot and widely dotted.
+_LINE_STYLES = (SOLID, (0, (1.2, 1.2)), (0, (4, 1.2, 1.2, 1.2)), (0, (1.2, 3)))
 AXIS_COLOUR = "#444444"
 DASHED: dict[str, Any] = {"linestyle": (0, (5, 2.5)), "linewidth": 1.1}
 # File formats, with the metadata that would differ from one run to the next.
@@ -51,6 +54,7 @@ _FORMATS: dict[str, dict[str, None]] = {
 }
 _PANEL_INCHES = (2.9, 2.2)
 _NOISE_PANEL_INCHES = (3.4, 2.6)
+_LEGEND_ROW_INCHES = 0.19
 # Metrics drawn on a logarithmic axis where the largest value is this many times the smallest.
 _LOGARITHMIC, _WIDE = ("perplexity",), 10.0
 
@@ -113,15 +117,38 @@ def marker_of(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
+def line_style_of(index: int) -> str | tuple[float, Sequence[float]]:
+    """Return a line style for `Axes.plot`, another for each index; none looks like `DASHED`.
+
+    Example:
+        >>> line_style_of(0), line_style_of(1), line_style_of(2)
+        ('-', (0, (1.2, 1.2)), (0, (4, 1.2, 1.2, 1.2)))
+    """
+    if index < len(_LINE_STYLES):
+        return _LINE_STYLES[index]
+    # Long dashes with a number of dots between them.
+    return 0, (9, 1.2) + (1.2, 1.2) * (index - len(_LINE_STYLES) + 1)
+
+
 def line_styles(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return colour and marker of each variant's line, as arguments of `Axes.plot`."""
-    return [
-        {
-            "color": colour_of(comparison.names.index(variant.adapter)),
-            "marker": marker_of(comparison.placements.index(variant.placement)),
-        }
-        for variant in comparison.variants
-    ]
+    """Return colour, line style and marker of each variant's line, as arguments of `Axes.plot`.
+
+    No two variants have the same three. An adapter has one colour; its treatments differ by line
+    style and marker, and its placements by marker.
+    """
+    parts = [TreatedAdapter.parse(variant.adapter) for variant in comparison.variants]
+    adapters = list(dict.fromkeys(part.adapter for part in parts))
+    treatments = list(dict.fromkeys(["", *(part.treatment for part in parts)]))
+    styles = []
+    for variant, part in zip(comparison.variants, parts, strict=True):
+        index = adapters.index(part.adapter)
+        # Adapters whose colour is used already have line styles of their own.
+        form = treatments.index(part.treatment) + len(treatments) * (index // len(PALETTE))
+        place = comparison.placements.index(variant.placement) + len(comparison.placements) * form
+        styles.append({
+            "color": colour_of(index), "linestyle": line_style_of(form), "marker": marker_of(place),
+        })  # fmt: skip
+    return styles
 
 
 def log_positions(values: Sequence[float]) -> list[float]:
@@ -175,19 +202,26 @@ def break_axis(panel: Axes, middle: float, half: float) -> None:
         panel.plot(stroke, [-0.02, 0.02], color=AXIS_COLOUR, lw=0.8, zorder=9, **common)
 
 
-def draw_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Draw a legend above the panels, in as many columns as fit."""
-    inches = [0.65 + 0.072 * len(str(handle.get_label())) for handle in handles]
+def draw_legend(figure: Figure, handles: Sequence[Artist], line_length: float = 2.0) -> int:
+    """Draw a legend above the panels, in as many columns as fit, and return its number of rows.
+
+    The length of its lines is in ems, of 1/8 inch.
+    """
+    inches = [0.4 + line_length / 8 + 0.072 * len(str(handle.get_label())) for handle in handles]
     width = figure.get_figwidth()
     columns = len(handles) if sum(inches) <= width else max(1, int(width / max(inches)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, handlelength=line_length
+    )
+    return math.ceil(len(handles) / columns)
 
 
 def accuracy_vs_drift(comparison: Comparison, path_stem: Path | str) -> list[Path]:
     """Draw score against drift time, one panel per device, to `figure_files`.
 
-    Each adapter is a line with the band of its 95 % interval; a dashed line of the same colour is
-    the score of its digital model. Each task and metric has its own rows of panels.
+    Each variant is a line with the band of its 95 % interval, as in `line_styles`; a dashed line
+    of the adapter's colour is the score of its digital model. Each task and metric has its own rows
+    of panels.
     """
     subjects = comparison.subjects
     several_tasks = len({tables[0].task for tables in subjects}) > 1
@@ -227,13 +261,18 @@ def _prefix_ids(panel: Axes, number: int) -> None:
 
 def _draw_variants(figure: Figure, comparison: Comparison) -> None:
     """Draw the legend of the variants, and of the digital model where its score is known."""
+    styles = line_styles(comparison)
     handles: list[Artist] = [
         Line2D([], [], **style, markeredgecolor="white", label=label)
-        for label, style in zip(comparison.labels, line_styles(comparison), strict=True)
+        for label, style in zip(comparison.labels, styles, strict=True)
     ]
     if comparison.adapters:
         handles.append(Line2D([], [], color=AXIS_COLOUR, label="digital model", **DASHED))
-    draw_legend(figure, handles)
+    # A pattern of dashes is only seen on a longer line.
+    is_solid = all(style["linestyle"] == SOLID for style in styles)
+    rows = draw_legend(figure, handles, 2.0 if is_solid else 4.0)
+    # The panels keep their height.
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW_INCHES * (rows - 1))
 
 
 def draw_drift(panel: Axes, comparison: Comparison, table: DeviceTable) -> Drawn:
@@ -275,7 +314,7 @@ def _draw_scores(
         else:
             bars = np.stack([mean - low, high - mean])
             line, caps, (interval,) = panel.errorbar(
-                x, mean, bars, **style, capsize=3, linestyle="none"
+                x, mean, bars, **(style | {"linestyle": "none"}), capsize=3
             )
             bands = {f"-{part}": artist for part, artist in enumerate((interval, *caps))}
         labels = [
@@ -312,10 +351,12 @@ def _draw_digital(
     panel: Axes, comparison: Comparison, tables: Sequence[DeviceTable]
 ) -> dict[str, Series]:
     metric, digital = tables[0].metric, comparison.digital(tables[0])
+    styles = zip(comparison.variants, line_styles(comparison), strict=True)
+    colours = {variant.adapter: style["color"] for variant, style in styles}
     drawn = {}
     for index, adapter in enumerate(comparison.names):
         if adapter in digital:
-            panel.axhline(unit(metric) * digital[adapter], color=colour_of(index), zorder=1,
+            panel.axhline(unit(metric) * digital[adapter], color=colours[adapter], zorder=1,
                           gid=f"digital{index}", **DASHED)  # fmt: skip
             own = [variant for variant in comparison.variants if variant.adapter == adapter]
             score = score_text(digital[adapter], metric) + percent(metric)

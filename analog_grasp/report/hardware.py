@@ -307,11 +307,13 @@ def draw_front(panel: Axes, comparison: Comparison, found: Sequence[Point]) -> D
     """Draw score against energy and the Pareto front; the ids are ``point0``, ...."""
     styles, drawn, metric = line_styles(comparison), {}, found[0].score.metric
     devices = list(dict.fromkeys(point.score.device for point in found))
+    # A marker per device, and others for the variants whose lines share a colour.
+    forms = list(dict.fromkeys(style["linestyle"] for style in styles))
     for index, point in enumerate(found):
-        device = point.score.device
-        marker = marker_of(devices.index(device))
+        device, style = point.score.device, styles[point.place]
+        marker = marker_of(devices.index(device) + len(devices) * forms.index(style["linestyle"]))
         panel.plot(
-            *point.position, color=styles[point.place]["color"], marker=marker, markersize=6,
+            *point.position, color=style["color"], marker=marker, markersize=6,
             markeredgecolor="white", linestyle="none", zorder=3, gid=f"point{index}",
         )  # fmt: skip
         where = f"{comparison.labels[point.place]}, {device}"

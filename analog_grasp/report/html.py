@@ -43,11 +43,21 @@ _COLOURS = {colour.lower(): f"var(--series-{i})" for i, colour in enumerate(PALE
 }
 # Not allowed in XML, but in names.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+_SWATCH_LINE = 2
 _SHAPES = {
     "o": '<circle cx="6" cy="6" r="5"/>',
     "s": '<rect x="1.5" y="1.5" width="9" height="9"/>',
     "^": '<path d="M6 1 11.5 11H.5z"/>',
     "D": '<path d="M6 .5 11.5 6 6 11.5.5 6z"/>',
+    "v": '<path d="M6 11 .5 1h11z"/>',
+    "P": '<path d="M4 .5h4V4h3.5v4H8v3.5H4V8H.5V4H4z"/>',
+    "X": '<path d="M3 .5l3 3 3-3L11.5 3l-3 3 3 3L9 11.5l-3-3-3 3L.5 9l3-3-3-3z"/>',
+    "<": '<path d="M1 6 11 .5v11z"/>',
+    ">": '<path d="M11 6 1 .5v11z"/>',
+    "*": '<path d="M6 .3 7.4 4.4h4.3L8.2 6.9l1.3 4.1L6 8.5 2.5 11l1.3-4.1L.3 4.4h4.3z"/>',
+    "p": '<path d="M6 .5l5.5 4-2.1 6.5H2.6L.5 4.5z"/>',
+    "d": '<path d="M6 .5 9.3 6 6 11.5 2.7 6z"/>',
+    "": "",
 }
 
 
@@ -154,17 +164,31 @@ class Report:
         return [summary, *figures, page]
 
 
-def swatch(marker: str, colour: str = "currentColor") -> Markup:
-    """Return a marker for a legend, in a colour of the figures.
+def swatch(
+    marker: str,
+    colour: str = "currentColor",
+    line_style: str | tuple[float, Sequence[float]] | None = None,
+) -> Markup:
+    """Return a marker for a legend, in a colour of the figures, on a line if it has a style.
+
+    An empty marker is none.
 
     Example:
         >>> str(swatch("s", "#0072B2")).partition(" style=")[2]
         '"fill: var(--series-0)"><rect x="1.5" y="1.5" width="9" height="9"/></svg>'
     """
     fill = _COLOURS.get(colour.lower(), colour)
+    if line_style is None:
+        return Markup(
+            f'<svg class="swatch" aria-hidden="true" viewBox="0 0 12 12" style="fill: {fill}">'
+            f"{_SHAPES[marker]}</svg>"
+        )
+    dashes = () if isinstance(line_style, str) else line_style[1]
+    dash_array = " ".join(f"{_SWATCH_LINE * length:g}" for length in dashes) or "none"
     return Markup(
-        f'<svg class="swatch" aria-hidden="true" viewBox="0 0 12 12" style="fill: {fill}">'
-        f"{_SHAPES[marker]}</svg>"
+        '<svg class="swatch line" aria-hidden="true" viewBox="-22 0 56 12"'
+        f' style="fill: {fill}"><path d="M-22 6h56" style="stroke: {fill};'
+        f' stroke-width: {_SWATCH_LINE}; stroke-dasharray: {dash_array}"/>{_SHAPES[marker]}</svg>'
     )
 
 

@@ -8,12 +8,12 @@ from markupsafe import Markup
 
 from analog_grasp.costs.estimate import CostRow, costs_csv
 from analog_grasp.report.figures import (
+    SOLID,
     accuracy_vs_drift,
     accuracy_vs_noise,
-    colour_of,
     draw_drift,
     draw_noise,
-    marker_of,
+    line_styles,
     noise_scores,
     noise_title,
 )
@@ -172,11 +172,27 @@ def comparison_report(
 
 def _switches(comparison: Comparison) -> dict[str, list[tuple[str, str, Markup]]]:
     """Return the switches by title; a single placement or device needs none."""
-    adapters, placements, devices = comparison.names, comparison.placements, comparison.devices
+    styles = list(zip(comparison.variants, line_styles(comparison), strict=True))
+    is_solid = all(style["linestyle"] == SOLID for _, style in styles)
+
+    def adapter_swatch(name: str) -> Markup:
+        style = next(style for variant, style in styles if variant.adapter == name)
+        if is_solid:
+            return swatch("o", style["color"])
+        # With several placements the marker is of the placement.
+        marker = "" if len(comparison.placements) > 1 else style["marker"]
+        return swatch(marker, style["color"], style["linestyle"])
+
+    def placement_swatches(name: str) -> Markup:
+        own = (style["marker"] for variant, style in styles if variant.placement == name)
+        return Markup().join(map(swatch, dict.fromkeys(own)))
+
     groups = {
-        "Adapter": [(f"a{i}", a, swatch("o", colour_of(i))) for i, a in enumerate(adapters)],
-        "Placement": [(f"p{i}", p, swatch(marker_of(i))) for i, p in enumerate(placements)],
-        "Device": [(f"d{i}", d, Markup()) for i, d in enumerate(devices)],
+        "Adapter": [(f"a{i}", a, adapter_swatch(a)) for i, a in enumerate(comparison.names)],
+        "Placement": [
+            (f"p{i}", p, placement_swatches(p)) for i, p in enumerate(comparison.placements)
+        ],
+        "Device": [(f"d{i}", d, Markup()) for i, d in enumerate(comparison.devices)],
     }
     return {t: group for t, group in groups.items() if t == "Adapter" or len(group) > 1}
 

@@ -106,9 +106,11 @@ def tuning_findings(found: Trials) -> list[str]:
             sentences.append(f"The setting {title} ({values_text(values)}) {result}.")
     sentences += filter(None, (effect_sentence(found, name) for name in found.space))
     if found.multi:
+        count = len(found.front)
         sentences.append(
-            f"{len(found.front)} trials are on the Pareto front: no other trial is better in both "
-            "scores. The best trial is the one with the highest score after drift."
+            f"{count} {'trial is' if count == 1 else 'trials are'} on the Pareto front: no other "
+            "trial is better in both scores. The best trial is the one with the highest score "
+            "after drift."
         )
     if worse := sum(trial.pruned == WORSE for trial in found.trials):
         verb = "was" if worse == 1 else "were"
@@ -159,27 +161,37 @@ def setting_effects(found: Trials, name: str) -> list[Effect]:
 
 
 def effect_sentence(found: Trials, name: str) -> str:
-    """Return at which noise levels a setting matters; empty with too few trials."""
+    """Return the noise levels at which an effect of a setting was found; empty with few trials.
+
+    Without one, return the largest span of the fitted effects: a test that finds no effect does not
+    show that there is none.
+    """
     effects = setting_effects(found, name)
     if not effects:
         return ""
     matters = [effect for effect in effects if effect.p_value < _MATTERS]
     values = [v for t in found.trials if isinstance(v := t.values[name], int | float) and v > 0]
     across = f"{name} from {value_text(min(values))} to {value_text(max(values))}"
-    if not matters:
-        most = max(effects, key=lambda effect: effect.span)
+    others = [effect for effect in effects if effect not in matters]
+    largest = max(others, key=lambda effect: effect.span, default=None)
+    if not matters and largest:
+        levels = f"any of {len(effects)} noise levels" if effects[1:] else _level(largest.level)
         return (
-            f"The score does not depend on {across} at any of {len(effects)} noise levels: the "
-            f"fitted scores differ by at most {_span(most, found)}, which is not significant."
+            f"No dependence of the score on {across} was found at {levels}: the largest fitted "
+            f"effect is {_span(largest, found)}, which is not significant."
         )
     named = sorted(matters, key=lambda effect: effect.p_value)[:_NAMED_LEVELS]
     listed = ", ".join(f"{_span(effect, found)} at {_level(effect.level)}" for effect in named)
     more = len(matters) - len(named)
-    others = f" and {more} more" if more else ""
-    rest = "; at the others it does not matter" if len(matters) < len(effects) else ""
+    unnamed = f" and {more} more" if more else ""
+    rest = (
+        f"; no dependence was found at the others (largest fitted effect {_span(largest, found)})"
+        if largest
+        else ""
+    )
     return (
         f"The score depends on {across} at {len(matters)} of {len(effects)} noise levels "
-        f"({listed}{others}){rest}."
+        f"({listed}{unnamed}){rest}."
     )
 
 
@@ -210,10 +222,22 @@ def trial_table(found: Trials) -> TextTable:
 
 
 def importance_table(found: Trials) -> TextTable:
-    """Return the importance of each searched setting for each goal."""
+    """Return the importance of each searched setting for each goal.
+
+    A goal for which all trials have the same score has no column; without a goal there is no row.
+    """
     goals = {"score": "after drift", "digital": "digital"}
-    columns = {goals[goal]: shares for goal, shares in found.importance.items()}
-    rows = [(name, *(f"{shares[name]:.0%}" for shares in columns.values())) for name in found.space]
+    complete = [trial for trial in found.trials if trial.score is not None]
+    columns = {
+        goals[goal]: shares
+        for goal, shares in found.importance.items()
+        if len({getattr(trial, goal) for trial in complete}) > 1
+    }
+    rows = [
+        (name, *(f"{shares[name]:.0%}" for shares in columns.values()))
+        for name in found.space
+        if columns
+    ]
     return TextTable("Importance of the settings (PED-ANOVA)", ("setting", *columns), rows)
 
 
@@ -227,8 +251,8 @@ def _compared(best: Trial, other: Trial, metric: str) -> str:
     half = "" if result.high is None else f" ±{unit(metric) * (result.high - result.mean):.2g}"
     points = " points" if is_fraction(metric) else ""
     return (
-        f"has {score_text(other.score, metric)} after drift; the difference of the best setting is "
-        f"{unit(metric) * result.mean:+.2g}{half}{points} on the same "
+        f"has {score_text(other.score, metric)}{percent(metric)} after drift; the difference of "
+        f"the best setting is {unit(metric) * result.mean:+.2g}{half}{points} on the same "
         f"{'chip instance' if len(chips) == 1 else f'{len(chips)} chip instances'} of each device"
     )
 
@@ -406,9 +430,10 @@ def tuning_report(found: Trials, settings: Mapping[str, object], comparison: Com
     """Return the report of trials, at least one complete, and of the best setting's validation."""
     first, *further = tuning_findings(found)
     tables = [trial_table(found)]
-    if found.importance:
-        tables.append(importance_table(found))
-    else:
+    importance = importance_table(found)
+    if importance.rows:
+        tables.append(importance)
+    elif not found.importance:
         further.append("There are too few complete trials to compute the settings' importance.")
     legend = [("Pareto front" if found.multi else "best trial", swatch("o", PALETTE[0]), "")]
     if _others(found):

@@ -1,6 +1,7 @@
 """Figures of a comparison: panels, axes and lines, and the bytes of their files."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from matplotlib import rc_context, rcParams
@@ -10,6 +11,8 @@ from analog_grasp.report.figures import (
     PALETTE,
     accuracy_vs_drift,
     accuracy_vs_noise,
+    line_style_of,
+    line_styles,
     noise_level,
     svg_text,
 )
@@ -120,6 +123,71 @@ def test_a_wide_range_of_perplexity_is_logarithmic(axes, measurements, factor, s
     low, high = panels[0].get_ylim()
     assert 0 < low < 60 * min(c.value for c in measurements)
     assert high > max(c.value for c in cells) * 0.9
+
+
+def variants_of(adapters, treatments, placements=("digital",)):
+    """Returns measurements of every adapter with every treatment at every placement."""
+    return [
+        Measurement("reviews", "accuracy", f"{adapter}{treatment}", 0, placement, "pcm", time,
+                    0, 0, 0.8)
+        for adapter, treatment, placement, time in
+        product(adapters, treatments, placements, (0.0, 20.0))
+    ]  # fmt: skip
+
+
+TREATMENTS = ["", "+scheduled", "+recalibrated-64", "+recalibrated-256"]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        variants_of(["grasp", "lora"], TREATMENTS),
+        variants_of(["grasp", "lora", "stochgrasp"], TREATMENTS),
+        variants_of(["grasp", "lora"], TREATMENTS, ["digital", "folded", "programmed"]),
+        variants_of([f"adapter-{index}" for index in range(20)], TREATMENTS[:2]),
+        variants_of(["grasp"], ["", *(f"+recalibrated-{2**power}" for power in range(12))]),
+    ],
+    ids=["8", "12", "24", "40", "13"],
+)
+def test_no_two_variants_look_alike(axes, cells):
+    comparison = Comparison(cells)
+    styles = line_styles(comparison)
+    assert len({tuple(style.values()) for style in styles}) == len(comparison.variants)
+    # As they are drawn, on the panel and in the legend.
+    (panel,) = axes(accuracy_vs_drift, cells)
+    (legend,) = panel.figure.legends
+    for lines in (
+        [line for line in panel.lines if line.get_gid()],
+        legend.get_lines(),
+    ):
+        looks = {(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in lines}
+        assert len(lines) == len(looks) == len(styles)
+
+
+def test_an_adapter_has_one_colour_and_a_treatment_one_line_style():
+    comparison = Comparison(variants_of(["grasp", "lora"], TREATMENTS))
+    styles = dict(zip(comparison.labels, line_styles(comparison), strict=True))
+    for treatment in TREATMENTS:
+        grasp, lora = styles[f"grasp{treatment}"], styles[f"lora{treatment}"]
+        assert (grasp["color"], lora["color"]) == PALETTE[:2]
+        assert grasp | {"color": ""} == lora | {"color": ""}
+    assert len({style["marker"] for style in styles.values()}) == 4
+
+
+def test_untreated_adapters_are_solid_lines_with_a_marker_per_placement():
+    cells = variants_of(["grasp", "stochgrasp"], [""], ["digital", "folded"])
+    assert line_styles(Comparison(cells)) == [
+        {"color": colour, "linestyle": line_style_of(0), "marker": marker}
+        for colour, marker in product(PALETTE[:2], "os")
+    ]
+
+
+def test_a_legend_of_many_rows_leaves_the_panels_their_height(axes):
+    one, many = (
+        axes(accuracy_vs_drift, variants_of(["grasp", "lora"], treatments))[0].figure
+        for treatments in ([""], TREATMENTS)
+    )
+    assert many.get_figheight() > one.get_figheight() + 1
 
 
 def test_missing_scores_are_skipped(axes, measurements):

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -161,6 +162,26 @@ def test_figures_and_switches_have_tokens(page_of, layers):
     assert series.count("a0 p0") == series.count("a1 p0") == 2
     bands = [own.get("data-of") for _, own in page.elements if "-band" in own.get("id", "")]
     assert bands == ["a0 p0", "a1 p0"] * 2
+
+
+def test_switches_show_how_each_variant_is_drawn(page_of, make):
+    def swatches(adapters, placements=("digital",)):
+        cells = [replace(c, placement=p) for p in placements for c in make(adapters=adapters)[0]]
+        form = page_of(cells).source.partition('<form class="switches"')[2].partition("</form>")[0]
+        labels = re.findall(r"<label>.*?</label>", form)
+        return [re.sub(r"<input[^>]*>|<span>.*?</span>", "", label) for label in labels]
+
+    treated = swatches([f"{a}{t}" for t in ("", "+scheduled", "+recalibrated-64")
+                        for a in ("grasp", "lora")])  # fmt: skip
+    assert len(set(treated[:6])) == 6
+    assert all("stroke-dasharray" in each for each in treated[:6])
+    untreated = swatches(["grasp", "lora"])
+    assert not any("stroke-dasharray" in each for each in untreated)
+    # The lines are of the treatments, and every marker is of one placement.
+    *lines, digital, folded = swatches(["grasp", "grasp+scheduled"], ["digital", "folded"])[:4]
+    assert len(set(lines)) == 2
+    assert [each.count("<svg") for each in (*lines, digital, folded)] == [1, 1, 2, 2]
+    assert not set(re.findall("<svg.*?</svg>", digital)) & set(re.findall("<svg.*?</svg>", folded))
 
 
 def test_figures_use_the_colours_of_the_page(page_of, layers):

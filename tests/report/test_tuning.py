@@ -76,9 +76,9 @@ def test_findings_compare_the_best_setting_with_the_requested_one(found):
     assert tuning_findings(found) == [
         "The best of 3 complete trials has noise_weight 0.1: accuracy 84.0 % after drift and "
         "87.0 % digital (reviews, on held-out training data).",
-        "The setting as requested (noise_weight 1) has 80.0 after drift; the difference of the "
-        "best setting is +4 points on the same 2 chip instances of each device.",
-        "The setting without the noise-aware loss (noise_weight 0) has 70.0 after drift; the "
+        "The setting as requested (noise_weight 1) has 80.0 % after drift; the difference of "
+        "the best setting is +4 points on the same 2 chip instances of each device.",
+        "The setting without the noise-aware loss (noise_weight 0) has 70.0 % after drift; the "
         "difference of the best setting is +14 points on the same 2 chip instances of each "
         "device.",
         f"1 of 5 trials was pruned: {WORSE}.",
@@ -110,6 +110,26 @@ def test_tables_have_the_best_trials_or_the_front_and_a_column_per_goal(found):
     assert "2 trials are on the Pareto front" in " ".join(tuning_findings(two))
     assert importance_table(two).columns == ("setting", "after drift", "digital")
     assert importance_table(two).rows[0][2] == "100%"
+    one = trials_of(*trials, front=front[:1], multi=True)
+    assert "1 trial is on the Pareto front" in " ".join(tuning_findings(one))
+
+
+def test_equal_scores_have_no_importance(measurements):
+    trials = [trial(0, 1.0, 0.8, 0.9), trial(1, 0.0, 0.8, 0.7), trial(2, 2.0, 0.4, 0.9, WORSE)]
+    importance = {"score": {"noise_weight": 1.0}, "digital": {"noise_weight": 1.0}}
+    two = trials_of(*trials, front=trials[:1], multi=True, importance=importance)
+    assert importance_table(two).columns == ("setting", "digital")
+    one = trials_of(*trials, front=trials[:1])
+    assert importance_table(one).rows == []
+    summary = tuning_report(one, {}, Comparison(measurements)).summary()
+    assert "Importance of the settings" not in summary
+    assert "too few complete trials" not in summary
+
+
+def test_a_score_that_is_no_fraction_has_no_unit():
+    best, given = trial(1, 0.1, 8.4, 8.7), trial(0, 1.0, 8.0, 8.7)
+    sentences = tuning_findings(trials_of(given, best, front=[best], metric="nist"))
+    assert "has 8.000 after drift; the difference of the best setting is +0.4 on" in sentences[1]
 
 
 def test_summary_has_the_figures_and_the_missing_importance(found, measurements):
@@ -184,16 +204,24 @@ def test_a_setting_that_matters_at_some_noise_levels_is_reported():
     assert sentence.startswith(
         "The score depends on noise_weight from 0.01 to 100 at 1 of 4 noise levels ("
     )
-    assert sentence.endswith(" points at pcm@1d); at the others it does not matter.")
+    assert re.search(
+        r" points at pcm@1d\); no dependence was found at the others \(largest fitted effect "
+        r"0\.\d points\)\.$",
+        sentence,
+    )
     assert sentence in tuning_findings(found)
 
 
-def test_a_setting_that_does_not_matter_is_reported():
+def test_a_setting_without_a_significant_effect_is_reported_with_the_largest_fitted_one():
     chance = random.Random(0)
     found = many_trials(lambda *_: 0.8 + chance.gauss(0, 0.01))
     sentence = effect_sentence(found, "noise_weight")
-    assert "does not depend on noise_weight from 0.01 to 100 at any of 4 noise" in sentence
-    assert sentence.endswith("points, which is not significant.")
+    largest = max(effect.span for effect in setting_effects(found, "noise_weight"))
+    assert sentence == (
+        "No dependence of the score on noise_weight from 0.01 to 100 was found at any of 4 noise "
+        f"levels: the largest fitted effect is {100 * largest:.1f} points, which is not "
+        "significant."
+    )
 
 
 def test_pruned_trials_count_on_the_chips_that_they_have():
