@@ -10,7 +10,7 @@ output C:
 
 For a StochGRASP layer, ``LAYER.tolerance.scale`` and ``LAYER.tolerance.shift``, ``(K,)`` for K
 groups: the standard deviation to which each stored value is to be written and verified. With write
-tolerances of the frozen weights, ``LAYER.tolerance.weight``, ``(D_out, D)`` or ``(1, D)``: half the
+tolerances of the frozen weights, ``LAYER.tolerance.weight``, broadcast to ``(D_out, D)``: half the
 width of the accepted range in units of the conductance range, infinite without verification.
 
 Under ``digital.``, all that is not on tiles, by the names of the model's state dict: embeddings,
@@ -36,6 +36,7 @@ from analog_grasp.crossbar.chip_layer import parts
 from analog_grasp.crossbar.mapping import column_scale
 from analog_grasp.crossbar.saving import describe, digital_state, restore
 from analog_grasp.crossbar.tile_sets import selected
+from analog_grasp.crossbar.write_tolerance import check_tolerances
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.programming import CardConductanceConverter
 
@@ -48,7 +49,7 @@ def export_chip(
     device: Device,
     path: str | Path,
     layers: LayerPattern = "all-linear",
-    write_tolerances: Mapping[str, Tensor] | None = None,
+    write_tolerances: Mapping[str, float | Tensor] | None = None,
 ) -> None:
     """Write the target conductances of every tile, and what is needed beside them.
 
@@ -57,11 +58,11 @@ def export_chip(
         device: The device: the name of a card, the path of a TOML file, or a `DeviceCard`.
         path: The file.
         layers: The frozen layers that go onto tiles; see `frozen_layers`.
-        write_tolerances: Tolerances of the frozen weights by layer; see
+        write_tolerances: Tolerances of the frozen weights by layer, a number or tensor each; see
             `analog_grasp.crossbar.write_tolerance`.
 
     Raises:
-        ValueError: The pattern matches no layer.
+        ValueError: The pattern matches no layer, or as `check_tolerances`.
         OSError: The file cannot be written.
 
     Example:
@@ -71,6 +72,7 @@ def export_chip(
     digital = digital_state(model)
     tensors: dict[str, Tensor] = {}
     on_tiles: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, torch.Size] = {}
     for key, name, matrices, transposed in _mapped(model, layers):
         stored = digital.pop(key)
         on_tiles[key] = {
@@ -81,11 +83,12 @@ def export_chip(
             "transposed": transposed,
         }
         for part, weight in matrices.items():
+            shapes[part] = weight.shape
             tensors |= _tiles(part, weight.float().cpu(), card)
     tensors |= {_DIGITAL + key: tensor for key, tensor in digital.items()}
     tensors |= _tolerances(model)
-    for name, tolerance in (write_tolerances or {}).items():
-        tensors[f"{name}.tolerance.weight"] = tolerance.cpu()
+    for name, tolerance in check_tolerances(write_tolerances or {}, shapes).items():
+        tensors[f"{name}.tolerance.weight"] = tolerance.detach().cpu()
     geometry = {
         "g_min": card.conductance.g_min,
         "g_max": card.conductance.g_max,

@@ -18,18 +18,24 @@ from torch import Tensor, nn
 from analog_grasp.crossbar.chip_layer import ChipLayer, FusedTiles
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.crossbar.tile_sets import DeploymentSettings
+from analog_grasp.crossbar.write_tolerance import check_tolerances
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import TabulatedDrift
 
 _FORMAT = "analog-grasp deployment 1"
 _CHIP = ("seed", "time_s", "input_ranges", "output_ranges", "input_scales")
 _DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
+_TOLERANCES = "write_tolerances.safetensors"
 
 
 def write_deployment(
-    folder: Path, model: nn.Module, settings: DeploymentSettings, chip: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    settings: DeploymentSettings,
+    chip: Mapping[str, Any],
+    tolerances: Mapping[str, Tensor],
 ) -> None:
-    """Write the folder of a deployment: its model, settings and chip.
+    """Write the folder of a deployment: its model, settings, chip and write tolerances by layer.
 
     The chip is the instance, its time, its input and output ranges and its input scales.
     """
@@ -37,13 +43,18 @@ def write_deployment(
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: t.contiguous().clone() for name, t in digital_state(model).items()}
     save_file(state, folder / _WEIGHTS)
+    # Tolerances of an earlier save into the folder.
+    (folder / _TOLERANCES).unlink(missing_ok=True)
+    if tolerances:
+        written = {k: t.detach().cpu().contiguous().clone() for k, t in tolerances.items()}
+        save_file(written, folder / _TOLERANCES)
     content = {
         "format": _FORMAT,
         "model": describe(model),
         "card": _card_as_data(settings.card),
         "dtype": str(settings.dtype).removeprefix("torch."),
         "arguments": others,
-        "chip": chip,
+        "chip": {**chip, "write_tolerances": list(tolerances)},
     }
     # The names of layers may be a set.
     text = json.dumps(content, indent=1, default=list)
@@ -68,18 +79,44 @@ def read_deployment(
         dtype = getattr(torch, content["dtype"])
         settings = DeploymentSettings(card, dtype=dtype, **content["arguments"])
         structure, chip = content["model"], {key: content["chip"][key] for key in _CHIP}
+        # Earlier versions saved no tolerances.
+        chip["write_tolerances"] = set(content["chip"].get("write_tolerances", ()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise ValueError(
-            f"The file {description} is damaged ({reason}): save the deployment again."
-        ) from None
+        raise _damaged(description, error) from None
     try:
         state = load_file(weights)
     except SafetensorError as error:
-        raise ValueError(
-            f"The file {weights} is damaged ({error}): save the deployment again."
-        ) from None
+        raise _damaged(weights, error) from None
     return restore(structure, state, model), settings, chip
+
+
+def restore_tolerances(folder: Path, layers: Mapping[str, ChipLayer], names: set[str]) -> None:
+    """Set the write tolerances of the named layers from a folder; program them afterwards.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: The file is damaged, or does not fit the layers.
+    """
+    if not names:
+        return
+    file = folder / _TOLERANCES
+    if not file.is_file():
+        raise FileNotFoundError(f"The file {file} is missing: save the deployment again.")
+    shapes = {name: layer.frozen.shape for name, layer in layers.items()}
+    try:
+        tolerances = check_tolerances(load_file(file), shapes)
+        if tolerances.keys() != names:
+            raise ValueError(f"its layers are not those of {_DESCRIPTION}")
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(file, error) from None
+    for name, tolerance in tolerances.items():
+        cast(Any, layers[name]).write_tolerance = tolerance
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    """Return the error for a damaged file of a deployment."""
+    reason = " ".join(str(error).split())[:100]
+    return ValueError(f"The file {file} is damaged ({reason}): save the deployment again.")
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -8,8 +8,8 @@ selective verification.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +17,31 @@ from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import base_name, frozen_layers
 from analog_grasp.adapters.layer import StochGraspLinear
-from analog_grasp.crossbar.deployment import Deployment
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.programming import WriteTolerance
-from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.errors import shown, unknown_name
+
+if TYPE_CHECKING:
+    from analog_grasp.crossbar.deployment import Deployment
 
 # The standard deviation of a uniform error within a tolerance, per tolerance.
 _UNIFORM = 1 / math.sqrt(3)
 
 
 def set_write_tolerances(
-    deployment: Deployment, tolerances: float | Mapping[str, Tensor]
-) -> Deployment:
+    deployment: "Deployment", tolerances: float | Mapping[str, float | Tensor]
+) -> "Deployment":
     """Set the tolerances to which the weights of a chip are written, and return the deployment.
 
     A chip that is programmed is programmed again, with the same seed, and aged to the same time.
 
     Args:
         deployment: On a card that states its program-and-verify.
-        tolerances: One tolerance for all weights, or a tensor for each layer by its name in the
-            base model.
+        tolerances: One tolerance for all weights, or a number or tensor for each layer by its name
+            in the base model.
 
     Raises:
-        ValueError: The card states no program-and-verify, a layer is unknown, or a tolerance is
-            not above 0 or has a shape that does not fit.
+        ValueError: The card states no program-and-verify, or as `check_tolerances`.
 
     Source:
         docs/method.md, "Write tolerances".
@@ -51,29 +52,62 @@ def set_write_tolerances(
     WriteTolerance(deployment.card)
     layers = _layers(deployment)
     if not isinstance(tolerances, Mapping):
-        tolerances = dict.fromkeys(layers, torch.tensor(float(tolerances)))
-    for name, tolerance in tolerances.items():
-        if name not in layers:
-            raise ValueError(unknown_name("layer", name, layers))
-        if not bool((tolerance > 0).all()):
-            raise ValueError(
-                f"A write tolerance of the layer {name} is not above 0: give half the width of "
-                "the accepted range, in units of the conductance range."
-            )
-        try:
-            tolerance.expand(layers[name].frozen.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"The write tolerances of the layer {name} have the shape "
-                f"{tuple(tolerance.shape)}, which does not fit its weight of "
-                f"{tuple(layers[name].frozen.shape)}."
-            ) from None
+        tolerances = dict.fromkeys(layers, tolerances)
+    shapes = {name: layer.frozen.shape for name, layer in layers.items()}
+    checked = check_tolerances(tolerances, shapes)
     for name, layer in layers.items():
-        layer.write_tolerance = tolerances.get(name)
+        layer.write_tolerance = checked.get(name)
     return deployment.program_again()
 
 
-def learned_tolerances(deployment: Deployment, factor: float = 1.0) -> dict[str, Tensor]:
+def check_tolerances(
+    tolerances: Mapping[str, float | Tensor], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """Return write tolerances as tensors, by layer.
+
+    Args:
+        tolerances: A number or tensor for each layer.
+        shapes: The shape of the weight of each layer on tiles, ``(D_out, D)``.
+
+    Raises:
+        ValueError: A layer is unknown, or a tolerance is not a number, is not above 0, or has a
+            shape that does not fit.
+
+    Example:
+        >>> check_tolerances({"dense": 0.1}, {"dense": (8, 4)})
+        {'dense': tensor(0.1000)}
+    """
+    checked = {}
+    for name, given in tolerances.items():
+        if name not in shapes:
+            raise ValueError(unknown_name("layer", name, shapes))
+        try:
+            tolerance = given if isinstance(given, Tensor) else torch.tensor(float(given))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"The write tolerance of the layer {name} is {shown(given)}: a number or a tensor "
+                "is accepted."
+            ) from None
+        if not bool((tolerance > 0).all()):
+            raise ValueError(
+                f"A write tolerance of the layer {name} is {float(tolerance.min()):g}, which is "
+                "not above 0: give half the width of the accepted range, in units of the "
+                "conductance range."
+            )
+        shape = tuple(shapes[name])
+        try:
+            tolerance.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"The write tolerances of the layer {name} have the shape "
+                f"{tuple(tolerance.shape)}, which does not fit its weight of {shape}: give "
+                "tolerances that broadcast to it."
+            ) from None
+        checked[name] = tolerance
+    return checked
+
+
+def learned_tolerances(deployment: "Deployment", factor: float = 1.0) -> dict[str, Tensor]:
     """Return the write tolerances that the StochGRASP adapter of a deployment has learned.
 
     A group's relative standard deviation, ``sigma_s / |mu_s|``, is that of each of its weights.
@@ -88,8 +122,15 @@ def learned_tolerances(deployment: Deployment, factor: float = 1.0) -> dict[str,
         By layer, ``(1, D)``, the same for all features of a group.
 
     Raises:
-        ValueError: The model has no StochGRASP layer on tiles.
+        ValueError: The adapter's placement is not ``"digital"``, the model has no StochGRASP layer
+            on tiles, or the tiles are aihwkit's.
     """
+    _layers(deployment)
+    if deployment.placement != "digital":
+        raise ValueError(
+            f"placement is {deployment.placement!r}, but the learned standard deviations are read "
+            "from a digital StochGRASP adapter: deploy it with placement='digital'."
+        )
     found = {}
     for module in deployment.model.modules():
         if not isinstance(module, StochGraspLinear):
@@ -125,7 +166,7 @@ def selected_tolerances(
         tolerance: Their tolerance; the others get a single pulse.
 
     Raises:
-        ValueError: The share is not from 0 to 1.
+        ValueError: The share is not from 0 to 1, or there are no scores.
 
     Source:
         Selective write-verify: Yan, Hu and Shi, SWIM, DAC 2022, arXiv 2202.08395.
@@ -138,6 +179,8 @@ def selected_tolerances(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share is {share}: a share from 0 to 1 is accepted.")
+    if not scores:
+        raise ValueError("scores is empty: give the scores of at least one layer.")
     every = torch.cat([score.flatten() for score in scores.values()])
     verified = round(share * len(every))
     lowest = math.inf if not verified else every.kthvalue(len(every) - verified + 1).values
@@ -146,13 +189,13 @@ def selected_tolerances(
     }
 
 
-def magnitudes(deployment: Deployment) -> dict[str, Tensor]:
+def magnitudes(deployment: "Deployment") -> dict[str, Tensor]:
     """Return the magnitude of each weight by layer, in units of the column maximum."""
     return {name: layer.targets().abs_() for name, layer in _layers(deployment).items()}
 
 
 def sensitivities(
-    deployment: Deployment, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
+    deployment: "Deployment", model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Return how much the loss depends on an error of each weight, by layer.
 
@@ -197,7 +240,7 @@ def sensitivities(
     return scores
 
 
-def mean_pulses(deployment: Deployment) -> float | None:
+def mean_pulses(deployment: "Deployment") -> float | None:
     """Return the programming pulses per device; None if no write tolerance is set."""
     layers = _layers(deployment, strict=False)
     if all(layer.write_tolerance is None for layer in layers.values()):
@@ -214,7 +257,7 @@ def mean_pulses(deployment: Deployment) -> float | None:
     return total / sum(layer.cells for layer in layers.values())
 
 
-def _layers(deployment: Deployment, strict: bool = True) -> dict[str, CrossbarLinear]:
+def _layers(deployment: "Deployment", strict: bool = True) -> dict[str, CrossbarLinear]:
     """Return the layers on the tiles of this package, by name."""
     layers = {
         name: layer

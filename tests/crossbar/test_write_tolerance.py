@@ -1,12 +1,14 @@
 """Write tolerances of frozen weights: learned, selected, set on chips, exported; their pulses."""
 
 import copy
+import json
 import math
+import re
 
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 import analog_grasp as ag
@@ -131,18 +133,123 @@ def test_an_export_carries_them(stochastic, tmp_path):
     torch.testing.assert_close(read_chip(file)(**batch).logits, expected)
 
 
+def by_layer(deployment):
+    """A number, a row and a matrix of tolerances, and layers with the card's own."""
+    name = "bert.encoder.layer.0.attention.self"
+    scores = magnitudes(deployment)[f"{name}.value"]
+    return {
+        f"{name}.query": 0.2,
+        f"{name}.key": torch.linspace(0.02, 0.3, 16)[None],
+        **selected_tolerances({f"{name}.value": scores}, 0.3, 0.05),
+    }
+
+
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("of", [lambda _: 0.2, learned_tolerances, by_layer])
+def test_a_saved_chip_has_the_same_bits_and_pulses(stochastic, tmp_path, of, seed):
+    original = ag.deploy(stochastic, "rram-wan2022")
+    set_write_tolerances(original, of(original))
+    if seed is not None:
+        original.program(seed).drift_to("1d")
+    original.save(tmp_path)
+    loaded = ag.Deployment.load(tmp_path)
+    assert (loaded.seed, loaded.time_s) == (original.seed, original.time_s)
+    for _ in range(2):
+        assert mean_pulses(loaded) == mean_pulses(original) is not None
+        for name, weight in original.weights().items():
+            assert torch.equal(loaded.weights()[name], weight)
+        for chip in (original, loaded):
+            chip.program(5).drift_to("1h")
+
+
+def test_a_folder_without_tolerances_loads(bert, tmp_path):
+    chip = set_write_tolerances(ag.deploy(bert, "rram-wan2022"), 0.2).program(0)
+    chip.save(tmp_path)
+    set_write_tolerances(chip, {}).save(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["deployment.json", "model.safetensors"]
+    # As written before tolerances were saved.
+    description = tmp_path / "deployment.json"
+    content = json.loads(description.read_text())
+    del content["chip"]["write_tolerances"]
+    description.write_text(json.dumps(content))
+    loaded = ag.Deployment.load(tmp_path)
+    assert mean_pulses(loaded) is None
+    for name, weight in chip.weights().items():
+        assert torch.equal(loaded.weights()[name], weight)
+
+
+POOLER = "bert.pooler.dense"
+
+
 @pytest.mark.parametrize(
-    ("device", "tolerances", "sentence"),
+    ("content", "reason"),
     [
-        ("pcm-hermes-2", 0.1, "states no program-and-verify"),
-        ("rram-wan2022", 0.0, "is not above 0"),
-        ("rram-wan2022", {"dense": torch.tensor(0.1)}, "Unknown layer 'dense'"),
-        ("rram-wan2022", {"bert.pooler.dense": torch.ones(3)}, r"shape \(3,\), which does not fit"),
+        (b"not a tensor", ""),
+        ({}, "its layers are not those of deployment.json"),
+        ({POOLER: torch.tensor(-1.0)}, f"A write tolerance of the layer {POOLER} is -1"),
+        ({POOLER: torch.ones(3)}, f"The write tolerances of the layer {POOLER} have the shape"),
+        ({"dense": torch.tensor(0.1)}, "Unknown layer 'dense'"),
     ],
 )
-def test_tolerances_that_cannot_be_set_raise(bert, device, tolerances, sentence):
+def test_a_damaged_file_of_tolerances_is_an_error(bert, tmp_path, content, reason):
+    set_write_tolerances(ag.deploy(bert, "rram-wan2022"), {POOLER: 0.2}).save(tmp_path)
+    file = tmp_path / "write_tolerances.safetensors"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        save_file(content, file)
+    expected = rf"{file.name} is damaged \({re.escape(reason)}.*\): save the deployment again\."
+    with pytest.raises(ValueError, match=expected):
+        ag.Deployment.load(tmp_path)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{file.name} is missing: save the deployment"):
+        ag.Deployment.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tolerances", "sentence"),
+    [
+        ({"dense": torch.tensor(0.1)}, "Unknown layer 'dense'"),
+        ({POOLER: torch.ones(3)}, r"shape \(3,\), which does not fit its weight of \(16, 16\)"),
+        ({POOLER: torch.tensor([0.1] * 15 + [-0.5])}, r"is -0\.5, which is not above 0"),
+        ({POOLER: math.nan}, "is nan, which is not above 0"),
+        ({POOLER: "tight"}, r"pooler\.dense is 'tight': a number or a tensor is accepted"),
+    ],
+)
+def test_tolerances_of_layers_that_do_not_fit_raise(bert, tmp_path, tolerances, sentence):
     with pytest.raises(ValueError, match=sentence):
-        set_write_tolerances(ag.deploy(bert, device), tolerances)
+        set_write_tolerances(ag.deploy(bert, "rram-wan2022"), tolerances)
+    with pytest.raises(ValueError, match=sentence):
+        export_chip(bert, "rram-wan2022", tmp_path / "chip", write_tolerances=tolerances)
+    assert not (tmp_path / "chip").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "tolerance", "sentence"),
+    [
+        ("pcm-hermes-2", 0.1, "states no program-and-verify"),
+        ("rram-wan2022", 0.0, "is 0, which is not above 0"),
+        ("rram-wan2022", None, "is None: a number or a tensor"),
+    ],
+)
+def test_a_tolerance_that_cannot_be_set_raises(bert, device, tolerance, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        set_write_tolerances(ag.deploy(bert, device), tolerance)
+
+
+def test_an_export_takes_a_number_per_layer(bert, tmp_path):
+    export_chip(bert, "rram-wan2022", tmp_path / "chip", write_tolerances={POOLER: 0.1})
+    written = load_file(tmp_path / "chip")[f"{POOLER}.tolerance.weight"]
+    assert torch.equal(written, torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("placement", ["folded", "programmed"])
+def test_tolerances_are_learned_by_digital_adapters(bert, placement):
+    config = ag.StochGraspConfig(task_type="SEQ_CLS", groups=GROUPS, sampling="feature")
+    model = get_peft_model(copy.deepcopy(bert), config)
+    deployment = ag.deploy(model, "rram-wan2022", placement=placement)
+    with pytest.raises(ValueError, match=rf"placement is '{placement}'.*placement='digital'"):
+        learned_tolerances(deployment)
 
 
 def test_models_and_shares_that_do_not_fit_raise(bert):
@@ -151,3 +258,5 @@ def test_models_and_shares_that_do_not_fit_raise(bert):
         learned_tolerances(deployment)
     with pytest.raises(ValueError, match=r"share is 1\.5: a share from 0 to 1"):
         selected_tolerances(magnitudes(deployment), 1.5, 0.1)
+    with pytest.raises(ValueError, match="scores is empty: give the scores of at least one"):
+        selected_tolerances({}, 0.5, 0.1)
