@@ -1,7 +1,7 @@
 """The frozen layers of a model and their roles, its task head, and the folding of its adapter."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from peft import PeftModel
@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 type FrozenLayer = nn.Linear | Conv1D
 type LayerPattern = str | Sequence[str]
 
+# The routers of mixtures of experts, as transformers names them.
+_ROUTERS = frozenset({"router", "shared_expert_gate"})
 # Classes whose modules after the body are pre-trained with it, so that they are no task head.
 _PRETRAINED_HEADS = ("WithProjection", "PreTraining", "NextSentencePrediction", "MaskedImage")
 
@@ -26,7 +28,8 @@ def frozen_layers(
     """Yield the path and the module of every frozen linear layer of a model, each module once.
 
     The layers of an adapter, of the task head (see `head_names`) and of other modules saved with
-    the adapter are excluded; so is the output embedding, unless it is named.
+    the adapter are excluded; so are the output embedding and the routers of mixtures of experts,
+    unless they are named.
 
     Args:
         model: A transformers model, bare or wrapped by peft.
@@ -36,20 +39,17 @@ def frozen_layers(
             ``"all-linear"``, as in ``["all-linear", "lm_head"]``.
 
     Raises:
-        ValueError: The pattern matches no layer.
+        ValueError: The pattern, or a name of the sequence, matches no layer. A name may match fused
+            weights only, if another one matches a layer.
 
     Example:
         >>> [name for name, _ in frozen_layers(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)))]
         ['0', '1']
     """
-    barred = tuple(f"{path}." for path in _barred(model, pattern))
-    found = False
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D) or f"{path}.".startswith(barred):
-            continue
-        if matches(base_name(path), pattern):
-            found = True
-            yield path, module
+    found = []
+    for path, module in linear_layers(model, pattern):
+        found.append(base_name(path))
+        yield path, module
     if not found and pattern == "all-linear":
         raise ValueError(
             f"The {type(model).__name__} has no frozen linear layer: use a model that has some."
@@ -59,6 +59,60 @@ def frozen_layers(
             f"The layer pattern {pattern!r} matches no frozen linear layer of the "
             f"{type(model).__name__}: use 'all-linear', a regular expression or names of layers."
         )
+    check_names(model, pattern, found)
+
+
+def linear_layers(model: nn.Module, pattern: LayerPattern) -> Iterator[tuple[str, FrozenLayer]]:
+    """Yield what `frozen_layers` does, without an error if there is none."""
+    barred = tuple(f"{path}." for path in _barred(model, pattern))
+    routers, named = tuple(_routers(model)), _named(pattern)
+    for path, module in model.named_modules():
+        name = base_name(path)
+        if not isinstance(module, nn.Linear | Conv1D) or f"{path}.".startswith(barred):
+            continue
+        is_router = f"{path}.".startswith(routers) and not matches(name, named)
+        if matches(name, pattern) and not is_router:
+            yield path, module
+
+
+def check_names(model: nn.Module, pattern: LayerPattern, layers: Iterable[str]) -> None:
+    """Raise an error if a name of a pattern matches none of the layers and no fused weight.
+
+    Raises:
+        ValueError: A name matches nothing.
+    """
+    if isinstance(pattern, str):
+        return
+    modules = model.named_modules()
+    fused = [f"{base_name(path)}.{name}" for path, m in modules for name, _ in fused_weights(m)]
+    found = [*layers, *fused]
+    missing = [part for part in pattern if not any(matches(name, [part]) for name in found)]
+    if missing:
+        listed = ", ".join(map(repr, missing))
+        raise ValueError(
+            f"The layer pattern {listed} matches no frozen linear layer of the "
+            f"{type(model).__name__}: use 'all-linear' or names of layers."
+        )
+
+
+def fused_weights(module: nn.Module) -> Iterator[tuple[str, bool]]:
+    """Yield the attributes of a module that hold several weights, and whether these are transposed.
+
+    See `FusedWeight`.
+    """
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        yield "in_proj_weight", False
+    experts = {
+        name: parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in ("gate_up_proj", "up_proj", "down_proj") and parameter.dim() == 3
+    }
+    if len(experts) == 2:
+        up, down = (experts[n] for n in sorted(experts, reverse=True, key=lambda n: "up" in n))
+        # (E, width or 2 width, D) and (E, D, width), unless the experts are transposed.
+        stored = up.shape[2] == down.shape[1] and up.shape[1] in (down.shape[2], 2 * down.shape[2])
+        for name in experts:
+            yield name, bool(getattr(module, "is_transposed", not stored))
 
 
 def by_output(layer: FrozenLayer) -> Tensor:
@@ -74,7 +128,8 @@ def base_name(path: str) -> str:
         >>> base_name("base_model.model.bert.encoder.layer.0.output.dense.base_layer")
         'bert.encoder.layer.0.output.dense'
     """
-    return path.removeprefix("base_model.model.").removesuffix(".base_layer")
+    # peft nests its wrappers of parameters.
+    return re.sub(r"(\.base_layer)+$", "", path.removeprefix("base_model.model."))
 
 
 def is_quantised(layer: FrozenLayer) -> bool:
@@ -177,7 +232,7 @@ def linear_paths(model: nn.Module) -> list[str]:
     """Return the paths of the frozen linear layers that adapters can wrap.
 
     The output layer of ``nn.MultiheadAttention`` is not among them: it is never called, as its
-    weight is read instead.
+    weight is read instead. Neither are routers, see `frozen_layers`.
 
     Example:
         >>> linear_paths(nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1)))
@@ -198,9 +253,7 @@ def are_all_wrapped(model: nn.Module) -> bool:
 
 def _barred(model: nn.Module, pattern: LayerPattern) -> list[str]:
     """Return the paths under which no module is a frozen layer."""
-    named: LayerPattern = () if pattern == "all-linear" else pattern
-    if not isinstance(named, str):
-        named = [part for part in named if part != "all-linear"]
+    named = _named(pattern)
     output = getattr(model, "get_output_embeddings", lambda: None)()
     inside = "base_model.model." if isinstance(model, PeftModel) else ""
     barred = [inside + name for name in head_names(model)]
@@ -212,6 +265,22 @@ def _barred(model: nn.Module, pattern: LayerPattern) -> list[str]:
         if is_output or isinstance(module, AuxiliaryTrainingWrapper):
             barred.append(path)
     return barred
+
+
+def _named(pattern: LayerPattern) -> LayerPattern:
+    """Return what a pattern selects besides all layers."""
+    if isinstance(pattern, str):
+        return () if pattern == "all-linear" else pattern
+    return [part for part in pattern if part != "all-linear"]
+
+
+def _routers(model: nn.Module) -> Iterator[str]:
+    """Yield the beginnings of the paths of the routers of mixtures of experts."""
+    for path, module in model.named_modules():
+        children = {name for name, _ in module.named_children()}
+        routers = _ROUTERS | {"gate"} if "experts" in children else _ROUTERS
+        for name in children & routers:
+            yield f"{path}.{name}.".removeprefix(".")
 
 
 def matches(name: str, pattern: LayerPattern) -> bool:

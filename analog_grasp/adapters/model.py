@@ -5,13 +5,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.config import PeftConfig
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -279,16 +280,25 @@ def start_from(model: PeftModel, path: str | Path) -> None:
     and its standard deviations stay as they are.
 
     Raises:
+        FileNotFoundError: The folder holds no adapter; the Hub is not searched.
         ValueError: The saved adapter is of another pre-trained model, of another method, of other
-            layers or groups, or of a task with another head.
+            layers or groups, or of a task with another head; or a file is damaged.
 
     Example:
         ``start_from(get_peft_model(base_model, StochGraspConfig(groups=64)), "runs/train/grasp")``
     """
-    saved, own = PeftConfig.from_pretrained(str(path)), model.active_peft_config
+    folder = Path(path)
+    saved, own = _saved_config(folder), model.active_peft_config
+    models = [config.base_model_name_or_path or "" for config in (saved, own)]
+    # All paths of a folder resolve to one; Hub ids are compared whole.
+    if Path(models[0]).resolve() != Path(models[1]).resolve():
+        raise ValueError(
+            f"The adapter in {path} is of the model {models[0]!r} and cannot start one of the "
+            f"model {models[1]!r}: give one of the same model, or, if that has moved, correct "
+            f"base_model_name_or_path in {folder / CONFIG_NAME}."
+        )
     there, here = (
         {
-            "model": PurePath(config.base_model_name_or_path or "").name,
             "method": str(config.peft_type).rpartition(".")[2],
             **{name: getattr(config, name, None) for name in _SAME_FUNCTION},
         }
@@ -303,7 +313,13 @@ def start_from(model: PeftModel, path: str | Path) -> None:
             )
     adapter = str(model.active_adapter)
     present = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    state = load_peft_weights(str(path), device="cpu")
+    try:
+        state = load_peft_weights(str(path), device="cpu")
+    except SafetensorError as error:
+        raise ValueError(
+            f"The file {folder / SAFETENSORS_WEIGHTS_NAME} is damaged ({error}): train the adapter "
+            "again."
+        ) from error
     if to_stochastic:
         state = {name.replace(".grasp_", ".stochgrasp_"): v for name, v in state.items()}
         state |= {name: v for name, v in present.items() if name.endswith("_log_sigma")}
@@ -315,6 +331,30 @@ def start_from(model: PeftModel, path: str | Path) -> None:
             "method, layers, groups and task must be the same."
         )
     set_peft_model_state_dict(model, state, adapter_name=adapter)
+
+
+def _saved_config(folder: Path) -> PeftConfig:
+    """Return the configuration of a saved adapter, of which both files are there."""
+    file = folder / CONFIG_NAME
+    if not (file.is_file() and (folder / SAFETENSORS_WEIGHTS_NAME).is_file()):
+        raise FileNotFoundError(
+            f"The folder {folder} holds no adapter: it should hold {CONFIG_NAME} and "
+            f"{SAFETENSORS_WEIGHTS_NAME}, which save_pretrained writes."
+        )
+    try:
+        saved = PeftConfig.from_pretrained(str(folder))
+        if saved.peft_type is None:
+            raise ValueError("it states no peft_type")
+        if not isinstance(saved.base_model_name_or_path, str | None):
+            raise ValueError("base_model_name_or_path is no text")
+    except Exception as error:
+        # Any error: peft checks few values of a configuration.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+        raise ValueError(
+            f"The file {file} is not one that peft wrote ({reason.rstrip('.')}): train the adapter "
+            "again."
+        ) from error
+    return saved
 
 
 register("grasp", GraspConfig, GraspModel)

@@ -35,11 +35,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class DigitalModule:
-    """A module whose weights are not on tiles.
+    """A module, or a parameter of one, whose weights are not on tiles.
 
     Attributes:
-        name: The module's name in the base model.
-        kind: The name of its class.
+        name: The module's name in the base model, and the parameter's, unless it is a ``weight``.
+        kind: The name of the module's class.
         weights: Elements of its parameters with two or more axes, without biases.
     """
 
@@ -97,6 +97,7 @@ def digital_modules(model: nn.Module) -> list[DigitalModule]:
     """Return the modules of a deployed model that have weights of their own, the largest first.
 
     Parameters of adapters, biases and norms are not counted; a shared parameter is counted once.
+    One whose name does not begin with ``weight``, as those of ``nn.LSTM`` do, is listed separately.
     """
     others = added_by_adapters(model)
     for module in model.modules():
@@ -106,13 +107,20 @@ def digital_modules(model: nn.Module) -> list[DigitalModule]:
             others.update(id(parameter) for parameter in module.parameters())
     found = []
     for path, module in model.named_modules():
-        own = [
-            parameter
-            for name, parameter in module.named_parameters(recurse=False)
-            if parameter.dim() > 1 and "bias" not in name and id(parameter) not in others
-        ]
-        others.update(id(parameter) for parameter in own)
-        if own:
-            weights = sum(parameter.numel() for parameter in own)
-            found.append(DigitalModule(base_name(path), type(module).__name__, weights))
+        sizes: dict[str, int] = {}
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2 or _is_bias(name) or id(parameter) in others:
+                continue
+            others.add(id(parameter))
+            full = base_name(path)
+            if not full or not name.startswith("weight"):
+                full = f"{full}.{name}".removeprefix(".")
+            sizes[full] = sizes.get(full, 0) + parameter.numel()
+        kind = type(module).__name__
+        found += [DigitalModule(name, kind, weights) for name, weights in sizes.items()]
     return sorted(found, key=lambda module: -module.weights)
+
+
+def _is_bias(name: str) -> bool:
+    # Also bias_k of nn.MultiheadAttention.
+    return name.endswith("bias") or name.startswith("bias_")

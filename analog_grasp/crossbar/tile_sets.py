@@ -1,12 +1,12 @@
 """The layers on tiles of a chip, and the frozen weights that they replace."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from analog_grasp.adapters.frozen import (
     FrozenLayer,
     LayerPattern,
     base_name,
+    check_names,
     dense_weight,
     frozen_layers,
+    fused_weights,
     is_quantised,
+    linear_layers,
     matches,
 )
 from analog_grasp.crossbar.aihwkit import AihwkitLinear, compiled_config, wired_config
@@ -157,17 +160,26 @@ def selected(
     """Return the frozen layers, with their paths, and the fused weights that a pattern selects.
 
     Raises:
-        ValueError: The pattern selects none.
+        ValueError: The pattern, or a name of it, selects none; or LoRA is on fused weights.
     """
     modules = model.named_modules()
-    every = [FusedWeight(path, m, *which) for path, m in modules for which in _fused(m)]
+    every = [FusedWeight(path, m, *which) for path, m in modules for which in fused_weights(m)]
     fused = [each for each in every if matches(each.name, pattern)]
-    try:
+    wrappers = (m for m in model.modules() if isinstance(m, ParamWrapper))
+    adapted = {id(wrapper.get_param()) for wrapper in wrappers}
+    for each in fused:
+        # LoRA would add its product to the parameter, whose values tiles do not return.
+        if id(getattr(each.module, each.attribute)) in adapted:
+            raise ValueError(
+                f"The adapter of the fused weights {each.name} is LoRA on a parameter, which "
+                "tiles do not return: use placement='folded', or keep these weights digital "
+                "(argument layers)."
+            )
+    if not fused:
         return list(frozen_layers(model, pattern)), fused
-    except ValueError:
-        if not fused:
-            raise
-        return [], fused
+    linear = list(linear_layers(model, pattern))
+    check_names(model, pattern, [base_name(path) for path, _ in linear])
+    return linear, fused
 
 
 class TileSets:
@@ -198,9 +210,12 @@ class TileSets:
         """Replace the frozen layers of a model by the layers on tiles; each weight is mapped once.
 
         Raises:
-            ValueError: The pattern matches no layer, or the model is a further one and its frozen
-                weights differ from those of the chip.
+            ValueError: The pattern matches no layer; the first token is to be exact in a model with
+                `nn.MultiheadAttention`; or the model is a further one and its frozen weights differ
+                from those of the chip.
         """
+        if self._settings.first_token == "digital":
+            _check_first_token(model)
         first = not self.layers
         linear, fused = selected(model, self._settings.layers)
         by_tensors: dict[tuple[int, int], ChipLayer] = {}
@@ -213,7 +228,7 @@ class TileSets:
                 by_tensors[tensors] = self._on_tiles(name, dense, first)
             tiles = by_tensors[tensors]
             if dense is layer and type(layer).forward not in (nn.Linear.forward, Conv1D.forward):
-                # It does more than the product, as some routers of experts do.
+                # It does more than the product, as a router of experts that is named does.
                 del layer._parameters["weight"]
                 layer.tiles = tiles
                 layer.__dict__["weight"] = tiles.weight
@@ -310,23 +325,6 @@ def _linear(weight: Tensor) -> nn.Linear:
     return linear
 
 
-def _fused(module: nn.Module) -> Iterator[tuple[str, bool]]:
-    """Yield the attributes of a module that are fused weights, and whether they are transposed."""
-    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        yield "in_proj_weight", False
-    experts = {
-        name: parameter
-        for name, parameter in module.named_parameters(recurse=False)
-        if name in ("gate_up_proj", "up_proj", "down_proj") and parameter.dim() == 3
-    }
-    if len(experts) == 2:
-        up, down = (experts[n] for n in sorted(experts, reverse=True, key=lambda n: "up" in n))
-        # (E, width or 2 width, D) and (E, D, width), unless the experts are transposed.
-        stored = up.shape[2] == down.shape[1] and up.shape[1] in (down.shape[2], 2 * down.shape[2])
-        for name in experts:
-            yield name, bool(getattr(module, "is_transposed", not stored))
-
-
 def _put_fused(fused: FusedWeight, layers: list[ChipLayer]) -> None:
     """Put layers on tiles into a module in place of the fused weight that they make up."""
     module: Any = fused.module
@@ -337,6 +335,17 @@ def _put_fused(fused: FusedWeight, layers: list[ChipLayer]) -> None:
         # transformers' other implementations multiply by the parameter as a whole.
         module.config = type(module.config).from_dict(module.config.to_dict())
         module.config._experts_implementation = "eager"
+
+
+def _check_first_token(model: nn.Module) -> None:
+    """Raise ValueError if a model has layers whose inputs are not ``(B, T, D)``."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            raise ValueError(
+                f"first_token is 'digital', but the model has the nn.MultiheadAttention "
+                f"{base_name(path)!r}, whose inputs are not always (B, T, D): use "
+                "first_token='analog'."
+            )
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -106,3 +106,39 @@ def test_an_adapter_that_is_not_finite_is_not_folded(bert):
 def test_error_of_a_model_without_linear_layers_does_not_suggest_all_linear():
     with pytest.raises(ValueError, match=r"^The Sequential has no frozen linear layer: use a "):
         list(frozen_layers(nn.Sequential(nn.LayerNorm(4)), "all-linear"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        (["query", "quary"], "'quary' matches"),
+        (["all-linear", "nope"], "'nope' matches"),
+        (["quary", "query", "nope"], "'quary', 'nope' matches"),
+    ],
+)
+def test_each_name_of_a_pattern_must_match(bert, pattern, named):
+    with pytest.raises(ValueError, match=f"^The layer pattern {named} no frozen linear layer"):
+        list(frozen_layers(bert, pattern))
+
+
+def test_a_name_may_match_fused_weights():
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
+    assert [path for path, _ in frozen_layers(model, ["0", "in_proj_weight"])] == ["0"]
+
+
+def test_routers_are_frozen_layers_only_if_they_are_named():
+    block = nn.ModuleDict({"gate": nn.Linear(4, 2), "experts": nn.ModuleList([nn.Linear(4, 4)])})
+    dense = nn.ModuleDict({"gate": nn.Linear(4, 4), "shared_expert_gate": nn.Linear(4, 1)})
+    router = nn.ModuleDict({"router": nn.Sequential(nn.Linear(4, 2))})
+    model = nn.ModuleDict({"block": block, "dense": dense, "other": router})
+    assert [path for path, _ in frozen_layers(model)] == ["block.experts.0", "dense.gate"]
+    named = [path for path, _ in frozen_layers(model, ["all-linear", "block.gate", "router.0"])]
+    assert named == ["block.gate", "block.experts.0", "dense.gate", "other.router.0"]
+
+
+@pytest.mark.parametrize("name", ["lora", "grasp"])
+def test_each_target_of_an_adapter_must_match(bert, name):
+    before = [path for path, _ in bert.named_modules()]
+    with pytest.raises(ValueError, match=r"^The target 'quary' of the adapter matches no layer of"):
+        adapt(bert, name, target_modules=["query", "quary"])
+    assert [path for path, _ in bert.named_modules()] == before

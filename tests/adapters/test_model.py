@@ -253,7 +253,7 @@ def means(model):
 @pytest.mark.parametrize("config", [GraspConfig, StochGraspConfig])
 def test_means_and_head_are_those_of_the_saved_adapter(adapted, saved, batch, config):
     folder, first = saved
-    model = adapted(config, name="other/place/bert")
+    model = adapted(config)
     start_from(model, folder)
     assert torch.equal(means(model), means(first))
     with torch.no_grad():
@@ -284,7 +284,11 @@ def test_stochgrasp_starts_from_stochgrasp_with_its_deviations(adapted, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "other"}, "has model bert and cannot start one with other: give one with"),
+        ({"name": "other"}, "of the model 'mine/bert' and cannot start one of the model 'other'"),
+        (
+            {"name": "other/bert"},
+            "or, if that has moved, correct base_model_name_or_path in .*json",
+        ),
         ({"groups": 8}, "has groups 4 and cannot start one with 8"),
         ({"grouping": "strided"}, "has grouping contiguous and cannot start"),
         ({"target_modules": ["query"]}, "method, layers, groups and task must be the same"),
@@ -293,6 +297,62 @@ def test_stochgrasp_starts_from_stochgrasp_with_its_deviations(adapted, tmp_path
 def test_an_adapter_that_does_not_fit_raises_one_sentence(adapted, saved, changes, message):
     with pytest.raises(ValueError, match=message):
         start_from(adapted(**changes), saved[0])
+
+
+def test_a_model_is_the_same_by_any_path_of_its_folder(adapted, tmp_path, monkeypatch):
+    for name in ("a/bert", "b/bert"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a/bert")
+    monkeypatch.chdir(tmp_path)
+    first = adapted(name=str(tmp_path / "a/bert"))
+    first.save_pretrained("grasp", save_embedding_layers=False)
+    for name in ("a/bert", "./a/bert/", "link"):
+        start_from(adapted(name=name), "grasp")
+    with pytest.raises(ValueError, match="cannot start one of the model 'b/bert'"):
+        start_from(adapted(name="b/bert"), "grasp")
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (CONFIG, b'{"a" 1}', "is not one that peft wrote .*delimiter.*train the adapter again"),
+        (CONFIG, b"{}", "it states no peft_type"),
+        (CONFIG, b"[]", "is not one that peft wrote"),
+        (CONFIG, b'{"peft_type": "NONE"}', "is not one that peft wrote"),
+        (CONFIG, b'{"peft_type": "GRASP", "base_model_name_or_path": 1}', "is no text"),
+        (WEIGHTS, b"", "is damaged .*train the adapter again"),
+        (WEIGHTS, b"damaged" * 9, "is damaged .*train the adapter again"),
+    ],
+)
+def test_damaged_files_raise_one_sentence(adapted, saved, file, content, message):
+    (saved[0] / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        start_from(adapted(), saved[0])
+    assert f"The file {saved[0] / file} " in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["missing", "whole model", "no weights"])
+def test_folders_without_an_adapter_raise_without_the_hub(
+    adapted, saved, make_model, kind, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("peft.config.hf_hub_download", fail)
+    monkeypatch.setattr("peft.utils.save_and_load.file_exists", fail)
+    folder = tmp_path / "model"
+    if kind == "whole model":
+        make_model("bert").save_pretrained(folder)
+    elif kind == "no weights":
+        folder = saved[0]
+        (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{folder} holds no adapter: .*{CONFIG}"):
+        start_from(adapted(), folder)
 
 
 def test_an_adapter_of_another_method_raises_one_sentence(adapted, saved, make_model, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from peft import PeftModel, get_peft_model
+from torch import nn
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import base_name, frozen_layers, head_names
@@ -32,6 +33,8 @@ class Architecture:
     head: tuple[str, ...] = ()
     experts: int = 0
     """Matrices of fused experts, which go onto tiles but are not adapted."""
+    routers: int = 0
+    """Linear layers of routers, which GRASP adapts but which are digital."""
 
     def make(self) -> hf.PreTrainedModel:
         with torch.random.fork_rng():
@@ -146,8 +149,30 @@ ARCHITECTURES = {
             shared_expert_intermediate_size=20,
         ),
         "CAUSAL_LM",
-        16,
+        14,
         experts=12,
+        routers=2,
+    ),
+    "phimoe": Architecture(
+        hf.PhimoeForCausalLM,
+        hf.PhimoeConfig(
+            **DECODER, num_local_experts=3, num_experts_per_tok=2, pad_token_id=0, sliding_window=8
+        ),
+        "CAUSAL_LM",
+        8,
+        experts=12,
+        routers=2,
+    ),
+    "llama4": Architecture(
+        hf.Llama4ForCausalLM,
+        hf.Llama4TextConfig(
+            **DECODER, num_local_experts=3, num_experts_per_tok=1, intermediate_size_mlp=24,
+            head_dim=8, pad_token_id=0,
+        ),
+        "CAUSAL_LM",
+        14,
+        experts=12,
+        routers=2,
     ),
     "t5": Architecture(
         hf.T5ForConditionalGeneration,
@@ -209,7 +234,8 @@ def trained(model, config, architecture):
     still = [n for n, p in before.items() if torch.equal(after[n], p)]
     # Standard deviations learn by squared gradients, too small for a step where the loss hardly
     # depends on the layer; those of shifts are relative to the largest shift, and all begin at 0.
-    assert all("log_sigma" in name for name in still)
+    # An expert of Phi-MoE that alone has a large weight gets the weight 1, which has no gradient.
+    assert all("log_sigma" in name or ".router." in name for name in still)
     assert any("scale_log_sigma" in name for name in before.keys() - still) == (
         config.peft_type == "STOCHGRASP"
     )
@@ -218,7 +244,8 @@ def trained(model, config, architecture):
 
 def test_trains_saves_and_loads(architecture, config, tmp_path):
     adapted = trained(architecture.make(), config, architecture)
-    assert len(list(adapted.base_model.modulated_layers())) == architecture.layers
+    adapted_layers = list(adapted.base_model.modulated_layers())
+    assert len(adapted_layers) == architecture.layers + architecture.routers
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded = PeftModel.from_pretrained(architecture.make(), tmp_path)
     expected = logits(adapted, architecture)
@@ -275,7 +302,17 @@ def test_the_same_layers_with_and_without_an_adapter(architecture, config):
 
 # Those without biases have nothing for BitFit, and language models no head of their own.
 NOT_FOR = {
-    "bitfit": {"t5", "llama", "mistral", "mixtral", "gemma", "phi3", "qwen3", "modernbert"},
+    "bitfit": {
+        "t5",
+        "llama",
+        "mistral",
+        "mixtral",
+        "gemma",
+        "phi3",
+        "qwen3",
+        "modernbert",
+        "llama4",
+    },
     "head": {name for name, known in ARCHITECTURES.items() if "_LM" in (known.task_type or "")},
 }
 
@@ -294,3 +331,66 @@ def test_other_adapters_fit_or_say_why_not(architecture, name, recwarn):
     unused = [n for n, p in adapted.named_parameters() if p.requires_grad and p.grad is None]
     assert not unused
     assert not [str(w.message) for w in recwarn if "peft" in w.filename]
+
+
+ROUTERS = {"qwen2-moe": "shared_expert_gate", "phimoe": "router", "llama4": "router"}
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_routers_are_digital_unless_they_are_named(kind):
+    architecture, name = ARCHITECTURES[kind], ROUTERS[kind]
+    model = architecture.make()
+    expected = logits(model, architecture)
+    deployment = deploy(model, "ideal").program(0)
+    assert not [layer for layer in deployment.layers if layer.endswith(name)]
+    digital = [module.name for module in deployment.report().digital]
+    assert sum(layer.endswith(name) for layer in digital) == architecture.routers
+    named = deploy(model, "ideal", layers=["all-linear", name]).program(0)
+    on_tiles = [layer for layer in named.layers if layer.endswith(name)]
+    assert len(on_tiles) == architecture.routers
+    torch.testing.assert_close(logits(named.model, architecture), expected, atol=2e-5, rtol=1e-4)
+
+
+EXPERTS = ["w1", "w2", "w3"]
+
+
+@pytest.mark.parametrize("placement", ["digital", "programmed"])
+def test_lora_on_fused_experts_is_folded_or_beside_digital_experts(placement):
+    architecture = ARCHITECTURES["mixtral"]
+    targets = ["q_proj", *EXPERTS]
+    adapted = adapt(architecture.make(), "lora", task_type="CAUSAL_LM", target_modules=targets)
+    for name, parameter in adapted.named_parameters():
+        parameter.data += 0.1 * ("lora_B" in name)
+    expected = logits(adapted, architecture)
+    with pytest.raises(ValueError, match=r"experts\.\w+_proj is LoRA on a .*placement='folded'"):
+        deploy(adapted, "ideal", placement=placement)
+    chips = [deploy(adapted, "ideal", placement="folded")]
+    if placement == "digital":
+        chips.append(deploy(adapted, "ideal", layers=["q_proj", "k_proj"]))
+        names = {module.name for module in chips[1].report().digital}
+        assert "model.layers.1.mlp.experts.down_proj" in names
+    for chip in chips:
+        deployed = logits(chip.program(0).model, architecture)
+        torch.testing.assert_close(deployed, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_fused_parameter_is_no_target_of_lora():
+    with pytest.raises(ValueError, match=r"^The target 'gate_up_proj' of the adapter matches no"):
+        adapt(ARCHITECTURES["mixtral"].make(), "lora", target_modules=["q_proj", "gate_up_proj"])
+
+
+def test_names_of_layers_and_fused_experts_are_checked_together():
+    model = ARCHITECTURES["mixtral"].make()
+    chip = deploy(model, "ideal", layers=["q_proj", "gate_up_proj"])
+    assert len(chip.layers) == 2 * (1 + 3)
+    for layers in (["q_proj", "gate_up_proj", "v_prj"], ["gate_up_proj", "v_prj"]):
+        with pytest.raises(ValueError, match=r"^The layer pattern 'v_prj' matches no"):
+            deploy(model, "ideal", layers=layers)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_first_tokens_are_not_digital_in_multi_head_attention(batch_first):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    with pytest.raises(ValueError, match=r"'layers\.0\.self_attn'.*use first_token='analog'"):
+        deploy(model, "ideal", first_token="digital")

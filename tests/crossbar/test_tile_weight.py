@@ -228,7 +228,7 @@ def test_experts_compute_on_tiles_of_their_own(name, batch):
     experts = sum(".experts." in layer for layer in deployed.layers)
     assert experts == 3 * 2 * 2
     digital = {module.kind for module in deployed.report().digital}
-    assert digital <= {"Embedding", "MixtralTopKRouter", "GptOssTopKRouter"}
+    assert digital <= {"Embedding", "MixtralTopKRouter", "GptOssTopKRouter", "Llama4Router"}
     weights = deployed.weights()
     stored = dict(model.named_parameters())
     for key in (k for k in weights if ".experts." in k):
