@@ -1,7 +1,8 @@
 """Deployment: a model whose frozen weights are on a simulated chip that ages."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,8 +46,10 @@ class Deployment:
             the caller's random state does not change.
         card: The device, without the effects that are switched off.
         placement: Placement of the adapter.
+        dtype: The type in which weights on tiles are stored.
         layers: The layers on tiles, by their names in the base model.
-        on_drift: Functions that `drift_to` calls with the new age, s; see `AgeSchedule.follow`.
+        on_drift: Functions that `program` and `drift_to` call with the new age, s; see
+            `AgeSchedule.follow`.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -61,6 +64,7 @@ class Deployment:
         self, model: nn.Module, settings: DeploymentSettings, shared: Mapping[str, Tensor]
     ) -> None:
         self.card, self.placement = settings.card, settings.placement
+        self.dtype = settings.dtype
         self.on_drift: list[Callable[[float], object]] = []
         self._settings = settings
         self._chip = ChipState()
@@ -85,9 +89,8 @@ class Deployment:
         with torch.inference_mode(False), torch.no_grad():
             for part in (*self.layers.values(), *self._adapters):
                 part.program(seed)
-        self._chip.seed, self._chip.time_s = seed, 0.0
-        self._chip.changes += 1
-        return self
+        self._chip.seed = seed
+        return self._aged(0.0)
 
     def drift_to(self, time: str | float) -> "Deployment":
         """Age the chip to a time since programming, and return the deployment.
@@ -105,11 +108,28 @@ class Deployment:
         with torch.inference_mode(False), torch.no_grad():
             for part in (*self.layers.values(), *self._adapters):
                 part.drift_to(seconds)
+        return self._aged(seconds)
+
+    def _aged(self, seconds: float) -> "Deployment":
         self._chip.time_s = seconds
         self._chip.changes += 1
         for follow in self.on_drift:
             follow(seconds)
         return self
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Let a block program and age the chip, which is as before afterwards."""
+        seed, seconds = self.seed, self.time_s
+        followers, self.on_drift = self.on_drift, []
+        try:
+            yield
+        finally:
+            if seed is None:
+                self._chip.seed, self._chip.time_s = None, 0.0
+            else:
+                self.program(seed).drift_to(seconds)
+            self.on_drift = followers
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model with another adapter that computes on the tiles of this chip.
@@ -276,7 +296,8 @@ class Deployment:
     def save(self, path: str | Path) -> None:
         """Write the digital model, the device and the chip instance to a folder.
 
-        Its files are model.safetensors and deployment.json.
+        Its files are model.safetensors, deployment.json and, with write tolerances,
+        write_tolerances.safetensors.
         """
         hooks = hooks_of(self.model)
         chip = {
@@ -290,7 +311,12 @@ class Deployment:
                 if layer.input_scale is not None
             },
         }
-        saving.write_deployment(Path(path), self.model, self._settings, chip)
+        tolerances = {
+            name: tolerance
+            for name, layer in self.layers.items()
+            if (tolerance := getattr(layer, "write_tolerance", None)) is not None
+        }
+        saving.write_deployment(Path(path), self.model, self._settings, chip, tolerances)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Deployment":
@@ -299,7 +325,7 @@ class Deployment:
         `model` is one of the same structure, for one that transformers does not provide.
 
         Raises:
-            FileNotFoundError: The folder holds no deployment.
+            FileNotFoundError: The folder holds no deployment, or its write tolerances are missing.
             ValueError: A file is damaged, or the model has another structure.
         """
         digital, settings, chip = saving.read_deployment(Path(path), model)
@@ -308,6 +334,7 @@ class Deployment:
         for name, scale in chip["input_scales"].items():
             layer: Any = deployment.layers[name]
             layer.rescale(torch.tensor(scale, dtype=torch.float32))
+        saving.restore_tolerances(Path(path), deployment.layers, chip["write_tolerances"])
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
         hooks = hooks_of(deployment.model)

@@ -1,7 +1,7 @@
 """Hooks around the forward passes of a deployed model: noise seeds, input ranges and checks."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,18 @@ class ForwardHooks:
     def restart(self) -> None:
         """Number the passes from 0 again."""
         self._pass = 0
+
+    @contextmanager
+    def first_passes(self) -> Iterator[None]:
+        """Number the passes within the block from 0, and go on afterwards as if it had none.
+
+        So that two blocks have the same noise.
+        """
+        before, self._pass = self._pass, 0
+        try:
+            yield
+        finally:
+            self._pass = before
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has memory of its own.

@@ -27,6 +27,8 @@ class AgeRange(NamedTuple):
     card: DeviceCard
     first: float
     last: float
+    factor: float | None = None
+    """Factor that the standard deviations of `card` include, kept for the text; None for none."""
 
     @classmethod
     def parse(cls, text: str) -> "AgeRange":
@@ -46,7 +48,10 @@ class AgeRange(NamedTuple):
                 'such as "pcm-hermes-2@1d" or "pcm-hermes-2@0s..1y".'
             )
         first, dots, last = found["times"].partition("..")
-        card = _scaled(DeviceCard.load(found["device"]), found["factor"])
+        card, factor = DeviceCard.load(found["device"]), None
+        if found["factor"] is not None:
+            factor = _factor(card.name, found["factor"])
+            card = card.scaled(1.0, factor)
         begin = parse_time(first)
         end = parse_time(last) if dots else begin
         if end < begin:
@@ -54,7 +59,7 @@ class AgeRange(NamedTuple):
                 f"{shown(text)} is a reversed range of ages: write the smaller age first, as in "
                 f"{card.name}@{format_time(end)}..{format_time(begin)}."
             )
-        return cls(card, begin, end)
+        return cls(card, begin, end, factor)
 
     def age(self, share: float) -> float:
         """Return the age at a share of the range, from 0 to 1, in ln(age + 1 min)."""
@@ -66,32 +71,31 @@ class AgeRange(NamedTuple):
 
     def __str__(self) -> str:
         times = dict.fromkeys((format_time(self.first), format_time(self.last)))
-        return f"{self.card.name}@{'..'.join(times)}"
+        factor = "" if self.factor is None else f" x{self.factor!r}".removesuffix(".0")
+        return f"{self.card.name}@{'..'.join(times)}{factor}"
 
 
-type Ages = str | DeviceAtTime | Sequence[str | AgeRange]
+type Ages = str | DeviceAtTime | AgeRange | Sequence[str | DeviceAtTime | AgeRange]
 """Devices at drift times as arguments take them: ``"NAME@TIME"``, ``"NAME@TIME..TIME"``, several of
-these separated by commas or in a list, or ``card.at("1d")``."""
+these separated by commas, ``card.at("1d")``, an `AgeRange`, or a list of these."""
 
 
 def parse_ages(ages: Ages) -> tuple[AgeRange, ...]:
     """Return the ranges of ages of one or several devices; see `Ages`.
 
     Raises:
-        ValueError: As `AgeRange.parse`, or there is no range.
+        ValueError: As `AgeRange.parse`, or there is no range, or one is of another type.
 
     Example:
         >>> [str(each) for each in parse_ages("pcm-hermes-2@0s..1y, gaussian:0.04@0s")]
         ['pcm-hermes-2@0s..1y', 'gaussian:0.04@0s']
     """
-    if isinstance(ages, DeviceAtTime):
-        return (AgeRange(ages.card, ages.time, ages.time),)
-    parts = ages.split(",") if isinstance(ages, str) else ages
-    ranges = tuple(
-        AgeRange.parse(part) if isinstance(part, str) else part
-        for part in parts
-        if part and not (isinstance(part, str) and part.isspace())
-    )
+    parts: Sequence[object] = (ages,)
+    if isinstance(ages, str):
+        parts = ages.split(",")
+    elif isinstance(ages, Sequence) and not isinstance(ages, DeviceAtTime | AgeRange):
+        parts = ages
+    ranges = tuple(_range(part) for part in parts if not isinstance(part, str) or part.strip())
     if not ranges:
         raise ValueError(
             f"{shown(ages)} names no device: write a device and a time or a range of times, such "
@@ -118,16 +122,33 @@ def draw(ranges: Sequence[AgeRange], seed: int) -> tuple[int, float]:
     return index, ranges[index].age(derive_seed(seed, "age") / 2**63)
 
 
-def _scaled(card: DeviceCard, factor: str | None) -> DeviceCard:
-    """Return a card with its standard deviations multiplied by a factor, given as text."""
-    if factor is None:
-        return card
+def _range(part: object) -> AgeRange:
+    """Return the range of one item of `Ages`."""
+    if isinstance(part, AgeRange):
+        return part
+    if isinstance(part, DeviceAtTime):
+        return AgeRange(part.card, part.time, part.time)
+    if isinstance(part, str):
+        return AgeRange.parse(part)
+    if isinstance(part, DeviceCard):
+        raise ValueError(
+            f"The device {part.name} has no drift time: give one, as in "
+            f'DeviceCard.load("{part.name}").at("1d").'
+        )
+    raise ValueError(
+        f"{shown(part)} is no device at a time: give text such as "
+        '"pcm-hermes-2@0s..1y", or a card at a time, such as card.at("1d").'
+    )
+
+
+def _factor(name: str, factor: str) -> float:
+    """Return the factor of a device, given as text."""
     try:
         value = float(factor)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
         raise ValueError(
-            f"The factor x{factor[:20]} of {card.name} is no number above 0: write it as in x1.5."
+            f"The factor x{factor[:20]} of {name} is no number above 0: write it as in x1.5."
         )
-    return card.scaled(1.0, value)
+    return value

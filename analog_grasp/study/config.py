@@ -318,7 +318,21 @@ def check_study(config: StudyConfig) -> None:
     # Last, as cards take longest to read.
     config.hardware.cards()
     check_costs(config.run.costs, len(config.hardware.devices))
+    check_limits(config)
     check_training(config)
+
+
+def check_limits(config: StudyConfig) -> None:
+    """Raise ValueError where fewer trainings or chips are allowed than a study begins with."""
+    if config.run.until_ci is None:
+        return
+    for name in ("trainings", "repeats"):
+        limit, first = config.value(f"{name}_limit"), config.value(name)
+        if limit < first:
+            raise ValueError(
+                f"The setting {name}_limit is {limit}, but the study begins with {name} = {first}: "
+                f"give {first} or more."
+            )
 
 
 def check_training(config: StudyConfig) -> None:

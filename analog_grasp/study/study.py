@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
 
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.adapters.registry import ADAPTERS, check_placement, kind_of
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.config import SETTINGS, StudyConfig, check_effects, check_study, is_saved
@@ -32,7 +35,7 @@ from analog_grasp.study.statistics import (
     mean_squares,
 )
 from analog_grasp.study.trained_adapters import adapter_names, load_with_hash, new_adapter
-from analog_grasp.tasks import Task
+from analog_grasp.tasks import LanguageModelingTask, Task
 
 FIRST_CHIPS = 5
 """Chip instances per device that `until_ci` begins with: from fewer, its intervals cover less."""
@@ -148,12 +151,41 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
             kinds.append(kind := kind_of(loaded[name, 0][0]) or "another PEFT method")
             if kind in ADAPTERS:
                 check_placement(kind, config.hardware.placement)
+            check_model(config, task, loaded[name, 0][0])
         else:
             kinds.append(asked)
-            new_adapter(config, task, asked)
+            check_model(config, task, new_adapter(config, task, asked))
     check_effects(config, kinds, (n for n, s in SETTINGS.items() if s.section == "run"))
     resumed = open_run(directory, config)
     return Study(resumed, task, resumed.hardware.cards(), adapters, directory, loaded)
+
+
+def check_model(config: StudyConfig, task: Task, model: PeftModel) -> None:
+    """Raise ValueError where a setting does not suit a model, before anything is trained."""
+    hardware, run, own = config.hardware, config.run, model.active_peft_config
+    if hardware.weights == "analog":
+        # Every name of the setting must match a layer.
+        deque(frozen_layers(model, hardware.layers), maxlen=0)
+    learned = isinstance(own, StochGraspConfig)
+    programmed = hardware.placement == "programmed"
+    if programmed and hardware.programming_error == "learned" and not learned:
+        raise ValueError(
+            "The setting programming_error is 'learned', but the standard deviations of "
+            f"{kind_of(model)} are not learned: give StochGRASP adapters only, or 'device'."
+        )
+    groups = run.recalibrate_groups
+    if groups and isinstance(own, GraspConfig) and own.groups and groups % own.groups:
+        raise ValueError(
+            f"The setting recalibrate_groups is {groups}, but the adapter has {own.groups} groups: "
+            f"give a multiple of {own.groups}."
+        )
+    # The examples of a language model are chunks of its text, whose number depends on the model.
+    rows = math.inf if isinstance(task, LanguageModelingTask) else len(task.train)
+    if (most := max(run.recalibrate, default=0)) > rows:
+        raise ValueError(
+            f"The setting recalibrate is {most}, but the task {task.name} has {rows} training rows "
+            "to draw the examples from: give at most so many."
+        )
 
 
 def check_single_process() -> None:
@@ -199,7 +231,7 @@ def make_plan(
     run, trainings = config.run, config.training.trainings
     if run.until_ci is None:
         return Plan(trainings, dict.fromkeys(devices, run.repeats))
-    limit = max(trainings, config.training.trainings_limit) if trainings > 1 else 1
+    limit = config.training.trainings_limit if trainings > 1 else 1
     chips = dict.fromkeys(devices, max(run.repeats, min(FIRST_CHIPS, run.repeats_limit)))
     values: dict[tuple[str, Place], dict[tuple[int, int], float]] = {}
     for cell in measured:
@@ -297,7 +329,11 @@ class _Variances(NamedTuple):
 
 
 def _width(table: NDArray[np.float64]) -> float:
-    """Return the half width of the interval of a table; infinite with a single chip."""
+    """Return the half width of the interval of a table; infinite with a single chip.
+
+    0 for equal scores, which have no interval: a device without noise would be drawn up to the
+    limit.
+    """
     trainings, chips = table.shape
     if chips == 1:
         return math.inf

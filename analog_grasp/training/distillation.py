@@ -6,14 +6,18 @@ steps, so that the adapter corrects the change that all chips of a device share,
 one chip.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional
 from transformers import DataCollatorWithPadding
 from transformers.modeling_outputs import ModelOutput
@@ -39,6 +43,7 @@ _SHARE = 1e-3
 # Digital outputs are kept up to this size in bytes, and computed for every batch beyond it.
 _LARGEST_TARGETS = 2**30
 _TARGET = "target "
+_HEAD = ".modules_to_save."
 # Of the second stage; 32 examples per step gave the same accuracy.
 _BATCH_SIZE = 16
 # Digital outputs are computed for so many examples at once.
@@ -77,7 +82,7 @@ def draw_examples(
         rows, collate = few.training_rows(model, tokenizer), few.collator(tokenizer)
         batch = collate([rows[i] for i in range(len(rows))])
     else:
-        texts = list(data[: _checked_count(count, len(data), at_most)])
+        texts = _texts(data)[: _checked_count(count, len(data), at_most)]
         tokenizer = tokenizer_for(model)
         tokens = tokenizer(texts, truncation=True, max_length=position_limit(model))
         listed = [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
@@ -86,7 +91,38 @@ def draw_examples(
     return {name: values.to(place) for name, values in batch.items()}
 
 
+def _texts(data: Sequence[str]) -> list[str]:
+    if isinstance(data, str) or not isinstance(data, Sequence):
+        raise ValueError(
+            f"The data are {data!r:.80}: a task, such as load_task('reviews'), or a list of texts "
+            "is accepted."
+        )
+    for text in data:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"One of the texts is {text!r:.80}: a text that is not blank is due.")
+    return list(data)
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError unless a value is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}: a whole number of at least {least} is accepted.")
+
+
+def check_rate(learning_rate: object) -> None:
+    """Raise ValueError unless a learning rate is None or a finite number above 0."""
+    if learning_rate is None:
+        return
+    if not isinstance(learning_rate, Real) or not 0 < float(learning_rate) < math.inf:
+        raise ValueError(
+            f"learning_rate is {learning_rate!r}: a finite number above 0 is accepted."
+        )
+
+
 def _checked_count(count: int, available: int, at_most: bool) -> int:
+    check_count("examples", count, 2)
+    if available < 2:
+        raise ValueError(f"There are {available} examples to draw from: at least 2 are required.")
     count = min(count, available) if at_most else count
     if not 2 <= count <= available:
         raise ValueError(
@@ -125,12 +161,13 @@ def inputs_of(batch: Batch) -> Batch:
 
 def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of the active digital adapter and the task head, by name."""
-    prefix = str(model.base_model.prefix)
+    # PEFT's prompts and prefixes have no layers, and so no prefix of their names.
+    own = (str(getattr(model.base_model, "prefix", _HEAD)), _HEAD)
     active = f".{model.active_adapter}."
     return [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if active in f"{name}." and (prefix in name or ".modules_to_save." in name)
+        if active in f"{name}." and any(part in name for part in own)
     ]
 
 
@@ -140,14 +177,29 @@ def check_deployed(deployment: Deployment, model: nn.Module | None) -> PeftModel
     Raises:
         ValueError: The adapter is folded, programmed or absent.
     """
-    model = deployment.model if model is None else model
-    if deployment.placement != "digital" or not isinstance(model, PeftModel):
+    if not isinstance(deployment, Deployment):
         raise ValueError(
-            f"The placement is {deployment.placement!r} and the model a {type(model).__name__}: "
-            "only a digital PEFT adapter can be recalibrated."
+            f"The deployment is a {type(deployment).__name__}: what deploy returns is accepted."
+        )
+    model = deployment.model if model is None else model
+    if deployment.placement != "digital":
+        raise ValueError(
+            f"The adapter is {deployment.placement}, on the devices of the chip, which stay as "
+            "they are: only an adapter deployed with placement='digital' can be recalibrated."
+        )
+    if not isinstance(model, PeftModel):
+        raise ValueError(
+            f"The model, a {type(model).__name__}, has no adapter: only a digital PEFT adapter can "
+            "be recalibrated."
         )
     if not adapter_parameters(model):
         raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
+    layers = [each for each in model.modules() if isinstance(each, BaseTunerLayer)]
+    if any(layer.merged or layer.disable_adapters for layer in layers):
+        raise ValueError(
+            "The adapter is merged or disabled: only one that is unmerged and enabled can be "
+            "recalibrated."
+        )
     return model
 
 
@@ -265,14 +317,17 @@ class Teacher:
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the distance between a model's outputs on the chip and the digital ones.
 
-        The Kullback-Leibler divergence of the classes (of the tokens, for a language model), or
-        the squared error of a regression relative to its variance; plus `hidden_weight` times the
-        squared error of each hidden state relative to its variance, summed over the layers.
+        The Kullback-Leibler divergence of the classes (of the tokens, for a language model; of each
+        label, where a text can have several), or the squared error of a regression relative to its
+        variance; plus `hidden_weight` times the squared error of each hidden state relative to its
+        variance, summed over the layers.
         """
         batch = batch if f"{_TARGET}0" in batch else self.with_targets(batch)
         found = student(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
         tokens = batch["attention_mask"].bool()
-        loss = _output_loss(found.logits, batch[f"{_TARGET}0"], tokens)
+        problem = getattr(getattr(student, "config", None), "problem_type", None)
+        several = problem == "multi_label_classification"
+        loss = _output_loss(found.logits, batch[f"{_TARGET}0"], tokens, several)
         if self._hidden_weight:
             errors = [
                 _relative_error(ours[tokens], batch[f"{_TARGET}{i}"][tokens])
@@ -282,9 +337,13 @@ class Teacher:
         return loss
 
 
-def _output_loss(found: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+def _output_loss(found: Tensor, target: Tensor, tokens: Tensor, several: bool) -> Tensor:
     if found.shape[-1] == 1:
         return _relative_error(found, target)
+    if several:
+        # Each logit decides about a label of its own.
+        pair = (Bernoulli(logits=logits.float()) for logits in (target, found))
+        return kl_divergence(*pair).sum(-1).mean()
     if found.dim() == 3:
         found, target = found[tokens], target[tokens]
     return functional.kl_div(

@@ -1,7 +1,7 @@
 """Methods that fit the parameters of an adapter on a chip: by gradients, or layer by layer."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.layer import GraspLinear, group_index
 from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.forward_hooks import hooks_of
 from analog_grasp.training.distillation import (
     Batch,
     Teacher,
@@ -20,9 +21,10 @@ from analog_grasp.training.distillation import (
     inputs_of,
     pick,
 )
+from analog_grasp.utils.types import RefitMethod
 
-# Differences of losses within float32's rounding are no improvement.
-_ROUNDING = 1e-6
+# Differences of losses within the rounding of the weights on tiles are no improvement.
+ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-5}
 # Measurements of the held-out loss during a fit by gradients.
 _EVALUATIONS = 10
 # Ridges relative to the mean diagonal of the normal equations, from cautious to free.
@@ -44,11 +46,10 @@ class Fit:
         fitted: The examples that it is fitted to.
         held_out: The examples that decide which parameters are kept.
         loss: Returns the loss of a model on a batch.
+        rounding: What a loss may differ by from rounding alone.
 
     Attributes:
         parameters: The parameters of the adapter and the head, by name.
-        losses: The losses on the held-out examples, the first before any change.
-        best: The index of the smallest.
         examples_read: How many examples the chip has computed.
     """
 
@@ -58,42 +59,62 @@ class Fit:
         fitted: Batch,
         held_out: Batch,
         loss: Callable[[nn.Module, Batch], Tensor],
+        rounding: float,
     ) -> None:
         self.student, self.fitted, self._held_out = student, fitted, held_out
-        self._loss = loss
+        self._loss, self._rounding = loss, rounding
         self.parameters = dict(adapter_parameters(student))
-        self.losses: list[float] = []
-        self.best = 0
         self.examples_read = 0
         self._first = self._best = self._state()
-        self.evaluate()
+        self._smallest = self._held_out_loss()
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch on the chip."""
         self.examples_read += count_of(batch)
         return self._loss(self.student, batch)
 
-    def read(self) -> None:
-        """Run the fitted examples on the chip, for what hooks do with them."""
-        self.examples_read += count_of(self.fitted)
+    def read(self, reads: int) -> None:
+        """Run the fitted examples on the chip, for what hooks do with so many reads of them."""
+        self.examples_read += reads * count_of(self.fitted)
         with torch.no_grad():
             self.student(**inputs_of(self.fitted))
 
     def evaluate(self) -> None:
         """Measure the held-out loss, and remember the parameters if it is the smallest so far."""
-        with torch.no_grad():
-            self.losses.append(float(self.loss(self._held_out)))
-        if self.losses[-1] < self.losses[self.best] - _ROUNDING:
-            self.best, self._best = len(self.losses) - 1, self._state()
+        found = self._held_out_loss()
+        if found < self._smallest - self._rounding:
+            self._smallest, self._best = found, self._state()
 
     def restart(self) -> None:
         """Restore the parameters as they were at first."""
         self._restore(self._first)
 
-    def finish(self) -> list[Tensor]:
-        """Restore the best parameters; return those that differ from the first."""
-        self._restore(self._best)
-        return [p for n, p in self._best.items() if not torch.equal(p, self._first[n])]
+    def finish(self) -> tuple[list[Tensor], float, float]:
+        """Restore the best parameters, if they are better than the first ones.
+
+        Both are measured once more with the same noise: the smallest of several losses is that
+        with the most favourable noise as well.
+
+        Returns:
+            The parameters that differ from the first, and the losses of the first and of those
+            that are kept.
+        """
+        before, after = (self._loss_of(state) for state in (self._first, self._best))
+        if not after < before - self._rounding:
+            self._restore(self._first)
+            return [], before, before
+        changed = [p for n, p in self._best.items() if not torch.equal(p, self._first[n])]
+        return changed, before, after
+
+    def _loss_of(self, state: dict[str, Tensor]) -> float:
+        """Restore parameters, and return their held-out loss, always with the same noise."""
+        self._restore(state)
+        with hooks_of(self.student).first_passes():
+            return self._held_out_loss()
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        return float(self.loss(self._held_out))
 
     def _state(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -104,39 +125,45 @@ class Fit:
             parameter.copy_(state[name])
 
 
-def fit_by_gradient(
-    fit: Fit,
-    steps: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
-    deployments: Sequence[Deployment],
-) -> None:
-    """Minimise the loss on the fitted examples by Adam, through the targets of `deployments`."""
-    count = count_of(fit.fitted)
-    generator = torch.Generator().manual_seed(seed)
+class Descent(NamedTuple):
+    """The settings of a fit by gradients; see `recalibrate`."""
+
+    steps: int
+    learning_rate: float
+    batch_size: int
+    seed: int
+    deployments: Sequence[Deployment]
+    """Chips whose layers have the gradient of their target weights."""
+
+
+def fit_by_gradient(fit: Fit, teacher: Teacher, settings: Descent) -> None:
+    """Minimise the loss on the fitted examples by Adam."""
+    count, steps = count_of(fit.fitted), settings.steps
+    generator = torch.Generator().manual_seed(settings.seed)
 
     def loss(_: int) -> Tensor:
-        rows = torch.randperm(count, generator=generator)[:batch_size]
+        rows = torch.randperm(count, generator=generator)[: settings.batch_size]
         return fit.loss(pick(fit.fitted, rows))
 
     every = max(1, steps // _EVALUATIONS)
-    for step in descend(loss, list(fit.parameters.values()), steps, learning_rate, deployments):
+    parameters = list(fit.parameters.values())
+    rate, deployments = settings.learning_rate, settings.deployments
+    for step in descend(loss, parameters, steps, rate, deployments):
         if step % every == 0 or step == steps:
             fit.evaluate()
 
 
-def fit_least_squares(fit: Fit) -> None:
+def fit_least_squares(fit: Fit, teacher: Teacher, settings: Descent) -> None:
     """Fit the scales and shifts of every layer in closed form, for several ridges.
 
     With the layers before it fixed, the chip output of a layer is linear in its 2K parameters
     apart from converter rounding. Each layer is fitted to the output that the digital layer gives
     for the same inputs, with the target weights as regressors and one read of the chip.
     """
-    _fit_layers(fit, lambda _, layer, x, ridge: _least_squares(layer, x, ridge), _RIDGES)
+    _fit_layers(fit, lambda _, layer, x, ridge: _least_squares(layer, x, ridge), _RIDGES, reads=2)
 
 
-def fit_statistics(fit: Fit, teacher: Teacher) -> None:
+def fit_statistics(fit: Fit, teacher: Teacher, settings: Descent) -> None:
     """Match the mean and standard deviation of each group's inputs to the digital ones.
 
     The difference is removed in part or in full; see `_SHARES`.
@@ -146,11 +173,31 @@ def fit_statistics(fit: Fit, teacher: Teacher) -> None:
     def fit_layer(name: str, layer: GraspLinear, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
         return _statistics(layer, x, _vectors(digital[name], fit.fitted), share)
 
-    _fit_layers(fit, fit_layer, _SHARES)
+    _fit_layers(fit, fit_layer, _SHARES, reads=1)
 
 
-def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...]) -> None:
-    """Fit all layers with each strength in turn, and measure each result."""
+class Method(NamedTuple):
+    """A method of recalibration.
+
+    Attributes:
+        fit: Fits the parameters, and measures them on the held-out examples as it goes.
+        by_layer: It fits the scales and shifts of GRASP, one layer after the other, to the digital
+            layers, and so has neither gradients nor labels, and leaves the task head as it is.
+    """
+
+    fit: Callable[[Fit, Teacher, Descent], None]
+    by_layer: bool
+
+
+METHODS: dict[RefitMethod, Method] = {
+    "gradient": Method(fit_by_gradient, by_layer=False),
+    "least-squares": Method(fit_least_squares, by_layer=True),
+    "statistics": Method(fit_statistics, by_layer=True),
+}
+
+
+def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...], reads: int) -> None:
+    """Fit all layers with each strength in turn, each with so many reads, and measure them."""
 
     def refit(name: str, strength: float) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -170,7 +217,7 @@ def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...]) ->
         try:
             # One pass: a layer is fitted just before it computes, so its inputs are those of
             # the layers fitted before it.
-            fit.read()
+            fit.read(reads)
         finally:
             for handle in handles:
                 handle.remove()

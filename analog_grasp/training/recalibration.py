@@ -6,11 +6,13 @@ adapter and the task head are fitted so that the outputs on the chip match the d
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from peft import PeftModel
@@ -22,18 +24,14 @@ from analog_grasp.training.distillation import (
     Batch,
     Teacher,
     adapter_parameters,
+    check_count,
     check_deployed,
+    check_rate,
     draw_examples,
     pick,
     refit_rate,
 )
-from analog_grasp.training.fit_methods import (
-    Fit,
-    fit_by_gradient,
-    fit_least_squares,
-    fit_statistics,
-    refine,
-)
+from analog_grasp.training.fit_methods import METHODS, ROUNDING, Descent, Fit, refine
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.types import RefitMethod
@@ -56,8 +54,9 @@ class Recalibration:
         method: The method.
         examples: The number of examples, those held out included.
         labels: Whether their labels were used.
+        settings: The other settings, with the values used; those without effect are missing.
         loss_before: The loss on the held-out examples with the adapter as it was.
-        loss_after: The same with the adapter that was kept.
+        loss_after: The same, with the same noise, with the adapter that was kept.
         examples_read: How many examples the chip computed in total.
         seconds: The time taken, s.
         parameters: The number of parameters rewritten; 0 if the adapter was kept as it was.
@@ -73,6 +72,7 @@ class Recalibration:
     method: RefitMethod
     examples: int
     labels: bool
+    settings: dict[str, object]
     loss_before: float
     loss_after: float
     examples_read: int
@@ -84,7 +84,7 @@ class Recalibration:
     @property
     def improved(self) -> bool:
         """Return whether the re-fitted adapter was kept: better on the held-out examples."""
-        return self.loss_after < self.loss_before
+        return self.parameters > 0
 
     def report(self) -> dict[str, object]:
         """Return every attribute but the model."""
@@ -109,10 +109,10 @@ def recalibrate(
     examples: int = 64,
     labels: bool = False,
     method: RefitMethod = "gradient",
-    backward: Backward = "target",
+    backward: Backward | None = None,
     groups: int | None = None,
-    hidden_weight: float = _HIDDEN_WEIGHT,
-    steps: int = 100,
+    hidden_weight: float | None = None,
+    steps: int | None = None,
     learning_rate: float | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -121,8 +121,8 @@ def recalibrate(
     """Re-fit the digital adapter and the task head on a chip at its present age.
 
     A quarter of the examples is held out. The adapter with the smallest loss on them is kept,
-    which is the present one if no other is better. The deployment's own model and the caller's
-    adapter stay as they are.
+    which is the present one if no other is better, both measured with the same noise. The
+    deployment's own model and the caller's adapter stay as they are.
 
     Args:
         deployment: A programmed chip with a digital adapter.
@@ -131,23 +131,27 @@ def recalibrate(
         labels: Fit to the labels of a task instead of the outputs of the digital model.
         method: ``"gradient"``, Adam on the distillation loss; ``"least-squares"``, one layer after
             the other in closed form; ``"statistics"``, which matches the mean and the standard
-            deviation of each group's inputs. The last two are for GRASP and StochGRASP.
-        backward: The weights of the backward pass: ``"target"``, which are known on hardware, or
-            ``"chip"``, the present ones, which only a simulation knows: an upper bound.
+            deviation of each group's inputs. The last two are for GRASP and StochGRASP, fit scales
+            and shifts alone, and have none of the settings of gradients below.
+        backward: The weights of the backward pass: ``"target"`` (default), which are known on
+            hardware, or ``"chip"``, the present ones, which only a simulation knows: an upper
+            bound.
         groups: Divide the groups of a GRASP adapter into so many, a multiple of the present number;
             more parameters are then fitted, and the adapter that is kept has them.
-        hidden_weight: Weight of the hidden states in the distillation loss, beside the outputs.
-        steps: Optimiser steps of the method ``"gradient"``.
+        hidden_weight: Weight of the hidden states in the distillation loss, beside the outputs; by
+            default 3.
+        steps: Optimiser steps of the method ``"gradient"``; by default 100.
         learning_rate: Its peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Its batch size; by default 32, or all examples if they are fewer.
         seed: Seed of the examples, of those held out and of the batches.
         model: A model from `Deployment.attach`; by default ``deployment.model``.
 
     Raises:
-        ValueError: The chip is not programmed; the adapter is folded, programmed or missing; too
-            few examples, or fewer than a batch; labels of texts; an unknown method; a method that
-            does not suit the adapter; a number out of its range; `groups` for another adapter, or
-            that do not divide the present ones.
+        ValueError: The chip is not programmed; the adapter is folded, programmed, merged, disabled
+            or missing; too few examples, or fewer than a batch; blank texts; labels of texts; an
+            unknown method; a method that does not suit the adapter; a setting that has no effect;
+            a number out of its range; `groups` for another adapter, or that do not divide the
+            present ones.
 
     Source:
         docs/method.md, "Recalibration".
@@ -155,14 +159,15 @@ def recalibrate(
     Example:
         ``recalibrate(deployment.program(0).drift_to("1y"), task, examples=64).model``
     """
-    chosen = _checked(deployment, model, data, labels, method, backward)
-    for name, value, smallest in (
-        ("steps", steps, 1), ("hidden_weight", hidden_weight, 0), ("batch_size", batch_size, 1),
-    ):  # fmt: skip
-        if value is not None and not value >= smallest:
-            raise ValueError(f"{name} is {value}: a number of at least {smallest} is accepted.")
-    if learning_rate is not None and not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}: a number above 0 is accepted.")
+    chosen = check_deployed(deployment, model)
+    given = {
+        "backward": backward,
+        "hidden_weight": hidden_weight,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+    }
+    _check(deployment, chosen, data, labels, method, given)
     begin = time.perf_counter()
     batch = draw_examples(data, examples, chosen, seed)
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
@@ -176,24 +181,31 @@ def recalibrate(
     student = cast(PeftModel, deployment.copy_model(chosen, own))
     if groups is not None:
         refine(student, groups)
-    teacher = Teacher(deployment, chosen, hidden_weight)
+    weight = _HIDDEN_WEIGHT if hidden_weight is None else hidden_weight
+    teacher = Teacher(deployment, chosen, weight)
     if labels:
         loss: Callable[[nn.Module, Batch], Tensor] = _label_loss
     else:
         batch, loss = teacher.prepared(batch), teacher.loss
-    fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss)
-    if method == "gradient":
-        rate = learning_rate or refit_rate(chosen)
-        batch_size = min(batch_size or 32, len(fitted))
-        known = [deployment] if backward == "target" else []
-        fit_by_gradient(fit, steps, rate, batch_size, seed, known)
-    elif method == "least-squares":
-        fit_least_squares(fit)
-    else:
-        fit_statistics(fit, teacher)
-    rewritten = fit.finish()
+    rounding = ROUNDING[deployment.dtype] * (1 + weight)
+    fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss, rounding)
+    descent = Descent(
+        steps or 100,
+        learning_rate or refit_rate(chosen),
+        min(batch_size or 32, len(fitted)),
+        seed,
+        [] if backward == "chip" else [deployment],
+    )
+    METHODS[method].fit(fit, teacher, descent)
+    rewritten, before, after = fit.finish()
     if not rewritten:
         student = cast(PeftModel, deployment.copy_model(chosen, own))
+    used: dict[str, object] = {"seed": seed, "groups": groups}
+    if not labels:
+        used["hidden_weight"] = weight
+    if not METHODS[method].by_layer:
+        used |= {"backward": backward or "target"}
+        used |= {name: getattr(descent, name) for name in ("steps", "learning_rate", "batch_size")}
     return Recalibration(
         model=student.requires_grad_(False),
         device=deployment.card.name,
@@ -202,8 +214,9 @@ def recalibrate(
         method=method,
         examples=examples,
         labels=labels,
-        loss_before=fit.losses[0],
-        loss_after=fit.losses[fit.best],
+        settings=used,
+        loss_before=before,
+        loss_after=after,
         examples_read=fit.examples_read,
         seconds=time.perf_counter() - begin,
         parameters=sum(p.numel() for p in rewritten),
@@ -212,31 +225,48 @@ def recalibrate(
     )
 
 
-def _checked(
+def _check(
     deployment: Deployment,
-    model: nn.Module | None,
+    model: PeftModel,
     data: Task | Sequence[str],
     labels: bool,
-    method: str,
-    backward: str,
-) -> PeftModel:
-    """Return the model to recalibrate, once the request is known to be valid."""
-    if method not in get_args(RefitMethod):
-        raise ValueError(unknown_name("method", method, get_args(RefitMethod)))
-    if backward not in get_args(Backward):
-        raise ValueError(unknown_name("backward", backward, get_args(Backward)))
+    method: RefitMethod,
+    given: dict[str, Any],
+) -> None:
+    """Raise ValueError where the request is not valid; `given` are settings, None by default."""
+    if method not in METHODS:
+        raise ValueError(unknown_name("method", method, METHODS))
+    if given["backward"] not in (None, *get_args(Backward)):
+        raise ValueError(unknown_name("backward", given["backward"], get_args(Backward)))
     if deployment.seed is None:
         raise ValueError("The chip is not programmed: call program(seed) before recalibrate.")
-    chosen = check_deployed(deployment, model)
     if labels and not isinstance(data, Task):
         raise ValueError("labels is True, but texts have no labels: give a task.")
-    form = getattr(chosen.active_peft_config, "form", None)
-    if method != "gradient" and form != "affine":
+    by_layer = METHODS[method].by_layer
+    if by_layer and getattr(model.active_peft_config, "form", None) != "affine":
         raise ValueError(
             f"The method {method!r} is for GRASP and StochGRASP of the form 'affine': use "
             "'gradient' for this adapter."
         )
-    return chosen
+    idle = ["backward", "steps", "learning_rate", "batch_size"] if by_layer else []
+    idle += ["hidden_weight"] if labels else []
+    for name in idle:
+        if given[name] is not None:
+            raise ValueError(
+                f"{name} is {given[name]!r}, which has no effect "
+                f"{f'on the method {method!r}' if by_layer else 'where labels are used'}: omit it."
+            )
+    if by_layer and labels:
+        raise ValueError(
+            f"labels is True, but the method {method!r} fits to the digital layers: use 'gradient'."
+        )
+    for name in ("steps", "batch_size"):
+        if given[name] is not None:
+            check_count(name, given[name])
+    check_rate(given["learning_rate"])
+    weight = given["hidden_weight"]
+    if weight is not None and not (isinstance(weight, Real) and 0 <= float(weight) < math.inf):
+        raise ValueError(f"hidden_weight is {weight!r}: a finite number from 0 on is accepted.")
 
 
 def _label_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -27,7 +27,9 @@ from analog_grasp.training.distillation import (
     HIDDEN_WEIGHT,
     Teacher,
     adapter_parameters,
+    check_count,
     check_deployed,
+    check_rate,
     count_of,
     draw_examples,
     fit_on_chips,
@@ -109,11 +111,13 @@ class AgeSchedule:
         set_peft_model_state_dict(model, dict(state), adapter_name=model.active_adapter)
 
     def follow(self, deployment: Deployment) -> None:
-        """Switch the adapter of ``deployment.model`` after each `drift_to` from now on.
+        """Switch the adapter of ``deployment.model`` after each `drift_to` and `program`.
 
         Raises:
-            ValueError: The schedule is of another device or another adapter.
+            ValueError: The schedule is empty, or of another device or another adapter.
         """
+        if not self.adapters:
+            raise ValueError("The schedule has no adapter: fit_schedule returns one that has.")
         if deployment.card.name != self.device:
             raise ValueError(
                 f"The schedule is of {self.device} and the deployment on {deployment.card.name}: "
@@ -200,7 +204,7 @@ def fit_schedule(
 
     Raises:
         ValueError: The adapter is folded, programmed or absent; there is no time, or one is
-            unreadable; `steps` is below 1.
+            unreadable; a number is out of its range.
 
     Source:
         docs/method.md, "Recalibration".
@@ -209,20 +213,20 @@ def fit_schedule(
         ``fit_schedule(deployment, task, ["1d", "1y"]).follow(deployment)``
     """
     chosen = check_deployed(deployment, model)
-    if not times or steps < 1:
-        raise ValueError(
-            f"times is {list(times)} and steps {steps}: at least one age and one step are required."
-        )
-    chip, age_before = deployment.seed, deployment.time_s
-    followers, deployment.on_drift = deployment.on_drift, []
+    if isinstance(times, str) or not times:
+        raise ValueError(f"times is {times!r}: a list of at least one age is accepted.")
+    ages = [parse_time(time) for time in times]
+    check_count("steps", steps)
+    check_count("batch_size", batch_size)
+    check_rate(learning_rate)
     schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config)
     names = dict(adapter_parameters(chosen))
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), deployment.borrowed():
         rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
         # The digital outputs are the same at all ages.
         rows = Teacher(deployment, chosen, HIDDEN_WEIGHT).prepared(rows, steps * batch_size)
         fitted = cast(PeftModel, deployment.copy_model(chosen, own=names))
-        for age in map(parse_time, times):
+        for age in ages:
             begin = time.perf_counter()
             found = fit_on_chips(
                 [deployment], [chosen], rows, [AgeRange(deployment.card, age, age)],
@@ -239,9 +243,6 @@ def fit_schedule(
                 sum(tensor.numel() * tensor.element_size() for tensor in found.values()),
                 sum(layer.cells for layer in deployment.layers.values()),
             )
-    if chip is not None:
-        deployment.program(chip).drift_to(age_before)
-    deployment.on_drift = followers
     return schedule
 
 

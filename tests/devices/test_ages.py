@@ -28,7 +28,42 @@ def test_several_devices_in_a_text_or_a_list():
     text = "pcm-hermes-2@0s..1y,rram-wan2022@1d"
     assert [str(each) for each in parse_ages(text)] == text.split(",")
     assert parse_ages(text.split(",")) == parse_ages(text)
-    assert parse_ages(DeviceCard.load("ideal").at("1h"))[0].first == 3600.0
+    assert parse_ages(parse_ages(text)) == parse_ages(text)
+
+
+def test_cards_at_a_time_alone_and_in_a_list():
+    card = DeviceCard.load("pcm-hermes-2")
+    ages = AgeRange(card, 3600.0, 3600.0)
+    for given in (card.at("1h"), [card.at("1h")], (card.at("1h"),), ages, [ages]):
+        assert parse_ages(given) == (ages,)
+    mixed = parse_ages([card.at("1d"), "ideal@0s..1y", ages])
+    assert [str(each) for each in mixed] == ["pcm-hermes-2@1d", "ideal@0s..1y", "pcm-hermes-2@1h"]
+
+
+@pytest.mark.parametrize("factor", ["1.5", "2", "0.1", "1e-05", "1.0123456789", "1"])
+def test_text_states_the_factor(factor):
+    text = f"pcm-hermes-2@0s..1y x{factor}"
+    (ages,) = parse_ages(text)
+    assert str(ages) == text
+    assert parse_ages(str(ages)) == (ages,)
+    assert ages.factor == float(factor)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (DeviceCard.load("pcm-hermes-2"), r"pcm-hermes-2 has no drift time: .*\.at\(.1d.\)\."),
+        ([DeviceCard.load("pcm-hermes-2")], "pcm-hermes-2 has no drift time"),
+        (None, "None is no device at a time: give text such as"),
+        (86_400.0, "86400.0 is no device at a time"),
+        (["ideal@0s", None], "None is no device at a time"),
+        ([], r"\[\] names no device"),
+    ],
+)
+def test_other_types_raise_one_sentence(given, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        parse_ages(given)
+    assert str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize("text", ["gaussian:0.04@0s x1.5", "gaussian:0.04@0sx1.5"])

@@ -139,6 +139,8 @@ def test_names_are_split_at_commas_outside_of_paths(tmp_path, text, names):
         ({"devices": ["ideal", "ideal"]}, "devices is .*: ideal is listed more than once"),
         ({"adapters": ["grasp", "grasp"]}, "adapters is .*: grasp is listed more than once"),
         ({"placement": "analog"}, "placement is 'analog'.*'digital', 'folded' or 'programmed'"),
+        ({"trainings": True}, "trainings is True"),
+        ({"injection": True}, "injection is True"),
         ({"workers": 0}, "workers is 0.*greater than or equal to 1"),
         ({"until_ci": 0}, "until_ci is 0.*greater than 0"),
         ({"repeats": 0}, "repeats is 0.*greater than or equal to 1"),

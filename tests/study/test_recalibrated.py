@@ -50,6 +50,22 @@ def test_refitted_adapters_are_saved_with_their_chip_and_age(results):
     assert report["loss_after"] <= report["loss_before"]
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"recalibrate": 1000}, r"recalibrate is 1000, but the task .* has \d+ training rows"),
+        ({"recalibrate": 8, "recalibrate_groups": 6}, "the adapter has 4 groups: give a multiple"),
+        ({"placement": "programmed", "programming_error": "learned"}, "of grasp are not learned"),
+        ({"layers": "quary"}, "layer pattern"),
+        ({"layers": ("query", "quary")}, "'quary'"),
+    ],
+)
+def test_a_wrong_request_is_found_before_training(settings, tmp_path, given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        compare(tmp_path / "run", **(settings | FEW | given))
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_workers_recalibrate_to_the_same_scores(results, settings, tmp_path):
     two = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES, workers=2)
     assert two.measurements == results.measurements

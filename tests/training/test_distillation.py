@@ -13,6 +13,7 @@ from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import distil, train
+from analog_grasp.training.distillation import _output_loss
 
 KINDS = ("grasp", "stochgrasp", "lora", "ia3", "bitfit")
 NOISY = "rram-cmo-falcone@1y"
@@ -163,6 +164,30 @@ def test_drift_switches_to_the_adapter_of_the_nearest_age(trained, task, tmp_pat
     assert not same_bits(seen["0s"], seen["2h"])
     assert same_bits(seen["2h"], seen["7d"])
     assert not same_bits(seen["7d"], seen["10y"])
+    assert same_bits(bits(deployment.program(6).model), seen["0s"])
+
+
+def test_a_deployment_is_as_before_after_a_schedule_or_an_error(trained, task):
+    deployment = deploy(trained(), "pcm-hermes-2")
+    fit_schedule(deployment, task, ["1y"], steps=1)
+    assert (deployment.seed, deployment.time_s) == (None, 0.0)
+    deployment.program(5).drift_to("1h").on_drift = [print]
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_schedule(deployment, task, ["1y"], steps=2, advance=stop)
+    assert (deployment.seed, deployment.time_s, deployment.on_drift) == (5, 3600.0, [print])
+
+
+def test_labels_that_do_not_exclude_each_other_are_distilled_one_by_one():
+    target, tokens = torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.ones(2, 3, dtype=torch.bool)
+    same = _output_loss(target, target, tokens, several=True)
+    assert same.item() == pytest.approx(0.0, abs=1e-6)
+    # An offset of all logits changes each label, but no class.
+    assert _output_loss(target + 5, target, tokens, several=True) > 1.0
+    assert _output_loss(target + 5, target, tokens, several=False) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["grasp", "lora"])
@@ -176,9 +201,20 @@ def test_the_adapter_of_an_age_is_a_peft_folder(trained, task, reader, tmp_path,
 
 def test_invalid_schedules_raise_one_sentence(trained, task, reader, tmp_path):
     deployment = drifting_chip(trained())
-    with pytest.raises(ValueError, match=r"times is \[\] and steps 100: at least one age"):
+    with pytest.raises(ValueError, match=r"times is \[\]: a list of at least one age"):
         fit_schedule(deployment, task, [])
-    with pytest.raises(ValueError, match="placement is 'folded'"):
+    with pytest.raises(ValueError, match="times is '1y': a list of at least one age"):
+        fit_schedule(deployment, task, "1y")
+    for wrong, sentence in (
+        ({"steps": 0}, "steps is 0: a whole"),
+        ({"batch_size": 0}, "batch_size is 0: a whole"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1\.0: a finite"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            fit_schedule(deployment, task, ["1d"], **wrong)
+    with pytest.raises(ValueError, match="The schedule has no adapter"):
+        AgeSchedule("pcm-hermes-2", None).follow(deployment)
+    with pytest.raises(ValueError, match="The adapter is folded"):
         fit_schedule(deploy(trained(), "ideal", placement="folded"), task, ["1d"])
     schedule = fit_schedule(deployment, task, ["1d"], steps=1)
     other = deploy(adapt(reader(), "head"), DeviceCard.load("pcm-hermes-2")).program(0)

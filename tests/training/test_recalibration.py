@@ -1,6 +1,7 @@
 """Recalibration on tiny models: gain on a noisy chip, unchanged parts, and invalid requests."""
 
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import hardware_loop, train
 from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
-from analog_grasp.training.fit_methods import _least_squares, _statistics, refine
+from analog_grasp.training.fit_methods import METHODS, _least_squares, _statistics, refine
+from analog_grasp.utils.types import RefitMethod
 
 CONFIGS = {
     "grasp": GraspConfig(task_type="SEQ_CLS", groups=4),
@@ -61,22 +63,47 @@ def test_outputs_on_a_noisy_chip_come_closer_to_the_digital_ones(trained, task, 
     assert result.weights == sum(layer.frozen.numel() for layer in deployment.layers.values())
 
 
-@pytest.mark.parametrize("method", ["gradient", "least-squares", "statistics"])
-def test_an_ideal_chip_leaves_the_adapter_as_it_is(trained, task, method):
-    deployment = deploy(trained(), "ideal").program(0)
-    result = recalibrate(deployment, task, examples=16, method=method, steps=10)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_ideal_chip_leaves_the_adapter_as_it_is(trained, task, method, dtype):
+    deployment = deploy(trained(), "ideal", dtype=dtype).program(0)
+    result = recalibrate(deployment, task, examples=16, method=method)
     assert not result.improved
     assert result.parameters == 0
     assert same_bits(bits(result.model), bits(deployment.model))
 
 
-@pytest.mark.parametrize("method", ["gradient", "least-squares", "statistics"])
+@pytest.mark.parametrize("method", METHODS)
 def test_no_method_is_worse_on_the_held_out_examples(trained, task, method):
     deployment = deploy(trained(), "gaussian:0.15").program(1)
-    result = recalibrate(deployment, task, examples=24, method=method, steps=20)
+    result = recalibrate(deployment, task, examples=24, method=method)
     assert result.loss_after <= result.loss_before
-    assert result.improved == (result.loss_after < result.loss_before)
+    assert result.improved == (result.loss_after < result.loss_before) == (result.parameters > 0)
     assert result.examples_read > 24
+
+
+def test_methods_are_those_that_the_command_line_knows():
+    assert tuple(METHODS) == get_args(RefitMethod)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_read_noise_is_no_reason_to_keep_an_adapter(trained, task, seed):
+    """With so small a rate the smallest of several losses is that of the most favourable noise."""
+    deployment = deploy(trained(), "rram-wan2022").program(seed).drift_to("1d")
+    result = recalibrate(deployment, task, examples=16, steps=10, learning_rate=1e-12)
+    assert not result.improved
+    assert (result.parameters, result.loss_after) == (0, result.loss_before)
+
+
+def test_the_report_states_the_settings_that_were_used(trained, task):
+    deployment = deploy(trained(), "gaussian:0.1").program(0)
+    result = recalibrate(deployment, task, examples=16, steps=2, backward="chip", seed=4)
+    assert result.report()["settings"] == {
+        "seed": 4, "groups": None, "hidden_weight": 3.0, "backward": "chip", "steps": 2,
+        "learning_rate": 0.01, "batch_size": 12,
+    }  # fmt: skip
+    result = recalibrate(deployment, task, examples=16, method="statistics", hidden_weight=0.5)
+    assert result.settings == {"seed": 0, "groups": None, "hidden_weight": 0.5}
 
 
 @pytest.mark.parametrize("method", ["least-squares", "statistics"])
@@ -202,19 +229,26 @@ def test_more_groups_are_fitted_and_saved(trained, task, reader, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"examples": 1}, "examples is 1: from 2 to 64"),
+        ({"examples": 1}, "examples is 1: a whole number of at least 2"),
         ({"examples": 65}, "examples is 65"),
         ({"examples": 16, "batch_size": 32}, "batch_size is 32, but 12 of the 16"),
         ({"method": "gradients"}, "Unknown method 'gradients'. Did you mean 'gradient'"),
         ({"backward": "both"}, "Unknown backward 'both'"),
-        ({"steps": 0}, "steps is 0: a number of at least 1"),
-        ({"batch_size": 0}, "batch_size is 0: a number of at least 1"),
-        ({"hidden_weight": -0.1}, r"hidden_weight is -0\.1: a number of at least 0"),
+        ({"examples": 4.0}, r"examples is 4\.0: a whole number of at least 2"),
+        ({"steps": 0}, "steps is 0: a whole number of at least 1"),
+        ({"steps": 2.5}, r"steps is 2\.5: a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: a whole number of at least 1"),
+        ({"hidden_weight": -0.1}, r"hidden_weight is -0\.1: a finite number from 0 on"),
         ({"hidden_weight": float("nan")}, "hidden_weight is nan"),
+        ({"hidden_weight": 1.0, "labels": True}, r"hidden_weight is 1\.0, which has no effect"),
+        ({"method": "statistics", "steps": 7}, "steps is 7, which has no effect on the method"),
+        ({"method": "statistics", "backward": "chip"}, "backward is 'chip', which has no effect"),
+        ({"method": "least-squares", "labels": True}, "labels is True, but .* digital layers"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf: a finite number above 0"),
         ({"groups": 6}, "groups is 6, which does not divide the adapter's 4 contiguous groups"),
         ({"groups": 2}, "groups is 2, which does not divide"),
         ({"groups": 64}, "groups is 64; for a layer of 32 input features"),
-        ({"learning_rate": 0.0}, r"learning_rate is 0\.0: a number above 0"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0: a finite number above 0"),
     ],
 )
 def test_invalid_settings_raise_one_sentence(trained, task, settings, sentence):
@@ -229,10 +263,25 @@ def test_requests_that_cannot_be_met_raise_one_sentence(trained, reader, task):
         train(deploy(model, "ideal").program(0).model, task)
     with pytest.raises(ValueError, match="not programmed: call program"):
         recalibrate(deploy(model, "ideal"), task)
-    with pytest.raises(ValueError, match="placement is 'folded'"):
+    with pytest.raises(ValueError, match=r"The adapter is folded, .* with placement='digital'"):
         recalibrate(deploy(model, "ideal", placement="folded").program(0), task)
-    with pytest.raises(ValueError, match="placement is 'programmed'"):
+    with pytest.raises(ValueError, match=r"The adapter is programmed, .* placement='digital'"):
         recalibrate(deploy(model, "ideal", placement="programmed").program(0), task)
+    with pytest.raises(ValueError, match="a BertForSequenceClassification, has no adapter"):
+        recalibrate(deploy(reader(), "ideal").program(0), task)
+    merged = deploy(model, "ideal").program(0)
+    with merged.model.disable_adapter(), pytest.raises(ValueError, match="merged or disabled"):
+        recalibrate(merged, task)
+    with pytest.raises(ValueError, match="The deployment is a PeftModelForSequenceClassification"):
+        recalibrate(model, task)
+    for data, sentence in (
+        ("good film", "The data are 'good film': a task"),
+        (None, "The data are None: a task"),
+        (["good"], "There are 1 examples to draw from: at least 2"),
+        ([" "] * 16, "One of the texts is ' '"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            recalibrate(deploy(model, "ideal").program(0), data, examples=2)
     with pytest.raises(ValueError, match="texts have no labels"):
         recalibrate(deploy(model, "ideal").program(0), TEXTS, labels=True)
     lora = deploy(adapt(reader(), "lora"), DeviceCard.load("ideal")).program(0)
