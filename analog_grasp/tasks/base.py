@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -43,7 +43,9 @@ class Task(ABC):
         validation: Rows for measuring.
         max_length: Number of tokens at which a text is cut, unless the model has fewer positions.
         tokenizer: Tokenizer used instead of the model's own, for example one with added tokens.
-        own_metrics: Functions by metric name. Functions given among the metrics are added here.
+        metric: The primary metric, before `metrics`: a name or whatever else the task accepts.
+        own_metrics: Functions by metric name. Functions and metrics of Hugging Face evaluate given
+            among the metrics are added here.
 
     Attributes:
         task_type: Kind of model required, as PEFT names it.
@@ -55,13 +57,14 @@ class Task(ABC):
     validation: Dataset
     max_length: int = field(default=128, kw_only=True)
     tokenizer: Tokenizer | None = field(default=None, kw_only=True, repr=False)
+    metric: InitVar[str | Metric | None] = field(default=None, kw_only=True)
     own_metrics: dict[str, Metric] = field(default_factory=dict, kw_only=True, repr=False)
     _encoded: dict[Any, Dataset] = field(default_factory=dict, init=False, repr=False)
 
     task_type: ClassVar[TaskType]
     batch_size: ClassVar[int]
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, metric: str | Metric | None) -> None:
         if self.max_length < 2:
             raise ValueError(
                 f"The task '{self.name}' has max_length {self.max_length}; it should be 2 or more."

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from analog_grasp.tasks.base import Rows, Split, Task, TaskType, Tokenizer, check_rows
+from analog_grasp.tasks.custom_metrics import named_metrics, ordered_metrics
 from analog_grasp.tasks.metrics import (
     CLASSIFICATION,
     MULTI_LABEL,
     REGRESSION,
     Metric,
     check_finite,
-    named_metrics,
 )
 
 
@@ -38,17 +38,19 @@ class SentenceTask(Task):
             divides a split into parts that are scored separately.
         validation: Rows for measuring, with the same columns.
         label_names: Names of the C classes in the order of the labels; empty for a regression.
-        metrics: Names of metrics in `analog_grasp.tasks.metrics`, or functions of `(logits,
-            labels)` of which a higher value is better; the first is the primary one. A name
-            followed by an underscore and a part, such as "accuracy_mm", is scored on the rows of
-            that part; a name alone on the rows whose part is empty, or on all rows if there is no
-            column `part`.
+        metrics: Names of metrics in `analog_grasp.tasks.metrics`; metrics of Hugging Face evaluate
+            by name or path of a script, whose code runs, with the key of one of several values
+            after a colon (see `EvaluateMetric`); or functions of `(logits, labels)`. A higher value
+            of the last two is better. The first is the primary one. A name followed by an
+            underscore and a part, such as "accuracy_mm", is scored on the rows of that part; a name
+            alone on the rows whose part is empty, or on all rows if there is no column `part`.
         multi_label: True if an example can have several labels; by default, if its label is a list.
-        max_length, tokenizer: See `Task`.
+        metric, max_length, tokenizer: See `Task`.
 
     Raises:
-        ValueError: A split is empty, lacks a column or has an invalid cell, or a metric is unknown
-            or does not fit the labels.
+        ValueError: A split is empty, lacks a column or has an invalid cell, or a metric does not
+            fit the labels or cannot be loaded.
+        FileNotFoundError: A metric is unknown: no script, or not found on the Hub.
 
     Example:
         >>> rows = Dataset.from_dict({"text": ["Awful.", "Superb."], "label": [0, 1]})
@@ -64,12 +66,18 @@ class SentenceTask(Task):
     task_type: ClassVar[TaskType] = "SEQ_CLS"
     batch_size: ClassVar[int] = 64
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.metrics, self.own_metrics = named_metrics(self.name, self.metrics, self.own_metrics)
+    def __post_init__(self, metric: str | Metric | None) -> None:
+        super().__post_init__(metric)
         if self.multi_label is None:
             column = self.train["label"] if "label" in self.train.column_names else []
             self.multi_label = len(column) > 0 and isinstance(column[0], list)
+        # The default beside `metric` is for classes.
+        default = self.regression and self.metrics is SentenceTask.metrics
+        given = ordered_metrics(() if metric and default else self.metrics, metric)
+        by_part = [each for each in given if isinstance(each, str) and self._is_by_part(each)]
+        self.metrics, self.own_metrics = named_metrics(
+            self.name, given, self.own_metrics, [*self.known_metrics, *by_part], self._examples()
+        )
         self._check_metrics()
         for split in ("train", "validation"):
             check_rows(self, split, ("text", "label"))
@@ -263,6 +271,16 @@ class SentenceTask(Task):
         if self.regression:
             return REGRESSION | self.own_metrics
         return (MULTI_LABEL if self.multi_label else CLASSIFICATION) | self.own_metrics
+
+    def _is_by_part(self, name: str) -> bool:
+        return ".py" not in name and bool(self._metric_and_part(name)[0])
+
+    def _examples(self) -> tuple[list[Any], list[Any]]:
+        """Return predictions of two examples and their labels."""
+        labels: list[Any] = [0.0, 1.0] if self.regression else [0, self.num_labels - 1]
+        if self.multi_label:
+            labels = [[i] * self.num_labels for i in (0, 1)]
+        return labels, labels
 
     def _metric_and_part(self, name: str) -> tuple[str, str]:
         """Return the metric and the part of a name such as "accuracy_mm"; ("", "") if unknown."""

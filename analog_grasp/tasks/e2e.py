@@ -28,13 +28,14 @@ from analog_grasp.tasks.base import (
     check_rows,
     position_limit,
 )
+from analog_grasp.tasks.custom_metrics import named_metrics, ordered_metrics
 from analog_grasp.tasks.metrics import (
     COCO_METRICS,
     TEXT_METRICS,
+    Metric,
     bleu,
     coco_scores,
     missing_java,
-    named_metrics,
     nist,
 )
 from analog_grasp.tasks.tables import csv_rows, hub_splits
@@ -67,8 +68,9 @@ class GenerationTask(Task):
             one or more texts). Prompts should be distinct, so that a subset keeps the references
             of a prompt together.
         validation: Rows for measuring, with the same columns.
-        metrics: Names from `TEXT_METRICS`, or functions of `(outputs, references)` of which a
-            higher value is better; the first is the primary one.
+        metrics: Names from `TEXT_METRICS`, metrics of Hugging Face evaluate as in `SentenceTask`,
+            or functions of `(outputs, references)`; the first is the primary one. A higher value is
+            better.
         beams: Width of the beam search; 1 for greedy search.
         length_penalty: Exponent of the length by which the log-likelihood of a text is divided.
         no_repeat_ngram: Length of token n-grams that occur at most once in a text; 0 disables the
@@ -76,7 +78,7 @@ class GenerationTask(Task):
         max_new_tokens: Largest number of tokens of a text.
         max_length: Number of tokens at which a training example is cut. Prompts are only cut when
             the model has too few positions.
-        tokenizer: See `Task`.
+        metric, tokenizer: See `Task`.
 
     Raises:
         ValueError: A split is empty or lacks a column, a row has no reference, a metric is unknown,
@@ -101,9 +103,13 @@ class GenerationTask(Task):
     task_type: ClassVar[TaskType] = "CAUSAL_LM"
     batch_size: ClassVar[int] = 16
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.metrics, self.own_metrics = named_metrics(self.name, self.metrics, self.own_metrics)
+    def __post_init__(self, metric: str | Metric | None) -> None:
+        super().__post_init__(metric)
+        given = ordered_metrics(self.metrics, metric)
+        examples = ["a text", "a text"], [["a text"], ["a text"]]
+        self.metrics, self.own_metrics = named_metrics(
+            self.name, given, self.own_metrics, self.known_metrics, examples
+        )
         self._check_metrics()
         for name, least in (("beams", 1), ("no_repeat_ngram", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:

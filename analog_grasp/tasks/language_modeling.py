@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from analog_grasp.tasks.base import Rows, Split, Task, TaskType, Tokenizer, check_rows
-from analog_grasp.tasks.metrics import check_finite
+from analog_grasp.tasks.custom_metrics import ordered_metrics
+from analog_grasp.tasks.metrics import Metric, check_finite
 from analog_grasp.tasks.tables import hub_splits, text_file
 from analog_grasp.utils.seed import derive_seed
 
@@ -63,11 +64,12 @@ class LanguageModelingTask(Task):
         train: Rows for training, with the column `text` and optionally `position`.
         validation: Rows for measuring, with the same columns.
         metrics: Names from `LM_METRICS`; the first is the primary one.
-        stride: Tokens by which the window moves, at most its length; half of it if None. A smaller
-            stride gives each token more context and takes longer.
+        stride: Tokens by which the window moves, at most its length and the positions of the
+            model; half of the length if None. A smaller stride gives each token more context and
+            takes longer.
         max_length: Length of the window and of a training example, unless the model has fewer
             positions.
-        tokenizer: See `Task`.
+        metric, tokenizer: See `Task`.
 
     Raises:
         ValueError: A split is empty or lacks a column, a metric is unknown, or the stride is out of
@@ -90,8 +92,9 @@ class LanguageModelingTask(Task):
     task_type: ClassVar[TaskType] = "CAUSAL_LM"
     batch_size: ClassVar[int] = 4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, metric: str | Metric | None) -> None:
+        super().__post_init__(metric)
+        self.metrics = ordered_metrics(self.metrics, metric)
         self._check_metrics()
         if self.stride is not None and not 1 <= self.stride <= self.max_length:
             raise ValueError(
@@ -109,6 +112,30 @@ class LanguageModelingTask(Task):
     def known_metrics(self) -> tuple[str, ...]:
         """`LM_METRICS`."""
         return LM_METRICS
+
+    def length_for(self, model: nn.Module) -> int:
+        """Return the length of the window for a model.
+
+        Raises:
+            ValueError: The stride is above the model's number of positions.
+        """
+        length = super().length_for(model)
+        if self.stride is not None and self.stride > length:
+            raise ValueError(
+                f"The task '{self.name}' has the stride {self.stride}, but the model has {length} "
+                f"positions; the stride should be from 1 to {length}."
+            )
+        return length
+
+    def training_rows(self, model: nn.Module, tokenizer: Tokenizer) -> Dataset:
+        """Return the chunks for training; see `Task.training_rows`.
+
+        Raises:
+            ValueError: As `Task.training_rows`, or the validation rows have no text to score.
+        """
+        # Otherwise such rows are found only when the trained model is measured.
+        self._token_ids("validation", tokenizer)
+        return super().training_rows(model, tokenizer)
 
     def documents(self, split: Split) -> list[str]:
         """Return the texts of a split, with the parts of each document joined."""
@@ -153,7 +180,7 @@ class LanguageModelingTask(Task):
     ) -> Likelihood:
         documents, tokens = self._token_ids(split, tokenizer)
         length = self.length_for(model)
-        stride = min(self.stride or max(1, length // 2), length)
+        stride = self.stride or max(1, length // 2)
         windows = [window for ids in documents for window in strided_windows(ids, length, stride)]
         found = self._in_batches(model, tokenizer, windows, size)
         size_in_bytes = sum(len(text.encode()) for text in self.documents(split))

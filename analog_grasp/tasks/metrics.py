@@ -26,7 +26,7 @@ import string
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -163,28 +163,6 @@ def check_finite(values: np.ndarray, kind: str) -> None:
             f"The model gave NaN or infinite logits for {broken} of {len(values)} {kind}, where "
             "all should be finite; this measurement failed and is not scored."
         )
-
-
-def named_metrics(
-    task: str, metrics: Iterable[str | Metric], own: Mapping[str, Metric]
-) -> tuple[tuple[str, ...], dict[str, Metric]]:
-    """Return the names of metrics, and the functions among them together with those in `own`.
-
-    Raises:
-        ValueError: A function has no name, or that of a metric that exists.
-    """
-    names, functions = [], dict(own)
-    for metric in metrics:
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "<lambda>")
-        if not isinstance(metric, str):
-            if not name.isidentifier() or functions.get(name, metric) is not metric:
-                raise ValueError(
-                    f"A metric of the task '{task}' is {metric!r}, which has no name of its own; "
-                    "use a function defined with def."
-                )
-            functions[name] = metric
-        names.append(name)
-    return tuple(names), functions
 
 
 def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -1,22 +1,16 @@
-"""Tasks by name, and metrics of the package evaluate for them."""
+"""Tasks by name."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import evaluate
-import numpy as np
-
 from analog_grasp.tasks.base import Task
-from analog_grasp.tasks.classification import SentenceTask
-from analog_grasp.tasks.e2e import GenerationTask, e2e, e2e_dev
+from analog_grasp.tasks.e2e import e2e, e2e_dev
 from analog_grasp.tasks.glue import GLUE, glue
 from analog_grasp.tasks.harness import harness_task
 from analog_grasp.tasks.language_modeling import language_modeling
-from analog_grasp.tasks.metrics import predicted_labels
 from analog_grasp.tasks.reviews import reviews
 from analog_grasp.tasks.tables import table_task
 from analog_grasp.utils.errors import unknown_name
@@ -139,88 +133,4 @@ def with_metric(task: Task, metric: str) -> Task:
         >>> with_metric(load_task("reviews"), "f1").metrics
         ('f1', 'accuracy')
     """
-    chosen: str | EvaluateMetric = metric
-    has_others = isinstance(task, SentenceTask | GenerationTask)
-    if has_others and metric not in (*task.metrics, *task.known_metrics):
-        source, _, key = metric.partition(":")
-        chosen = EvaluateMetric(source, key or None)
-    others = [name for name in task.metrics if name != metric]
-    changes: dict[str, Any] = {"metrics": (chosen, *others)}
-    return replace(task, **changes)
-
-
-@dataclass(frozen=True)
-class EvaluateMetric:
-    """A metric of evaluate as a function of `(outputs, references)`; higher counts as better.
-
-    The metric receives the predicted class of each example, the predicted number of a regression,
-    0 or 1 per label where an example can have several labels, or the generated texts, together with
-    the labels or the references. It is loaded once per process.
-
-    Args:
-        source: A script such as ``"metrics/mine.py"``, or a name on the Hub such as ``"rouge"``.
-            Its code runs.
-        key: The value to take if the metric returns several, such as ``"rougeL"``.
-
-    Raises:
-        FileNotFoundError: There is no such script, or the Hub cannot be reached.
-        ValueError: The metric cannot be loaded.
-
-    Example:
-        ``SentenceTask("mine", rows, rows, names, metrics=(EvaluateMetric("metrics/mine.py"),))``
-    """
-
-    source: str
-    key: str | None = None
-
-    def __post_init__(self) -> None:
-        _load_metric(self.source)
-        name = Path(self.source).stem if self.source.endswith(".py") else Path(self.source).name
-        parts = (name, self.key) if self.key else (name,)
-        object.__setattr__(self, "__name__", "_".join(parts).replace("-", "_"))
-
-    def __call__(self, outputs: Any, references: Any) -> float:
-        """Return the value of the metric of logits and labels, or of texts and their references.
-
-        Raises:
-            ValueError: The metric returns several values and no key is given, or no finite number.
-        """
-        predictions = outputs
-        if isinstance(outputs, np.ndarray):
-            single = outputs.shape[1] == 1 and np.ndim(references) == 1
-            labels = np.asarray(references)
-            predictions = outputs[:, 0] if single else predicted_labels(outputs, labels)
-            predictions = predictions.tolist()
-        found = _load_metric(self.source).compute(
-            predictions=predictions, references=list(references)
-        )
-        name = Path(self.source).stem
-        key = self.key or (name if name in found else next(iter(found), None))
-        if key not in found or (self.key is None and key != name and len(found) > 1):
-            raise ValueError(
-                f"The metric {self.source} returns {', '.join(found) or 'nothing'}; name one of "
-                f"them after a colon, such as {self.source}:{next(iter(found), 'KEY')}."
-            )
-        value = found[key]
-        if not np.isscalar(value) or not math.isfinite(float(value)):  # type: ignore[arg-type]
-            raise ValueError(
-                f"The metric {self.source} returns {str(value)[:60]} as {key}; it should be a "
-                "finite number."
-            )
-        return float(value)  # type: ignore[arg-type]
-
-
-@lru_cache
-def _load_metric(source: str) -> Any:
-    if source.endswith(".py") and not Path(source).is_file():
-        raise FileNotFoundError(f"The metric script {source} does not exist; give its path.")
-    try:
-        return evaluate.load(source, keep_in_memory=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The metric {source} could not be loaded from the Hub, which cannot be reached or has "
-            "no such metric; give the path of a local script of evaluate instead."
-        ) from error
-    except Exception as error:
-        reason = str(error).partition("\n")[0][:200].rstrip(".")
-        raise ValueError(f"The metric {source} cannot be loaded: {reason}.") from error
+    return replace(task, metric=metric)

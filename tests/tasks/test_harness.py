@@ -1,6 +1,7 @@
 """Tasks of lm-eval, from a local task file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,11 +32,51 @@ doc_to_choice: "{{{{choices}}}}"
 metric_list:
 {metrics}
 """
+METRICS = ("acc", "acc_norm")
 ACCURACY = """\
   - metric: acc
     higher_is_better: true
   - metric: acc_norm
     higher_is_better: true
+"""
+
+
+FILTERS = """
+output_type: generate_until
+doc_to_choice: null
+doc_to_target: "a mat"
+generation_kwargs:
+  until: ["."]
+  max_gen_toks: 2
+filter_list:
+  - name: strict-match
+    filter:
+      - function: regex
+        regex_pattern: "(never)"
+      - function: take_first
+  - name: flexible-extract
+    filter:
+      - function: regex
+        regex_pattern: "(never)"
+        fallback: a mat
+      - function: take_first
+"""
+MATCH = """\
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+ROLLING = """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+"""
+GROUP = """
+group: {name}
+task: [{tasks}]
+aggregate_metric_list:
+  - metric: {metric}
+    aggregation: mean
 """
 
 
@@ -48,16 +89,31 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task_files(tmp_path_factory):
-    """Folder with two task files: one with accuracies, one with an error alone."""
+    """Folder with files of tasks and groups, named after what is special in them."""
     path = tmp_path_factory.mktemp("tasks")
     data = path / "rows.json"
     data.write_text("\n".join(map(json.dumps, ROWS)))
-    for name, metrics in (
-        ("where_sat", ACCURACY),
-        ("how_wrong", ACCURACY.replace("true", "false")),
+    for name, metrics, settings in (
+        ("where_sat", ACCURACY, ""),
+        ("who_sat", ACCURACY, ""),
+        ("how_wrong", ACCURACY.replace("true", "false"), ""),
+        ("what_text", MATCH, FILTERS),
+        ("what_words", MATCH, FILTERS),
+        ("rolling", "  - metric: word_perplexity", ROLLING),
+        ("no_metric", "  - metric: acuracy", ""),
+        ("no_function", MATCH.replace("exact_match", "exact_mtach"), FILTERS),
     ):
-        file = path / f"{name}.yaml"
-        file.write_text(TASK.format(name=name, data=data, metrics=metrics))
+        task = TASK.format(name=name, data=data, metrics=metrics)
+        # The settings replace those of the same name.
+        replaced = {line.partition(":")[0] for line in settings.splitlines() if line[:1].isalpha()}
+        lines = [line for line in task.splitlines() if line.partition(":")[0] not in replaced]
+        (path / f"{name}.yaml").write_text("\n".join(lines) + "\n" + settings)
+    for name, tasks, metric in (
+        ("all_sat", "where_sat, who_sat", "acc"),
+        ("all_texts", "what_text, what_words", "exact_match"),
+        ("everyone", "all_sat, rolling", "acc"),
+    ):
+        (path / f"{name}.yaml").write_text(GROUP.format(name=name, tasks=tasks, metric=metric))
     return path
 
 
@@ -138,6 +194,59 @@ def test_a_name_with_the_prefix_is_a_task_of_the_harness(text):
 def test_errors_alone_are_no_scores(task_files, text):
     with pytest.raises(ValueError, match="how_wrong have no metric of which higher is better"):
         harness_task(["how_wrong"], text, include_path=task_files)
+
+
+def test_the_aggregate_of_a_group_is_the_primary_score(task_files, text, llama_folder):
+    task = harness_task(["all_sat"], text, include_path=task_files)
+    leaves = [f"{name}/{metric}" for name in ("where_sat", "who_sat") for metric in METRICS]
+    assert task.metrics == ("all_sat/acc", *leaves)
+    scores = task.scores(load_base_model(task, str(llama_folder)))
+    assert list(scores) == list(task.metrics)
+    assert scores["all_sat/acc"] == (scores["where_sat/acc"] + scores["who_sat/acc"]) / 2
+    # The order is that of the request.
+    task = harness_task(["what_text", "all_sat"], text, include_path=task_files)
+    assert task.metrics[0] == "what_text/exact_match/strict-match"
+    assert "all_sat/acc" in task.metrics
+    assert replace(task, metric="all_sat/acc").metrics[0] == "all_sat/acc"
+    with pytest.raises(ValueError, match="has no metric 'acc'; it should be one of what_text/"):
+        replace(task, metric="acc")
+
+
+def test_each_filter_is_a_score(task_files, text, llama_folder):
+    task = harness_task(["all_texts"], text, include_path=task_files)
+    assert len(task.metrics) == 6
+    scores = task.scores(load_base_model(task, str(llama_folder)))
+    for name in ("all_texts", "what_text", "what_words"):
+        assert scores[f"{name}/exact_match/strict-match"] == 0.0
+        assert scores[f"{name}/exact_match/flexible-extract"] == 1.0
+
+
+def test_a_task_of_errors_alone_is_not_skipped_silently(task_files, text):
+    with pytest.raises(ValueError, match="lm-eval tasks rolling have no metric of which higher"):
+        harness_task(["where_sat", "rolling"], text, include_path=task_files)
+    with pytest.warns(UserWarning, match="tasks rolling have no metric .*, and are not scored"):
+        task = harness_task(["everyone"], text, include_path=task_files)
+    assert task.metrics[:2] == ("everyone/acc", "all_sat/acc")
+
+
+def test_an_unknown_metric_of_a_task_file_is_named(task_files, text, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("evaluate.load", offline)
+    for name, message in (
+        ("no_metric", "tasks no_metric cannot be loaded: lm-eval has no metric acuracy"),
+        ("no_function", "task no_function has the metric exact_mtach, which neither"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            harness_task([name], text, include_path=task_files)
+    with pytest.raises(ValueError, match="cannot be loaded: ValueError, Duplicate task 'who_sat'"):
+        harness_task(["all_sat", "who_sat"], text, include_path=task_files)
+
+
+def test_a_metric_that_is_not_computed_is_named(task):
+    with pytest.raises(ValueError, match="lm-eval has not computed where_sat/acc_norm of the"):
+        task._score({"where_sat": {"name": "where_sat", "acc,none": 0.5}}, "validation")
 
 
 def test_a_missing_package_is_named(monkeypatch, text):

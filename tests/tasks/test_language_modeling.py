@@ -251,6 +251,28 @@ def test_too_short_documents_raise(model, task):
         short.evaluate(model)
     with pytest.raises(ValueError, match="no document of two tokens"):
         short.training_rows(model, plain)
+    # What cannot be measured is not trained.
+    with pytest.raises(ValueError, match=r"validation rows .* no document of two tokens"):
+        replace(task, validation=rows).training_rows(model, plain)
+
+
+def test_a_stride_above_the_positions_of_the_model_raises(model, task):
+    wide = replace(task, max_length=512, stride=100)
+    message = (
+        "has the stride 100, but the model has 64 positions; the stride should be from 1 to 64"
+    )
+    with pytest.raises(ValueError, match=message):
+        wide.training_rows(model, wide.tokenizer_of(model))
+    with pytest.raises(ValueError, match=message):
+        wide.evaluate(model)
+    assert replace(wide, stride=64).evaluate(model) > 1
+
+
+def test_one_metric_needs_no_tuple(task):
+    assert replace(task, metrics="bits_per_byte").metrics == ("bits_per_byte",)
+    assert replace(task, metric="bits_per_byte").metrics == ("bits_per_byte", "perplexity")
+    with pytest.raises(ValueError, match="should be one or more of perplexity"):
+        replace(task, metric="accuracy")
 
 
 def test_a_classifier_raises(task, model, bert):

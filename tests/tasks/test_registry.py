@@ -2,20 +2,24 @@
 
 import doctest
 import importlib
+import os
 import pickle
 import pkgutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from analog_grasp import tasks
 from analog_grasp.study.config import flat, resolve
 from analog_grasp.study.sections import TaskSettings
-from analog_grasp.tasks import load_task, register_task, registry, task_names
-from analog_grasp.tasks.registry import EvaluateMetric, with_metric
+from analog_grasp.tasks import SentenceTask, load_task, register_task, registry, task_names
+from analog_grasp.tasks.custom_metrics import EvaluateMetric
+from analog_grasp.tasks.registry import with_metric
 from analog_grasp.tasks.reviews import reviews
 from analog_grasp.utils.types import TASK_NAMES
 
@@ -118,8 +122,109 @@ def test_a_key_chooses_among_several_values(script):
     assert with_metric(load_task("reviews"), f"{path}:first").metrics[0] == "several_first"
     with pytest.raises(ValueError, match=r"returns first, second; name one .*several\.py:first"):
         EvaluateMetric(path)(logits, labels)
+    # Two examples show the keys before anything is trained.
+    for metric, message in ((path, "returns first, second; name"), (f"{path}:third", "no third")):
+        with pytest.raises(ValueError, match=message):
+            with_metric(load_task("reviews"), metric)
     with pytest.raises(ValueError, match=r"returns \[1, 2\] as second; it should be a finite"):
         EvaluateMetric(path, "second")(logits, labels)
+
+
+SHARE = "{'share': sum(p == r for p, r in zip(predictions, references)) / len(references)}"
+
+
+def test_strings_among_the_metrics_are_metrics_of_evaluate(script):
+    path = script("share", SHARE)
+    rows = Dataset.from_dict({"text": ["Awful.", "Superb."] * 2, "label": [0, 1, 0, 1]})
+    make = partial(SentenceTask, "mine", rows, rows, ("negative", "positive"))
+    logits = np.eye(2)[[0, 1, 1, 1]]
+    for arguments, names in (
+        ({"metrics": (path,)}, ("share",)),
+        ({"metrics": path}, ("share",)),
+        ({"metrics": ["f1", f"{path}:share"]}, ("f1", "share_share")),
+        ({"metric": path}, ("share", "accuracy")),
+        ({"metric": "f1"}, ("f1", "accuracy")),
+        ({"metric": "f1", "metrics": ("accuracy", "f1", path)}, ("f1", "accuracy", "share")),
+        ({"metrics": "f1"}, ("f1",)),
+        ({"metric": EvaluateMetric(path)}, ("share", "accuracy")),
+    ):
+        task = make(**arguments)
+        assert task.metrics == names
+        scores = task._score(logits, "validation")
+        assert tuple(scores) == names
+        assert all(scores[name] == 0.75 for name in names if "share" in name)
+        # Also as the same metric again.
+        assert replace(task, metric=path).metrics[0] == "share"
+
+
+def test_a_metric_whose_name_begins_like_a_built_in_one(script):
+    path = Path(script("share", SHARE))
+    path = path.rename(path.with_name("accuracy_of-mine.py"))
+    relative = os.path.relpath(path)
+    assert with_metric(load_task("reviews"), relative).metrics == ("accuracy_of_mine", "accuracy")
+
+
+def test_a_metric_of_a_regression_and_of_texts(script, restaurants):
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": [0.5, 2.0]})
+    assert SentenceTask("mine", rows, rows, metric="mse").metrics == ("mse",)
+    path = script("gap", "{'gap': max(p - r for p, r in zip(predictions, references))}", "float64")
+    task = SentenceTask("mine", rows, rows, metrics=("pearson",), metric=path)
+    assert task._score(np.array([[1.0], [2.0]]), "validation")["gap"] == 0.5
+    assert replace(restaurants, metric="nist").metrics == ("nist", "bleu")
+    assert replace(restaurants, metrics="nist").metrics == ("nist",)
+
+
+def test_two_metrics_of_one_name_raise(script, tmp_path):
+    paths = script("share", SHARE), tmp_path / "other" / "share.py"
+    paths[1].parent.mkdir()
+    paths[1].write_text(Path(paths[0]).read_text())
+    with pytest.raises(ValueError, match="Two metrics of the task 'reviews' have the name 'share'"):
+        replace(load_task("reviews"), metrics=tuple(map(str, paths)))
+
+
+def test_an_error_of_a_metric_names_it(script):
+    metric = EvaluateMetric(script("broken", "1 / 0"))
+    logits, labels = np.eye(2), np.array([0, 1])
+    message = r"metric .*broken\.py raised ZeroDivisionError \(division by zero\); it should return"
+    with pytest.raises(ValueError, match=message):
+        metric(logits, labels)
+    for result, message in (
+        ("0.5", "returns 0.5; it should return a dictionary"),
+        ("{'name': 'x'}", "returns x as name; it should be a finite"),
+        ("{}", "returns nothing; name one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EvaluateMetric(script(f"wrong{len(result)}", result))(logits, labels)
+    # Two examples can be too few for a metric that is right.
+    path = script("many", "{'many': 1 / (len(references) - 2)}")
+    assert with_metric(reviews(validation=4), path)._score(np.eye(2)[[0] * 4], "validation")
+
+
+def test_a_failed_call_does_not_change_the_next_one(script):
+    path = script("count", "{'count': len(references) / (len(references) - 3)}")
+    metric = EvaluateMetric(path)
+    with pytest.raises(ValueError, match="raised ZeroDivisionError"):
+        metric(np.eye(3), np.arange(3))
+    with pytest.raises(ValueError, match="raised ValueError"):
+        metric(np.eye(2), np.arange(3))
+    assert metric(np.eye(4), np.arange(4)) == 4.0
+
+
+@pytest.mark.parametrize("metric", ["", " ", ":key"])
+def test_an_empty_name_raises(metric):
+    with pytest.raises(ValueError, match="which is empty; give a name such as f1, or the path"):
+        with_metric(load_task("reviews"), metric)
+
+
+def test_an_unknown_name_lists_the_metrics_of_the_task(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(evaluate, "load", offline)
+    with pytest.raises(FileNotFoundError, match=r"acuracy could not .* one of accuracy, f1, "):
+        replace(load_task("reviews"), metrics=("acuracy",))
+    with pytest.raises(ValueError, match="should be one or more of accuracy, f1"):
+        with_metric(load_task("reviews"), "bleu")
 
 
 def test_texts_are_compared_with_their_references(script, restaurants):
