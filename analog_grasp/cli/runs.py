@@ -229,8 +229,8 @@ def _show_tuning(tuned: "Tuned") -> None:
     )
 
     _show_tables(trial_table(tuned.trials))
-    if tuned.trials.importance:
-        _show_tables(importance_table(tuned.trials))
+    if (importance := importance_table(tuned.trials)).rows:
+        _show_tables(importance)
     _show_end(tuning_findings(tuned.trials))
     show(f"{VALIDATION_TITLE}:")
     comparison = Comparison(tuned.results.measurements, tuned.results.adapters)
