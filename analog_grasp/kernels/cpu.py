@@ -427,7 +427,7 @@ def _output_variance(values: Tensor, variance: Variance, step: float) -> Floats:
     """Return the variance of each output where that of the weights differs; else none."""
     if not isinstance(variance, Tensor):
         return _NO_MATRIX
-    return (values.float().mul_(step).square_() @ variance.float().T).numpy()
+    return ((values.float() * step).square_() @ variance.float().T).numpy()
 
 
 def column_readout(weight: Tensor, variance: Variance, settings: ReadSettings, key: int) -> Tensor:

@@ -12,6 +12,13 @@ from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.kernels import cpu, matmul
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# Without instructions for sums of bytes the exact precision rounds by the shape of a product.
+_EXACT = pytest.mark.skipif(
+    not matmul.has_byte_instructions(), reason="this processor has no instructions for bytes"
+)
+IN_INTEGERS = pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=_EXACT), torch.bfloat16]
+)
 CONVERTERS = pytest.mark.parametrize("dac_bits", [0, 8])
 
 
@@ -55,7 +62,9 @@ def test_the_exact_precision_is_at_least_as_accurate_as_float32(shape):
     layer, x = tiles(linear(shape, bias=False)), torch.randn(40, shape[0])
     truth = exactly(layer, x, torch.float64)
     ours, single = read(layer, x), exactly(layer, x, torch.float32)
-    assert (ours - truth).square().mean() <= (single - truth).square().mean()
+    # In float32 both round in another order.
+    more = 1.0 if matmul.has_byte_instructions() else 1.1
+    assert (ours - truth).square().mean() <= more * (single - truth).square().mean()
     assert (ours - truth).abs().max() <= 2 * (single - truth).abs().max()
 
 
@@ -85,7 +94,7 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype, noise):
     assert torch.equal(found[0], found[2])
 
 
-@PRECISIONS
+@IN_INTEGERS
 @pytest.mark.parametrize("management", ["none", "iterative"])
 def test_the_split_into_batches_does_not_change_a_bit(dtype, management):
     card = quiet(output_range=3.0, bound_management=management)
@@ -95,9 +104,10 @@ def test_the_split_into_batches_does_not_change_a_bit(dtype, management):
         assert torch.equal(torch.cat([read(layer, part) for part in x.split(size)]), together)
 
 
+@IN_INTEGERS
 @pytest.mark.parametrize("limit", [1, 1000])
-def test_blocks_of_rows_do_not_change_a_bit(limit, monkeypatch):
-    layer, x = tiles(card=quiet(output_noise=0.04)), torch.randn(50, 384)
+def test_blocks_of_rows_do_not_change_a_bit(dtype, limit, monkeypatch):
+    layer, x = tiles(dtype=dtype, card=quiet(output_noise=0.04)), torch.randn(50, 384)
     together = read(layer, x)
     monkeypatch.setattr("analog_grasp.kernels.cpu._LARGEST_PRODUCT", limit)
     assert torch.equal(read(layer, x), together)
@@ -244,6 +254,18 @@ def llama() -> tuple[nn.Module, int, int]:
         num_key_value_heads=1, vocab_size=50,
     )  # fmt: skip
     return LlamaModel(small), 7, 4
+
+
+def test_reading_with_the_noise_of_each_weight_leaves_shared_inputs_as_they_are(monkeypatch):
+    # Inputs that are not codes: the product and its variance are of the same float32 numbers.
+    card = DeviceCard.load("sonos-agrawal2022").with_(dac_bits=0)
+    chip = deploy(bert()[0].eval(), card).program(0)
+    batch = {"input_ids": torch.arange(12).view(2, 6)}
+    with torch.no_grad():
+        shared = chip.model(**batch).last_hidden_state
+        monkeypatch.setattr(cpu, "convert", _of_a_copy(cpu.convert))
+        alone = chip.program(0).model(**batch).last_hidden_state
+    assert torch.equal(shared, alone)
 
 
 @pytest.mark.parametrize("architecture", [bert, llama])
