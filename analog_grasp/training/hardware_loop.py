@@ -5,10 +5,12 @@ quarter of the time of float32; the noise is then written in that type.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -23,15 +25,46 @@ from analog_grasp.adapters.frozen import (
     LayerPattern,
     base_name,
     by_output,
+    check_names,
     frozen_layers,
+    fused_weights,
+    linear_layers,
+    matches,
 )
 from analog_grasp.crossbar.linear import CrossbarLinear
+from analog_grasp.crossbar.tile_sets import FusedWeight
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.compiled import Floats, parallel_kernel
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.rng import fill_normal, normal, row_key
+from analog_grasp.utils.errors import shown
+
+
+class _Weight(NamedTuple):
+    """A parameter that holds the weight of a layer, or those of several, fused.
+
+    Attributes:
+        module, name: The module, and the parameter's name in it.
+        inputs: The axis of the inputs.
+    """
+
+    module: nn.Module
+    name: str
+    inputs: int
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter."""
+        parameter: nn.Parameter = getattr(self.module, self.name)
+        return parameter
+
+    def by_layer(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Return the views of a tensor, of the parameter's shape, that belong to each layer."""
+        if tensor.dim() == 3:
+            return tensor.unbind()
+        return tensor.chunk(3 if self.name == "in_proj_weight" else 1)
 
 
 class WeightNoise:
@@ -40,7 +73,8 @@ class WeightNoise:
     A column is a bit line, which is one output of the layer. Deployment scales each column to its
     largest conductance, and the injected noise follows the same scale. The weights are never
     written: within `applied`, a noisy copy replaces them in the module, and they are restored
-    however the block ends. Trainable weights receive the gradient of their noisy copy.
+    however the block ends. Trainable weights receive the gradient of their noisy copy. Each expert
+    of a `FusedWeight`, and each of its projections of attention, is a layer.
 
     Args:
         model: The model whose layers receive noise.
@@ -49,12 +83,13 @@ class WeightNoise:
             several of these separated by commas (see `parse_ages`). Their programming noise, drift
             and read noise are drawn and then rescaled to the mean magnitude of the weights, as
             drift compensation does. Device and age are drawn for every batch.
-        pattern: The layers, as in `frozen_layers`.
-        reduced: Multiply frozen float32 weights in bfloat16, on processors that are made for it.
+        pattern: The layers and fused weights that are on tiles, as for `deploy`.
+        reduced: Multiply the frozen float32 weights of all linear layers, on tiles or not, in
+            bfloat16, on processors that are made for it.
 
     Raises:
-        ValueError: The strength is negative, a device or a time is unknown, a range is reversed,
-            or the pattern matches no layer.
+        ValueError: The strength is negative or not finite, a device or a time is unknown, a range
+            is reversed, or the pattern matches no layer.
 
     Source:
         Noise injection: Joshi et al., Nat. Commun. 11, 2473 (2020); per column as in AHWA-LoRA
@@ -79,18 +114,23 @@ class WeightNoise:
     ) -> None:
         self._std = 0.0
         self._ranges: tuple[AgeRange, ...] = ()
-        if not isinstance(strength, int | float):
-            self._ranges = parse_ages(strength)
-        elif strength >= 0:
-            self._std = strength
+        strength = parse_injection(strength)
+        if isinstance(strength, tuple):
+            self._ranges = strength
         else:
-            raise ValueError(
-                f"injection is {strength}: a standard deviation of at least 0, or a device at a "
-                "time such as 'pcm-hermes-2@1d', is accepted."
-            )
-        chosen = frozen_layers(model, pattern) if strength or reduced else ()
-        self._is_reduced = reduced
-        self._layers = [layer for _, layer in chosen if strength or self._dtype(layer) is not None]
+            self._std = strength
+        linear, fused = _selected(model, pattern)
+        every = linear_layers(model, "all-linear") if reduced else ()
+        self._reduced = {id(layer): layer for _, layer in every if _is_reducible(layer)}
+        self._on_tiles: list[_Weight] = []
+        if strength:
+            self._on_tiles += [_weight_of(layer) for layer in linear.values()]
+            for each in fused:
+                axis = 1 if each.transposed else -1
+                self._on_tiles.append(_Weight(each.module, each.attribute, axis))
+        noisy = {id(each.module) for each in self._on_tiles}
+        others = [layer for key, layer in self._reduced.items() if key not in noisy]
+        self._weights = self._on_tiles + [_weight_of(layer) for layer in others]
         self._noisy: list[nn.Parameter] = []
         self._largest: dict[int, Tensor] = {}
 
@@ -98,45 +138,45 @@ class WeightNoise:
     def applied(self) -> Iterator[None]:
         """Let the layers compute with newly drawn noisy weights within the block."""
         self._draw()
-        weights = [layer.weight for layer in self._layers]
+        weights = [each.parameter for each in self._weights]
         try:
-            for layer, weight, noisy in zip(self._layers, weights, self._noisy, strict=True):
+            for (module, name, _), weight, noisy in zip(
+                self._weights, weights, self._noisy, strict=True
+            ):
                 # Module's setter rejects a tensor that has a history.
-                layer._parameters["weight"] = (
+                module._parameters[name] = (
                     _NoisyCopy.apply(weight, noisy) if weight.requires_grad else noisy
                 )
                 if noisy.dtype != weight.dtype:
-                    layer.__dict__["forward"] = partial(_multiply, layer)
+                    module.__dict__["forward"] = partial(_multiply, module)
             yield
         finally:
-            for layer, weight in zip(self._layers, weights, strict=True):
-                layer.weight = weight
-                layer.__dict__.pop("forward", None)
+            for (module, name, _), weight in zip(self._weights, weights, strict=True):
+                setattr(module, name, weight)
+                if id(module) in self._reduced:
+                    module.__dict__.pop("forward", None)
 
     @torch.no_grad()
     def _draw(self) -> None:
         """Fill the noisy copies, which are allocated once."""
         if not self._noisy:
-            for layer in self._layers:
-                copied = layer.weight.detach().to(self._dtype(layer), copy=True)
+            for module, name, _ in self._weights:
+                dtype = torch.bfloat16 if id(module) in self._reduced else None
+                copied = getattr(module, name).detach().to(dtype, copy=True)
                 self._noisy.append(nn.Parameter(copied, requires_grad=False))
-        if not (self._std or self._ranges):
+        if not self._on_tiles:
             return
         device = self._next_device() if self._ranges else None
-        for i, (layer, noisy) in enumerate(zip(self._layers, self._noisy, strict=True)):
-            # The key comes from torch's random state, so that torch.manual_seed seeds the noise.
-            key = int(torch.randint(2**62, ()))
-            largest, weight, out = self._column_maximum(i, layer), layer.weight.detach(), noisy.data
-            if device is None:
-                _add_gaussian(weight, self._std * largest, key, out)
-            else:
-                _add_device_noise(weight, largest, *device, key, out)
-
-    def _dtype(self, layer: FrozenLayer) -> torch.dtype | None:
-        """Return the type in which a layer's weight is multiplied; None for its own."""
-        plain = type(layer) in (nn.Linear, Conv1D)
-        reduced = self._is_reduced and plain and fits_bfloat16(layer.weight)
-        return torch.bfloat16 if reduced else None
+        # The weights on tiles are the first ones.
+        for i, (each, noisy) in enumerate(zip(self._on_tiles, self._noisy, strict=False)):
+            tensors = each.parameter.detach(), self._column_maximum(i, each), noisy.data
+            for weight, largest, out in zip(*map(each.by_layer, tensors), strict=True):
+                # From torch's random state, so that torch.manual_seed seeds the noise.
+                key = int(torch.randint(2**62, ()))
+                if device is None:
+                    _add_gaussian(weight, self._std * largest, key, out)
+                else:
+                    _add_device_noise(weight, largest, *device, key, out)
 
     def _next_device(self) -> tuple[DeviceCard, float]:
         """Return the device and the age, s, of the next batch."""
@@ -146,12 +186,52 @@ class WeightNoise:
         index, seconds = draw(self._ranges, int(torch.randint(2**62, ())))
         return self._ranges[index].card, seconds
 
-    def _column_maximum(self, index: int, layer: FrozenLayer) -> Tensor:
+    def _column_maximum(self, index: int, each: _Weight) -> Tensor:
         """Return the largest magnitude of each output's weights, cached where they are frozen."""
-        if index not in self._largest or layer.weight.requires_grad:
-            inputs = 0 if isinstance(layer, Conv1D) else 1
-            self._largest[index] = layer.weight.abs().amax(dim=inputs, keepdim=True)
+        weight = each.parameter
+        if index not in self._largest or weight.requires_grad:
+            self._largest[index] = weight.detach().abs().amax(dim=each.inputs, keepdim=True)
         return self._largest[index]
+
+
+def _selected(
+    model: nn.Module, pattern: LayerPattern
+) -> tuple[dict[str, FrozenLayer], list[FusedWeight]]:
+    """Return the frozen layers, by path, and the fused weights that a pattern selects.
+
+    Unlike `selected`, with LoRA on fused weights too, which are on tiles once it is folded.
+    """
+    modules = model.named_modules()
+    every = [FusedWeight(path, m, *which) for path, m in modules for which in fused_weights(m)]
+    fused = [each for each in every if matches(each.name, pattern)]
+    linear = dict((linear_layers if fused else frozen_layers)(model, pattern))
+    check_names(model, pattern, map(base_name, linear))
+    return linear, fused
+
+
+def _weight_of(layer: FrozenLayer) -> _Weight:
+    return _Weight(layer, "weight", 0 if isinstance(layer, Conv1D) else 1)
+
+
+def _is_reducible(layer: FrozenLayer) -> bool:
+    """Return whether a layer is no more than a product that is faster in bfloat16."""
+    return type(layer) in (nn.Linear, Conv1D) and fits_bfloat16(layer.weight)
+
+
+def parse_injection(injection: float | Ages) -> float | tuple[AgeRange, ...]:
+    """Return the standard deviation, or the devices at ages, of the `strength` of `WeightNoise`.
+
+    Raises:
+        ValueError: A standard deviation is negative or not finite; or as `parse_ages`.
+    """
+    if isinstance(injection, Sequence | DeviceCard):
+        return parse_ages(injection)
+    if not isinstance(injection, Real) or not 0 <= injection < math.inf:
+        raise ValueError(
+            f"injection is {shown(injection)}: a finite standard deviation of at least 0, or a "
+            "device at a time such as 'pcm-hermes-2@1d', is accepted."
+        )
+    return float(injection)
 
 
 def fits_bfloat16(weight: Tensor) -> bool:
@@ -270,12 +350,13 @@ class ConverterLoop:
 
     Within `applied`, each layer computes what its deployed copy would compute with exact devices:
     quantised inputs, output noise and quantised outputs, per tile and scaled per column. The
-    gradient is that of the exact product (straight-through).
+    gradient is that of the exact product (straight-through). Fused weights, the output projection
+    of ``nn.MultiheadAttention`` and routers of experts are computed without converters.
 
     Args:
         model: The model whose layers receive converters.
         device: The device card that states them: a name, a path or a `DeviceCard`.
-        pattern: The layers, as in `frozen_layers`.
+        pattern: The layers that are on tiles, as for `deploy`.
 
     Raises:
         ValueError: The device is unknown or states no converters, or the pattern matches no layer.
@@ -297,7 +378,13 @@ class ConverterLoop:
         self, model: nn.Module, device: Device, pattern: LayerPattern = "all-linear"
     ) -> None:
         self._card = card_with_converters(device)
-        self._layers = {base_name(path): layer for path, layer in frozen_layers(model, pattern)}
+        usual = {path for path, _ in linear_layers(model, "all-linear")}
+        # A router that is named may do more than the product.
+        self._layers = {
+            base_name(path): layer
+            for path, layer in _selected(model, pattern)[0].items()
+            if path in usual or type(layer).forward in (nn.Linear.forward, Conv1D.forward)
+        }
         self._tiles: dict[str, CrossbarLinear] = {}
 
     @contextmanager

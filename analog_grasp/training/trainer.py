@@ -4,6 +4,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
+from analog_grasp.adapters.frozen import LayerPattern
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
 from analog_grasp.crossbar import deploy
@@ -26,8 +29,9 @@ from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
 from analog_grasp.training.distillation import STEPS, check_adapter, distil
-from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise
+from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise, parse_injection
 from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.utils.errors import shown
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
@@ -45,13 +49,20 @@ class ChipEvaluation:
         task: The task whose validation rows are measured; not those of a reported figure.
         where: A device at a drift time, such as ``"pcm-hermes-2@1d"``.
         seed: The seed of the training.
+        layers: The layers on tiles; see `deploy`.
 
     Raises:
         ValueError: The device or the time is unknown.
     """
 
-    def __init__(self, task: Task, where: str | DeviceAtTime, seed: int) -> None:
-        self._task = task
+    def __init__(
+        self,
+        task: Task,
+        where: str | DeviceAtTime,
+        seed: int,
+        layers: LayerPattern = "all-linear",
+    ) -> None:
+        self._task, self._layers = task, layers
         self._card, self._seconds = DeviceAtTime.parse(where)
         self._chip = derive_seed(seed, "evaluation") % 2**31
 
@@ -65,7 +76,7 @@ class ChipEvaluation:
         """
         kind = kind_of(model)
         placement = ADAPTERS[kind].placements[0] if kind else "digital"
-        deployment = deploy(model, self._card, placement=placement)
+        deployment = deploy(model, self._card, placement=placement, layers=self._layers)
         deployment.program(self._chip).drift_to(self._seconds)
         # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
         vars(deployment.model).pop("forward", None)
@@ -82,6 +93,7 @@ class AdapterTrainer(Trainer):
     Args:
         injection: The noise on the weights in training; see `WeightNoise`.
         converters: The device whose converters are in the loop; see `ConverterLoop`.
+        layers: The layers on tiles, which receive both.
         chip: The chip that evaluations are made on; Trainer's own evaluation if None.
         shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
             for layers whose inputs have a root mean square of 1; see `train`.
@@ -92,6 +104,7 @@ class AdapterTrainer(Trainer):
         *args: Any,
         injection: float | Ages = 0.0,
         converters: Device | None = None,
+        layers: LayerPattern = "all-linear",
         chip: ChipEvaluation | None = None,
         shift_lr_ratio: float = 1.0,
         **kwargs: Any,
@@ -103,8 +116,10 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         model = self.model
         assert isinstance(model, nn.Module)
-        self.weight_noise = WeightNoise(model, injection, reduced=converters is None)
-        self._converters = ConverterLoop(model, converters).applied if converters else nullcontext
+        self.weight_noise = WeightNoise(model, injection, layers, reduced=converters is None)
+        self._converters = (
+            ConverterLoop(model, converters, layers).applied if converters else nullcontext
+        )
         self.chip = chip
         self.noise_aware_loss = _noise_aware_loss(model)
         torch.manual_seed(self.args.seed + self.args.process_index)
@@ -221,6 +236,7 @@ def train(
     *,
     injection: float | Ages = 0.0,
     converters: Device | None = None,
+    layers: LayerPattern = "all-linear",
     evaluate_on: str | DeviceAtTime | None = None,
     then: Ages | None = None,
     then_steps: int = STEPS,
@@ -251,6 +267,8 @@ def train(
             batch; frozen weights stay bit-equal.
         converters: A device whose DACs, ADCs and output noise the layers go through in training,
             with straight-through gradients; see `ConverterLoop`.
+        layers: The layers that will be on tiles, as for `deploy`: those that receive noise and
+            converters in training and that are on the simulated chips.
         evaluate_on: A device at a drift time, such as ``"pcm-hermes-2@1d"``. After every epoch
             the model is scored on a chip of that device, on rows held out from the training split
             by `tuning_task`, and the best adapter is kept. The validation split is not used. Works
@@ -284,10 +302,11 @@ def train(
         The output of `transformers.Trainer.train`: steps, mean loss and speed.
 
     Raises:
-        ValueError: The model is deployed, or has no trainable parameter; `injection` is negative;
-            `shift_lr_ratio` is not above 0; a device or a time is unknown, or a range of times
-            reversed; `converters` names a device without converters; `then` is given for a model
-            without an adapter; there is no checkpoint to resume from.
+        ValueError: The model is deployed, or has no trainable parameter; `injection` is negative or
+            not finite; `shift_lr_ratio` is not above 0; `then_steps` is below 1; `layers` matches
+            no layer; a device or a time is unknown, or a range of times reversed; `converters`
+            names a device without converters; `then` is given for a model without an adapter; there
+            is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -304,6 +323,11 @@ def train(
         )
     if not shift_lr_ratio > 0:
         raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
+    if not isinstance(then_steps, Integral) or then_steps < 1:
+        raise ValueError(
+            f"then_steps is {shown(then_steps)}: a whole number of at least 1 is accepted."
+        )
+    injection = parse_injection(injection)
     if then is not None:
         then = parse_ages(then)
         check_adapter(model)
@@ -314,7 +338,7 @@ def train(
     chip, whole = None, task
     if evaluate_on is not None:
         task = tuning_task(task, seed)
-        chip = ChipEvaluation(task, evaluate_on, seed)
+        chip = ChipEvaluation(task, evaluate_on, seed, layers)
     with tempfile.TemporaryDirectory() as scratch, _dropout(model, dropout):
         tokenizer = task.tokenizer_of(model)
         trainer = AdapterTrainer(
@@ -333,6 +357,7 @@ def train(
             callbacks=list(callbacks),
             injection=injection,
             converters=converters,
+            layers=layers,
             chip=chip,
             shift_lr_ratio=shift_lr_ratio,
         )
@@ -345,7 +370,8 @@ def train(
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
     if then is not None:
-        distil(model, whole, then, steps=then_steps, seed=seed)
+        put_on_chip = partial(deploy, layers=layers)
+        distil(model, whole, then, steps=then_steps, seed=seed, put_on_chip=put_on_chip)
     return output
 
 

@@ -5,6 +5,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch.nn.functional import linear
+from transformers import Llama4ForCausalLM, Llama4TextConfig
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.config import GraspConfig
@@ -135,6 +136,32 @@ def test_only_frozen_projections_have_converters(bert):
     with ConverterLoop(adapted, CARD).applied():
         changed = {id(m) for m in adapted.modules() if "forward" in vars(m)}
     assert changed == frozen
+
+
+def with_converters(model, pattern):
+    with ConverterLoop(model, CARD, pattern).applied():
+        return {name for name, module in model.named_modules() if "forward" in vars(module)}
+
+
+@pytest.mark.parametrize("pattern", ["all-linear", ".*output.*", ["query", "key"]])
+def test_the_layers_that_are_deployed_have_converters(bert, pattern):
+    assert with_converters(bert, pattern) == set(deploy(bert, CARD, layers=pattern).layers)
+
+
+def test_fused_weights_and_named_routers_are_computed_as_before():
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        hidden_size=16, intermediate_size=24, intermediate_size_mlp=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, vocab_size=40, pad_token_id=0,
+        num_local_experts=3, num_experts_per_tok=1,
+    )  # fmt: skip
+    model, ids = Llama4ForCausalLM(config).eval(), torch.arange(8)[None]
+    layers = ["q_proj", "router", "gate_up_proj"]
+    assert len(deploy(model, CARD, layers=layers).layers) == 1 + 1 + 3
+    assert with_converters(model, layers) == {"model.layers.0.self_attn.q_proj"}
+    exact = model(ids).logits
+    with ConverterLoop(model, CARD, ["router", "gate_up_proj"]).applied():
+        assert torch.equal(model(ids).logits, exact)
 
 
 def test_device_without_converters_raises(layer):

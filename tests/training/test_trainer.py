@@ -13,7 +13,12 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.training import train
+from analog_grasp.crossbar import deploy
+from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study import trained_adapters
+from analog_grasp.study.config import resolve
+from analog_grasp.study.progress import silent
+from analog_grasp.training import train, trainer
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
 
@@ -138,6 +143,94 @@ def test_shifts_have_their_own_learning_rate(adapted, task, adapter, ratio):
 def test_shift_lr_ratio_must_be_positive(adapted, task):
     with pytest.raises(ValueError, match="shift_lr_ratio is 0: a number above 0"):
         train(adapted(), task, shift_lr_ratio=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"then_steps": 0}, "then_steps is 0: a whole number of at least 1"),
+        ({"then_steps": -1}, "then_steps is -1"),
+        ({"then_steps": 2.5}, "then_steps is 2.5"),
+        ({"then_steps": None}, "then_steps is None"),
+        ({"injection": -0.1}, "injection is -0.1: a finite standard deviation of at least 0"),
+        ({"injection": float("inf")}, "injection is inf"),
+        ({"injection": float("nan")}, "injection is nan"),
+        ({"injection": None}, "injection is None"),
+        ({"injection": DeviceCard.load("ideal")}, "ideal has no drift time"),
+        ({"then": DeviceCard.load("ideal")}, "ideal has no drift time"),
+        ({"then": 3}, "3 is no device at a time"),
+    ],
+)
+def test_invalid_settings_raise_before_training(adapted, settings, sentence):
+    model = adapted()
+    # Nothing after the checks could run without a task.
+    with pytest.raises(ValueError, match=sentence) as caught:
+        train(model, None, **{"then": "ideal@0s"} | settings)
+    assert str(caught.value).endswith(".")
+
+
+def test_injection_and_second_stage_take_cards_at_a_time(adapted, task):
+    def trained(where):
+        model = adapted()
+        train(model, task, injection=where, then=where, then_steps=2, epochs=1, batch_size=16)
+        return adapter_bits(model)
+
+    named, card = trained("pcm-hermes-2@1d"), DeviceCard.load("pcm-hermes-2")
+    assert same_bits(trained(card.at("1d")), named)
+    assert same_bits(trained([card.at("1d")]), named)
+
+
+ON_TILES = {
+    "injection": {"injection": 0.1},
+    "converters": {"converters": "pcm-hermes-2"},
+    "then": {"then": "gaussian:0.1@0s", "then_steps": 2},
+}
+
+
+@pytest.mark.parametrize("settings", ON_TILES.values(), ids=ON_TILES)
+def test_layers_are_those_on_tiles(adapted, task, settings):
+    def trained(**more):
+        model = adapted(dropout=False)
+        train(model, task, epochs=1, batch_size=16, **more)
+        return adapter_bits(model)
+
+    exact, whole = trained(), trained(**settings)
+    assert same_bits(trained(**settings, layers="all-linear"), whole)
+    assert not same_bits(trained(**settings, layers=["query"]), whole)
+    assert not same_bits(trained(**settings, layers=["query"]), exact)
+    if "then" not in settings:
+        assert same_bits(trained(**settings, layers=()), exact)
+    with pytest.raises(ValueError, match="'nothing' matches no frozen linear layer"):
+        trained(**settings, layers="nothing")
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({}, "all-linear"),
+        ({"layers": ["all-linear", "lm_head"]}, ("all-linear", "lm_head")),
+        ({"placement": "programmed", "weights": "digital"}, None),
+    ],
+)
+def test_a_study_trains_with_its_layers_on_tiles(adapted, task, settings, layers, monkeypatch):
+    given = {}
+    monkeypatch.setattr(trained_adapters, "train", lambda *_, **arguments: given.update(arguments))
+    config = resolve({"then": "none"} | settings)
+    trained_adapters.train_adapter(adapted(), config, task, "", silent)
+    assert given.get("layers") == layers
+
+
+@pytest.mark.parametrize("layers", ["all-linear", ["query"]])
+def test_evaluation_is_on_a_chip_with_the_layers(adapted, task, layers, monkeypatch):
+    chips = []
+
+    def recorded(*args, **kwargs):
+        chips.append(deploy(*args, **kwargs))
+        return chips[-1]
+
+    monkeypatch.setattr(trainer, "deploy", recorded)
+    train(adapted(), task, evaluate_on="gaussian:0.1@0s", layers=layers, epochs=1)
+    assert [len(chip.layers) for chip in chips] == [2 if layers == ["query"] else 13]
 
 
 @pytest.mark.parametrize("form", ["l2", "kl"])

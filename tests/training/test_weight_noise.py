@@ -1,14 +1,19 @@
 """Injected weight noise: its standard deviation, and restored weights."""
 
+import re
 from contextlib import nullcontext
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.config import GraspConfig
+from analog_grasp.adapters.registry import adapt
+from analog_grasp.crossbar import deploy
+from analog_grasp.crossbar.tile_sets import selected
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.profile import profile as device_profile
 from analog_grasp.training import WeightNoise, hardware_loop
@@ -82,6 +87,112 @@ def test_pattern_selects_layers(bert):
     with WeightNoise(bert, 0.1, ["query"]).applied():
         noisy = {name for name, p in bert.named_parameters() if p is not frozen[name]}
     assert noisy == {f"bert.encoder.layer.{i}.attention.self.query.weight" for i in (0, 1)}
+
+
+SIZES = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 40, "num_local_experts": 3,
+    "num_experts_per_tok": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def mixtral():
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(**SIZES)).requires_grad_(False)
+
+
+def gpt_oss():
+    """A mixture of experts that are stored as ``(D, D_out)``."""
+    torch.manual_seed(0)
+    return GptOssForCausalLM(GptOssConfig(**SIZES, pad_token_id=0)).requires_grad_(False)
+
+
+def attention():
+    layer = nn.TransformerEncoderLayer(16, 2, 24)
+    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).requires_grad_(False)
+
+
+def changed(model, noise):
+    """Return the names of the parameters that are noisy."""
+    frozen = dict(model.named_parameters())
+    with noise.applied():
+        noisy = {n for n, p in model.named_parameters() if not torch.equal(p, frozen[n])}
+    assert all(p is frozen[n] for n, p in model.named_parameters())
+    return noisy
+
+
+@pytest.mark.parametrize("strength", [0.05, "gaussian:0.05@0s"])
+@pytest.mark.parametrize("make", [mixtral, gpt_oss, attention])
+@pytest.mark.parametrize("pattern", ["all-linear", ".*(mlp|linear).*", ".*(experts|in_proj).*"])
+def test_noise_is_on_the_weights_that_are_deployed(make, pattern, strength):
+    model = make()
+    parts = r"(_proj|_weight)\.[0-9qkv]$"
+    tiles = deploy(model, "ideal", layers=pattern).layers
+    # Tiles hold the parts of fused weights under names of their own.
+    deployed = {n.rpartition(".")[0] if re.search(parts, n) else f"{n}.weight" for n in tiles}
+    assert changed(model, WeightNoise(model, strength, pattern)) == deployed
+
+
+def test_lm_head_is_noisy_where_it_is_named():
+    model = mixtral()
+    layers = ["all-linear", "lm_head"]
+    assert len(deploy(model, "ideal", layers=layers).layers) == 21
+    assert "lm_head.weight" in changed(model, WeightNoise(model, 0.05, layers))
+    assert "lm_head.weight" not in changed(model, WeightNoise(model, 0.05))
+
+
+@pytest.mark.parametrize("strength", [0.05, "gaussian:0.05@0s"])
+@pytest.mark.parametrize("make", [mixtral, gpt_oss, attention])
+def test_noise_of_each_fused_layer_is_relative_to_its_column_maximum(make, strength):
+    model = make()
+    (fused, *_), found = selected(model, "all-linear")[1], []
+    clean = {name: layer.weight.clone() for name, layer in fused.layers().items()}
+    # Each layer has its own scale.
+    for factor, layer in enumerate(fused.layers().values()):
+        layer.weight.mul_(10.0**-factor)
+    torch.manual_seed(1)
+    with WeightNoise(model, strength).applied():
+        for factor, (name, layer) in enumerate(fused.layers().items()):
+            noise = layer.weight * 10.0**factor - clean[name]
+            found.append((noise / clean[name].abs().amax(1, keepdim=True)).flatten())
+    noise = torch.stack(found)
+    torch.testing.assert_close(noise.std(1), torch.full((3,), 0.05), rtol=0.25, atol=0)
+    assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 0.25
+
+
+def test_lora_on_fused_experts_is_trained_under_noise():
+    model = adapt(mixtral(), "lora", task_type="CAUSAL_LM", target_modules=["w1", "w2", "w3"])
+    frozen = {n: (p, p.clone()) for n, p in model.named_parameters() if not p.requires_grad}
+    ids = torch.arange(8)[None]
+    clean, noise = model(input_ids=ids).logits, WeightNoise(model, 0.1)
+    with noise.applied():
+        noisy = model(input_ids=ids, labels=ids)
+        noisy.loss.backward()
+    assert not torch.allclose(noisy.logits, clean)
+    assert all(p.grad is not None for n, p in model.named_parameters() if "lora_B" in n)
+    after = dict(model.named_parameters())
+    assert all(after[n] is p and torch.equal(p, bits) for n, (p, bits) in frozen.items())
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1])
+def test_layers_off_the_tiles_are_multiplied_in_bfloat16_too(bert, strength, monkeypatch):
+    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: True)
+    bert.requires_grad_(False)
+    noise = WeightNoise(bert, strength, ["query"], reduced=True)
+    frozen = {name: p.detach().clone() for name, p in bert.named_parameters()}
+    with noise.applied():
+        for name, p in bert.bert.encoder.named_parameters(prefix="bert.encoder"):
+            if p.dim() == 2:
+                exact = torch.equal(p, frozen[name].bfloat16())
+                assert exact != (bool(strength) and "query" in name), name
+    assert all(torch.equal(p, frozen[name]) for name, p in bert.named_parameters())
+    assert not any("forward" in vars(module) for module in bert.modules())
+
+
+@pytest.mark.parametrize("pattern", ["nothing", ["query", "qery"]])
+def test_pattern_without_a_match_raises(bert, pattern):
+    with pytest.raises(ValueError, match="matches no frozen linear layer"):
+        WeightNoise(bert, 0.1, pattern)
 
 
 def test_trainable_weight_receives_the_gradient_of_its_noisy_copy(layer):
