@@ -235,6 +235,8 @@ def train_adapter(
     training, seed = config.training, config.run.seed
     learning_rate = training.learning_rate or own_learning_rate(model)
     arguments = {name: getattr(training, name) for name in _TRAIN_ARGUMENTS}
+    if config.hardware.weights == "analog":
+        arguments["layers"] = config.hardware.layers
     if save_steps is not None:
         arguments["save_steps"] = save_steps
     if checkpoints is not None:
