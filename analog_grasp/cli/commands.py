@@ -211,7 +211,9 @@ def recalibrate(
     folder, each with the chip, its age and the cost of the fit.
     """
     adapters = tuple(str(folder.resolve()) for folder in folders)
-    _study(context, adapters=adapters, recalibrate=split_names(examples))
+    if not (counts := split_names(examples)):
+        raise RequestError(f"--examples is {examples!r}: give numbers of examples, such as 16,64.")
+    _study(context, adapters=adapters, recalibrate=counts)
 
 
 def _study(context: typer.Context, **asked: Any) -> None:

@@ -74,13 +74,26 @@ def _as_names(value: Any) -> Any:
 
 
 def _as_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
     try:
         return float(value)
     except (TypeError, ValueError):
         return value
 
 
-def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+def _as_counts(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
+
+
+def _not_bool(value: Any) -> Any:
+    # Python counts with true as with 1.
+    if isinstance(value, bool):
+        raise ValueError("should be a whole number")
+    return value
+
+
+def _unique[T](values: tuple[T, ...]) -> tuple[T, ...]:
     if twice := [value for value in values if values.count(value) > 1]:
         raise ValueError(f"{twice[0]} is listed more than once")
     return values
@@ -92,7 +105,7 @@ Names = Annotated[
     AfterValidator(_unique),
     Field(min_length=1, max_length=1000),
 ]
-Count = Annotated[int, Field(ge=1, le=10_000)]
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=10_000)]
 NUMBER = BeforeValidator(_as_number)
 
 GRASP = Note(adapters=("grasp", "stochgrasp"))
@@ -267,7 +280,7 @@ class TrainingSettings(Section):
         description="A device at a time, such as pcm-hermes-2@1d, on which the best epoch is "
         "selected, with rows held out from the training rows.",
     )
-    then: Annotated[Names, BeforeValidator(lambda value: value or ("none",))] = Field(
+    then: Names = Field(
         default=("devices",),
         description="A second stage, in which the trained adapter is distilled, without labels, on "
         "simulated chips: none (the default of train and tune); devices, for those of the run, "
@@ -325,7 +338,10 @@ class RunSettings(Section):
         default=100, description="Chip instances per device at most, with --until-ci."
     )
     recalibrate: Annotated[
-        tuple[Annotated[int, Field(ge=2)], ...], Note("off", needs=(_DIGITAL,))
+        tuple[Annotated[int, Field(ge=2)], ...],
+        BeforeValidator(_as_counts),
+        AfterValidator(_unique),
+        Note("off", needs=(_DIGITAL,)),
     ] = Field(
         default=(),
         max_length=10,
