@@ -60,7 +60,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "GPT-2 Medium": (lambda: GPT2LMHeadModel(GPT2Config(**GPT2_MEDIUM)), "CAUSAL_LM"),
 }
 # The query and value projections; GPT-2 has one layer for query, key and value.
-ATTENTION = ["query", "value", "c_attn"]
+ATTENTION = r".*\.(query|value|c_attn)"
 # K of the default settings.
 REFERENCE = "GRASP, K = 64, all linear layers"
 ADAPTERS: dict[str, tuple[str, dict[str, object]]] = {
