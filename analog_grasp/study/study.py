@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
+from torch import nn
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import frozen_layers
@@ -160,9 +161,11 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
     return Study(resumed, task, resumed.hardware.cards(), adapters, directory, loaded)
 
 
-def check_model(config: StudyConfig, task: Task, model: PeftModel) -> None:
+def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
     """Raise ValueError where a setting does not suit a model, before anything is trained."""
-    hardware, run, own = config.hardware, config.run, model.active_peft_config
+    hardware, run = config.hardware, config.run
+    # A model that is trained whole has none.
+    own = getattr(model, "active_peft_config", None)
     if hardware.weights == "analog":
         # Every name of the setting must match a layer.
         deque(frozen_layers(model, hardware.layers), maxlen=0)

@@ -15,9 +15,11 @@ STAGE = {"then": "devices", "then_steps": 2}
 
 
 def test_without_a_second_stage_nothing_is_distilled():
-    for none in ("none", ()):
-        assert resolve({"then": none}).second_stage() == ()
+    assert resolve({"then": "none"}).second_stage() == ()
     assert resolve({"adapters": ("runs/mine",)}).second_stage() == ()
+    for empty in ("", ",", ()):
+        with pytest.raises(ValueError, match="The setting then is empty"):
+            resolve({"then": empty})
 
 
 def test_train_and_tune_have_a_second_stage_only_where_one_is_asked_for():
