@@ -7,6 +7,7 @@ given is None, so that a config file or the setting's default supplies it.
 
 import functools
 import inspect as signatures
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
@@ -31,6 +32,7 @@ from analog_grasp.study.config import (
     plain_types,
     resolve,
 )
+from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import split_names
 from analog_grasp.tuning.search_space import RANGES, TRIALS, parse_ranges, search_space
 
@@ -381,6 +383,17 @@ def deploy(
             show_default="off",
         ),
     ] = None,
+    write_tolerance: Annotated[
+        str | None,
+        typer.Option(
+            help="Program and verify each weight to this half width of the accepted range, in "
+            "units of the conductance range; or to learned, the standard deviations of a digital "
+            "StochGRASP adapter. The pulses per device are printed, and --export has the "
+            "tolerances. Requires a card with a section write, such as rram-wan2022.",
+            metavar="learned|<float>",
+            show_default="the card's",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder of deployment.json.")] = Path("runs/deploy"),
     debug: Debug = False,
 ) -> None:
@@ -389,12 +402,40 @@ def deploy(
         asked = {"adapters": (str(folder.resolve()),), "devices": (device,), "times": (time,)}
         settings = resolve(given(context) | asked)
         check_study(settings)
+        tolerance = None
+        if write_tolerance is not None:
+            tolerance = _tolerance(write_tolerance, settings.hardware)
         if export is not None:
             check_export(export)
     with loading("deploy"):
         from analog_grasp.cli.runs import deploy_on
 
-    deploy_on(folder, settings, sensitivity=sensitivity, export=export, out=out)
+    deploy_on(
+        folder, settings, sensitivity=sensitivity, write_tolerance=tolerance, export=export, out=out
+    )
+
+
+def _tolerance(text: str, hardware: HardwareSettings) -> float | Literal["learned"]:
+    """Return the value of --write-tolerance, checked without torch."""
+    tolerance: float | Literal["learned"]
+    try:
+        tolerance = "learned" if text == "learned" else float(text)
+    except ValueError:
+        tolerance = math.nan
+    if tolerance != "learned" and not 0 < tolerance < math.inf:
+        raise RequestError(
+            f"--write-tolerance is {text!r}: give learned, or a number above 0, in units of the "
+            "conductance range."
+        )
+    if hardware.weights == "digital":
+        raise RequestError("--write-tolerance has no effect with weights digital: omit one.")
+    card = hardware.card(hardware.devices[0])
+    if card.write is None:
+        raise RequestError(
+            f"--write-tolerance has no effect on {card.name}, whose card states no "
+            "program-and-verify (section write): use a card that does, such as rram-wan2022."
+        )
+    return tolerance
 
 
 def inspect(

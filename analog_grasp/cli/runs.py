@@ -23,6 +23,11 @@ from analog_grasp.cli.console import RequestError, print_line, request, show, st
 from analog_grasp.costs.estimate import cost_rows
 from analog_grasp.crossbar.deployment import Deployment, deploy
 from analog_grasp.crossbar.export import export_chip
+from analog_grasp.crossbar.write_tolerance import (
+    learned_tolerances,
+    mean_pulses,
+    set_write_tolerances,
+)
 from analog_grasp.report.findings import coverage, findings
 from analog_grasp.report.tables import (
     LEGEND,
@@ -255,6 +260,7 @@ def deploy_on(
     config: StudyConfig,
     *,
     sensitivity: Literal["analog", "digital"] | None,
+    write_tolerance: float | Literal["learned"] | None,
     export: Path | None,
     out: Path,
 ) -> None:
@@ -274,11 +280,22 @@ def deploy_on(
                 "mapped as they are: omit it, or --export."
             )
         deployment = deploy(adapted, card, **config.hardware.deploy_arguments())
+        # Before the tolerances, as a rescaling changes the targets that learned ones depend on.
+        config.hardware.calibrate_inputs(deployment, task)
+        if write_tolerance is not None:
+            tolerances = (
+                learned_tolerances(deployment) if write_tolerance == "learned" else write_tolerance
+            )
+            set_write_tolerances(deployment, tolerances)
         out.mkdir(parents=True, exist_ok=True)
     outcome, report = _measure(adapted, deployment, config, task, sensitivity)
+    pulses = mean_pulses(deployment)
+    outcome |= {"write_tolerance": write_tolerance, "pulses_per_device": pulses}
     costs = sequence_costs(deployment, config.run)
     rows = [row._asdict() for found in costs for row in cost_rows(found, "", card.name)]
     _show_deployment(outcome, report)
+    if pulses is not None:
+        show(f"write tolerance {write_tolerance}: {pulses:.2f} pulses per device")
     for found in costs:
         show(str(found))
     target = out / "deployment.json"
@@ -286,8 +303,15 @@ def deploy_on(
     write_atomically(target, json.dumps(content, indent=1).encode())
     show(f"wrote {target}")
     if export is not None:
-        export_chip(fold(adapted) if placement == "folded" else adapted, card, export)
+        exported = fold(adapted) if placement == "folded" else adapted
+        export_chip(exported, card, export, write_tolerances=_tolerances(deployment))
         show(f"wrote {export}")
+
+
+def _tolerances(deployment: Deployment) -> dict[str, float | torch.Tensor]:
+    """Return the write tolerances that are set on a deployment, by layer."""
+    found = {n: getattr(layer, "write_tolerance", None) for n, layer in deployment.layers.items()}
+    return {name: tolerance for name, tolerance in found.items() if tolerance is not None}
 
 
 def _measure(
@@ -298,7 +322,6 @@ def _measure(
     sensitivity: Literal["analog", "digital"] | None,
 ) -> tuple[dict[str, Any], str]:
     """Return the content of deployment.json, and a sentence on what is on tiles."""
-    config.hardware.calibrate_inputs(deployment, task)
     programmed = deployment.program(config.run.seed).report()
     seconds = parse_time(config.run.times[0])
     deployment.drift_to(seconds)

@@ -119,8 +119,8 @@ class Evaluator:
         # transformers notes which outputs a class of models can return, such as hidden states, when
         # it makes a model of it; a process that unpickles one has made none.
         for model in self.models.values():
-            base = model.get_base_model()
-            if isinstance(base, PreTrainedModel):
+            base = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+            if base is not None:
                 with torch.device("meta"):
                     type(base)(base.config)
 
