@@ -4,7 +4,7 @@ Importing this module loads neither torch nor peft.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.utils.errors import unknown_name
@@ -209,10 +209,10 @@ def adapt(
         name: A key of `ADAPTERS`. With ``"full"`` the model itself is returned, all of its
             parameters trainable; it is saved and loaded as any transformers model.
         task_type: The task type as PEFT names it: ``"SEQ_CLS"``, ``"CAUSAL_LM"``, ...; or None.
-        settings: ``groups``, ``target_modules``, ``noise_weight``, ``noise_target`` and
-            ``sampling``; each adapter uses those that it has. LoRA is on the query and value
-            projections where ``target_modules`` is ``"all-linear"``, which ``"lora-all-linear"``
-            takes literally.
+        settings: ``groups``, ``grouping``, ``form``, ``target_modules``, ``noise_weight``,
+            ``noise_target`` and ``sampling``; each adapter uses those that it has. LoRA is on the
+            query and value projections where ``target_modules`` is ``"all-linear"``, which
+            ``"lora-all-linear"`` takes literally.
 
     Raises:
         ValueError: An unknown adapter, a setting that is out of range or does not fit the model, a
@@ -228,12 +228,15 @@ def adapt(
     """
     from peft import get_peft_model
 
+    from analog_grasp.adapters.config import GraspConfig
     from analog_grasp.adapters.frozen import head_names, save_head
 
     make = _method(name).config
     if make is None:
         return model.requires_grad_(True)
     config = make(task_type=task_type, model=model, **settings)
+    if isinstance(config, GraspConfig):
+        config = replace(config, **_chosen(settings, "grouping", "form"))
     if name == "head" and not head_names(model):
         raise ValueError(
             f"A {type(model).__name__} has no task head to train: use another adapter."

@@ -291,7 +291,7 @@ def deploy_on(
     outcome, report = _measure(adapted, deployment, config, task, sensitivity)
     pulses = mean_pulses(deployment)
     outcome |= {"write_tolerance": write_tolerance, "pulses_per_device": pulses}
-    costs = sequence_costs(deployment, config.run)
+    costs = [replace(found, pulses=pulses) for found in sequence_costs(deployment, config.run)]
     rows = [row._asdict() for found in costs for row in cost_rows(found, "", card.name)]
     _show_deployment(outcome, report)
     if pulses is not None:

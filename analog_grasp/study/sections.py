@@ -248,6 +248,19 @@ class TrainingSettings(Section):
     groups: Annotated[
         int | None, Note(f"{DEFAULT_GROUPS}, or a layer's features", GRASP.adapters)
     ] = Field(default=None, ge=1, description="K, the number of scale-and-shift pairs per layer.")
+    # None where not given, so that runs recorded before these settings existed resume.
+    grouping: Annotated[
+        Literal["contiguous", "strided", "random"] | None, Note("contiguous", GRASP.adapters)
+    ] = Field(
+        default=None,
+        description="How the input features of a layer are divided into groups: contiguous "
+        "(blocks of adjacent features), strided (every K-th feature) or random (a permutation).",
+    )
+    form: Annotated[Literal["affine", "normalize"] | None, Note("affine", GRASP.adapters)] = Field(
+        default=None,
+        description="The modulated input: affine (s x + b) or normalize ((x - b) / s), which has "
+        "no programmed placement.",
+    )
     target_modules: Annotated[str | tuple[str, ...], _TARGETED] = Field(
         default="all-linear",
         description="The linear layers to adapt: endings of their names, or all-linear, with which "

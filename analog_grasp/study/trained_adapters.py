@@ -35,6 +35,8 @@ _TRAIN_ARGUMENTS = (
     *("injection", "converters", "evaluate_on", "epochs", "shift_lr_ratio", "batch_size"),
     *("gradient_accumulation_steps", "bf16"),
 )
+# Settings of GRASP that keep the default of its configuration where they are not given.
+_SHAPE = ("grouping", "form")
 # Training rows on which a collapse to a constant prediction is looked for.
 _COLLAPSE_ROWS = 128
 
@@ -170,6 +172,13 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
     """
     training, seed = config.training, config.run.seed
     target_std(training.noise_target)
+    shape = {name: value for name in _SHAPE if (value := getattr(training, name)) is not None}
+    programmed = config.hardware.placement == "programmed"
+    if programmed and training.form == "normalize" and adapter in GRASP.adapters:
+        raise ValueError(
+            "The setting form is 'normalize', which divides by values that devices would store, "
+            "but the placement is 'programmed': use the form 'affine', or another placement."
+        )
     base = load_base_model(
         task, config.model.name, seed=seed, trust_remote_code=config.model.trust_remote_code
     )
@@ -187,6 +196,7 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
                 noise_weight=training.noise_weight,
                 noise_target=training.noise_target,
                 sampling=training.sampling,
+                **shape,
             )
     except ValueError as error:
         # peft has several messages for this, none of which says what is accepted.

@@ -5,9 +5,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+import analog_grasp
 from analog_grasp.crossbar.export import read_chip
+from analog_grasp.crossbar.write_tolerance import (
+    learned_tolerances,
+    mean_pulses,
+    set_write_tolerances,
+)
+from analog_grasp.study.trained_adapters import load_adapter
 from analog_grasp.tasks import load_task
 
 CARDS = Path(__file__).parents[2] / "device_models"
@@ -143,6 +152,60 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
         assert "rram-wan2022" in file.metadata()["card"]
 
 
+@pytest.fixture
+def deploy_learned(ag, finished, tiny, tmp_path):
+    """Deploys the StochGRASP adapter with an export; returns the output, the file and tensors."""
+
+    def run(*arguments):
+        given = ("--device", "rram-wan2022", "--out", tmp_path, *arguments)
+        chip = tmp_path / "chip.safetensors"
+        folder = finished / "adapters" / "stochgrasp"
+        ended = ag("deploy", folder, *tiny, *given, "--export", chip)
+        assert ended.status == 0, ended.err
+        written = json.loads((tmp_path / "deployment.json").read_text())
+        tensors = {n: t for n, t in load_file(chip).items() if n.endswith(".tolerance.weight")}
+        return ended.out, written, tensors
+
+    return run
+
+
+def test_learned_write_tolerances_are_programmed_and_exported(
+    deploy_learned, finished, tiny, data_dir
+):
+    out, written, exported = deploy_learned("--write-tolerance", "learned")
+    task = load_task("glue/sst2", data_dir)
+    chip = analog_grasp.deploy(
+        load_adapter(finished / "adapters" / "stochgrasp", tiny[1], task), "rram-wan2022"
+    )
+    expected = learned_tolerances(chip)
+    set_write_tolerances(chip, expected).program(0)
+    assert {f"{name}.tolerance.weight" for name in expected} == exported.keys()
+    for name, tolerance in expected.items():
+        torch.testing.assert_close(exported[f"{name}.tolerance.weight"], tolerance)
+    pulses = mean_pulses(chip)
+    assert written["write_tolerance"] == "learned"
+    assert written["pulses_per_device"] == pytest.approx(pulses)
+    assert f"write tolerance learned: {pulses:.2f} pulses per device" in out
+    errors = [layer["programmed_error"] for layer in written["layers"]]
+    assert errors == pytest.approx([layer.weight_error for layer in chip.report()])
+
+
+def test_one_write_tolerance_for_all_weights(deploy_learned):
+    given = ("--placement", "folded", "--costs", "neurram")
+    out, written, exported = deploy_learned("--write-tolerance", "0.1", *given)
+    assert "write tolerance 0.1: 2.25 pulses per device" in out
+    rows = {row["quantity"]: row["value"] for row in written["costs"]}
+    assert (
+        rows["pulses per device"] == written["pulses_per_device"] == pytest.approx(2.25, abs=0.01)
+    )
+    assert (written["write_tolerance"], len(exported)) == (0.1, 7)
+    assert all(tolerance == torch.tensor(0.1) for tolerance in exported.values())
+    _, plain, none = deploy_learned("--placement", "folded")
+    assert (plain["write_tolerance"], plain["pulses_per_device"], none) == (None, None, {})
+    pairs = zip(written["layers"], plain["layers"], strict=True)
+    assert all(loose["programmed_error"] > tight["programmed_error"] for loose, tight in pairs)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -164,6 +227,18 @@ def test_an_exported_chip_is_the_model(deploy, tmp_path, data_dir, placement):
         (("--costs", "hermes"), "Unknown cost model 'hermes'. Did you mean 'hermes-"),
         (("--costs", "neurram,hermes-1phase"), "names 2 cost models for 1 device:"),
         (("--tiles", "4"), "no effect without costs"),
+        (("--write-tolerance", "tight"), "--write-tolerance is 'tight': give learned, or a number"),
+        (("--write-tolerance", "0"), "--write-tolerance is '0'"),
+        (("--write-tolerance", "nan"), "--write-tolerance is 'nan'"),
+        (("--write-tolerance", "0.1"), "pcm-hermes-2, whose card states no program-and-verify"),
+        (
+            ("--write-tolerance", "learned", "--device", "rram-wan2022"),
+            "has no StochGRASP layer on tiles",
+        ),
+        (
+            ("--write-tolerance", "1", "--placement", "programmed", "--weights", "digital"),
+            "no effect with weights digital",
+        ),
         (("--precision", "int8"), "precision"),
         (("--stuck-off", "0.7", "--stuck-on", "0.7"), "stuck"),
     ],

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import tomli_w
@@ -10,7 +11,9 @@ import torch
 from datasets import Dataset
 
 import analog_grasp as ag
+from analog_grasp.adapters.config import Form, Grouping
 from analog_grasp.adapters.registry import adapt
+from analog_grasp.cli.commands import choices
 from analog_grasp.study.config import SETTINGS, StudyConfig, flat, resolve
 from analog_grasp.study.provenance import data_hash, open_run
 from analog_grasp.study.sections import split_names
@@ -105,6 +108,22 @@ def test_run_toml_reproduces_the_settings(tmp_path):
     tomli_w.dumps(flat(config))
 
 
+def test_a_run_that_did_not_name_form_and_grouping_resumes(tmp_path):
+    config = resolve({"groups": 4})
+    open_run(tmp_path / "run", config)
+    text = (tmp_path / "run" / "run.toml").read_text()
+    assert "form =" not in text
+    assert "grouping =" not in text
+    assert open_run(tmp_path / "run", config) == config
+    with pytest.raises(ValueError, match="another run, whose form is None and not 'normalize'"):
+        open_run(tmp_path / "run", config.replace(form="normalize"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("form", Form), ("grouping", Grouping)])
+def test_the_choices_are_those_of_the_adapter(name, kind):
+    assert tuple(choices(SETTINGS[name])) == get_args(kind)
+
+
 def test_replaced_settings_are_checked_and_stay_given():
     config = resolve({"groups": 4, "trust_remote_code": True}).replace(workers=2)
     assert config.given() == {"groups", "trust_remote_code", "workers"}
@@ -145,6 +164,8 @@ def test_names_are_split_at_commas_outside_of_paths(tmp_path, text, names):
         ({"until_ci": 0}, "until_ci is 0.*greater than 0"),
         ({"repeats": 0}, "repeats is 0.*greater than or equal to 1"),
         ({"groups": 2.5}, "groups is 2.5.*integer"),
+        ({"form": "quadratic"}, "form is 'quadratic'.*'affine' or 'normalize'"),
+        ({"grouping": "sorted"}, "grouping is 'sorted'.*'contiguous', 'strided' or 'random'"),
         ({"recalibrate": (1,)}, "recalibrate is 1.*greater than or equal to 2"),
         ({"injection": float("nan")}, "injection is nan"),
         ({"injection": -0.1}, "injection is -0.1"),
@@ -181,6 +202,8 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
             {"groups": 4, "adapters": ["lora"]},
             "groups is 4.*no effect on lora: it applies to grasp",
         ),
+        ({"form": "normalize", "adapters": ["lora"]}, "form is 'normalize', .* effect on lora: it"),
+        ({"grouping": "strided", "adapters": ["lora"]}, "grouping is 'strided', .* effect on lora"),
         ({"target_modules": ["query"], "adapters": ["ia3", "head"]}, "no effect on ia3 or head"),
         ({"noise_weight": 2.0, "adapters": ["grasp"]}, "noise_weight.*applies to stochgrasp"),
     ],

@@ -128,6 +128,31 @@ def test_a_loaded_adapter_is_ready_to_be_measured(finished_run, settings, task):
     assert again.scores(model) == again.scores(model)
 
 
+@pytest.mark.parametrize("adapter", ["grasp", "stochgrasp"])
+def test_form_and_grouping_reach_the_saved_configuration(settings, task, tmp_path, adapter):
+    given = {"form": "normalize", "grouping": "strided"}
+    asked = {"plain": settings, "given": settings | given}
+    saved = {}
+    for name, each in asked.items():
+        save_adapter(new_adapter(resolve(each), task, adapter), tmp_path / name)
+        saved[name] = json.loads((tmp_path / name / "adapter_config.json").read_text())
+    assert saved["given"] == saved["plain"] | given
+    assert (saved["plain"]["form"], saved["plain"]["grouping"]) == ("affine", "contiguous")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"placement": "programmed"}, "form is 'normalize', .* but the placement is 'programmed'"),
+        ({"sampling": "weight"}, "sampling is 'weight', but the cross-points of form 'normalize'"),
+    ],
+)
+def test_what_the_form_normalize_does_not_have_raises(settings, task, given, sentence):
+    config = resolve(settings | {"form": "normalize"} | given)
+    with pytest.raises(ValueError, match=sentence):
+        new_adapter(config, task, "stochgrasp")
+
+
 def test_the_same_adapter_starts_from_the_same_parameters(settings, task):
     # LoRA draws one of its matrices at random.
     first, second = (new_adapter(resolve(settings), task, "lora") for _ in range(2))
