@@ -24,7 +24,7 @@ SLOW = {
     "scaling.md",
 }
 # Pages that train it several times.
-LONG = {"scaling.md", "tutorials/drift.md", "tutorials/tuning.md"}
+LONG = {"tutorials/drift.md", "tutorials/tuning.md"}
 LARGEST_IMAGE = 150_000
 
 pages = runpy.run_path(str(Path(__file__).with_name("pages.py")))
