@@ -35,7 +35,8 @@ from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.evaluator import processor
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
-from analog_grasp.training.distillation import draw_examples, fit_on_chips, set_parameters
+from analog_grasp.training.distillation import fit_on_chips, set_parameters
+from analog_grasp.training.examples import draw_examples
 
 DEVICES = (
     *("pcm-hermes-2", "pcm-nandakumar2019", "pcm-afm-2025"),

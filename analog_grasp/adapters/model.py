@@ -20,11 +20,14 @@ from analog_grasp.adapters.base import AdapterModel, register
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.utils.errors import last_line
 
 # Settings under which transformers builds linear layers with a bias that have none otherwise.
 _BIAS_SETTINGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
 # Settings under which equal parameters mean the same function.
 _SAME_FUNCTION = ("groups", "grouping", "grouping_seed", "form")
+# Largest configuration of an adapter that is read, in bytes.
+_LARGEST_CONFIG = 1 << 20
 
 
 def modulated_layers(model: nn.Module) -> Iterator[tuple[str, GraspLinear]]:
@@ -288,7 +291,7 @@ def start_from(model: PeftModel, path: str | Path) -> None:
         ``start_from(get_peft_model(base_model, StochGraspConfig(groups=64)), "runs/train/grasp")``
     """
     folder = Path(path)
-    saved, own = _saved_config(folder), model.active_peft_config
+    saved, own = saved_config(folder), model.active_peft_config
     models = [config.base_model_name_or_path or "" for config in (saved, own)]
     # All paths of a folder resolve to one; Hub ids are compared whole.
     if Path(models[0]).resolve() != Path(models[1]).resolve():
@@ -333,13 +336,23 @@ def start_from(model: PeftModel, path: str | Path) -> None:
     set_peft_model_state_dict(model, state, adapter_name=adapter)
 
 
-def _saved_config(folder: Path) -> PeftConfig:
-    """Return the configuration of a saved adapter, of which both files are there."""
+def saved_config(folder: Path) -> PeftConfig:
+    """Return the configuration of a saved adapter, of which both files are there.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter; the Hub is not searched.
+        ValueError: The configuration is not one that peft wrote.
+    """
     file = folder / CONFIG_NAME
     if not (file.is_file() and (folder / SAFETENSORS_WEIGHTS_NAME).is_file()):
         raise FileNotFoundError(
             f"The folder {folder} holds no adapter: it should hold {CONFIG_NAME} and "
             f"{SAFETENSORS_WEIGHTS_NAME}, which save_pretrained writes."
+        )
+    if file.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError(
+            f"The file {file} is larger than {_LARGEST_CONFIG >> 20} MiB: one that peft wrote is "
+            "a few kilobytes."
         )
     try:
         saved = PeftConfig.from_pretrained(str(folder))
@@ -349,9 +362,8 @@ def _saved_config(folder: Path) -> PeftConfig:
             raise ValueError("base_model_name_or_path is no text")
     except Exception as error:
         # Any error: peft checks few values of a configuration.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
         raise ValueError(
-            f"The file {file} is not one that peft wrote ({reason.rstrip('.')}): train the adapter "
+            f"The file {file} is not one that peft wrote ({last_line(error)}): train the adapter "
             "again."
         ) from error
     return saved

@@ -4,7 +4,7 @@ Importing this module loads neither torch nor peft.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.utils.errors import unknown_name
@@ -57,16 +57,20 @@ class AdapterMethod:
     config: "Callable[..., PeftConfig] | None"
 
 
+# Settings of GRASP, which StochGRASP has too.
+_GRASP = ("groups", "grouping", "form", "target_modules")
+
+
 def _grasp(task_type: str | None, **settings: Any) -> "PeftConfig":
     from analog_grasp.adapters.config import GraspConfig
 
-    return GraspConfig(task_type=task_type, **_chosen(settings, "groups", "target_modules"))
+    return GraspConfig(task_type=task_type, **_chosen(settings, *_GRASP))
 
 
 def _stochgrasp(task_type: str | None, **settings: Any) -> "PeftConfig":
     from analog_grasp.adapters.config import StochGraspConfig
 
-    names = ("groups", "target_modules", "noise_weight", "noise_target", "sampling")
+    names = (*_GRASP, "noise_weight", "noise_target", "sampling")
     return StochGraspConfig(task_type=task_type, **_chosen(settings, *names))
 
 
@@ -228,15 +232,12 @@ def adapt(
     """
     from peft import get_peft_model
 
-    from analog_grasp.adapters.config import GraspConfig
     from analog_grasp.adapters.frozen import head_names, save_head
 
     make = _method(name).config
     if make is None:
         return model.requires_grad_(True)
     config = make(task_type=task_type, model=model, **settings)
-    if isinstance(config, GraspConfig):
-        config = replace(config, **_chosen(settings, "grouping", "form"))
     if name == "head" and not head_names(model):
         raise ValueError(
             f"A {type(model).__name__} has no task head to train: use another adapter."

@@ -27,6 +27,7 @@ from analog_grasp.crossbar.write_tolerance import (
     learned_tolerances,
     mean_pulses,
     set_write_tolerances,
+    write_tolerances,
 )
 from analog_grasp.report.findings import coverage, findings
 from analog_grasp.report.tables import (
@@ -291,7 +292,7 @@ def deploy_on(
     outcome, report = _measure(adapted, deployment, config, task, sensitivity)
     pulses = mean_pulses(deployment)
     outcome |= {"write_tolerance": write_tolerance, "pulses_per_device": pulses}
-    costs = [replace(found, pulses=pulses) for found in sequence_costs(deployment, config.run)]
+    costs = sequence_costs(deployment, config.run)
     rows = [row._asdict() for found in costs for row in cost_rows(found, "", card.name)]
     _show_deployment(outcome, report)
     if pulses is not None:
@@ -304,14 +305,8 @@ def deploy_on(
     show(f"wrote {target}")
     if export is not None:
         exported = fold(adapted) if placement == "folded" else adapted
-        export_chip(exported, card, export, write_tolerances=_tolerances(deployment))
+        export_chip(exported, card, export, write_tolerances=write_tolerances(deployment))
         show(f"wrote {export}")
-
-
-def _tolerances(deployment: Deployment) -> dict[str, float | torch.Tensor]:
-    """Return the write tolerances that are set on a deployment, by layer."""
-    found = {n: getattr(layer, "write_tolerance", None) for n, layer in deployment.layers.items()}
-    return {name: tolerance for name, tolerance in found.items() if tolerance is not None}
 
 
 def _measure(

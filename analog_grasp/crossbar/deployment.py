@@ -29,6 +29,7 @@ from analog_grasp.crossbar.tile_sets import (
     TileSets,
     copy_sharing_frozen,
 )
+from analog_grasp.crossbar.write_tolerance import write_tolerances
 from analog_grasp.devices.card import Device, DeviceCard, Effect
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
@@ -311,11 +312,7 @@ class Deployment:
                 if layer.input_scale is not None
             },
         }
-        tolerances = {
-            name: tolerance
-            for name, layer in self.layers.items()
-            if (tolerance := getattr(layer, "write_tolerance", None)) is not None
-        }
+        tolerances = write_tolerances(self)
         saving.write_deployment(Path(path), self.model, self._settings, chip, tolerances)
 
     @classmethod

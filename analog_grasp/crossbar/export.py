@@ -35,7 +35,7 @@ from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.chip_layer import parts
 from analog_grasp.crossbar.mapping import column_scale
 from analog_grasp.crossbar.saving import describe, digital_state, restore
-from analog_grasp.crossbar.tile_sets import selected
+from analog_grasp.crossbar.tile_sets import selected_for_tiles
 from analog_grasp.crossbar.write_tolerance import check_tolerances
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.programming import CardConductanceConverter
@@ -146,7 +146,7 @@ def _mapped(
     model: nn.Module, pattern: LayerPattern
 ) -> Iterator[tuple[str, str, dict[str, Tensor], bool]]:
     """Yield each weight's key in the state dict, its name, its matrices, and if transposed."""
-    linear, fused = selected(model, pattern)
+    linear, fused = selected_for_tiles(model, pattern)
     for path, layer in linear:
         name = base_name(path)
         yield f"{path}.weight", name, {name: by_output(layer)}, isinstance(layer, Conv1D)

@@ -160,11 +160,27 @@ def selected(
     """Return the frozen layers, with their paths, and the fused weights that a pattern selects.
 
     Raises:
-        ValueError: The pattern, or a name of it, selects none; or LoRA is on fused weights.
+        ValueError: The pattern, or a name of it, selects none.
     """
     modules = model.named_modules()
     every = [FusedWeight(path, m, *which) for path, m in modules for which in fused_weights(m)]
     fused = [each for each in every if matches(each.name, pattern)]
+    if not fused:
+        return list(frozen_layers(model, pattern)), fused
+    linear = list(linear_layers(model, pattern))
+    check_names(model, pattern, [base_name(path) for path, _ in linear])
+    return linear, fused
+
+
+def selected_for_tiles(
+    model: nn.Module, pattern: LayerPattern
+) -> tuple[list[tuple[str, FrozenLayer]], list[FusedWeight]]:
+    """Return what `selected` does, as it goes onto tiles.
+
+    Raises:
+        ValueError: As `selected`, or LoRA is on fused weights.
+    """
+    linear, fused = selected(model, pattern)
     wrappers = (m for m in model.modules() if isinstance(m, ParamWrapper))
     adapted = {id(wrapper.get_param()) for wrapper in wrappers}
     for each in fused:
@@ -175,10 +191,6 @@ def selected(
                 "tiles do not return: use placement='folded', or keep these weights digital "
                 "(argument layers)."
             )
-    if not fused:
-        return list(frozen_layers(model, pattern)), fused
-    linear = list(linear_layers(model, pattern))
-    check_names(model, pattern, [base_name(path) for path, _ in linear])
     return linear, fused
 
 
@@ -217,7 +229,7 @@ class TileSets:
         if self._settings.first_token == "digital":
             _check_first_token(model)
         first = not self.layers
-        linear, fused = selected(model, self._settings.layers)
+        linear, fused = selected_for_tiles(model, self._settings.layers)
         by_tensors: dict[tuple[int, int], ChipLayer] = {}
         by_layer: dict[int, ChipLayer] = {}
         for path, layer in linear:
@@ -271,7 +283,7 @@ def copy_sharing_frozen(
     Adapters, and task heads saved with them, are copied. The weights that go onto tiles are not
     among those by name: the tiles check them.
     """
-    linear, fused = selected(model, pattern)
+    linear, fused = selected_for_tiles(model, pattern)
     weights = [layer.weight for _, layer in linear]
     weights += [getattr(each.module, each.attribute) for each in fused]
     on_tiles = {id(weight): weight for weight in weights}

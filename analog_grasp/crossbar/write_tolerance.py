@@ -60,6 +60,12 @@ def set_write_tolerances(
     return deployment.program_again()
 
 
+def write_tolerances(deployment: "Deployment") -> dict[str, Tensor]:
+    """Return the write tolerances that are set on a deployment, by layer."""
+    layers = _layers(deployment, strict=False)
+    return {n: x.write_tolerance for n, x in layers.items() if x.write_tolerance is not None}
+
+
 def check_tolerances(
     tolerances: Mapping[str, float | Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from peft import PeftModel
 from analog_grasp.costs.estimate import Costs, cost_rows, costs_csv
 from analog_grasp.costs.work import count_work
 from analog_grasp.crossbar import Deployment, deploy
+from analog_grasp.crossbar.write_tolerance import mean_pulses
 from analog_grasp.devices.cost_model import CostModel
 from analog_grasp.study.config import is_saved
 from analog_grasp.study.engines import measure
@@ -100,7 +101,8 @@ def sequence_costs(deployment: Deployment, run: RunSettings) -> list[Costs]:
     """Return the costs of one sequence of a deployment, one for each cost model."""
     sequence = min(_SEQUENCE, position_limit(deployment.model) or _SEQUENCE)
     work = count_work(deployment, sequence) if run.costs else None
-    return [Costs(CostModel.load(name), work, run.tiles) for name in run.costs if work]
+    pulses = mean_pulses(deployment)
+    return [Costs(CostModel.load(name), work, run.tiles, pulses) for name in run.costs if work]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback
 
 from analog_grasp.adapters.frozen import head_names
-from analog_grasp.adapters.model import start_from
+from analog_grasp.adapters.model import saved_config, start_from
 from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
 from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, check_saved, is_saved
 from analog_grasp.study.evaluator import processor
@@ -23,13 +23,12 @@ from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import model_hash
 from analog_grasp.study.sections import GRASP
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
-from analog_grasp.tasks.models import last_line, quiet, tokenizer_for
+from analog_grasp.tasks.models import quiet, tokenizer_for
 from analog_grasp.training import train
 from analog_grasp.training.distillation import check_adapter, distil
 from analog_grasp.training.loss import target_std
+from analog_grasp.utils.errors import last_line
 
-# Largest configuration of an adapter that is read, in bytes.
-_LARGEST_CONFIG = 1 << 20
 # Settings that are arguments of `analog_grasp.train`.
 _TRAIN_ARGUMENTS = (
     *("injection", "converters", "evaluate_on", "epochs", "shift_lr_ratio", "batch_size"),
@@ -136,24 +135,8 @@ def _changes_base_weights(saved: Any, path: Path) -> bool:
 
 
 def _saved_config(path: Path) -> PeftConfig:
-    """Return the configuration of a saved adapter."""
-    file = path / ADAPTER_FILES[0]
-    if file.stat().st_size > _LARGEST_CONFIG:
-        raise ValueError(
-            f"The file {file} is larger than {_LARGEST_CONFIG >> 20} MiB: one that peft wrote is "
-            "a few kilobytes."
-        )
-    try:
-        saved = PeftConfig.from_pretrained(str(path))
-        if saved.peft_type is None:
-            raise KeyError("peft_type")
-        if not isinstance(saved.base_model_name_or_path, str | None):
-            raise KeyError("base_model_name_or_path")
-    except Exception as error:
-        raise ValueError(
-            f"The file {file} is not one that peft wrote ({last_line(error)}): train the adapter "
-            "again."
-        ) from error
+    """Return the configuration of a saved adapter that adapts layers."""
+    saved = saved_config(path)
     if saved.is_prompt_learning or saved.is_adaption_prompt or saved.peft_type == "XLORA":
         # Their configurations name further files to read, in other formats too.
         raise ValueError(

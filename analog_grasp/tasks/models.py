@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
+from analog_grasp.utils.errors import last_line
 from analog_grasp.utils.types import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -195,12 +196,6 @@ def has_remote_code(model: nn.Module) -> bool:
     """Return True if the configuration of a model is code that came with the model."""
     config = type(getattr(model, "config", None))
     return config.__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
-
-
-def last_line(error: Exception) -> str:
-    """Return the last line of an error message, which often holds the reason."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip()[:300].rstrip(".")
 
 
 def _load_config(name: str, source: str, trust_remote_code: bool) -> PretrainedConfig:

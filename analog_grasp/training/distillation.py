@@ -1,4 +1,4 @@
-"""Distillation of the digital model into an adapter on chips: examples, loss, fit, second stage.
+"""Distillation of the digital model into an adapter on chips: loss, fit, second stage.
 
 In the second stage of training, chips that no measurement uses are programmed and aged, and the
 adapter is fitted so that its outputs on them match the digital ones. The chip changes every few
@@ -6,11 +6,9 @@ steps, so that the adapter corrects the change that all chips of a device share,
 one chip.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, cast
 
 import torch
@@ -19,19 +17,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional
-from transformers import DataCollatorWithPadding
 from transformers.modeling_outputs import ModelOutput
 
 from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.chip_layer import computed_digitally
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
-from analog_grasp.tasks import LanguageModelingTask, Task, tokenizer_for
-from analog_grasp.tasks.base import position_limit
+from analog_grasp.tasks import Task
+from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
 from analog_grasp.training.hardware_loop import StraightThrough, fits_bfloat16
 from analog_grasp.utils.seed import derive_seed
 
-Batch = dict[str, Tensor]
 HIDDEN_WEIGHT = 0.3
 """Default weight of the hidden states in the distillation loss."""
 STEPS = 300
@@ -51,103 +47,6 @@ _TARGETS_AT_ONCE = 32
 _STEPS_PER_CHIP = 3
 # Beyond the seeds of a study's chips, so that no simulated chip is one that is measured.
 _FIRST_CHIP = 2**33
-
-
-def draw_examples(
-    data: Task | Sequence[str], count: int, model: nn.Module, seed: int, at_most: bool = False
-) -> Batch:
-    """Return examples as one padded batch of token ids, ``(count, tokens)``, where the model is.
-
-    Args:
-        data: A task, of which training rows are drawn, or texts, of which the first are taken.
-        count: The number of examples, at least 2.
-        model: The model that reads them: it determines the tokenizer, the order of the labels and
-            the largest number of tokens.
-        seed: Seed of the rows drawn from a task.
-        at_most: Accept fewer examples than `count`.
-
-    Raises:
-        ValueError: There are fewer examples than `count`, or `count` is below 2.
-    """
-    if isinstance(data, LanguageModelingTask):
-        # Its examples are chunks of the text, of which a row can have several or a part.
-        tokenizer = data.tokenizer_of(model)
-        chunks = data.training_rows(model, tokenizer)
-        count = _checked_count(count, len(chunks), at_most)
-        order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(seed))
-        batch = data.collator(tokenizer)([chunks[int(i)] for i in order[:count]])
-    elif isinstance(data, Task):
-        few = data.subset(train=_checked_count(count, len(data.train), at_most), seed=seed)
-        tokenizer = few.tokenizer_of(model)
-        rows, collate = few.training_rows(model, tokenizer), few.collator(tokenizer)
-        batch = collate([rows[i] for i in range(len(rows))])
-    else:
-        texts = _texts(data)[: _checked_count(count, len(data), at_most)]
-        tokenizer = tokenizer_for(model)
-        tokens = tokenizer(texts, truncation=True, max_length=position_limit(model))
-        listed = [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
-        batch = DataCollatorWithPadding(tokenizer)(listed)
-    place = next(model.parameters()).device
-    return {name: values.to(place) for name, values in batch.items()}
-
-
-def _texts(data: Sequence[str]) -> list[str]:
-    if isinstance(data, str) or not isinstance(data, Sequence):
-        raise ValueError(
-            f"The data are {data!r:.80}: a task, such as load_task('reviews'), or a list of texts "
-            "is accepted."
-        )
-    for text in data:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"One of the texts is {text!r:.80}: a text that is not blank is due.")
-    return list(data)
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise ValueError unless a value is a whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}: a whole number of at least {least} is accepted.")
-
-
-def check_rate(learning_rate: object) -> None:
-    """Raise ValueError unless a learning rate is None or a finite number above 0."""
-    if learning_rate is None:
-        return
-    if not isinstance(learning_rate, Real) or not 0 < float(learning_rate) < math.inf:
-        raise ValueError(
-            f"learning_rate is {learning_rate!r}: a finite number above 0 is accepted."
-        )
-
-
-def _checked_count(count: int, available: int, at_most: bool) -> int:
-    check_count("examples", count, 2)
-    if available < 2:
-        raise ValueError(f"There are {available} examples to draw from: at least 2 are required.")
-    count = min(count, available) if at_most else count
-    if not 2 <= count <= available:
-        raise ValueError(
-            f"examples is {count}: from 2 to {available}, the number of those given, is accepted."
-        )
-    return count
-
-
-def pick(batch: Batch, rows: Tensor) -> Batch:
-    """Return some examples of a batch, without the padding that they all share."""
-    chosen = {name: values[rows] for name, values in batch.items()}
-    mask = chosen.get("attention_mask")
-    if mask is None:
-        return chosen
-    used = mask.any(0).nonzero()
-    first, end = int(used[0]), int(used[-1]) + 1
-    return {
-        name: values[:, first:end] if values.shape[:2] == mask.shape else values
-        for name, values in chosen.items()
-    }
-
-
-def count_of(batch: Batch) -> int:
-    """Return the number of examples of a batch."""
-    return len(next(iter(batch.values())))
 
 
 def inputs_of(batch: Batch) -> Batch:

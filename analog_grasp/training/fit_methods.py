@@ -13,14 +13,12 @@ from analog_grasp.adapters.layer import GraspLinear, group_index
 from analog_grasp.crossbar import Deployment
 from analog_grasp.crossbar.forward_hooks import hooks_of
 from analog_grasp.training.distillation import (
-    Batch,
     Teacher,
     adapter_parameters,
-    count_of,
     descend,
     inputs_of,
-    pick,
 )
+from analog_grasp.training.examples import Batch, count_of, pick
 from analog_grasp.utils.types import RefitMethod
 
 # Differences of losses within the rounding of the weights on tiles are no improvement.

@@ -25,14 +25,10 @@ from analog_grasp.adapters.frozen import (
     LayerPattern,
     base_name,
     by_output,
-    check_names,
-    frozen_layers,
-    fused_weights,
     linear_layers,
-    matches,
 )
 from analog_grasp.crossbar.linear import CrossbarLinear
-from analog_grasp.crossbar.tile_sets import FusedWeight
+from analog_grasp.crossbar.tile_sets import selected
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
@@ -119,12 +115,13 @@ class WeightNoise:
             self._ranges = strength
         else:
             self._std = strength
-        linear, fused = _selected(model, pattern)
+        # With LoRA on fused weights too, which are on tiles once it is folded.
+        linear, fused = selected(model, pattern)
         every = linear_layers(model, "all-linear") if reduced else ()
         self._reduced = {id(layer): layer for _, layer in every if _is_reducible(layer)}
         self._on_tiles: list[_Weight] = []
         if strength:
-            self._on_tiles += [_weight_of(layer) for layer in linear.values()]
+            self._on_tiles += [_weight_of(layer) for _, layer in linear]
             for each in fused:
                 axis = 1 if each.transposed else -1
                 self._on_tiles.append(_Weight(each.module, each.attribute, axis))
@@ -192,21 +189,6 @@ class WeightNoise:
         if index not in self._largest or weight.requires_grad:
             self._largest[index] = weight.detach().abs().amax(dim=each.inputs, keepdim=True)
         return self._largest[index]
-
-
-def _selected(
-    model: nn.Module, pattern: LayerPattern
-) -> tuple[dict[str, FrozenLayer], list[FusedWeight]]:
-    """Return the frozen layers, by path, and the fused weights that a pattern selects.
-
-    Unlike `selected`, with LoRA on fused weights too, which are on tiles once it is folded.
-    """
-    modules = model.named_modules()
-    every = [FusedWeight(path, m, *which) for path, m in modules for which in fused_weights(m)]
-    fused = [each for each in every if matches(each.name, pattern)]
-    linear = dict((linear_layers if fused else frozen_layers)(model, pattern))
-    check_names(model, pattern, map(base_name, linear))
-    return linear, fused
 
 
 def _weight_of(layer: FrozenLayer) -> _Weight:
@@ -382,7 +364,7 @@ class ConverterLoop:
         # A router that is named may do more than the product.
         self._layers = {
             base_name(path): layer
-            for path, layer in _selected(model, pattern)[0].items()
+            for path, layer in selected(model, pattern)[0]
             if path in usual or type(layer).forward in (nn.Linear.forward, Conv1D.forward)
         }
         self._tiles: dict[str, CrossbarLinear] = {}

@@ -6,11 +6,9 @@ adapter and the task head are fitted so that the outputs on the chip match the d
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -21,18 +19,14 @@ from torch import Tensor, nn
 from analog_grasp.crossbar import Deployment
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
-    Batch,
     Teacher,
     adapter_parameters,
-    check_count,
     check_deployed,
-    check_rate,
-    draw_examples,
-    pick,
     refit_rate,
 )
+from analog_grasp.training.examples import Batch, draw_examples, pick
 from analog_grasp.training.fit_methods import METHODS, ROUNDING, Descent, Fit, refine
-from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.errors import check_finite, check_whole, unknown_name
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.types import RefitMethod
 
@@ -262,11 +256,10 @@ def _check(
         )
     for name in ("steps", "batch_size"):
         if given[name] is not None:
-            check_count(name, given[name])
-    check_rate(given["learning_rate"])
-    weight = given["hidden_weight"]
-    if weight is not None and not (isinstance(weight, Real) and 0 <= float(weight) < math.inf):
-        raise ValueError(f"hidden_weight is {weight!r}: a finite number from 0 on is accepted.")
+            check_whole(name, given[name])
+    for name, above in (("learning_rate", True), ("hidden_weight", False)):
+        if given[name] is not None:
+            check_finite(name, given[name], above)
 
 
 def _label_loss(model: nn.Module, batch: Batch) -> Tensor:

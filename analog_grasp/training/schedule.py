@@ -27,14 +27,12 @@ from analog_grasp.training.distillation import (
     HIDDEN_WEIGHT,
     Teacher,
     adapter_parameters,
-    check_count,
     check_deployed,
-    check_rate,
-    count_of,
-    draw_examples,
     fit_on_chips,
     set_parameters,
 )
+from analog_grasp.training.examples import count_of, draw_examples
+from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.time import format_time, parse_time
@@ -216,9 +214,10 @@ def fit_schedule(
     if isinstance(times, str) or not times:
         raise ValueError(f"times is {times!r}: a list of at least one age is accepted.")
     ages = [parse_time(time) for time in times]
-    check_count("steps", steps)
-    check_count("batch_size", batch_size)
-    check_rate(learning_rate)
+    check_whole("steps", steps)
+    check_whole("batch_size", batch_size)
+    if learning_rate is not None:
+        check_finite("learning_rate", learning_rate, above=True)
     schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config)
     names = dict(adapter_parameters(chosen))
     with torch.inference_mode(False), deployment.borrowed():

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from analog_grasp.tasks.base import tuning_task
 from analog_grasp.training.distillation import STEPS, check_adapter, distil
 from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise, parse_injection
 from analog_grasp.training.loss import NoiseAwareLoss
-from analog_grasp.utils.errors import shown
+from analog_grasp.utils.errors import check_whole
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
@@ -323,10 +322,7 @@ def train(
         )
     if not shift_lr_ratio > 0:
         raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
-    if not isinstance(then_steps, Integral) or then_steps < 1:
-        raise ValueError(
-            f"then_steps is {shown(then_steps)}: a whole number of at least 1 is accepted."
-        )
+    check_whole("then_steps", then_steps)
     injection = parse_injection(injection)
     if then is not None:
         then = parse_ages(then)

@@ -1,8 +1,10 @@
 """Sentences for errors: unknown names, invalid fields, and values shown at a bounded length."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -123,3 +125,33 @@ def shown(value: object, longest: int = 40) -> str:
         # An integer of thousands of digits, or deeply nested lists.
         return f"too large a {type(value).__name__} to be shown"
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error message, which often holds the reason."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:300].rstrip(".")
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError unless a value is a whole number of at least `least`.
+
+    Example:
+        >>> check_whole("steps", 2)
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(
+            f"{name} is {shown(value)}: a whole number of at least {least} is accepted."
+        )
+
+
+def check_finite(name: str, value: object, above: bool = False) -> None:
+    """Raise ValueError unless a value is a finite number from 0 on, or above 0.
+
+    Example:
+        >>> check_finite("learning_rate", 0.02, above=True)
+    """
+    in_range = isinstance(value, Real) and 0 <= float(value) < math.inf
+    if not in_range or (above and value == 0):
+        accepted = "above 0" if above else "from 0 on"
+        raise ValueError(f"{name} is {shown(value)}: a finite number {accepted} is accepted.")

@@ -16,7 +16,7 @@ from analog_grasp.study.config import check_task
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
 from analog_grasp.tasks.language_modeling import Likelihood, strided_windows
-from analog_grasp.training.distillation import draw_examples
+from analog_grasp.training.examples import draw_examples
 
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat", "hill", "."]
 RNG = np.random.default_rng(0)

@@ -1,0 +1,94 @@
+"""Examples for fits on chips: rows of a task or texts, as one padded batch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding
+
+from analog_grasp.tasks import LanguageModelingTask, Task, tokenizer_for
+from analog_grasp.tasks.base import position_limit
+from analog_grasp.utils.errors import check_whole
+
+Batch = dict[str, Tensor]
+
+
+def draw_examples(
+    data: Task | Sequence[str], count: int, model: nn.Module, seed: int, at_most: bool = False
+) -> Batch:
+    """Return examples as one padded batch of token ids, ``(count, tokens)``, where the model is.
+
+    Args:
+        data: A task, of which training rows are drawn, or texts, of which the first are taken.
+        count: The number of examples, at least 2.
+        model: The model that reads them: it determines the tokenizer, the order of the labels and
+            the largest number of tokens.
+        seed: Seed of the rows drawn from a task.
+        at_most: Accept fewer examples than `count`.
+
+    Raises:
+        ValueError: There are fewer examples than `count`, or `count` is below 2.
+    """
+    if isinstance(data, LanguageModelingTask):
+        # Its examples are chunks of the text, of which a row can have several or a part.
+        tokenizer = data.tokenizer_of(model)
+        chunks = data.training_rows(model, tokenizer)
+        count = _checked_count(count, len(chunks), at_most)
+        order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(seed))
+        batch = data.collator(tokenizer)([chunks[int(i)] for i in order[:count]])
+    elif isinstance(data, Task):
+        few = data.subset(train=_checked_count(count, len(data.train), at_most), seed=seed)
+        tokenizer = few.tokenizer_of(model)
+        rows, collate = few.training_rows(model, tokenizer), few.collator(tokenizer)
+        batch = collate([rows[i] for i in range(len(rows))])
+    else:
+        texts = _texts(data)[: _checked_count(count, len(data), at_most)]
+        tokenizer = tokenizer_for(model)
+        tokens = tokenizer(texts, truncation=True, max_length=position_limit(model))
+        listed = [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
+        batch = DataCollatorWithPadding(tokenizer)(listed)
+    place = next(model.parameters()).device
+    return {name: values.to(place) for name, values in batch.items()}
+
+
+def _texts(data: Sequence[str]) -> list[str]:
+    if isinstance(data, str) or not isinstance(data, Sequence):
+        raise ValueError(
+            f"The data are {data!r:.80}: a task, such as load_task('reviews'), or a list of texts "
+            "is accepted."
+        )
+    for text in data:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"One of the texts is {text!r:.80}: a text that is not blank is due.")
+    return list(data)
+
+
+def _checked_count(count: int, available: int, at_most: bool) -> int:
+    check_whole("examples", count, 2)
+    if available < 2:
+        raise ValueError(f"There are {available} examples to draw from: at least 2 are required.")
+    count = min(count, available) if at_most else count
+    if not 2 <= count <= available:
+        raise ValueError(
+            f"examples is {count}: from 2 to {available}, the number of those given, is accepted."
+        )
+    return count
+
+
+def pick(batch: Batch, rows: Tensor) -> Batch:
+    """Return some examples of a batch, without the padding that they all share."""
+    chosen = {name: values[rows] for name, values in batch.items()}
+    mask = chosen.get("attention_mask")
+    if mask is None:
+        return chosen
+    used = mask.any(0).nonzero()
+    first, end = int(used[0]), int(used[-1]) + 1
+    return {
+        name: values[:, first:end] if values.shape[:2] == mask.shape else values
+        for name, values in chosen.items()
+    }
+
+
+def count_of(batch: Batch) -> int:
+    """Return the number of examples of a batch."""
+    return len(next(iter(batch.values())))
