@@ -1,6 +1,7 @@
 """Deployment: a model whose frozen weights are on a simulated chip that ages."""
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,38 @@ class Deployment:
         hooks.input_ranges = ranges
         hooks.restart()
         return hooks.input_ranges
+
+    def set_input_ranges(
+        self, ranges: Mapping[str, float], model: nn.Module | None = None
+    ) -> "Deployment":
+        """Set the DAC's input range of layers, such as those learned in training.
+
+        Args:
+            ranges: By the names of layers in the base model, in units of the layers' inputs; the
+                others have the scaling of the card. Layers that are not on tiles are skipped.
+            model: As in `calibrate`.
+
+        Raises:
+            ValueError: A range is not above 0 and finite, or no layer is on tiles.
+
+        Example:
+            >>> deployment = deploy(nn.Sequential(nn.Linear(3, 2)), "pcm-hermes-2")
+            >>> deployment.set_input_ranges({"0": 2.5}).program(seed=0).seed
+            0
+        """
+        for name, size in ranges.items():
+            if not 0 < size < math.inf:
+                raise ValueError(f"The input range of {name} is {size}: it should be above 0.")
+        found = {name: size for name, size in ranges.items() if name in self.layers}
+        if not found:
+            raise ValueError(
+                f"The input ranges are those of {', '.join(list(ranges)[:3]) or 'no layer'}, of "
+                f"which none is on tiles: the layers on tiles are {', '.join(self.layers)}."
+            )
+        hooks = hooks_of(self.model if model is None else model)
+        hooks.input_ranges, hooks.output_ranges = found, {}
+        hooks.restart()
+        return self
 
     def calibrate_outputs(
         self,

@@ -29,7 +29,7 @@ from analog_grasp.study.sections import (
 )
 from analog_grasp.utils.errors import describe_problem, first_problem, shown, unknown_name
 from analog_grasp.utils.io import read_toml
-from analog_grasp.utils.types import HARNESS_PREFIX, TASK_NAMES
+from analog_grasp.utils.types import HARNESS_PREFIX, RANGES_FILE, TASK_NAMES
 
 if TYPE_CHECKING:
     from analog_grasp.devices.ages import AgeRange
@@ -311,6 +311,7 @@ def check_study(config: StudyConfig) -> None:
     check_task(config.task)
     check_model(config.model.name)
     for adapter in config.model.adapters:
+        _check_ranges(config, adapter)
         if is_saved(adapter):
             check_saved(Path(adapter))
         else:
@@ -320,6 +321,22 @@ def check_study(config: StudyConfig) -> None:
     check_costs(config.run.costs, len(config.hardware.devices))
     check_limits(config)
     check_training(config)
+
+
+def _check_ranges(config: StudyConfig, adapter: str) -> None:
+    """Raise ValueError where learned input ranges are to be used and an adapter has none."""
+    if config.hardware.calibrate != "learned":
+        return
+    if is_saved(adapter) and not (Path(adapter) / RANGES_FILE).is_file():
+        raise ValueError(
+            f"The setting calibrate is 'learned', but the folder {adapter} holds no {RANGES_FILE}: "
+            "train the adapter with --learn-ranges, or give a percentile."
+        )
+    if not is_saved(adapter) and not config.training.learn_ranges:
+        raise ValueError(
+            "The setting calibrate is 'learned', but no ranges are learned: give --learn-ranges "
+            "and --converters too, or a percentile."
+        )
 
 
 def check_limits(config: StudyConfig) -> None:

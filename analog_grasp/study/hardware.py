@@ -113,11 +113,14 @@ class HardwareSettings(Section):
         "their column, or at the least-error under the card's noise after a day.",
     )
     calibrate: Annotated[
-        Annotated[float, Field(gt=0, le=100)] | Literal["least-error"] | None, NUMBER, Note("off")
+        Annotated[float, Field(gt=0, le=100)] | Literal["least-error", "learned"] | None,
+        NUMBER,
+        Note("off"),
     ] = Field(
         default=None,
         description="Fix the input range of each layer on training rows: at this percentile of its "
-        "inputs, 100 being the largest, or at the least-error of clipping and rounding.",
+        "inputs, 100 being the largest, or at the least-error of clipping and rounding; or learned "
+        "in training (--learn-ranges).",
     )
     output_ranges: Annotated[
         Annotated[float, Field(gt=0, le=100)] | Literal["least-error"] | None, NUMBER, _CARD
@@ -202,7 +205,11 @@ class HardwareSettings(Section):
 
         The model is one on the deployment; its own, which alone rescales it, if None.
         """
-        if self.rescale is None and self.calibrate is None and self.output_ranges is None:
+        if self.calibrate == "learned":
+            chosen = deployment.model if model is None else model
+            deployment.set_input_ranges(getattr(chosen, "input_ranges", {}), model)
+        observed = None if self.calibrate == "learned" else self.calibrate
+        if self.rescale is None and observed is None and self.output_ranges is None:
             return
         few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
 
@@ -211,7 +218,7 @@ class HardwareSettings(Section):
 
         if self.rescale is not None and model in (None, deployment.model):
             deployment.rescale(observe, self.rescale)
-        if self.calibrate is not None:
-            deployment.calibrate(observe, self.calibrate, model)
+        if observed is not None:
+            deployment.calibrate(observe, observed, model)
         if self.output_ranges is not None:
             deployment.calibrate_outputs(observe, self.output_ranges, model)

@@ -28,6 +28,7 @@ from analog_grasp.study.config import (
 from analog_grasp.utils.errors import CardError
 from analog_grasp.utils.io import read_toml, write_atomically
 from analog_grasp.utils.time import format_time
+from analog_grasp.utils.types import RANGES_FILE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +54,8 @@ _PATHS = (
 def adapter_hash(path: Path) -> str:
     """Return a hash of the weights of a saved adapter or model, and one of its configuration.
 
+    Learned input ranges count as weights.
+
     peft writes sets as lists in any order, which does not count. A missing file counts as empty.
     """
     files = ADAPTER_FILES if (path / ADAPTER_FILES[0]).is_file() else MODEL_FILES
@@ -61,7 +64,8 @@ def adapter_hash(path: Path) -> str:
     for name, value in settings.items():
         if isinstance(value, list):
             settings[name] = sorted(value, key=repr)
-    return _hash(weights.read_bytes() if weights.is_file() else b"") + _hash(_json(settings))
+    learned = [file for file in (weights, path / RANGES_FILE) if file.is_file()]
+    return _hash(b"".join(map(Path.read_bytes, learned))) + _hash(_json(settings))
 
 
 def model_hash(model: "PreTrainedModel") -> str:

@@ -288,6 +288,11 @@ class TrainingSettings(Section):
         default=None,
         description="A device whose DACs, ADCs and output noise are simulated in training.",
     )
+    learn_ranges: Annotated[bool, Note(needs=(("converters", bool, "converters"),))] = Field(
+        default=False,
+        description="Learn a fixed input range for the DAC of each layer in training, which "
+        "--calibrate learned uses.",
+    )
     evaluate_on: Annotated[str | None, Note("the last epoch's")] = Field(
         default=None,
         description="A device at a time, such as pcm-hermes-2@1d, on which the best epoch is "

@@ -26,13 +26,14 @@ from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import quiet, tokenizer_for
 from analog_grasp.training import train
 from analog_grasp.training.distillation import check_adapter, distil
+from analog_grasp.training.input_ranges import load_ranges, save_ranges
 from analog_grasp.training.loss import target_std
 from analog_grasp.utils.errors import last_line
 
 # Settings that are arguments of `analog_grasp.train`.
 _TRAIN_ARGUMENTS = (
-    *("injection", "converters", "evaluate_on", "epochs", "shift_lr_ratio", "batch_size"),
-    *("gradient_accumulation_steps", "bf16"),
+    *("injection", "converters", "learn_ranges", "evaluate_on", "epochs", "shift_lr_ratio"),
+    *("batch_size", "gradient_accumulation_steps", "bf16"),
 )
 # Settings of GRASP that keep the default of its configuration where they are not given.
 _SHAPE = ("grouping", "form")
@@ -67,7 +68,7 @@ def load_with_hash(
     """
     check_saved(path)
     if not (path / ADAPTER_FILES[0]).is_file():
-        whole = _load_whole(path, task, trust_remote_code)
+        whole = _with_ranges(_load_whole(path, task, trust_remote_code), path)
         return whole, model_hash(whole)
     saved = _saved_config(path)
     named = model or saved.base_model_name_or_path
@@ -99,7 +100,14 @@ def load_with_hash(
             "name the model that it was made for, or train it again."
         )
     # The base model is in float32, whatever type the adapter and the head were saved in.
-    return adapted.float().to(processor()).eval(), base_hash
+    return _with_ranges(adapted.float().to(processor()).eval(), path), base_hash
+
+
+def _with_ranges[M: PeftModel | PreTrainedModel](model: M, path: Path) -> M:
+    """Give a model the input ranges that were learned with it, if there are any."""
+    if ranges := load_ranges(path):
+        vars(model)["input_ranges"] = ranges
+    return model
 
 
 def _load_whole(path: Path, task: Task, trust_remote_code: bool) -> PreTrainedModel:
@@ -295,6 +303,8 @@ def save_adapter(model: PeftModel | PreTrainedModel, path: Path) -> None:
 
     Embeddings are never part of an adapter; peft would query the Hub to find out.
     """
+    if ranges := vars(model).get("input_ranges"):
+        save_ranges(ranges, path)
     if not isinstance(model, PeftModel):
         with quiet():
             model.save_pretrained(str(path))

@@ -35,6 +35,7 @@ from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.compiled import Floats, parallel_kernel
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.rng import fill_normal, normal, row_key
+from analog_grasp.training.input_ranges import LearnedRanges
 from analog_grasp.utils.errors import shown
 
 
@@ -339,6 +340,10 @@ class ConverterLoop:
         model: The model whose layers receive converters.
         device: The device card that states them: a name, a path or a `DeviceCard`.
         pattern: The layers that are on tiles, as for `deploy`.
+        learn_ranges: Give each layer an input range of its own, which is learned.
+
+    Attributes:
+        ranges: The ranges that are learned; None for the inputs' own scaling.
 
     Raises:
         ValueError: The device is unknown or states no converters, or the pattern matches no layer.
@@ -357,7 +362,11 @@ class ConverterLoop:
     """
 
     def __init__(
-        self, model: nn.Module, device: Device, pattern: LayerPattern = "all-linear"
+        self,
+        model: nn.Module,
+        device: Device,
+        pattern: LayerPattern = "all-linear",
+        learn_ranges: bool = False,
     ) -> None:
         self._card = card_with_converters(device)
         usual = {path for path, _ in linear_layers(model, "all-linear")}
@@ -368,6 +377,20 @@ class ConverterLoop:
             if path in usual or type(layer).forward in (nn.Linear.forward, Conv1D.forward)
         }
         self._tiles: dict[str, CrossbarLinear] = {}
+        self.ranges = LearnedRanges(self._layers) if learn_ranges else None
+
+    def begin(self, run: Callable[[], object]) -> None:
+        """Set the first range of each layer from its inputs when a function runs the model."""
+        assert self.ranges is not None
+        seen: dict[str, Tensor] = {}
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0]}))
+            for name, layer in self._layers.items()
+        ]
+        run()
+        for hook in hooks:
+            hook.remove()
+        self.ranges.begin(seen)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -399,6 +422,8 @@ class ConverterLoop:
             torch.div(present, split.scale[:, None], out=split.weight)
             split.limbs = None  # packed again at the next read
         filled.add(name)
+        if self.ranges is not None:
+            x, tiles.input_range = self.ranges.clip(name, x)
         y = StraightThrough.apply(x, weight, tiles)
         return y if layer.bias is None else y + layer.bias
 

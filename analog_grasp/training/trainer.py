@@ -1,7 +1,7 @@
 """Hardware-aware training of one adapter, by a transformers Trainer."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,13 +22,14 @@ from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.frozen import LayerPattern
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
-from analog_grasp.crossbar import deploy
+from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
 from analog_grasp.training.distillation import STEPS, check_adapter, distil
 from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise, parse_injection
+from analog_grasp.training.input_ranges import LearnedRanges, load_ranges, save_ranges
 from analog_grasp.training.loss import NoiseAwareLoss
 from analog_grasp.utils.errors import check_whole
 from analog_grasp.utils.seed import derive_seed
@@ -36,6 +37,8 @@ from analog_grasp.utils.types import SHIFT_LR_RATIO
 
 # Rows on which the size of the layers' inputs is measured.
 _SIZE_ROWS = 32
+# Learning rate of the logarithms of the input ranges.
+_RANGE_RATE = 0.01
 
 
 class ChipEvaluation:
@@ -65,10 +68,16 @@ class ChipEvaluation:
         self._card, self._seconds = DeviceAtTime.parse(where)
         self._chip = derive_seed(seed, "evaluation") % 2**31
 
-    def scores(self, model: nn.Module) -> dict[str, float]:
+    def scores(
+        self, model: nn.Module, input_ranges: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         """Return every metric of the task for a copy of the model on the chip.
 
         The adapter is digital where its method allows that, else folded.
+
+        Args:
+            model: The digital model.
+            input_ranges: The DAC's range of each layer, by name; None for the card's scaling.
 
         Raises:
             ValueError: The model's output is not finite.
@@ -77,6 +86,8 @@ class ChipEvaluation:
         placement = ADAPTERS[kind].placements[0] if kind else "digital"
         deployment = deploy(model, self._card, placement=placement, layers=self._layers)
         deployment.program(self._chip).drift_to(self._seconds)
+        if input_ranges is not None:
+            deployment.set_input_ranges(input_ranges)
         # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
         vars(deployment.model).pop("forward", None)
         return self._task.scores(deployment.model)
@@ -92,6 +103,7 @@ class AdapterTrainer(Trainer):
     Args:
         injection: The noise on the weights in training; see `WeightNoise`.
         converters: The device whose converters are in the loop; see `ConverterLoop`.
+        learn_ranges: Learn the input range of each layer's converters.
         layers: The layers on tiles, which receive both.
         chip: The chip that evaluations are made on; Trainer's own evaluation if None.
         shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
@@ -103,6 +115,7 @@ class AdapterTrainer(Trainer):
         *args: Any,
         injection: float | Ages = 0.0,
         converters: Device | None = None,
+        learn_ranges: bool = False,
         layers: LayerPattern = "all-linear",
         chip: ChipEvaluation | None = None,
         shift_lr_ratio: float = 1.0,
@@ -116,27 +129,39 @@ class AdapterTrainer(Trainer):
         model = self.model
         assert isinstance(model, nn.Module)
         self.weight_noise = WeightNoise(model, injection, layers, reduced=converters is None)
-        self._converters = (
-            ConverterLoop(model, converters, layers).applied if converters else nullcontext
-        )
+        self._loop = ConverterLoop(model, converters, layers, learn_ranges) if converters else None
+        self.ranges = self._loop.ranges if self._loop else None
         self.chip = chip
         self.noise_aware_loss = _noise_aware_loss(model)
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Return Trainer's optimizer, with the shifts of each layer in a parameter group."""
+        """Return Trainer's optimizer, with groups for the shifts of each layer and the ranges."""
         if self.optimizer is None:
+            model = model or self.model
             optimizer = super().create_optimizer(model)
-            for layer, size in self._input_sizes(model or self.model).items():
+            for layer, size in self._input_sizes(model).items():
                 shifts = [layer.means(name)[1] for name in layer.group_of]
                 _scale_rate(optimizer, shifts, self.shift_lr_ratio * size)
+            if self.ranges is not None:
+                self._learn(self.ranges, optimizer, model)
         return self.optimizer
 
-    def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
-        """Return the root mean square of the inputs of GRASP's layers on the first training rows.
+    def _learn(self, ranges: LearnedRanges, optimizer: Optimizer, model: nn.Module) -> None:
+        """Begin the input ranges and let the optimizer of the model learn them."""
+        assert self._loop is not None
+        self._loop.begin(partial(self._run_first_rows, model))
+        ranges.log.register_hook(_mean_over_processes)
+        optimizer.add_param_group({"params": [ranges.log], "lr": _RANGE_RATE, "weight_decay": 0.0})
 
-        Every process measures the same rows, so that their optimizers agree.
-        """
+        def forget(*_: object) -> None:
+            # Trainer clears the gradients of the model alone.
+            ranges.log.grad = None
+
+        optimizer.register_step_post_hook(forget)
+
+    def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
+        """Return the root mean square of the inputs of GRASP's layers on the first rows."""
         sizes: dict[GraspLinear, float] = {}
 
         def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -146,20 +171,25 @@ class AdapterTrainer(Trainer):
         layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
         hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
         if layers:
-            rows = self.train_dataset
-            assert rows is not None
-            few = [rows[row] for row in range(min(_SIZE_ROWS, len(rows)))]
-            mode = model.training
-            with torch.no_grad():
-                model.eval()(**self._prepare_inputs(self.data_collator(few)))
-            model.train(mode)
+            self._run_first_rows(model)
         for hook in hooks:
             hook.remove()
         return sizes
 
+    def _run_first_rows(self, model: nn.Module) -> None:
+        """Run a model on the first training rows, the same in every process."""
+        rows = self.train_dataset
+        assert rows is not None
+        few = [rows[row] for row in range(min(_SIZE_ROWS, len(rows)))]
+        mode = model.training
+        with torch.no_grad():
+            model.eval()(**self._prepare_inputs(self.data_collator(few)))
+        model.train(mode)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run one forward and backward pass under one draw of the injected noise."""
-        with self._converters(), self.weight_noise.applied():
+        converters = self._loop.applied() if self._loop else nullcontext()
+        with converters, self.weight_noise.applied():
             return super().training_step(*args, **kwargs)
 
     def evaluate(
@@ -168,7 +198,7 @@ class AdapterTrainer(Trainer):
         """Return the scores on the chip under Trainer's names, such as ``eval_accuracy``."""
         if self.chip is None:
             return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        scores = self.chip.scores(self.model)
+        scores = self.chip.scores(self.model, self.ranges and self.ranges.values())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -199,8 +229,22 @@ class AdapterTrainer(Trainer):
             return _OrderedByLength(step, sampler.lengths, seed)
         return sampler
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._restore_ranges(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._restore_ranges(self.state.best_model_checkpoint)
+
+    def _restore_ranges(self, checkpoint: str | None) -> None:
+        if self.ranges is not None and checkpoint is not None:
+            self.ranges.restore(load_ranges(checkpoint))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the adapter alone, without a tokenizer and pickled arguments."""
+        """Save the adapter and its ranges alone, without a tokenizer and pickled arguments."""
+        if self.ranges is not None and self.args.should_save:
+            save_ranges(self.ranges.values(), output_dir or self.args.output_dir or ".")
         if not isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
             return
@@ -235,6 +279,7 @@ def train(
     *,
     injection: float | Ages = 0.0,
     converters: Device | None = None,
+    learn_ranges: bool = False,
     layers: LayerPattern = "all-linear",
     evaluate_on: str | DeviceAtTime | None = None,
     then: Ages | None = None,
@@ -266,6 +311,10 @@ def train(
             batch; frozen weights stay bit-equal.
         converters: A device whose DACs, ADCs and output noise the layers go through in training,
             with straight-through gradients; see `ConverterLoop`.
+        learn_ranges: Give the DAC of each layer a fixed input range, learned with decay as in
+            `LearnedRanges`, instead of the scaling of the card. The result is
+            ``model.input_ranges``, by layer, which `Deployment.set_input_ranges` takes and
+            checkpoints hold; requires `converters`.
         layers: The layers that will be on tiles, as for `deploy`: those that receive noise and
             converters in training and that are on the simulated chips.
         evaluate_on: A device at a drift time, such as ``"pcm-hermes-2@1d"``. After every epoch
@@ -304,8 +353,8 @@ def train(
         ValueError: The model is deployed, or has no trainable parameter; `injection` is negative or
             not finite; `shift_lr_ratio` is not above 0; `then_steps` is below 1; `layers` matches
             no layer; a device or a time is unknown, or a range of times reversed; `converters`
-            names a device without converters; `then` is given for a model without an adapter; there
-            is no checkpoint to resume from.
+            names a device without converters, or is missing with `learn_ranges`; `then` is given
+            for a model without an adapter; there is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -322,6 +371,8 @@ def train(
         )
     if not shift_lr_ratio > 0:
         raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
+    if learn_ranges and converters is None:
+        raise ValueError("learn_ranges requires converters, a device whose DACs have the ranges.")
     check_whole("then_steps", then_steps)
     injection = parse_injection(injection)
     if then is not None:
@@ -353,6 +404,7 @@ def train(
             callbacks=list(callbacks),
             injection=injection,
             converters=converters,
+            learn_ranges=learn_ranges,
             layers=layers,
             chip=chip,
             shift_lr_ratio=shift_lr_ratio,
@@ -365,10 +417,20 @@ def train(
             # Mixed precision wraps the forward pass.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
+    if trainer.ranges is not None:
+        vars(model)["input_ranges"] = trainer.ranges.values()
     if then is not None:
-        put_on_chip = partial(deploy, layers=layers)
+        put_on_chip = partial(_on_chip, trainer.ranges, layers=layers)
         distil(model, whole, then, steps=then_steps, seed=seed, put_on_chip=put_on_chip)
     return output
+
+
+def _on_chip(ranges: LearnedRanges | None, *args: Any, **arguments: Any) -> Deployment:
+    """Return a deployment with the learned input ranges, if there are any."""
+    deployment = deploy(*args, **arguments)
+    if ranges is not None:
+        deployment.set_input_ranges(ranges.values())
+    return deployment
 
 
 def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str, Any]:
@@ -413,6 +475,15 @@ def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float
         if moved:
             group["params"] = [p for p in group["params"] if id(p) not in chosen]
             optimizer.add_param_group({**group, "params": moved, "lr": ratio * group["lr"]})
+
+
+def _mean_over_processes(grad: Tensor) -> Tensor:
+    """Return the mean of a gradient over the processes of a distributed training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        grad = grad.clone()
+        torch.distributed.all_reduce(grad)
+        grad /= torch.distributed.get_world_size()
+    return grad
 
 
 @contextmanager

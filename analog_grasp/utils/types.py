@@ -23,6 +23,9 @@ LOWER_IS_BETTER = ("mse", "perplexity", "bits_per_byte")
 DEFAULT_GROUPS = 64
 """K of GRASP and StochGRASP where none is given; fewer in layers with fewer input features."""
 
+RANGES_FILE = "input_ranges.safetensors"
+"""The file of an adapter with the input range that each layer has learned."""
+
 SHIFT_LR_RATIO = 0.5
 """Learning rate of GRASP's shifts relative to that of its scales."""
 

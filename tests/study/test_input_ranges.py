@@ -1,0 +1,40 @@
+"""Input ranges that are learned in training, in studies: saved, used and checked."""
+
+import pytest
+
+from analog_grasp.study.api import compare, drift_sweep
+from analog_grasp.training.input_ranges import load_ranges, save_ranges
+
+USED = {"devices": "pcm-hermes-2", "times": "0s", "repeats": 1, "calibrate": "learned"}
+LEARNED = {"adapters": "grasp", "converters": "pcm-hermes-2", "learn_ranges": True}
+
+
+def test_a_study_trains_saves_and_uses_ranges(settings, tmp_path):
+    run = compare(tmp_path / "run", **(settings | LEARNED | USED))
+    folder = tmp_path / "run" / "adapters" / "grasp"
+    ranges = load_ranges(folder)
+    assert len(ranges) == 7
+
+    def again(name):
+        saved = {key: settings[key] for key in ("model", "task", "data_dir", "seed")}
+        found = drift_sweep([str(folder)], tmp_path / name, **saved, **USED)
+        return [m.value for m in found.measurements]
+
+    assert again("same") == [m.value for m in run.measurements]
+    save_ranges(dict.fromkeys(ranges, 0.01), folder)
+    assert again("other") != [m.value for m in run.measurements]
+    (folder / "input_ranges.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no input_ranges\.safetensors: train the adapter"):
+        again("none")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"calibrate": "learned"}, "no ranges are learned: give --learn-ranges"),
+        ({"learn_ranges": True}, "learn_ranges is True, which has no effect without converters"),
+    ],
+)
+def test_ranges_that_are_not_learned_are_rejected(settings, tmp_path, given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        compare(tmp_path / "run", **(settings | given))
