@@ -29,6 +29,7 @@ from analog_grasp.training.distillation import (
     adapter_parameters,
     check_deployed,
     fit_on_chips,
+    refit_rate,
     set_parameters,
 )
 from analog_grasp.training.examples import count_of, draw_examples
@@ -79,6 +80,7 @@ class AgeSchedule:
         config: The adapters' common configuration.
         adapters: The parameters of each adapter and its task head by age, s, as PEFT names them.
         costs: The cost of each, by age.
+        settings: The arguments of `fit_schedule` that every fit had, with its defaults.
 
     Example:
         ``AgeSchedule.load("schedule").follow(deployment)``
@@ -88,6 +90,7 @@ class AgeSchedule:
     config: PeftConfig = field(repr=False)
     adapters: dict[float, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     costs: dict[float, Cost] = field(default_factory=dict)
+    settings: dict[str, float] = field(default_factory=dict)
 
     def nearest(self, seconds: float) -> float:
         """Return the age of the adapter for an age, s: the nearest in ln(age + 1 min)."""
@@ -139,7 +142,8 @@ class AgeSchedule:
             whole = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
             save_file(whole, folder / name / _WEIGHTS, metadata={"format": "pt"})
             index[name] = asdict(self.costs[age])
-        text = json.dumps({"device": self.device, "ages": index}, indent=1)
+        content = {"device": self.device, "settings": self.settings, "ages": index}
+        text = json.dumps(content, indent=1)
         write_atomically(folder / INDEX_FILE, text.encode())
 
     @classmethod
@@ -164,7 +168,7 @@ class AgeSchedule:
                 for name in index["ages"]
             }
             config = PeftConfig.from_pretrained(str(folder / next(iter(index["ages"]))))
-            return cls(index["device"], config, states, costs)
+            return cls(index["device"], config, states, costs, dict(index["settings"]))
         except _DAMAGED as error:
             raise ValueError(
                 f"The schedule in {folder} is damaged ({str(error)[:200]}): fit it again."
@@ -218,7 +222,9 @@ def fit_schedule(
     check_whole("batch_size", batch_size)
     if learning_rate is not None:
         check_finite("learning_rate", learning_rate, above=True)
-    schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config)
+    rate = learning_rate or refit_rate(chosen)
+    settings = {"steps": steps, "learning_rate": rate, "batch_size": batch_size, "seed": seed}
+    schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config, settings=settings)
     names = dict(adapter_parameters(chosen))
     with torch.inference_mode(False), deployment.borrowed():
         rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
@@ -229,7 +235,7 @@ def fit_schedule(
             begin = time.perf_counter()
             found = fit_on_chips(
                 [deployment], [chosen], rows, [AgeRange(deployment.card, age, age)],
-                steps=steps, learning_rate=learning_rate, batch_size=batch_size,
+                steps=steps, learning_rate=rate, batch_size=batch_size,
                 seed=derive_seed(seed, age), advance=advance, steps_per_chip=_STEPS_PER_CHIP,
             )  # fmt: skip
             set_parameters(fitted, found)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
-from analog_grasp import Deployment, DeviceCard, deploy
+from analog_grasp import Deployment, DeviceCard, GraspConfig, deploy
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.mapping import column_scale, input_scale
 
@@ -134,6 +135,20 @@ def test_calibrated_ranges_are_those_of_the_rescaled_inputs(layer, x):
     ranges = deployment.calibrate(lambda model: model(x))
     scale = deployment.layers["0"].input_scale
     assert ranges["0"] == pytest.approx(float((x / scale).abs().max()))
+
+
+def test_rescaling_is_an_initial_value_of_grasp_with_a_group_per_feature(layer, x):
+    """On W diag(r) the scales 1/r give every read of W on a chip that is rescaled by r."""
+    rescaled = on_chip(layer).rescale(lambda model: model(x)).program(3).drift_to("1d")
+    factor, weight = rescaled.layers["0"].input_scale, layer.weight.detach()
+    changed = nn.Sequential(nn.Linear(D, D_OUT))
+    changed[0].weight.data, changed[0].bias.data = weight * factor, layer.bias.detach().clone()
+    grasp = get_peft_model(changed, GraspConfig(groups=D, target_modules=["0"]))
+    scale, _ = grasp.base_model.model[0].means("default")
+    scale.data = 1 / factor
+    other = deploy(grasp, "pcm-hermes-2").program(3).drift_to("1d")
+    with torch.no_grad():
+        torch.testing.assert_close(other.model(x), rescaled.model(x), rtol=1e-4, atol=1e-3)
 
 
 def test_attached_models_have_the_same_rescaling(layer, x):

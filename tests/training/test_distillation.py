@@ -157,7 +157,10 @@ def test_drift_switches_to_the_adapter_of_the_nearest_age(trained, task, tmp_pat
     schedule.save(tmp_path / "ages")
     index = json.loads((tmp_path / "ages" / "schedule.json").read_text())
     assert (index["device"], list(index["ages"])) == ("pcm-hermes-2", times)
-    AgeSchedule.load(tmp_path / "ages").follow(deployment)
+    assert index["settings"] == {"steps": 3, "learning_rate": 0.01, "batch_size": 32, "seed": 0}
+    loaded = AgeSchedule.load(tmp_path / "ages")
+    assert loaded.settings == index["settings"]
+    loaded.follow(deployment)
     seen = {}
     for time in ("0s", "2h", "7d", "10y"):
         seen[time] = bits(deployment.drift_to(time).model)
