@@ -286,6 +286,9 @@ def _facts(facts: dict[str, Any]) -> str:
         f"conductance: {_range(facts)} µS, {_MAPPINGS[facts['conductance']['mapping']]}",
         f"tile: {tile['rows']} x {tile['columns']} weights",
     ]
+    if stated := facts["mapping"]:
+        values = (f"{key} {value}" for key, value in stated.items() if value is not None)
+        lines.append(f"mapping: {', '.join(values)}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.cli.console import RequestError, print_line, request, show, stages
 from analog_grasp.costs.estimate import cost_rows
 from analog_grasp.crossbar.deployment import Deployment, deploy
-from analog_grasp.crossbar.export import export_chip
+from analog_grasp.crossbar.export import check_exportable, export_chip
 from analog_grasp.crossbar.write_tolerance import (
     learned_tolerances,
     mean_pulses,
@@ -280,6 +280,8 @@ def deploy_on(
                 f"The setting {min(changed)} has no effect on an exported chip, whose weights are "
                 "mapped as they are: omit it, or --export."
             )
+        if export is not None:
+            check_exportable(card)
         deployment = deploy(adapted, card, **config.hardware.deploy_arguments())
         # Before the tolerances, as a rescaling changes the targets that learned ones depend on.
         config.hardware.calibrate_inputs(deployment, task)

@@ -32,6 +32,7 @@ from analog_grasp.crossbar.tile_sets import (
 )
 from analog_grasp.crossbar.write_tolerance import write_tolerances
 from analog_grasp.devices.card import Device, DeviceCard, Effect
+from analog_grasp.devices.schema import LayerMapping
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
 from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
@@ -197,8 +198,9 @@ class Deployment:
         """Set the DAC's input range of layers, such as those learned in training.
 
         Args:
-            ranges: By the names of layers in the base model, in units of the layers' inputs; the
-                others have the scaling of the card. Layers that are not on tiles are skipped.
+            ranges: By the names of layers in the base model, in units of the inputs of the tiles,
+                after rescaling; the others have the scaling of the card. Layers that are not on
+                tiles are skipped.
             model: As in `calibrate`.
 
         Raises:
@@ -400,7 +402,7 @@ def deploy(
     circuit: bool = True,
     drift_compensation: DriftCompensation = "global",
     clip: Clip | None = None,
-    first_token: FirstToken = "analog",
+    first_token: FirstToken | None = None,
     dtype: torch.dtype = torch.float32,
     weights: str | Path | None = None,
     inplace: bool = False,
@@ -438,10 +440,12 @@ def deploy(
             `CrossbarLinear`.
         clip: Clip large weights as they are mapped, so that all others are larger on the devices:
             at a multiple of their column's standard deviation, or ``"least-error"`` under the
-            card's noise after a day; see `column_scale`. None clips none.
+            card's noise after a day; see `column_scale`. By default as the card states (section
+            ``mapping``), else none.
         first_token: ``"digital"`` computes the first token of each sequence exactly, where language
             models have the largest activations. Real if all sequences begin with the same token,
-            whose keys and values are stored. For layers with inputs ``(B, T, D)``.
+            whose keys and values are stored. For layers with inputs ``(B, T, D)``. By default as
+            the card states, else ``"analog"``.
         dtype: The type in which weights on tiles are stored; see `CrossbarLinear`.
         weights: For a bare model on the meta device: the safetensors file or folder with its
             weights, which are read as they are needed; see `stream_weights`.
@@ -467,16 +471,18 @@ def deploy(
         "converters": converters,
         "circuit": circuit,
     }
+    card = DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on))
+    stated = card.mapping or LayerMapping()
     settings = DeploymentSettings(
-        DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on)),
+        card,
         placement,
         programming_error,
         layers,
         tile,
         drift_compensation,
         dtype,
-        clip,
-        first_token,
+        stated.clip if clip is None else clip,
+        stated.first_token if first_token is None else first_token,
     )
     if isinstance(model, PeftModel):
         if (kind := kind_of(model)) is not None:

@@ -39,6 +39,7 @@ from analog_grasp.crossbar.tile_sets import selected_for_tiles
 from analog_grasp.crossbar.write_tolerance import check_tolerances
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.programming import CardConductanceConverter
+from analog_grasp.devices.schema import LayerMapping
 
 FORMAT = "analog-grasp chip 2"
 _DIGITAL = "digital."
@@ -62,13 +63,15 @@ def export_chip(
             `analog_grasp.crossbar.write_tolerance`.
 
     Raises:
-        ValueError: The pattern matches no layer, or as `check_tolerances`.
+        ValueError: The pattern matches no layer, the card states a rescaling or clipping, or as
+            `check_tolerances`.
         OSError: The file cannot be written.
 
     Example:
         ``export_chip(model, "rram-wan2022", "chip.safetensors")``
     """
     card = DeviceCard.load(device)
+    check_exportable(card)
     digital = digital_state(model)
     tensors: dict[str, Tensor] = {}
     on_tiles: dict[str, dict[str, Any]] = {}
@@ -104,6 +107,17 @@ def export_chip(
     }
     contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(contiguous, Path(path), metadata)
+
+
+def check_exportable(card: DeviceCard) -> None:
+    """Raise ValueError if a card states a mapping of weights, which an exported chip lacks."""
+    stated = card.mapping or LayerMapping()
+    for name in ("rescale", "clip"):
+        if getattr(stated, name) is not None:
+            raise ValueError(
+                f"The card {card.name} states {name} (section mapping), but the weights of an "
+                "exported chip are mapped as they are: use card.without('mapping') or --no-mapping."
+            )
 
 
 def read_chip(path: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -233,16 +233,19 @@ def stream_weights(model: nn.Module, weights: str | Path) -> None:
     """Map the weights of a model on the meta device from its files, without reading them.
 
     A tensor is read when it is used, and the operating system may drop it from memory at any time.
-    A tensor whose type in the model differs from that in the file is converted, and so read.
+    A tensor whose type in the model differs from that in the file is converted, and so read. So are
+    tensors that transformers assembles as it loads a checkpoint, such as the experts of Mixtral and
+    Qwen2-MoE, which have one tensor each in the file: they are in memory once.
 
     Args:
-        model: A transformers model; its tensors on the meta device are replaced where the files
-            have them. An adapter is put on it afterwards.
+        model: A model with the names of the files, or a transformers model; its tensors on the meta
+            device are replaced where the files have them. An adapter is put on it afterwards.
         weights: A safetensors file, or a folder that save_pretrained wrote, in shards or not.
 
     Raises:
         FileNotFoundError: There is no such file, or no model*.safetensors in the folder.
-        ValueError: A file is damaged, or a tensor has another shape than the model's.
+        ValueError: A file is damaged, its tensors cannot be assembled, or a tensor has another
+            shape than the model's.
 
     Example:
         >>> import tempfile, torch
@@ -257,31 +260,57 @@ def stream_weights(model: nn.Module, weights: str | Path) -> None:
         >>> empty.pooler.dense.weight.device.type
         'cpu'
     """
+    stored = {key: tensor for file in _files(Path(weights)) for key, tensor in _tensors(file)}
     if isinstance(model, transformers.PreTrainedModel):
         # accelerate.init_empty_weights unties what transformers ties.
         model.tie_weights()
+        stored = _converted(model, stored, weights)
     empty = {name: t for name, t in model.state_dict(keep_vars=True).items() if t.is_meta}
     # Tied tensors, such as an output embedding, are in the file once.
     places: dict[int, list[str]] = {}
     for name, tensor in empty.items():
         places.setdefault(id(tensor), []).append(name)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found: dict[str, Tensor] = {}
-    for file in _files(Path(weights)):
-        for key, stored in _tensors(file):
-            # A file of the body alone, or of a model with a head that this model does not have.
-            for name in {key, prefix + key, key.removeprefix(prefix)} & empty.keys():
-                replaced = empty[name]
-                if stored.shape != replaced.shape:
-                    raise ValueError(
-                        f"The tensor {key} in {file} has the shape {tuple(stored.shape)}, but the "
-                        f"model's is {tuple(replaced.shape)}: give the weights of this model."
-                    )
-                tensor = stored.to(replaced.dtype)
-                if isinstance(replaced, nn.Parameter):
-                    tensor = nn.Parameter(tensor, replaced.requires_grad)
-                found |= dict.fromkeys(places[id(replaced)], tensor)
+    for name in stored.keys() & empty.keys():
+        replaced = empty[name]
+        if stored[name].shape != replaced.shape:
+            raise ValueError(
+                f"The tensor {name} in {weights} has the shape {tuple(stored[name].shape)}, but "
+                f"the model's is {tuple(replaced.shape)}: give the weights of this model."
+            )
+        tensor = stored[name].to(replaced.dtype)
+        if isinstance(replaced, nn.Parameter):
+            tensor = nn.Parameter(tensor, replaced.requires_grad)
+        found |= dict.fromkeys(places[id(replaced)], tensor)
     model.load_state_dict(found, strict=False, assign=True)
+
+
+def _converted(
+    model: transformers.PreTrainedModel, stored: Mapping[str, Tensor], weights: str | Path
+) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint under the names of a model, as from_pretrained does.
+
+    Tensors that are renamed at most share the memory of the stored ones.
+    """
+    try:
+        loaded, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=dict(stored),
+            dtype=model.dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except RuntimeError:
+        raise ValueError(
+            f"The tensors in {weights} cannot be assembled to those of a {type(model).__name__}: "
+            "give the weights of this model."
+        ) from None
+    state: dict[str, Tensor] = loaded.state_dict()
+    # transformers fills what is missing or has another shape with random values.
+    state = {name: t for name, t in state.items() if name not in info["missing_keys"]}
+    others = {name: torch.empty(shape, device="meta") for name, shape, _ in info["mismatched_keys"]}
+    return state | others
 
 
 def check_whole(model: nn.Module) -> None:

@@ -21,7 +21,8 @@ FRACTIONS = (0.1, 0.5, 1.0)
 TIMES = {"0s": 0.0, "1h": 3600.0, "1d": 86_400.0, "30d": 2_592_000.0, "1y": 31_536_000.0}
 """Drift times shown, s."""
 _FACTS = {
-    "name", "title", "technology", "source", "valid_range", "not_modelled", "conductance", "tile",
+    "name", "title", "technology", "source", "valid_range", "not_modelled", "conductance",
+    "mapping", "tile",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from analog_grasp.devices.schema import (
     Converters,
     DieToDie,
     Drift,
+    LayerMapping,
     PowerLawDrift,
     ProgrammedState,
     Read,
@@ -28,7 +29,7 @@ from analog_grasp.utils.errors import CardError, shown, unknown_name
 from analog_grasp.utils.io import read_toml
 from analog_grasp.utils.time import format_time, parse_time
 
-Effect = Literal["programming", "drift", "read", "converters", "circuit"]
+Effect = Literal["programming", "drift", "read", "converters", "circuit", "mapping"]
 
 _NOISE_LEVEL_CARD = "gaussian"
 # Of a card without converters that gets some: aihwkit's range and scaling, as in the shipped cards.
@@ -85,6 +86,7 @@ class DeviceCard(Section):
             `analog_grasp.devices.programming`.
         converters: DAC, ADC and output noise; None for exact arithmetic.
         circuit: Wire resistance and nonlinear read-out, or None.
+        mapping: The mapping of a model's layers to the tiles, or None for the default.
         tile: The size of one crossbar tile, in weights.
 
     Example:
@@ -112,6 +114,7 @@ class DeviceCard(Section):
     write: WriteVerify | None = None
     converters: Converters | None = None
     circuit: Circuit | None = None
+    mapping: LayerMapping | None = None
     tile: TileSize
 
     def __hash__(self) -> int:
@@ -168,8 +171,8 @@ class DeviceCard(Section):
         """Return a copy without some effects, so that others can be studied alone.
 
         Args:
-            effects: Any of "programming", "drift", "read", "converters", "circuit"; "read" is both
-                the accumulated and the short-term read noise.
+            effects: Any of "programming", "drift", "read", "converters", "circuit", "mapping";
+                "read" is both the accumulated and the short-term read noise.
 
         Raises:
             ValueError: An effect is unknown.

@@ -20,6 +20,7 @@ from analog_grasp.devices.fields import (
     Text,
 )
 from analog_grasp.kernels import ReadSettings
+from analog_grasp.utils.errors import shown
 
 
 class Source(Section):
@@ -323,6 +324,46 @@ class Converters(Section):
             by_maximum=self.input_scaling == "abs_max",
             iterative=self.bound_management == "iterative",
         )
+
+
+_Percentile = Annotated[float, Field(gt=0, le=100)]
+
+
+class LayerMapping(Section):
+    """The mapping of a model's layers to the tiles, as stated for the hardware.
+
+    Arguments of `analog_grasp.deploy` and settings of a study that are given take precedence.
+    `deploy` itself uses `clip` and `first_token`; the others require training rows, on which a
+    study observes the inputs of each layer.
+
+    Attributes:
+        rescale: The exponent of rescaling; see `Deployment.rescale`. Absent: no rescaling.
+        clip: Clipping of weights: a number of standard deviations of their column, or
+            "least-error"; see `analog_grasp.crossbar.mapping.column_scale`. Absent: none.
+        calibrate: A fixed input range per layer: a percentile of its inputs, or "least-error"; see
+            `Deployment.calibrate`. Absent: as `Converters.input_scaling` states.
+        output_ranges: An output range per tile: a percentile of its outputs, or "least-error"; see
+            `Deployment.calibrate_outputs`. Absent: `Converters.output_range` for all tiles.
+        first_token: "digital" computes the first token of each sequence exactly, "analog" on the
+            tiles.
+
+    Example:
+        >>> LayerMapping(clip=2.5, calibrate="least-error").first_token
+        'analog'
+    """
+
+    rescale: Fraction | None = None
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["least-error"] | None = None
+    calibrate: _Percentile | Literal["least-error"] | None = None
+    output_ranges: _Percentile | Literal["least-error"] | None = None
+    first_token: Literal["analog", "digital"] = "analog"
+
+    @field_validator("clip", "calibrate", "output_ranges", mode="before")
+    @classmethod
+    def _number_or_rule(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "least-error":
+            raise ValueError(f'is {shown(value)}: it should be a number or "least-error"')
+        return value
 
 
 class WriteVerify(Section):

@@ -33,6 +33,7 @@ from analog_grasp.utils.types import HARNESS_PREFIX, RANGES_FILE, TASK_NAMES
 
 if TYPE_CHECKING:
     from analog_grasp.devices.ages import AgeRange
+    from analog_grasp.devices.card import DeviceCard
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files of a saved adapter, as PEFT writes them."""
@@ -311,31 +312,38 @@ def check_study(config: StudyConfig) -> None:
     check_task(config.task)
     check_model(config.model.name)
     for adapter in config.model.adapters:
-        _check_ranges(config, adapter)
         if is_saved(adapter):
             check_saved(Path(adapter))
         else:
             check_placement(adapter, config.hardware.placement)
     # Last, as cards take longest to read.
-    config.hardware.cards()
+    cards = config.hardware.cards()
+    if config.hardware.calibrate == "learned":
+        for card in cards.values():
+            _check_ranges(config, card)
     check_costs(config.run.costs, len(config.hardware.devices))
     check_limits(config)
     check_training(config)
 
 
-def _check_ranges(config: StudyConfig, adapter: str) -> None:
-    """Raise ValueError where learned input ranges are to be used and an adapter has none."""
-    if config.hardware.calibrate != "learned":
-        return
-    if is_saved(adapter) and not (Path(adapter) / RANGES_FILE).is_file():
+def _check_ranges(config: StudyConfig, card: "DeviceCard") -> None:
+    """Raise ValueError where an adapter has no learned input ranges, or they do not fit a card."""
+    stated = "The setting calibrate is 'learned', but"
+    for adapter in config.model.adapters:
+        if is_saved(adapter) and not (Path(adapter) / RANGES_FILE).is_file():
+            raise ValueError(
+                f"{stated} the folder {adapter} holds no {RANGES_FILE}: train the adapter with "
+                "--learn-ranges, or give a percentile."
+            )
+        if not is_saved(adapter) and not config.training.learn_ranges:
+            raise ValueError(
+                f"{stated} no ranges are learned: give --learn-ranges and --converters too, or a "
+                "percentile."
+            )
+    if config.hardware.mapping_on(card).rescale is not None:
         raise ValueError(
-            f"The setting calibrate is 'learned', but the folder {adapter} holds no {RANGES_FILE}: "
-            "train the adapter with --learn-ranges, or give a percentile."
-        )
-    if not is_saved(adapter) and not config.training.learn_ranges:
-        raise ValueError(
-            "The setting calibrate is 'learned', but no ranges are learned: give --learn-ranges "
-            "and --converters too, or a percentile."
+            f"{stated} inputs are rescaled on {card.name}, which the training did not do: omit "
+            "rescale (for a card that states it, --no-mapping), or give a percentile."
         )
 
 

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
     from analog_grasp.crossbar import Deployment
     from analog_grasp.devices.card import DeviceCard
+    from analog_grasp.devices.schema import LayerMapping
     from analog_grasp.tasks import Task
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Bits = Annotated[int, Field(ge=0, le=16)]
 _CARD = Note("the card's")
+_ON_TILES = (("weights", lambda weights: weights == "analog", "the weights analog"),)
+_CARD_OR_OFF = Note("the card's, else off", needs=_ON_TILES)
 _PROGRAMMED = Note(needs=(("placement", lambda p: p == "programmed", "the placement programmed"),))
 # Training rows on which inputs are observed.
 _CALIBRATION_ROWS = 128
@@ -92,21 +95,18 @@ class HardwareSettings(Section):
         default="global",
         description="Drift compensation of the tiles: global, per-column, exact or none.",
     )
-    layers: Annotated[
-        str | tuple[str, ...],
-        Note(needs=(("weights", lambda weights: weights == "analog", "the weights analog"),)),
-    ] = Field(
+    layers: Annotated[str | tuple[str, ...], Note(needs=_ON_TILES)] = Field(
         default="all-linear",
         description="The linear layers on tiles: endings of their names, or all-linear, to which "
         "the output layer of a language model belongs only if it is named (all-linear,lm_head).",
     )
-    rescale: Annotated[_Share | None, Note("off")] = Field(
+    rescale: Annotated[_Share | None, _CARD_OR_OFF] = Field(
         default=None,
         description="Rescale the inputs and weights of each layer by its inputs on training rows "
         "(NORA): 0 evens out the weights, 1 the inputs, 0.5 both.",
     )
     clip: Annotated[
-        Annotated[float, Field(gt=0)] | Literal["least-error"] | None, NUMBER, Note("off")
+        Annotated[float, Field(gt=0)] | Literal["least-error"] | None, NUMBER, _CARD_OR_OFF
     ] = Field(
         default=None,
         description="Clip large weights as they are mapped: at this many standard deviations of "
@@ -115,7 +115,7 @@ class HardwareSettings(Section):
     calibrate: Annotated[
         Annotated[float, Field(gt=0, le=100)] | Literal["least-error", "learned"] | None,
         NUMBER,
-        Note("off"),
+        _CARD_OR_OFF,
     ] = Field(
         default=None,
         description="Fix the input range of each layer on training rows: at this percentile of its "
@@ -123,17 +123,26 @@ class HardwareSettings(Section):
         "in training (--learn-ranges).",
     )
     output_ranges: Annotated[
-        Annotated[float, Field(gt=0, le=100)] | Literal["least-error"] | None, NUMBER, _CARD
+        Annotated[float, Field(gt=0, le=100)] | Literal["least-error"] | None,
+        NUMBER,
+        Note("the card's", needs=_ON_TILES),
     ] = Field(
         default=None,
         description="Give the ADC of each tile a range of its own on training rows: at this "
         "percentile of the tile's outputs, or at the least-error of clipping and rounding; by "
-        "default all tiles have the range of the card.",
+        "default all tiles have the range of the card, unless its mapping states otherwise.",
     )
-    first_token: Literal["analog", "digital"] = Field(
-        default="analog",
+    first_token: Annotated[
+        Literal["analog", "digital"] | None, Note("the card's, else analog", needs=_ON_TILES)
+    ] = Field(
+        default=None,
         description="Where a language model computes the first token of each sequence, whose "
         "activations are the largest: analog (on tiles) or digital (exact).",
+    )
+    mapping: bool = Field(
+        default=True,
+        description="Use what a card states about mapping: rescale, clip, calibrate, output_ranges "
+        "and first_token, where they are not given.",
     )
     precision: Literal["exact", "fast"] = Field(
         default="exact",
@@ -155,7 +164,15 @@ class HardwareSettings(Section):
 
         changes = self.model_dump(include=_CARD_VALUES, exclude_none=True)
         card = DeviceCard.load(device)
+        card = card if self.mapping else card.without("mapping")
         return card.with_(**changes) if changes else card
+
+    def mapping_on(self, card: "DeviceCard") -> "LayerMapping":
+        """Return the mapping of layers to a device: that of the settings, else that of its card."""
+        from analog_grasp.devices.schema import LayerMapping
+
+        given = self.model_dump(include={*LayerMapping.model_fields}, exclude_none=True)
+        return (card.mapping or LayerMapping()).model_copy(update=given)
 
     def cards(self) -> "dict[str, DeviceCard]":
         """Return the cards of all devices by name, changed as the settings say.
@@ -205,20 +222,21 @@ class HardwareSettings(Section):
 
         The model is one on the deployment; its own, which alone rescales it, if None.
         """
-        if self.calibrate == "learned":
-            chosen = deployment.model if model is None else model
-            deployment.set_input_ranges(getattr(chosen, "input_ranges", {}), model)
-        observed = None if self.calibrate == "learned" else self.calibrate
-        if self.rescale is None and observed is None and self.output_ranges is None:
+        chosen = self.mapping_on(deployment.card)
+        ranges = (chosen.rescale, chosen.calibrate, chosen.output_ranges)
+        if not deployment.layers or ranges == (None, None, None):
             return
         few = task.subset(train=min(_CALIBRATION_ROWS, len(task.train)))
 
         def observe(each: "nn.Module") -> object:
             return few.scores(each, "train")
 
-        if self.rescale is not None and model in (None, deployment.model):
-            deployment.rescale(observe, self.rescale)
-        if observed is not None:
-            deployment.calibrate(observe, observed, model)
-        if self.output_ranges is not None:
-            deployment.calibrate_outputs(observe, self.output_ranges, model)
+        if chosen.rescale is not None and model in (None, deployment.model):
+            deployment.rescale(observe, chosen.rescale)
+        if self.calibrate == "learned":
+            adapted = deployment.model if model is None else model
+            deployment.set_input_ranges(getattr(adapted, "input_ranges", {}), model)
+        elif chosen.calibrate is not None:
+            deployment.calibrate(observe, chosen.calibrate, model)
+        if chosen.output_ranges is not None:
+            deployment.calibrate_outputs(observe, chosen.output_ranges, model)

@@ -111,7 +111,8 @@ def save_ranges(ranges: Mapping[str, float], folder: str | Path) -> None:
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(
-        {name: torch.tensor(size, dtype=torch.float64) for name, size in ranges.items()}, Path(folder) / RANGES_FILE
+        {name: torch.tensor(size, dtype=torch.float64) for name, size in ranges.items()},
+        Path(folder) / RANGES_FILE,
     )
 
 

@@ -247,6 +247,16 @@ def test_what_cannot_be_deployed_is_an_error(error_of, adapter, tiny, given, sen
     assert sentence in error_of("deploy", adapter, *tiny, "--out", tmp_path / "new", *given)
 
 
+def test_the_mapping_of_a_card_can_be_switched_off(deploy, error_of, adapter, tiny, tmp_path):
+    card = (CARDS / "ideal.toml").read_text().replace('"ideal"', '"mine"')
+    device = tmp_path / "mine.toml"
+    device.write_text(f"{card}\n[mapping]\nclip = 1.0\n")
+    given = ("--device", device, "--export", tmp_path / "chip")
+    assert "states clip (section mapping)" in error_of("deploy", adapter, *tiny, *given)
+    assert deploy(*given, "--no-mapping")[1]["settings"] == {"mapping": False}
+    assert (tmp_path / "chip").is_file()
+
+
 def test_a_card_with_a_comma_in_its_path(ag, adapter, tiny, tmp_path):
     card = (CARDS / "ideal.toml").read_text().replace('"ideal"', '"mine"')
     (tmp_path / "mine,1.toml").write_text(card)

@@ -35,6 +35,10 @@ def test_device_of_a_file(ag, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(shipped.read_text().replace('"ideal"', '"mine"'))
     assert ag("devices", mine).out.startswith("mine: ")
+    assert "\nmapping: " not in ag("devices", mine).out
+    mine.write_text(f'{mine.read_text()}\n[mapping]\nclip = "least-error"\nrescale = 0.5\n')
+    line = "\nmapping: rescale 0.5, clip least-error, first_token analog\n"
+    assert line in ag("devices", mine).out
 
 
 def test_adapters_are_listed(ag):

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analog_grasp import Deployment, DeviceCard, deploy
+from analog_grasp.devices.schema import LayerMapping
 
 IDS = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -106,6 +107,17 @@ def test_the_first_token_is_exact(llama):
     assert ((logits - digital)[:, 1:].abs().amax(-1) > 1e-3).all()
     plain = deploy(llama, "pcm-nandakumar2019").program(0).drift_to("1y")
     assert not torch.allclose(plain.model(input_ids=IDS).logits[:, 0], digital[:, 0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_first_token_is_where_the_card_states_unless_the_argument_is_given(llama):
+    mapping = LayerMapping(first_token="digital")
+    card = DeviceCard.load("pcm-nandakumar2019").model_copy(update={"mapping": mapping})
+    digital = llama(input_ids=IDS).logits[:, 0]
+    for settings, exact in (({}, True), ({"first_token": "analog"}, False)):
+        noisy = deploy(llama, card, **settings).program(0).drift_to("1y")
+        first = noisy.model(input_ids=IDS).logits[:, 0]
+        assert torch.allclose(first, digital, atol=1e-5) == exact
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralCon
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import fold
 from analog_grasp.crossbar.export import export_chip, read_chip
+from analog_grasp.devices.schema import LayerMapping
 
 CARDS = DeviceCard.names()
 
@@ -118,6 +119,15 @@ def test_conductances_are_in_the_range_and_tolerances_are_the_learned_stds(bert,
     name = "bert.encoder.layer.0.attention.self.query.tolerance"
     assert torch.equal(tensors[f"{name}.scale"], scale)
     assert torch.equal(tensors[f"{name}.shift"], shift)
+
+
+@pytest.mark.parametrize("stated", [{"clip": 2.0}, {"rescale": 0.5}])
+def test_a_card_that_maps_weights_otherwise_is_an_error(bert, tmp_path, stated):
+    mapping = LayerMapping(**stated)
+    card = DeviceCard.load("ideal").model_copy(update={"mapping": mapping})
+    with pytest.raises(ValueError, match=rf"card ideal states {min(stated)} .* mapped as they are"):
+        export_chip(bert, card, tmp_path / "chip")
+    export_chip(bert, card.without("mapping"), tmp_path / "chip")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a chip" * 10])

@@ -8,6 +8,7 @@ from torch import nn
 from analog_grasp import Deployment, DeviceCard, GraspConfig, deploy
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.mapping import column_scale, input_scale
+from analog_grasp.devices.schema import LayerMapping
 
 # A weight with an outlier in each column, and inputs of which some are a hundred times larger.
 D_OUT, D = 6, 40
@@ -52,6 +53,19 @@ def test_a_multiple_of_the_standard_deviation_clips_only_what_is_beyond(layer):
     assert (scale < column_scale(weight)).sum() == D_OUT - 1
     assert torch.equal(column_scale(weight, clip=50.0), column_scale(weight))
     assert torch.equal(column_scale(torch.zeros(2, 3), clip=2.0), torch.ones(2))
+
+
+def test_weights_are_clipped_as_the_card_states_unless_the_argument_is_given(layer):
+    mapping = LayerMapping(clip=2.0)
+    card = DeviceCard.load("ideal").model_copy(update={"mapping": mapping})
+
+    def programmed(device, **settings):
+        return on_chip(layer, device, **settings).program(0).weights()["0"]
+
+    for by_card, by_argument in (({}, {"clip": 2.0}), ({"clip": 1.0}, {"clip": 1.0}), ({}, {})):
+        device = card if by_card or by_argument else card.without("mapping")
+        assert torch.equal(programmed(device, **by_card), programmed("ideal", **by_argument))
+    assert not torch.equal(programmed(card), programmed("ideal"))
 
 
 def test_clipped_weights_are_what_is_programmed(layer):

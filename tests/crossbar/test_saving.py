@@ -11,7 +11,8 @@ from small_models import logits, move
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from analog_grasp import Deployment, GraspConfig, StochGraspConfig, deploy
+from analog_grasp import Deployment, DeviceCard, GraspConfig, StochGraspConfig, deploy
+from analog_grasp.devices.schema import LayerMapping
 
 PCM = "pcm-hermes-2"
 
@@ -139,6 +140,18 @@ def test_the_deployment_of_ones_own_model_loads_into_its_structure(tmp_path):
     with torch.no_grad():
         loaded = Deployment.load(tmp_path, nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
         assert torch.equal(loaded.model(x), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.5, "first_token": "analog"}])
+def test_a_card_with_a_mapping_loads_with_the_same_bits(bert, batch, tmp_path, settings):
+    mapping = LayerMapping(rescale=0.5, clip="least-error", first_token="digital")
+    card = DeviceCard.load(PCM).model_copy(update={"mapping": mapping})
+    original = deploy(bert, card, **settings).program(4)
+    expected = logits(original.model, batch)
+    original.save(tmp_path)
+    loaded = Deployment.load(tmp_path)
+    assert loaded.card == card
+    assert torch.equal(logits(loaded.model, batch), expected)
 
 
 def test_a_folder_without_a_deployment_is_an_error(bert, tmp_path):

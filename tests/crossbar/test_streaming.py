@@ -6,15 +6,43 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from accelerate import dispatch_model, init_empty_weights
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel
 
 from analog_grasp import DeviceCard, GraspConfig, deploy
 from analog_grasp.crossbar.saving import stream_weights
 
 CARD = DeviceCard.load("pcm-hermes-2")
+DECODER = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 50, "num_experts_per_tok": 2, "pad_token_id": 0,
+}  # fmt: skip
+# The tenth expert comes after the ninth, not after the first.
+EXPERTS = {
+    "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**DECODER, num_local_experts=11)),
+    "qwen2-moe": lambda: hf.Qwen2MoeForCausalLM(
+        hf.Qwen2MoeConfig(
+            **DECODER, num_experts=3, moe_intermediate_size=8, shared_expert_intermediate_size=8
+        )
+    ),
+    "phimoe": lambda: hf.PhimoeForCausalLM(
+        hf.PhimoeConfig(**DECODER, num_local_experts=3, sliding_window=8)
+    ),
+}
+
+
+def mapped_from(file):
+    """Return whether a tensor is in the pages of a file, as a function of the tensor."""
+    ranges = [
+        [int(end, 16) for end in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(file))
+    ]
+    return lambda tensor: any(first <= tensor.data_ptr() < last for first, last in ranges)
 
 
 def empty_like(model):
@@ -45,13 +73,53 @@ def test_the_weights_stay_in_their_file(bert, tmp_path):
     bert.save_pretrained(tmp_path)
     empty = empty_like(bert)
     stream_weights(empty, tmp_path / "model.safetensors")
-    mapped = [
-        [int(end, 16) for end in line.split()[0].split("-")]
-        for line in Path("/proc/self/maps").read_text().splitlines()
-        if line.endswith(str(tmp_path / "model.safetensors"))
-    ]
-    for parameter in empty.parameters():
-        assert any(first <= parameter.data_ptr() < last for first, last in mapped)
+    assert all(map(mapped_from(tmp_path / "model.safetensors"), empty.parameters()))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_with_a_tensor_each_in_the_file_are_assembled(name, batch, tmp_path):
+    torch.manual_seed(0)
+    EXPERTS[name]().save_pretrained(tmp_path)
+    assert any(".experts.2." in key for key in load_file(tmp_path / "model.safetensors"))
+    with init_empty_weights():
+        empty = EXPERTS[name]().eval()
+    whole = type(empty).from_pretrained(tmp_path)
+    chips = (
+        deploy(given, CARD, **more).program(2).drift_to("1d").model
+        for given, more in ((whole, {}), (empty, {"weights": tmp_path}))
+    )
+    assert torch.equal(*(outputs(chip, batch) for chip in chips))
+    stream_weights(empty, tmp_path)
+    assert torch.equal(outputs(empty, batch), outputs(whole, batch))
+    if sys.platform == "linux":
+        mapped = mapped_from(tmp_path / "model.safetensors")
+        in_memory = {path for path, p in empty.named_parameters() if not mapped(p)}
+        assert in_memory == {path for path in empty.state_dict() if ".experts." in path}
+
+
+def test_experts_that_do_not_fit_are_an_error(tmp_path):
+    model = EXPERTS["mixtral"]()
+    model.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    with init_empty_weights():
+        empty = EXPERTS["mixtral"]()
+    del held["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
+    save_file(held, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1\.mlp\.experts\.down_proj .* \(10, .* is \(11,"):
+        stream_weights(empty, tmp_path)
+    del held["model.layers.1.block_sparse_moe.experts.3.w1.weight"]
+    save_file(held, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"cannot be assembled to those of a MixtralForCausalLM: "):
+        stream_weights(empty, tmp_path)
+
+
+def test_a_model_of_ones_own_has_the_names_of_the_file(tmp_path):
+    own = nn.Sequential(nn.Linear(3, 2))
+    save_file(own.state_dict(), tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(3, 2))
+    stream_weights(empty, tmp_path)
+    assert torch.equal(empty[0].weight, own[0].weight)
 
 
 def test_tied_tensors_stay_tied(tmp_path):

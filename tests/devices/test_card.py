@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from analog_grasp.devices import cards_folder
 from analog_grasp.devices.card import DeviceAtTime, DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.devices.schema import LayerMapping
 from analog_grasp.utils.errors import CardError
 
 SHIPPED = [
@@ -169,6 +170,33 @@ WRONG = [
 def test_an_invalid_card_is_an_error_with_its_key(tmp_path, old, new, words):
     assert old in GOOD
     assert words in error_of(write(tmp_path, GOOD.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ("clip = 0", "mapping.clip is 0: it should be greater than 0"),
+        ("clip = inf", "mapping.clip is inf: it should be a finite number"),
+        ('clip = "most"', "mapping.clip is 'most': it should be a number or \"least-error\""),
+        ("calibrate = 101", "mapping.calibrate is 101: it should be less than or equal to 100"),
+        ('output_ranges = "9"', "mapping.output_ranges is '9': it should be a number or"),
+        ("rescale = 2", "mapping.rescale is 2: it should be less than or equal to 1"),
+        ('first_token = "both"', "mapping.first_token is 'both': it should be 'analog' or"),
+        ("clips = 1", 'mapping.clips is not a known key (did you mean "clip"?)'),
+    ],
+)
+def test_an_invalid_mapping_is_an_error_with_its_key(tmp_path, stated, words):
+    assert words in error_of(write(tmp_path, f"{GOOD}\n[mapping]\n{stated}"))
+
+
+def test_a_card_states_how_layers_are_mapped(tmp_path):
+    stated = 'rescale = 0.5\nclip = 2\ncalibrate = "least-error"\noutput_ranges = 99.9\n'
+    card = DeviceCard.load(write(tmp_path, f"{GOOD}\n[mapping]\n{stated}"))
+    assert card.mapping == LayerMapping(
+        rescale=0.5, clip=2.0, calibrate="least-error", output_ranges=99.9, first_token="analog"
+    )
+    assert card.with_(adc_bits=6).mapping == card.mapping
+    assert card.without("mapping") == DeviceCard.load("pcm-nandakumar2019")
 
 
 TWICE = '[programming]\nvariable = "u"\nform = "polynomial"\nunit = "uS"\ncoefficients=[1]\n[tile]'

@@ -188,6 +188,10 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
         ({"ray_address": "auto"}, "^The setting ray_address is 'auto'.*without the engine ray"),
         ({"programming_error": "learned"}, "'learned'.*without the placement programmed"),
         ({"weights": "digital"}, "weights is 'digital'.*without the placement programmed"),
+        (
+            {"weights": "digital", "placement": "programmed", "calibrate": 99},
+            "calibrate is 99.0, .* without the weights analog",
+        ),
         ({"repeats_limit": 9}, "repeats_limit is 9.*without until_ci"),
         ({"trainings_limit": 5, "trainings": 2}, "trainings_limit is 5, .* without until_ci"),
         ({"trainings_limit": 5, "until_ci": 1.0}, "is 5, .* without trainings of 2 or more"),

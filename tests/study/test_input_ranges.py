@@ -32,6 +32,7 @@ def test_a_study_trains_saves_and_uses_ranges(settings, tmp_path):
     ("given", "sentence"),
     [
         ({"calibrate": "learned"}, "no ranges are learned: give --learn-ranges"),
+        (LEARNED | {"calibrate": "learned", "rescale": 0.5}, "inputs are rescaled on pcm-hermes-2"),
         ({"learn_ranges": True}, "learn_ranges is True, which has no effect without converters"),
     ],
 )
