@@ -11,8 +11,9 @@ DEVELOPMENT := .venv/.installed-dev
 compare: $(PACKAGE)
 	.venv/bin/analog-grasp compare
 
+# In two processes or more, with one thread each: most of a test is Python.
 test: $(DEVELOPMENT)
-	.venv/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 check: $(DEVELOPMENT)
 	.venv/bin/ruff check .

@@ -24,8 +24,9 @@ from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.chip_layer import computed_digitally
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.tasks import Task
+from analog_grasp.training.converter_loop import StraightThrough
 from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
-from analog_grasp.training.hardware_loop import StraightThrough, fits_bfloat16
+from analog_grasp.training.weight_noise import fits_bfloat16
 from analog_grasp.utils.seed import derive_seed
 
 HIDDEN_WEIGHT = 0.3

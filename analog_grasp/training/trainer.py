@@ -27,10 +27,11 @@ from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
+from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.distillation import STEPS, check_adapter, distil
-from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise, parse_injection
 from analog_grasp.training.input_ranges import LearnedRanges, load_ranges, save_ranges
 from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.weight_noise import WeightNoise, parse_injection
 from analog_grasp.utils.errors import check_whole
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO

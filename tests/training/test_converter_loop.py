@@ -13,7 +13,7 @@ from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.training import ConverterLoop, WeightNoise, hardware_loop
+from analog_grasp.training import ConverterLoop, WeightNoise, weight_noise
 
 CARD = "pcm-hermes-2"
 CONVERTERS = {"programming_noise": False, "drift": False, "read_noise": False}
@@ -62,7 +62,7 @@ def test_output_equals_that_of_the_deployed_model(model, batch, quiet_card):
 
 @pytest.mark.parametrize("reduced", [True, False])
 def test_gradient_is_straight_through(layer, monkeypatch, reduced):
-    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: reduced)
+    monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: reduced)
     x = torch.randn(5, 3, 30, requires_grad=True)
     direction = torch.randn(5, 3, 7)
     with ConverterLoop(nn.Sequential(layer), CARD).applied():

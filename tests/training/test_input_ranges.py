@@ -7,7 +7,7 @@ from torch import nn
 
 from analog_grasp import GraspConfig, deploy, train
 from analog_grasp.crossbar.forward_hooks import hooks_of
-from analog_grasp.training.hardware_loop import ConverterLoop
+from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.input_ranges import LearnedRanges, load_ranges, save_ranges
 
 SMALL = {"injection": 0.0, "converters": "pcm-hermes-2", "epochs": 1, "batch_size": 4}

@@ -12,7 +12,7 @@ from torch import nn
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.training import hardware_loop, train
+from analog_grasp.training import train, weight_noise
 from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
 from analog_grasp.training.fit_methods import METHODS, _least_squares, _statistics, refine
 from analog_grasp.utils.types import RefitMethod
@@ -126,7 +126,7 @@ def test_the_deployed_model_computes_as_before(trained, task, batch):
 
 @pytest.mark.parametrize("reduced", [True, False])
 def test_the_gradient_is_that_of_the_target_weights(trained, monkeypatch, reduced):
-    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: reduced)
+    monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: reduced)
     deployment = deploy(trained(), "gaussian:0.3").program(0)
     layer = next(iter(deployment.layers.values()))
     x = torch.randn(5, layer.in_features, requires_grad=True)

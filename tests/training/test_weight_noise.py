@@ -16,7 +16,7 @@ from analog_grasp.crossbar import deploy
 from analog_grasp.crossbar.tile_sets import selected
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.profile import profile as device_profile
-from analog_grasp.training import WeightNoise, hardware_loop
+from analog_grasp.training import WeightNoise, weight_noise
 
 INPUTS, COLUMNS = 4000, 5
 
@@ -176,7 +176,7 @@ def test_lora_on_fused_experts_is_trained_under_noise():
 
 @pytest.mark.parametrize("strength", [0.0, 0.1])
 def test_layers_off_the_tiles_are_multiplied_in_bfloat16_too(bert, strength, monkeypatch):
-    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: True)
     bert.requires_grad_(False)
     noise = WeightNoise(bert, strength, ["query"], reduced=True)
     frozen = {name: p.detach().clone() for name, p in bert.named_parameters()}
@@ -272,7 +272,7 @@ def test_device_and_age_are_drawn_for_every_batch(layer):
 
 @pytest.mark.parametrize("strength", [0.0, 0.04, "gaussian:0.1@0s"])
 def test_frozen_weights_are_multiplied_in_bfloat16(layer, strength, monkeypatch):
-    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: True)
     layer.weight.requires_grad_(False)
     x, direction = torch.randn(3, 2, INPUTS, requires_grad=True), torch.randn(3, 2, COLUMNS)
     found = []
@@ -295,6 +295,6 @@ def test_frozen_weights_are_multiplied_in_bfloat16(layer, strength, monkeypatch)
 
 
 def test_trainable_weights_stay_in_float32(layer, monkeypatch):
-    monkeypatch.setattr(hardware_loop, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: True)
     with WeightNoise(nn.Sequential(layer), 0.1, reduced=True).applied():
         assert layer.weight.dtype == torch.float32
