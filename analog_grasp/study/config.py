@@ -41,7 +41,7 @@ MODEL_FILES = ("config.json", "model.safetensors")
 ONE_STAGE: dict[str, Any] = {"then": ("none",)}
 """Defaults of train and tune, where a training has a second stage only if one is asked for."""
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
-RECORDS = ("versions", "seeds")
+RECORDS = ("versions", "seeds", "hashes")
 # How the work is done; no measured value depends on it.
 WORK = ("engine", "workers", "ray_address")
 
@@ -352,8 +352,8 @@ def check_training(config: StudyConfig) -> None:
             (parse_ages if name in ("injection", "then") else DeviceAtTime.parse)(where)
         except ValueError as error:
             raise ValueError(f"The setting {name} is {where!r}: {error}") from None
-    if training.start_from is not None:
-        check_saved(Path(training.start_from))
+    for folder in filter(None, (training.start_from, training.teacher)):
+        check_saved(Path(folder))
     if training.converters is None:
         return
     check_name(training.converters)
@@ -407,12 +407,12 @@ def check_model(name: str | None) -> None:
 
 
 def check_saved(folder: Path) -> None:
-    """Raise FileNotFoundError if a folder holds no saved adapter."""
+    """Raise FileNotFoundError if a folder holds no saved adapter and no model trained whole."""
     whole = not (folder / ADAPTER_FILES[0]).is_file() and (folder / MODEL_FILES[0]).is_file()
     if not whole and not all((folder / name).is_file() for name in ADAPTER_FILES):
         raise FileNotFoundError(
             f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
-            "which save_pretrained writes."
+            f"or {' and '.join(MODEL_FILES)} of a model trained whole, as save_pretrained writes."
         )
 
 

@@ -316,6 +316,12 @@ class TrainingSettings(Section):
         description="The folder of a saved GRASP adapter on the same model with the same groups, "
         "whose scales, shifts and task head the training starts from.",
     )
+    teacher: Annotated[str | None, Note("the labels")] = Field(
+        default=None,
+        description="The folder of a saved adapter, or of a model that was trained whole, with the "
+        "same vocabulary and task head, whose outputs without noise are learned in place of the "
+        "labels and in the second stage.",
+    )
     epochs: float = Field(default=5.0, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
         default=None, gt=0, description="The peak learning rate."

@@ -21,65 +21,23 @@ from transformers.trainer_utils import TrainOutput
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.frozen import LayerPattern
 from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
+from analog_grasp.adapters.registry import own_learning_rate
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
-from analog_grasp.training.distillation import STEPS, check_adapter, distil
+from analog_grasp.training.chip_evaluation import ChipEvaluation
+from analog_grasp.training.distillation import STEPS, Teacher, check_adapter, distil
 from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise, parse_injection
 from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.teacher_checks import check_teacher
 from analog_grasp.utils.errors import check_whole
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import SHIFT_LR_RATIO
 
 # Rows on which the size of the layers' inputs is measured.
 _SIZE_ROWS = 32
-
-
-class ChipEvaluation:
-    """The scores of a model in training on one programmed chip at one age.
-
-    Every call programs the same chip instance, so that scores during a training differ by the
-    model alone. The instance differs from those of a study with the same seed.
-
-    Args:
-        task: The task whose validation rows are measured; not those of a reported figure.
-        where: A device at a drift time, such as ``"pcm-hermes-2@1d"``.
-        seed: The seed of the training.
-        layers: The layers on tiles; see `deploy`.
-
-    Raises:
-        ValueError: The device or the time is unknown.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        where: str | DeviceAtTime,
-        seed: int,
-        layers: LayerPattern = "all-linear",
-    ) -> None:
-        self._task, self._layers = task, layers
-        self._card, self._seconds = DeviceAtTime.parse(where)
-        self._chip = derive_seed(seed, "evaluation") % 2**31
-
-    def scores(self, model: nn.Module) -> dict[str, float]:
-        """Return every metric of the task for a copy of the model on the chip.
-
-        The adapter is digital where its method allows that, else folded.
-
-        Raises:
-            ValueError: The model's output is not finite.
-        """
-        kind = kind_of(model)
-        placement = ADAPTERS[kind].placements[0] if kind else "digital"
-        deployment = deploy(model, self._card, placement=placement, layers=self._layers)
-        deployment.program(self._chip).drift_to(self._seconds)
-        # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
-        vars(deployment.model).pop("forward", None)
-        return self._task.scores(deployment.model)
 
 
 class AdapterTrainer(Trainer):
@@ -96,6 +54,7 @@ class AdapterTrainer(Trainer):
         chip: The chip that evaluations are made on; Trainer's own evaluation if None.
         shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
             for layers whose inputs have a root mean square of 1; see `train`.
+        teacher: A digital model whose outputs are learned in place of the labels; see `train`.
     """
 
     def __init__(
@@ -106,6 +65,7 @@ class AdapterTrainer(Trainer):
         layers: LayerPattern = "all-linear",
         chip: ChipEvaluation | None = None,
         shift_lr_ratio: float = 1.0,
+        teacher: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -120,6 +80,10 @@ class AdapterTrainer(Trainer):
             ConverterLoop(model, converters, layers).applied if converters else nullcontext
         )
         self.chip = chip
+        # In evaluation mode, and none of the modules that receive noise.
+        self.teacher = (
+            None if teacher is None else Teacher(teacher.to(self.args.device).eval(), 0.0)
+        )
         self.noise_aware_loss = _noise_aware_loss(model)
         torch.manual_seed(self.args.seed + self.args.process_index)
 
@@ -182,8 +146,14 @@ class AdapterTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Return ``E_eps[L_task] + lambda R(sigma, sigma*)``; see `NoiseAwareLoss`."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        """Return ``E_eps[L_task] + lambda R(sigma, sigma*)``; see `NoiseAwareLoss`.
+
+        With a teacher L_task is the distance from its outputs; see `Teacher.loss`.
+        """
+        if self.teacher is not None and model.training:
+            loss, outputs = self.teacher.loss(model, inputs), None
+        else:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.noise_aware_loss is not None and model.training:
             loss = loss + self.noise_aware_loss()
             # Accumulation and mixed precision scale the loss, which its gradient shows.
@@ -237,6 +207,7 @@ def train(
     converters: Device | None = None,
     layers: LayerPattern = "all-linear",
     evaluate_on: str | DeviceAtTime | None = None,
+    teacher: nn.Module | None = None,
     then: Ages | None = None,
     then_steps: int = STEPS,
     epochs: float = 3,
@@ -272,8 +243,13 @@ def train(
             the model is scored on a chip of that device, on rows held out from the training split
             by `tuning_task`, and the best adapter is kept. The validation split is not used. Works
             with `transformers.EarlyStoppingCallback`.
+        teacher: A digital transformers or PEFT model with the same task head, such as one that was
+            trained whole. Its outputs, in evaluation mode and without noise, replace the labels:
+            the loss is the Kullback-Leibler divergence from them, or the squared error of a
+            regression relative to their variance. Left in evaluation mode, where the model is.
         then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
-            learned, the adapter is distilled on simulated chips of these; see `distil`.
+            learned, the adapter is distilled on simulated chips of these, from the teacher if
+            there is one; see `distil`.
         then_steps: Steps of this second stage.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
@@ -304,8 +280,8 @@ def train(
         ValueError: The model is deployed, or has no trainable parameter; `injection` is negative or
             not finite; `shift_lr_ratio` is not above 0; `then_steps` is below 1; `layers` matches
             no layer; a device or a time is unknown, or a range of times reversed; `converters`
-            names a device without converters; `then` is given for a model without an adapter; there
-            is no checkpoint to resume from.
+            names a device without converters; `then` is given for a model without an adapter; the
+            teacher has another vocabulary or task head; there is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -331,6 +307,8 @@ def train(
         learning_rate = own_learning_rate(model)
     if tokenizer is not None:
         task = replace(task, tokenizer=tokenizer)
+    if teacher is not None:
+        check_teacher(teacher, model, task)
     chip, whole = None, task
     if evaluate_on is not None:
         task = tuning_task(task, seed)
@@ -356,6 +334,7 @@ def train(
             layers=layers,
             chip=chip,
             shift_lr_ratio=shift_lr_ratio,
+            teacher=teacher,
         )
         # Without a progress bar Trainer would print its statistics.
         trainer.remove_callback(PrinterCallback)
@@ -366,8 +345,10 @@ def train(
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
     if then is not None:
-        put_on_chip = partial(deploy, layers=layers)
-        distil(model, whole, then, steps=then_steps, seed=seed, put_on_chip=put_on_chip)
+        distil(
+            model, whole, then, steps=then_steps, seed=seed, teacher=teacher,
+            put_on_chip=partial(deploy, layers=layers),
+        )  # fmt: skip
     return output
 
 

@@ -18,7 +18,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import trained_adapters
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
-from analog_grasp.training import train, trainer
+from analog_grasp.training import chip_evaluation, train
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
 
@@ -228,7 +228,7 @@ def test_evaluation_is_on_a_chip_with_the_layers(adapted, task, layers, monkeypa
         chips.append(deploy(*args, **kwargs))
         return chips[-1]
 
-    monkeypatch.setattr(trainer, "deploy", recorded)
+    monkeypatch.setattr(chip_evaluation, "deploy", recorded)
     train(adapted(), task, evaluate_on="gaussian:0.1@0s", layers=layers, epochs=1)
     assert [len(chip.layers) for chip in chips] == [2 if layers == ["query"] else 13]
 
