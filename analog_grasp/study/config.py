@@ -346,10 +346,11 @@ def check_training(config: StudyConfig) -> None:
             for part in where.split(","):
                 if "@" in part:
                     check_name(part.rpartition("@")[0])
-            from analog_grasp.devices.ages import parse_ages
+            from analog_grasp.devices.ages import parse_age, parse_ages
             from analog_grasp.devices.card import DeviceAtTime
 
-            (parse_ages if name in ("injection", "then") else DeviceAtTime.parse)(where)
+            parsers = {"noise_target": parse_age, "evaluate_on": DeviceAtTime.parse}
+            parsers.get(name, parse_ages)(where)
         except ValueError as error:
             raise ValueError(f"The setting {name} is {where!r}: {error}") from None
     for folder in filter(None, (training.start_from, training.teacher)):

@@ -33,7 +33,8 @@ from analog_grasp.utils.errors import last_line
 # Settings that are arguments of `analog_grasp.train`.
 _TRAIN_ARGUMENTS = (
     *("injection", "converters", "evaluate_on", "epochs", "shift_lr_ratio", "batch_size"),
-    *("gradient_accumulation_steps", "bf16"),
+    *("gradient_accumulation_steps", "bf16", "sigma_lr_ratio"),
+    *("noise_weight_schedule", "noise_target_schedule"),
 )
 # Settings of GRASP that keep the default of its configuration where they are not given.
 _SHAPE = ("grouping", "form")

@@ -25,10 +25,11 @@ def check_teacher(teacher: nn.Module, model: nn.Module, task: Task) -> None:
             "The teacher shares layers with the model that it teaches, whose weights receive "
             "noise: load it once more."
         )
-    if not _same_vocabulary(teacher, model, task):
+    sizes: list[Any] = [getattr(each.config, "vocab_size", None) for each in (teacher, model)]
+    if sizes[0] != sizes[1] or (task.tokenizer is None and not _same_words(teacher, model)):
         raise ValueError(
-            f"The vocabulary of the teacher, of {teacher.config.vocab_size} tokens, is not that of "
-            f"the model, of {model.config.vocab_size}: give a teacher with the same tokenizer."
+            f"The vocabulary of the teacher, of {sizes[0]} tokens, is not that of the model, of "
+            f"{sizes[1]}: give a teacher with the same tokenizer."
         )
     lengths = [task.length_for(each) for each in (teacher, model)]
     if lengths[0] < lengths[1]:
@@ -54,13 +55,11 @@ def check_teacher(teacher: nn.Module, model: nn.Module, task: Task) -> None:
         )
 
 
-def _same_vocabulary(teacher: Any, model: Any, task: Task) -> bool:
-    if teacher.config.vocab_size != model.config.vocab_size or task.tokenizer is not None:
-        return bool(teacher.config.vocab_size == model.config.vocab_size)
+def _same_words(teacher: nn.Module, model: nn.Module) -> bool:
+    """Return whether two models have the same tokens, as far as both have a tokenizer."""
     try:
         return tokenizer_for(teacher).get_vocab() == tokenizer_for(model).get_vocab()
     except ValueError:
-        # Saved without a tokenizer.
         return True
 
 

@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.frozen import LayerPattern
-from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.adapters.registry import own_learning_rate
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.ages import Ages, parse_ages
@@ -30,11 +30,11 @@ from analog_grasp.tasks.base import tuning_task
 from analog_grasp.training.chip_evaluation import ChipEvaluation
 from analog_grasp.training.distillation import STEPS, Teacher, check_adapter, distil
 from analog_grasp.training.hardware_loop import ConverterLoop, WeightNoise, parse_injection
-from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.loss import NoiseAwareLoss, check_schedules
 from analog_grasp.training.teacher_checks import check_teacher
-from analog_grasp.utils.errors import check_whole
+from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.seed import derive_seed
-from analog_grasp.utils.types import SHIFT_LR_RATIO
+from analog_grasp.utils.types import SHIFT_LR_RATIO, Schedule
 
 # Rows on which the size of the layers' inputs is measured.
 _SIZE_ROWS = 32
@@ -54,6 +54,8 @@ class AdapterTrainer(Trainer):
         chip: The chip that evaluations are made on; Trainer's own evaluation if None.
         shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
             for layers whose inputs have a root mean square of 1; see `train`.
+        sigma_lr_ratio: Learning rate of StochGRASP's standard deviations relative to the others.
+        noise_weight_schedule, noise_target_schedule: See `NoiseAwareLoss`.
         teacher: A digital model whose outputs are learned in place of the labels; see `train`.
     """
 
@@ -65,11 +67,14 @@ class AdapterTrainer(Trainer):
         layers: LayerPattern = "all-linear",
         chip: ChipEvaluation | None = None,
         shift_lr_ratio: float = 1.0,
+        sigma_lr_ratio: float = 1.0,
+        noise_weight_schedule: Schedule = "constant",
+        noise_target_schedule: Schedule = "constant",
         teacher: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.shift_lr_ratio = shift_lr_ratio
+        self.shift_lr_ratio, self.sigma_lr_ratio = shift_lr_ratio, sigma_lr_ratio
         # The loss is a mean over the batch, so Trainer must divide it by the accumulation steps.
         # It does not for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = False
@@ -84,16 +89,25 @@ class AdapterTrainer(Trainer):
         self.teacher = (
             None if teacher is None else Teacher(teacher.to(self.args.device).eval(), 0.0)
         )
-        self.noise_aware_loss = _noise_aware_loss(model)
+        schedules = noise_weight_schedule, noise_target_schedule
+        self.noise_aware_loss = _noise_aware_loss(model, *schedules)
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Return Trainer's optimizer, with the shifts of each layer in a parameter group."""
+        """Return Trainer's optimizer, with groups of the shifts and standard deviations."""
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             for layer, size in self._input_sizes(model or self.model).items():
                 shifts = [layer.means(name)[1] for name in layer.group_of]
                 _scale_rate(optimizer, shifts, self.shift_lr_ratio * size)
+            sigmas = [
+                parameter
+                for layer in (model or self.model).modules()
+                if isinstance(layer, StochGraspLinear)
+                for kind in layer.adapter_layer_names[2:]
+                for parameter in getattr(layer, kind).values()
+            ]
+            _scale_rate(optimizer, sigmas, self.sigma_lr_ratio)
         return self.optimizer
 
     def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
@@ -155,7 +169,9 @@ class AdapterTrainer(Trainer):
         else:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.noise_aware_loss is not None and model.training:
-            loss = loss + self.noise_aware_loss()
+            # The state of a resumed training has its step.
+            progress = (self.state.global_step + 1) / self.state.max_steps
+            loss = loss + self.noise_aware_loss(progress)
             # Accumulation and mixed precision scale the loss, which its gradient shows.
             loss.register_hook(self.noise_aware_loss.set_scale)
         return (loss, outputs) if return_outputs else loss
@@ -213,6 +229,9 @@ def train(
     epochs: float = 3,
     learning_rate: float | None = None,
     shift_lr_ratio: float = SHIFT_LR_RATIO,
+    sigma_lr_ratio: float = 1.0,
+    noise_weight_schedule: Schedule = "constant",
+    noise_target_schedule: Schedule = "constant",
     batch_size: int = 32,
     seed: int = 0,
     dropout: bool = False,
@@ -259,6 +278,11 @@ def train(
             on the first training rows. A shift adds to the inputs, whose size differs fivefold
             between layers and models: one rate for all makes small ones collapse to a constant
             prediction.
+        sigma_lr_ratio: Learning rate of StochGRASP's standard deviations (of their logarithms)
+            relative to that of all other parameters.
+        noise_weight_schedule: ``"linear"`` raises the weight of StochGRASP's noise-aware loss over
+            the training, from 0.
+        noise_target_schedule: ``"linear"`` raises its noise target, from 1 % of it.
         batch_size: Examples per step and process.
         seed: Seed of the order of the examples, the samples, the noise and the rows held out.
         dropout: Enable the pre-trained model's dropout.
@@ -278,10 +302,11 @@ def train(
 
     Raises:
         ValueError: The model is deployed, or has no trainable parameter; `injection` is negative or
-            not finite; `shift_lr_ratio` is not above 0; `then_steps` is below 1; `layers` matches
-            no layer; a device or a time is unknown, or a range of times reversed; `converters`
-            names a device without converters; `then` is given for a model without an adapter; the
-            teacher has another vocabulary or task head; there is no checkpoint to resume from.
+            not finite; a ratio of learning rates is not above 0; a schedule is unknown;
+            `then_steps` is below 1; `layers` matches no layer; a device or a time is unknown, or a
+            range of times reversed; `converters` names a device without converters; `then` is given
+            for a model without an adapter; the teacher has another vocabulary or task head; there
+            is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -296,8 +321,9 @@ def train(
             "The model has no trainable parameter: wrap it with peft.get_peft_model, or load its "
             "adapter with is_trainable=True."
         )
-    if not shift_lr_ratio > 0:
-        raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
+    check_finite("shift_lr_ratio", shift_lr_ratio, above=True)
+    check_finite("sigma_lr_ratio", sigma_lr_ratio, above=True)
+    check_schedules(noise_weight_schedule, noise_target_schedule)
     check_whole("then_steps", then_steps)
     injection = parse_injection(injection)
     if then is not None:
@@ -334,6 +360,9 @@ def train(
             layers=layers,
             chip=chip,
             shift_lr_ratio=shift_lr_ratio,
+            sigma_lr_ratio=sigma_lr_ratio,
+            noise_weight_schedule=noise_weight_schedule,
+            noise_target_schedule=noise_target_schedule,
             teacher=teacher,
         )
         # Without a progress bar Trainer would print its statistics.
@@ -410,11 +439,11 @@ def _dropout(model: nn.Module, on: bool) -> Iterator[None]:
             layer.p = rate
 
 
-def _noise_aware_loss(model: nn.Module) -> NoiseAwareLoss | None:
+def _noise_aware_loss(model: nn.Module, *schedules: Schedule) -> NoiseAwareLoss | None:
     """Return the loss of an active StochGRASP adapter with a positive weight, else None."""
     if not isinstance(model, PeftModel):
         return None
     config = model.active_peft_config
     if not isinstance(config, StochGraspConfig) or config.noise_weight == 0:
         return None
-    return NoiseAwareLoss(model, config, model.active_adapter)
+    return NoiseAwareLoss(model, config, model.active_adapter, *schedules)
