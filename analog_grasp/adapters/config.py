@@ -149,7 +149,8 @@ class StochGraspConfig(GraspConfig):
         noise_target (`float`, `str` or `DeviceAtTime`):
             sigma*, the relative standard deviation toward which the learned one is regularised: a
             number above 0, or a device at a drift time, such as `"pcm-hermes-2@1d"` or
-            `card.at("1d")`. A device is saved by its name and time.
+            `card.at("1d")`, whose standard deviations `"pcm-hermes-2@1d x1.5"` multiplies. A device
+            is saved by its name and time.
         noise_loss (`"l2"` or `"kl"`):
             The form of the noise-aware loss.
 

@@ -104,6 +104,25 @@ def parse_ages(ages: Ages) -> tuple[AgeRange, ...]:
     return ranges
 
 
+def parse_age(age: str | DeviceAtTime) -> AgeRange:
+    """Return one device at one drift time, with a factor or none.
+
+    Raises:
+        ValueError: As `AgeRange.parse`, or there are several devices or a range of ages.
+
+    Example:
+        >>> str(parse_age("pcm-hermes-2@1d x1.5"))
+        'pcm-hermes-2@1d x1.5'
+    """
+    first, *others = parse_ages(age)
+    if others or first.first != first.last:
+        raise ValueError(
+            f"{shown(str(age))} is more than one device at one time: write one, such as "
+            '"pcm-hermes-2@1d", or "pcm-hermes-2@1d x1.5".'
+        )
+    return first
+
+
 def in_logarithm(age: float) -> float:
     """Return ln(age + 1 min) of an age in s, in which ages are drawn and compared."""
     return math.log(age + _SHORTEST_S)

@@ -42,7 +42,7 @@ MODEL_FILES = ("config.json", "model.safetensors")
 ONE_STAGE: dict[str, Any] = {"then": ("none",)}
 """Defaults of train and tune, where a training has a second stage only if one is asked for."""
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
-RECORDS = ("versions", "seeds")
+RECORDS = ("versions", "seeds", "hashes")
 # How the work is done; no measured value depends on it.
 WORK = ("engine", "workers", "ray_address")
 
@@ -371,14 +371,15 @@ def check_training(config: StudyConfig) -> None:
             for part in where.split(","):
                 if "@" in part:
                     check_name(part.rpartition("@")[0])
-            from analog_grasp.devices.ages import parse_ages
+            from analog_grasp.devices.ages import parse_age, parse_ages
             from analog_grasp.devices.card import DeviceAtTime
 
-            (parse_ages if name in ("injection", "then") else DeviceAtTime.parse)(where)
+            parsers = {"noise_target": parse_age, "evaluate_on": DeviceAtTime.parse}
+            parsers.get(name, parse_ages)(where)
         except ValueError as error:
             raise ValueError(f"The setting {name} is {where!r}: {error}") from None
-    if training.start_from is not None:
-        check_saved(Path(training.start_from))
+    for folder in filter(None, (training.start_from, training.teacher)):
+        check_saved(Path(folder))
     if training.converters is None:
         return
     check_name(training.converters)
@@ -432,12 +433,12 @@ def check_model(name: str | None) -> None:
 
 
 def check_saved(folder: Path) -> None:
-    """Raise FileNotFoundError if a folder holds no saved adapter."""
+    """Raise FileNotFoundError if a folder holds no saved adapter and no model trained whole."""
     whole = not (folder / ADAPTER_FILES[0]).is_file() and (folder / MODEL_FILES[0]).is_file()
     if not whole and not all((folder / name).is_file() for name in ADAPTER_FILES):
         raise FileNotFoundError(
             f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
-            "which save_pretrained writes."
+            f"or {' and '.join(MODEL_FILES)} of a model trained whole, as save_pretrained writes."
         )
 
 

@@ -46,7 +46,7 @@ _PROSE = {"title", "source", "valid_range", "not_modelled"}
 _GROWING = ("devices", "times", "repeats", "trainings")
 # Settings that may be paths; the hashes decide whether it is still the same content.
 _PATHS = (
-    *("model", "data_dir", "adapters", "devices"),
+    *("model", "data_dir", "adapters", "devices", "teacher"),
     *("noise_target", "injection", "converters", "evaluate_on", "then"),
 )
 
@@ -94,6 +94,12 @@ def card_hash(card: DeviceCard) -> str:
     return _hash(_json(card.model_dump(mode="json", exclude_none=True, exclude=_PROSE)))
 
 
+def teacher_hash(config: StudyConfig) -> dict[str, str]:
+    """Return the hash of the teacher's files by its name in records; empty without a teacher."""
+    folder = config.training.teacher
+    return {} if folder is None else {"teacher_hash": adapter_hash(Path(folder))}
+
+
 def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return a hash of a task's validation rows, their tokens, and the task's own settings."""
     rows: tuple[Dataset, ...] = (task.validation, task.encode("validation", tokenizer))
@@ -104,7 +110,8 @@ def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
 def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
     """Create the folder of a run, or resume the run that it holds; return the run's settings.
 
-    Writes run.toml: the settings, the versions, and the seeds of the trainings and the chips. A
+    Writes run.toml: the settings, the versions, the seeds of the trainings and the chips, and the
+    hash of a teacher's files. A
     resumed run may be executed differently, and may grow: devices, times, chip instances and
     trainings are added to those that it has, and are in the settings returned. Settings that change
     a figure must be the same.
@@ -113,10 +120,12 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
         ValueError: The folder holds another run, or files that do not belong to a run.
         OSError: The folder cannot be created or written.
     """
+    hashes = teacher_hash(config)
     if (directory / RUN_FILE).is_file():
-        there, _ = read_run(directory)
+        there, known = read_run(directory)
         config = _grown(there, config)
-        check_same(f"The output {directory}", "run", _fixed(there), _fixed(config))
+        before, now = _fixed(there) | known.get("hashes", {}), _fixed(config) | hashes
+        check_same(f"The output {directory}", "run", before, now)
         # Raises where an added device has the name of another one.
         config.hardware.cards()
         if there == config:
@@ -130,6 +139,7 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
             "trainings": [training_seed(config, i) for i in range(config.training.trainings)],
             "chips": [config.run.seed + repeat for repeat in range(config.run.repeats)],
         },
+        **({"hashes": hashes} if hashes else {}),
     }
     write_atomically(directory / RUN_FILE, tomli_w.dumps(flat(config) | records).encode())
     return config
@@ -147,7 +157,7 @@ def check_new(directory: Path, work: str = "run") -> None:
 
 
 def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
-    """Return the settings of a run and its records (versions, seeds).
+    """Return the settings of a run and its records (versions, seeds, hashes).
 
     Raises:
         FileNotFoundError: The folder holds no run.

@@ -19,6 +19,7 @@ from analog_grasp.utils.types import (
     SHIFT_LR_RATIO,
     RefitMethod,
     Sampling,
+    Schedule,
 )
 
 if TYPE_CHECKING:
@@ -272,7 +273,13 @@ class TrainingSettings(Section):
     noise_target: Annotated[float | str, NUMBER, _STOCHGRASP] = Field(
         default=0.1,
         description="The relative standard deviation to learn: a number, or that of a device at a "
-        "time, such as pcm-hermes-2@1d.",
+        "time, such as pcm-hermes-2@1d; x1.5 after the time multiplies its standard deviations.",
+    )
+    noise_weight_schedule: Annotated[Schedule, _STOCHGRASP] = Field(
+        default="constant", description="Course of noise_weight: constant, or linear from 0."
+    )
+    noise_target_schedule: Annotated[Schedule, _STOCHGRASP] = Field(
+        default="constant", description="Course of noise_target: constant, or linear from 1 %."
     )
     sampling: Annotated[Sampling, _STOCHGRASP] = Field(
         default="feature", description="The unit that draws its own sample in training."
@@ -321,6 +328,11 @@ class TrainingSettings(Section):
         description="The folder of a saved GRASP adapter on the same model with the same groups, "
         "whose scales, shifts and task head the training starts from.",
     )
+    teacher: Annotated[str | None, Note("the labels")] = Field(
+        default=None,
+        description="The folder of a saved adapter, or of a model that was trained whole, of the "
+        "same task, whose outputs without noise are learned in place of labels, in both stages.",
+    )
     epochs: float = Field(default=5.0, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
         default=None, gt=0, description="The peak learning rate."
@@ -330,6 +342,11 @@ class TrainingSettings(Section):
         gt=0,
         description="Learning rate of the shifts, in units of the learning rate times the root "
         "mean square of the layer's inputs.",
+    )
+    sigma_lr_ratio: Annotated[float, _STOCHGRASP] = Field(
+        default=1.0,
+        gt=0,
+        description="Learning rate of the standard deviations, in units of the learning rate.",
     )
     batch_size: int = Field(default=32, ge=1, description="Batch size.")
     gradient_accumulation_steps: int = Field(

@@ -28,12 +28,14 @@ from analog_grasp.training import train
 from analog_grasp.training.distillation import check_adapter, distil
 from analog_grasp.training.input_ranges import load_ranges, save_ranges
 from analog_grasp.training.loss import target_std
+from analog_grasp.training.teacher_checks import check_teacher
 from analog_grasp.utils.errors import last_line
 
 # Settings that are arguments of `analog_grasp.train`.
 _TRAIN_ARGUMENTS = (
     *("injection", "converters", "learn_ranges", "evaluate_on", "epochs", "shift_lr_ratio"),
-    *("batch_size", "gradient_accumulation_steps", "bf16"),
+    *("sigma_lr_ratio", "batch_size", "gradient_accumulation_steps", "bf16"),
+    *("noise_weight_schedule", "noise_target_schedule"),
 )
 # Settings of GRASP that keep the default of its configuration where they are not given.
 _SHAPE = ("grouping", "form")
@@ -204,10 +206,19 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
         ) from error
     if config.training.then != ("devices",) and config.second_stage():
         check_adapter(adapted)
+    if (teacher := _teacher(config, task)) is not None:
+        check_teacher(teacher, adapted, task)
     if training.start_from is not None and adapter in GRASP.adapters:
         assert isinstance(adapted, PeftModel)
         start_from(adapted, training.start_from)
     return adapted.to(processor())
+
+
+def _teacher(config: StudyConfig, task: Task) -> PeftModel | PreTrainedModel | None:
+    folder, settings = config.training.teacher, config.model
+    if folder is None:
+        return None
+    return load_adapter(Path(folder), settings.name, task, settings.trust_remote_code)
 
 
 def train_adapter(
@@ -233,7 +244,7 @@ def train_adapter(
     Raises:
         ValueError: As `analog_grasp.train`.
     """
-    training, seed = config.training, config.run.seed
+    training, seed, teacher = config.training, config.run.seed, _teacher(config, task)
     learning_rate = training.learning_rate or own_learning_rate(model)
     arguments = {name: getattr(training, name) for name in _TRAIN_ARGUMENTS}
     if config.hardware.weights == "analog":
@@ -248,6 +259,7 @@ def train_adapter(
         task,
         learning_rate=learning_rate,
         seed=seed,
+        teacher=teacher,
         resume_from_checkpoint=_last_checkpoint(checkpoints),
         callbacks=[_Steps(description, progress)],
         **arguments,
@@ -265,6 +277,7 @@ def train_adapter(
         distil(
             model, task, ages, steps=training.then_steps, seed=seed, advance=advance,
             put_on_chip=partial(config.hardware.deploy, task=task, placement="digital"),
+            teacher=teacher,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):

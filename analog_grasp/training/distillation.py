@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
 from analog_grasp.crossbar import Deployment, deploy
-from analog_grasp.crossbar.chip_layer import computed_digitally
+from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.tasks import Task
 from analog_grasp.training.converter_loop import StraightThrough
@@ -172,18 +172,26 @@ def descend(
 
 
 class Teacher:
-    """The digital model: a deployed model whose layers compute with their frozen weights.
+    """A digital model whose outputs another one learns.
 
     Args:
-        deployment: The chip.
-        model: A PEFT model on the chip, as it is before recalibration.
+        model: A digital model in evaluation mode, or a deployed one.
         hidden_weight: Weight of the hidden states in the loss; 0 for the outputs only.
+        layers: The layers of a deployed model, which compute with their frozen weights.
     """
 
-    def __init__(self, deployment: Deployment, model: nn.Module, hidden_weight: float) -> None:
-        self._layers = list(deployment.layers.values())
-        self.model = deployment.copy_model(model, own=())
+    def __init__(
+        self, model: nn.Module, hidden_weight: float, layers: Sequence[ChipLayer] = ()
+    ) -> None:
+        self.model = model
         self._hidden_weight = hidden_weight
+        self._layers = layers
+
+    @classmethod
+    def of_chip(cls, deployment: Deployment, model: nn.Module, hidden_weight: float) -> "Teacher":
+        """Return the digital model of a PEFT model on a chip, as it is before recalibration."""
+        layers = list(deployment.layers.values())
+        return cls(deployment.copy_model(model, own=()), hidden_weight, layers)
 
     def outputs(self, batch: Batch) -> ModelOutput:
         """Return the digital outputs for a batch."""
@@ -215,7 +223,7 @@ class Teacher:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Return the distance between a model's outputs on the chip and the digital ones.
+        """Return the distance between a model's outputs, such as those on a chip, and these.
 
         The Kullback-Leibler divergence of the classes (of the tokens, for a language model; of each
         label, where a text can have several), or the squared error of a regression relative to its
@@ -225,8 +233,7 @@ class Teacher:
         batch = batch if f"{_TARGET}0" in batch else self.with_targets(batch)
         found = student(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
         tokens = batch["attention_mask"].bool()
-        problem = getattr(getattr(student, "config", None), "problem_type", None)
-        several = problem == "multi_label_classification"
+        several = "multi_label_classification" in problem_types(self.model, student)
         loss = _output_loss(found.logits, batch[f"{_TARGET}0"], tokens, several)
         if self._hidden_weight:
             errors = [
@@ -235,6 +242,12 @@ class Teacher:
             ]
             loss = loss + self._hidden_weight * torch.stack(errors).sum()
         return loss
+
+
+def problem_types(*models: nn.Module) -> list[str]:
+    """Return the different problem types that models state; none is stated before a training."""
+    found = [getattr(getattr(each, "config", None), "problem_type", None) for each in models]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def _output_loss(found: Tensor, target: Tensor, tokens: Tensor, several: bool) -> Tensor:
@@ -271,14 +284,14 @@ def distil(
     learning_rate: float | None = None,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
+    teacher: nn.Module | None = None,
     put_on_chip: Callable[..., Deployment] = deploy,
     advance: Callable[[], object] = int,
 ) -> None:
     """Fit the active adapter and the task head to simulated chips of some devices and ages.
 
-    The digital model as it is before the call is the teacher; labels are not used. Every three
-    steps another chip is programmed and aged. The forward pass runs on the chip, the backward pass
-    uses the target weights, as hardware allows.
+    Labels are not used. Every three steps another chip is programmed and aged. The forward pass
+    runs on the chip, the backward pass uses the target weights, as hardware allows.
 
     Args:
         model: A digital PEFT model, trained on its task; changed in place.
@@ -288,6 +301,9 @@ def distil(
         learning_rate: The peak learning rate; by default the adapter's own.
         batch_size: Examples per step.
         seed: Seed of the examples, the chips and the ages.
+        teacher: The digital model whose outputs are learned, in evaluation mode; by default the
+            model as it is before the call. Hidden states are learned too if it has as many of the
+            same width.
         put_on_chip: Maps the model to tiles of a card, as it will be used, given them and `dtype`.
         advance: Called after every step.
 
@@ -311,6 +327,7 @@ def distil(
             deployments, [each.model for each in deployments], rows, ranges,
             steps=steps, learning_rate=learning_rate or own_learning_rate(model),
             batch_size=batch_size, seed=seed, advance=advance,
+            teacher=None if teacher is None else Teacher(teacher, _hidden_weight(teacher, model)),
         )  # fmt: skip
         set_parameters(model, found)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -328,6 +345,15 @@ def check_adapter(model: nn.Module) -> None:
         )
 
 
+def _hidden_weight(teacher: Any, model: Any) -> float:
+    """Return the weight of the hidden states: 0 if two models have others."""
+    alike = all(
+        getattr(teacher.config, name, None) == getattr(model.config, name, None)
+        for name in ("num_hidden_layers", "hidden_size")
+    )
+    return HIDDEN_WEIGHT if alike else 0.0
+
+
 def fit_on_chips(
     deployments: Sequence[Deployment],
     models: Sequence[Any],
@@ -340,6 +366,7 @@ def fit_on_chips(
     seed: int,
     advance: Callable[[], object] = int,
     steps_per_chip: int = _STEPS_PER_CHIP,
+    teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     """Return the parameters of an adapter fitted to simulated chips, by name.
 
@@ -350,9 +377,10 @@ def fit_on_chips(
         ranges: The ages of each deployment.
         steps, learning_rate, batch_size, seed, advance: As in `distil`.
         steps_per_chip: Steps between two chips.
+        teacher: By default the first model, computed digitally.
     """
     first = models[0]
-    teacher = Teacher(deployments[0], first, HIDDEN_WEIGHT)
+    teacher = teacher or Teacher.of_chip(deployments[0], first, HIDDEN_WEIGHT)
     names = dict(adapter_parameters(first))
     students = [d.copy_model(m, own=names) for d, m in zip(deployments, models, strict=True)]
     parameters = dict(adapter_parameters(cast(PeftModel, students[0])))

@@ -176,7 +176,7 @@ def recalibrate(
     if groups is not None:
         refine(student, groups)
     weight = _HIDDEN_WEIGHT if hidden_weight is None else hidden_weight
-    teacher = Teacher(deployment, chosen, weight)
+    teacher = Teacher.of_chip(deployment, chosen, weight)
     if labels:
         loss: Callable[[nn.Module, Batch], Tensor] = _label_loss
     else:

@@ -229,7 +229,7 @@ def fit_schedule(
     with torch.inference_mode(False), deployment.borrowed():
         rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
         # The digital outputs are the same at all ages.
-        rows = Teacher(deployment, chosen, HIDDEN_WEIGHT).prepared(rows, steps * batch_size)
+        rows = Teacher.of_chip(deployment, chosen, HIDDEN_WEIGHT).prepared(rows, steps * batch_size)
         fitted = cast(PeftModel, deployment.copy_model(chosen, own=names))
         for age in ages:
             begin = time.perf_counter()

@@ -1,8 +1,8 @@
 """Hardware-aware training of one adapter, by a transformers Trainer."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,268 +10,27 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
-from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.frozen import LayerPattern
-from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.adapters.registry import ADAPTERS, kind_of, own_learning_rate
+from analog_grasp.adapters.registry import own_learning_rate
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
-from analog_grasp.training.converter_loop import ConverterLoop
+from analog_grasp.training.adapter_trainer import AdapterTrainer
+from analog_grasp.training.chip_evaluation import ChipEvaluation
 from analog_grasp.training.distillation import STEPS, check_adapter, distil
-from analog_grasp.training.input_ranges import LearnedRanges, load_ranges, save_ranges
-from analog_grasp.training.loss import NoiseAwareLoss
-from analog_grasp.training.weight_noise import WeightNoise, parse_injection
-from analog_grasp.utils.errors import check_whole
-from analog_grasp.utils.seed import derive_seed
-from analog_grasp.utils.types import SHIFT_LR_RATIO
-
-# Rows on which the size of the layers' inputs is measured.
-_SIZE_ROWS = 32
-# Learning rate of the logarithms of the input ranges.
-_RANGE_RATE = 0.01
-
-
-class ChipEvaluation:
-    """The scores of a model in training on one programmed chip at one age.
-
-    Every call programs the same chip instance, so that scores during a training differ by the
-    model alone. The instance differs from those of a study with the same seed.
-
-    Args:
-        task: The task whose validation rows are measured; not those of a reported figure.
-        where: A device at a drift time, such as ``"pcm-hermes-2@1d"``.
-        seed: The seed of the training.
-        layers: The layers on tiles; see `deploy`.
-
-    Raises:
-        ValueError: The device or the time is unknown.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        where: str | DeviceAtTime,
-        seed: int,
-        layers: LayerPattern = "all-linear",
-    ) -> None:
-        self._task, self._layers = task, layers
-        self._card, self._seconds = DeviceAtTime.parse(where)
-        self._chip = derive_seed(seed, "evaluation") % 2**31
-
-    def scores(
-        self, model: nn.Module, input_ranges: Mapping[str, float] | None = None
-    ) -> dict[str, float]:
-        """Return every metric of the task for a copy of the model on the chip.
-
-        The adapter is digital where its method allows that, else folded.
-
-        Args:
-            model: The digital model.
-            input_ranges: The DAC's range of each layer, by name; None for the card's scaling.
-
-        Raises:
-            ValueError: The model's output is not finite.
-        """
-        kind = kind_of(model)
-        placement = ADAPTERS[kind].placements[0] if kind else "digital"
-        deployment = deploy(model, self._card, placement=placement, layers=self._layers)
-        deployment.program(self._chip).drift_to(self._seconds)
-        if input_ranges is not None:
-            deployment.set_input_ranges(input_ranges)
-        # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
-        vars(deployment.model).pop("forward", None)
-        return self._task.scores(deployment.model)
-
-
-class AdapterTrainer(Trainer):
-    """A `transformers.Trainer` with weight noise, converters and the noise-aware loss.
-
-    Takes every argument of Trainer and those below. Each process of a distributed training and
-    each of the batches that are accumulated for a step draws its own noise; the first process
-    draws what a single process would.
-
-    Args:
-        injection: The noise on the weights in training; see `WeightNoise`.
-        converters: The device whose converters are in the loop; see `ConverterLoop`.
-        learn_ranges: Learn the input range of each layer's converters.
-        layers: The layers on tiles, which receive both.
-        chip: The chip that evaluations are made on; Trainer's own evaluation if None.
-        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
-            for layers whose inputs have a root mean square of 1; see `train`.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        injection: float | Ages = 0.0,
-        converters: Device | None = None,
-        learn_ranges: bool = False,
-        layers: LayerPattern = "all-linear",
-        chip: ChipEvaluation | None = None,
-        shift_lr_ratio: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.shift_lr_ratio = shift_lr_ratio
-        # The loss is a mean over the batch, so Trainer must divide it by the accumulation steps.
-        # It does not for models that take num_items_in_batch.
-        self.model_accepts_loss_kwargs = False
-        model = self.model
-        assert isinstance(model, nn.Module)
-        self.weight_noise = WeightNoise(model, injection, layers, reduced=converters is None)
-        self._loop = ConverterLoop(model, converters, layers, learn_ranges) if converters else None
-        self.ranges = self._loop.ranges if self._loop else None
-        self.chip = chip
-        self.noise_aware_loss = _noise_aware_loss(model)
-        torch.manual_seed(self.args.seed + self.args.process_index)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Return Trainer's optimizer, with groups for the shifts of each layer and the ranges."""
-        if self.optimizer is None:
-            model = model or self.model
-            optimizer = super().create_optimizer(model)
-            for layer, size in self._input_sizes(model).items():
-                shifts = [layer.means(name)[1] for name in layer.group_of]
-                _scale_rate(optimizer, shifts, self.shift_lr_ratio * size)
-            if self.ranges is not None:
-                self._learn(self.ranges, optimizer, model)
-        return self.optimizer
-
-    def _learn(self, ranges: LearnedRanges, optimizer: Optimizer, model: nn.Module) -> None:
-        """Begin the input ranges and let the optimizer of the model learn them."""
-        assert self._loop is not None
-        self._loop.begin(partial(self._run_first_rows, model))
-        ranges.log.register_hook(_mean_over_processes)
-        optimizer.add_param_group({"params": [ranges.log], "lr": _RANGE_RATE, "weight_decay": 0.0})
-
-        def forget(*_: object) -> None:
-            # Trainer clears the gradients of the model alone.
-            ranges.log.grad = None
-
-        optimizer.register_step_post_hook(forget)
-
-    def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
-        """Return the root mean square of the inputs of GRASP's layers on the first rows."""
-        sizes: dict[GraspLinear, float] = {}
-
-        def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(layer, GraspLinear)
-            sizes[layer] = inputs[0].float().square().mean().sqrt().item()
-
-        layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
-        hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
-        if layers:
-            self._run_first_rows(model)
-        for hook in hooks:
-            hook.remove()
-        return sizes
-
-    def _run_first_rows(self, model: nn.Module) -> None:
-        """Run a model on the first training rows, the same in every process."""
-        rows = self.train_dataset
-        assert rows is not None
-        few = [rows[row] for row in range(min(_SIZE_ROWS, len(rows)))]
-        mode = model.training
-        with torch.no_grad():
-            model.eval()(**self._prepare_inputs(self.data_collator(few)))
-        model.train(mode)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one forward and backward pass under one draw of the injected noise."""
-        converters = self._loop.applied() if self._loop else nullcontext()
-        with converters, self.weight_noise.applied():
-            return super().training_step(*args, **kwargs)
-
-    def evaluate(
-        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> dict[str, float]:
-        """Return the scores on the chip under Trainer's names, such as ``eval_accuracy``."""
-        if self.chip is None:
-            return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        scores = self.chip.scores(self.model, self.ranges and self.ranges.values())
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args,
-            self.state,
-            self.control,  # type: ignore[has-type]
-            metrics,
-        )
-        return metrics
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        """Return ``E_eps[L_task] + lambda R(sigma, sigma*)``; see `NoiseAwareLoss`."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if self.noise_aware_loss is not None and model.training:
-            loss = loss + self.noise_aware_loss()
-            # Accumulation and mixed precision scale the loss, which its gradient shows.
-            loss.register_hook(self.noise_aware_loss.set_scale)
-        return (loss, outputs) if return_outputs else loss
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        sampler = super()._get_train_sampler(train_dataset)
-        if type(sampler) is LengthGroupedSampler:
-            # One step takes a batch from every process.
-            step = sampler.batch_size * self.args.world_size
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return _OrderedByLength(step, sampler.lengths, seed)
-        return sampler
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        self._restore_ranges(checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._restore_ranges(self.state.best_model_checkpoint)
-
-    def _restore_ranges(self, checkpoint: str | None) -> None:
-        if self.ranges is not None and checkpoint is not None:
-            self.ranges.restore(load_ranges(checkpoint))
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the adapter and its ranges alone, without a tokenizer and pickled arguments."""
-        if self.ranges is not None and self.args.should_save:
-            save_ranges(self.ranges.values(), output_dir or self.args.output_dir or ".")
-        if not isinstance(self.model, PeftModel):
-            super()._save(output_dir, state_dict)
-            return
-        self.model.save_pretrained(
-            output_dir or self.args.output_dir,
-            state_dict=state_dict,
-            is_main_process=self.args.should_save,
-            # The default makes peft query the Hub.
-            save_embedding_layers=False,
-        )
-
-
-class _OrderedByLength(LengthGroupedSampler):
-    """Batches of examples of similar length, in an order given by the seed and the epoch.
-
-    A training resumed within an epoch therefore sees the same batches, and all processes agree on
-    the order.
-    """
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.generator.manual_seed(derive_seed(self._seed, "order", epoch))
+from analog_grasp.training.input_ranges import LearnedRanges
+from analog_grasp.training.loss import check_schedules
+from analog_grasp.training.teacher_checks import check_teacher
+from analog_grasp.training.weight_noise import parse_injection
+from analog_grasp.utils.errors import check_finite, check_whole
+from analog_grasp.utils.types import SHIFT_LR_RATIO, Schedule
 
 
 def train(
@@ -283,11 +42,15 @@ def train(
     learn_ranges: bool = False,
     layers: LayerPattern = "all-linear",
     evaluate_on: str | DeviceAtTime | None = None,
+    teacher: nn.Module | None = None,
     then: Ages | None = None,
     then_steps: int = STEPS,
     epochs: float = 3,
     learning_rate: float | None = None,
     shift_lr_ratio: float = SHIFT_LR_RATIO,
+    sigma_lr_ratio: float = 1.0,
+    noise_weight_schedule: Schedule = "constant",
+    noise_target_schedule: Schedule = "constant",
     batch_size: int = 32,
     seed: int = 0,
     dropout: bool = False,
@@ -322,8 +85,13 @@ def train(
             the model is scored on a chip of that device, on rows held out from the training split
             by `tuning_task`, and the best adapter is kept. The validation split is not used. Works
             with `transformers.EarlyStoppingCallback`.
+        teacher: A digital transformers or PEFT model with the same task head, such as one that was
+            trained whole. Its outputs, in evaluation mode and without noise, replace the labels:
+            the loss is the Kullback-Leibler divergence from them, or the squared error of a
+            regression relative to their variance. Left in evaluation mode, where the model is.
         then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
-            learned, the adapter is distilled on simulated chips of these; see `distil`.
+            learned, the adapter is distilled on simulated chips of these, from the teacher if
+            there is one; see `distil`.
         then_steps: Steps of this second stage.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
@@ -333,6 +101,11 @@ def train(
             on the first training rows. A shift adds to the inputs, whose size differs fivefold
             between layers and models: one rate for all makes small ones collapse to a constant
             prediction.
+        sigma_lr_ratio: Learning rate of StochGRASP's standard deviations (of their logarithms)
+            relative to that of all other parameters.
+        noise_weight_schedule: ``"linear"`` raises the weight of StochGRASP's noise-aware loss over
+            the training, from 0.
+        noise_target_schedule: ``"linear"`` raises its noise target, from 1 % of it.
         batch_size: Examples per step and process.
         seed: Seed of the order of the examples, the samples, the noise and the rows held out.
         dropout: Enable the pre-trained model's dropout.
@@ -352,10 +125,11 @@ def train(
 
     Raises:
         ValueError: The model is deployed, or has no trainable parameter; `injection` is negative or
-            not finite; `shift_lr_ratio` is not above 0; `then_steps` is below 1; `layers` matches
-            no layer; a device or a time is unknown, or a range of times reversed; `converters`
-            names a device without converters, or is missing with `learn_ranges`; `then` is given
-            for a model without an adapter; there is no checkpoint to resume from.
+            not finite; a ratio of learning rates is not above 0; a schedule is unknown;
+            `then_steps` is below 1; `layers` matches no layer; a device or a time is unknown, or a
+            range of times reversed; `converters` names a device without converters, or is missing
+            with `learn_ranges`; `then` is given for a model without an adapter; the teacher has
+            another vocabulary or task head; there is no checkpoint to resume from.
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -370,10 +144,11 @@ def train(
             "The model has no trainable parameter: wrap it with peft.get_peft_model, or load its "
             "adapter with is_trainable=True."
         )
-    if not shift_lr_ratio > 0:
-        raise ValueError(f"shift_lr_ratio is {shift_lr_ratio}: a number above 0 is accepted.")
     if learn_ranges and converters is None:
         raise ValueError("learn_ranges requires converters, a device whose DACs have the ranges.")
+    check_finite("shift_lr_ratio", shift_lr_ratio, above=True)
+    check_finite("sigma_lr_ratio", sigma_lr_ratio, above=True)
+    check_schedules(noise_weight_schedule, noise_target_schedule)
     check_whole("then_steps", then_steps)
     injection = parse_injection(injection)
     if then is not None:
@@ -383,6 +158,8 @@ def train(
         learning_rate = own_learning_rate(model)
     if tokenizer is not None:
         task = replace(task, tokenizer=tokenizer)
+    if teacher is not None:
+        check_teacher(teacher, model, task)
     chip, whole = None, task
     if evaluate_on is not None:
         task = tuning_task(task, seed)
@@ -409,6 +186,10 @@ def train(
             layers=layers,
             chip=chip,
             shift_lr_ratio=shift_lr_ratio,
+            sigma_lr_ratio=sigma_lr_ratio,
+            noise_weight_schedule=noise_weight_schedule,
+            noise_target_schedule=noise_target_schedule,
+            teacher=teacher,
         )
         # Without a progress bar Trainer would print its statistics.
         trainer.remove_callback(PrinterCallback)
@@ -419,10 +200,12 @@ def train(
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
     if trainer.ranges is not None:
-        vars(model)["input_ranges"] = trainer.ranges.values()
+        model.__dict__["input_ranges"] = trainer.ranges.values()
     if then is not None:
-        put_on_chip = partial(_on_chip, trainer.ranges, layers=layers)
-        distil(model, whole, then, steps=then_steps, seed=seed, put_on_chip=put_on_chip)
+        distil(
+            model, whole, then, steps=then_steps, seed=seed, teacher=teacher,
+            put_on_chip=partial(_on_chip, trainer.ranges, layers=layers),
+        )  # fmt: skip
     return output
 
 
@@ -468,25 +251,6 @@ def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str
     return {**defaults, **given}
 
 
-def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float) -> None:
-    """Move parameters to optimizer groups with `ratio` times their learning rate."""
-    chosen = {id(parameter) for parameter in parameters}
-    for group in list(optimizer.param_groups):
-        moved = [p for p in group["params"] if id(p) in chosen]
-        if moved:
-            group["params"] = [p for p in group["params"] if id(p) not in chosen]
-            optimizer.add_param_group({**group, "params": moved, "lr": ratio * group["lr"]})
-
-
-def _mean_over_processes(grad: Tensor) -> Tensor:
-    """Return the mean of a gradient over the processes of a distributed training."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        grad = grad.clone()
-        torch.distributed.all_reduce(grad)
-        grad /= torch.distributed.get_world_size()
-    return grad
-
-
 @contextmanager
 def _dropout(model: nn.Module, on: bool) -> Iterator[None]:
     """Disable the model's dropout within the block, unless `on`."""
@@ -499,13 +263,3 @@ def _dropout(model: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for layer, rate in zip(layers, rates, strict=True):
             layer.p = rate
-
-
-def _noise_aware_loss(model: nn.Module) -> NoiseAwareLoss | None:
-    """Return the loss of an active StochGRASP adapter with a positive weight, else None."""
-    if not isinstance(model, PeftModel):
-        return None
-    config = model.active_peft_config
-    if not isinstance(config, StochGraspConfig) or config.noise_weight == 0:
-        return None
-    return NoiseAwareLoss(model, config, model.active_adapter)

@@ -29,6 +29,7 @@ from analog_grasp.study.provenance import (
     card_hash,
     check_new,
     check_same,
+    teacher_hash,
 )
 from analog_grasp.study.study import check_single_process
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
@@ -174,13 +175,17 @@ def prepare_tuning(
             "the lower it is; tuning requires one that is better the higher it is."
         )
     _check_adapter(config, task, adapter, space)
-    asked = flat(config, CHANGEABLE) | {
-        "adapter": adapter,
-        "multi": multi,
-        "held_out": len(task.validation),
-        "cards": {name: card_hash(card) for name, card in cards.items()},
-        "search": {name: [bounds.low, bounds.high] for name, bounds in space.items()},
-    }
+    asked = (
+        flat(config, CHANGEABLE)
+        | teacher_hash(config)
+        | {
+            "adapter": adapter,
+            "multi": multi,
+            "held_out": len(task.validation),
+            "cards": {name: card_hash(card) for name, card in cards.items()},
+            "search": {name: [bounds.low, bounds.high] for name, bounds in space.items()},
+        }
+    )
     file = directory / TUNE_FILE
     if file.is_file():
         there = read_toml(file, f"The file {file}")

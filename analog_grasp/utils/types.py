@@ -29,6 +29,9 @@ RANGES_FILE = "input_ranges.safetensors"
 SHIFT_LR_RATIO = 0.5
 """Learning rate of GRASP's shifts relative to that of its scales."""
 
+Schedule = Literal["constant", "linear"]
+"""Course of a value over a training: its full value throughout, or a linear rise to it."""
+
 Placement = Literal["digital", "folded", "programmed"]
 """Placement of an adapter: digital arithmetic, folded into the weights, or in analog devices."""
 

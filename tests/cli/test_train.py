@@ -97,6 +97,32 @@ def test_the_same_command_resumes_an_interrupted_training(
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "mine"}
 
 
+def test_a_model_trained_whole_is_the_teacher(ag, error_of, tiny, tmp_path, monkeypatch):
+    given = [*tiny, "--batch-size", "8", "--epochs", "1"]
+    teacher = tmp_path / "teacher"
+    assert ag("train", "--adapter", "full", *given, "--out", teacher).status == 0
+    asked = ["--adapter", "lora", *given, "--teacher", teacher, "--out"]
+    saved = AdapterTrainer._save_checkpoint
+
+    def killed(trainer, *args):
+        saved(trainer, *args)
+        raise KeyboardInterrupt
+
+    assert ag("train", *asked, tmp_path / "whole").status == 0
+    monkeypatch.setattr(AdapterTrainer, "_save_checkpoint", killed)
+    assert ag("train", *asked, tmp_path / "mine", "--save-steps", "1").status == 1
+    monkeypatch.undo()
+    weights = (teacher / "model.safetensors").read_bytes()
+    (teacher / "model.safetensors").write_bytes(weights[:-4] + bytes(4))
+    assert "holds another training, whose teacher_hash" in error_of(
+        "train", *asked, tmp_path / "mine"
+    )
+    (teacher / "model.safetensors").write_bytes(weights)
+    assert ag("train", *asked, tmp_path / "mine").status == 0
+    files = [tmp_path / name / "adapter_model.safetensors" for name in ("whole", "mine")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
     given = ["--evaluate-on", "pcm-hermes-2@1d", "--gradient-accumulation-steps", "2", "--bf16"]
     given += ["--groups", "4", "--epochs", "2", "--batch-size", "8", "--out", tmp_path / "mine"]
@@ -115,6 +141,7 @@ def test_the_best_epoch_on_a_device_is_kept(ag, tiny, tmp_path):
         ("grasp", "then", "pcm-hermes-2@1h,hermes@1h", "Unknown device 'hermes'"),
         ("grasp", "then", "devices", "then is devices, of which train has none: name them"),
         ("grasp", "start-from", "/nothing", "/nothing holds no adapter"),
+        ("lora", "teacher", "/nothing", "/nothing holds no adapter"),
         ("grasp", "converters", "ideal", "converters is 'ideal', a device whose card states no"),
         ("lora", "sampling", "weight", "which has no effect on lora: it applies to"),
         ("lora", "groups", "4", "which has no effect on lora: it applies to"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analog_grasp.devices.ages import AgeRange, draw, parse_ages
+from analog_grasp.devices.ages import AgeRange, draw, parse_age, parse_ages
 from analog_grasp.devices.card import DeviceCard
 
 YEAR = 31_536_000.0
@@ -64,6 +64,13 @@ def test_other_types_raise_one_sentence(given, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         parse_ages(given)
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("text", ["pcm-hermes-2@1h..1y", "pcm-hermes-2@1d,ideal@1d"])
+def test_one_device_at_one_time(text):
+    assert parse_age("pcm-hermes-2@1d x2") == parse_ages("pcm-hermes-2@1d x2")[0]
+    with pytest.raises(ValueError, match=f"'{text}' is more than one device at one time"):
+        parse_age(text)
 
 
 @pytest.mark.parametrize("text", ["gaussian:0.04@0s x1.5", "gaussian:0.04@0sx1.5"])

@@ -210,6 +210,9 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
         ({"grouping": "strided", "adapters": ["lora"]}, "grouping is 'strided', .* effect on lora"),
         ({"target_modules": ["query"], "adapters": ["ia3", "head"]}, "no effect on ia3 or head"),
         ({"noise_weight": 2.0, "adapters": ["grasp"]}, "noise_weight.*applies to stochgrasp"),
+        ({"sigma_lr_ratio": 3, "adapters": ["grasp"]}, "sigma_lr_ratio.*applies to stochgrasp"),
+        ({"noise_weight_schedule": "linear", "adapters": ["grasp"]}, "applies to stochgrasp"),
+        ({"noise_target_schedule": "linear", "adapters": ["lora"]}, "applies to stochgrasp"),
     ],
 )
 def test_settings_without_effect_are_errors(given, sentence):

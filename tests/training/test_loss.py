@@ -68,9 +68,10 @@ def test_device_target_equals_its_profile():
     assert target.dtype == values.dtype
 
 
-def test_gaussian_card_at_a_time():
-    target = target_std("gaussian:0.1@0s")(torch.tensor([0.5]))
-    assert target.item() == pytest.approx(0.1, rel=0.03)
+@pytest.mark.parametrize(("factor", "std"), [("", 0.1), (" x1.5", 0.15), (" x2", 0.2)])
+def test_gaussian_card_at_a_time_with_a_factor(factor, std):
+    target = target_std(f"gaussian:0.1@0s{factor}")(torch.tensor([0.5]))
+    assert target.item() == pytest.approx(std, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,9 @@ def test_gaussian_card_at_a_time():
         ("pcm-afm-2025@0s", "stores some values without noise"),
         ("sonos-agrawal2022@0s", "stores some values without noise"),
         ("pcm-hermes-2@1 fortnight", "unknown unit"),
-        ("pcm-hermes-2@", "cannot be read"),
+        ("pcm-hermes-2@", "has no drift time"),
+        ("pcm-hermes-2@1h..1y", "more than one device at one time"),
+        ("gaussian:0.1@0s x0", "no number above 0"),
     ],
 )
 def test_invalid_targets_raise(target, sentence):
@@ -99,6 +102,28 @@ def test_loss_is_the_weighted_mean_over_all_sigmas(bert, form, value):
         shift_log_sigma=[math.log(0.2), math.log(0.1)],
     )
     assert NoiseAwareLoss(model, config)().item() == pytest.approx(3 * value / 2, rel=1e-5)
+
+
+def test_linear_schedules_end_at_the_full_loss(bert):
+    sigma, target, weight = 0.2, 0.1, 3.0
+    model, config = adapted(bert, noise_loss="l2", noise_weight=weight, noise_target=target)
+    each_layer(model, scale_log_sigma=[math.log(sigma)] * 2, shift_log_sigma=[math.log(sigma)] * 2)
+
+    def found(progress, **schedules):
+        return NoiseAwareLoss(model, config, **schedules)(progress).item()
+
+    full = found(1.0)
+    for kind in ("weight", "target"):
+        assert found(1.0, **{f"{kind}_schedule": "linear"}) == pytest.approx(full)
+        assert found(0.5, **{f"{kind}_schedule": "constant"}) == full
+    assert found(0.25, weight_schedule="linear") == pytest.approx(full / 4)
+    early = target * (0.01 + 0.99 * 0.25)
+    expected = weight * ((sigma - early) / early) ** 2
+    assert found(0.25, target_schedule="linear") == pytest.approx(expected, rel=1e-5)
+    both = {"weight_schedule": "linear", "target_schedule": "linear"}
+    assert found(0.25, **both) == pytest.approx(expected / 4, rel=1e-5)
+    with pytest.raises(ValueError, match="Unknown schedule 'cosine'"):
+        found(1.0, weight_schedule="cosine")
 
 
 def test_device_target_depends_on_the_stored_value(bert):

@@ -18,7 +18,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import trained_adapters
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
-from analog_grasp.training import train, trainer
+from analog_grasp.training import NoiseAwareLoss, chip_evaluation, train
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
 
@@ -140,14 +140,47 @@ def test_shifts_have_their_own_learning_rate(adapted, task, adapter, ratio):
         )
 
 
-def test_shift_lr_ratio_must_be_positive(adapted, task):
-    with pytest.raises(ValueError, match="shift_lr_ratio is 0: a number above 0"):
-        train(adapted(), task, shift_lr_ratio=0)
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+def test_standard_deviations_have_their_own_learning_rate(adapted, task, ratio):
+    model = adapted("stochgrasp", noise_weight=1.0)
+    fixed = {"warmup_steps": 0, "lr_scheduler_type": "constant", "max_steps": 1}
+    train(model, task, learning_rate=1e-2, sigma_lr_ratio=ratio, **fixed)
+    # Adam's first step is the learning rate, for any gradient.
+    steps = (sigmas(model) / 0.05).log().abs()
+    torch.testing.assert_close(steps, torch.full_like(steps, ratio * 1e-2), rtol=1e-2, atol=0)
+
+
+def test_the_noise_aware_loss_gets_the_progress_of_the_steps(adapted, task, monkeypatch):
+    seen = []
+    loss = NoiseAwareLoss.__call__
+
+    def recorded(self, progress):
+        seen.append(progress)
+        return loss(self, progress)
+
+    monkeypatch.setattr(NoiseAwareLoss, "__call__", recorded)
+    model, settings = adapted("stochgrasp"), {"gradient_accumulation_steps": 2, "epochs": 2}
+    train(model, task, batch_size=16, **settings)
+    assert seen == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["noise_weight_schedule", "noise_target_schedule"])
+def test_a_linear_schedule_changes_the_training(adapted, task, name):
+    def trained(**settings):
+        model = adapted("stochgrasp", noise_weight=1.0)
+        train(model, task, epochs=1, batch_size=16, **settings)
+        return adapter_bits(model)
+
+    assert not same_bits(trained(**{name: "linear"}), trained())
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"shift_lr_ratio": 0}, "shift_lr_ratio is 0: a finite number above 0"),
+        ({"sigma_lr_ratio": -1.0}, "sigma_lr_ratio is -1.0: a finite number above 0"),
+        ({"noise_weight_schedule": "cosine"}, "Unknown schedule 'cosine'"),
+        ({"noise_target_schedule": None}, "Unknown schedule None"),
         ({"then_steps": 0}, "then_steps is 0: a whole number of at least 1"),
         ({"then_steps": -1}, "then_steps is -1"),
         ({"then_steps": 2.5}, "then_steps is 2.5"),
@@ -215,9 +248,12 @@ def test_layers_are_those_on_tiles(adapted, task, settings):
 def test_a_study_trains_with_its_layers_on_tiles(adapted, task, settings, layers, monkeypatch):
     given = {}
     monkeypatch.setattr(trained_adapters, "train", lambda *_, **arguments: given.update(arguments))
-    config = resolve({"then": "none"} | settings)
+    stochastic = {"sigma_lr_ratio": 3.0, "noise_weight_schedule": "linear"}
+    stochastic |= {"noise_target_schedule": "linear"}
+    config = resolve({"then": "none"} | settings | stochastic)
     trained_adapters.train_adapter(adapted(), config, task, "", silent)
     assert given.get("layers") == layers
+    assert stochastic.items() <= given.items()
 
 
 @pytest.mark.parametrize("layers", ["all-linear", ["query"]])
@@ -228,7 +264,7 @@ def test_evaluation_is_on_a_chip_with_the_layers(adapted, task, layers, monkeypa
         chips.append(deploy(*args, **kwargs))
         return chips[-1]
 
-    monkeypatch.setattr(trainer, "deploy", recorded)
+    monkeypatch.setattr(chip_evaluation, "deploy", recorded)
     train(adapted(), task, evaluate_on="gaussian:0.1@0s", layers=layers, epochs=1)
     assert [len(chip.layers) for chip in chips] == [2 if layers == ["query"] else 13]
 
@@ -311,6 +347,7 @@ def test_resumed_training_ends_with_the_same_bits(adapted, task, tmp_path, stop)
     def trained(**more):
         model = adapted("stochgrasp")
         settings = {"injection": 0.1, "converters": "pcm-hermes-2", "epochs": 3, "batch_size": 16}
+        settings |= {"noise_weight_schedule": "linear", "noise_target_schedule": "linear"}
         train(model, task, **settings, **more)
         return adapter_bits(model)
 

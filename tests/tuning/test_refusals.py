@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import event
 
+from analog_grasp.study.trained_adapters import new_adapter, save_adapter
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.base import tuning_task
 from analog_grasp.tuning import api, tuner
@@ -61,6 +62,17 @@ def test_folder_of_another_study(settings, tmp_path, changed, named):
     own = {name: changed.pop(name) for name in ("multi", "ranges") if name in changed}
     with pytest.raises(ValueError, match=named):
         prepare_tuning(settings.replace(**changed), tmp_path / "run", **own)
+
+
+def test_folder_of_a_study_with_another_teacher(settings, tmp_path):
+    teacher = tmp_path / "teacher"
+    save_adapter(new_adapter(settings, load_task("lengths"), "grasp"), teacher)
+    taught = settings.replace(teacher=str(teacher))
+    for _ in range(2):
+        prepare_tuning(taught, tmp_path / "run")
+    save_adapter(new_adapter(settings.replace(seed=4), load_task("lengths"), "grasp"), teacher)
+    with pytest.raises(ValueError, match="another study, whose teacher_hash is"):
+        prepare_tuning(taught, tmp_path / "run")
 
 
 def test_storage_of_another_study(settings, tmp_path):

@@ -1,0 +1,270 @@
+"""A transformers Trainer with weight noise, converters and the noise-aware loss."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from analog_grasp.adapters.config import StochGraspConfig
+from analog_grasp.adapters.frozen import LayerPattern
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.devices.ages import Ages
+from analog_grasp.devices.card import Device
+from analog_grasp.training.chip_evaluation import ChipEvaluation
+from analog_grasp.training.converter_loop import ConverterLoop
+from analog_grasp.training.distillation import Teacher
+from analog_grasp.training.input_ranges import LearnedRanges, load_ranges, save_ranges
+from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.weight_noise import WeightNoise
+from analog_grasp.utils.seed import derive_seed
+from analog_grasp.utils.types import Schedule
+
+# Rows on which the size of the layers' inputs is measured.
+_SIZE_ROWS = 32
+# Learning rate of the logarithms of the input ranges.
+_RANGE_RATE = 0.01
+
+
+class AdapterTrainer(Trainer):
+    """A `transformers.Trainer` with weight noise, converters and the noise-aware loss.
+
+    Takes every argument of Trainer and those below. Each process of a distributed training and
+    each of the batches that are accumulated for a step draws its own noise; the first process
+    draws what a single process would.
+
+    Args:
+        injection: The noise on the weights in training; see `WeightNoise`.
+        converters: The device whose converters are in the loop; see `ConverterLoop`.
+        learn_ranges: Learn the input range of each layer's converters.
+        layers: The layers on tiles, which receive both.
+        chip: The chip that evaluations are made on; Trainer's own evaluation if None.
+        shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
+            for layers whose inputs have a root mean square of 1; see `train`.
+        sigma_lr_ratio: Learning rate of StochGRASP's standard deviations relative to the others.
+        noise_weight_schedule, noise_target_schedule: See `NoiseAwareLoss`.
+        teacher: A digital model whose outputs are learned in place of the labels; see `train`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        injection: float | Ages = 0.0,
+        converters: Device | None = None,
+        learn_ranges: bool = False,
+        layers: LayerPattern = "all-linear",
+        chip: ChipEvaluation | None = None,
+        shift_lr_ratio: float = 1.0,
+        sigma_lr_ratio: float = 1.0,
+        noise_weight_schedule: Schedule = "constant",
+        noise_target_schedule: Schedule = "constant",
+        teacher: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.shift_lr_ratio, self.sigma_lr_ratio = shift_lr_ratio, sigma_lr_ratio
+        # The loss is a mean over the batch, so Trainer must divide it by the accumulation steps.
+        # It does not for models that take num_items_in_batch.
+        self.model_accepts_loss_kwargs = False
+        model = self.model
+        assert isinstance(model, nn.Module)
+        self.weight_noise = WeightNoise(model, injection, layers, reduced=converters is None)
+        self._loop = ConverterLoop(model, converters, layers, learn_ranges) if converters else None
+        self.ranges = self._loop.ranges if self._loop else None
+        self.chip = chip
+        # In evaluation mode, and none of the modules that receive noise.
+        self.teacher = (
+            None if teacher is None else Teacher(teacher.to(self.args.device).eval(), 0.0)
+        )
+        schedules = noise_weight_schedule, noise_target_schedule
+        self.noise_aware_loss = _noise_aware_loss(model, *schedules)
+        torch.manual_seed(self.args.seed + self.args.process_index)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Return Trainer's optimizer, with groups for shifts, standard deviations and ranges."""
+        if self.optimizer is None:
+            model = model or self.model
+            optimizer = super().create_optimizer(model)
+            for layer, size in self._input_sizes(model).items():
+                shifts = [layer.means(name)[1] for name in layer.group_of]
+                _scale_rate(optimizer, shifts, self.shift_lr_ratio * size)
+            sigmas = [
+                parameter
+                for layer in model.modules()
+                if isinstance(layer, StochGraspLinear)
+                for kind in layer.adapter_layer_names[2:]
+                for parameter in getattr(layer, kind).values()
+            ]
+            _scale_rate(optimizer, sigmas, self.sigma_lr_ratio)
+            if self.ranges is not None:
+                self._learn(self.ranges, optimizer, model)
+        return self.optimizer
+
+    def _learn(self, ranges: LearnedRanges, optimizer: Optimizer, model: nn.Module) -> None:
+        """Begin the input ranges and let the optimizer of the model learn them."""
+        assert self._loop is not None
+        self._loop.begin(partial(self._run_first_rows, model))
+        ranges.log.register_hook(_mean_over_processes)
+        optimizer.add_param_group({"params": [ranges.log], "lr": _RANGE_RATE, "weight_decay": 0.0})
+
+        def forget(*_: object) -> None:
+            # Trainer clears the gradients of the model alone.
+            ranges.log.grad = None
+
+        optimizer.register_step_post_hook(forget)
+
+    def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
+        """Return the root mean square of the inputs of GRASP's layers on the first rows."""
+        sizes: dict[GraspLinear, float] = {}
+
+        def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, GraspLinear)
+            sizes[layer] = inputs[0].float().square().mean().sqrt().item()
+
+        layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
+        hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+        if layers:
+            self._run_first_rows(model)
+        for hook in hooks:
+            hook.remove()
+        return sizes
+
+    def _run_first_rows(self, model: nn.Module) -> None:
+        """Run a model on the first training rows, the same in every process."""
+        rows = self.train_dataset
+        assert rows is not None
+        few = [rows[row] for row in range(min(_SIZE_ROWS, len(rows)))]
+        mode = model.training
+        with torch.no_grad():
+            model.eval()(**self._prepare_inputs(self.data_collator(few)))
+        model.train(mode)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one forward and backward pass under one draw of the injected noise."""
+        converters = self._loop.applied() if self._loop else nullcontext()
+        with converters, self.weight_noise.applied():
+            return super().training_step(*args, **kwargs)
+
+    def evaluate(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> dict[str, float]:
+        """Return the scores on the chip under Trainer's names, such as ``eval_accuracy``."""
+        if self.chip is None:
+            return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        scores = self.chip.scores(self.model, self.ranges.values() if self.ranges else None)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args,
+            self.state,
+            self.control,  # type: ignore[has-type]
+            metrics,
+        )
+        return metrics
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return ``E_eps[L_task] + lambda R(sigma, sigma*)``; see `NoiseAwareLoss`.
+
+        With a teacher L_task is the distance from its outputs; see `Teacher.loss`.
+        """
+        if self.teacher is not None and model.training:
+            loss, outputs = self.teacher.loss(model, inputs), None
+        else:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self.noise_aware_loss is not None and model.training:
+            # The state of a resumed training has its step.
+            progress = (self.state.global_step + 1) / self.state.max_steps
+            loss = loss + self.noise_aware_loss(progress)
+            # Accumulation and mixed precision scale the loss, which its gradient shows.
+            loss.register_hook(self.noise_aware_loss.set_scale)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if type(sampler) is LengthGroupedSampler:
+            # One step takes a batch from every process.
+            step = sampler.batch_size * self.args.world_size
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return _OrderedByLength(step, sampler.lengths, seed)
+        return sampler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._restore_ranges(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._restore_ranges(self.state.best_model_checkpoint)
+
+    def _restore_ranges(self, checkpoint: str | None) -> None:
+        if self.ranges is not None and checkpoint is not None:
+            self.ranges.restore(load_ranges(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the adapter and its ranges alone, without a tokenizer and pickled arguments."""
+        if self.ranges is not None and self.args.should_save:
+            save_ranges(self.ranges.values(), output_dir or self.args.output_dir or ".")
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+            return
+        self.model.save_pretrained(
+            output_dir or self.args.output_dir,
+            state_dict=state_dict,
+            is_main_process=self.args.should_save,
+            # The default makes peft query the Hub.
+            save_embedding_layers=False,
+        )
+
+
+class _OrderedByLength(LengthGroupedSampler):
+    """Batches of examples of similar length, in an order given by the seed and the epoch.
+
+    A training resumed within an epoch therefore sees the same batches, and all processes agree on
+    the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(derive_seed(self._seed, "order", epoch))
+
+
+def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float) -> None:
+    """Move parameters to optimizer groups with `ratio` times their learning rate."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if id(p) in chosen]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            optimizer.add_param_group({**group, "params": moved, "lr": ratio * group["lr"]})
+
+
+def _mean_over_processes(grad: Tensor) -> Tensor:
+    """Return the mean of a gradient over the processes of a distributed training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        grad = grad.clone()
+        torch.distributed.all_reduce(grad)
+        grad /= torch.distributed.get_world_size()
+    return grad
+
+
+def _noise_aware_loss(model: nn.Module, *schedules: Schedule) -> NoiseAwareLoss | None:
+    """Return the loss of an active StochGRASP adapter with a positive weight, else None."""
+    if not isinstance(model, PeftModel):
+        return None
+    config = model.active_peft_config
+    if not isinstance(config, StochGraspConfig) or config.noise_weight == 0:
+        return None
+    return NoiseAwareLoss(model, config, model.active_adapter, *schedules)

@@ -1,0 +1,64 @@
+"""A teacher in a study: a saved adapter or model, part of the recipe, checked before training."""
+
+import json
+import shutil
+
+import pytest
+
+from analog_grasp.study.api import compare
+from analog_grasp.study.config import resolve
+from analog_grasp.study.provenance import adapter_hash, open_run, read_run
+
+FEW = {"adapters": ("grasp",), "devices": ("pcm-hermes-2",), "times": ("0s",), "repeats": 1}
+
+
+@pytest.fixture
+def folder(finished_run, tmp_path):
+    """The folder of a saved adapter that may be changed."""
+    return shutil.copytree(finished_run / "adapters" / "stochgrasp", tmp_path / "teacher")
+
+
+@pytest.mark.parametrize("then", ["none", "devices"])
+def test_adapters_of_a_study_learn_from_its_teacher(settings, folder, tmp_path, then):
+    asked = settings | FEW | {"then": then} | ({} if then == "none" else {"then_steps": 2})
+    hashes = []
+    for name, given in (("plain", {}), ("taught", {"teacher": str(folder)})):
+        run = compare(tmp_path / name, **asked | given)
+        hashes.append(adapter_hash(run.directory / "adapters" / "grasp"))
+    assert hashes[0] != hashes[1]
+    assert str(folder) in (tmp_path / "taught" / "report.html").read_text()
+
+
+def test_a_run_does_not_resume_with_another_teacher(folder, tmp_path):
+    config = resolve(FEW | {"teacher": str(folder)})
+    open_run(tmp_path / "run", config)
+    assert read_run(tmp_path / "run")[1]["hashes"] == {"teacher_hash": adapter_hash(folder)}
+    moved = config.replace(teacher=str(shutil.move(folder, tmp_path / "moved" / "teacher")))
+    open_run(tmp_path / "run", moved)
+    with pytest.raises(ValueError, match="another run, whose teacher is 'teacher' and not None"):
+        open_run(tmp_path / "run", config.replace(teacher=None))
+    file = tmp_path / "moved" / "teacher" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"groups": 2}))
+    with pytest.raises(ValueError, match=r"another run, whose teacher_hash is '.*' and not '"):
+        open_run(tmp_path / "run", moved)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "sentence"),
+    [
+        (lambda folder, _: folder / "none", FileNotFoundError, "none holds no adapter: .*config"),
+        (lambda folder, _: folder.parent, FileNotFoundError, "or config.json and model.safetens"),
+        (
+            lambda _, model: model,
+            ValueError,
+            "does not fit the task glue/stsb: 2 of its parameters",
+        ),
+    ],
+)
+def test_a_teacher_that_does_not_fit_raises_before_the_folder_is_created(
+    settings, folder, bert_folder, tmp_path, make, error, sentence
+):
+    with pytest.raises(error, match=sentence) as caught:
+        compare(tmp_path / "run", **settings | FEW | {"teacher": str(make(folder, bert_folder))})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
