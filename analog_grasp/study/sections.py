@@ -331,7 +331,8 @@ class TrainingSettings(Section):
     teacher: Annotated[str | None, Note("the labels")] = Field(
         default=None,
         description="The folder of a saved adapter, or of a model that was trained whole, of the "
-        "same task, whose outputs without noise are learned in place of labels, in both stages.",
+        "same task, whose outputs without noise are learned in place of labels, before the second "
+        "stage.",
     )
     epochs: float = Field(default=5.0, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(

@@ -244,7 +244,7 @@ def train_adapter(
     Raises:
         ValueError: As `analog_grasp.train`.
     """
-    training, seed, teacher = config.training, config.run.seed, _teacher(config, task)
+    training, seed = config.training, config.run.seed
     learning_rate = training.learning_rate or own_learning_rate(model)
     arguments = {name: getattr(training, name) for name in _TRAIN_ARGUMENTS}
     if config.hardware.weights == "analog":
@@ -259,7 +259,7 @@ def train_adapter(
         task,
         learning_rate=learning_rate,
         seed=seed,
-        teacher=teacher,
+        teacher=_teacher(config, task),
         resume_from_checkpoint=_last_checkpoint(checkpoints),
         callbacks=[_Steps(description, progress)],
         **arguments,
@@ -277,7 +277,6 @@ def train_adapter(
         distil(
             model, task, ages, steps=training.then_steps, seed=seed, advance=advance,
             put_on_chip=partial(config.hardware.deploy, task=task, placement="digital"),
-            teacher=teacher,
         )  # fmt: skip
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):

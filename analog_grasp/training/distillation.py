@@ -284,14 +284,14 @@ def distil(
     learning_rate: float | None = None,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
-    teacher: nn.Module | None = None,
     put_on_chip: Callable[..., Deployment] = deploy,
     advance: Callable[[], object] = int,
 ) -> None:
     """Fit the active adapter and the task head to simulated chips of some devices and ages.
 
-    Labels are not used. Every three steps another chip is programmed and aged. The forward pass
-    runs on the chip, the backward pass uses the target weights, as hardware allows.
+    The digital model as it is before the call is the teacher; labels are not used. Every three
+    steps another chip is programmed and aged. The forward pass runs on the chip, the backward pass
+    uses the target weights, as hardware allows.
 
     Args:
         model: A digital PEFT model, trained on its task; changed in place.
@@ -301,9 +301,6 @@ def distil(
         learning_rate: The peak learning rate; by default the adapter's own.
         batch_size: Examples per step.
         seed: Seed of the examples, the chips and the ages.
-        teacher: The digital model whose outputs are learned, in evaluation mode; by default the
-            model as it is before the call. Hidden states are learned too if it has as many of the
-            same width.
         put_on_chip: Maps the model to tiles of a card, as it will be used, given them and `dtype`.
         advance: Called after every step.
 
@@ -327,7 +324,6 @@ def distil(
             deployments, [each.model for each in deployments], rows, ranges,
             steps=steps, learning_rate=learning_rate or own_learning_rate(model),
             batch_size=batch_size, seed=seed, advance=advance,
-            teacher=None if teacher is None else Teacher(teacher, _hidden_weight(teacher, model)),
         )  # fmt: skip
         set_parameters(model, found)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -345,15 +341,6 @@ def check_adapter(model: nn.Module) -> None:
         )
 
 
-def _hidden_weight(teacher: Any, model: Any) -> float:
-    """Return the weight of the hidden states: 0 if two models have others."""
-    alike = all(
-        getattr(teacher.config, name, None) == getattr(model.config, name, None)
-        for name in ("num_hidden_layers", "hidden_size")
-    )
-    return HIDDEN_WEIGHT if alike else 0.0
-
-
 def fit_on_chips(
     deployments: Sequence[Deployment],
     models: Sequence[Any],
@@ -366,7 +353,6 @@ def fit_on_chips(
     seed: int,
     advance: Callable[[], object] = int,
     steps_per_chip: int = _STEPS_PER_CHIP,
-    teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
     """Return the parameters of an adapter fitted to simulated chips, by name.
 
@@ -377,10 +363,9 @@ def fit_on_chips(
         ranges: The ages of each deployment.
         steps, learning_rate, batch_size, seed, advance: As in `distil`.
         steps_per_chip: Steps between two chips.
-        teacher: By default the first model, computed digitally.
     """
     first = models[0]
-    teacher = teacher or Teacher.of_chip(deployments[0], first, HIDDEN_WEIGHT)
+    teacher = Teacher.of_chip(deployments[0], first, HIDDEN_WEIGHT)
     names = dict(adapter_parameters(first))
     students = [d.copy_model(m, own=names) for d, m in zip(deployments, models, strict=True)]
     parameters = dict(adapter_parameters(cast(PeftModel, students[0])))

@@ -90,8 +90,8 @@ def train(
             the loss is the Kullback-Leibler divergence from them, or the squared error of a
             regression relative to their variance. Left in evaluation mode, where the model is.
         then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
-            learned, the adapter is distilled on simulated chips of these, from the teacher if
-            there is one; see `distil`.
+            learned, the adapter is distilled on simulated chips of these from its own digital
+            outputs; see `distil`.
         then_steps: Steps of this second stage.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
@@ -203,7 +203,7 @@ def train(
         model.__dict__["input_ranges"] = trainer.ranges.values()
     if then is not None:
         distil(
-            model, whole, then, steps=then_steps, seed=seed, teacher=teacher,
+            model, whole, then, steps=then_steps, seed=seed,
             put_on_chip=partial(_on_chip, trainer.ranges, layers=layers),
         )  # fmt: skip
     return output

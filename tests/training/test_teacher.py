@@ -14,7 +14,7 @@ from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import deploy
 from analog_grasp.tasks import LanguageModelingTask, SentenceTask, load_base_model
-from analog_grasp.training import distil, train
+from analog_grasp.training import train
 from analog_grasp.training.distillation import Teacher
 from analog_grasp.training.examples import draw_examples
 
@@ -164,24 +164,6 @@ def small_teacher(reader, **changes):
     model = BertForSequenceClassification(BertConfig(**given | {"intermediate_size": 20} | changes))
     model.config._name_or_path = reader().config._name_or_path
     return model
-
-
-@pytest.mark.parametrize("alike", [True, False])
-def test_the_second_stage_has_the_same_teacher(task, reader, teacher, alike):
-    if not alike:
-        teacher = small_teacher(reader)
-    ages, steps = "pcm-hermes-2@0s..1y", 3
-
-    def trained(**settings):
-        model = adapted(reader(dropout=False))
-        train(model, task, teacher=teacher, **FAST, **settings)
-        return model
-
-    apart, own = trained(), trained()
-    distil(apart, task, ages, steps=steps, teacher=teacher)
-    distil(own, task, ages, steps=steps)
-    assert same_bits(bits(trained(then=ages, then_steps=steps)), bits(apart))
-    assert not same_bits(bits(own), bits(apart))
 
 
 def swapped(reader):
