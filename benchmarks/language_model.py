@@ -4,6 +4,7 @@
     rescaled       inputs and weights rescaled by calibration (NORA, exponent 0.5)
     clipped        rescaled, and the weights clipped by least error under the card's noise
     static         clipped, with static input ranges of least error and first tokens digital
+    static-P       the same with ranges at the percentile P
     adc            clipped, with output ranges of least error, one per tile
     grasp-K        clipped, with GRASP of K groups, distilled from the digital model on simulated
                    chips of all ages
@@ -49,6 +50,8 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "rescaled": {"rescale": 0.5},
     "clipped": CLIPPED,
     "static": CLIPPED | {"ranges": "least-error", "first_token": "digital"},
+    "static-99.9": CLIPPED | {"ranges": 99.9, "first_token": "digital"},
+    "static-99.99": CLIPPED | {"ranges": 99.99, "first_token": "digital"},
     "adc": CLIPPED | {"output_ranges": "least-error"},
     "grasp-16": CLIPPED | {"groups": 16},
     "grasp-64": CLIPPED | {"groups": 64},
