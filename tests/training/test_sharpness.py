@@ -6,6 +6,7 @@ from peft import get_peft_model
 from small_models import bits, same_bits
 
 from analog_grasp import GraspConfig, StochGraspConfig, train
+from analog_grasp.training import weight_noise
 
 RATE, RADIUS = 0.1, 0.5
 # One step of plain gradient descent on all 64 sentences.
@@ -18,6 +19,12 @@ STEP = {
     "warmup_steps": 0,
     "max_grad_norm": 0.0,
 }
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Multiply in float32 on every processor, as the expected gradients do."""
+    monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: False)
 
 
 @pytest.fixture
