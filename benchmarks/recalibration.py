@@ -32,8 +32,8 @@ from analog_grasp import compare
 from analog_grasp.report.figures import accuracy_vs_drift
 from analog_grasp.report.tables import Comparison, device_text, rich_table, treatment_text
 from analog_grasp.study.api import Results
+from analog_grasp.study.fields import split_names
 from analog_grasp.study.records import SCHEDULED, AdapterRecord, Measurement, TreatedAdapter
-from analog_grasp.study.sections import split_names
 from analog_grasp.utils.time import format_time
 
 ADAPTERS = "grasp,stochgrasp,lora,ia3,bitfit"

@@ -21,7 +21,8 @@ from analog_grasp.adapters.frozen import fold
 from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.cli.console import RequestError, print_line, request, show, stages
 from analog_grasp.costs.estimate import cost_rows
-from analog_grasp.crossbar.deployment import Deployment, deploy
+from analog_grasp.crossbar.api import deploy
+from analog_grasp.crossbar.deployment import Deployment
 from analog_grasp.crossbar.export import check_exportable, export_chip
 from analog_grasp.crossbar.write_tolerance import (
     learned_tolerances,
@@ -43,7 +44,8 @@ from analog_grasp.report.tables import (
     treatment_text,
 )
 from analog_grasp.study import api as studies
-from analog_grasp.study.config import StudyConfig, check_empty, flat
+from analog_grasp.study.checks import check_empty
+from analog_grasp.study.config import StudyConfig, flat
 from analog_grasp.study.progress import log_line, own_warnings
 from analog_grasp.study.provenance import LOG_FILE, check_same, teacher_hash
 from analog_grasp.study.runner import measured_cells, run, sequence_costs

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import LayerPattern, fold
-from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar import mapping, saving
 from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.crossbar.deployment_report import (
@@ -21,21 +18,16 @@ from analog_grasp.crossbar.deployment_report import (
     digital_modules,
 )
 from analog_grasp.crossbar.forward_hooks import ChipState, ForwardHooks, hooks_of
-from analog_grasp.crossbar.mapping import Clip, RangeRule
+from analog_grasp.crossbar.mapping import RangeRule
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, put_into_devices
 from analog_grasp.crossbar.tile_sets import (
     DeploymentSettings,
-    FirstToken,
-    TileBackend,
     TileSets,
     copy_sharing_frozen,
 )
 from analog_grasp.crossbar.write_tolerance import write_tolerances
-from analog_grasp.devices.card import Device, DeviceCard, Effect
-from analog_grasp.devices.schema import LayerMapping
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.time import parse_time
-from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
 
 class Deployment:
@@ -55,6 +47,7 @@ class Deployment:
             `AgeSchedule.follow`.
 
     Example:
+        >>> from analog_grasp import deploy
         >>> from transformers import BertConfig, BertModel
         >>> tiny_bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, vocab_size=10,
         ...                       num_attention_heads=2, intermediate_size=16))
@@ -186,11 +179,10 @@ class Deployment:
         """
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
-        hooks.input_ranges, hooks.output_ranges = {}, {}
+        hooks.set_ranges({}, {})
         ranges = mapping.observed_ranges(self.layers, lambda: observe(chosen), percentile)
-        hooks.input_ranges = ranges
-        hooks.restart()
-        return hooks.input_ranges
+        hooks.set_ranges(ranges, {})
+        return ranges
 
     def set_input_ranges(
         self, ranges: Mapping[str, float], model: nn.Module | None = None
@@ -207,6 +199,7 @@ class Deployment:
             ValueError: A range is not above 0 and finite, or no layer is on tiles.
 
         Example:
+            >>> from analog_grasp import deploy
             >>> deployment = deploy(nn.Sequential(nn.Linear(3, 2)), "pcm-hermes-2")
             >>> deployment.set_input_ranges({"0": 2.5}).program(seed=0).seed
             0
@@ -220,9 +213,7 @@ class Deployment:
                 f"The input ranges are those of {', '.join(list(ranges)[:3]) or 'no layer'}, of "
                 f"which none is on tiles: the layers on tiles are {', '.join(self.layers)}."
             )
-        hooks = hooks_of(self.model if model is None else model)
-        hooks.input_ranges, hooks.output_ranges = found, {}
-        hooks.restart()
+        hooks_of(self.model if model is None else model).set_ranges(found, {})
         return self
 
     def calibrate_outputs(
@@ -251,11 +242,9 @@ class Deployment:
         self._settings.check_own("output_ranges")
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
-        hooks.output_ranges = mapping.observed_output_ranges(
-            self.layers, lambda: observe(chosen), percentile
-        )
-        hooks.restart()
-        return hooks.output_ranges
+        ranges = mapping.observed_output_ranges(self.layers, lambda: observe(chosen), percentile)
+        hooks.set_ranges(hooks.input_ranges, ranges)
+        return ranges
 
     def rescale(
         self, observe: Callable[[nn.Module], object], exponent: float = 0.5
@@ -263,7 +252,8 @@ class Deployment:
         """Program ``W diag(r)`` and feed ``x / r``, with r from the inputs of the model on data.
 
         Fewer small inputs then vanish below a step of the DAC. A programmed chip is programmed
-        again; `calibrate` comes afterwards. The factors hold for attached models too.
+        again; `calibrate` comes afterwards, as earlier ranges are dropped. All of this holds for
+        attached models too.
 
         Args:
             observe: Runs a model on data, as in `calibrate`.
@@ -274,8 +264,7 @@ class Deployment:
         """
         self._settings.check_own("rescale")
         mapping.rescale_layers(self.layers, lambda: observe(self.model), exponent)
-        hooks = hooks_of(self.model)
-        hooks.input_ranges, hooks.output_ranges = {}, {}
+        self._chip.rescalings += 1
         return self.program_again()
 
     def program_again(self) -> "Deployment":
@@ -290,6 +279,7 @@ class Deployment:
         present time, after drift compensation.
 
         Example:
+            >>> from analog_grasp import deploy
             >>> linear = nn.Sequential(nn.Linear(3, 2))
             >>> ideal = deploy(linear, "ideal").program(seed=0)
             >>> torch.allclose(ideal.weights()["0"], linear[0].weight)
@@ -370,7 +360,7 @@ class Deployment:
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
         hooks = hooks_of(deployment.model)
-        hooks.input_ranges, hooks.output_ranges = chip["input_ranges"], chip["output_ranges"]
+        hooks.set_ranges(chip["input_ranges"], chip["output_ranges"])
         return deployment
 
     def _finish(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
@@ -385,122 +375,3 @@ class Deployment:
         exact = self._settings.first_token == "digital"
         vars(model)["forward_hooks"] = ForwardHooks(model, self.layers, self._chip, shared, exact)
         return model
-
-
-def deploy(
-    model: nn.Module,
-    device: Device,
-    *,
-    placement: Placement = "digital",
-    programming_error: ProgrammingError = "device",
-    layers: LayerPattern = "all-linear",
-    tile: TileBackend = "torch",
-    programming_noise: bool = True,
-    drift: bool = True,
-    read_noise: bool = True,
-    converters: bool = True,
-    circuit: bool = True,
-    drift_compensation: DriftCompensation = "global",
-    clip: Clip | None = None,
-    first_token: FirstToken | None = None,
-    dtype: torch.dtype = torch.float32,
-    weights: str | Path | None = None,
-    inplace: bool = False,
-) -> Deployment:
-    """Put a copy of a model's frozen linear layers onto simulated crossbar tiles.
-
-    Adapter arithmetic, embeddings, norms, biases and the task head stay digital, and so do
-    convolutions and recurrent layers; `Deployment.report` lists them. Fused experts and the input
-    projections of ``nn.MultiheadAttention`` go onto tiles too. Each effect of the device can be
-    switched off separately; one that the card does not have stays off.
-
-    The deployment needs memory for one more copy of the weights on tiles, in `dtype`, and for the
-    adapter. Frozen weights are referred to, not copied, unless the adapter is folded.
-
-    Args:
-        model: A transformers model or another torch module, bare or with PEFT adapters; it stays
-            digital. Its frozen parameters must not be changed in place while the deployment is
-            used.
-        device: The device: the name of a card, the path of a TOML file, or a `DeviceCard`.
-        placement: Where the adapter is: ``"digital"``, exact arithmetic before the DAC;
-            ``"folded"``, merged into the weights that are programmed; ``"programmed"``, its
-            parameters in devices beside them.
-        programming_error: That of a programmed adapter: ``"device"``, the card's programming noise,
-            or ``"learned"``, its StochGRASP Gaussians; see `ProgrammedModulation`.
-        layers: The frozen layers, by PEFT-style patterns; see `frozen_layers`.
-        tile: ``"torch"``, which computes what aihwkit's torch tile does; ``"rpucuda"``, aihwkit's
-            compiled tile, whose forward noise is not determined by the seed; or ``"ir-drop"``,
-            its time-stepped torch tile.
-        programming_noise: Enable programming noise.
-        drift: Enable drift.
-        read_noise: Enable accumulated 1/f noise, and noise drawn at each read.
-        converters: Enable DAC, ADC and output noise.
-        circuit: Enable wire resistance and nonlinear bit lines; only aihwkit's tiles simulate them.
-        drift_compensation: ``"global"``, ``"per-column"``, ``"exact"`` or ``"none"``; see
-            `CrossbarLinear`.
-        clip: Clip large weights as they are mapped, so that all others are larger on the devices:
-            at a multiple of their column's standard deviation, or ``"least-error"`` under the
-            card's noise after a day; see `column_scale`. By default as the card states (section
-            ``mapping``), else none.
-        first_token: ``"digital"`` computes the first token of each sequence exactly, where language
-            models have the largest activations. Real if all sequences begin with the same token,
-            whose keys and values are stored. For layers with inputs ``(B, T, D)``. By default as
-            the card states, else ``"analog"``.
-        dtype: The type in which weights on tiles are stored; see `CrossbarLinear`.
-        weights: For a bare model on the meta device: the safetensors file or folder with its
-            weights, which are read as they are needed; see `stream_weights`.
-        inplace: Deploy the model itself instead of a copy; it is then no longer digital.
-
-    Raises:
-        ValueError: An unknown device, placement, error, tile, compensation, type or layer pattern;
-            an adapter that cannot be placed so; or a tensor on the meta device that `weights` does
-            not hold.
-        FileNotFoundError: `weights` is not a file or folder with weights.
-        RuntimeError: The compiled tile does not work with the installed torch.
-
-    Source:
-        docs/method.md, "Analog deployment"; aihwkit (Rasch et al., AICAS 2021).
-
-    Example:
-        ``deploy(model, "rram-wan2022").program(seed=0).drift_to("30d")``
-    """
-    switches: dict[Effect, bool] = {
-        "programming": programming_noise,
-        "drift": drift,
-        "read": read_noise,
-        "converters": converters,
-        "circuit": circuit,
-    }
-    card = DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on))
-    stated = card.mapping or LayerMapping()
-    settings = DeploymentSettings(
-        card,
-        placement,
-        programming_error,
-        layers,
-        tile,
-        drift_compensation,
-        dtype,
-        stated.clip if clip is None else clip,
-        stated.first_token if first_token is None else first_token,
-    )
-    if isinstance(model, PeftModel):
-        if (kind := kind_of(model)) is not None:
-            check_placement(kind, placement)
-        if placement != "folded" and getattr(model.active_peft_config, "use_dora", False):
-            raise ValueError(
-                f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms "
-                "of weights that tiles do not return: use placement='folded'."
-            )
-    with torch.inference_mode(False):
-        shared: dict[str, Tensor] = {}
-        if not inplace and placement == "folded":
-            model = copy.deepcopy(model)
-        elif not inplace:
-            model, shared = copy_sharing_frozen(model, layers)
-        if weights is not None:
-            saving.stream_weights(model, weights)
-        saving.check_whole(model)
-        if placement == "folded" and isinstance(model, PeftModel):
-            model = fold(model)
-        return Deployment(model, settings, shared)

@@ -24,12 +24,14 @@ class ChipState:
         time_s: Seconds since programming.
         changes: How often the chip was programmed or aged.
         passes: How many forward passes were run on it.
+        rescalings: How often its weights were rescaled.
     """
 
     seed: int | None = None
     time_s: float = 0.0
     changes: int = 0
     passes: int = 0
+    rescalings: int = 0
 
 
 class ForwardHooks:
@@ -46,10 +48,6 @@ class ForwardHooks:
         shared: The parameters, by name, whose memory is the caller's. A pass raises RuntimeError
             if one has been changed in place since.
         first_exact: Compute the first token of each sequence exactly.
-
-    Attributes:
-        input_ranges: The DAC's range of each layer for this model, by name; see `observed_ranges`.
-        output_ranges: The ADC's range of each tile for this model, by layer.
     """
 
     def __init__(
@@ -60,13 +58,12 @@ class ForwardHooks:
         shared: Mapping[str, Tensor],
         first_exact: bool = False,
     ) -> None:
-        self.input_ranges: dict[str, float] = {}
-        self.output_ranges: dict[str, list[list[float]]] = {}
         self._first_exact = first_exact
         self._layers, self._chip = layers, chip
+        self.set_ranges({}, {})
         self._shared = {name: (tensor, version_of(tensor)) for name, tensor in shared.items()}
         self._random_states: list[AbstractContextManager[None]] = []
-        self._changes, self._pass = chip.changes, 0
+        self._changes = chip.changes
         # `generate` calls the model inside peft's, and so bypasses the forward pass of the latter.
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         inner.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -80,6 +77,21 @@ class ForwardHooks:
                 module.__dict__["unload"] = _reject_merge
         if isinstance(model, PreTrainedModel):
             model.__dict__["save_pretrained"] = _reject_save
+
+    def set_ranges(self, inputs: dict[str, float], outputs: dict[str, list[list[float]]]) -> None:
+        """Set the ranges of the converters for this model, and number the passes from 0 again."""
+        self._ranges, self._rescalings = (inputs, outputs), self._chip.rescalings
+        self.restart()
+
+    @property
+    def input_ranges(self) -> dict[str, float]:
+        """The DAC's range of each layer, by name; none for weights rescaled since."""
+        return self._ranges[0] if self._rescalings == self._chip.rescalings else {}
+
+    @property
+    def output_ranges(self) -> dict[str, list[list[float]]]:
+        """The ADC's range of each tile, by layer; none for weights rescaled since."""
+        return self._ranges[1] if self._rescalings == self._chip.rescalings else {}
 
     def restart(self) -> None:
         """Number the passes from 0 again."""
@@ -119,9 +131,9 @@ class ForwardHooks:
         self._pass += 1
         self._chip.passes += 1
         first = _first_tokens(*inputs[:1], **named) if self._first_exact else None
+        inputs, outputs = self.input_ranges, self.output_ranges
         for name, layer in self._layers.items():
-            layer.input_range = self.input_ranges.get(name)
-            layer.output_ranges = self.output_ranges.get(name)
+            layer.input_range, layer.output_ranges = inputs.get(name), outputs.get(name)
             layer.exact_at = first
 
     @torch.compiler.disable

@@ -8,7 +8,6 @@ returns labels and tokens by these ids.
 import io
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analog_grasp.devices.card import DeviceCard
 from analog_grasp.report.tables import (
     Comparison,
     DeviceTable,
@@ -53,7 +51,6 @@ _FORMATS: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None},
 }
 _PANEL_INCHES = (2.9, 2.2)
-_NOISE_PANEL_INCHES = (3.4, 2.6)
 _LEGEND_ROW_INCHES = 0.19
 # Metrics drawn on a logarithmic axis where the largest value is this many times the smallest.
 _LOGARITHMIC, _WIDE = ("perplexity",), 10.0
@@ -240,7 +237,7 @@ def accuracy_vs_drift(comparison: Comparison, path_stem: Path | str) -> list[Pat
                 panel = figure.add_subplot(position, sharex=first, sharey=first)
                 first = first or panel
                 draw_drift(panel, comparison, table)
-                _prefix_ids(panel, len(figure.axes))
+                prefix_ids(panel, len(figure.axes))
                 panel.set_title(f"{table.device}, {table.task}" if several_tasks else table.device)
                 inner = place % columns > 0
                 panel.tick_params(labelleft=not inner, left=not inner)
@@ -248,18 +245,18 @@ def accuracy_vs_drift(comparison: Comparison, path_stem: Path | str) -> list[Pat
                 panel.set_ylabel("" if inner else metric_title(table.metric))
                 panel.tick_params(labelbottom=place + columns >= len(tables))
         figure.supxlabel("time since programming", fontsize=9)
-        _draw_variants(figure, comparison)
+        draw_variants(figure, comparison)
     return paths
 
 
-def _prefix_ids(panel: Axes, number: int) -> None:
+def prefix_ids(panel: Axes, number: int) -> None:
     """Make the ids of a panel unique among several."""
     for artist in panel.get_children():
         if artist.get_gid():
             artist.set_gid(f"panel{number}-{artist.get_gid()}")
 
 
-def _draw_variants(figure: Figure, comparison: Comparison) -> None:
+def draw_variants(figure: Figure, comparison: Comparison) -> None:
     """Draw the legend of the variants, and of the digital model where its score is known."""
     styles = line_styles(comparison)
     handles: list[Artist] = [
@@ -283,12 +280,12 @@ def draw_drift(panel: Axes, comparison: Comparison, table: DeviceTable) -> Drawn
     """
     same = [other for other in comparison.tables if other[:2] == table[:2]]
     conditions = list(zip(map(format_time, table.times), log_positions(table.times), strict=True))
-    drawn = _draw_scores(panel, comparison, same, dict(enumerate(table.scores)), conditions)
+    drawn = draw_scores(panel, comparison, same, dict(enumerate(table.scores)), conditions)
     draw_time_axis(panel, table.times)
     return drawn
 
 
-def _draw_scores(
+def draw_scores(
     panel: Axes,
     comparison: Comparison,
     tables: Sequence[DeviceTable],
@@ -377,93 +374,3 @@ def _draw_digital(
     margin = 0.06 * (max(values) - min(values)) or 0.01
     panel.set_ylim(unit(metric) * (min(values) - margin), unit(metric) * (max(values) + margin))
     return drawn
-
-
-class NoiseScores(NamedTuple):
-    """The tables of a task and metric by noise level of the Gaussian card, at one placement.
-
-    The levels are standard deviations relative to the largest value, ascending.
-    """
-
-    levels: Sequence[float]
-    tables: Sequence[DeviceTable]
-    placement: str
-
-
-def noise_scores(comparison: Comparison) -> list[NoiseScores]:
-    """Return the tables by noise level per task, metric and placement with several levels."""
-    found = []
-    for tables in comparison.subjects:
-        levels = {level: t for t in tables if (level := noise_level(t.device)) is not None}
-        ordered = sorted(levels)
-        for placement in comparison.placements if len(levels) > 1 else ():
-            found.append(NoiseScores(ordered, [levels[level] for level in ordered], placement))
-    return found
-
-
-def noise_level(device: str) -> float | None:
-    """Return the std of a Gaussian device relative to the largest weight; None for others.
-
-    Example:
-        >>> noise_level("gaussian:0.02"), noise_level("gaussian"), noise_level("pcm-hermes-2")
-        (0.02, 0.05, None)
-    """
-    if not re.fullmatch(r"gaussian(:.+)?", device):
-        return None
-    card = DeviceCard.load(device)
-    assert card.programming is not None
-    std = card.programming.constant(card.conductance.g_max)
-    assert std is not None
-    return std / card.conductance.g_max
-
-
-def draw_noise(panel: Axes, comparison: Comparison, noise: NoiseScores) -> Drawn:
-    """Draw the scores at the first time against noise level; the ids are those of `draw_drift`."""
-    rows = {
-        place: [table.scores[place][0] for table in noise.tables]
-        for place, variant in enumerate(comparison.variants)
-        if variant.placement == noise.placement
-    }
-    positions = [100 * level for level in noise.levels]
-    conditions = [(f"{position:.3g} % noise", position) for position in positions]
-    drawn = _draw_scores(panel, comparison, noise.tables, rows, conditions)
-    panel.set_xticks(positions, [f"{position:g}" for position in positions])
-    panel.set_xlabel("noise std (% of the largest value)")
-    return drawn
-
-
-def noise_title(placement: str, weights: str = "analog") -> str:
-    """Return what the device noise affects, by the placement of adapter and frozen weights.
-
-    Example:
-        >>> noise_title("digital"), noise_title("programmed", "digital")
-        ('noise on the frozen weights', 'noise on the adapter')
-    """
-    targets = {
-        "programmed": "frozen weights and adapter",
-        "folded": "weights with the adapter folded in",
-    }
-    target = "adapter" if weights == "digital" else targets.get(placement, "frozen weights")
-    return f"noise on the {target}"
-
-
-def accuracy_vs_noise(
-    comparison: Comparison, path_stem: Path | str, *, weights: str = "analog"
-) -> list[Path]:
-    """Draw score against noise level where a run has several levels of the Gaussian card.
-
-    One panel per task, metric and placement, drawn as in `accuracy_vs_drift`; `weights` is the
-    placement of the frozen weights.
-    """
-    found = noise_scores(comparison)
-    width, height = _NOISE_PANEL_INCHES
-    size = max(width * len(found) + 0.4, 4.4), height + 0.7
-    with figure_files(path_stem, size) as (figure, paths):
-        axes = figure.subplots(1, len(found), squeeze=False)[0]
-        for number, (panel, noise) in enumerate(zip(axes, found, strict=True), 1):
-            draw_noise(panel, comparison, noise)
-            _prefix_ids(panel, number)
-            panel.set_title(noise_title(noise.placement, weights))
-            panel.set_ylabel(f"{noise.tables[0].task}: {metric_title(noise.tables[0].metric)}")
-        _draw_variants(figure, comparison)
-    return paths

@@ -7,19 +7,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from analog_grasp.costs.estimate import CostRow, costs_csv
-from analog_grasp.report.figures import (
-    SOLID,
-    accuracy_vs_drift,
-    accuracy_vs_noise,
-    draw_drift,
-    draw_noise,
-    line_styles,
-    noise_scores,
-    noise_title,
-)
+from analog_grasp.report.figures import SOLID, accuracy_vs_drift, draw_drift, line_styles
 from analog_grasp.report.findings import findings, methodology, trainings_text
 from analog_grasp.report.hardware import chip_section, cost_section
 from analog_grasp.report.html import Chart, FigureFile, Report, Section, swatch
+from analog_grasp.report.noise import accuracy_vs_noise, draw_noise, noise_scores, noise_title
 from analog_grasp.report.tables import (
     ANSWER_LEGEND,
     LEGEND,

@@ -15,6 +15,7 @@ from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.registry import kind_of
 from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.study.fields import GRASP
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import own_warnings
 from analog_grasp.study.provenance import place_name
@@ -25,7 +26,6 @@ from analog_grasp.study.records import (
     TreatedAdapter,
     training_folder,
 )
-from analog_grasp.study.sections import GRASP
 from analog_grasp.tasks import Task
 from analog_grasp.training import AgeSchedule, recalibrate
 from analog_grasp.training.distillation import adapter_parameters

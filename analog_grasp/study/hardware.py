@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from analog_grasp.devices import check_name
-from analog_grasp.study.sections import NUMBER, Names, Note, Section
+from analog_grasp.study.fields import NUMBER, Names, Note, Section
 from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
 if TYPE_CHECKING:

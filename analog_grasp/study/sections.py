@@ -5,13 +5,22 @@ from these models by `analog_grasp.study.config`. torch and the device cards are
 are used, so that `--help` needs neither.
 """
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
+from analog_grasp.study.fields import (
+    GRASP,
+    NUMBER,
+    Count,
+    Names,
+    Note,
+    Section,
+    as_counts,
+    as_names,
+    unique,
+)
 from analog_grasp.utils.time import format_time, parse_time
 from analog_grasp.utils.types import (
     DEFAULT_GROUPS,
@@ -25,91 +34,6 @@ from analog_grasp.utils.types import (
 if TYPE_CHECKING:
     from analog_grasp.tasks import Task
 
-
-@dataclass(frozen=True)
-class Note:
-    """Further facts about a field, for help texts and checks.
-
-    Attributes:
-        default: The text shown for a default of None.
-        adapters: The adapters on which the setting has an effect; all where empty.
-        needs: Other settings without which it has no effect: each with a test of its value and the
-            phrase for an accepted one.
-        changeable: May change when a run is resumed, as no measured value depends on it.
-    """
-
-    default: str | None = None
-    adapters: tuple[str, ...] = ()
-    needs: tuple[tuple[str, Callable[[Any], bool], str], ...] = ()
-    changeable: bool = False
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, without unknown fields and infinite numbers."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
-    )
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """Split a text at its commas, but not within the path of a file that exists.
-
-    Example:
-        >>> split_names("grasp, lora")
-        ('grasp', 'lora')
-    """
-    parts, names = text.split(","), []
-    while parts:
-        ends = range(len(parts), 1, -1)
-        # Unlike that of Path, it is False for what can be no path.
-        exists = os.path.exists
-        end = next((end for end in ends if exists(",".join(parts[:end]).strip())), 1)
-        names.append(",".join(parts[:end]).strip())
-        parts = parts[end:]
-    return tuple(name for name in names if name)
-
-
-def _as_names(value: Any) -> Any:
-    return split_names(value) if isinstance(value, str) else value
-
-
-def _as_number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
-
-
-def _as_counts(value: Any) -> Any:
-    return (value,) if isinstance(value, int) else value
-
-
-def _not_bool(value: Any) -> Any:
-    # Python counts with true as with 1.
-    if isinstance(value, bool):
-        raise ValueError("should be a whole number")
-    return value
-
-
-def _unique[T](values: tuple[T, ...]) -> tuple[T, ...]:
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"{twice[0]} is listed more than once")
-    return values
-
-
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_as_names),
-    AfterValidator(_unique),
-    Field(min_length=1, max_length=1000),
-]
-Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=10_000)]
-NUMBER = BeforeValidator(_as_number)
-
-GRASP = Note(adapters=("grasp", "stochgrasp"))
 _STOCHGRASP = Note(adapters=("stochgrasp",))
 _TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
 _UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
@@ -381,8 +305,8 @@ class RunSettings(Section):
     )
     recalibrate: Annotated[
         tuple[Annotated[int, Field(ge=2)], ...],
-        BeforeValidator(_as_counts),
-        AfterValidator(_unique),
+        BeforeValidator(as_counts),
+        AfterValidator(unique),
         Note("off", needs=(_DIGITAL,)),
     ] = Field(
         default=(),
@@ -406,7 +330,7 @@ class RunSettings(Section):
         description="Also measure each adapter with parameters of its own for each drift time, "
         "fitted on simulated chips of the device other than those measured.",
     )
-    costs: Annotated[tuple[str, ...], BeforeValidator(_as_names), Note("off", changeable=True)] = (
+    costs: Annotated[tuple[str, ...], BeforeValidator(as_names), Note("off", changeable=True)] = (
         Field(
             default=(),
             max_length=100,
@@ -453,7 +377,7 @@ class RunSettings(Section):
     @field_validator("times")
     @classmethod
     def _canonical_times(cls, times: tuple[str, ...]) -> tuple[str, ...]:
-        return _unique(tuple(format_time(parse_time(time)) for time in times))
+        return unique(tuple(format_time(parse_time(time)) for time in times))
 
     @property
     def seconds(self) -> list[float]:

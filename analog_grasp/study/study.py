@@ -17,7 +17,8 @@ from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.adapters.registry import ADAPTERS, check_placement, kind_of
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.config import SETTINGS, StudyConfig, check_effects, check_study, is_saved
+from analog_grasp.study.checks import check_study
+from analog_grasp.study.config import SETTINGS, StudyConfig, check_effects, is_saved
 from analog_grasp.study.evaluator import Chip, Subject
 from analog_grasp.study.provenance import open_run
 from analog_grasp.study.records import (

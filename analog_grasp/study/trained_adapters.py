@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, TrainerCallback
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.model import saved_config, start_from
 from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
-from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, check_saved, is_saved
+from analog_grasp.study.checks import check_saved
+from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, is_saved
 from analog_grasp.study.evaluator import processor
+from analog_grasp.study.fields import GRASP
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import model_hash
-from analog_grasp.study.sections import GRASP
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import quiet, tokenizer_for
 from analog_grasp.training import train

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analog_grasp.study.sections import split_names
+from analog_grasp.study.fields import split_names
 
 if TYPE_CHECKING:
     import optuna

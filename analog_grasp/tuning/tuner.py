@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study.config import CHANGEABLE, StudyConfig, check_study, flat
+from analog_grasp.study.checks import check_study
+from analog_grasp.study.config import CHANGEABLE, StudyConfig, flat
 from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import (

@@ -6,6 +6,7 @@ from peft import get_peft_model
 from torch import nn
 
 from analog_grasp import Deployment, DeviceCard, GraspConfig, deploy
+from analog_grasp.crossbar.forward_hooks import hooks_of
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.mapping import column_scale, input_scale
 from analog_grasp.devices.schema import LayerMapping
@@ -168,6 +169,17 @@ def test_rescaling_is_an_initial_value_of_grasp_with_a_group_per_feature(layer, 
 def test_attached_models_have_the_same_rescaling(layer, x):
     chip = on_chip(layer, "ideal").rescale(lambda model: model(x)).program(0)
     assert error(chip.attach(nn.Sequential(layer)), layer, x) < 1e-6
+
+
+def test_ranges_from_before_a_rescaling_are_dropped_in_attached_models_too(layer, x):
+    model = nn.Sequential(layer)
+    deployment = deploy(model, "pcm-hermes-2").program(seed=0)
+    other = deployment.attach(model)
+    for attached in (deployment.model, other):
+        deployment.calibrate(lambda model: model(x), model=attached)
+    deployment.rescale(lambda model: model(x))
+    assert torch.equal(other(x), deployment.attach(model)(x))
+    assert hooks_of(deployment.model).input_ranges == {}
 
 
 def test_a_rescaled_and_clipped_chip_is_saved(layer, x, tmp_path):

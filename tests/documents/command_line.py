@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from analog_grasp.cli.commands import choices, default_text, help_text
 from analog_grasp.cli.main import COMMANDS, app
+from analog_grasp.cli.options import choices, default_text, help_text
 from analog_grasp.study.config import SETTINGS, Setting, StudyConfig, plain_types
 
 HEAD = """# Command line

@@ -127,7 +127,7 @@ def site() -> Path:
 @pytest.mark.slow
 def test_site_contains_the_reference(site):
     reference = (site / "reference" / "crossbar.html").read_text(encoding="utf-8")
-    assert 'id="analog_grasp.crossbar.deployment.deploy"' in reference
+    assert 'id="analog_grasp.crossbar.api.deploy"' in reference
     assert "docs/method.md" not in reference
 
 

@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 from analog_grasp.report.figures import (
     PALETTE,
     accuracy_vs_drift,
-    accuracy_vs_noise,
     line_style_of,
     line_styles,
-    noise_level,
     svg_text,
 )
+from analog_grasp.report.noise import accuracy_vs_noise, noise_level
 from analog_grasp.report.tables import Comparison
 from analog_grasp.study.records import Measurement
 

@@ -14,12 +14,12 @@ from analog_grasp.report.tuning import (
     effect_sentence,
     importance_table,
     setting_effects,
-    setting_places,
     trial_table,
     trials_csv,
     tuning_findings,
     tuning_report,
 )
+from analog_grasp.report.tuning_figures import setting_places
 from analog_grasp.tuning.search_space import WORSE, Trial, Trials, search_space
 
 LEVELS = (("pcm", 0.0), ("pcm", 86_400.0), ("rram", 0.0), ("rram", 86_400.0))

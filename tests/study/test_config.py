@@ -13,10 +13,10 @@ from datasets import Dataset
 import analog_grasp as ag
 from analog_grasp.adapters.config import Form, Grouping
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.cli.commands import choices
+from analog_grasp.cli.options import choices
 from analog_grasp.study.config import SETTINGS, StudyConfig, flat, resolve
+from analog_grasp.study.fields import split_names
 from analog_grasp.study.provenance import data_hash, open_run
-from analog_grasp.study.sections import split_names
 from analog_grasp.tasks import GenerationTask
 
 

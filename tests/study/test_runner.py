@@ -14,7 +14,8 @@ from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import runner, trained_adapters
 from analog_grasp.study.api import report
-from analog_grasp.study.config import check_costs, resolve
+from analog_grasp.study.checks import check_costs
+from analog_grasp.study.config import resolve
 from analog_grasp.study.records import read_layers
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare

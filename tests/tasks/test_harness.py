@@ -8,7 +8,7 @@ import pytest
 
 from analog_grasp import GraspConfig, compare, deploy
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.study.config import check_task
+from analog_grasp.study.checks import check_task
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import harness_task, load_base_model, load_task, register_task, registry
 

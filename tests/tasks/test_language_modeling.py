@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from analog_grasp import compare, deploy, train
 from analog_grasp.adapters.config import GraspConfig
-from analog_grasp.study.config import check_task
+from analog_grasp.study.checks import check_task
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
 from analog_grasp.tasks.language_modeling import Likelihood, strided_windows

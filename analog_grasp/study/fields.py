@@ -1,0 +1,94 @@
+"""What the fields of all sections of settings are made of: their base, notes, types and checks."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class Note:
+    """Further facts about a field, for help texts and checks.
+
+    Attributes:
+        default: The text shown for a default of None.
+        adapters: The adapters on which the setting has an effect; all where empty.
+        needs: Other settings without which it has no effect: each with a test of its value and the
+            phrase for an accepted one.
+        changeable: May change when a run is resumed, as no measured value depends on it.
+    """
+
+    default: str | None = None
+    adapters: tuple[str, ...] = ()
+    needs: tuple[tuple[str, Callable[[Any], bool], str], ...] = ()
+    changeable: bool = False
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, without unknown fields and infinite numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split a text at its commas, but not within the path of a file that exists.
+
+    Example:
+        >>> split_names("grasp, lora")
+        ('grasp', 'lora')
+    """
+    parts, names = text.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        # Unlike that of Path, it is False for what can be no path.
+        exists = os.path.exists
+        end = next((end for end in ends if exists(",".join(parts[:end]).strip())), 1)
+        names.append(",".join(parts[:end]).strip())
+        parts = parts[end:]
+    return tuple(name for name in names if name)
+
+
+def as_names(value: Any) -> Any:
+    return split_names(value) if isinstance(value, str) else value
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def as_counts(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
+
+
+def _not_bool(value: Any) -> Any:
+    # Python counts with true as with 1.
+    if isinstance(value, bool):
+        raise ValueError("should be a whole number")
+    return value
+
+
+def unique[T](values: tuple[T, ...]) -> tuple[T, ...]:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]} is listed more than once")
+    return values
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(as_names),
+    AfterValidator(unique),
+    Field(min_length=1, max_length=1000),
+]
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=10_000)]
+NUMBER = BeforeValidator(_as_number)
+
+GRASP = Note(adapters=("grasp", "stochgrasp"))
