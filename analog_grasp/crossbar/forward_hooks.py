@@ -80,18 +80,19 @@ class ForwardHooks:
 
     def set_ranges(self, inputs: dict[str, float], outputs: dict[str, list[list[float]]]) -> None:
         """Set the ranges of the converters for this model, and number the passes from 0 again."""
-        self._ranges, self._rescalings = (inputs, outputs), self._chip.rescalings
+        self._inputs, self._outputs = inputs, outputs
+        self._rescalings = self._chip.rescalings
         self.restart()
 
     @property
     def input_ranges(self) -> dict[str, float]:
         """The DAC's range of each layer, by name; none for weights rescaled since."""
-        return self._ranges[0] if self._rescalings == self._chip.rescalings else {}
+        return self._inputs if self._rescalings == self._chip.rescalings else {}
 
     @property
     def output_ranges(self) -> dict[str, list[list[float]]]:
         """The ADC's range of each tile, by layer; none for weights rescaled since."""
-        return self._ranges[1] if self._rescalings == self._chip.rescalings else {}
+        return self._outputs if self._rescalings == self._chip.rescalings else {}
 
     def restart(self) -> None:
         """Number the passes from 0 again."""
@@ -131,9 +132,9 @@ class ForwardHooks:
         self._pass += 1
         self._chip.passes += 1
         first = _first_tokens(*inputs[:1], **named) if self._first_exact else None
-        inputs, outputs = self.input_ranges, self.output_ranges
+        ranges, outputs = self.input_ranges, self.output_ranges
         for name, layer in self._layers.items():
-            layer.input_range, layer.output_ranges = inputs.get(name), outputs.get(name)
+            layer.input_range, layer.output_ranges = ranges.get(name), outputs.get(name)
             layer.exact_at = first
 
     @torch.compiler.disable
