@@ -1,23 +1,26 @@
-"""Search of the two stages of training: epochs, injected noise, and steps on simulated chips.
+"""Search of the two stages of training: epochs, noise, sharpness-aware minimisation, and steps.
 
-Trains GRASP and then distils it on simulated chips of two PCM and two RRAM devices from 0 s to a
+Trains GRASP, and then distils it on simulated chips of two PCM and two RRAM devices from 0 s to a
 year. Prints its digital score and its mean score after a year, over three other chips of each
 device, on rows held out of the training split (accuracy; Pearson correlation for STS-B; times
 100). The validation split is not used.
 
     python benchmarks/second_stage.py
     python benchmarks/second_stage.py --task glue/stsb --data-dir path/to/glue --epochs 0.5
+    python benchmarks/second_stage.py --epochs 5 --injection 0.04 --radius 0 0.05 --seeds 0 1 2
 
 About five minutes of one core for each row of the table. An interrupted run resumes.
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 from glue import once
 from peers import markdown
+from peft import PeftModel
 from rich.console import Console
 
 from analog_grasp.crossbar import deploy
@@ -26,6 +29,7 @@ from analog_grasp.study.progress import silent
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 from analog_grasp.tasks import Task, load_task
 from analog_grasp.tasks.base import tuning_task
+from analog_grasp.training.distillation import adapter_parameters, distil, set_parameters
 
 # Seeds of chips that neither the second stage nor the default comparison programs.
 CHIPS = (500, 501, 502)
@@ -39,13 +43,15 @@ def main() -> None:
     parser.add_argument("--adapter", default="grasp")
     parser.add_argument("--epochs", nargs="+", type=float, default=[3.0, 6.0])
     parser.add_argument("--injection", nargs="+", type=float, default=[0.0, 0.02, 0.04, 0.06])
+    parser.add_argument("--radius", nargs="+", type=float, default=[0.0], help="sam_radius")
     parser.add_argument("--steps", nargs="+", type=int, default=[0, 150, 300])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/second-stage"))
     asked = parser.parse_args()
     held_out = tuning_task(load_task(asked.task, asked.data_dir), seed=0)
     rows = []
-    for epochs, injection, steps in product(asked.epochs, asked.injection, asked.steps):
+    grid = product(asked.seeds, asked.epochs, asked.injection, asked.radius)
+    for seed, epochs, injection, radius in grid:
         settings = resolve(
             {
                 "task": asked.task,
@@ -53,28 +59,47 @@ def main() -> None:
                 "adapters": (asked.adapter,),
                 "epochs": epochs,
                 "injection": injection,
-                "seed": asked.seed,
-                **({"then_steps": steps} if steps else {"then": "none"}),
+                "sam_radius": radius,
+                "seed": seed,
             }
         )
-        name = f"{asked.adapter}-{epochs:g}-{injection:g}-{steps}-{asked.seed}.json"
+        steps = "-".join(map(str, asked.steps))
+        name = f"{asked.adapter}-{epochs:g}-{injection:g}-{radius:g}-{steps}-{seed}.json"
         path = asked.out / asked.task.replace("/", "-") / name
-        found = once(path, partial(measure, settings, held_out))
+        found = once(path, partial(train, settings, held_out, asked.steps))
         Console(stderr=True).print(name, found)
         devices = settings.hardware.devices
-        scores = [100 * found[device] for device in devices]
-        mean = sum(scores) / len(scores)
-        cells = (100 * found["digital"], *scores, mean)
-        rows.append((f"{epochs:g}", f"{injection:g}", str(steps), *(f"{c:.1f}" for c in cells)))
-    header = ("epochs", "injection", "steps on chips", "digital", *devices, f"mean at {AGE}")
-    print(markdown(header, rows))
+        for count, by_device in found.items():
+            scores = [100 * by_device[device] for device in devices]
+            cells = (100 * by_device["digital"], *scores, sum(scores) / len(scores))
+            given = (f"{epochs:g}", f"{injection:g}", f"{radius:g}", count, str(seed))
+            rows.append((*given, *(f"{c:.1f}" for c in cells)))
+    header = ("epochs", "injection", "radius", "steps on chips", "seed", "digital", *devices)
+    print(markdown((*header, f"mean at {AGE}"), rows))
 
 
-def measure(settings: StudyConfig, task: Task) -> dict[str, float]:
-    """Return the digital score and the mean score over chips of each device after a year."""
+def train(settings: StudyConfig, task: Task, steps: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Return the scores after a first stage, and after each length of a second one that follows."""
     (adapter,) = settings.model.adapters
-    model = new_adapter(settings, task, adapter)
-    train_adapter(model, settings, task, adapter, silent)
+    first = settings.replace(then="none")
+    model = new_adapter(first, task, adapter)
+    train_adapter(model, first, task, adapter, silent)
+    assert isinstance(model, PeftModel)
+    learned = {name: values.detach().clone() for name, values in adapter_parameters(model)}
+    found = {}
+    for count in steps:
+        set_parameters(model, learned)
+        if count:
+            distil(
+                model, task, settings.second_stage(), steps=count, seed=settings.run.seed,
+                put_on_chip=partial(settings.hardware.deploy, task=task, placement="digital"),
+            )  # fmt: skip
+        found[str(count)] = measure(settings, model, task)
+    return found
+
+
+def measure(settings: StudyConfig, model: PeftModel, task: Task) -> dict[str, float]:
+    """Return the digital score and the mean score over chips of each device after a year."""
     found = {"digital": task.evaluate(model)}
     for name, card in settings.hardware.cards().items():
         deployment = deploy(model, card)
