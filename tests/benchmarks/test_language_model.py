@@ -24,6 +24,7 @@ def data_dir(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_every_treatment_is_measured_and_resumed(
     llama_folder, data_dir, tmp_path, monkeypatch, capsys
 ):

@@ -8,6 +8,7 @@ import recalibration
 from analog_grasp.study.records import Measurement
 
 
+@pytest.mark.slow
 def test_a_small_part_is_measured_and_drawn(bert_folder, tmp_path, monkeypatch, capsys):
     config = tmp_path / "settings.toml"
     config.write_text(f'model = "{bert_folder}"\ngroups = 4\nepochs = 0.1\n')

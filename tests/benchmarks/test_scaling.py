@@ -18,6 +18,7 @@ def test_power_law_is_recovered():
     assert first == pytest.approx(0.5, rel=0.01)
 
 
+@pytest.mark.slow
 def test_table_and_figure(tmp_path, monkeypatch, capsys):
     # In this process: to load all modules into another takes longer than the rest.
     memory = peers.Memory(0, 2**20)

@@ -7,6 +7,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 
 
+@pytest.mark.slow
 def test_all_peers_run_and_are_compared_with_plain_torch():
     command = [sys.executable, SCRIPT, "--quick"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -173,7 +173,7 @@ def test_drift_measures_saved_adapters_as_compare_does_and_may_be_quiet(
     assert "8 of 8, 0:00:00 left: " in (out / "run.log").read_text()
 
 
-@pytest.mark.parametrize("scored", [2, 3])
+@pytest.mark.parametrize("scored", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_other_metrics_do_not_count_as_cells(ag, model_folder, tmp_path, stop_after, scored):
     (tmp_path / "MRPC").mkdir()
     head = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"

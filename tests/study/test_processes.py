@@ -99,7 +99,7 @@ def api_compare(settings: dict, out: Path) -> None:
     compare(out, **settings)
 
 
-@pytest.mark.parametrize("interface", ["command", "Python"])
+@pytest.mark.parametrize("interface", ["command", pytest.param("Python", marks=pytest.mark.slow)])
 def test_workers_end_with_a_parent_that_is_terminated(command, settings, tmp_path, interface):
     out = tmp_path / "run"
     if interface == "command":

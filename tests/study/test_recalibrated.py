@@ -67,6 +67,7 @@ def test_a_wrong_request_is_found_before_training(settings, tmp_path, given, sen
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_workers_recalibrate_to_the_same_scores(settings, tmp_path):
     few, before = settings | FEW | {"times": ("1d",), "recalibrate": 4}, torch.get_num_threads()
     # Without instructions for bytes the number of threads changes the rounding of a fit.
@@ -102,6 +103,7 @@ def test_a_study_chooses_groups_and_method_for_grasp_alone(
         compare(tmp_path / "other", **(settings | both | saved), recalibrate=(8,), **given)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measures_the_same_values(results, settings, tmp_path):
     """The recalibrated cells are measured in a later process than the others."""
     first = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)

@@ -155,6 +155,7 @@ def test_a_deployed_adapter_is_measured_on_the_chip(task, llama_folder):
     assert calibrated.keys() == deployment.layers.keys()
 
 
+@pytest.mark.slow
 def test_a_comparison_from_training_to_page(
     task, task_files, text, llama_folder, tmp_path, monkeypatch
 ):

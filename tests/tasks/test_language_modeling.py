@@ -295,6 +295,7 @@ def test_settings_of_the_command_line(tmp_path):
         TaskSettings(task="lm", data_dir=str(path), beams=2).load()
 
 
+@pytest.mark.slow
 def test_a_comparison_from_training_to_page(llama_folder, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
