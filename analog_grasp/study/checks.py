@@ -4,7 +4,7 @@ They need neither torch nor the task's data nor the model's weights.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,15 +42,14 @@ def check_study(config: StudyConfig) -> None:
     # Last, as cards take longest to read.
     cards = config.hardware.cards()
     if config.hardware.calibrate == "learned":
-        for card in cards.values():
-            _check_ranges(config, card)
+        _check_ranges(config, cards.values())
     check_costs(config.run.costs, len(config.hardware.devices))
     check_limits(config)
     check_training(config)
 
 
-def _check_ranges(config: StudyConfig, card: "DeviceCard") -> None:
-    """Raise ValueError where an adapter has no learned input ranges, or they do not fit a card."""
+def _check_ranges(config: StudyConfig, cards: Iterable["DeviceCard"]) -> None:
+    """Raise ValueError where an adapter has no learned input ranges, or a card rescales inputs."""
     stated = "The setting calibrate is 'learned', but"
     for adapter in config.model.adapters:
         if is_saved(adapter) and not (Path(adapter) / RANGES_FILE).is_file():
@@ -63,11 +62,12 @@ def _check_ranges(config: StudyConfig, card: "DeviceCard") -> None:
                 f"{stated} no ranges are learned: give --learn-ranges and --converters too, or a "
                 "percentile."
             )
-    if config.hardware.mapping_on(card).rescale is not None:
-        raise ValueError(
-            f"{stated} inputs are rescaled on {card.name}, which the training did not do: omit "
-            "rescale (for a card that states it, --no-mapping), or give a percentile."
-        )
+    for card in cards:
+        if config.hardware.mapping_on(card).rescale is not None:
+            raise ValueError(
+                f"{stated} inputs are rescaled on {card.name}, which the training did not do: omit "
+                "rescale (for a card that states it, --no-mapping), or give a percentile."
+            )
 
 
 def check_limits(config: StudyConfig) -> None:
