@@ -30,7 +30,7 @@ from analog_grasp.report.tables import (
     unit,
 )
 from analog_grasp.study.records import TreatedAdapter
-from analog_grasp.study.statistics import Summary
+from analog_grasp.study.statistics import Estimate, Summary, is_fraction
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.time import format_time
 
@@ -334,9 +334,15 @@ def _points(cells: Sequence[Summary | None], positions: Sequence[float], metric:
     points = []
     for x, cell in zip(positions, cells, strict=True):
         if cell is not None:
-            low, high = (cell.mean if end is None else end for end in (cell.low, cell.high))
-            points.append([x, *(unit(metric) * score for score in (cell.mean, low, high))])
+            scores = (cell.mean, *drawn_interval(cell, metric))
+            points.append([x, *(unit(metric) * score for score in scores)])
     return np.array(points).reshape(-1, 4).T
+
+
+def drawn_interval(cell: Summary | Estimate, metric: str) -> tuple[float, float]:
+    """Return the ends of an interval as drawn: at the mean without one, and at most at 100 %."""
+    low, high = (cell.mean if end is None else end for end in (cell.low, cell.high))
+    return low, min(high, 1.0) if is_fraction(metric) else high
 
 
 def _repetitions(cell: Summary) -> str:
@@ -361,7 +367,7 @@ def _draw_digital(
             drawn[f"digital{index}"] = Series([label], comparison.tokens(*own))
     panel.set_ylabel(metric_title(metric))
     cells = [cell for table in tables for row in table.scores for cell in row if cell]
-    values = [v for cell in cells for v in (cell.mean, cell.low, cell.high) if v is not None]
+    values = [v for cell in cells for v in (cell.mean, *drawn_interval(cell, metric))]
     values += digital.values()
     positive = [value for value in values if value > 0]
     if metric in _LOGARITHMIC and max(values) > _WIDE * min(positive):

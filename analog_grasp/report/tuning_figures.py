@@ -19,6 +19,7 @@ from analog_grasp.report.figures import (
     Series,
     break_axis,
     draw_legend,
+    drawn_interval,
     figure_files,
     log_positions,
     marker_of,
@@ -137,7 +138,7 @@ def _draw_device(
             if pruned:
                 panel.plot(place, scale * score.mean, **style, markerfacecolor="white", zorder=2)
                 continue
-            low, high = (score.mean if end is None else end for end in (score.low, score.high))
+            low, high = drawn_interval(score, found.metric)
             panel.vlines(
                 place, scale * low, scale * high, color=style["color"], linewidth=0.9, alpha=0.6
             )

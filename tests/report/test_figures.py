@@ -69,6 +69,17 @@ def bands(panel):
     return [collection.get_paths()[0] for collection in panel.collections]
 
 
+def test_no_axis_shows_more_than_all_sentences(axes, measurements):
+    """Intervals of few chips exceed 100 %, where no accuracy is."""
+    scores = {0: 1.0, 1: 0.98}
+    high = [replace(m, value=scores[m.repeat]) for m in measurements if m.repeat in scores]
+    panels = axes(accuracy_vs_drift, high)
+    low, top = panels[0].get_ylim()
+    assert low < 90 < 100 < top < 102
+    (band,) = panels[0].collections[:1]
+    assert band.get_paths()[0].vertices[:, 1].max() == 100
+
+
 def test_zero_seconds_is_left_of_the_first_time(axes, measurements):
     panel = axes(accuracy_vs_drift, measurements)[-1]
     assert [label.get_text() for label in panel.get_xticklabels()] == ["0s", "20s", "1d"]
