@@ -1,4 +1,4 @@
-"""What the fields of all sections of settings are made of: their base, notes, types and checks."""
+"""Base, notes, types and checks that the fields of all sections of settings share."""
 
 import os
 from collections.abc import Callable
