@@ -6,14 +6,19 @@ PYTHON ?= python3
 PACKAGE := .venv/.installed
 DEVELOPMENT := .venv/.installed-dev
 
-.PHONY: compare test check docs
+# In up to four processes with one thread each, as most of a test is Python.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+.PHONY: compare test slow check docs
 
 compare: $(PACKAGE)
 	.venv/bin/analog-grasp compare
 
-# In two processes or more, with one thread each: most of a test is Python.
 test: $(DEVELOPMENT)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+slow: $(DEVELOPMENT)
+	$(PYTEST) -m "slow and not long"
 
 check: $(DEVELOPMENT)
 	.venv/bin/ruff check .
