@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import config as settings_module
+from analog_grasp.study import checks
 from analog_grasp.study import engines
 from analog_grasp.study.config import resolve
 from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job, Subject
@@ -99,7 +99,7 @@ def test_the_number_of_threads_changes_no_bit(settings, task, tmp_path):
 
 
 def test_a_missing_ray_raises_before_anything_is_trained(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'analog-grasp\[ray\]', or use the engine"):
         prepare(config.replace(engine="ray"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -89,6 +89,8 @@ def test_a_new_classification_head_starts_with_zero_bias(tiny_folder):
 
 
 def test_loading_is_quiet(tiny_folder, small_reviews, capfd):
+    # A command that ran in this process before has switched them off.
+    logging.enable_progress_bar()
     verbosity = logging.get_verbosity()
     load_base_model(small_reviews, str(tiny_folder))
     assert capfd.readouterr() == ("", "")
