@@ -12,8 +12,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import checks
-from analog_grasp.study import engines
+from analog_grasp.study import checks, engines
 from analog_grasp.study.config import resolve
 from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job, Subject
 from analog_grasp.study.sections import RunSettings
