@@ -26,10 +26,10 @@ from rich.console import Console
 from analog_grasp.crossbar import deploy
 from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.study.progress import silent
-from analog_grasp.study.trained_adapters import new_adapter, train_adapter
+from analog_grasp.study.trained_adapters import distil_adapter, new_adapter, train_adapter
 from analog_grasp.tasks import Task, load_task
 from analog_grasp.tasks.base import tuning_task
-from analog_grasp.training.distillation import adapter_parameters, distil, set_parameters
+from analog_grasp.training.distillation import adapter_parameters, set_parameters
 
 # Seeds of chips that neither the second stage nor the default comparison programs.
 CHIPS = (500, 501, 502)
@@ -90,10 +90,7 @@ def train(settings: StudyConfig, task: Task, steps: Sequence[int]) -> dict[str, 
     for count in steps:
         set_parameters(model, learned)
         if count:
-            distil(
-                model, task, settings.second_stage(), steps=count, seed=settings.run.seed,
-                put_on_chip=partial(settings.hardware.deploy, task=task, placement="digital"),
-            )  # fmt: skip
+            distil_adapter(model, settings.replace(then_steps=count), task)
         found[str(count)] = measure(settings, model, task)
     return found
 

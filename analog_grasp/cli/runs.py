@@ -21,8 +21,7 @@ from analog_grasp.adapters.frozen import fold
 from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.cli.console import RequestError, print_line, request, show, stages
 from analog_grasp.costs.estimate import cost_rows
-from analog_grasp.crossbar.api import deploy
-from analog_grasp.crossbar.deployment import Deployment
+from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.export import check_exportable, export_chip
 from analog_grasp.crossbar.write_tolerance import (
     learned_tolerances,

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,10 +275,7 @@ def train_adapter(
     elif ages:
         advance = progress(f"{description}, on simulated chips", training.then_steps)
         assert isinstance(model, PeftModel)
-        distil(
-            model, task, ages, steps=training.then_steps, seed=seed, advance=advance,
-            put_on_chip=partial(config.hardware.deploy, task=task, placement="digital"),
-        )  # fmt: skip
+        distil_adapter(model, config, task, advance)
     seconds = time.perf_counter() - start
     if isinstance(task, SentenceTask):
         few = task.subset(train=min(_COLLAPSE_ROWS, len(task.train)))
@@ -290,6 +287,17 @@ def train_adapter(
                 stacklevel=2,
             )
     return seconds
+
+
+def distil_adapter(
+    model: PeftModel, config: StudyConfig, task: Task, advance: Callable[[], object] = int
+) -> None:
+    """Run the second stage of a trained adapter in place, as the settings say; see `distil`."""
+    distil(
+        model, task, config.second_stage(), steps=config.training.then_steps,
+        seed=config.run.seed, advance=advance,
+        put_on_chip=partial(config.hardware.deploy, task=task, placement="digital"),
+    )  # fmt: skip
 
 
 def _is_constant(model: PeftModel | PreTrainedModel, few: SentenceTask) -> bool:

@@ -58,7 +58,7 @@ def read(layer: CrossbarLinear) -> torch.Tensor:
 
 
 @given(CARDS, SIZES, TIMES, COMPENSATIONS, CONVERTERS, SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_outputs_are_finite_and_follow_the_seed(name, shape, time, compensation, changes, seed):
     card = DeviceCard.load(name).with_(**changes)
     layer = on_chip(shape, card, compensation, seed, time)

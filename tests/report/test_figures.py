@@ -76,8 +76,7 @@ def test_no_axis_shows_more_than_all_sentences(axes, measurements):
     panels = axes(accuracy_vs_drift, high)
     low, top = panels[0].get_ylim()
     assert low < 90 < 100 < top < 102
-    (band,) = panels[0].collections[:1]
-    assert band.get_paths()[0].vertices[:, 1].max() == 100
+    assert bands(panels[0])[0].vertices[:, 1].max() == 100
 
 
 def test_zero_seconds_is_left_of_the_first_time(axes, measurements):
