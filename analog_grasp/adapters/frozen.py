@@ -55,8 +55,9 @@ def frozen_layers(
             f"The {type(model).__name__} has no frozen linear layer: use a model that has some."
         )
     if not found and (isinstance(pattern, str) or pattern):
+        listed = repr(pattern) if isinstance(pattern, str) else ", ".join(map(repr, pattern))
         raise ValueError(
-            f"The layer pattern {pattern!r} matches no frozen linear layer of the "
+            f"The layer pattern {listed} matches no frozen linear layer of the "
             f"{type(model).__name__}: use 'all-linear', a regular expression or names of layers."
         )
     check_names(model, pattern, found)

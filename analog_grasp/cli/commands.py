@@ -26,6 +26,7 @@ from analog_grasp.study.config import ONE_STAGE, check_effects, resolve
 from analog_grasp.study.fields import split_names
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.tuning.search_space import RANGES, TRIALS, parse_ranges, search_space
+from analog_grasp.utils.time import parse_time
 
 _OTHER = "the one that the adapter names"
 _PLAN = ("until_ci", "repeats_limit", "engine", "workers", "ray_address")
@@ -75,8 +76,15 @@ def recalibrate(
     folder, each with the chip, its age and the cost of the fit.
     """
     adapters = tuple(str(folder.resolve()) for folder in folders)
-    if not (counts := split_names(examples)):
-        raise RequestError(f"--examples is {examples!r}: give numbers of examples, such as 16,64.")
+    counts = split_names(examples)
+    if not counts or not all(each.isdecimal() and int(each) > 1 for each in counts):
+        raise RequestError(
+            f"--examples is {examples!r}: give whole numbers of at least 2, such as 16,64."
+        )
+    if (placement := given(context).get("placement", "digital")) != "digital":
+        raise RequestError(
+            f"--placement is {placement!r}, with which no adapter is digital: give digital."
+        )
     _study(context, adapters=adapters, recalibrate=counts)
 
 
@@ -261,6 +269,7 @@ def deploy(
 ) -> None:
     """Deploy one saved adapter on one device: its score, tiles, weight error and costs."""
     with request():
+        parse_time(time)
         asked = {"adapters": (str(folder.resolve()),), "devices": (device,), "times": (time,)}
         settings = resolve(given(context) | asked)
         check_study(settings)
@@ -313,7 +322,7 @@ def inspect(
 ) -> None:
     """Show the distribution of the scales, shifts and sigmas that adapters have learned.
 
-    Several adapters, such as those of several K, are shown side by side. A dip test says for each
+    Several adapters, such as those of several K, are shown side by side. A dip test shows for each
     layer whether the distribution has one mode or several.
     """
     with request():

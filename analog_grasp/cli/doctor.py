@@ -304,7 +304,7 @@ def _hub_cache() -> str:
 def doctor(debug: Debug = False) -> None:
     """Check this installation, and show how to fix what does not work.
 
-    The exit status is 1 if a check has failed; a note is no failure.
+    The exit status is 1 if a check has failed; notes are not failures.
     """
     table = Table("check", "state", "finding", "fix")
     states: Counter[str] = Counter()

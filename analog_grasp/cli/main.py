@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from analog_grasp.cli.console import (
     show,
     without_chatter,
 )
+from analog_grasp.utils.errors import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -211,6 +213,12 @@ def _usage(error: typer.TyperException, arguments: Sequence[str]) -> str:
     message = re.sub(
         r"^Got unexpected extra argument\(s\) \((.*)\)$", r"Extra argument: \1", message
     )
+    if found := re.match(r"Invalid value for '(--[\w-]+)': it", message):
+        option = found[1]
+        # Typer does not state the value.
+        joined = [each.partition("=")[2] for each in arguments if each.startswith(f"{option}=")]
+        value = [after for each, after in pairwise(arguments) if each == option] + joined
+        message = f"{option} is {shown(value[-1])}{message[found.end() - len(': it') :]}"
     stop = "" if message.endswith((".", "?")) else "."
     return f"{message}{stop} See {' '.join(['analog-grasp', *named])} --help."
 

@@ -19,7 +19,8 @@ from analog_grasp.study.fields import split_names
 _NUMBERS: dict[Any, str] = {int: "int", float: "float"}
 
 Config = Annotated[
-    Path | None, typer.Option(help="A TOML file of settings; those on the command line win.")
+    Path | None,
+    typer.Option(help="A TOML file of settings; options on the command line take precedence."),
 ]
 Out = Annotated[Path, typer.Option(help="The run's folder; an interrupted run is resumed.")]
 _QUIET = "Show errors only; run.log keeps every measurement and note."

@@ -56,9 +56,13 @@ class AihwkitLinear(ChipLayer):
 
     def __init__(self, layer: FrozenLayer, card: DeviceCard, name: str, config: object) -> None:
         super().__init__(layer, card, name)
+        self._config = config
+        self.erase()
+
+    def erase(self) -> None:
         # aihwkit initialises a layer at random before it takes our weights.
         with torch.random.fork_rng():
-            self.analog = AnalogLinear(self.in_features, self.out_features, False, config)
+            self.analog = AnalogLinear(self.in_features, self.out_features, False, self._config)
         self.analog.set_weights(self.frozen, None)
         self.analog.requires_grad_(False).to(self.frozen.device)
         self.eval()
@@ -130,10 +134,12 @@ def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> Infere
     """
     check_compiled_tile()
     variance = CardNoiseModel(card).constant_short_term_variance(torch.ones(1, 1))
-    if variance is None:
+    by_die = variance != 0 and card.die_to_die is not None and card.die_to_die.std > 0
+    if variance is None or by_die:
         raise ValueError(
-            f"The read noise of {card.name} differs by conductance from read to read, which "
-            "aihwkit's compiled tile cannot simulate: use tile='torch', or read_noise=False."
+            f"The noise from read to read of {card.name} differs by "
+            f"{'chip' if by_die else 'conductance'}, which aihwkit's compiled tile cannot "
+            "simulate: use tile='torch', or read_noise=False."
         )
     effects: dict[str, Any] = {}
     if variance:

@@ -73,6 +73,10 @@ class ChipLayer(nn.Module):
         """The weight as other code may use it: its products are computed on the tiles."""
         return TileWeight(self, self._transposed)
 
+    def erase(self) -> None:
+        """Put the target weights on the tiles, without noise, as before the first programming."""
+        raise NotImplementedError
+
     def program(self, chip: int) -> None:
         """Program the weights onto a chip instance; it is then 0 s old."""
         raise NotImplementedError

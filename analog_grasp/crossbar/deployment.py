@@ -122,7 +122,10 @@ class Deployment:
             yield
         finally:
             if seed is None:
-                self._chip.seed, self._chip.time_s = None, 0.0
+                for layer in self.layers.values():
+                    layer.erase()
+                self._aged(0.0)
+                self._chip.seed = None
             else:
                 self.program(seed).drift_to(seconds)
             self.on_drift = followers

@@ -127,8 +127,7 @@ class CrossbarLinear(ChipLayer):
         frozen = (self.frozen[:, rows] for rows in self._rows)
         stored = [weight.new_empty(weight.shape, dtype=dtype) for weight in frozen]
         self.splits = [Split(*pair) for pair in zip(self._rows, stored, strict=True)]
-        self._map()
-        self._unread = False
+        self.erase()
 
     def targets(self) -> Tensor:
         """Return the target weights, ``(D_out, D)``, in units of the column maximum of a tile."""
@@ -141,7 +140,7 @@ class CrossbarLinear(ChipLayer):
             input_scale: r, ``(D,)``, above 0.
         """
         self.input_scale = input_scale.float()
-        self._map()
+        self.erase()
 
     def tile_outputs(self, x: Tensor) -> list[list[Tensor]]:
         """Return what an exact chip with converters gives the ADC of each tile.
@@ -165,9 +164,10 @@ class CrossbarLinear(ChipLayer):
             found.append([y[:, columns] for columns in self._columns])
         return found
 
-    def _map(self) -> None:
-        """Set the scale and the targets of all tiles."""
+    def erase(self) -> None:
+        self._unread = False
         for split in self.splits:
+            split.variance = None
             weight = self._programmed_weight(slice(None), split.rows)
             split.scale = split.gain = scale = column_scale(weight, self._clip, self.card)
             split.reference = torch.ones_like(scale)
@@ -329,7 +329,7 @@ class CrossbarLinear(ChipLayer):
 
     def _read_back(self, split: Split, card: DeviceCard, seconds: float) -> None:
         """Compute the weights at a time, and their variance from read to read, tile by tile."""
-        constant = CardNoiseModel(card).constant_short_term_variance(split.ends)
+        constant = CardNoiseModel(card, chip=self._chip).constant_short_term_variance(split.ends)
         matrix = split.variances() if constant is None else None
         split.variance = constant or matrix
         split.limbs = None

@@ -72,7 +72,9 @@ def column_scale(
         assert card is not None
         scale = scale * _least_clip(weight.float(), scale, card)
     elif clip is not None:
-        scale = torch.minimum(scale, clip * weight.float().std(1, correction=0))
+        limit = clip * weight.float().std(1, correction=0)
+        # Equal weights have no spread, and no outlier.
+        scale = torch.where(limit > 0, torch.minimum(scale, limit), scale)
     return torch.where(scale > 0, scale, 1.0)
 
 

@@ -305,7 +305,8 @@ class CardNoiseModel(BaseNoiseModel):
     def _state(self, g_target: Tensor, deviate: Tensor, time: float) -> Tensor:
         """Return conductances as programmed, or as relaxed by the card's table."""
         mean, std = state_moments(self.card, g_target, time)
-        if self._write is not None and self._tolerance is not None:
+        if self._write is not None and self._tolerance is not None and self.card.programming:
+            # Without programming noise the spread is relaxation alone, which no tolerance changes.
             std = self._write.std(std, self._tolerance)
         state: Tensor = clipped(self.card, std * deviate + mean)
         return state

@@ -1,6 +1,6 @@
 """Distribution of the learned parameters of saved adapters, layer by layer: tables and figure.
 
-Only the folders of the adapters are read; the pre-trained models are not needed. A dip test says
+Only the folders of the adapters are read; the pre-trained models are not needed. A dip test shows
 whether the values of a layer have a single mode; unlike a mixture, it assumes no form of the modes.
 """
 

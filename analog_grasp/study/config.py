@@ -286,6 +286,10 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "too_short":
         return f"The setting {name} is empty: it should have at least 1 item."
     if first["type"] != "value_error":
-        return f"The setting {describe_problem(first, name)}."
+        # A setting of several types has a problem with each.
+        literal = [p for p in error.errors(include_url=False) if p["type"] == "literal_error"]
+        words = [p["ctx"]["expected"] for p in literal if p["loc"][1] == name and p != first]
+        text = describe_problem(first, name).replace("a valid tuple", "a list")
+        return f"The setting {' or '.join([text, *words])}."
     value = shown(first["input"], longest=100)
     return f"The setting {name} is {value}: {message[0].lower()}{message[1:].rstrip('.')}."

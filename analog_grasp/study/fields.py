@@ -3,9 +3,17 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,24 @@ class Section(BaseModel):
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python counts with true as with 1.
+        if isinstance(value, bool):
+            types = _types(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in types and types & {int, float}:
+                raise ValueError(f"it should be a {'' if float in types else 'whole '}number")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """Return the types of which an annotation is made."""
+    parts = get_args(annotation)
+    if not parts or get_origin(annotation) is Literal:
+        return {annotation} if isinstance(annotation, type) else set()
+    return set[Any]().union(*map(_types, parts))
+
 
 def split_names(text: str) -> tuple[str, ...]:
     """Split a text at its commas, but not within the path of a file that exists.
@@ -56,9 +82,20 @@ def as_names(value: Any) -> Any:
     return split_names(value) if isinstance(value, str) else value
 
 
+def as_times(value: Any) -> Any:
+    """Return times as texts; plain numbers are seconds.
+
+    Example:
+        >>> as_times([0, "1d"]), as_times("0s,1d")
+        (('0', '1d'), ('0s', '1d'))
+    """
+    if isinstance(value, str):
+        return split_names(value)
+    values = value if isinstance(value, list | tuple) else (value,)
+    return tuple(str(v) if type(v) in (int, float) else v for v in values)
+
+
 def _as_number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number")
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -69,26 +106,16 @@ def as_counts(value: Any) -> Any:
     return (value,) if isinstance(value, int) else value
 
 
-def _not_bool(value: Any) -> Any:
-    # Python counts with true as with 1.
-    if isinstance(value, bool):
-        raise ValueError("should be a whole number")
-    return value
-
-
 def unique[T](values: tuple[T, ...]) -> tuple[T, ...]:
     if twice := [value for value in values if values.count(value) > 1]:
         raise ValueError(f"{twice[0]} is listed more than once")
     return values
 
 
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(as_names),
-    AfterValidator(unique),
-    Field(min_length=1, max_length=1000),
-]
-Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=10_000)]
+_LISTED = (AfterValidator(unique), Field(min_length=1, max_length=1000))
+Names = Annotated[tuple[str, ...], BeforeValidator(as_names), *_LISTED]
+Times = Annotated[tuple[str, ...], BeforeValidator(as_times), *_LISTED]
+Count = Annotated[int, Field(ge=1, le=10_000)]
 NUMBER = BeforeValidator(_as_number)
 
 GRASP = Note(adapters=("grasp", "stochgrasp"))

@@ -7,6 +7,7 @@ store divide the work between them.
 """
 
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -130,6 +131,9 @@ class _Run:
         study, trainings, run = self.study, 0, self.study.config.run
         cards = {name: card_hash(card) for name, card in study.cards.items()}
         for name, hashed in cards.items():
+            before = self.store.card_hash(name)
+            if before not in (None, hashed):
+                self._set_aside(name, before)
             self.store.set_card(name, hashed)
         while (wanted := study.plan(self.store.measurements()).trainings) > trainings:
             trainings = wanted
@@ -153,6 +157,17 @@ class _Run:
         if run.costs and self.leases.acquire(COSTS_FILE):
             self._write_costs()
             self.leases.release(COSTS_FILE)
+
+    def _set_aside(self, device: str, card: str) -> None:
+        """Rename the schedules for a card that was edited, and drop the weight errors on it."""
+        for folder in self.study.directory.glob(f"scheduled/*/{place_name(device)}"):
+            aside = folder.with_name(f"{folder.name}-{card[:8]}")
+            # Of an earlier edit of the same card, with the same adapters.
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        path = self.study.directory / LAYERS_FILE
+        if path.is_file():
+            write_layers([each for each in read_layers(path) if each.device != device], path)
 
     def _in_turn[K](self, works: Mapping[K, str]) -> Iterator[K]:
         """Yield the key of each piece of work while this process holds its lease.
@@ -231,8 +246,9 @@ class _Run:
                 deployment, model = evaluator.deployed_on(device)[key]
                 text = f"fitting {name} to {len(missing)} ages of {device}"
                 advance = self.progress(text, STEPS * len(missing))
+                seed = training_seed(study.config, key[1])
                 fitted = fit_schedule(
-                    deployment, study.task, missing, seed=run.seed, model=model, advance=advance
+                    deployment, study.task, missing, seed=seed, model=model, advance=advance
                 )
                 if known is not None:
                     fitted.adapters |= known.adapters

@@ -17,6 +17,7 @@ from analog_grasp.study.fields import (
     Names,
     Note,
     Section,
+    Times,
     as_counts,
     as_names,
     unique,
@@ -25,6 +26,7 @@ from analog_grasp.utils.time import format_time, parse_time
 from analog_grasp.utils.types import (
     DEFAULT_GROUPS,
     DEFAULT_MODEL,
+    EPOCHS,
     SHIFT_LR_RATIO,
     RefitMethod,
     Sampling,
@@ -264,7 +266,7 @@ class TrainingSettings(Section):
         description="Radius of sharpness-aware minimisation, with which a training step takes "
         "twice as long; 0 switches it off.",
     )
-    epochs: float = Field(default=5.0, gt=0, le=10_000, description="Number of epochs.")
+    epochs: float = Field(default=EPOCHS, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
         default=None, gt=0, description="The peak learning rate."
     )
@@ -289,7 +291,7 @@ class TrainingSettings(Section):
 class RunSettings(Section):
     """Drift times and chip instances to measure, and the processes that do the work."""
 
-    times: Names = Field(
+    times: Times = Field(
         default=("0s", "1h", "1d", "30d", "1y"), description="Drift times since programming."
     )
     repeats: Count = Field(default=3, description="Chip instances per device.")
@@ -298,7 +300,7 @@ class RunSettings(Section):
         gt=0,
         description="Add chip instances, and trainings where there are two or more, until the half "
         "width of every 95 % confidence interval, of means and of paired differences, is at most "
-        "this many points (per cent, for a score that is a fraction).",
+        "this many points (per cent, for a score that is a fraction); from five chips on.",
     )
     repeats_limit: Annotated[Count, Note(needs=(_UNTIL_CI,), changeable=True)] = Field(
         default=100, description="Chip instances per device at most, with --until-ci."

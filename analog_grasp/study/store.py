@@ -154,6 +154,11 @@ class Store:
         )
         return [Measurement(*row) for row in rows]
 
+    def card_hash(self, device: str) -> str | None:
+        """Return the hash of the card that a device's name refers to; None if it is new."""
+        rows = self._select("SELECT card_hash FROM cards WHERE device = ?", (device,))
+        return rows[0][0] if rows else None
+
     def set_card(self, device: str, card_hash: str) -> None:
         """Set the card that a device's name refers to from now on."""
         with self._transaction():

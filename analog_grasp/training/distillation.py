@@ -131,9 +131,9 @@ def backward_through_targets(deployments: Sequence[Deployment]) -> Iterator[None
             layer.__dict__.pop("forward", None)
 
 
-def _read(layer: nn.Module, target: Tensor, x: Tensor) -> Tensor:
+def _read(layer: nn.Module, target: Tensor, x: Tensor, add_bias: bool = True) -> Tensor:
     """Return the output of a layer on tiles, differentiable through its target weight."""
-    read = partial(type(layer).forward, layer)
+    read = partial(type(layer).forward, layer, add_bias=add_bias)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return read(x)
     return StraightThrough.apply(x, target, read)
@@ -158,8 +158,10 @@ def descend(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    # A warm-up of at least half a step, as OneCycleLR divides by its length.
+    warm_up = max(0.1, 1.5 / (steps + 1))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1, anneal_strategy="linear"
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up, anneal_strategy="linear"
     )
     with backward_through_targets(deployments):
         for step in range(steps):

@@ -236,11 +236,13 @@ def _check(
         raise ValueError("The chip is not programmed: call program(seed) before recalibrate.")
     if labels and not isinstance(data, Task):
         raise ValueError("labels is True, but texts have no labels: give a task.")
-    by_layer = METHODS[method].by_layer
-    if by_layer and getattr(model.active_peft_config, "form", None) != "affine":
+    by_layer, config = METHODS[method].by_layer, model.active_peft_config
+    if by_layer and (
+        getattr(config, "form", None) != "affine" or not getattr(config, "learn_shift", False)
+    ):
         raise ValueError(
-            f"The method {method!r} is for GRASP and StochGRASP of the form 'affine': use "
-            "'gradient' for this adapter."
+            f"The method {method!r} is for GRASP and StochGRASP of the form 'affine' with shifts: "
+            "use 'gradient' for this adapter."
         )
     idle = ["backward", "steps", "learning_rate", "batch_size"] if by_layer else []
     idle += ["hidden_weight"] if labels else []

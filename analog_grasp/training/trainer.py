@@ -30,7 +30,7 @@ from analog_grasp.training.loss import check_schedules
 from analog_grasp.training.teacher_checks import check_teacher
 from analog_grasp.training.weight_noise import parse_injection
 from analog_grasp.utils.errors import check_finite, check_whole
-from analog_grasp.utils.types import SHIFT_LR_RATIO, Schedule
+from analog_grasp.utils.types import EPOCHS, SHIFT_LR_RATIO, Schedule
 
 
 def train(
@@ -46,7 +46,7 @@ def train(
     sam_radius: float = 0.0,
     then: Ages | None = None,
     then_steps: int = STEPS,
-    epochs: float = 3,
+    epochs: float = EPOCHS,
     learning_rate: float | None = None,
     shift_lr_ratio: float = SHIFT_LR_RATIO,
     sigma_lr_ratio: float = 1.0,

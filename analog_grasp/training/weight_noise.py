@@ -34,6 +34,7 @@ from analog_grasp.kernels.compiled import Floats, parallel_kernel
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.rng import fill_normal, normal, row_key
 from analog_grasp.utils.errors import shown
+from analog_grasp.utils.seed import derive_seed
 
 
 class _Weight(NamedTuple):
@@ -270,7 +271,13 @@ def _add_device_noise(
 ) -> None:
     """Write the weight as read from a device at an age, at its mean magnitude, into ``out``."""
     target = weight / largest.clamp_min(torch.finfo(largest.dtype).tiny)
-    read = CardNoiseModel(card, key).read_weights(target.contiguous(), seconds)
+    variance = None if card.short_term is None else torch.empty_like(target)
+    noise = CardNoiseModel(card, key)
+    read = noise.read_weights(target.contiguous(), seconds, variance_out=variance)
+    if variance is not None:
+        purpose = derive_seed(key, "short-term")
+        of_read = normal(purpose, read.shape, device=read.device, dtype=read.dtype)
+        read.addcmul_(variance.sqrt_(), of_read)
     gain = target.abs().mean() / read.abs().mean()
     torch.mul(read, gain * largest, out=out)
 

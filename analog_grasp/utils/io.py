@@ -40,7 +40,8 @@ def read_toml(path: Path, subject: str) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
-            raise FileNotFoundError(f"{subject} does not exist: give the path of a TOML file.")
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"{subject} {what}: give the path of a TOML file.")
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
     except FileNotFoundError:

@@ -26,6 +26,9 @@ DEFAULT_GROUPS = 64
 RANGES_FILE = "input_ranges.safetensors"
 """The file of an adapter with the input range that each layer has learned."""
 
+EPOCHS = 5.0
+"""Epochs of a training."""
+
 SHIFT_LR_RATIO = 0.5
 """Learning rate of GRASP's shifts relative to that of its scales."""
 

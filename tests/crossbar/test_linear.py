@@ -13,8 +13,10 @@ from scipy import stats
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from analog_grasp.crossbar.aihwkit import compiled_config
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel, card_on_die
 
 SHAPES = [(10, 6), (384, 384), (700, 300)]
 EXACT = {"dac_bits": None, "adc_bits": None, "output_noise": 0.0, "output_range": None}
@@ -204,6 +206,19 @@ def test_constant_short_term_noise_has_the_compiled_tiles_distribution():
     torch.testing.assert_close(a.mean(0), b.mean(0), rtol=0, atol=5 * float(a.std()) / 6000**0.5)
     for column in range(0, 32, 8):
         assert stats.ks_2samp(a[:, column], b[:, column]).pvalue > 1e-4
+
+
+def test_constant_short_term_noise_is_that_of_the_die():
+    device = DeviceCard.load("rram-wan2022").with_(die_to_die=0.3)
+    layer = CrossbarLinear(dense((64, 8)), device, "layer")
+    for chip in (0, 1, 2):
+        layer.program(chip)
+        layer.drift_to(0.0)
+        own = CardNoiseModel(card_on_die(device, chip).with_(die_to_die=0.0))
+        expected = own.constant_short_term_variance(layer.splits[0].ends)
+        assert layer.splits[0].variance == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="rram-wan2022 differs by chip, which aihwkit's compiled"):
+        compiled_config(device, "global")
 
 
 def test_short_term_noise_is_that_of_weights_drawn_for_each_vector():

@@ -54,6 +54,9 @@ def test_a_multiple_of_the_standard_deviation_clips_only_what_is_beyond(layer):
     assert (scale < column_scale(weight)).sum() == D_OUT - 1
     assert torch.equal(column_scale(weight, clip=50.0), column_scale(weight))
     assert torch.equal(column_scale(torch.zeros(2, 3), clip=2.0), torch.ones(2))
+    # Without a spread there is no outlier: one input, or equal weights.
+    assert torch.equal(column_scale(torch.full((2, 4), -3.0), clip=2.0), torch.full((2,), 3.0))
+    assert torch.equal(column_scale(torch.full((2, 1), 3.0), clip=2.0), torch.full((2,), 3.0))
 
 
 def test_weights_are_clipped_as_the_card_states_unless_the_argument_is_given(layer):

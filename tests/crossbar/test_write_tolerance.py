@@ -49,6 +49,17 @@ def test_the_published_tolerance_changes_nothing(stochastic):
         torch.testing.assert_close(same.weights()[name], weight, rtol=1e-4, atol=1e-5)
 
 
+def test_without_programming_noise_a_tolerance_changes_no_relaxation(stochastic):
+    def weights(tolerance):
+        card = ag.DeviceCard.load("rram-wan2022").without("programming")
+        deployment = ag.deploy(stochastic, card, drift_compensation="none")
+        return set_write_tolerances(deployment, tolerance).program(3).drift_to("1d").weights()
+
+    loose = weights(0.2)
+    for name, weight in weights(0.01).items():
+        assert torch.equal(loose[name], weight)
+
+
 def test_a_programmed_chip_is_programmed_again(stochastic):
     deployment = ag.deploy(stochastic, "rram-wan2022").program(3).drift_to("1h")
     before = [layer.weight_error for layer in deployment.report()]

@@ -7,9 +7,11 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel
 
-from analog_grasp import AgeSchedule, deploy, load_base_model
+from analog_grasp import AgeSchedule, DeviceCard, deploy, load_base_model
 from analog_grasp.report.tables import Comparison
+from analog_grasp.study import runner
 from analog_grasp.study.api import compare
+from analog_grasp.study.provenance import card_toml
 from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.store import Store
 
@@ -141,6 +143,35 @@ def test_each_age_has_an_adapter_of_its_own(scheduled):
     values = {(m.adapter, m.time_s, m.seed, m.metric): m.value for m in scheduled.measurements}
     plain = {key[1:]: value for key, value in values.items() if key[0] == "grasp"}
     assert all(value != plain[key[1:]] for key, value in values.items() if key[0] != "grasp")
+
+
+def test_an_edited_card_has_schedules_and_weight_errors_of_its_own(settings, tmp_path, monkeypatch):
+    seeds, fit = [], runner.fit_schedule
+
+    def fitted(*given, seed, **settings):
+        seeds.append(seed)
+        return fit(*given, seed=seed, **settings)
+
+    monkeypatch.setattr(runner, "fit_schedule", fitted)
+    path = tmp_path / "mine.toml"
+    card = DeviceCard.load("pcm-hermes-2").model_copy(update={"name": "mine"})
+    asked = settings | FEW | {"devices": (str(path),), "times": ("1d",), "trainings": 2}
+    found = []
+    for edited in (card, card.scaled(1.0, 1.5)):
+        path.write_text(card_toml(edited))
+        compare(tmp_path / "run", **asked, schedule="simulated")
+        schedules = tmp_path / "run" / "scheduled"
+        weights = (schedules / "grasp" / "mine" / "1d" / "adapter_model.safetensors").read_bytes()
+        found.append((weights, (tmp_path / "run" / "layers.csv").read_text()))
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
+    assert len(found[0][1].splitlines()) == len(found[1][1].splitlines())
+    # Those of the former card are kept aside.
+    assert len(list(schedules.glob("*/mine-*"))) == 2
+    # The draws of each training are its own.
+    assert len(seeds) == 4
+    assert seeds[0] != seeds[1]
+    assert seeds[:2] == seeds[2:]
 
 
 def test_a_saved_schedule_gives_the_score_of_its_cells(scheduled, settings, task):

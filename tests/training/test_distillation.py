@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import distil, train
-from analog_grasp.training.distillation import _output_loss
+from analog_grasp.training.distillation import _output_loss, backward_through_targets, descend
 
 KINDS = ("grasp", "stochgrasp", "lora", "ia3", "bitfit")
 NOISY = "rram-cmo-falcone@1y"
@@ -172,8 +173,10 @@ def test_drift_switches_to_the_adapter_of_the_nearest_age(trained, task, tmp_pat
 
 def test_a_deployment_is_as_before_after_a_schedule_or_an_error(trained, task):
     deployment = deploy(trained(), "pcm-hermes-2")
+    fresh = bits(deployment.model)
     fit_schedule(deployment, task, ["1y"], steps=1)
     assert (deployment.seed, deployment.time_s) == (None, 0.0)
+    assert same_bits(bits(deployment.model), fresh)
     deployment.program(5).drift_to("1h").on_drift = [print]
 
     def stop():
@@ -182,6 +185,33 @@ def test_a_deployment_is_as_before_after_a_schedule_or_an_error(trained, task):
     with pytest.raises(KeyboardInterrupt):
         fit_schedule(deployment, task, ["1y"], steps=2, advance=stop)
     assert (deployment.seed, deployment.time_s, deployment.on_drift) == (5, 3600.0, [print])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 9, 10, 20])
+def test_any_number_of_steps_warms_up_and_decays(steps):
+    parameter, rates = nn.Parameter(torch.zeros(1)), []
+    for _ in descend(lambda _: parameter.sum(), [parameter], steps, 0.1):
+        rates.append(float(parameter))
+    moves = [before - after for before, after in pairwise([0.0, *rates])]
+    # Adam moves by the learning rate under a constant gradient.
+    assert all(0 < move <= 0.1 + 1e-6 for move in moves)
+    assert moves[0] < max(moves) or steps == 1
+
+
+def fused_attention():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
+    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).requires_grad_(False)
+
+
+def test_fused_weights_on_tiles_have_the_gradient_of_their_targets():
+    model, x = fused_attention(), torch.randn(2, 3, 16)
+    x.requires_grad_(True)
+    (expected,) = torch.autograd.grad(model.train()(x).square().sum(), x)
+    deployment = deploy(model, "ideal").program(0)
+    with backward_through_targets([deployment]), torch.enable_grad():
+        (found,) = torch.autograd.grad(deployment.model.train()(x).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_labels_that_do_not_exclude_each_other_are_distilled_one_by_one():

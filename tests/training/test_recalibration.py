@@ -107,10 +107,11 @@ def test_the_report_states_the_settings_that_were_used(trained, task):
 
 
 @pytest.mark.parametrize("method", ["least-squares", "statistics"])
-def test_the_form_normalize_is_recalibrated_by_the_gradient_alone(reader, task, method):
-    config = GraspConfig(task_type="SEQ_CLS", groups=4, form="normalize")
+@pytest.mark.parametrize("other", [{"form": "normalize"}, {"learn_shift": False}])
+def test_other_kinds_of_grasp_are_recalibrated_by_the_gradient_alone(reader, task, method, other):
+    config = GraspConfig(task_type="SEQ_CLS", groups=4, **other)
     deployment = deploy(get_peft_model(reader("bert"), config), "gaussian:0.1").program(0)
-    with pytest.raises(ValueError, match="of the form 'affine': use 'gradient'"):
+    with pytest.raises(ValueError, match="the form 'affine' with shifts: use 'gradient'"):
         recalibrate(deployment, task, examples=16, method=method)
     assert recalibrate(deployment, task, examples=16, steps=5).examples_read > 16
 

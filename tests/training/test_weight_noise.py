@@ -231,6 +231,17 @@ def test_noise_of_a_device(layer, where):
     assert measured == pytest.approx(float(expected), rel=0.1)
 
 
+def test_noise_of_a_device_has_that_of_each_read(layer):
+    card = DeviceCard.load("rram-wan2022").without("programming", "drift")
+    clean = columns(layer).detach().clone()
+    torch.manual_seed(1)
+    with WeightNoise(nn.Sequential(layer), card.at("0s")).applied():
+        noisy = columns(layer).detach()
+    error = (noisy - clean) / clean.abs().amax(dim=1, keepdim=True)
+    expected = device_profile(card, "0s").std_at(torch.tensor([0.5]))
+    assert float(error.std()) == pytest.approx(float(expected), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("strength", "sentence"),
     [
