@@ -1,4 +1,4 @@
-"""What StochGRASP's standard deviations mean: sensitivity, and accuracy when they are permuted.
+"""Meaning of StochGRASP's standard deviations: sensitivity, and accuracy with them permuted.
 
 For saved StochGRASP adapters, the rank correlation of the learned standard deviations with the
 measured sensitivity of the loss to noise of each group, and the accuracy of sampled adapters whose

@@ -81,7 +81,7 @@ def recalibrate(
         raise RequestError(
             f"--examples is {examples!r}: give whole numbers of at least 2, such as 16,64."
         )
-    if (placement := given(context).get("placement", "digital")) != "digital":
+    if (placement := given(context)["placement"] or "digital") != "digital":
         raise RequestError(
             f"--placement is {placement!r}, with which no adapter is digital: give digital."
         )
@@ -184,7 +184,12 @@ def tune(
     ] = False,
     held_out: Annotated[
         int | None,
-        _tuning("Rows of the training split to tune on.", show_default="a fifth, 1,000 at most"),
+        _tuning(
+            "Rows of the training split to tune on.",
+            min=1,
+            metavar="<int>",
+            show_default="a fifth, 1,000 at most",
+        ),
     ] = None,
     storage: Annotated[
         str | None,

@@ -46,7 +46,7 @@ from analog_grasp.study import api as studies
 from analog_grasp.study.checks import check_empty
 from analog_grasp.study.config import StudyConfig, flat
 from analog_grasp.study.progress import log_line, own_warnings
-from analog_grasp.study.provenance import LOG_FILE, check_same, teacher_hash
+from analog_grasp.study.provenance import LOG_FILE, check_same, training_hashes
 from analog_grasp.study.runner import measured_cells, run, sequence_costs
 from analog_grasp.study.study import Study, prepare
 from analog_grasp.study.trained_adapters import (
@@ -199,7 +199,7 @@ def _kept_cells(study: Study) -> str:
 
 def _check_checkpoints(folder: Path, config: StudyConfig, first: bool) -> None:
     """Raise if the checkpoints are of a training with other settings; else record the settings."""
-    file, asked = folder / "train.toml", flat(config) | teacher_hash(config)
+    file, asked = folder / "train.toml", flat(config) | training_hashes(config)
     if file.is_file():
         check_same(f"The folder {folder}", "training", read_toml(file, f"The file {file}"), asked)
     elif first:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceAtTime, DeviceCard
 from analog_grasp.study.config import (
     ADAPTER_FILES,
@@ -94,10 +95,21 @@ def card_hash(card: DeviceCard) -> str:
     return _hash(_json(card.model_dump(mode="json", exclude_none=True, exclude=_PROSE)))
 
 
-def teacher_hash(config: StudyConfig) -> dict[str, str]:
-    """Return the hash of the teacher's files by its name in records; empty without a teacher."""
-    folder = config.training.teacher
-    return {} if folder is None else {"teacher_hash": adapter_hash(Path(folder))}
+def training_hashes(config: StudyConfig) -> dict[str, str]:
+    """Return the hashes of what a training reads, by name in records: its teacher and its cards.
+
+    The cards are those that its settings name; the devices of a study are measured again if theirs
+    are edited.
+    """
+    training, hashes = config.training, {}
+    if training.teacher is not None:
+        hashes["teacher_hash"] = adapter_hash(Path(training.teacher))
+    named = [training.injection, training.noise_target, training.evaluate_on, *training.then]
+    ages = [each for each in named if isinstance(each, str) and "@" in each]
+    cards = [each.card for each in parse_ages(",".join(ages))] if ages else []
+    if training.converters is not None:
+        cards.append(DeviceCard.load(training.converters))
+    return hashes | {f"{card.name}_card_hash": card_hash(card) for card in cards}
 
 
 def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -111,16 +123,15 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
     """Create the folder of a run, or resume the run that it holds; return the run's settings.
 
     Writes run.toml: the settings, the versions, the seeds of the trainings and the chips, and the
-    hash of a teacher's files. A
-    resumed run may be executed differently, and may grow: devices, times, chip instances and
-    trainings are added to those that it has, and are in the settings returned. Settings that change
-    a figure must be the same.
+    hashes of a teacher and of the cards that the training names. A resumed run may be executed
+    differently, and may grow: devices, times, chip instances and trainings are added to those that
+    it has, and are in the settings returned. Settings that change a figure must be the same.
 
     Raises:
         ValueError: The folder holds another run, or files that do not belong to a run.
         OSError: The folder cannot be created or written.
     """
-    hashes = teacher_hash(config)
+    hashes = training_hashes(config)
     if (directory / RUN_FILE).is_file():
         there, known = read_run(directory)
         config = _grown(there, config)

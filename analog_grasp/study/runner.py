@@ -7,7 +7,6 @@ store divide the work between them.
 """
 
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -132,8 +131,8 @@ class _Run:
         cards = {name: card_hash(card) for name, card in study.cards.items()}
         for name, hashed in cards.items():
             before = self.store.card_hash(name)
-            if before not in (None, hashed):
-                self._set_aside(name, before)
+            if before is not None and before != hashed:
+                self._exchange(name, before, hashed)
             self.store.set_card(name, hashed)
         while (wanted := study.plan(self.store.measurements()).trainings) > trainings:
             trainings = wanted
@@ -158,16 +157,23 @@ class _Run:
             self._write_costs()
             self.leases.release(COSTS_FILE)
 
-    def _set_aside(self, device: str, card: str) -> None:
-        """Rename the schedules for a card that was edited, and drop the weight errors on it."""
-        for folder in self.study.directory.glob(f"scheduled/*/{place_name(device)}"):
-            aside = folder.with_name(f"{folder.name}-{card[:8]}")
-            # Of an earlier edit of the same card, with the same adapters.
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-        path = self.study.directory / LAYERS_FILE
+    def _exchange(self, device: str, before: str, now: str) -> None:
+        """Set aside the schedules and weight errors of a card that was edited, and fetch its own.
+
+        Those of the card as it is now exist if it was so before.
+        """
+        place, directory = place_name(device), self.study.directory
+        for folder in directory.glob("scheduled/*"):
+            for old, new in ((place, f"{place}-{before[:8]}"), (f"{place}-{now[:8]}", place)):
+                if (folder / old).is_dir():
+                    (folder / old).rename(folder / new)
+        path = directory / LAYERS_FILE
+        aside, own = (path.with_stem(f"layers-{place}-{card[:8]}") for card in (before, now))
         if path.is_file():
-            write_layers([each for each in read_layers(path) if each.device != device], path)
+            records = read_layers(path)
+            write_layers([each for each in records if each.device == device], aside)
+            others = [each for each in records if each.device != device]
+            write_layers(others + read_layers(own), path)
 
     def _in_turn[K](self, works: Mapping[K, str]) -> Iterator[K]:
         """Yield the key of each piece of work while this process holds its lease.

@@ -196,7 +196,7 @@ class TrainingSettings(Section):
     noise_weight: Annotated[float, _STOCHGRASP] = Field(
         default=0.01, ge=0, description="Weight of the noise-aware loss; 0 switches it off."
     )
-    noise_target: Annotated[float | str, NUMBER, _STOCHGRASP] = Field(
+    noise_target: Annotated[Annotated[float, Field(gt=0)] | str, NUMBER, _STOCHGRASP] = Field(
         default=0.1,
         description="The relative standard deviation to learn: a number, or that of a device at a "
         "time, such as pcm-hermes-2@1d; x1.5 after the time multiplies its standard deviations.",

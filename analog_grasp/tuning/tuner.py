@@ -30,7 +30,7 @@ from analog_grasp.study.provenance import (
     card_hash,
     check_new,
     check_same,
-    teacher_hash,
+    training_hashes,
 )
 from analog_grasp.study.study import check_single_process
 from analog_grasp.study.trained_adapters import new_adapter, train_adapter
@@ -178,7 +178,7 @@ def prepare_tuning(
     _check_adapter(config, task, adapter, space)
     asked = (
         flat(config, CHANGEABLE)
-        | teacher_hash(config)
+        | training_hashes(config)
         | {
             "adapter": adapter,
             "multi": multi,

@@ -283,6 +283,27 @@ def test_generation_settings_without_generation_raise():
         resolve({"beams": 4}).task.load()
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"epochs": True}, "epochs is True: it should be a number"),
+        ({"repeats": False}, "repeats is False: it should be a whole number"),
+        ({"groups": True}, "groups is True: it should be a whole number"),
+        ({"clip": True}, "clip is True: it should be a number"),
+        ({"devices": 5}, "devices is 5: it should be a list"),
+        ({"times": True}, "times is True: it should be"),
+    ],
+)
+def test_values_of_another_kind_raise(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        resolve(settings)
+
+
+def test_times_may_be_seconds():
+    assert resolve({"times": [0, "1d", 3600.0]}).run.seconds == [0.0, 86400.0, 3600.0]
+    assert resolve({"times": 86400}).run.times == ("1d",)
+
+
 @pytest.mark.parametrize(("name", "value"), [("beams", 0), ("no_repeat_ngram", -1)])
 def test_generation_settings_out_of_range_raise(generation, name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}: it should be greater than"):

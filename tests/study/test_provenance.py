@@ -180,6 +180,18 @@ def test_an_edited_card_is_measured_again_and_old_cells_are_kept(
     assert read_values(tmp_path / "run") == first
 
 
+@pytest.mark.parametrize("setting", ["then", "injection", "noise_target", "converters"])
+def test_a_run_does_not_resume_with_an_edited_card_of_its_training(config, tmp_path, setting):
+    path = card_file(tmp_path)
+    where = path if setting == "converters" else f"{path}@1d"
+    trained = config.replace(**{setting: (where,) if setting == "then" else where})
+    open_run(tmp_path / "run", trained)
+    open_run(tmp_path / "run", trained)
+    card_file(tmp_path, ("[0.16603222,", "[0.5,"))
+    with pytest.raises(ValueError, match="another run, whose mine_card_hash is"):
+        open_run(tmp_path / "run", trained)
+
+
 def noisy(name="noisy-hermes", **changes) -> DeviceCard:
     card = DeviceCard.load("pcm-hermes-2").with_(adc_bits=6, **changes)
     return card.model_copy(update={"name": name})

@@ -157,7 +157,7 @@ def test_an_edited_card_has_schedules_and_weight_errors_of_its_own(settings, tmp
     card = DeviceCard.load("pcm-hermes-2").model_copy(update={"name": "mine"})
     asked = settings | FEW | {"devices": (str(path),), "times": ("1d",), "trainings": 2}
     found = []
-    for edited in (card, card.scaled(1.0, 1.5)):
+    for edited in (card, card.scaled(1.0, 1.5), card):
         path.write_text(card_toml(edited))
         compare(tmp_path / "run", **asked, schedule="simulated")
         schedules = tmp_path / "run" / "scheduled"
@@ -166,7 +166,8 @@ def test_an_edited_card_has_schedules_and_weight_errors_of_its_own(settings, tmp
     assert found[0][0] != found[1][0]
     assert found[0][1] != found[1][1]
     assert len(found[0][1].splitlines()) == len(found[1][1].splitlines())
-    # Those of the former card are kept aside.
+    # Those of the other card are kept aside, and used again.
+    assert found[2] == found[0]
     assert len(list(schedules.glob("*/mine-*"))) == 2
     # The draws of each training are its own.
     assert len(seeds) == 4
