@@ -137,6 +137,7 @@ def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
         config = _grown(there, config)
         before, now = _fixed(there) | known.get("hashes", {}), _fixed(config) | hashes
         check_same(f"The output {directory}", "run", before, now)
+        _check_second_stage(directory, there, config)
         # Raises where an added device has the name of another one.
         config.hardware.cards()
         if there == config:
@@ -300,11 +301,19 @@ def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
 
 def _fixed(config: StudyConfig) -> dict[str, Any]:
     """Return the settings that must stay the same, also while a run grows."""
-    values = flat(config, (*CHANGEABLE, *_GROWING))
-    if config.training.then == ("devices",):
-        # Added devices and later times would be none of those that adapters were distilled on.
-        values["then"] = [str(each) for each in config.second_stage()]
-    return values
+    return flat(config, (*CHANGEABLE, *_GROWING))
+
+
+def _check_second_stage(directory: Path, there: StudyConfig, asked: StudyConfig) -> None:
+    """Raise ValueError where a run is to grow beyond what its adapters were distilled on."""
+    if there.training.then == ("devices",):
+        before, now = ([str(ages) for ages in each.second_stage()] for each in (there, asked))
+        if before != now:
+            raise ValueError(
+                f"The adapters of the output {directory} were trained for {', '.join(before)}: "
+                "measure them on other devices or at later times with drift, or name another "
+                "folder."
+            )
 
 
 def _json(value: object) -> bytes:
