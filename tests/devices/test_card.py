@@ -110,7 +110,7 @@ def test_gaussian_takes_a_noise_level():
         ("", "Unknown device ''. Available: gaussian, ideal"),
         ("x" * 5000, "Unknown device 'xxx"),
         ("no/such.toml", "does not exist: give the path of a TOML file."),
-        ("./", "does not exist: give the path of a TOML file."),
+        ("./", "is a folder: give the path of a TOML file."),
         ("a\0b.toml", ""),
     ],
 )
