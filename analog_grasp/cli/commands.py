@@ -274,6 +274,7 @@ def deploy(
 ) -> None:
     """Deploy one saved adapter on one device: its score, tiles, weight error and costs."""
     with request():
+        # Here, as the setting that receives it is called times.
         parse_time(time)
         asked = {"adapters": (str(folder.resolve()),), "devices": (device,), "times": (time,)}
         settings = resolve(given(context) | asked)

@@ -213,12 +213,12 @@ def _usage(error: typer.TyperException, arguments: Sequence[str]) -> str:
     message = re.sub(
         r"^Got unexpected extra argument\(s\) \((.*)\)$", r"Extra argument: \1", message
     )
-    if found := re.match(r"Invalid value for '(--[\w-]+)': it", message):
+    if found := re.match(r"Invalid value for '(--[\w-]+)'(?=: it)", message):
         option = found[1]
         # Typer does not state the value.
         joined = [each.partition("=")[2] for each in arguments if each.startswith(f"{option}=")]
         value = [after for each, after in pairwise(arguments) if each == option] + joined
-        message = f"{option} is {shown(value[-1])}{message[found.end() - len(': it') :]}"
+        message = f"{option} is {shown(value[-1])}{message[found.end() :]}"
     stop = "" if message.endswith((".", "?")) else "."
     return f"{message}{stop} See {' '.join(['analog-grasp', *named])} --help."
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from analog_grasp.cli.console import Debug
-from analog_grasp.study.config import SETTINGS, Setting, plain_types
-from analog_grasp.study.fields import split_names
+from analog_grasp.study.config import SETTINGS, Setting
+from analog_grasp.study.fields import plain_types, split_names
 
 _NUMBERS: dict[Any, str] = {int: "int", float: "float"}
 

@@ -8,14 +8,13 @@ model's weights, so that a wrong name is reported at once.
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Union
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from analog_grasp.adapters.registry import ADAPTERS
-from analog_grasp.study.fields import Note, Section
+from analog_grasp.study.fields import Note, Section, plain_types
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
     ModelSettings,
@@ -218,15 +217,6 @@ def flat(config: StudyConfig, exclude: Iterable[str] = ()) -> dict[str, Any]:
         part = getattr(config, section)
         values |= part.model_dump(mode="json", exclude_none=True, by_alias=True)
     return {name: value for name, value in values.items() if name not in set(exclude)}
-
-
-def plain_types(annotation: Any) -> list[Any]:
-    """Return the types that an annotation allows, without constraints."""
-    if get_origin(annotation) is Annotated:
-        return plain_types(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [kind for part in get_args(annotation) for kind in plain_types(part)]
-    return [annotation]
 
 
 def takes_settings[**P, R](

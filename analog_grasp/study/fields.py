@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -46,18 +47,19 @@ class Section(BaseModel):
     def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Python counts with true as with 1.
         if isinstance(value, bool):
-            types = _types(cls.model_fields[str(info.field_name)].annotation)
-            if bool not in types and types & {int, float}:
+            types = plain_types(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in types and (int in types or float in types):
                 raise ValueError(f"it should be a {'' if float in types else 'whole '}number")
         return value
 
 
-def _types(annotation: Any) -> set[Any]:
-    """Return the types of which an annotation is made."""
-    parts = get_args(annotation)
-    if not parts or get_origin(annotation) is Literal:
-        return {annotation} if isinstance(annotation, type) else set()
-    return set[Any]().union(*map(_types, parts))
+def plain_types(annotation: Any) -> list[Any]:
+    """Return the types that an annotation allows, without constraints."""
+    if get_origin(annotation) is Annotated:
+        return plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in plain_types(part)]
+    return [annotation]
 
 
 def split_names(text: str) -> tuple[str, ...]:

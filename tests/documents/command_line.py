@@ -10,7 +10,8 @@ from pydantic.fields import FieldInfo
 
 from analog_grasp.cli.main import COMMANDS, app
 from analog_grasp.cli.options import choices, default_text, help_text
-from analog_grasp.study.config import SETTINGS, Setting, StudyConfig, plain_types
+from analog_grasp.study.config import SETTINGS, Setting, StudyConfig
+from analog_grasp.study.fields import plain_types
 
 HEAD = """# Command line
 
