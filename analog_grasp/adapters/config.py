@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
+from analog_grasp.adapters.registry import check_sampling
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.types import DEFAULT_GROUPS, Sampling
@@ -173,11 +174,7 @@ class StochGraspConfig(GraspConfig):
         self.peft_type = PeftType["STOCHGRASP"]
         _check_choice("sampling", self.sampling, Sampling)
         _check_choice("noise_loss", self.noise_loss, NoiseLoss)
-        if self.form == "normalize" and self.sampling in ("weight", "token"):
-            raise ValueError(
-                f"sampling is {self.sampling!r}, but the cross-points of form 'normalize' have no "
-                "Gaussian errors: sample by 'feature' or 'group'."
-            )
+        check_sampling(self.form, self.sampling)
         low, high = SIGMA_RANGE
         if not low <= self.init_sigma <= high:
             raise ValueError(

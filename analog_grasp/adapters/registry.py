@@ -57,6 +57,8 @@ class AdapterMethod:
     config: "Callable[..., PeftConfig] | None"
 
 
+# Samplings of StochGRASP that draw cross-points of the folded matrix.
+_CROSS_POINTS = ("weight", "token")
 # Settings of GRASP, which StochGRASP has too.
 _GRASP = ("groups", "grouping", "form", "target_modules")
 
@@ -322,6 +324,38 @@ def check_placement(name: str, placement: str) -> None:
         raise ValueError(
             f"The adapter {name!r} cannot have the placement {placement!r}, as it trains "
             f"{method.trains}: use {' or '.join(method.placements)}."
+        )
+
+
+def check_sampling(form: str, sampling: str) -> None:
+    """Raise ValueError where a form of GRASP has no such sampling.
+
+    Example:
+        >>> check_sampling("normalize", "group")
+    """
+    if form == "normalize" and sampling in _CROSS_POINTS:
+        raise ValueError(
+            f"The sampling is {sampling!r}, but the cross-points of the form 'normalize' have no "
+            "Gaussian errors: sample by 'feature' or 'group', or use the form 'affine'."
+        )
+
+
+def check_programmable(form: str, sampling: str) -> None:
+    """Raise ValueError where analog devices cannot store the parameters of GRASP.
+
+    Example:
+        >>> check_programmable("affine", "group")
+    """
+    stated = "The placement is 'programmed', but the adapter"
+    if form == "normalize":
+        raise ValueError(
+            f"{stated} has the form 'normalize', which divides by values that devices would "
+            "store: use the form 'affine', or the placement 'digital' or 'folded'."
+        )
+    if sampling in _CROSS_POINTS:
+        raise ValueError(
+            f"{stated} is sampled by {sampling}, so that its parameters are in the folded "
+            "cross-points: use the placement 'folded'."
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.registry import check_programmable
 from analog_grasp.crossbar.chip_layer import ChipLayer
 from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.devices.card import DeviceCard
@@ -245,15 +246,7 @@ def _only_adapter(layer: BaseTunerLayer) -> str:
             f"placement is 'programmed' and {len(active)} adapters are active, but devices store "
             "one: activate one with set_adapter."
         )
-    if isinstance(layer, GraspLinear) and layer.form[active[0]] != "affine":
-        raise ValueError(
-            "placement is 'programmed', but the adapter has the form 'normalize', which divides by "
-            "values that devices would store: use placement='digital' or 'folded'."
-        )
-    sampling = layer.sampling[active[0]] if isinstance(layer, StochGraspLinear) else "feature"
-    if sampling in ("weight", "token"):
-        raise ValueError(
-            f"placement is 'programmed', but the adapter was sampled by {sampling}, so that its "
-            "parameters are in the folded cross-points: use placement='folded'."
-        )
+    if isinstance(layer, GraspLinear):
+        sampling = layer.sampling[active[0]] if isinstance(layer, StochGraspLinear) else "feature"
+        check_programmable(layer.form[active[0]], sampling)
     return active[0]

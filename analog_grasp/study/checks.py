@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analog_grasp.adapters.registry import check_placement
+from analog_grasp.adapters.registry import check_placement, check_programmable, check_sampling
 from analog_grasp.devices import check_name
 from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, is_saved
+from analog_grasp.study.fields import GRASP
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.types import HARNESS_PREFIX, RANGES_FILE, TASK_NAMES
@@ -39,6 +40,8 @@ def check_study(config: StudyConfig) -> None:
             check_saved(Path(adapter))
         else:
             check_placement(adapter, config.hardware.placement)
+            if config.hardware.placement == "programmed" and adapter in GRASP.adapters:
+                check_programmable(*_form(config, adapter))
     # Last, as cards take longest to read.
     cards = config.hardware.cards()
     if config.hardware.calibrate == "learned":
@@ -70,6 +73,12 @@ def _check_ranges(config: StudyConfig, cards: Iterable["DeviceCard"]) -> None:
             )
 
 
+def _form(config: StudyConfig, adapter: str) -> tuple[str, str]:
+    """Return the form and the sampling of a GRASP adapter that is not yet trained."""
+    sampling = config.training.sampling if adapter == "stochgrasp" else "feature"
+    return config.training.form or "affine", sampling
+
+
 def check_limits(config: StudyConfig) -> None:
     """Raise ValueError where fewer trainings or chips are allowed than a study begins with."""
     if config.run.until_ci is None:
@@ -84,8 +93,10 @@ def check_limits(config: StudyConfig) -> None:
 
 
 def check_training(config: StudyConfig) -> None:
-    """Raise an error if a device, time or saved adapter of the training is unknown."""
+    """Raise an error if a device, time or saved adapter is unknown, or a setting does not fit."""
     training = config.training
+    for adapter in config.model.adapters:
+        check_sampling(*_form(config, adapter))
     named = {name: getattr(training, name) for name in ("noise_target", "injection", "evaluate_on")}
     for name, where in (named | {"then": ",".join(training.then)}).items():
         if not isinstance(where, str) or (name == "then" and where in ("none", "devices")):

@@ -36,6 +36,7 @@ from analog_grasp.utils.types import (
 if TYPE_CHECKING:
     from analog_grasp.tasks import Task
 
+_CSV = (("task", lambda task: task == "csv", "the task csv"),)
 _STOCHGRASP = Note(adapters=("stochgrasp",))
 _TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
 _UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
@@ -84,12 +85,12 @@ class TaskSettings(Section):
         "SST-2/train.tsv. Tasks lm and lm-eval: a text file, a folder of .txt files, or a data set "
         "of the Hub such as Salesforce/wikitext:wikitext-2-raw-v1.",
     )
-    text_column: Annotated[str | None, Note("text")] = Field(
+    text_column: Annotated[str | None, Note("text", needs=_CSV)] = Field(
         default=None,
         description="Task csv: the column with the text, or two columns, separated by a comma, "
         "for pairs of texts.",
     )
-    label_column: Annotated[str | None, Note("label")] = Field(
+    label_column: Annotated[str | None, Note("label", needs=_CSV)] = Field(
         default=None,
         description="Task csv: the column with the label: a class name, a number, or (JSON lines) "
         "a list of class names.",

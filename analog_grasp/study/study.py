@@ -15,7 +15,12 @@ from torch import nn
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import frozen_layers
-from analog_grasp.adapters.registry import ADAPTERS, check_placement, kind_of
+from analog_grasp.adapters.registry import (
+    ADAPTERS,
+    check_placement,
+    check_programmable,
+    kind_of,
+)
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.checks import check_study
 from analog_grasp.study.config import SETTINGS, StudyConfig, check_effects, is_saved
@@ -172,6 +177,8 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
         deque(frozen_layers(model, hardware.layers), maxlen=0)
     learned = isinstance(own, StochGraspConfig)
     programmed = hardware.placement == "programmed"
+    if programmed and isinstance(own, GraspConfig):
+        check_programmable(own.form, getattr(own, "sampling", "feature"))
     if programmed and hardware.programming_error == "learned" and not learned:
         raise ValueError(
             "The setting programming_error is 'learned', but the standard deviations of "

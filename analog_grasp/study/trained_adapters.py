@@ -167,12 +167,6 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
     training, seed = config.training, config.run.seed
     target_std(training.noise_target)
     shape = {name: value for name in _SHAPE if (value := getattr(training, name)) is not None}
-    programmed = config.hardware.placement == "programmed"
-    if programmed and training.form == "normalize" and adapter in GRASP.adapters:
-        raise ValueError(
-            "The setting form is 'normalize', which divides by values that devices would store, "
-            "but the placement is 'programmed': use the form 'affine', or another placement."
-        )
     base = load_base_model(
         task, config.model.name, seed=seed, trust_remote_code=config.model.trust_remote_code
     )

@@ -143,14 +143,21 @@ def test_form_and_grouping_reach_the_saved_configuration(settings, task, tmp_pat
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"placement": "programmed"}, "form is 'normalize', .* but the placement is 'programmed'"),
-        ({"sampling": "weight"}, "sampling is 'weight', but the cross-points of form 'normalize'"),
+        ({"form": "normalize"}, "has the form 'normalize', which divides by values"),
+        ({"sampling": "weight"}, "is sampled by weight, so that its parameters are in the folded"),
     ],
 )
-def test_what_the_form_normalize_does_not_have_raises(settings, task, given, sentence):
-    config = resolve(settings | {"form": "normalize"} | given)
+def test_a_saved_adapter_that_devices_cannot_store_is_refused(
+    settings, task, tmp_path, given, sentence
+):
+    """Found before the run is made, as for an adapter that is yet to be trained."""
+    saved = str(tmp_path / "saved")
+    save_adapter(new_adapter(resolve(settings | given), task, "stochgrasp"), Path(saved))
+    asked = {k: v for k, v in settings.items() if k in ("model", "task", "data_dir")}
+    config = resolve(asked | {"adapters": (saved,), "placement": "programmed"})
     with pytest.raises(ValueError, match=sentence):
-        new_adapter(config, task, "stochgrasp")
+        prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_adapter_starts_from_the_same_parameters(settings, task):
