@@ -1,4 +1,4 @@
-"""Search of the two stages of training: epochs, noise, sharpness-aware minimisation, and steps.
+"""Search of the two stages of training: epochs, injected noise, and steps.
 
 Trains GRASP, and then distils it on simulated chips of two PCM and two RRAM devices from 0 s to a
 year. Prints its digital score and its mean score after a year, over three other chips of each
@@ -7,7 +7,7 @@ device, on rows held out of the training split (accuracy; Pearson correlation fo
 
     python benchmarks/second_stage.py
     python benchmarks/second_stage.py --task glue/stsb --data-dir path/to/glue --epochs 0.5
-    python benchmarks/second_stage.py --epochs 5 --injection 0.04 --radius 0 0.05 --seeds 0 1 2
+    python benchmarks/second_stage.py --epochs 5 --injection 0.04 --seeds 0 1 2
 
 About five minutes of one core for each row of the table. An interrupted run resumes.
 """
@@ -43,15 +43,13 @@ def main() -> None:
     parser.add_argument("--adapter", default="grasp")
     parser.add_argument("--epochs", nargs="+", type=float, default=[3.0, 6.0])
     parser.add_argument("--injection", nargs="+", type=float, default=[0.0, 0.02, 0.04, 0.06])
-    parser.add_argument("--radius", nargs="+", type=float, default=[0.0], help="sam_radius")
     parser.add_argument("--steps", nargs="+", type=int, default=[0, 150, 300])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/second-stage"))
     asked = parser.parse_args()
     held_out = tuning_task(load_task(asked.task, asked.data_dir), seed=0)
     rows = []
-    grid = product(asked.seeds, asked.epochs, asked.injection, asked.radius)
-    for seed, epochs, injection, radius in grid:
+    for seed, epochs, injection in product(asked.seeds, asked.epochs, asked.injection):
         settings = resolve(
             {
                 "task": asked.task,
@@ -59,12 +57,11 @@ def main() -> None:
                 "adapters": (asked.adapter,),
                 "epochs": epochs,
                 "injection": injection,
-                "sam_radius": radius,
                 "seed": seed,
             }
         )
         steps = "-".join(map(str, asked.steps))
-        name = f"{asked.adapter}-{epochs:g}-{injection:g}-{radius:g}-{steps}-{seed}.json"
+        name = f"{asked.adapter}-{epochs:g}-{injection:g}-{steps}-{seed}.json"
         path = asked.out / asked.task.replace("/", "-") / name
         found = once(path, partial(train, settings, held_out, asked.steps))
         Console(stderr=True).print(name, found)
@@ -72,9 +69,9 @@ def main() -> None:
         for count, by_device in found.items():
             scores = [100 * by_device[device] for device in devices]
             cells = (100 * by_device["digital"], *scores, sum(scores) / len(scores))
-            given = (f"{epochs:g}", f"{injection:g}", f"{radius:g}", count, str(seed))
+            given = (f"{epochs:g}", f"{injection:g}", count, str(seed))
             rows.append((*given, *(f"{c:.1f}" for c in cells)))
-    header = ("epochs", "injection", "radius", "steps on chips", "seed", "digital", *devices)
+    header = ("epochs", "injection", "steps on chips", "seed", "digital", *devices)
     print(markdown((*header, f"mean at {AGE}"), rows))
 
 

@@ -261,12 +261,6 @@ class TrainingSettings(Section):
         "same task, whose outputs without noise are learned in place of labels, before the second "
         "stage.",
     )
-    sam_radius: float = Field(
-        default=0.0,
-        ge=0,
-        description="Radius of sharpness-aware minimisation, with which a training step takes "
-        "twice as long; 0 switches it off.",
-    )
     epochs: float = Field(default=EPOCHS, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
         default=None, gt=0, description="The peak learning rate."

@@ -36,7 +36,7 @@ from analog_grasp.utils.errors import last_line
 _TRAIN_ARGUMENTS = (
     *("injection", "converters", "learn_ranges", "evaluate_on", "epochs", "shift_lr_ratio"),
     *("sigma_lr_ratio", "batch_size", "gradient_accumulation_steps", "bf16"),
-    *("noise_weight_schedule", "noise_target_schedule", "sam_radius"),
+    *("noise_weight_schedule", "noise_target_schedule"),
 )
 # Settings of GRASP that keep the default of its configuration where they are not given.
 _SHAPE = ("grouping", "form")

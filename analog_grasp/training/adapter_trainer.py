@@ -1,7 +1,7 @@
 """A transformers Trainer with weight noise, converters and the noise-aware loss."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,6 @@ class AdapterTrainer(Trainer):
         sigma_lr_ratio: Learning rate of StochGRASP's standard deviations relative to the others.
         noise_weight_schedule, noise_target_schedule: See `NoiseAwareLoss`.
         teacher: A digital model whose outputs are learned in place of the labels; see `train`.
-        sam_radius: Radius of sharpness-aware minimisation; 0 for none.
     """
 
     def __init__(
@@ -67,12 +66,10 @@ class AdapterTrainer(Trainer):
         noise_weight_schedule: Schedule = "constant",
         noise_target_schedule: Schedule = "constant",
         teacher: nn.Module | None = None,
-        sam_radius: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.shift_lr_ratio, self.sigma_lr_ratio = shift_lr_ratio, sigma_lr_ratio
-        self.sam_radius = sam_radius
         # The loss is a mean over the batch, so Trainer must divide it by the accumulation steps.
         # It does not for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = False
@@ -153,39 +150,7 @@ class AdapterTrainer(Trainer):
         """Run one forward and backward pass under one draw of the injected noise."""
         converters = self._loop.applied() if self._loop else nullcontext()
         with converters, self.weight_noise.applied():
-            if self.sam_radius == 0:
-                return super().training_step(*args, **kwargs)
-            with self._at_sharpest(*args, **kwargs):
-                return super().training_step(*args, **kwargs)
-
-    @contextmanager
-    def _at_sharpest(self, model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Move the parameters by the radius along the gradient of a batch within the block.
-
-        The pass within the block draws the same samples; gradients of earlier batches are kept.
-        """
-        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        held = learned + ([self.ranges.log] if self.ranges else [])
-        earlier = [parameter.grad for parameter in held]
-        for parameter in held:
-            parameter.grad = None
-        with torch.random.fork_rng():
-            super().training_step(model, *args, **kwargs)
-        found = [(each, each.grad) for each in learned if each.grad is not None]
-        norm = torch.stack([gradient.norm() for _, gradient in found]).norm()
-        before = [parameter.detach().clone() for parameter, _ in found]
-        with torch.no_grad():
-            for parameter, gradient in found:
-                # A batch without a gradient moves nothing.
-                parameter.add_(self.sam_radius * gradient / norm.clamp_min(1e-12))
-        for parameter, kept in zip(held, earlier, strict=True):
-            parameter.grad = kept
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for (parameter, _), value in zip(found, before, strict=True):
-                    parameter.copy_(value)
+            return super().training_step(*args, **kwargs)
 
     def evaluate(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

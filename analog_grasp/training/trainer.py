@@ -43,7 +43,6 @@ def train(
     layers: LayerPattern = "all-linear",
     evaluate_on: str | DeviceAtTime | None = None,
     teacher: nn.Module | None = None,
-    sam_radius: float = 0.0,
     then: Ages | None = None,
     then_steps: int = STEPS,
     epochs: float = EPOCHS,
@@ -90,9 +89,6 @@ def train(
             trained whole. Its outputs, in evaluation mode and without noise, replace the labels:
             the loss is the Kullback-Leibler divergence from them, or the squared error of a
             regression relative to their variance. Left in evaluation mode, where the model is.
-        sam_radius: The radius of sharpness-aware minimisation, 0 for none: each step takes the
-            gradient at the parameters moved so far along the gradient of the batch, which costs
-            a second pass.
         then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
             learned, the adapter is distilled on simulated chips of these from its own digital
             outputs; see `distil`.
@@ -129,15 +125,14 @@ def train(
 
     Raises:
         ValueError: The model is deployed, or has no trainable parameter; `injection` is negative or
-            not finite, or `sam_radius` is; a ratio of learning rates is not above 0; a schedule is
-            unknown;
+            not finite; a ratio of learning rates is not above 0; a schedule is unknown;
             `then_steps` is below 1; `layers` matches no layer; a device or a time is unknown, or a
             range of times reversed; `converters` names a device without converters, or is missing
             with `learn_ranges`; `then` is given for a model without an adapter; the teacher has
             another vocabulary or task head; there is no checkpoint to resume from.
 
     Source:
-        docs/method.md, "Analog deployment"; sharpness-aware minimisation: Foret et al., ICLR 2021.
+        docs/method.md, "Analog deployment".
 
     Example:
         ``train(get_peft_model(base_model, GraspConfig(task_type="SEQ_CLS")), task, epochs=1)``
@@ -156,7 +151,6 @@ def train(
         raise ValueError("learn_ranges requires converters, a device whose DACs have the ranges.")
     check_finite("shift_lr_ratio", shift_lr_ratio, above=True)
     check_finite("sigma_lr_ratio", sigma_lr_ratio, above=True)
-    check_finite("sam_radius", sam_radius)
     check_schedules(noise_weight_schedule, noise_target_schedule)
     check_whole("then_steps", then_steps)
     injection = parse_injection(injection)
@@ -199,7 +193,6 @@ def train(
             noise_weight_schedule=noise_weight_schedule,
             noise_target_schedule=noise_target_schedule,
             teacher=teacher,
-            sam_radius=sam_radius,
         )
         # Without a progress bar Trainer would print its statistics.
         trainer.remove_callback(PrinterCallback)

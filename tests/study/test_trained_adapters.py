@@ -147,7 +147,7 @@ def test_form_and_grouping_reach_the_saved_configuration(settings, task, tmp_pat
         ({"sampling": "weight"}, "is sampled by weight, so that its parameters are in the folded"),
     ],
 )
-def test_a_saved_adapter_that_devices_cannot_store_is_refused(
+def test_a_saved_adapter_that_devices_cannot_store_raises(
     settings, task, tmp_path, given, sentence
 ):
     """Found before the run is made, as for an adapter that is yet to be trained."""
