@@ -30,8 +30,9 @@ from analog_grasp.report.tables import (
     unit,
 )
 from analog_grasp.study.records import TreatedAdapter
-from analog_grasp.study.statistics import Estimate, Summary, is_fraction
+from analog_grasp.study.statistics import Estimate, Summary
 from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.metrics import is_fraction
 from analog_grasp.utils.time import format_time
 
 STYLE = Path(__file__).with_name("analog_grasp.mplstyle")

@@ -16,9 +16,9 @@ from analog_grasp.report.tables import (
     score_text,
 )
 from analog_grasp.study.records import LayerRecord, Measurement
-from analog_grasp.study.statistics import PairedDifference, Summary, is_fraction
+from analog_grasp.study.statistics import PairedDifference, Summary
+from analog_grasp.utils.metrics import is_fraction, lower_is_better
 from analog_grasp.utils.time import format_time
-from analog_grasp.utils.types import LOWER_IS_BETTER
 
 METHODOLOGY = (
     "A condition is one device at one time since programming. The score of an adapter in a"
@@ -111,7 +111,7 @@ def answer(comparison: Comparison) -> str:
     """
     tables = comparison.subjects[0]
     choice, winner, reason = _choice(tables)
-    sign = -1.0 if tables[0].metric in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if lower_is_better(tables[0].metric) else 1.0
     ranked: list[tuple[float, float, DeviceTable, int, Summary]] = []
     for table in tables:
         for place, cells in enumerate(table.scores):

@@ -37,8 +37,8 @@ from analog_grasp.report.tables import (
 )
 from analog_grasp.study.records import LayerRecord, TreatedAdapter
 from analog_grasp.study.statistics import Summary
+from analog_grasp.utils.metrics import lower_is_better
 from analog_grasp.utils.time import format_time
-from analog_grasp.utils.types import LOWER_IS_BETTER
 
 _CHIPS_LEGEND = (
     "Weight error: root mean square of (present weight - target) over all weights on the first"
@@ -260,7 +260,7 @@ def points(rows: Sequence[CostRow], comparison: Comparison) -> list[Point]:
 
 def front(found: Sequence[Point]) -> list[Point]:
     """Return the points that no point with less energy reaches, by ascending energy."""
-    sign = -1 if found[0].score.metric in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(found[0].score.metric) else 1
     best: list[Point] = []
     for point in sorted(found, key=lambda p: (p.energy, -sign * p.score.mean)):
         if not best or sign * point.score.mean > sign * best[-1].score.mean:

@@ -23,13 +23,12 @@ from analog_grasp.study.statistics import (
     Variant,
     estimate,
     holm_corrected,
-    is_fraction,
     paired_differences,
     summarise,
     variants,
 )
+from analog_grasp.utils.metrics import is_fraction, lower_is_better
 from analog_grasp.utils.time import format_time
-from analog_grasp.utils.types import LOWER_IS_BETTER
 
 MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼"}
@@ -324,7 +323,7 @@ class Comparison:
 
         def is_retained(cell: Summary) -> bool:
             whole = cells[0].mean if start is None else start
-            if table.metric in LOWER_IS_BETTER:
+            if lower_is_better(table.metric):
                 return cell.mean <= whole / RETAINED
             return cell.mean >= RETAINED * whole
 

@@ -34,7 +34,7 @@ from analog_grasp.report.tuning_figures import (
     write_front,
     write_setting,
 )
-from analog_grasp.study.statistics import estimate, holm, is_fraction
+from analog_grasp.study.statistics import estimate, holm
 from analog_grasp.tuning.search_space import (
     WORSE,
     Trial,
@@ -42,6 +42,7 @@ from analog_grasp.tuning.search_space import (
     value_text,
     values_text,
 )
+from analog_grasp.utils.metrics import is_fraction
 from analog_grasp.utils.time import format_time
 
 _BEST_TRIALS = 10

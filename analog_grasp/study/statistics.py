@@ -18,17 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from analog_grasp.study.records import Measurement
-from analog_grasp.utils.types import LOWER_IS_BETTER
+from analog_grasp.utils.metrics import lower_is_better
 
 CONFIDENCE = 0.95
 TAIL = 5
 """Percentile of the chips that is stated with the mean, counted from the worst."""
 # Relative rounding of differences of scores, with room.
 _ROUNDING = 1e-9
-# Beginnings of the names of scores that are fractions of one.
-_FRACTIONS = (
-    *("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "bleu", "meteor", "rouge"),
-)
 
 type Repetition = tuple[int, tuple[int, int]]
 """Training, and the repeat and the seed of a chip instance."""
@@ -114,17 +110,7 @@ class PairedDifference:
             return "open"
         if self.low <= 0 <= self.high:
             return "not significant"
-        return "better" if (self.low > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
-
-
-def is_fraction(metric: str) -> bool:
-    """Return whether a metric is a fraction of one, shown in per cent.
-
-    Example:
-        >>> is_fraction("accuracy"), is_fraction("matthews_correlation"), is_fraction("nist")
-        (True, True, False)
-    """
-    return metric.lower().startswith(_FRACTIONS)
+        return "better" if (self.low > 0) != lower_is_better(self.metric) else "worse"
 
 
 def variants(measurements: Iterable[Measurement]) -> list[Variant]:
@@ -153,7 +139,7 @@ def summarise(measurements: Iterable[Measurement]) -> list[Summary]:
     for where, values in groups.items():
         table = complete_table(values)
         trainings, chips = table.shape
-        worst = 100 - TAIL if where[1] in LOWER_IS_BETTER else TAIL
+        worst = 100 - TAIL if lower_is_better(where[1]) else TAIL
         tail = float(np.percentile(table, worst)) if chips > 1 else None
         summaries.append(Summary(*where, chips, *estimate(table)[:3], trainings, tail))
     return summaries

@@ -37,12 +37,12 @@ from analog_grasp.study.records import (
 from analog_grasp.study.statistics import (
     MeanSquares,
     half_widths,
-    is_fraction,
     mean_error,
     mean_squares,
 )
 from analog_grasp.study.trained_adapters import adapter_names, load_with_hash, new_adapter
 from analog_grasp.tasks import LanguageModelingTask, Task
+from analog_grasp.utils.metrics import is_fraction
 
 FIRST_CHIPS = 5
 """Chip instances per device that `until_ci` begins with: from fewer, its intervals cover less."""

@@ -20,8 +20,8 @@ from transformers import (
 
 from analog_grasp.tasks.metrics import Metric
 from analog_grasp.tasks.models import ensure_padding, tokenizer_for
+from analog_grasp.utils.metrics import lower_is_better
 from analog_grasp.utils.seed import derive_seed
-from analog_grasp.utils.types import LOWER_IS_BETTER
 
 Split = Literal["train", "validation"]
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
@@ -119,7 +119,7 @@ class Task(ABC):
     @property
     def greater_is_better(self) -> bool:
         """False if the primary metric is an error, such as "mse"."""
-        return self.metrics[0] not in LOWER_IS_BETTER
+        return not lower_is_better(self.metrics[0])
 
     def identity(self) -> dict[str, str]:
         """Return the settings of the task as text that is the same in every process."""

@@ -17,9 +17,6 @@ TASK_NAMES = (
 )  # fmt: skip
 """The tasks that `load_task` knows without registration."""
 
-LOWER_IS_BETTER = ("mse", "perplexity", "bits_per_byte")
-"""Metrics of which a lower value is better."""
-
 DEFAULT_GROUPS = 64
 """K of GRASP and StochGRASP where none is given; fewer in layers with fewer input features."""
 
