@@ -22,7 +22,7 @@ from analog_grasp.study.checks import (
     check_task,
     check_training,
 )
-from analog_grasp.study.config import ONE_STAGE, check_effects, resolve
+from analog_grasp.study.config import ONE_STAGE, resolve
 from analog_grasp.study.fields import split_names
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.tuning.search_space import RANGES, TRIALS, parse_ranges, search_space
@@ -67,8 +67,9 @@ def recalibrate(
     context: typer.Context,
     folders: _Folders,
     examples: Annotated[
-        str, typer.Option(help="Numbers of unlabelled examples, such as 16,64,256.")
-    ] = "64",
+        str | None,
+        typer.Option(help="Numbers of unlabelled examples, such as 16,64,256.", show_default="64"),
+    ] = None,
 ) -> None:
     """Measure saved adapters as they are and re-fitted on aged chips, over drift time.
 
@@ -76,16 +77,22 @@ def recalibrate(
     folder, each with the chip, its age and the cost of the fit.
     """
     adapters = tuple(str(folder.resolve()) for folder in folders)
-    counts = split_names(examples)
-    if not counts or not all(each.isdecimal() and int(each) > 1 for each in counts):
+    counts = split_names(examples or "")
+    if examples is not None and not (counts and all(map(_is_count, counts))):
         raise RequestError(
             f"--examples is {examples!r}: give whole numbers of at least 2, such as 16,64."
         )
-    if (placement := given(context)["placement"] or "digital") != "digital":
-        raise RequestError(
-            f"--placement is {placement!r}, with which no adapter is digital: give digital."
-        )
-    _study(context, adapters=adapters, recalibrate=counts)
+    with request():
+        stated = resolve({"placement": given(context)["placement"]}, context.params["config"])
+        if (placement := stated.hardware.placement) != "digital":
+            raise RequestError(
+                f"The placement is {placement!r}, with which no adapter is digital: give digital."
+            )
+    _study(context, adapters=adapters, recalibrate=counts or stated.run.recalibrate or (64,))
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and int(text) > 1
 
 
 def _study(context: typer.Context, **asked: Any) -> None:
@@ -210,10 +217,8 @@ def tune(
     with request():
         settings = given(context)
         check_placement(adapter, "folded")
-        resolved = resolve(settings, config, ONE_STAGE)
-        stated = [name for name, value in settings.items() if value is not None]
-        check_effects(resolved, [adapter], stated)
-        check_study(resolved.replace(adapters=(adapter,)))
+        resolved = resolve(settings | {"adapters": (adapter,)}, config, ONE_STAGE)
+        check_study(resolved)
         searched = split_names(search)
         found = parse_ranges(ranges or "")
         search_space(searched, found)

@@ -341,9 +341,12 @@ def _points(cells: Sequence[Summary | None], positions: Sequence[float], metric:
 
 
 def drawn_interval(cell: Summary | Estimate, metric: str) -> tuple[float, float]:
-    """Return the ends of an interval as drawn: at the mean without one, and at most at 100 %."""
+    """Return the ends of an interval as drawn: at the mean without one, and at most at 100 %.
+
+    A score of the user's that is called a fraction may be in per cent itself.
+    """
     low, high = (cell.mean if end is None else end for end in (cell.low, cell.high))
-    return low, min(high, 1.0) if is_fraction(metric) else high
+    return low, max(cell.mean, min(high, 1.0)) if is_fraction(metric) else high
 
 
 def _repetitions(cell: Summary) -> str:
@@ -370,13 +373,14 @@ def _draw_digital(
     cells = [cell for table in tables for row in table.scores for cell in row if cell]
     values = [v for cell in cells for v in (cell.mean, *drawn_interval(cell, metric))]
     values += digital.values()
-    positive = [value for value in values if value > 0]
-    if metric in _LOGARITHMIC and max(values) > _WIDE * min(positive):
+    # An interval may reach below zero, or nearly so.
+    lowest = min([*(cell.mean for cell in cells), *digital.values()])
+    if metric in _LOGARITHMIC and max(values) > _WIDE * lowest:
         panel.set_yscale("log")
         # The formatters of the scale write formulas, which are shown as they are written.
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter("")
-        panel.set_ylim(min(positive) / 1.1, max(values) * 1.1)
+        panel.set_ylim(max(min(values), lowest / 1.5) / 1.1, max(values) * 1.1)
         return drawn
     margin = 0.06 * (max(values) - min(values)) or 0.01
     panel.set_ylim(unit(metric) * (min(values) - margin), unit(metric) * (max(values) + margin))

@@ -15,7 +15,7 @@ from analog_grasp.report.tables import (
     percent,
     score_text,
 )
-from analog_grasp.study.records import LayerRecord, Measurement
+from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement, is_distilled
 from analog_grasp.study.statistics import PairedDifference, Summary
 from analog_grasp.utils.metrics import is_fraction, lower_is_better
 from analog_grasp.utils.time import format_time
@@ -33,8 +33,8 @@ METHODOLOGY = (
     " also significant at the level of 5 % after Holm's correction over all differences of the same"
     " task and metric (paired t-test).",
     "A score is retained up to the last time before its mean falls below 95 % of that of the"
-    " digital model. The 5th percentile of the chips is that of the scores of one training on one"
-    " chip.",
+    " digital model, or, where lower is better, exceeds it by more than a nineteenth. The 5th"
+    " percentile of the chips is that of the scores of one training on one chip, from the worst.",
     "Devices and chips are simulated.",
 )
 TUNING_METHODOLOGY = (
@@ -65,19 +65,25 @@ _TRAININGS = (
 # Digital modules beyond these are summed up.
 _LISTED = 5
 _SECOND_STAGE = (
-    "Second stage of training: after it has learned the task, each adapter was distilled without"
+    "Second stage of training: after it has learned the task, {adapters} was distilled without"
     " labels, in {steps} steps, on simulated chips, none of them measured, of {chips}. The"
     " training time contains this stage."
 )
 _KINDS = {"grasp": "Deterministic", "stochgrasp": "Stochastic"}
 
 
-def methodology(settings: Mapping[str, object]) -> list[str]:
+def methodology(
+    settings: Mapping[str, object], adapters: Sequence[AdapterRecord] = ()
+) -> list[str]:
     """Return how the adapters were trained and measured, as sentences."""
     chips = settings.get("then", ["none"])
     if not isinstance(chips, list) or chips == ["none"]:
         return list(METHODOLOGY)
-    stage = _SECOND_STAGE.format(steps=settings.get("then_steps"), chips=", ".join(chips))
+    distilled = dict.fromkeys(record.adapter for record in adapters if is_distilled(record))
+    of_all = len(distilled) == len({record.adapter for record in adapters})
+    names = "each adapter" if of_all else f"each of {', '.join(distilled)}"
+    steps = settings.get("then_steps")
+    stage = _SECOND_STAGE.format(adapters=names, steps=steps, chips=", ".join(chips))
     return [stage, *METHODOLOGY]
 
 

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from analog_grasp.report.figures import PALETTE, draw_legend, figure_files
 from analog_grasp.report.tables import TextTable, markdown_bullets, markdown_table
@@ -134,6 +133,9 @@ def _labels(folders: Sequence[Path], groups: Sequence[int]) -> list[str]:
 
 def _parameters(folder: Path) -> dict[str, dict[str, Values]]:
     """Return the learned values by parameter and layer, the layers in natural order."""
+    # numpy has no bfloat16.
+    from safetensors.torch import load_file
+
     path = folder / WEIGHTS_FILE
     try:
         tensors = load_file(path)
@@ -150,7 +152,7 @@ def _parameters(folder: Path) -> dict[str, dict[str, Values]]:
     for key in sorted(tensors, key=natural):
         layer, _, end = key.removeprefix("base_model.model.").rpartition(".")
         if end in _PARAMETERS:
-            values = tensors[key].astype(np.float64).ravel()
+            values: Values = tensors[key].double().numpy().ravel()
             if not np.isfinite(values).all():
                 raise ValueError(
                     f"The adapter in {folder} has values in {key} that are not finite: train it "

@@ -43,7 +43,8 @@ def noise_level(device: str) -> float | None:
         >>> noise_level("gaussian:0.02"), noise_level("gaussian"), noise_level("pcm-hermes-2")
         (0.02, 0.05, None)
     """
-    if not re.fullmatch(r"gaussian(:.+)?", device):
+    # A card of the user's may be called gaussian:mine.
+    if not re.fullmatch(r"gaussian(:\d[\d.e+-]*)?", device):
         return None
     card = DeviceCard.load(device)
     assert card.programming is not None

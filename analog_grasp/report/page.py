@@ -155,7 +155,7 @@ def comparison_report(
         chip_section(layers, comparison),
         cost_section(costs, comparison),
         Section("Adapters and settings", tables=[*adapter_tables, settings_text(settings)]),
-        Section("Methodology", sentences=methodology(settings)),
+        Section("Methodology", sentences=methodology(settings, comparison.adapters)),
     ]
     link = f"Download the {len(measurements):,} measurements (CSV)"
     data = csv_text(measurements)

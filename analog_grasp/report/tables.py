@@ -37,10 +37,10 @@ RETAINED = 0.95
 """Share of the digital model's score down to which it counts as retained."""
 LEGEND = (
     "Mean ± 95 % interval over chip instances, and over trainings where there are several (in"
-    " parentheses: 5th percentile of the chips). Differences are paired by training and chip: ▲"
-    " better and ▼ worse where the interval excludes zero, no mark where the difference is not"
-    " significant, * where it is also significant after Holm's correction over all differences of"
-    " the metric."
+    " parentheses: 5th percentile of the chips, from the worst). Differences are paired by training"
+    " and chip: ▲ better and ▼ worse where the interval excludes zero, no mark where the difference"
+    " is not significant, * where it is also significant after Holm's correction over all"
+    " differences of the metric."
 )
 ANSWER_LEGEND = (
     "Mean ± 95 % interval. Marks compare with the first adapter on the same chips: ▲ better, ▼"
@@ -323,9 +323,11 @@ class Comparison:
 
         def is_retained(cell: Summary) -> bool:
             whole = cells[0].mean if start is None else start
+            # Of a negative score, such as a correlation, 95 % are more than the whole.
+            ends = RETAINED * whole, whole / RETAINED
             if lower_is_better(table.metric):
-                return cell.mean <= whole / RETAINED
-            return cell.mean >= RETAINED * whole
+                return cell.mean <= max(ends)
+            return cell.mean >= min(ends)
 
         return max((cell.time_s for cell in takewhile(is_retained, cells)), default=None)
 

@@ -1,6 +1,7 @@
 """Report of a tuning: tables, findings, trials.csv, summary and page."""
 
 import math
+import re
 import statistics
 from collections.abc import Mapping
 from functools import partial
@@ -227,7 +228,8 @@ def importance_table(found: Trials) -> TextTable:
 def _compared(best: Trial, other: Trial, metric: str) -> str:
     """Return the score of a trial and the difference of the best one on the same chips."""
     if other.score is None:
-        return "has a lower score: its trial was pruned"
+        ended = "was pruned" if other.pruned == WORSE else "failed"
+        return f"has {'a lower' if other.pruned == WORSE else 'no'} score: its trial {ended}"
     by_level = [np.subtract(best.cells[level], other.cells[level]) for level in best.cells]
     chips = [statistics.fmean(differences) for differences in zip(*by_level, strict=True)]
     result = estimate(chips)
@@ -259,9 +261,10 @@ def tuning_report(found: Trials, settings: Mapping[str, object], comparison: Com
         partial(draw_front, found=found),
         legend=legend,
     )
+    # The metrics of lm-eval have a slash.
+    stem = re.sub(r"\W", "_", found.metric)
     settings_files = (
-        FigureFile(f"{found.metric}_vs_{name}", partial(write_setting, found, name))
-        for name in found.space
+        FigureFile(f"{stem}_vs_{name}", partial(write_setting, found, name)) for name in found.space
     )
     sections = [
         Section(

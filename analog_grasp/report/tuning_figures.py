@@ -102,6 +102,8 @@ def _draw_axis(panel: Axes, bounds: Range, places: Iterable[float], zero: float 
     steps = [math.log(10.0**end, base) for end in (low, high)]
     powers = range(math.ceil(steps[0] - 1e-9), math.floor(steps[1] + 1e-9) + 1)
     ticks = {math.log10(base**power): f"{base**power:g}" for power in powers}
+    if len(ticks) < 2:
+        ticks = {end: f"{10**end:.3g}" for end in (low, high)}
     if zero is not None:
         ticks[zero] = "0"
         break_axis(panel, (zero + low) / 2, 0.012 * (high - first))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.costs.estimate import read_costs
-from analog_grasp.study.config import SETTINGS, WORK, StudyConfig, flat, resolve, takes_settings
+from analog_grasp.study.config import SETTINGS, WORK, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import STORE_FILE, read_run, with_card_files
 from analog_grasp.study.records import (
@@ -18,6 +18,7 @@ from analog_grasp.study.records import (
     Measurement,
     TreatmentCost,
     as_table,
+    is_distilled,
     read_layers,
     treatment_costs,
 )
@@ -147,6 +148,11 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
 
     directory = Path(directory)
     config, records = read_run(directory)
+    if not (directory / STORE_FILE).is_file():
+        raise FileNotFoundError(
+            f"The folder {directory} holds no measurements: it should hold {STORE_FILE} beside its "
+            "run.toml."
+        )
     readonly = not os.access(directory, os.W_OK)
     if readonly and out is None:
         raise OSError(
@@ -157,19 +163,28 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
         measurements = store.measurements()
         # As in the settings: processes that share a run add them in any order.
         order = list(adapter_names(config.model.adapters))
-        adapters = sorted(store.adapters(), key=lambda r: (order.index(r.adapter), r.training))
+        # The link that a saved adapter was given by may lead to another folder today.
+        places = {name: place for place, name in enumerate(order)}
+        adapters = sorted(
+            store.adapters(), key=lambda r: (places.get(r.adapter, len(places)), r.training)
+        )
     # Settings without influence on the figures are not shown with them.
     trained = any(record.train_seconds for record in adapters)
     training = (name for name, setting in SETTINGS.items() if setting.section == "training")
     hidden = {*WORK, *(() if trained else training)}
     layers = read_layers(directory / LAYERS_FILE)
-    treatments = treatment_costs(directory)
+    treatments = treatment_costs(
+        directory,
+        [(record.adapter, record.training) for record in adapters],
+        dict.fromkeys(cell.device for cell in measurements),
+    )
+    stage = records.pop("second_stage", [])
     settings = flat(config, hidden) | records
-    if "then" in settings and (stage := config.second_stage()):
-        settings["then"] = [str(each) for each in stage]
+    if "then" in settings and stage:
+        settings["then"] = stage
     files = write_report(
         out,
-        question=_question(adapters, config),
+        question=_question(adapters, config.task.name, stage),
         settings=settings,
         measurements=measurements,
         adapters=adapters,
@@ -180,9 +195,10 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
     return Results(directory, measurements, adapters, layers, files, treatments)
 
 
-def _question(adapters: Sequence[AdapterRecord], config: StudyConfig) -> str:
+def _question(adapters: Sequence[AdapterRecord], task: str, stage: Sequence[str]) -> str:
     titles = [ADAPTERS[r.adapter].title if r.adapter in ADAPTERS else r.adapter for r in adapters]
     names = " and ".join(dict.fromkeys(titles))
-    trained = any(record.train_seconds for record in adapters)
-    stage = ", distilled on simulated chips," if trained and config.second_stage() else ""
-    return f"Accuracy of {names}{stage} on {config.task.name} over drift time"
+    all_distilled = stage and all(map(is_distilled, adapters))
+    distilled = ", distilled on simulated chips," if all_distilled else ""
+    metric = next(iter(adapters[0].digital))
+    return f"{metric[0].upper()}{metric[1:]} of {names}{distilled} on {task} over drift time"

@@ -90,6 +90,11 @@ def check_limits(config: StudyConfig) -> None:
                 f"The setting {name}_limit is {limit}, but the study begins with {name} = {first}: "
                 f"give {first} or more."
             )
+    if config.run.repeats_limit < 2:
+        raise ValueError(
+            "The setting repeats_limit is 1, but until_ci is given, and one chip instance has no "
+            "interval: give 2 or more."
+        )
 
 
 def check_training(config: StudyConfig) -> None:

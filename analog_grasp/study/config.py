@@ -35,7 +35,7 @@ MODEL_FILES = ("config.json", "model.safetensors")
 ONE_STAGE: dict[str, Any] = {"then": ("none",)}
 """Defaults of train and tune, where a training has a second stage only if one is asked for."""
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
-RECORDS = ("versions", "seeds", "hashes")
+RECORDS = ("versions", "seeds", "hashes", "second_stage")
 # How the work is done; no measured value depends on it.
 WORK = ("engine", "workers", "ray_address")
 

@@ -7,7 +7,7 @@ without them.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -98,15 +98,16 @@ def card_hash(card: DeviceCard) -> str:
 def training_hashes(config: StudyConfig) -> dict[str, str]:
     """Return the hashes of what a training reads, by name in records: its teacher and its cards.
 
-    The cards are those that its settings name; the devices of a study are measured again if theirs
-    are edited.
+    The cards are those that its settings name, and those of the second stage. Devices that are
+    measured alone are measured again if their cards are edited.
     """
     training, hashes = config.training, {}
     if training.teacher is not None:
         hashes["teacher_hash"] = adapter_hash(Path(training.teacher))
-    named = [training.injection, training.noise_target, training.evaluate_on, *training.then]
+    named = [training.injection, training.noise_target, training.evaluate_on]
     ages = [each for each in named if isinstance(each, str) and "@" in each]
     cards = [each.card for each in parse_ages(",".join(ages))] if ages else []
+    cards += [each.card for each in config.second_stage()]
     if training.converters is not None:
         cards.append(DeviceCard.load(training.converters))
     return hashes | {f"{card.name}_card_hash": card_hash(card) for card in cards}
@@ -122,39 +123,60 @@ def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
 def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
     """Create the folder of a run, or resume the run that it holds; return the run's settings.
 
-    Writes run.toml: the settings, the versions, the seeds of the trainings and the chips, and the
-    hashes of a teacher and of the cards that the training names. A resumed run may be executed
-    differently, and may grow: devices, times, chip instances and trainings are added to those that
-    it has, and are in the settings returned. Settings that change a figure must be the same.
+    Writes run.toml: the settings, the versions, the seeds of the trainings and the chips, the
+    second stage with its devices, and the hashes of a teacher and of the cards that the training
+    reads. A resumed run may be executed differently, and may grow: devices, times, chip instances
+    and trainings are added to those that it has, and are in the settings returned. Settings that
+    change a figure must be the same.
 
     Raises:
         ValueError: The folder holds another run, or files that do not belong to a run.
         OSError: The folder cannot be created or written.
     """
-    hashes = training_hashes(config)
-    if (directory / RUN_FILE).is_file():
-        there, known = read_run(directory)
-        config = _grown(there, config)
-        before, now = _fixed(there) | known.get("hashes", {}), _fixed(config) | hashes
-        check_same(f"The output {directory}", "run", before, now)
-        _check_second_stage(directory, there, config)
-        # Raises where an added device has the name of another one.
-        config.hardware.cards()
-        if there == config:
-            return config
-    else:
+    if not (directory / RUN_FILE).is_file():
         check_new(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+        return _recorded(directory, config)
+    there, known = read_run(directory)
+    config = _grown(there, config)
+    # First, as other devices have other hashes too.
+    _check_second_stage(directory, known.get("second_stage", []), config)
+    before = _fixed(there) | known.get("hashes", {})
+    check_same(f"The output {directory}", "run", before, _fixed(config) | training_hashes(config))
+    # Raises where an added device has the name of another one.
+    config.hardware.cards()
+    return config if there == config else _recorded(directory, config)
+
+
+def _recorded(directory: Path, config: StudyConfig) -> StudyConfig:
+    """Write run.toml, and return the settings."""
     records = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-        "seeds": {
-            "trainings": [training_seed(config, i) for i in range(config.training.trainings)],
-            "chips": [config.run.seed + repeat for repeat in range(config.run.repeats)],
-        },
-        **({"hashes": hashes} if hashes else {}),
+        "seeds": _seeds(config, config.training.trainings, config.run.repeats),
+        "hashes": training_hashes(config),
+        "second_stage": [str(ages) for ages in config.second_stage()],
     }
-    write_atomically(directory / RUN_FILE, tomli_w.dumps(flat(config) | records).encode())
+    known = {name: record for name, record in records.items() if record}
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / RUN_FILE, tomli_w.dumps(flat(config) | known).encode())
     return config
+
+
+def record_seeds(directory: Path, config: StudyConfig, trainings: int, chips: int) -> None:
+    """Write the seeds of the trainings and chips that were measured to run.toml.
+
+    With `until_ci` they are more than the run began with.
+    """
+    path = directory / RUN_FILE
+    recorded, seeds = read_toml(path, f"The file {path}"), _seeds(config, trainings, chips)
+    if recorded.get("seeds") != seeds:
+        write_atomically(path, tomli_w.dumps(recorded | {"seeds": seeds}).encode())
+
+
+def _seeds(config: StudyConfig, trainings: int, chips: int) -> dict[str, list[int]]:
+    return {
+        "trainings": [training_seed(config, training) for training in range(trainings)],
+        "chips": [config.run.seed + repeat for repeat in range(chips)],
+    }
 
 
 def check_new(directory: Path, work: str = "run") -> None:
@@ -182,7 +204,11 @@ def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
             "which compare writes."
         )
     recorded = read_toml(path, f"The file {path}")
-    return resolve({}, path), {name: recorded[name] for name in RECORDS if name in recorded}
+    try:
+        config = resolve({}, path)
+    except ValueError as error:
+        raise ValueError(f"The settings in {path} are not valid: {error}") from None
+    return config, {name: recorded[name] for name in RECORDS if name in recorded}
 
 
 def place_name(text: str) -> str:
@@ -304,16 +330,14 @@ def _fixed(config: StudyConfig) -> dict[str, Any]:
     return flat(config, (*CHANGEABLE, *_GROWING))
 
 
-def _check_second_stage(directory: Path, there: StudyConfig, asked: StudyConfig) -> None:
+def _check_second_stage(directory: Path, before: Sequence[str], asked: StudyConfig) -> None:
     """Raise ValueError where a run is to grow beyond what its adapters were distilled on."""
-    if there.training.then == ("devices",):
-        before, now = ([str(ages) for ages in each.second_stage()] for each in (there, asked))
-        if before != now:
-            raise ValueError(
-                f"The adapters of the output {directory} were trained for {', '.join(before)}: "
-                "measure them on other devices or at later times with drift, or name another "
-                "folder."
-            )
+    now = [str(ages) for ages in asked.second_stage()]
+    if asked.training.then == ("devices",) and before != now:
+        raise ValueError(
+            f"The adapters of the output {directory} were trained for {', '.join(before)}: measure "
+            "them on other devices or at later times with drift, or name another folder."
+        )
 
 
 def _json(value: object) -> bytes:

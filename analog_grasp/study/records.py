@@ -1,5 +1,6 @@
 """Records of a run: measurements, adapters and their variants, layers on chips; their files."""
 
+import csv
 import io
 import json
 import math
@@ -14,6 +15,7 @@ import pandas
 import pyarrow
 from pyarrow import parquet
 
+from analog_grasp.study.provenance import place_name
 from analog_grasp.utils.io import write_atomically
 
 SCHEDULED = "scheduled"
@@ -123,6 +125,14 @@ class AdapterRecord:
     model_hash: str = ""
     data_hash: str = ""
     training: int = 0
+
+
+def is_distilled(record: AdapterRecord) -> bool:
+    """Return whether a second stage of the run, if it has one, has trained an adapter.
+
+    It has not if the adapter was saved before, or is a model that is trained whole.
+    """
+    return record.train_seconds > 0 and record.adapter != "full"
 
 
 @dataclass(frozen=True)
@@ -261,14 +271,14 @@ def read_layers(path: Path) -> list[LayerRecord]:
     """
     if not path.is_file():
         return []
-    exactly: dict[str, Any] = {"keep_default_na": False, "float_precision": "round_trip"}
+    kinds = LayerRecord.__annotations__.items()
     try:
-        table = pandas.read_csv(path, dtype=LayerRecord.__annotations__, **exactly)
-        rows = table[list(LAYER_COLUMNS)].itertuples(index=False, name=None)
-        records = [LayerRecord(*row) for row in rows]
-    except (KeyError, OverflowError, ValueError):
-        records = None
-    if records is None or not all(map(_is_valid, records)):
+        rows = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+        records = [LayerRecord(*(kind(row[name]) for name, kind in kinds)) for row in rows]
+        complete = set(LAYER_COLUMNS) <= set(rows.fieldnames or ())
+    except (KeyError, OverflowError, TypeError, ValueError, csv.Error):
+        records, complete = [], False
+    if not complete or not all(map(_is_valid, records)):
         raise ValueError(
             f"The file {path} is damaged: it should have the columns {', '.join(LAYER_COLUMNS)}; "
             "delete it, and the command of the run writes it again."
@@ -281,18 +291,31 @@ def _is_valid(record: LayerRecord) -> bool:
     return record.cells > 0 and fits and math.isfinite(record.time_s + record.weight_error)
 
 
-def treatment_costs(directory: Path) -> list[TreatmentCost]:
+def treatment_costs(
+    directory: Path, trained: Iterable[ModelKey], devices: Iterable[str]
+) -> list[TreatmentCost]:
     """Return the costs of the treatments in a run's folder, read from the files of its adapters.
+
+    Those of all trainings of an adapter are averaged. Schedules that were set aside, as a card was
+    edited, are in folders that no device has, and do not count.
 
     Raises:
         ValueError: A file is damaged.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(directory.glob("recalibrated/*/*/recalibration.json")):
-        found.setdefault(path.parents[1].name, []).append(_read_json(path))
-    for path in sorted(directory.glob("scheduled/*/*/schedule.json")):
-        variant = str(TreatedAdapter(path.parents[1].name, SCHEDULED))
-        found.setdefault(variant, []).extend(_read_json(path)["ages"].values())
+    places = {place_name(device) for device in devices}
+    for adapter, training in trained:
+        scheduled = directory / "scheduled" / training_folder(adapter, training)
+        for path in sorted(scheduled.glob("*/schedule.json")):
+            if path.parent.name in places:
+                variant = str(TreatedAdapter(adapter, SCHEDULED))
+                found.setdefault(variant, []).extend(_read_json(path)["ages"].values())
+        own = re.compile(
+            rf"({re.escape(adapter)}\+{_RECALIBRATED}\d+){training_folder('', training)}"
+        )
+        for path in sorted(directory.glob("recalibrated/*/*/recalibration.json")):
+            if refitted := own.fullmatch(path.parents[1].name):
+                found.setdefault(refitted[1], []).append(_read_json(path))
     costs = []
     for variant, fits in found.items():
         means: dict[str, Any] = {

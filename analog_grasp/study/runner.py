@@ -41,6 +41,7 @@ from analog_grasp.study.provenance import (
     card_hash,
     data_hash,
     place_name,
+    record_seeds,
     training_seed,
 )
 from analog_grasp.study.records import (
@@ -94,7 +95,8 @@ def measured_cells(study: Study) -> tuple[int, int]:
         measured = store.measurements()
     # All metrics of a cell are measured at once.
     done = {measurement.key._replace(metric="") for measurement in measured}
-    return len(done), _count_cells(study, measured)
+    # A run that had measured more until its intervals were narrow may be asked for fewer.
+    return len(done), max(len(done), _count_cells(study, measured))
 
 
 def sequence_costs(deployment: Deployment, run: RunSettings) -> list[Costs]:
@@ -150,6 +152,9 @@ class _Run:
                 for device, hashed in cards.items()
             }
             self._measure(evaluator)
+        measured = self.store.measurements()
+        chips = 1 + max(cell.repeat for cell in measured)
+        record_seeds(study.directory, study.config, trainings, chips)
         if self.leases.acquire(LAYERS_FILE):
             self._write_layers(evaluator)
             self.leases.release(LAYERS_FILE)

@@ -190,9 +190,10 @@ def paired_differences(
 
 
 def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
-    """Return the differences of one table with their p-values corrected by `holm`.
+    """Return differences with their p-values corrected by `holm`.
 
-    They are the family that is read together; those without a p-value do not count.
+    They are the family that is read together, all differences of a task and metric; those without
+    a p-value do not count.
     """
     corrected = iter(holm([d.p_value for d in differences if d.p_value is not None]).tolist())
     return [d if d.p_value is None else replace(d, p_holm=next(corrected)) for d in differences]

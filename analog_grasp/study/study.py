@@ -15,6 +15,7 @@ from torch import nn
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import frozen_layers
+from analog_grasp.adapters.model import modulated_layers
 from analog_grasp.adapters.registry import (
     ADAPTERS,
     check_placement,
@@ -34,6 +35,7 @@ from analog_grasp.study.records import (
     TreatedAdapter,
     recalibrated,
 )
+from analog_grasp.study.sections import RunSettings
 from analog_grasp.study.statistics import (
     MeanSquares,
     half_widths,
@@ -42,6 +44,7 @@ from analog_grasp.study.statistics import (
 )
 from analog_grasp.study.trained_adapters import adapter_names, load_with_hash, new_adapter
 from analog_grasp.tasks import LanguageModelingTask, Task
+from analog_grasp.training.fit_methods import check_method
 from analog_grasp.utils.metrics import is_fraction
 
 FIRST_CHIPS = 5
@@ -184,12 +187,8 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
             "The setting programming_error is 'learned', but the standard deviations of "
             f"{kind_of(model)} are not learned: give StochGRASP adapters only, or 'device'."
         )
-    groups = run.recalibrate_groups
-    if groups and isinstance(own, GraspConfig) and own.groups and groups % own.groups:
-        raise ValueError(
-            f"The setting recalibrate_groups is {groups}, but the adapter has {own.groups} groups: "
-            f"give a multiple of {own.groups}."
-        )
+    if run.recalibrate and isinstance(own, GraspConfig):
+        _check_refit(run, own, model)
     # The examples of a language model are chunks of its text, whose number depends on the model.
     rows = math.inf if isinstance(task, LanguageModelingTask) else len(task.train)
     if (most := max(run.recalibrate, default=0)) > rows:
@@ -197,6 +196,19 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
             f"The setting recalibrate is {most}, but the task {task.name} has {rows} training rows "
             "to draw the examples from: give at most so many."
         )
+
+
+def _check_refit(run: RunSettings, own: GraspConfig, model: nn.Module) -> None:
+    """Raise ValueError where a GRASP adapter cannot be re-fitted as the settings say."""
+    check_method(run.recalibrate_method, own)
+    for name, layer in modulated_layers(model):
+        present, groups = own.groups_of(layer.in_features), run.recalibrate_groups or 0
+        if groups % present or groups > layer.in_features:
+            raise ValueError(
+                f"The setting recalibrate_groups is {groups}, but the layer {name} has {present} "
+                f"groups of {layer.in_features} input features: give a multiple of {present} that "
+                "is not above the number of features."
+            )
 
 
 def check_single_process() -> None:

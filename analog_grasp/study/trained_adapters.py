@@ -23,6 +23,7 @@ from analog_grasp.study.evaluator import processor
 from analog_grasp.study.fields import GRASP
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import model_hash
+from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import quiet, tokenizer_for
 from analog_grasp.training import train
@@ -332,7 +333,8 @@ def save_adapter(model: PeftModel | PreTrainedModel, path: Path) -> None:
 def adapter_names(adapters: Iterable[str]) -> dict[str, str]:
     """Return the adapters by their names in tables: their own, or the last part of a folder's path.
 
-    Raises ValueError where two have the same name.
+    Raises ValueError where two have the same name, or one has the name of another one's training
+    or treatment.
 
     Example:
         >>> adapter_names(["grasp", "runs/one/mine"])
@@ -345,6 +347,17 @@ def adapter_names(adapters: Iterable[str]) -> dict[str, str]:
             f"Two of the adapters {', '.join(adapters)} have the same name: saved adapters are "
             "called by the last part of their folder, which must differ."
         )
+    for name, asked in named.items():
+        base, _, number = name.rpartition("-training-")
+        if TreatedAdapter.parse(name).treatment:
+            raise ValueError(
+                f"The name of the adapter {asked} ends in that of a treatment: rename its folder."
+            )
+        if number.isdecimal() and base in named and not is_saved(named[base]):
+            raise ValueError(
+                f"The adapter {asked} has the name of a training of {base}, which is among the "
+                "adapters too: rename its folder."
+            )
     return named
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -314,6 +314,16 @@ def _least_squares(layer: GraspLinear, x: Tensor, ridge: float) -> tuple[Tensor,
     damped = gram + torch.diag(ridge * mean.clamp_min(torch.finfo(torch.float64).tiny))
     change = torch.linalg.lstsq(damped, right[:, None]).solution.squeeze(1).to(scale.dtype)
     return scale + change[:count], shift + change[count:]
+
+
+def check_method(method: RefitMethod, config: PeftConfig) -> None:
+    """Raise ValueError where a method does not suit an adapter."""
+    affine = getattr(config, "form", None) == "affine" and getattr(config, "learn_shift", False)
+    if METHODS[method].by_layer and not affine:
+        raise ValueError(
+            f"The method {method!r} is for GRASP and StochGRASP of the form 'affine' with shifts: "
+            "use 'gradient' for this adapter."
+        )
 
 
 def refine(model: PeftModel, groups: int) -> None:

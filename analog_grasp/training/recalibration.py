@@ -25,7 +25,14 @@ from analog_grasp.training.distillation import (
     refit_rate,
 )
 from analog_grasp.training.examples import Batch, draw_examples, pick
-from analog_grasp.training.fit_methods import METHODS, ROUNDING, Descent, Fit, refine
+from analog_grasp.training.fit_methods import (
+    METHODS,
+    ROUNDING,
+    Descent,
+    Fit,
+    check_method,
+    refine,
+)
 from analog_grasp.utils.errors import check_finite, check_whole, unknown_name
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.types import RefitMethod
@@ -237,13 +244,7 @@ def _check(
     if labels and not isinstance(data, Task):
         raise ValueError("labels is True, but texts have no labels: give a task.")
     by_layer, config = METHODS[method].by_layer, model.active_peft_config
-    if by_layer and (
-        getattr(config, "form", None) != "affine" or not getattr(config, "learn_shift", False)
-    ):
-        raise ValueError(
-            f"The method {method!r} is for GRASP and StochGRASP of the form 'affine' with shifts: "
-            "use 'gradient' for this adapter."
-        )
+    check_method(method, config)
     idle = ["backward", "steps", "learning_rate", "batch_size"] if by_layer else []
     idle += ["hidden_weight"] if labels else []
     for name in idle:

@@ -17,12 +17,15 @@ from analog_grasp.study.provenance import with_card_files
 from analog_grasp.study.runner import run
 from analog_grasp.study.study import prepare
 from analog_grasp.tuning.search_space import TRIALS, Trial, Trials
+from analog_grasp.utils.errors import shown
 from analog_grasp.utils.io import write_atomically
 
 if TYPE_CHECKING:
     from analog_grasp.tuning.tuner import Tuning
 
 BEST_FILE, TRIALS_FILE = "best.toml", "trials.csv"
+# Settings of a comparison alone: a trial is one training of one adapter.
+_NOT_TUNED = ("adapters", "trainings", "trainings_limit")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def require_optuna() -> None:
             )
 
 
-@takes_settings(without=("adapters", "trainings", "trainings_limit"), defaults=ONE_STAGE)
+@takes_settings(without=_NOT_TUNED, defaults=ONE_STAGE)
 def tune_noise_weight(
     out: str | Path = "runs/tune",
     *,
@@ -115,6 +118,12 @@ def tune_noise_weight(
     from analog_grasp.tuning.tuner import STUDY_FILE, TUNE_FILE, prepare_tuning
 
     asked = with_card_files(settings, Path(out), (TUNE_FILE, STUDY_FILE))
+    if given := [name for name in _NOT_TUNED if name in settings]:
+        raise ValueError(
+            f"The setting {given[0]} is {shown(settings[given[0]])}, which a tuning does not have: "
+            "it trains one adapter, named by adapter, once per trial."
+        )
+    asked["adapters"] = (adapter,)
     resolved = resolve(asked, Path(config) if config else None, ONE_STAGE)
     tuning = prepare_tuning(
         resolved, Path(out), adapter=adapter, search=search, ranges=ranges, multi=multi,
@@ -140,7 +149,7 @@ def run_tuning(tuning: "Tuning", trials: int, progress: Progress) -> Tuned:
         space=tuning.space,
         given={name: tuning.config.value(name) for name in tuning.space},
         trials=tuning.trials(),
-        front=tuning.front(),
+        front=tuning.front() if tuning.multi else tuning.front()[:1],
         multi=tuning.multi,
         importance=tuning.importance(),
     )
@@ -156,7 +165,7 @@ def run_tuning(tuning: "Tuning", trials: int, progress: Progress) -> Tuned:
     write_atomically(directory / BEST_FILE, tomli_w.dumps(record).encode())
     # In a folder of the trial, since another may be the best when the tuning is resumed.
     own = directory / f"trial-{best.number}"
-    run(prepare(settings.replace(adapters=(tuning.adapter,)), own), progress)
+    run(prepare(settings, own), progress)
     results = studies.report(own)
     comparison = Comparison(results.measurements, results.adapters)
     written = tuning_report(shown, record, comparison).write(directory)

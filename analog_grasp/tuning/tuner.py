@@ -162,7 +162,8 @@ def prepare_tuning(
         OSError: The folder or the storage cannot be used.
     """
     check_single_process()
-    check_study(config.replace(adapters=(adapter,)))
+    config = config.replace(adapters=(adapter,))
+    check_study(config)
     space = search_space(search, ranges)
     if "learning_rate" in space and config.training.learning_rate is None and adapter in ADAPTERS:
         config = config.replace(learning_rate=ADAPTERS[adapter].learning_rate)

@@ -248,3 +248,27 @@ def test_the_users_own_style_has_no_influence():
     with rc_context({"axes.facecolor": "red", "svg.hashsalt": "mine"}):
         assert svg_text((2, 2), lambda panel: {}) == (plain, drawn)
         assert rcParams["svg.hashsalt"] == "mine"
+
+
+def test_a_card_of_the_users_is_no_noise_level():
+    assert [noise_level(name) for name in ("gaussian:mine", "gaussian-2", "pcm")] == [None] * 3
+    assert noise_level("gaussian:2e-2") == pytest.approx(0.02)
+
+
+def test_a_score_in_per_cent_that_is_called_a_fraction_is_drawn(axes, make):
+    cells, _ = make(times=[0.0])
+    high = [replace(cell, metric="bleu_100", value=100 * cell.value) for cell in cells]
+    (panel, *_) = axes(accuracy_vs_drift, high)
+    assert panel.get_ylim()[1] > 7000
+
+
+def test_an_interval_near_zero_does_not_stretch_a_logarithmic_axis(axes, measurements):
+    scores = {0: 60.0, 1: 900.0}
+    few = [
+        replace(m, metric="perplexity", value=scores[m.repeat] if m.time_s else 40 + m.repeat)
+        for m in measurements
+        if m.repeat in scores
+    ]
+    low, high = axes(accuracy_vs_drift, few)[0].get_ylim()
+    assert 20 < low < 40
+    assert high > 480

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from analog_grasp.report.findings import answer, coverage, findings, trainings_text
+from analog_grasp.report.findings import (
+    METHODOLOGY,
+    answer,
+    coverage,
+    findings,
+    methodology,
+    trainings_text,
+)
 from analog_grasp.report.page import comparison_report
 from analog_grasp.report.tables import Comparison, answer_table
 
@@ -218,3 +225,13 @@ def test_a_partial_run_has_a_summary_with_dashes(measurements):
     summary = comparison_report("Title", {}, Comparison(cells)).summary()
     assert "| stochgrasp | – | – | – |" in summary
     assert "partial" in summary
+
+
+def test_the_second_stage_is_stated_of_the_adapters_that_had_it(records):
+    stage = {"then": ["pcm@0s..1y"], "then_steps": 300}
+    assert "learned the task, each adapter was distilled" in methodology(stage, records)[0]
+    saved = replace(records[1], train_seconds=0.0)
+    whole = replace(records[1], adapter="full")
+    first = methodology(stage, [records[0], saved, whole])[0]
+    assert "each of grasp was distilled without labels, in 300 steps," in first
+    assert methodology({"then": ["none"]}, records) == list(METHODOLOGY)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 from scipy.optimize import linprog
 
 from analog_grasp.report.inspection import (
@@ -209,3 +212,12 @@ def test_two_modes_are_found():
     two = np.concatenate([np.linspace(-1.1, -0.9, 8), np.linspace(0.9, 1.1, 8)])
     assert dip_p_value(two) < 0.001
     assert dip_p_value(np.repeat(two, 20)) < 0.001
+
+
+def test_an_adapter_in_half_precision_is_read(grasp, tmp_path):
+    half = shutil.copytree(grasp, tmp_path / "half")
+    weights = half / "adapter_model.safetensors"
+    tensors = load_torch(weights)
+    save_torch({name: tensor.bfloat16() for name, tensor in tensors.items()}, weights)
+    found, exact = (inspect_adapters([folder]) for folder in (half, grasp))
+    assert found["mean"].to_numpy() == pytest.approx(exact["mean"].to_numpy(), rel=1e-2, abs=1e-2)

@@ -18,6 +18,7 @@ from analog_grasp.report.tables import (
     settings_text,
     verdict,
 )
+from analog_grasp.study.records import Measurement
 
 
 def rendered(table, width=150):
@@ -173,3 +174,20 @@ def test_markdown_escapes_names(measurements):
     assert lines[2:4] == ["| accuracy (%) | 0s | 20s | 1d |", "| :-- | --: | --: | --: |"]
     assert lines[4].startswith(r"| a\|b \<i\>grasp | 7")
     assert len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("metric", "digital", "kept", "lost"),
+    [
+        ("matthews", 0.5, 0.476, 0.474),
+        ("matthews", -0.02, -0.0209, -0.0212),
+        ("matthews", 0.0, 0.0, -0.001),
+        ("perplexity", 40.0, 42.0, 42.2),
+    ],
+)
+def test_a_score_is_retained_down_to_95_percent(records, metric, digital, kept, lost):
+    known = [replace(records[0], digital={metric: digital})]
+    for value, expected in ((kept, 0.0), (lost, None)):
+        cell = Measurement("reviews", metric, "grasp", 0, "digital", "pcm", 0.0, 0, 0, value)
+        comparison = Comparison([cell], known)
+        assert comparison.retained(comparison.tables[0], 0) == expected

@@ -8,6 +8,7 @@ import random
 import re
 
 import pytest
+from matplotlib.figure import Figure
 
 from analog_grasp.report.tables import Comparison
 from analog_grasp.report.tuning import (
@@ -19,7 +20,7 @@ from analog_grasp.report.tuning import (
     tuning_findings,
     tuning_report,
 )
-from analog_grasp.report.tuning_figures import setting_places
+from analog_grasp.report.tuning_figures import setting_places, write_setting
 from analog_grasp.tuning.search_space import WORSE, Trial, Trials, search_space
 
 LEVELS = (("pcm", 0.0), ("pcm", 86_400.0), ("rram", 0.0), ("rram", 86_400.0))
@@ -235,3 +236,26 @@ def test_pruned_trials_count_on_the_chips_that_they_have():
     effects = setting_effects(trials_of(*pruned, front=found.front), "noise_weight")
     assert effects == setting_effects(found, "noise_weight")
     assert setting_effects(trials_of(*pruned[:5], front=found.front), "noise_weight") == []
+
+
+def test_a_narrow_range_has_its_ends_as_ticks(found, measurements, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    space = search_space(["noise_weight"], {"noise_weight": (0.2, 0.8)})
+    trials = [trial(0, 0.3, 0.8, 0.8), trial(1, 0.5, 0.7, 0.8)]
+    write_setting(trials_of(*trials, front=trials[:1], space=space), "noise_weight", tmp_path / "a")
+    labels = [label.get_text() for label in drawn[-1].axes[0].get_xticklabels()]
+    assert labels == ["0.2", "0.8"]
+
+
+def test_the_files_of_a_metric_of_lm_eval_are_in_the_folder(found, measurements):
+    shown = trials_of(*found.trials, front=found.front, metric="arc_easy/acc")
+    text = tuning_report(shown, {"seed": 0}, Comparison(measurements)).summary()
+    assert "(arc_easy_acc_vs_noise_weight.svg)" in text
+
+
+def test_a_requested_setting_whose_trial_failed_is_not_called_worse():
+    best = trial(1, 0.1, 0.84, 0.87)
+    failed = trial(0, 1.0, 0.5, None, "A logit is NaN.", chips=0)
+    sentences = tuning_findings(trials_of(failed, best, front=[best]))
+    assert any(s.endswith("(noise_weight 1) has no score: its trial failed.") for s in sentences)

@@ -12,6 +12,7 @@ from analog_grasp.study import study
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import StudyConfig, resolve
 from analog_grasp.study.provenance import card_toml, open_run, read_run, with_card_files
+from analog_grasp.study.runner import measured_cells
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
 from analog_grasp.tasks.classification import SentenceTask
@@ -184,7 +185,8 @@ def test_an_edited_card_is_measured_again_and_old_cells_are_kept(
 def test_a_run_does_not_resume_with_an_edited_card_of_its_training(config, tmp_path, setting):
     path = card_file(tmp_path)
     where = path if setting == "converters" else f"{path}@1d"
-    trained = config.replace(**{setting: (where,) if setting == "then" else where})
+    named = {setting: (where,) if setting == "then" else where}
+    trained = config.replace(adapters=("grasp",), **named)
     open_run(tmp_path / "run", trained)
     open_run(tmp_path / "run", trained)
     card_file(tmp_path, ("[0.16603222,", "[0.5,"))
@@ -258,3 +260,24 @@ def test_a_run_on_a_card_resumes_from_its_folder(
     assert [m.value for m in changed.measurements] != [m.value for m in results.measurements]
     with Store(tmp_path / "run" / "results.sqlite") as store:
         assert len(store.cells()) == 2 * len(results.measurements)
+
+
+def test_a_run_does_not_resume_with_an_edited_card_of_its_second_stage(config, tmp_path):
+    """Its adapters were distilled on chips of the card as it was."""
+    devices = (card_file(tmp_path),)
+    mine = config.replace(adapters=("grasp",), devices=devices, then=("devices",))
+    open_run(tmp_path / "run", mine)
+    assert read_run(tmp_path / "run")[1]["second_stage"] == ["mine@0s..1d"]
+    open_run(tmp_path / "run", mine)
+    card_file(tmp_path, ("[0.16603222,", "[0.5,"))
+    with pytest.raises(ValueError, match="another run, whose mine_card_hash is"):
+        open_run(tmp_path / "run", mine)
+
+
+def test_the_seeds_of_chips_that_were_added_are_recorded(config, tmp_path, run_study):
+    few = config.replace(adapters=("grasp",), devices=("gaussian",), times=("0s",))
+    folder = run_study(few.replace(until_ci=1e-9, repeats_limit=6), tmp_path / "run")
+    seeds = [3, 4, 5, 6, 7, 8]
+    assert read_run(folder)[1]["seeds"]["chips"] == seeds
+    # Asked for fewer again, it has them all the same.
+    assert measured_cells(prepare(few, folder)) == (len(seeds), len(seeds))

@@ -57,7 +57,13 @@ def test_refitted_adapters_are_saved_with_their_chip_and_age(results):
     ("given", "sentence"),
     [
         ({"recalibrate": 1000}, r"recalibrate is 1000, but the task .* has \d+ training rows"),
-        ({"recalibrate": 8, "recalibrate_groups": 6}, "the adapter has 4 groups: give a multiple"),
+        ({"recalibrate": 8, "recalibrate_groups": 6}, "has 4 groups of .* give a multiple of 4 th"),
+        ({"recalibrate": 8, "recalibrate_groups": 4096}, r"groups is 4096, but the layer .* above"),
+        ({"recalibrate": 8, "recalibrate_groups": 8, "groups": None}, "groups of .*a multiple of"),
+        (
+            {"recalibrate": 8, "recalibrate_method": "statistics", "form": "normalize"},
+            "method 'statistics' is for GRASP and StochGRASP of the form 'affine'",
+        ),
         ({"placement": "programmed", "programming_error": "learned"}, "of grasp are not learned"),
         ({"layers": "quary"}, "layer pattern"),
         ({"layers": ("query", "quary")}, "'quary'"),

@@ -1,6 +1,7 @@
 """CSV and Parquet files that read back to the same measurements and layers."""
 
 import csv
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -14,6 +15,7 @@ from analog_grasp.study.records import (
     Measurement,
     csv_text,
     read_layers,
+    treatment_costs,
     write_layers,
     write_parquet,
 )
@@ -74,3 +76,27 @@ def test_a_damaged_file_raises(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"layers\.csv is damaged: it should have the columns dev"):
         read_layers(path)
+
+
+def test_the_costs_of_all_trainings_are_averaged_by_variant(tmp_path):
+    """Schedules that were set aside, and other adapters that are named like a training, are not."""
+
+    def fitted(folder, seconds):
+        folder.mkdir(parents=True)
+        cost = {"examples": 4, "examples_read": 9, "seconds": seconds, "parameters": 2, "bytes": 8}
+        return json.dumps(cost | {"weights": 100}), json.dumps({"ages": {"0": cost}})
+
+    for name, seconds in (("grasp", 1.0), ("grasp-training-1", 3.0), ("mine-training-1", 7.0)):
+        for place, taken in (("gaussian-0.1", seconds), ("gaussian-0.1-01234567", 500.0)):
+            folder = tmp_path / "scheduled" / name / place
+            (folder / "schedule.json").write_text(fitted(folder, taken)[1])
+    for name, seconds in (("grasp+recalibrated-16", 1.0), ("grasp+recalibrated-16-training-1", 2)):
+        folder = tmp_path / "recalibrated" / name / "gaussian-0.1-3-1d"
+        (folder / "recalibration.json").write_text(fitted(folder, seconds)[0])
+    trained = [("grasp", 0), ("grasp", 1), ("mine-training-1", 0)]
+    costs = treatment_costs(tmp_path, trained, ["gaussian:0.1"])
+    assert {cost.variant: (cost.fits, cost.seconds, cost.weights) for cost in costs} == {
+        "grasp+scheduled": (2, 2.0, None),
+        "grasp+recalibrated-16": (2, 1.5, 100),
+        "mine-training-1+scheduled": (1, 7.0, None),
+    }

@@ -18,6 +18,7 @@ from analog_grasp.study.progress import silent
 from analog_grasp.study.provenance import open_run
 from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import (
+    adapter_names,
     load_adapter,
     new_adapter,
     save_adapter,
@@ -269,3 +270,22 @@ def test_all_linear_is_only_suggested_where_it_was_not_used(
     monkeypatch.setattr("analog_grasp.study.trained_adapters.adapt", adapt)
     with pytest.raises(ValueError, match=sentence):
         new_adapter(resolve(settings | given), task, "grasp")
+
+
+@pytest.mark.parametrize(
+    ("saved", "sentence"),
+    [
+        ("runs/grasp-training-1", "has the name of a training of grasp, which is among the ada"),
+        ("runs/mine+scheduled", r"mine\+scheduled ends in that of a treatment: rename its folder"),
+        ("runs/mine+recalibrated-64", "ends in that of a treatment"),
+        ("runs/grasp", "have the same name"),
+    ],
+)
+def test_a_saved_adapter_with_a_name_of_this_run_raises(saved, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        adapter_names(["grasp", saved])
+
+
+def test_trainings_of_a_saved_run_can_be_compared():
+    names = ["runs/grasp", "runs/grasp-training-1"]
+    assert list(adapter_names(names)) == ["grasp", "grasp-training-1"]

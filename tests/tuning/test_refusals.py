@@ -49,6 +49,21 @@ def test_an_invalid_request_creates_no_folder(settings, tmp_path, asked, named):
 
 
 @pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"adapter": "lora", "search": ["learning_rate"], "groups": 8}, "no effect on lora"),
+        ({"adapters": ("lora",)}, "adapters is 'lora', which a tuning does not have"),
+        ({"trainings": 3}, "trainings is 3, which a tuning does not have"),
+    ],
+)
+def test_a_setting_that_a_tuning_does_not_use_raises(settings, tmp_path, asked, sentence):
+    given = {name: settings.value(name) for name in ("model", "task")}
+    with pytest.raises(ValueError, match=sentence):
+        api.tune_noise_weight(tmp_path / "run", **given | asked)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("changed", "named"),
     [
         ({"repeats": 3}, "whose repeats is 2 and not 3"),
