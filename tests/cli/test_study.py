@@ -270,7 +270,22 @@ def test_recalibrate_measures_each_treatment_and_its_cost(ag, finished, tiny, tm
     assert "Costs per age" in ended.out
     summary = (out / "summary.md").read_text()
     assert "weights that reprogramming would write" in summary
-    (costs,) = [c for c in treatment_costs(out) if c.variant == "grasp+recalibrated-4"]
+    found = treatment_costs(out, [("grasp", 0)], ["pcm-hermes-2"])
+    (costs,) = [each for each in found if each.variant == "grasp+recalibrated-4"]
     assert (costs.fits, costs.examples) == (1, 4)
     assert costs.examples_read > 4
     assert costs.weights > 10 * costs.parameters
+
+
+def test_recalibrate_takes_the_examples_of_a_file(ag, finished, tiny, tmp_path):
+    file = tmp_path / "asked.toml"
+    file.write_text('recalibrate = [4, 8]\ntimes = ["1d"]\ndevices = ["ideal"]\nrepeats = 1\n')
+    folder, out = finished / "adapters" / "grasp", tmp_path / "run"
+    ended = ag("recalibrate", folder, *tiny[2:], "--config", file, "--out", out)
+    assert ended.status == 0, ended.err
+    variants = {row["adapter"] for row in rows(out)}
+    assert variants == {"grasp", "grasp+recalibrated-4", "grasp+recalibrated-8"}
+    file.write_text('placement = "folded"\n')
+    ended = ag("recalibrate", folder, *tiny[2:], "--config", file, "--out", tmp_path / "other")
+    assert ended.status == 2
+    assert "placement is 'folded', with which no adapter is digital" in ended.err
