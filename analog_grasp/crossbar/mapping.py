@@ -26,6 +26,8 @@ _CANDIDATES = torch.linspace(1.0, 0.2, 33)
 _BINS = 256
 # Magnitudes stored per layer and pass: enough for a percentile, few enough for the memory.
 _LARGEST_SAMPLE = 1 << 16
+# Multiples of this fraction of a length, modulo the length, are distributed evenly over it.
+_GOLDEN = (math.sqrt(5) - 1) / 2
 # The bins of magnitudes for the least error: 16 to an octave, from 2^-40 to 2^24.
 _OCTAVES, _PER_OCTAVE = (-40, 24), 16
 
@@ -246,11 +248,18 @@ def _rule(
 
 
 def _sample(x: Tensor, percentile: float) -> Tensor:
-    """Return magnitudes: the largest for the percentile 100, else evenly spaced ones."""
+    """Return magnitudes: the largest for the percentile 100, else evenly distributed ones."""
     magnitudes = x.abs().flatten()
     if percentile == 100:
         return magnitudes.max()[None]
-    return magnitudes[:: -(-len(magnitudes) // _LARGEST_SAMPLE)]
+    count = len(magnitudes)
+    if count <= _LARGEST_SAMPLE:
+        return magnitudes
+    step = round(count * _GOLDEN)
+    # With a common factor the sample would have some features and positions only.
+    while math.gcd(step, count) > 1:
+        step += 1
+    return magnitudes[torch.arange(_LARGEST_SAMPLE, device=x.device) * step % count]
 
 
 def _percentile(seen: Sequence[Tensor], percentile: float) -> float:

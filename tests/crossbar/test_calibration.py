@@ -1,5 +1,6 @@
 """Ranges of converters by least error, and first tokens that are computed digitally."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +41,38 @@ def test_the_range_has_the_least_error(outlier):
     found = deployment.calibrate(lambda model: model(x), "least-error")["0"]
     candidates = [outlier * 1.05 * 0.97**i for i in range(250)]
     assert squared_error(x, found) < 1.1 * min(squared_error(x, size) for size in candidates)
+
+
+@pytest.mark.parametrize("outlier", [7, 48])
+@pytest.mark.parametrize("percentile", [99.9, 99.0])
+def test_a_percentile_of_many_inputs_is_that_of_all_features(outlier, percentile):
+    x = torch.randn(64 * 128, 384, generator=torch.Generator().manual_seed(1))
+    x[:, outlier] *= 50
+    deployment = deploy(nn.Sequential(nn.Linear(384, 4)), "pcm-hermes-2").program(0)
+    found = deployment.calibrate(lambda model: model(x), percentile)["0"]
+    assert found == pytest.approx(np.percentile(x.abs(), percentile), rel=0.15)
+
+
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_percentile_of_many_inputs_is_that_of_all_positions(position):
+    x = torch.randn(32, 96, 64, generator=torch.Generator().manual_seed(1))
+    x[:, position] *= 50
+    deployment = deploy(nn.Sequential(nn.Linear(64, 4)), "pcm-hermes-2").program(0)
+    found = deployment.calibrate(lambda model: model(x), 99.5)["0"]
+    assert found == pytest.approx(np.percentile(x.abs(), 99.5), rel=0.02)
+
+
+@pytest.mark.parametrize("outlier", [7, 20])
+def test_a_percentile_of_many_outputs_is_that_of_all_columns_of_a_tile(outlier):
+    linear = nn.Linear(12, 24, bias=False)
+    linear.weight.data = torch.eye(12).repeat(2, 1)
+    linear.weight.data[outlier] = 1.0
+    x = torch.rand(24 * 1024, 12, generator=torch.Generator().manual_seed(1))
+    x[:, 0] = 1.0
+    card = DeviceCard.load("ideal").with_(adc_bits=8)
+    deployment = deploy(nn.Sequential(linear), card).program(0)
+    [[found]] = deployment.calibrate_outputs(lambda model: model(x), 97.0)["0"]
+    assert found == pytest.approx(np.percentile(linear(x).detach().abs(), 97.0), rel=0.02)
 
 
 def test_an_exact_converter_has_no_least_error():
