@@ -399,14 +399,14 @@ def read(
             _output_variance(values, variance, 1.0 if limbs is None else settings.dac_step),
             np.array([each.adc_step for each in converters], np.float32),
             np.array([each.output_bound for each in converters], np.float32),
-            settings.iterative,
+            settings.may_halve(1.0),
             np.array([tile.start for tile in tiles] + [tiles[-1].stop]),
             np.uint64(key + begin),
             _NONE if start is None else start.numpy(),
             y[part].numpy(),
             clipped[part],
         )
-    if not (settings.iterative and clipped.any()):
+    if not (settings.may_halve(1.0) and clipped.any()):
         return
     for tile, mask, own in zip(tiles, clipped.T, converters, strict=True):
         if mask.any():

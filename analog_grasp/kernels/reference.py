@@ -87,7 +87,7 @@ def read(
         sizes = torch.tensor([tile.stop - tile.start for tile in tiles], device=x.device)
         bounds = x.new_tensor(output_ranges).repeat_interleave(sizes)
     y, clipped = _read_once(x, weight, variance, settings, input_range, 1.0, key, limbs, bounds)
-    if settings.iterative and bool(clipped.any()):
+    if settings.may_halve(1.0) and bool(clipped.any()):
         by_tile = settings.by_tile(len(tiles), output_ranges)
         for tile, own in zip(tiles, by_tile, strict=True):
             rows = clipped[:, tile].any(1).nonzero().squeeze(1)

@@ -91,6 +91,20 @@ def test_equals_aihwkits_tiles_vector_by_vector_where_outputs_are_clipped(bound,
     assert differing.float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_outputs_stay_clipped_where_a_coarse_dac_is_not_read_again(bits):
+    layer = nn.Linear(64, 4, bias=False)
+    layer.weight.data.fill_(0.5)
+    device = DeviceCard.load("ideal").with_(dac_bits=bits, adc_bits=8)
+    crossbar, x = CrossbarLinear(layer, device, "layer"), torch.ones(2, 64)
+    expected = torch.full((2, 4), 6.0)
+    with torch.inference_mode():
+        assert torch.equal(crossbar(x), expected)
+        assert torch.equal(theirs(layer, device, InferenceRPUConfig)(x), expected)
+    # The computation in plain torch.
+    assert torch.equal(crossbar(x.clone().requires_grad_()), expected)
+
+
 @pytest.mark.parametrize("layer", [dense((384, 300)), Conv1D(300, 384)], ids=["Linear", "Conv1D"])
 @pytest.mark.parametrize("short_term", [None, 1e-4, "matrix"])
 @pytest.mark.parametrize("output_range", [12.0, 0.5])
