@@ -80,8 +80,9 @@ def deploy(
             ``mapping``), else none.
         first_token: ``"digital"`` computes the first token of each sequence exactly, where language
             models have the largest activations. Real if all sequences begin with the same token,
-            whose keys and values are stored. For layers with inputs ``(B, T, D)``. By default as
-            the card states, else ``"analog"``.
+            whose keys and values are stored. For layers with inputs ``(B, T, D)`` or
+            ``(B T, D)``, and so neither for experts, whose tokens a router chooses, nor for models
+            with an encoder and a decoder. By default as the card states, else ``"analog"``.
         dtype: The type in which weights on tiles are stored; see `CrossbarLinear`.
         weights: For a bare model on the meta device: the safetensors file or folder with its
             weights, which are read as they are needed; see `stream_weights`.

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.frozen import FrozenLayer, by_output
+from analog_grasp.crossbar.first_tokens import FirstTokens
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.utils.seed import derive_seed
 
@@ -41,7 +42,7 @@ class ChipLayer(nn.Module):
         input_range: The DAC's full scale for the inputs; None for the converters' own scaling.
         output_ranges: The ADC's largest output for each tile; None for the converters' own.
         input_scale: The factors by which the tiles' inputs are divided, ``(D,)``; None for 1.
-        exact_at: The position of each row that is computed exactly, ``(B,)``; None for none.
+        exact: The first tokens, which are computed exactly; None for none.
         digital: Compute with the frozen weight, exactly.
         reads: The number of forward passes through the layer.
         tiles: The number of tiles.
@@ -51,7 +52,7 @@ class ChipLayer(nn.Module):
     input_range: float | None = None
     output_ranges: list[list[float]] | None = None
     input_scale: Tensor | None = None
-    exact_at: Tensor | None = None
+    exact: FirstTokens | None = None
     digital = False
     reads = 0
 
@@ -112,8 +113,7 @@ class ChipLayer(nn.Module):
         if self.digital:
             return self._exactly(x, bias)
         y = self._read(x, bias)
-        if self.exact_at is not None and x.dim() == 3:
-            place = torch.arange(len(x), device=x.device), self.exact_at
+        if self.exact is not None and (place := self.exact.places(x)) is not None:
             y = y.index_put(place, self._exactly(x[place], bias))
         return y
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from analog_grasp.crossbar.chip_layer import ChipLayer, version_of
+from analog_grasp.crossbar.first_tokens import first_tokens
 from analog_grasp.utils.seed import derive_seed
 
 
@@ -131,35 +132,17 @@ class ForwardHooks:
         torch.manual_seed(seed)
         self._pass += 1
         self._chip.passes += 1
-        first = _first_tokens(*inputs[:1], **named) if self._first_exact else None
+        first = first_tokens(*inputs[:1], **named) if self._first_exact else None
         ranges, outputs = self.input_ranges, self.output_ranges
         for name, layer in self._layers.items():
             layer.input_range, layer.output_ranges = ranges.get(name), outputs.get(name)
-            layer.exact_at = first
+            layer.exact = first
 
     @torch.compiler.disable
     def _leave(self, *_: object) -> None:
         self._random_states.pop().__exit__(None, None, None)
         for layer in self._layers.values():
-            layer.exact_at = None
-
-
-def _first_tokens(
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
-    inputs_embeds: Tensor | None = None,
-    **_: object,
-) -> Tensor | None:
-    """Return the position of the first token of each sequence, ``(B,)``; None in a later pass."""
-    if past_key_values is not None and past_key_values.get_seq_length() > 0:
-        return None
-    tokens = input_ids if input_ids is not None else inputs_embeds
-    if tokens is None:
-        return None
-    if attention_mask is None or attention_mask.dim() != 2:
-        return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    return attention_mask.long().argmax(1)
+            layer.exact = None
 
 
 def _use_own_memory(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

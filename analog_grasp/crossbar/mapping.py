@@ -212,9 +212,9 @@ def _observed[T](
         x = inputs[0].detach().float()
         if scaled and layer.input_scale is not None:
             x = x / layer.input_scale
-        if layer.exact_at is not None and x.dim() == 3:
-            others = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            others[torch.arange(len(x)), layer.exact_at] = False
+        if layer.exact is not None and (place := layer.exact.places(x)) is not None:
+            others = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+            others[place] = False
             x = x[others]
         if x.numel():
             seen.setdefault(name, []).append(measure(layer, x))

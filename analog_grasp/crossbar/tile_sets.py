@@ -1,6 +1,7 @@
 """The layers on tiles of a chip, and the frozen weights that they replace."""
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -37,6 +38,9 @@ TileBackend = Literal["torch", "rpucuda", "ir-drop"]
 
 FirstToken = Literal["analog", "digital"]
 """Where the first token of each sequence is computed: on the tiles, or exactly beside them."""
+
+# Layers of experts that are a list of modules.
+_EXPERTS = re.compile(r"(^|\.)experts\.")
 
 _AIHWKIT_CONFIGS = {"rpucuda": compiled_config, "ir-drop": wired_config}
 
@@ -223,13 +227,14 @@ class TileSets:
 
         Raises:
             ValueError: The pattern matches no layer; the first token is to be exact in a model with
-                `nn.MultiheadAttention`; or the model is a further one and its frozen weights differ
-                from those of the chip.
+                `nn.MultiheadAttention`, experts on tiles or a decoder beside an encoder; or the
+                model is a further one and its frozen weights differ from those of the chip.
         """
-        if self._settings.first_token == "digital":
-            _check_first_token(model)
         first = not self.layers
         linear, fused = selected_for_tiles(model, self._settings.layers)
+        if self._settings.first_token == "digital":
+            listed = filter(_EXPERTS.search, (base_name(path) for path, _ in linear))
+            _check_first_token(model, [*(each.name for each in fused), *listed])
         by_tensors: dict[tuple[int, int], ChipLayer] = {}
         by_layer: dict[int, ChipLayer] = {}
         for path, layer in linear:
@@ -349,8 +354,8 @@ def _put_fused(fused: FusedWeight, layers: list[ChipLayer]) -> None:
         module.config._experts_implementation = "eager"
 
 
-def _check_first_token(model: nn.Module) -> None:
-    """Raise ValueError if a model has layers whose inputs are not ``(B, T, D)``."""
+def _check_first_token(model: nn.Module, experts: list[str]) -> None:
+    """Raise ValueError if first tokens cannot be found in the inputs of layers on tiles."""
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             raise ValueError(
@@ -358,6 +363,17 @@ def _check_first_token(model: nn.Module) -> None:
                 f"{base_name(path)!r}, whose inputs are not always (B, T, D): use "
                 "first_token='analog'."
             )
+    if experts:
+        raise ValueError(
+            f"first_token is 'digital', but the inputs of the experts {experts[0]!r} are tokens "
+            "chosen by a router: keep the experts digital (argument layers), or use "
+            "first_token='analog'."
+        )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            f"first_token is 'digital', but the {type(model).__name__} has an encoder and a "
+            "decoder, whose first tokens differ: use first_token='analog'."
+        )
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -8,7 +8,16 @@ import torch
 from peft import get_peft_model
 from small_models import logits, move
 from torch import nn
-from transformers import AlbertConfig, AlbertForSequenceClassification
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
@@ -330,6 +339,73 @@ def test_the_compiled_tile_takes_no_calibrated_ranges(bert, batch):
     deployed.calibrate(lambda model: model(**batch))
     with pytest.raises(ValueError, match="takes no calibrated input ranges"):
         logits(deployed.model, batch)
+
+
+@pytest.fixture
+def opt():
+    """A model whose feed-forward layers have inputs of shape (B T, D)."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50, ffn_dim=64,
+        word_embed_proj_dim=32,
+    )  # fmt: skip
+    return OPTForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def test_the_first_token_is_exact_in_layers_with_a_row_per_token(opt):
+    ids, mask = torch.randint(3, 50, (3, 5)), torch.ones(3, 5, dtype=torch.long)
+    mask[1, :2] = 0
+    deployed = on(opt, first_token="digital").drift_to("1y").model
+    alone = {"input_ids": ids[:1, :1], "use_cache": False}
+    torch.testing.assert_close(deployed(**alone).logits, opt(**alone).logits)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    noisy, exact = deployed(**batch).logits, opt(**batch).logits
+    torch.testing.assert_close(noisy[(0, 1, 2), (0, 2, 0)], exact[(0, 1, 2), (0, 2, 0)])
+    assert ((noisy - exact)[:, 3:].abs().amax(-1) > 1e-3).all()
+
+
+def test_ranges_are_without_first_tokens_in_layers_with_a_row_per_token(opt):
+    ids = torch.randint(3, 50, (3, 5))
+    ids[:, 0] = 2
+    with torch.no_grad():
+        opt.model.decoder.embed_tokens.weight[2] *= 1000
+
+    def ranges(**settings):
+        return on(opt, **settings).calibrate(lambda model: model(input_ids=ids))
+
+    name = "model.decoder.layers.1.fc2"
+    assert ranges(first_token="digital")[name] < ranges()[name]
+
+
+@torch.no_grad()
+def test_the_last_token_alone_is_not_a_first_token(opt):
+    deployed = on(opt, first_token="digital", layers=["lm_head"]).model
+    last = {"input_ids": torch.randint(3, 50, (2, 5)), "logits_to_keep": 1}
+    assert not torch.allclose(deployed(**last).logits, opt(**last).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_first_tokens_are_not_digital_in_experts(fused):
+    if fused:
+        config = MixtralConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+            vocab_size=50, intermediate_size=64, num_local_experts=2,
+        )  # fmt: skip
+        model, name = MixtralForCausalLM(config), r"'model\.layers\.0\.mlp\.experts\.\w+'"
+    else:
+        model = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(4, 4)])})
+        name = "'experts.0'"
+    with pytest.raises(ValueError, match=f"inputs of the experts {name} are tokens chosen by a"):
+        deploy(model, "ideal", first_token="digital")
+    if fused:
+        assert deploy(model, "ideal", first_token="digital", layers=["q_proj"]).layers
+
+
+def test_first_tokens_are_not_digital_beside_an_encoder():
+    config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=10)
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration has an encoder and a decoder"):
+        deploy(T5ForConditionalGeneration(config), "ideal", first_token="digital")
 
 
 def test_a_layer_in_two_places_is_mapped_once():
