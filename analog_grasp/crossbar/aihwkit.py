@@ -133,7 +133,9 @@ def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> Infere
         True
     """
     check_compiled_tile()
-    variance = CardNoiseModel(card).constant_short_term_variance(torch.ones(1, 1))
+    # The ends of a tile whose columns are scaled; one device per weight has noise relative to both.
+    ends = torch.tensor([[-1.0, 1.0]])
+    variance = CardNoiseModel(card).constant_short_term_variance(ends)
     by_die = variance != 0 and card.die_to_die is not None and card.die_to_die.std > 0
     if variance is None or by_die:
         raise ValueError(

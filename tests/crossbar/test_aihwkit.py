@@ -4,9 +4,11 @@ from torch import nn
 
 from analog_grasp.crossbar import aihwkit as module
 from analog_grasp.crossbar.aihwkit import compiled_config
+from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.schema import Circuit
+from analog_grasp.devices.fields import StdCurve
+from analog_grasp.devices.schema import Circuit, ConductanceRange
 
 
 def test_a_cards_converters_and_size_reach_the_tile():
@@ -22,6 +24,19 @@ def test_a_cards_converters_and_size_reach_the_tile():
 def test_without_converters_the_tile_is_perfect():
     card = DeviceCard.load("pcm-hermes-2").without("converters")
     assert compiled_config(card, "none").forward.is_perfect
+
+
+@pytest.mark.parametrize("mapping", ["pair", "single"])
+def test_constant_noise_from_read_to_read_reaches_the_tile(mapping):
+    noise = StdCurve(variable="g", form="polynomial", coefficients=(1.0,), unit="uS")
+    devices = ConductanceRange(g_min="1 uS", g_max="21 uS", mapping=mapping)
+    card = DeviceCard.load("ideal").model_copy(update={"short_term": noise, "conductance": devices})
+    # 20 uS are a weight of 1 for two devices, and the range from -1 to 1 for one.
+    expected = 2**0.5 / 20 if mapping == "pair" else 2 / 20
+    assert compiled_config(card, "none").forward.w_noise == pytest.approx(expected)
+    layer = CrossbarLinear(nn.Linear(64, 8), card, "layer")
+    layer.drift_to(0.0)
+    assert layer.splits[0].variance == pytest.approx(expected**2, rel=1e-3)
 
 
 def test_a_compiled_tile_that_does_not_fit_torch_is_an_error(monkeypatch):
