@@ -167,7 +167,8 @@ def version_of(tensor: Tensor) -> int:
 def parts(size: int, largest: int) -> list[slice]:
     """Split an axis as aihwkit does: into parts as even as possible, the larger ones first."""
     count = math.ceil(size / largest)
-    ends = [-(-size * i // count) for i in range(count + 1)]
+    base, extra = divmod(size, count)
+    ends = [base * i + min(i, extra) for i in range(count + 1)]
     return [slice(*ends[i : i + 2]) for i in range(count)]
 
 

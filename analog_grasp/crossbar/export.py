@@ -41,7 +41,7 @@ from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.devices.programming import CardConductanceConverter
 from analog_grasp.devices.schema import LayerMapping
 
-FORMAT = "analog-grasp chip 2"
+FORMAT = "analog-grasp chip 3"
 _DIGITAL = "digital."
 
 

@@ -22,7 +22,7 @@ from analog_grasp.crossbar.write_tolerance import check_tolerances
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import TabulatedDrift
 
-_FORMAT = "analog-grasp deployment 1"
+_FORMAT = "analog-grasp deployment 2"
 _CHIP = ("seed", "time_s", "input_ranges", "output_ranges", "input_scales")
 _DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
 _TOLERANCES = "write_tolerances.safetensors"

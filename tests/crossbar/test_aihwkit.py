@@ -1,9 +1,13 @@
 import pytest
 import torch
+from aihwkit.simulator.tiles.array import TileModuleArray
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from analog_grasp.crossbar import aihwkit as module
 from analog_grasp.crossbar.aihwkit import compiled_config
+from analog_grasp.crossbar.chip_layer import parts
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.devices.card import DeviceCard
@@ -24,6 +28,33 @@ def test_a_cards_converters_and_size_reach_the_tile():
 def test_without_converters_the_tile_is_perfect():
     card = DeviceCard.load("pcm-hermes-2").without("converters")
     assert compiled_config(card, "none").forward.is_perfect
+
+
+@given(st.integers(1, 3000), st.integers(1, 600))
+def test_an_axis_is_split_as_aihwkit_splits_it(size, largest):
+    ours = [part.stop - part.start for part in parts(size, largest)]
+    assert ours == TileModuleArray.get_split_sizes(None, size, largest)
+
+
+@pytest.mark.parametrize("compensation", ["global", "exact", "none"])
+def test_the_weights_of_uneven_tiles_are_read_and_compared(compensation):
+    """Ten inputs on tiles of at most three are four parts, and seven outputs are three."""
+    layer = nn.Linear(10, 7)
+    device = DeviceCard.load("pcm-nandakumar2019").with_(tile_size=(3, 3)).without("converters")
+    chips = [
+        DeploymentSettings(device, tile=tile, drift_compensation=compensation)
+        for tile in ("torch", "rpucuda")
+    ]
+    ours, theirs = (settings.put_on_tiles("layer", layer) for settings in chips)
+    for chip in (ours, theirs):
+        chip.program(0)
+        chip.drift_to(86400.0)
+    with torch.no_grad():
+        shown = (theirs(torch.eye(10)) - theirs(torch.zeros(1, 10))).T
+    torch.testing.assert_close(theirs.present_weight(), shown, rtol=1e-4, atol=1e-5)
+    largest = [split.scale[:, None].expand(split.weight.shape) for split in ours.splits]
+    error = (theirs.present_weight() - layer.weight.detach()) / torch.cat(largest, 1)
+    assert theirs.weight_error() == pytest.approx(float(error.square().mean().sqrt()), rel=1e-4)
 
 
 @pytest.mark.parametrize("mapping", ["pair", "single"])
