@@ -86,7 +86,9 @@ class AihwkitLinear(ChipLayer):
         for tile, *_ in self._placed():
             target = tile.reference_combined_weights
             if target is not None:
-                error = tile.tile.get_weights() * tile.alpha.cpu() - target.cpu()
+                # One factor per tile or per output, the first axis of the weights.
+                compensation = tile.alpha.cpu().reshape(-1, 1)
+                error = tile.tile.get_weights() * compensation - target.cpu()
                 squares += float(error.square().sum())
         return (squares / self.cells) ** 0.5
 

@@ -36,7 +36,7 @@ def test_an_axis_is_split_as_aihwkit_splits_it(size, largest):
     assert ours == TileModuleArray.get_split_sizes(None, size, largest)
 
 
-@pytest.mark.parametrize("compensation", ["global", "exact", "none"])
+@pytest.mark.parametrize("compensation", ["global", "per-column", "exact", "none"])
 def test_the_weights_of_uneven_tiles_are_read_and_compared(compensation):
     """Ten inputs on tiles of at most three are four parts, and seven outputs are three."""
     layer = nn.Linear(10, 7)
