@@ -35,7 +35,7 @@ class Split:
         scale: The scale of each column, ``(D_out,)``.
         gain: Column scale times drift compensation, ``(D_out,)``.
         reference: The compensation's read-out after programming, ``(D_out,)``.
-        ends: The smallest and the largest target, ``(2,)``.
+        ends: The smallest and the largest target of each tile, ``(tiles, 2)``.
         variance: The variance of the weights from read to read.
         limbs: The weights as integers, from the first read on, where products are computed so.
     """
@@ -171,8 +171,9 @@ class CrossbarLinear(ChipLayer):
             weight = self._programmed_weight(slice(None), split.rows)
             split.scale = split.gain = scale = column_scale(weight, self._clip, self.card)
             split.reference = torch.ones_like(scale)
-            ends = [(weight.amin(1) / scale).min(), (weight.amax(1) / scale).max()]
-            split.ends = torch.stack(ends).clamp_(-1, 1)
+            ends = torch.stack([weight.amin(1), weight.amax(1)]) / scale
+            by_tile = [ends[:, part].aminmax() for part in self._columns]
+            split.ends = torch.stack([torch.stack(pair) for pair in by_tile]).clamp_(-1, 1)
             split.limbs = None
             for columns in self._columns:
                 split.weight[columns] = self._target(split, columns)
@@ -329,7 +330,10 @@ class CrossbarLinear(ChipLayer):
 
     def _read_back(self, split: Split, card: DeviceCard, seconds: float) -> None:
         """Compute the weights at a time, and their variance from read to read, tile by tile."""
-        constant = CardNoiseModel(card, chip=self._chip).constant_short_term_variance(split.ends)
+        of_chip = CardNoiseModel(card, chip=self._chip)
+        constants = {of_chip.constant_short_term_variance(ends) for ends in split.ends}
+        # With one device per weight it depends on the ends of the tile.
+        constant = constants.pop() if len(constants) == 1 else None
         matrix = split.variances() if constant is None else None
         split.variance = constant or matrix
         split.limbs = None

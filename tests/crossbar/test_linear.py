@@ -16,7 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from analog_grasp.crossbar.aihwkit import compiled_config
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.fields import StdCurve
 from analog_grasp.devices.noise_model import CardNoiseModel, card_on_die
+from analog_grasp.devices.schema import ConductanceRange, TileSize
 
 SHAPES = [(10, 6), (384, 384), (700, 300)]
 EXACT = {"dac_bits": None, "adc_bits": None, "output_noise": 0.0, "output_range": None}
@@ -233,6 +235,24 @@ def test_constant_short_term_noise_is_that_of_the_die():
         assert layer.splits[0].variance == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="rram-wan2022 differs by chip, which aihwkit's compiled"):
         compiled_config(device, "global")
+
+
+@pytest.mark.parametrize(("mapping", "ratio"), [("single", 16.0), ("pair", 1.0)])
+def test_constant_short_term_noise_is_that_of_each_tile(mapping, ratio):
+    """One tile's weights extend from 0.5 to 1, the other's from -1 to 1."""
+    layer = nn.Linear(64, 2, bias=False)
+    layer.weight.data = torch.stack([torch.linspace(0.5, 1, 64), torch.linspace(-1, 1, 64)])
+    noise = StdCurve(variable="g", form="polynomial", coefficients=(1.0,), unit="uS")
+    devices = ConductanceRange(g_min="1 uS", g_max="21 uS", mapping=mapping)
+    effects = {"short_term": noise, "conductance": devices, "tile": TileSize(rows=64, columns=1)}
+    device = DeviceCard.load("ideal").model_copy(update=effects)
+    crossbar = CrossbarLinear(layer, device, "layer", "none")
+    crossbar.program(0)
+    with torch.inference_mode():
+        variances = crossbar(torch.ones(40_000, 64)).var(0)
+    own = [CardNoiseModel(device).constant_short_term_variance(w) for w in layer.weight.detach()]
+    assert own[1] == pytest.approx(ratio * own[0])
+    torch.testing.assert_close(variances, 64 * torch.tensor(own), rtol=0.05, atol=0)
 
 
 def test_short_term_noise_is_that_of_weights_drawn_for_each_vector():
