@@ -178,8 +178,10 @@ class Deployment:
             The range of each layer, by name, used until the next call; inputs beyond are clipped.
 
         Raises:
-            ValueError: The percentile is not above 0 and at most 100, or the DAC is exact.
+            ValueError: The percentile is not above 0 and at most 100, the DAC is exact, or the
+                tiles are aihwkit's.
         """
+        self._settings.check_own("input_ranges")
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
         hooks.set_ranges({}, {})
@@ -199,7 +201,8 @@ class Deployment:
             model: As in `calibrate`.
 
         Raises:
-            ValueError: A range is not above 0 and finite, or no layer is on tiles.
+            ValueError: A range is not above 0 and finite, no layer is on tiles, or the tiles are
+                aihwkit's.
 
         Example:
             >>> from analog_grasp import deploy
@@ -207,6 +210,7 @@ class Deployment:
             >>> deployment.set_input_ranges({"0": 2.5}).program(seed=0).seed
             0
         """
+        self._settings.check_own("input_ranges")
         for name, size in ranges.items():
             if not 0 < size < math.inf:
                 raise ValueError(f"The input range of {name} is {size}: it should be above 0.")

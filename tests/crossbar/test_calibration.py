@@ -127,6 +127,16 @@ def test_output_ranges_need_an_adc_that_rounds(small_outputs):
         deploy(model, adc_alone(), tile="rpucuda").calibrate_outputs(lambda each: each(x))
 
 
+def test_aihwkits_tiles_have_no_input_ranges():
+    model, x = nn.Sequential(nn.Linear(8, 4)), torch.ones(2, 8)
+    deployment = deploy(model, "pcm-hermes-2", tile="rpucuda").program(0)
+    with pytest.raises(ValueError, match="input_ranges has no effect with tile='rpucuda'"):
+        deployment.calibrate(lambda each: each(x))
+    with pytest.raises(ValueError, match="input_ranges has no effect with tile='rpucuda'"):
+        deployment.set_input_ranges({"0": 1.0})
+    assert deployment.model(x).isfinite().all()
+
+
 def test_a_layer_without_inputs_has_no_range():
     deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "pcm-hermes-2").program(0)
     assert deployment.calibrate(lambda model: model(torch.zeros(2, 8)), "least-error") == {}

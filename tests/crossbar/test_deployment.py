@@ -334,13 +334,6 @@ def test_the_compiled_tile_reports_and_computes_digitally_too(bert, batch):
         torch.testing.assert_close(logits(theirs.model, batch), logits(bert, batch))
 
 
-def test_the_compiled_tile_takes_no_calibrated_ranges(bert, batch):
-    deployed = on(bert, PCM, tile="rpucuda")
-    deployed.calibrate(lambda model: model(**batch))
-    with pytest.raises(ValueError, match="takes no calibrated input ranges"):
-        logits(deployed.model, batch)
-
-
 @pytest.fixture
 def opt():
     """A model whose feed-forward layers have inputs of shape (B T, D)."""
