@@ -175,17 +175,19 @@ class Deployment:
             model: The attached model whose ranges are set; by default ``self.model``.
 
         Returns:
-            The range of each layer, by name, used until the next call; inputs beyond are clipped.
+            The range of each layer, by name, used until the next call or rescaling; inputs beyond
+            are clipped. Output ranges are dropped, as they belong to the earlier input ranges.
 
         Raises:
             ValueError: The percentile is not above 0 and at most 100, the DAC is exact, or the
-                tiles are aihwkit's.
+                tiles are aihwkit's; ranges are then as before.
         """
         self._settings.check_own("input_ranges")
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
-        hooks.set_ranges({}, {})
-        ranges = mapping.observed_ranges(self.layers, lambda: observe(chosen), percentile)
+        # Ranges have no effect on digital passes, and stay as they are if one fails.
+        with hooks.first_passes():
+            ranges = mapping.observed_ranges(self.layers, lambda: observe(chosen), percentile)
         hooks.set_ranges(ranges, {})
         return ranges
 
@@ -197,7 +199,7 @@ class Deployment:
         Args:
             ranges: By the names of layers in the base model, in units of the inputs of the tiles,
                 after rescaling; the others have the scaling of the card. Layers that are not on
-                tiles are skipped.
+                tiles are skipped. Output ranges are dropped, as by `calibrate`.
             model: As in `calibrate`.
 
         Raises:
@@ -240,8 +242,8 @@ class Deployment:
             model: As in `calibrate`.
 
         Returns:
-            By layer, the ranges of the tiles of each part of the inputs, used until the next call
-            or rescaling.
+            By layer, the ranges of the tiles of each part of the inputs, used until the next call,
+            rescaling or change of input ranges.
 
         Raises:
             ValueError: As `calibrate`, for the ADC; or the tiles are aihwkit's.

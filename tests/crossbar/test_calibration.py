@@ -7,6 +7,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analog_grasp import Deployment, DeviceCard, deploy
+from analog_grasp.crossbar.forward_hooks import hooks_of
 from analog_grasp.devices.schema import LayerMapping
 
 IDS = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -116,7 +117,7 @@ def test_each_tile_has_an_adc_range_of_its_own(small_outputs, rule, tmp_path):
     deployment.save(tmp_path)
     assert torch.equal(Deployment.load(tmp_path, model).model(x), after)
     deployment.calibrate(lambda each: each(x))
-    assert deployment.layers["0"].output_ranges is None
+    assert hooks_of(deployment.model).output_ranges == {}
 
 
 def test_output_ranges_need_an_adc_that_rounds(small_outputs):
@@ -135,6 +136,28 @@ def test_aihwkits_tiles_have_no_input_ranges():
     with pytest.raises(ValueError, match="input_ranges has no effect with tile='rpucuda'"):
         deployment.set_input_ranges({"0": 1.0})
     assert deployment.model(x).isfinite().all()
+
+
+def test_ranges_are_as_before_where_a_calibration_fails(small_outputs):
+    model, x = small_outputs
+    deployment = deploy(model, adc_alone()).program(0)
+    deployment.set_input_ranges({"0": 2.0})
+    deployment.calibrate_outputs(lambda each: each(x))
+    hooks = hooks_of(deployment.model)
+    before = hooks.input_ranges, hooks.output_ranges
+
+    def observe(each):
+        each(x)
+        raise RuntimeError("no data")
+
+    for calibrate in (deployment.calibrate, deployment.calibrate_outputs):
+        with pytest.raises(ValueError, match="percentile for a range is 101"):
+            calibrate(lambda each: each(x), 101)
+        with pytest.raises(RuntimeError, match="no data"):
+            calibrate(observe)
+        assert (hooks.input_ranges, hooks.output_ranges) == before
+    deployment.set_input_ranges({"0": 3.0})
+    assert (hooks.input_ranges, hooks.output_ranges) == ({"0": 3.0}, {})
 
 
 def test_a_layer_without_inputs_has_no_range():
