@@ -145,6 +145,12 @@ def compiled_config(card: DeviceCard, compensation: DriftCompensation) -> Infere
     if variance:
         effects = {"w_noise": variance**0.5, "w_noise_type": WeightNoiseType.ADDITIVE_CONSTANT}
     if (circuit := card.circuit) is not None:
+        if circuit.nonlinearity and (card.converters is None or not card.converters.output_range):
+            raise ValueError(
+                f"The circuit.nonlinearity of the card {card.name} is relative to "
+                "converters.output_range, which is absent: add it, keep the converters, or use "
+                "circuit=False."
+            )
         effects["out_nonlinearity"] = circuit.nonlinearity
         effects["out_nonlinearity_std"] = circuit.nonlinearity_std
         if circuit.wire_resistance is not None:

@@ -388,12 +388,22 @@ class Circuit(Section):
             which attenuates devices far from the read-out (I-R drop).
         nonlinearity: n of the S-shaped curve y / (1 + n |y| / output_range) of a bit line's
             current (aihwkit's `out_nonlinearity`).
-        nonlinearity_std: Standard deviation of n among the bit lines, relative to n.
+        nonlinearity_std: Standard deviation of n among the bit lines, relative to n, which should
+            be above 0.
     """
 
     wire_resistance: Resistance | None = None
     nonlinearity: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
     nonlinearity_std: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _std_of_a_nonlinearity(self) -> Self:
+        if self.nonlinearity_std and not self.nonlinearity:
+            raise ValueError(
+                f"has nonlinearity_std {self.nonlinearity_std:g}, relative to a nonlinearity of 0: "
+                "give a nonlinearity above 0"
+            )
+        return self
 
 
 class TileSize(Section):

@@ -12,7 +12,7 @@ from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.fields import StdCurve
-from analog_grasp.devices.schema import Circuit, ConductanceRange
+from analog_grasp.devices.schema import Circuit, ConductanceRange, Converters
 
 
 def test_a_cards_converters_and_size_reach_the_tile():
@@ -134,6 +134,17 @@ def test_a_nonlinear_bit_line_saturates():
 def test_a_circuit_that_a_tile_cannot_simulate_is_an_error(circuit, tile, sentence):
     with pytest.raises(ValueError, match=sentence):
         DeploymentSettings(with_circuit(**circuit), tile=tile)
+
+
+@pytest.mark.parametrize("absent", ["converters", "output_range"])
+def test_a_nonlinear_bit_line_without_an_output_range_is_an_error(absent):
+    card = with_circuit(nonlinearity=1.0)
+    if absent == "converters":
+        card = card.without("converters")
+    else:
+        card = card.model_copy(update={"converters": Converters(dac_bits=8)})
+    with pytest.raises(ValueError, match=r"relative to converters\.output_range, which is absent"):
+        DeploymentSettings(card, tile="rpucuda")
 
 
 def test_the_compiled_tile_rejects_noise_that_differs_by_conductance():

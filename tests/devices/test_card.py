@@ -189,6 +189,12 @@ def test_an_invalid_mapping_is_an_error_with_its_key(tmp_path, stated, words):
     assert words in error_of(write(tmp_path, f"{GOOD}\n[mapping]\n{stated}"))
 
 
+def test_a_std_of_no_nonlinearity_is_an_error_with_its_key(tmp_path):
+    stated = "\n[circuit]\nnonlinearity_std = 0.1"
+    words = "circuit has nonlinearity_std 0.1, relative to a nonlinearity of 0: give a"
+    assert words in error_of(write(tmp_path, GOOD + stated))
+
+
 def test_a_card_states_how_layers_are_mapped(tmp_path):
     stated = 'rescale = 0.5\nclip = 2\ncalibrate = "least-error"\noutput_ranges = 99.9\n'
     card = DeviceCard.load(write(tmp_path, f"{GOOD}\n[mapping]\n{stated}"))
