@@ -289,8 +289,10 @@ class Converters(Section):
         output_noise: Standard deviation of the output noise, in units of full-scale input times
             largest weight (aihwkit's `out_noise`).
         output_range: Largest output, in the same units (aihwkit's `out_bound`).
-        input_scaling: "abs_max" scales every input vector to the full scale, "constant" uses a
-            fixed scale, "none" does not scale.
+        input_scaling: "abs_max" scales every input vector to the full scale; "constant" uses the
+            fixed input range of the layer, and without one 1, as aihwkit's "Constant" with its
+            default threshold; "none" does not scale. A range that is set, by the section `mapping`
+            or by `Deployment.calibrate`, takes precedence over each.
         bound_management: "iterative" halves the inputs and reads again while an output is
             clipped, "none" accepts clipped outputs.
     """

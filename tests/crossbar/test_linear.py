@@ -70,7 +70,7 @@ def test_equals_aihwkits_tiles_without_noise(shape, dac, adc, config):
     assert ours.shape == expected.shape
 
 
-@pytest.mark.parametrize("scaling", ["abs_max", "none"])
+@pytest.mark.parametrize("scaling", ["abs_max", "constant", "none"])
 @pytest.mark.parametrize("bound", ["none", "iterative"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_equals_aihwkits_tiles_under_every_management(scaling, bound, bias):
@@ -198,6 +198,14 @@ def test_a_fixed_input_range_clips_what_lies_beyond():
     difference = layer(x) - linear(x.clamp(-0.5, 0.5))
     scale = torch.stack([split.scale for split in layer.splits]).sum(0)
     assert (difference.abs() <= 0.51 * adc_step * scale).all()
+
+
+@pytest.mark.parametrize("scaling", ["abs_max", "constant", "none"])
+def test_a_range_that_is_set_takes_precedence_over_every_scaling(scaling):
+    layer, x = CrossbarLinear(dense(), card(input_scaling=scaling), "layer"), inputs(384)
+    plain = CrossbarLinear(dense(bias=False), card(input_scaling="constant"), "layer")
+    layer.input_range = 2.0
+    torch.testing.assert_close(layer(x), 2.0 * plain(x / 2.0) + layer.bias)
 
 
 def compiled_with_read_noise(layer: nn.Linear, device: DeviceCard, sigma: float) -> AnalogLinear:
