@@ -141,7 +141,8 @@ class ForwardHooks:
     @torch.compiler.disable
     def _leave(self, *_: object) -> None:
         self._random_states.pop().__exit__(None, None, None)
-        for layer in self._layers.values():
+        # Gradient checkpointing runs layers again in the backward pass.
+        for layer in () if torch.is_grad_enabled() else self._layers.values():
             layer.exact = None
 
 

@@ -208,6 +208,23 @@ def test_later_tokens_of_a_cache_are_not_first(llama):
     assert not torch.allclose(after, digital, atol=1e-3)
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_has_the_same_gradient(llama, reentrant):
+    deployment = deploy(llama, "pcm-nandakumar2019", first_token="digital")
+    embedded = llama.model.embed_tokens(IDS).detach()
+
+    def gradient():
+        deployment.program(0)
+        x = embedded.clone().requires_grad_()
+        deployment.model(inputs_embeds=x, use_cache=False).logits.square().sum().backward()
+        return x.grad
+
+    expected = gradient()
+    deployment.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    deployment.model.train()
+    torch.testing.assert_close(gradient(), expected)
+
+
 def test_ranges_are_without_first_tokens_that_are_digital(llama):
     llama.model.embed_tokens.weight.data[1] *= 1000
     starts = torch.cat([torch.ones(3, 1, dtype=torch.long), IDS], 1)
