@@ -90,8 +90,8 @@ def deploy(
 
     Raises:
         ValueError: An unknown device, placement, error, tile, compensation, type or layer pattern;
-            an adapter that cannot be placed so; or a tensor on the meta device that `weights` does
-            not hold.
+            an adapter that cannot be placed so; an argument without effect; or a tensor on the meta
+            device that `weights` does not hold.
         FileNotFoundError: `weights` is not a file or folder with weights.
         RuntimeError: The compiled tile does not work with the installed torch.
 

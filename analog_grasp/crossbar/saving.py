@@ -244,8 +244,8 @@ def stream_weights(model: nn.Module, weights: str | Path) -> None:
 
     Raises:
         FileNotFoundError: There is no such file, or no model*.safetensors in the folder.
-        ValueError: A file is damaged, its tensors cannot be assembled, or a tensor has another
-            shape than the model's.
+        ValueError: A file is damaged, its tensors cannot be assembled, a tensor has another shape
+            than the model's, or no tensor of the model is on the meta device.
 
     Example:
         >>> import tempfile, torch
@@ -260,6 +260,11 @@ def stream_weights(model: nn.Module, weights: str | Path) -> None:
         >>> empty.pooler.dense.weight.device.type
         'cpu'
     """
+    if not any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise ValueError(
+            f"The {type(model).__name__} has all its values and would use none of {weights}: make "
+            "the model under accelerate.init_empty_weights, or give no weights."
+        )
     stored = {key: tensor for file in _files(Path(weights)) for key, tensor in _tensors(file)}
     if isinstance(model, transformers.PreTrainedModel):
         # accelerate.init_empty_weights unties what transformers ties.

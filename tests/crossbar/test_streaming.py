@@ -68,6 +68,13 @@ def test_a_streamed_model_is_the_same_chip(model, batch, tmp_path, placement):
     assert all(parameter.is_meta for parameter in empty.parameters())
 
 
+def test_weights_for_a_model_that_has_its_own_are_an_error(bert, tmp_path):
+    bert.save_pretrained(tmp_path)
+    sentence = "has all its values and would use none of .*, or give no weights"
+    with pytest.raises(ValueError, match=sentence):
+        deploy(bert, CARD, weights=tmp_path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_weights_stay_in_their_file(bert, tmp_path):
     bert.save_pretrained(tmp_path)
