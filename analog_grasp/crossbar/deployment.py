@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,16 @@ class Deployment:
         return self._chip.time_s
 
     def program(self, seed: int = 0) -> "Deployment":
-        """Program the weights onto a chip instance, and return the deployment; the time is 0 s."""
+        """Program the weights onto a chip instance, and return the deployment; the time is 0 s.
+
+        Args:
+            seed: The chip instance, any integer.
+
+        Raises:
+            ValueError: The seed is not an integer.
+            RuntimeError: A frozen weight was changed in place since the deployment.
+        """
+        seed = _checked_seed(seed)
         with torch.inference_mode(False), torch.no_grad():
             for part in (*self.layers.values(), *self._adapters):
                 part.program(seed)
@@ -384,3 +394,11 @@ class Deployment:
         exact = self._settings.first_token == "digital"
         vars(model)["forward_hooks"] = ForwardHooks(model, self.layers, self._chip, shared, exact)
         return model
+
+
+def _checked_seed(seed: object) -> int:
+    """Return a seed as Python's integer, which JSON holds and whose text names the chip."""
+    try:
+        return operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"The seed of a chip is {seed!r}: it should be an integer.") from None

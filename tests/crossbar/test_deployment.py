@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -19,7 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
+from analog_grasp import Deployment, DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.crossbar.chip_layer import computed_digitally
 from analog_grasp.crossbar.linear import CrossbarLinear
@@ -245,6 +246,22 @@ def test_weights_are_those_that_the_outputs_show(bert, tile):
     frozen = bert.get_submodule(name).weight
     assert not torch.allclose(weights[name], frozen, rtol=1e-2)
     assert torch.corrcoef(torch.stack([weights[name], frozen]).flatten(1))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("seed", [1.0, "a", None, np.float64(1)])
+def test_a_seed_that_is_not_an_integer_is_an_error(seed):
+    deployed = on(nn.Sequential(nn.Linear(4, 4)), seed=3)
+    with pytest.raises(ValueError, match=r"^The seed of a chip is .*: it should be an integer\.$"):
+        deployed.program(seed)
+    assert deployed.seed == 3
+
+
+def test_an_integer_of_numpy_is_the_same_chip(tmp_path):
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.ones(2, 4)
+    deployed = on(model, seed=np.int64(1))
+    assert torch.equal(deployed.model(x), on(model, seed=1).model(x))
+    deployed.save(tmp_path)
+    assert Deployment.load(tmp_path, model).seed == 1
 
 
 def test_drift_before_programming_is_an_error(bert):
