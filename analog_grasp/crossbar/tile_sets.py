@@ -55,8 +55,8 @@ class DeploymentSettings:
             See `deploy`; aihwkit's tiles store float32 only, and clip no weights.
 
     Raises:
-        ValueError: An unknown choice, a clipping out of range, or what the tile does not store or
-            simulate.
+        ValueError: An unknown choice, a clipping out of range, learned programming errors of an
+            adapter that is not programmed, or what the tile does not store or simulate.
         RuntimeError: The compiled tile does not work with the installed torch.
 
     Example:
@@ -85,6 +85,11 @@ class DeploymentSettings:
         ):
             if value not in get_args(choice):
                 raise ValueError(unknown_name(kind, value, get_args(choice)))
+        if self.programming_error == "learned" and self.placement != "programmed":
+            raise ValueError(
+                f"programming_error is 'learned', which has no effect with placement="
+                f"{self.placement!r}: use placement='programmed', or programming_error='device'."
+            )
         stored = STORED_TYPES if self.tile == "torch" else STORED_TYPES[:1]
         if self.dtype not in stored:
             known = ", ".join(map(str, stored))

@@ -291,7 +291,9 @@ def distil_adapter(
     distil(
         model, task, config.second_stage(), steps=config.training.then_steps,
         seed=config.run.seed, advance=advance,
-        put_on_chip=partial(config.hardware.deploy, task=task, placement="digital"),
+        put_on_chip=partial(
+            config.hardware.deploy, task=task, placement="digital", programming_error="device"
+        ),
     )  # fmt: skip
 
 

@@ -221,6 +221,18 @@ def test_an_unknown_choice_is_an_error(bert, settings, sentence):
         deploy(adapted(bert), "ideal", **settings)
 
 
+@pytest.mark.parametrize("placement", ["digital", "folded"])
+def test_learned_programming_errors_need_a_programmed_adapter(bert, placement):
+    sentence = f"'learned', which has no effect with placement='{placement}'"
+    with pytest.raises(ValueError, match=sentence):
+        deploy(
+            adapted(bert, StochGraspConfig),
+            "ideal",
+            placement=placement,
+            programming_error="learned",
+        )
+
+
 def test_a_device_is_a_name_a_path_or_a_card(bert, batch, tmp_path):
     source = (Path(__file__).parents[2] / "device_models" / f"{PCM}.toml").read_text()
     (tmp_path / "mine.toml").write_text(source)
