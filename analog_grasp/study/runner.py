@@ -96,7 +96,7 @@ def measured_cells(study: Study) -> tuple[int, int]:
     # All metrics of a cell are measured at once.
     done = {measurement.key._replace(metric="") for measurement in measured}
     # A run that had measured more until its intervals were narrow may be asked for fewer.
-    return len(done), max(len(done), _count_cells(study, measured))
+    return len(done), max(len(done), study.count_cells(measured))
 
 
 def sequence_costs(deployment: Deployment, run: RunSettings) -> list[Costs]:
@@ -152,8 +152,7 @@ class _Run:
                 for device, hashed in cards.items()
             }
             self._measure(evaluator)
-        measured = self.store.measurements()
-        chips = 1 + max(cell.repeat for cell in measured)
+        chips = 1 + max(cell.repeat for cell in self.store.measurements())
         record_seeds(study.directory, study.config, trainings, chips)
         if self.leases.acquire(LAYERS_FILE):
             self._write_layers(evaluator)
@@ -306,7 +305,7 @@ class _Run:
                     time.sleep(POLL_SECONDS)
                     continue
                 count = sum(map(len, missing.values()))
-                total = _count_cells(self.study, self.store.measurements())
+                total = self.study.count_cells(self.store.measurements())
                 advance = self.progress(f"measuring {count} of {total} cells", count)
                 with closing(measure(evaluator, chain([first], jobs), settings)) as cells:
                     for cell in cells:
@@ -402,11 +401,6 @@ class _Run:
             for device, costs in zip(devices, by_device, strict=True):
                 rows += cost_rows(costs, adapter, device)
         write_atomically(self.study.directory / COSTS_FILE, costs_csv(rows).encode())
-
-
-def _count_cells(study: Study, measured: Iterable[Measurement]) -> int:
-    plan = study.plan(measured)
-    return len(study.subjects(plan.trainings)) * len(study.chips(plan))
 
 
 def _changed(what: str) -> ValueError:

@@ -95,6 +95,11 @@ class Study:
         once = {s.adapter for s in subjects if is_saved(self.adapters[s.model[0]])}
         return make_plan(self.config, list(self.cards), places, measured, once)
 
+    def count_cells(self, measured: Iterable[Measurement]) -> int:
+        """Return the number of cells, as far as it is known from what is measured so far."""
+        plan = self.plan(measured)
+        return len(self.subjects(plan.trainings)) * len(self.chips(plan))
+
     def chips(self, plan: Plan) -> list[Chip]:
         """Return the chip instances of a plan, device by device."""
         return [
