@@ -147,6 +147,7 @@ class TaskSettings(Section):
             FileNotFoundError: Its files are missing.
         """
         from analog_grasp.tasks import GenerationTask, LanguageModelingTask, load_task
+        from analog_grasp.tasks.harness import HarnessTask
 
         given = self.model_dump(exclude_none=True)
         task = load_task(self.name, self.data_dir, **{n: given[n] for n in _DATA if n in given})
@@ -155,7 +156,9 @@ class TaskSettings(Section):
             (_WINDOWS, LanguageModelingTask, "measures no perplexity", "lm"),
         ):
             changes = {name: given[name] for name in names if name in given}
-            if changes and not isinstance(task, kind):
+            # A task of lm-eval has a text as well, but for training alone.
+            measured = isinstance(task, kind) and not isinstance(task, HarnessTask)
+            if changes and not measured:
                 name, value = next(iter(changes.items()))
                 raise ValueError(
                     f"The setting {name} is {value!r}, but the task '{task.name}' {lacks}: omit "

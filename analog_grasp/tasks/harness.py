@@ -9,8 +9,9 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any
+from typing import Any, Self
 
+from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
@@ -61,6 +62,19 @@ class HarnessTask(LanguageModelingTask):
     def known_metrics(self) -> tuple[str, ...]:
         """The metrics given, which are the harness's."""
         return self.metrics
+
+    def with_rows(self, train: Dataset, validation: Dataset) -> Self:
+        """Return the task on other training rows.
+
+        Raises:
+            ValueError: The validation rows are others, which the harness would not measure.
+        """
+        if validation is not self.validation:
+            raise ValueError(
+                f"The task '{self.name}' is measured on the rows of lm-eval, none of which can be "
+                "held out: tune and select epochs on another task."
+            )
+        return super().with_rows(train, validation)
 
     def _predict(self, model: nn.Module, tokenizer: Tokenizer, split: Split, size: int) -> Any:
         """Return the results of the harness, or of the split "train" the text's likelihoods."""

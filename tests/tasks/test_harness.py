@@ -11,6 +11,8 @@ from analog_grasp.adapters.registry import adapt
 from analog_grasp.study.checks import check_task
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import harness_task, load_base_model, load_task, register_task, registry
+from analog_grasp.tasks.base import tuning_task
+from analog_grasp.training import train
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -254,3 +256,20 @@ def test_a_missing_package_is_named(monkeypatch, text):
     monkeypatch.setattr("analog_grasp.tasks.harness.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"install analog-grasp\[lm-eval\]"):
         load_task("lm-eval/arc_easy", text)
+
+
+def test_the_rows_of_the_harness_are_not_held_out(task, llama_folder):
+    assert len(task.subset(train=2).train) == 2
+    with pytest.raises(ValueError, match="rows of lm-eval, none of which can be held out"):
+        tuning_task(task, 0)
+    with pytest.raises(ValueError, match="'lm-eval/where_sat' is measured on the rows of lm-eval"):
+        task.subset(validation=2)
+    model = adapt(load_base_model(task, str(llama_folder)), "lora-all-linear")
+    with pytest.raises(ValueError, match="tune and select epochs on another task"):
+        train(model, task, evaluate_on="pcm-hermes-2@1d")
+
+
+def test_a_stride_has_no_effect_on_tasks_of_the_harness(task, monkeypatch):
+    monkeypatch.setitem(registry._LOADERS, "where", lambda data_dir: task)
+    with pytest.raises(ValueError, match=r"stride is 8, but the task .* measures no perplexity"):
+        TaskSettings(task="where", stride=8).load()

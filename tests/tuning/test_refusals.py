@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import event
 
+from analog_grasp.study.sections import TaskSettings
 from analog_grasp.study.trained_adapters import new_adapter, save_adapter
 from analog_grasp.tasks import load_task
 from analog_grasp.tasks.base import tuning_task
+from analog_grasp.tasks.harness import HarnessTask
 from analog_grasp.tuning import api, tuner
 from analog_grasp.tuning.tuner import prepare_tuning, tune
 
@@ -137,6 +139,15 @@ def test_a_full_disk_raises_and_the_study_resumes(formula, settings, tmp_path, m
     again = prepare_tuning(settings, tmp_path / "run")
     tune(again, 3)
     assert len(again.trials()) == 3
+
+
+def test_a_task_of_lm_eval_holds_no_rows_out(settings, tmp_path, monkeypatch):
+    rows = load_task("reviews").train
+    task = HarnessTask("lm-eval/arc_easy", rows, rows, ("arc_easy/acc",), names=("arc_easy",))
+    monkeypatch.setattr(TaskSettings, "load", lambda _: task)
+    with pytest.raises(ValueError, match="rows of lm-eval, none of which can be held out"):
+        prepare_tuning(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_of_the_task_are_kept(settings):
