@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
-from analog_grasp.tasks import LanguageModelingTask, Task, tokenizer_for
+from analog_grasp.tasks import GenerationTask, LanguageModelingTask, Task, tokenizer_for
 from analog_grasp.tasks.base import position_limit
 from analog_grasp.utils.errors import check_whole
 
@@ -29,13 +30,14 @@ def draw_examples(
     Raises:
         ValueError: There are fewer examples than `count`, or `count` is below 2.
     """
-    if isinstance(data, LanguageModelingTask):
-        # Its examples are chunks of the text, of which a row can have several or a part.
-        tokenizer = data.tokenizer_of(model)
-        chunks = data.training_rows(model, tokenizer)
-        count = _checked_count(count, len(chunks), at_most)
-        order = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(seed))
-        batch = data.collator(tokenizer)([chunks[int(i)] for i in order[:count]])
+    if isinstance(data, LanguageModelingTask | GenerationTask):
+        # An example is a chunk of a text, of which a row can have several, or a prompt.
+        task = _with_first_references(data) if isinstance(data, GenerationTask) else data
+        tokenizer = task.tokenizer_of(model)
+        encoded = task.training_rows(model, tokenizer)
+        count = _checked_count(count, len(encoded), at_most)
+        order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed))
+        batch = task.collator(tokenizer)([encoded[int(i)] for i in order[:count]])
     elif isinstance(data, Task):
         few = data.subset(train=_checked_count(count, len(data.train), at_most), seed=seed)
         tokenizer = few.tokenizer_of(model)
@@ -49,6 +51,13 @@ def draw_examples(
         batch = DataCollatorWithPadding(tokenizer)(listed)
     place = next(model.parameters()).device
     return {name: values.to(place) for name, values in batch.items()}
+
+
+def _with_first_references(task: GenerationTask) -> GenerationTask:
+    """Return a task with one reference per prompt, so that no two examples share a prompt."""
+    references = [texts[:1] for texts in task.references("train")]
+    rows = Dataset.from_dict({"text": task.train["text"][:], "references": references})
+    return task.with_rows(rows, task.validation)
 
 
 def _texts(data: Sequence[str]) -> list[str]:

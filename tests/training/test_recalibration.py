@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from small_models import bits, same_bits
 from torch import nn
@@ -12,8 +13,10 @@ from torch import nn
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
+from analog_grasp.tasks import GenerationTask, load_base_model
 from analog_grasp.training import train, weight_noise
 from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
+from analog_grasp.training.examples import count_of, draw_examples
 from analog_grasp.training.fit_methods import METHODS, _least_squares, _statistics, refine
 from analog_grasp.utils.types import RefitMethod
 
@@ -148,6 +151,20 @@ def test_texts_need_no_labels_and_labels_are_used_where_asked(trained, task):
     assert result.improved
     assert not result.labels
     assert recalibrate(deployment, task, examples=32, labels=True, steps=30).labels
+
+
+def test_examples_of_a_generation_task_have_a_prompt_each(llama_folder):
+    prompts = [f"the {noun} {verb}" for noun in ("cat", "dog", "hill") for verb in ("sat", "ran")]
+    rows = Dataset.from_dict(
+        {"text": prompts, "references": [["on a mat", "on the hill", "a mat"]] * len(prompts)}
+    )
+    task = GenerationTask("where", rows, rows, metrics=("bleu",))
+    batch = draw_examples(task, 5, load_base_model(task, str(llama_folder)), seed=0)
+    assert count_of(batch) == 5
+    drawn = {tuple(ids[ids != 0][:3].tolist()) for ids in batch["input_ids"]}
+    assert len(drawn) == 5
+    with pytest.raises(ValueError, match="examples is 7: from 2 to 6"):
+        draw_examples(task, 7, load_base_model(task, str(llama_folder)), seed=0)
 
 
 def test_a_saved_adapter_loads_with_peft(trained, task, reader, tmp_path):
