@@ -93,9 +93,19 @@ def pick(batch: Batch, rows: Tensor) -> Batch:
     used = mask.any(0).nonzero()
     first, end = int(used[0]), int(used[-1]) + 1
     return {
-        name: values[:, first:end] if values.shape[:2] == mask.shape else values
+        name: values[:, first:end] if _is_per_token(values, mask) else values
         for name, values in chosen.items()
     }
+
+
+def _is_per_token(values: Tensor, mask: Tensor) -> bool:
+    """Return whether values have an entry per token.
+
+    Logits and indicators of as many classes as there are tokens have the same shape, ``(n, C)``,
+    but are floats, while ids and labels of tokens are integers.
+    """
+    matching = values.shape[:2] == mask.shape
+    return matching and (values.dim() > 2 or not values.is_floating_point())
 
 
 def count_of(batch: Batch) -> int:

@@ -13,10 +13,10 @@ from torch import nn
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.tasks import GenerationTask, load_base_model
+from analog_grasp.tasks import GenerationTask, SentenceTask, load_base_model
 from analog_grasp.training import train, weight_noise
 from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
-from analog_grasp.training.examples import count_of, draw_examples
+from analog_grasp.training.examples import count_of, draw_examples, pick
 from analog_grasp.training.fit_methods import METHODS, _least_squares, _statistics, refine
 from analog_grasp.utils.types import RefitMethod
 
@@ -165,6 +165,35 @@ def test_examples_of_a_generation_task_have_a_prompt_each(llama_folder):
     assert len(drawn) == 5
     with pytest.raises(ValueError, match="examples is 7: from 2 to 6"):
         draw_examples(task, 7, load_base_model(task, str(llama_folder)), seed=0)
+
+
+@pytest.mark.parametrize("name", ["target 0", "labels"])
+def test_as_many_classes_as_tokens_are_not_cut_with_the_padding(name):
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    classes = torch.eye(4)[:2]
+    batch = {"attention_mask": mask, "input_ids": mask, "target 1": torch.ones(2, 4, 3)}
+    picked = pick(batch | {name: classes}, torch.tensor([0]))
+    assert torch.equal(picked[name], classes[:1])
+    assert picked["input_ids"].shape == (1, 2)
+    assert picked["target 1"].shape == (1, 2, 3)
+    # Labels of a language model are per token.
+    assert pick(batch | {"labels": mask}, torch.tensor([0]))["labels"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_model_with_as_many_classes_as_tokens_is_recalibrated(reader, several):
+    texts = ["the good film is fine", "the bad book", "weak song", "great"] * 4
+    labels = [[int(i % 5 == j) for j in range(5)] if several else i % 5 for i in range(16)]
+    rows = Dataset.from_dict({"text": texts, "label": labels})
+    metric = "f1" if several else "accuracy"
+    task = SentenceTask("five", rows, rows, tuple("abcde"), metrics=(metric,))
+    base = reader()
+    task.configure(base.config)
+    base.classifier, base.num_labels = nn.Linear(32, 5), 5
+    deployment = deploy(adapt(base, "head"), "gaussian:0.1").program(0)
+    settings = {"examples": 16, "steps": 3, "batch_size": 2}
+    for labelled in (False, True):
+        assert recalibrate(deployment, task, labels=labelled, **settings).examples_read > 16
 
 
 def test_a_saved_adapter_loads_with_peft(trained, task, reader, tmp_path):
