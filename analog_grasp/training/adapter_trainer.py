@@ -21,7 +21,12 @@ from analog_grasp.devices.card import Device
 from analog_grasp.training.chip_evaluation import ChipEvaluation
 from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.distillation import Teacher
-from analog_grasp.training.input_ranges import LearnedRanges, load_ranges, save_ranges
+from analog_grasp.training.input_ranges import (
+    LearnedRanges,
+    load_ranges,
+    mean_over_processes,
+    save_ranges,
+)
 from analog_grasp.training.loss import NoiseAwareLoss
 from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
@@ -111,13 +116,18 @@ class AdapterTrainer(Trainer):
         """Begin the input ranges and let the optimizer of the model learn them."""
         assert self._loop is not None
         self._loop.begin(partial(self._run_first_rows, model))
-        ranges.log.register_hook(_mean_over_processes)
+        ranges.log.register_hook(mean_over_processes)
         optimizer.add_param_group({"params": [ranges.log], "lr": _RANGE_RATE, "weight_decay": 0.0})
+
+        def decay(*_: object) -> None:
+            ranges.add_decay()
 
         def forget(*_: object) -> None:
             # Trainer clears the gradients of the model alone.
             ranges.log.grad = None
 
+        # Once per step, whatever the number of batches and processes.
+        optimizer.register_step_pre_hook(decay)
         optimizer.register_step_post_hook(forget)
 
     def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
@@ -249,15 +259,6 @@ def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float
         if moved:
             group["params"] = [p for p in group["params"] if id(p) not in chosen]
             optimizer.add_param_group({**group, "params": moved, "lr": ratio * group["lr"]})
-
-
-def _mean_over_processes(grad: Tensor) -> Tensor:
-    """Return the mean of a gradient over the processes of a distributed training."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        grad = grad.clone()
-        torch.distributed.all_reduce(grad)
-        grad /= torch.distributed.get_world_size()
-    return grad
 
 
 def _noise_aware_loss(model: nn.Module, *schedules: Schedule) -> NoiseAwareLoss | None:

@@ -49,6 +49,8 @@ class LearnedRanges:
     def __init__(self, names: Iterable[str]) -> None:
         self._index = {name: index for index, name in enumerate(names)}
         self.log = nn.Parameter(torch.zeros(len(self._index)))
+        # Inputs beyond the range of each layer, and all, since the last decay.
+        self._counts = torch.zeros(len(self._index), 2, dtype=torch.float64)
 
     @torch.no_grad()
     def begin(self, inputs: Mapping[str, Tensor]) -> None:
@@ -72,31 +74,58 @@ class LearnedRanges:
 
     def clip(self, name: str, x: Tensor) -> tuple[Tensor, float]:
         """Return a layer's inputs within its range, and the range."""
-        log = self.log[self._index[name]]
-        clipped: Tensor = _Clip.apply(x, log.to(x.device))
+        index = self._index[name]
+        log = self.log[index]
+        clipped: Tensor = _Clip.apply(x, log.to(x.device), self._counts[index])
         return clipped, math.exp(log.item())
+
+    @torch.no_grad()
+    def add_decay(self) -> None:
+        """Add the decay to the gradient, once per layer however many passes have read it.
+
+        The share of clipped inputs is that of all backward passes since the last call, in all
+        processes of a distributed training.
+        """
+        beyond, total = mean_over_processes(self._counts).unbind(1)
+        # A layer without inputs has no share, and no decay.
+        decaying = 1 - beyond / total > _LEAST_SHARE
+        self._counts.zero_()
+        if self.log.grad is not None:
+            self.log.grad += _DECAY * decaying.to(self.log.grad)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Return the mean of a tensor over the processes of a distributed training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        values /= torch.distributed.get_world_size()
+    return values
 
 
 class _Clip(torch.autograd.Function):
-    """Inputs clipped to a range, which is given by its logarithm."""
+    """Inputs clipped to a range, which is given by its logarithm.
+
+    The backward pass adds the number of clipped inputs, and of all, to `counts`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, log: Tensor, counts: Tensor) -> Tensor:
         size = math.exp(log.item())
         ctx.save_for_backward(x, log)
+        ctx.counts = counts
         return x.clamp(-size, size)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, log = ctx.saved_tensors
         size = math.exp(log.item())
         beyond = x.abs() >= size
         # Of the loss in the range: the sign of the input, times the gradient of its output.
         growth = (grad * x.sign()).masked_select(beyond).float().clamp(max=0).sum() * size
-        within = 1 - float(beyond.float().mean())
-        decay = _DECAY if within > _LEAST_SHARE else 0.0
-        return grad.masked_fill(beyond, 0.0), (growth + decay).to(log)
+        ctx.counts += torch.tensor([int(beyond.sum()), beyond.numel()])
+        return grad.masked_fill(beyond, 0.0), growth.to(log), None
 
 
 def save_ranges(ranges: Mapping[str, float], folder: str | Path) -> None:

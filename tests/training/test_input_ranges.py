@@ -1,5 +1,7 @@
 """Input ranges that are learned in training: gradient, decay, files and trainings."""
 
+import math
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -48,6 +50,8 @@ def test_clipped_inputs_ask_for_a_larger_range_only(direction, growth):
     assert size == pytest.approx(2.0)
     assert clipped[:3].tolist() == pytest.approx([1.0, -2.0, 2.0])
     (clipped * direction * torch.tensor([7.0, -1.0, 0.5] + [0.0] * 97)).sum().backward()
+    assert ranges.log.grad.item() == pytest.approx(growth)
+    ranges.add_decay()
     # Of the logarithm: two inputs are clipped, 98 % are within, so that the range decays too.
     assert ranges.log.grad.item() == pytest.approx(growth + 0.01)
     assert x.grad[:3].tolist() == [direction * 7.0, 0.0, 0.0]
@@ -57,7 +61,36 @@ def test_ranges_do_not_decay_where_many_inputs_are_clipped():
     ranges = ranges_of(torch.tensor([1.0, -1.0]))
     clipped, _ = ranges.clip("layer", torch.full((10,), 3.0, requires_grad=True))
     clipped.sum().backward()
+    ranges.add_decay()
     assert ranges.log.grad.item() == 0.0
+
+
+def test_a_layer_that_is_used_several_times_decays_once():
+    layer = nn.Linear(4, 4)
+    loop = ConverterLoop(nn.Sequential(layer, layer), "pcm-hermes-2", learn_ranges=True)
+    loop.ranges.restore({"0": 100.0})
+    x = torch.randn(8, 4)
+    for _ in range(2):
+        with loop.applied():
+            layer(layer(x)).sum().backward()
+    loop.ranges.add_decay()
+    assert loop.ranges.log.grad.tolist() == pytest.approx([0.01])
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(32, 1), (8, 4)])
+def test_the_decay_of_a_step_is_that_of_any_accumulation(
+    adapted, task, monkeypatch, batch_size, batches
+):
+    # Nothing is clipped, so that the gradient is the decay alone.
+    monkeypatch.setattr(LearnedRanges, "begin", lambda self, _: self.log.data.fill_(5.0))
+    model, steps = adapted(), 2
+    settings = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0}
+    train(
+        model, task, converters="pcm-hermes-2", learn_ranges=True, max_steps=steps,
+        batch_size=batch_size, gradient_accumulation_steps=batches, **settings,
+    )  # fmt: skip
+    for size in model.input_ranges.values():
+        assert 5.0 - math.log(size) == pytest.approx(steps * 0.01 * 0.01, rel=1e-2)
 
 
 def test_layers_in_the_loop_compute_with_their_ranges():
