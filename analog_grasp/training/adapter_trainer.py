@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.frozen import LayerPattern
@@ -211,9 +212,22 @@ class AdapterTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         self._restore_ranges(checkpoint)
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, after which all processes have the parameters and ranges of the first."""
+        output = super().train(*args, **kwargs)
+        assert isinstance(self.model, nn.Module)
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        learned += [] if self.ranges is None else [self.ranges.log]
+        if self.args.world_size > 1:
+            for parameter in learned:
+                torch.distributed.broadcast(parameter.data, 0)
+        return output
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._restore_ranges(self.state.best_model_checkpoint)
+        # Checkpoints can be in a folder of the first process alone; see `train`.
+        if self.is_world_process_zero():
+            super()._load_best_model()
+            self._restore_ranges(self.state.best_model_checkpoint)
 
     def _restore_ranges(self, checkpoint: str | None) -> None:
         if self.ranges is not None and checkpoint is not None:
