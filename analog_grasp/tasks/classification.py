@@ -40,10 +40,11 @@ class SentenceTask(Task):
         label_names: Names of the C classes in the order of the labels; empty for a regression.
         metrics: Names of metrics in `analog_grasp.tasks.metrics`; metrics of Hugging Face evaluate
             by name or path of a script, whose code runs, with the key of one of several values
-            after a colon (see `EvaluateMetric`); or functions of `(logits, labels)`. A higher value
-            of the last two is better. The first is the primary one. A name followed by an
-            underscore and a part, such as "accuracy_mm", is scored on the rows of that part; a name
-            alone on the rows whose part is empty, or on all rows if there is no column `part`.
+            after a colon (see `EvaluateMetric`); or functions of `(logits, labels)`, of which a
+            higher value is better, with names other than those of built-in metrics and errors. The
+            first is the primary one. A name followed by an underscore and a part, such as
+            "accuracy_mm", is scored on the rows of that part; a name alone on the rows whose part
+            is empty, or on all rows if there is no column `part`.
         multi_label: True if an example can have several labels; by default, if its label is a list.
         metric, max_length, tokenizer: See `Task`.
 

@@ -20,6 +20,7 @@ from analog_grasp.tasks.metrics import (
     Metric,
     predicted_labels,
 )
+from analog_grasp.utils.metrics import lower_is_better
 
 _BUILT_IN = (*CLASSIFICATION, *REGRESSION, *TEXT_METRICS)
 
@@ -56,7 +57,8 @@ def named_metrics(
     Raises:
         FileNotFoundError: A name is not known and the metric cannot be loaded; see
             `EvaluateMetric`.
-        ValueError: As `EvaluateMetric`, or a function has no name, or that of another one.
+        ValueError: As `EvaluateMetric`, or a function has no name, or that of another one, of a
+            built-in metric or of an error.
     """
     names, functions = [], dict(own)
     for metric in metrics:
@@ -79,7 +81,24 @@ def named_metrics(
             metric.check_key(*examples)
         functions[name] = metric
         names.append(name)
+    for name, function in functions.items():
+        _check_own_name(task, name, function)
     return tuple(dict.fromkeys(names)), functions
+
+
+def _check_own_name(task: str, name: str, function: Metric) -> None:
+    """Raise ValueError where the name of an own metric stands for another metric or direction."""
+    if name in _BUILT_IN:
+        raise ValueError(
+            f"A metric of the task '{task}' has the name '{name}' of a built-in one, which it "
+            "would replace; rename it."
+        )
+    if lower_is_better(name) and not isinstance(function, EvaluateMetric):
+        raise ValueError(
+            f"A function among the metrics of the task '{task}' has the name '{name}' of an error, "
+            "but a higher value of a function counts as better; return the negative error under "
+            f"another name, such as negative_{name}."
+        )
 
 
 def _loaded_metric(metric: str, known: Collection[str]) -> "EvaluateMetric":
@@ -93,7 +112,9 @@ def _loaded_metric(metric: str, known: Collection[str]) -> "EvaluateMetric":
 
 @dataclass(frozen=True)
 class EvaluateMetric:
-    """A metric of evaluate as a function of `(outputs, references)`; higher counts as better.
+    """A metric of evaluate as a function of `(outputs, references)`.
+
+    A higher value counts as better, unless the name is that of an error, such as "mae".
 
     The metric receives the predicted class of each example, the predicted number of a regression,
     0 or 1 per label where an example can have several labels, or the generated texts, together with

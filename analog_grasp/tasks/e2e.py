@@ -69,8 +69,8 @@ class GenerationTask(Task):
             of a prompt together.
         validation: Rows for measuring, with the same columns.
         metrics: Names from `TEXT_METRICS`, metrics of Hugging Face evaluate as in `SentenceTask`,
-            or functions of `(outputs, references)`; the first is the primary one. A higher value is
-            better.
+            or functions of `(outputs, references)`, with names other than those of built-in metrics
+            and errors; the first is the primary one. A higher value is better.
         beams: Width of the beam search; 1 for greedy search.
         length_penalty: Exponent of the length by which the log-likelihood of a text is divided.
         no_repeat_ngram: Length of token n-grams that occur at most once in a text; 0 disables the

@@ -182,6 +182,32 @@ def test_two_metrics_of_one_name_raise(script, tmp_path):
         replace(load_task("reviews"), metrics=tuple(map(str, paths)))
 
 
+def named(name):
+    def function(outputs, references):
+        return 0.0
+
+    function.__name__ = name
+    return function
+
+
+@pytest.mark.parametrize("name", ["accuracy", "mse", "bleu"])
+def test_no_function_replaces_a_built_in_metric(name, restaurants):
+    for task in (load_task("reviews"), restaurants):
+        with pytest.raises(ValueError, match=f"the name '{name}' of a built-in one"):
+            replace(task, metrics=(named(name),))
+
+
+@pytest.mark.parametrize("name", ["perplexity", "mae", "mse_weighted"])
+def test_no_function_has_the_name_of_an_error(name, script):
+    with pytest.raises(ValueError, match=f"'{name}' of an error, but .* as negative_{name}"):
+        replace(load_task("reviews"), metric=named(name))
+    negative = replace(load_task("reviews"), metric=named(f"negative_{name}"))
+    assert negative.greater_is_better
+    # A metric of evaluate returns what its name says.
+    path = script("mae", "{'mae': 1.0}")
+    assert not replace(load_task("reviews"), metric=path).greater_is_better
+
+
 def test_an_error_of_a_metric_names_it(script):
     metric = EvaluateMetric(script("broken", "1 / 0"))
     logits, labels = np.eye(2), np.array([0, 1])
