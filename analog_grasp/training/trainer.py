@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
@@ -108,7 +110,8 @@ def train(
         noise_target_schedule: ``"linear"`` raises its noise target, from 1 % of it.
         batch_size: Examples per step and process.
         seed: Seed of the order of the examples, the samples, the noise and the rows held out.
-        dropout: Enable the pre-trained model's dropout.
+        dropout: Enable the pre-trained model's dropout; that of the adapter, such as LoRA's, is as
+            its configuration says.
         tokenizer: Tokenizer of the texts, for example one with added tokens; if None, the task's or
             the model's own.
         output_dir: Folder for checkpoints, one per epoch or every ``save_steps`` steps; none are
@@ -256,13 +259,28 @@ def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str
 
 @contextmanager
 def _dropout(model: nn.Module, on: bool) -> Iterator[None]:
-    """Disable the model's dropout within the block, unless `on`."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
-    rates = [layer.p for layer in layers]
+    """Disable the pre-trained model's dropout within the block, unless `on`."""
+    rates = [] if on else _dropout_rates(model)
     try:
-        for layer in layers:
-            layer.p = layer.p if on else 0.0
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
         yield
     finally:
-        for layer, rate in zip(layers, rates, strict=True):
-            layer.p = rate
+        for module, name, rate in rates:
+            setattr(module, name, rate)
+
+
+def _dropout_rates(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """Return each dropout rate of a pre-trained model as its module, attribute and value."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapters = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+    own = {module for layer in adapters for module in layer.modules()}
+    own -= {module for layer in adapters for module in layer.get_base_layer().modules()}
+    return [
+        (module, name, value)
+        for module in base.modules()
+        if module not in own
+        for name, value in vars(module).items()
+        # Some models, such as OPT and BART, have no modules of dropout, but rates.
+        if isinstance(value, float) and ("drop" in name or isinstance(module, _DropoutNd))
+    ]
