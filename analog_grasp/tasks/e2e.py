@@ -135,6 +135,27 @@ class GenerationTask(Task):
         """Return the references of each prompt of a split, in the order of the data set."""
         return self.rows(split)["references"][:]
 
+    def training_rows(self, model: nn.Module, tokenizer: Tokenizer) -> Dataset:
+        """Return the encoded training examples, without those whose prompt leaves no reference.
+
+        Raises:
+            ValueError: As `Task.training_rows`, or no example has a token of its reference.
+        """
+        encoded = super().training_rows(model, tokenizer)
+        labels = encoded["labels"][:]
+        kept = [i for i, row in enumerate(labels) if any(label != _IGNORED for label in row)]
+        if len(kept) == len(labels):
+            return encoded
+        message = (
+            f"{len(labels) - len(kept)} of the {len(labels)} training examples of the task "
+            f"'{self.name}' have a prompt of {self.length_for(model)} tokens or more, which leaves "
+            "none for the reference"
+        )
+        if not kept:
+            raise ValueError(f"{message}; give a larger max_length or a model with more positions.")
+        warnings.warn(f"{message}; they are skipped.", stacklevel=2)
+        return encoded.select(kept)
+
     def _tokenise(self, split: Split, tokenizer: Tokenizer, max_length: int) -> Dataset:
         """Return one example per reference, cut at `max_length` tokens."""
         end = _end_token(tokenizer)

@@ -179,12 +179,27 @@ def test_prompts_and_examples_are_cut_to_the_positions_of_the_model(model, resta
     task = replace(restaurants, train=long, validation=long, max_new_tokens=20)
     tokenizer = tokenizer_for(model)
     assert len(tokenizer(long["text"][0])["input_ids"]) > 128
-    assert max(map(len, task.training_rows(model, tokenizer)["input_ids"])) == 128
+    assert max(map(len, task.encode("train", tokenizer, task.length_for(model))["labels"])) == 128
     texts = task.predict(model)
     assert len(texts) == 2
     assert texts[1] == replace(task, validation=long.select([1])).predict(model)[0]
     # With more new tokens than positions, the text is shorter.
     assert len(replace(task, max_new_tokens=500, beams=1).predict(model)) == 2
+
+
+def test_prompts_that_leave_no_reference_are_not_trained_on(model, restaurants):
+    rows = Dataset.from_dict(
+        {"text": ["name : Zizzi | " * 60, "name : Zizzi"], "references": [["Zizzi."], ["Zizzi."]]}
+    )
+    task, tokenizer = replace(restaurants, train=rows), tokenizer_for(model)
+    with pytest.warns(UserWarning, match="1 of the 2 training examples .* they are skipped"):
+        kept = task.training_rows(model, tokenizer)
+    assert (
+        kept.to_list()
+        == replace(task, train=rows.select([1])).training_rows(model, tokenizer).to_list()
+    )
+    with pytest.raises(ValueError, match="1 of the 1 training examples .* a larger max_length"):
+        train(adapted(model), replace(task, train=rows.select([0])), epochs=1)
 
 
 def words(outputs, references):
