@@ -81,8 +81,8 @@ class GenerationTask(Task):
         metric, tokenizer: See `Task`.
 
     Raises:
-        ValueError: A split is empty or lacks a column, a row has no reference, a metric is unknown,
-            or a number is out of its range.
+        ValueError: A split is empty or lacks a column, a row has no reference, a metric is unknown
+            or requires Java or a package that is missing, or a number is out of its range.
 
     Source:
         Search and its defaults: E. Hu et al., LoRA, ICLR 2022 (arXiv 2106.09685), runs on E2E.
@@ -111,6 +111,13 @@ class GenerationTask(Task):
             self.name, given, self.own_metrics, self.known_metrics, examples
         )
         self._check_metrics()
+        java = [name for name in self.metrics if name in COCO_METRICS]
+        if java and (reason := missing_java()) is not None:
+            # Otherwise found only when the trained model has generated its texts.
+            raise ValueError(
+                f"The metrics {', '.join(java)} of the task '{self.name}' cannot be computed: "
+                f"{reason}."
+            )
         for name, least in (("beams", 1), ("no_repeat_ngram", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ValueError(

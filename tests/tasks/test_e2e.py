@@ -53,6 +53,14 @@ def test_metrics_that_cannot_be_computed_are_omitted_with_a_warning(folder, monk
     assert task.metrics == ("bleu", "nist")
 
 
+def test_metrics_that_cannot_be_computed_raise_before_the_training(folder, monkeypatch):
+    monkeypatch.setattr("analog_grasp.tasks.e2e.missing_java", lambda: "there is no java")
+    with pytest.warns(UserWarning, match="without meteor"):
+        task = load_task("e2e", folder)
+    with pytest.raises(ValueError, match=r"metrics meteor of the task 'e2e' cannot .* is no java"):
+        replace(task, metric="meteor")
+
+
 def test_the_missing_training_set_is_named_with_its_first_line(folder):
     (folder / "trainset.csv").rename(folder / "devset.csv")
     with pytest.raises(FileNotFoundError) as caught:
@@ -198,7 +206,7 @@ def test_prompts_that_leave_no_reference_are_not_trained_on(model, restaurants):
         kept.to_list()
         == replace(task, train=rows.select([1])).training_rows(model, tokenizer).to_list()
     )
-    with pytest.raises(ValueError, match="1 of the 1 training examples .* a larger max_length"):
+    with pytest.raises(ValueError, match=r"1 of the 1 training examples .* a larger max_length"):
         train(adapted(model), replace(task, train=rows.select([0])), epochs=1)
 
 

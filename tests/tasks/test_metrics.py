@@ -345,7 +345,7 @@ def test_scores_are_in_the_requested_order():
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r'cider cannot .*pip install "analog-grasp\[e2e\]"'):
-        scores_of(("bleu", "cider"), ["a"], [["a"]])
+        coco_scores(["cider"], ["a"], [["a"]])
     assert scores_of(("nist",), ["Zizzi is cheap."], [["Zizzi is cheap."]]) == {"nist": 2.0}
 
 
