@@ -91,6 +91,7 @@ class AdapterTrainer(Trainer):
         )
         schedules = noise_weight_schedule, noise_target_schedule
         self.noise_aware_loss = _noise_aware_loss(model, *schedules)
+        self._stochastic = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -103,8 +104,7 @@ class AdapterTrainer(Trainer):
                 _scale_rate(optimizer, shifts, self.shift_lr_ratio * size)
             sigmas = [
                 parameter
-                for layer in model.modules()
-                if isinstance(layer, StochGraspLinear)
+                for layer in self._stochastic
                 for kind in layer.adapter_layer_names[2:]
                 for parameter in getattr(layer, kind).values()
             ]
@@ -195,9 +195,15 @@ class AdapterTrainer(Trainer):
             # The state of a resumed training has its step.
             progress = (self.state.global_step + 1) / self.state.max_steps
             loss = loss + self.noise_aware_loss(progress)
+        if self._stochastic and model.training:
             # Accumulation and mixed precision scale the loss, which its gradient shows.
-            loss.register_hook(self.noise_aware_loss.set_scale)
+            loss.register_hook(self._set_loss_scale)
         return (loss, outputs) if return_outputs else loss
+
+    def _set_loss_scale(self, scale: Tensor | float) -> None:
+        """Set the factor by which the loss is multiplied before its backward pass."""
+        for layer in self._stochastic:
+            layer.loss_scale = scale
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
@@ -214,7 +220,10 @@ class AdapterTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, after which all processes have the parameters and ranges of the first."""
-        output = super().train(*args, **kwargs)
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            self._set_loss_scale(1.0)
         assert isinstance(self.model, nn.Module)
         learned = [p for p in self.model.parameters() if p.requires_grad]
         learned += [] if self.ranges is None else [self.ranges.log]

@@ -118,11 +118,6 @@ class NoiseAwareLoss:
             if isinstance(m, StochGraspLinear) and adapter_name in m.group_of
         ]
 
-    def set_scale(self, scale: Tensor) -> None:
-        """Set the factor by which the whole loss is multiplied before its backward pass."""
-        for layer in self._layers:
-            layer.loss_scale = scale
-
     def __call__(self, progress: float = 1.0) -> Tensor:
         """Return the loss term, a scalar that is differentiable in the standard deviations.
 

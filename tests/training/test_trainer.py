@@ -307,11 +307,24 @@ def test_accumulated_small_batches_equal_one_large_batch(adapted, task):
     assert max((large[name] - start[name]).abs().max() for name in large) > 1e-2
 
 
-def test_stochgrasp_knows_the_scale_of_an_accumulated_loss(adapted, task):
-    model = adapted("stochgrasp", noise_weight=1.0)
-    train(model, task, epochs=1, batch_size=8, gradient_accumulation_steps=4)
-    layers = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
-    assert {float(layer.loss_scale) for layer in layers} == {0.25}
+class Scales(TrainerCallback):
+    """A callback that records the loss scale of StochGRASP's layers after each step."""
+
+    def on_step_end(self, args, state, control, model, **_):
+        self.found = scales(model)
+
+
+def scales(model):
+    return {float(m.loss_scale) for m in model.modules() if isinstance(m, StochGraspLinear)}
+
+
+@pytest.mark.parametrize("noise_weight", [0.0, 1.0])
+def test_stochgrasp_knows_the_scale_of_an_accumulated_loss(adapted, task, noise_weight):
+    model, seen = adapted("stochgrasp", noise_weight=noise_weight), Scales()
+    settings = {"batch_size": 8, "gradient_accumulation_steps": 4, "callbacks": [seen]}
+    train(model, task, epochs=1, **settings)
+    assert seen.found == {0.25}
+    assert scales(model) == {1.0}
 
 
 def test_model_without_trainable_parameters_raises(adapted, task):
