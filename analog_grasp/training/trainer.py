@@ -46,7 +46,7 @@ def train(
     evaluate_on: str | DeviceAtTime | None = None,
     teacher: nn.Module | None = None,
     then: Ages | None = None,
-    then_steps: int = STEPS,
+    then_steps: int | None = None,
     epochs: float = EPOCHS,
     learning_rate: float | None = None,
     shift_lr_ratio: float = SHIFT_LR_RATIO,
@@ -94,7 +94,7 @@ def train(
         then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
             learned, the adapter is distilled on simulated chips of these from its own digital
             outputs; see `distil`.
-        then_steps: Steps of this second stage.
+        then_steps: Steps of this second stage; by default 300.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
             that of the adapter's method in `ADAPTERS`, or of GRASP for other methods.
@@ -121,18 +121,21 @@ def train(
             an uninterrupted training.
         callbacks: As in `transformers.Trainer`.
         arguments: Further `transformers.TrainingArguments`, such as
-            ``gradient_accumulation_steps``, ``bf16``, ``save_steps`` or ``eval_steps``.
+            ``gradient_accumulation_steps``, ``bf16``, ``save_steps``, ``eval_steps`` or
+            ``logging_steps``.
 
     Returns:
         The output of `transformers.Trainer.train`: steps, mean loss and speed.
 
     Raises:
         ValueError: The model is deployed, or has no trainable parameter; `injection` is negative or
-            not finite; a ratio of learning rates is not above 0; a schedule is unknown;
-            `then_steps` is below 1; `layers` matches no layer; a device or a time is unknown, or a
-            range of times reversed; `converters` names a device without converters, or is missing
-            with `learn_ranges`; `then` is given for a model without an adapter; the teacher has
-            another vocabulary or task head; there is no checkpoint to resume from.
+            not finite; `epochs`, a learning rate or a ratio of them is not above 0; a schedule is
+            unknown; `batch_size` or `then_steps` is below 1; an argument has no effect without
+            another one, such as `then_steps` without `then`; `layers` matches no layer; a device or
+            a time is unknown, or a range of times reversed; `converters` names a device without
+            converters, or is missing with `learn_ranges`; `then` is given for a model without an
+            adapter; the model has another number of outputs than the task; the teacher has another
+            vocabulary or task head; there is no checkpoint to resume from.
 
     Source:
         docs/method.md, "Analog deployment".
@@ -152,16 +155,25 @@ def train(
         )
     if learn_ranges and converters is None:
         raise ValueError("learn_ranges requires converters, a device whose DACs have the ranges.")
+    check_finite("epochs", epochs, above=True)
     check_finite("shift_lr_ratio", shift_lr_ratio, above=True)
     check_finite("sigma_lr_ratio", sigma_lr_ratio, above=True)
     check_schedules(noise_weight_schedule, noise_target_schedule)
-    check_whole("then_steps", then_steps)
+    check_whole("batch_size", batch_size)
+    if then_steps is not None:
+        check_whole("then_steps", then_steps)
+    kept = output_dir is not None
+    _check_effect("then_steps", then_steps, "then", then)
+    _check_effect("eval_steps", arguments.get("eval_steps"), "evaluate_on", evaluate_on)
+    saved = evaluate_on if output_dir is None else output_dir
+    _check_effect("save_steps", arguments.get("save_steps"), "output_dir or evaluate_on", saved)
     injection = parse_injection(injection)
     if then is not None:
         then = parse_ages(then)
         check_adapter(model)
     if learning_rate is None:
         learning_rate = own_learning_rate(model)
+    check_finite("learning_rate", learning_rate, above=True)
     if tokenizer is not None:
         task = replace(task, tokenizer=tokenizer)
     if teacher is not None:
@@ -180,7 +192,7 @@ def train(
                 learning_rate=learning_rate,
                 per_device_train_batch_size=batch_size,
                 seed=seed,
-                **_arguments(arguments, output_dir is not None, task if chip else None),
+                **_arguments(arguments, kept, task if chip else None),
             ),
             train_dataset=task.training_rows(model, tokenizer),
             eval_dataset=task.validation if chip else None,
@@ -209,7 +221,7 @@ def train(
         model.__dict__["input_ranges"] = trainer.ranges.values()
     if then is not None:
         distil(
-            model, whole, then, steps=then_steps, seed=seed,
+            model, whole, then, steps=then_steps or STEPS, seed=seed,
             put_on_chip=partial(_on_chip, trainer.ranges, layers=layers),
         )  # fmt: skip
     return output
@@ -223,6 +235,14 @@ def _on_chip(ranges: LearnedRanges | None, *args: Any, **arguments: Any) -> Depl
     return deployment
 
 
+def _check_effect(name: str, value: object, other: str, present: object) -> None:
+    """Raise ValueError where an argument is given without the other one that it depends on."""
+    if value is not None and present is None:
+        raise ValueError(
+            f"{name} is {value!r}, which has no effect without {other}: give {other}, or omit it."
+        )
+
+
 def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str, Any]:
     """Return the given TrainingArguments, completed by the defaults of this package.
 
@@ -233,12 +253,13 @@ def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str
             one.
     """
     every = "steps" if {"save_steps", "eval_steps"} & given.keys() else "epoch"
+    logged = {"logging_steps", "logging_first_step"} & given.keys()
     defaults: dict[str, Any] = {
         "save_strategy": every if kept or task else "no",
         "warmup_steps": 0.1,
         "report_to": "none",
         "disable_tqdm": True,
-        "logging_strategy": "no",
+        "logging_strategy": "steps" if logged else "no",
         # Batches of similar length hold little padding.
         "train_sampling_strategy": "group_by_length",
         "dataloader_pin_memory": torch.cuda.is_available(),
