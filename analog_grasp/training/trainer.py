@@ -217,6 +217,8 @@ def train(
             # Mixed precision wraps the forward pass.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
+    # Those of an earlier training belong to the adapter that it left.
+    model.__dict__.pop("input_ranges", None)
     if trainer.ranges is not None:
         model.__dict__["input_ranges"] = trainer.ranges.values()
     if then is not None:

@@ -142,6 +142,14 @@ def test_a_resumed_training_learns_the_same_ranges(adapted, task, tmp_path):
     assert resumed.input_ranges == whole.input_ranges
 
 
+def test_a_training_without_ranges_removes_those_of_an_earlier_one(adapted, task):
+    model = adapted()
+    train(model, task, max_steps=1, converters="pcm-hermes-2", learn_ranges=True)
+    assert model.input_ranges
+    train(model, task, max_steps=1)
+    assert not hasattr(model, "input_ranges")
+
+
 def test_ranges_require_converters(adapted, task):
     with pytest.raises(ValueError, match="learn_ranges requires converters"):
         train(adapted(), task, learn_ranges=True)
