@@ -83,6 +83,12 @@ class SentenceTask(Task):
         for split in ("train", "validation"):
             check_rows(self, split, ("text", "label"))
             self._check_labels(split)
+        paired = [s for s in ("train", "validation") if "text_pair" in self.rows(s).column_names]
+        if len(paired) == 1:
+            raise ValueError(
+                f"The {paired[0]} rows alone of the task '{self.name}' have the column text_pair; "
+                "both splits should have it, or neither."
+            )
         for name in set(self.metrics) - set(self._measurable(self.validation)):
             parts = sorted({str(value) for value in self.validation["part"][:]})
             raise ValueError(

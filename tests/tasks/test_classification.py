@@ -13,6 +13,7 @@ from analog_grasp.tasks import SentenceTask, load_base_model, load_task, tokeniz
 from analog_grasp.tasks.base import position_limit
 
 ROWS = Dataset.from_dict({"text": ["Awful.", "Superb.", "Bad."], "label": [0, 1, 0]})
+PAIRS = ROWS.add_column("text_pair", ["No.", "Yes.", "No."])
 NAMES = ("negative", "positive")
 
 
@@ -129,6 +130,8 @@ def test_a_subset_beyond_the_rows_raises(small_reviews, count):
     [
         ({"train": ROWS.remove_columns("label")}, "train rows .* lack label"),
         ({"validation": ROWS.select([])}, "no validation rows"),
+        ({"train": PAIRS}, "The train rows alone of the task 'mine' have the column text_pair"),
+        ({"validation": PAIRS}, "The validation rows alone of the task 'mine' have the column"),
         ({"label_names": ("negative",)}, "Row 1 of the train rows .* label 1, .* 0 to 0"),
         (
             {"train": ROWS.remove_columns("label").add_column("label", [0.0, 1.0, 0.0])},

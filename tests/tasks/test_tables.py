@@ -106,6 +106,13 @@ def test_invalid_json_lines(tmp_path, line, message):
         load_task("csv", tmp_path)
 
 
+def test_pairs_in_one_file_only_raise(tmp_path):
+    write(tmp_path, "train.csv", "text,text_pair,label", "a,b,0", "c,d,1")
+    write(tmp_path, "dev.csv", "text,label", "a,0")
+    with pytest.raises(ValueError, match="The train rows alone of the task 'csv'"):
+        load_task("csv", tmp_path)
+
+
 def test_missing_files_and_other_encodings(tmp_path):
     with pytest.raises(ValueError, match="requires a data folder"):
         load_task("csv")
