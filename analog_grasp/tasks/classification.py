@@ -72,6 +72,11 @@ class SentenceTask(Task):
         if self.multi_label is None:
             column = self.train["label"] if "label" in self.train.column_names else []
             self.multi_label = len(column) > 0 and isinstance(column[0], list)
+        if len(self.label_names) == 1 and not self.multi_label:
+            raise ValueError(
+                f"The task '{self.name}' has the only class {self.label_names[0]!r}; it should "
+                "have two or more, or none for a regression."
+            )
         # The default beside `metric` is for classes.
         default = self.regression and self.metrics is SentenceTask.metrics
         given = ordered_metrics(() if metric and default else self.metrics, metric)

@@ -77,8 +77,10 @@ def f1(logits: np.ndarray, labels: np.ndarray) -> float:
         >>> f1(np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), np.array([1, 0, 0]))
         0.6666666666666666
     """
-    average = "micro" if labels.ndim == 2 else "binary"
     predicted = predicted_labels(logits, labels)
+    if predicted.shape[1:] == (1,):
+        return _f1_of_one_label(predicted, labels)
+    average = "micro" if labels.ndim == 2 else "binary"
     return float(f1_score(labels, predicted, average=average, zero_division=0.0))
 
 
@@ -90,7 +92,14 @@ def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
         0.5556
     """
     classes, predicted = range(logits.shape[1]), predicted_labels(logits, labels)
+    if predicted.shape[1:] == (1,):
+        return _f1_of_one_label(predicted, labels)
     return float(f1_score(labels, predicted, labels=classes, average="macro", zero_division=0.0))
+
+
+def _f1_of_one_label(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Return F1 of the only label, (n, 1), which scikit-learn reads as two classes."""
+    return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=0.0))
 
 
 def matthews(logits: np.ndarray, labels: np.ndarray) -> float:

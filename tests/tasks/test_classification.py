@@ -132,7 +132,8 @@ def test_a_subset_beyond_the_rows_raises(small_reviews, count):
         ({"validation": ROWS.select([])}, "no validation rows"),
         ({"train": PAIRS}, "The train rows alone of the task 'mine' have the column text_pair"),
         ({"validation": PAIRS}, "The validation rows alone of the task 'mine' have the column"),
-        ({"label_names": ("negative",)}, "Row 1 of the train rows .* label 1, .* 0 to 0"),
+        ({"label_names": ("negative",)}, "'mine' has the only class 'negative'; .* two or more"),
+        ({"train": ROWS.map(lambda row: {"label": 2})}, "Row 0 of the train .* label 2, .* 0 to 1"),
         (
             {"train": ROWS.remove_columns("label").add_column("label", [0.0, 1.0, 0.0])},
             "Row 0 .* label 0.0, .* integer from 0",

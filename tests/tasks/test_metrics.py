@@ -64,6 +64,14 @@ def test_metrics_of_several_labels_by_hand():
     assert accuracy(logits, labels) == 0.5
 
 
+def test_metrics_of_a_single_label_by_hand():
+    # One true positive, one false positive, one false negative and two true negatives.
+    logits, labels = np.array([[1.0, 1.0, -1.0, -1.0, -1.0]]).T, np.array([[1, 0, 1, 0, 0]]).T
+    assert f1(logits, labels) == macro_f1(logits, labels) == pytest.approx(1 / 2)
+    assert accuracy(logits, labels) == pytest.approx(3 / 5)
+    assert f1(-np.ones((5, 1)), labels) == macro_f1(-np.ones((5, 1)), labels) == 0.0
+
+
 def test_mean_squared_error_by_hand():
     assert mse(np.array([[1.0], [2.0], [0.0]]), np.array([1.0, 4.0, 3.0])) == pytest.approx(13 / 3)
 
