@@ -49,10 +49,17 @@ def check_teacher(teacher: nn.Module, model: nn.Module, task: Task) -> None:
             f"{shapes[1]}: give a teacher with the same task head."
         )
     if isinstance(task, SentenceTask) and task.output_order(teacher) != task.output_order(model):
+        orders = [_classes(task, each) for each in (teacher, model)]
         raise ValueError(
-            f"The classes of the teacher are in the order {', '.join(base.config.label2id)}, which "
-            "is not that of the model: give a teacher with the same order."
+            f"The classes of the teacher are in the order {orders[0]} and those of the model in "
+            f"the order {orders[1]}: give a teacher with the same order."
         )
+
+
+def _classes(task: SentenceTask, model: nn.Module) -> str:
+    """Return the names of the classes in the order of a model's outputs."""
+    order = task.output_order(model) or range(task.num_labels)
+    return ", ".join(name for _, name in sorted(zip(order, task.label_names, strict=True)))
 
 
 def _same_words(teacher: nn.Module, model: nn.Module) -> bool:

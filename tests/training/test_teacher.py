@@ -207,7 +207,7 @@ TEACHERS = {
         lambda reader: small_teacher(reader, max_position_embeddings=4),
         "The teacher reads 4 tokens and the model 128",
     ),
-    "order": (swapped, "classes of the teacher are in the order good, bad"),
+    "order": (swapped, "classes of the teacher are in the order good, bad and .* order bad, good"),
     "chip": (lambda reader: deploy(taught(reader()), "ideal").program(0).model, "or on a chip"),
     "module": (lambda reader: torch.nn.Linear(2, 2), "The teacher is a Linear"),
 }
@@ -223,6 +223,16 @@ def test_a_teacher_that_does_not_fit_raises_before_training(task, reader, make, 
         train(model, task, teacher=make(reader), **FAST)
     assert str(caught.value).endswith(".")
     assert same_bits(bits(model), before)
+
+
+def test_the_order_of_a_loaded_teacher_is_that_of_its_outputs(task, reader, student, tmp_path):
+    swapped(reader).save_pretrained(tmp_path)
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path)
+    # transformers writes the names by class in alphabetical order.
+    assert list(loaded.config.label2id) == ["bad", "good"]
+    loaded.config._name_or_path = reader().config._name_or_path
+    with pytest.raises(ValueError, match="the teacher are in the order good, bad and those"):
+        train(student, task, teacher=loaded, **FAST)
 
 
 def test_a_vocabulary_of_the_same_size_with_other_words_raises(
