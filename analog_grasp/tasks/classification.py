@@ -221,7 +221,13 @@ class SentenceTask(Task):
         return None if same else order
 
     def training_rows(self, model: nn.Module, tokenizer: Tokenizer) -> Dataset:
-        """Return the encoded training rows, with the labels in the model's order of the classes."""
+        """Return the encoded training rows, with the labels in the model's order of the classes.
+
+        Raises:
+            ValueError: As `Task.training_rows`, or the model has another number of outputs.
+        """
+        outputs = getattr(getattr(model, "config", None), "num_labels", self.num_labels)
+        self._check_outputs(outputs)
         encoded = super().training_rows(model, tokenizer)
         order = self.output_order(model)
         if order is None:
@@ -248,17 +254,24 @@ class SentenceTask(Task):
         encoded = self.encode(split, tokenizer, self.length_for(model)).remove_columns("labels")
         found = self._in_batches(model, tokenizer, encoded.to_list(), size)
         logits = torch.stack(found).numpy()
-        if logits.shape[1] != self.num_labels:
-            raise ValueError(
-                f"The model has {logits.shape[1]} outputs and the task '{self.name}' requires "
-                f"{self.num_labels}; load it with load_base_model(task, name)."
-            )
+        self._check_outputs(logits.shape[1])
         order = self.output_order(model)
         return logits if order is None else logits[:, order]
 
     def _outputs(self, model: nn.Module, tokenizer: Tokenizer, rows: Rows) -> Sequence[Tensor]:
         batch = self.collator(tokenizer)(rows).to(next(model.parameters()).device)
-        return model(**batch).logits.float().cpu()
+        outputs = model(**batch)
+        if not hasattr(outputs, "logits"):
+            self._check_outputs(0)
+        return outputs.logits.float().cpu()
+
+    def _check_outputs(self, count: int) -> None:
+        """Raise ValueError unless a model with `count` outputs has one per class."""
+        if count != self.num_labels:
+            raise ValueError(
+                f"The model has {count} outputs and the task '{self.name}' requires "
+                f"{self.num_labels}; load it with load_base_model(task, name)."
+            )
 
     def _score(self, predicted: np.ndarray, split: Split) -> dict[str, float]:
         """Return the metrics of logits of shape (n, C), except for parts without rows."""

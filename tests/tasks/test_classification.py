@@ -1,12 +1,13 @@
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import AutoModel, RobertaConfig, RobertaForSequenceClassification
 
 from analog_grasp import GraspConfig, train
 from analog_grasp.tasks import SentenceTask, load_base_model, load_task, tokenizer_for
@@ -98,10 +99,19 @@ def test_nan_and_infinite_logits_raise(model, small_reviews, broken):
         small_reviews.evaluate(model)
 
 
-def test_a_wrong_number_of_outputs_raises(model):
+def test_a_wrong_number_of_outputs_raises(model, tiny_folder):
     three = SentenceTask("three", ROWS, ROWS, ("bad", "good", "neither"))
-    with pytest.raises(ValueError, match=r"has 2 outputs and the task 'three' requires 3"):
+    message = "has 2 outputs and the task 'three' requires 3"
+    with pytest.raises(ValueError, match=message):
         three.evaluate(model)
+    # More outputs than classes would train without an error.
+    two = replace(three, label_names=NAMES)
+    for task, base in ((three, model), (two, load_base_model(three, str(tiny_folder)))):
+        adapted = get_peft_model(base, GraspConfig(task_type="SEQ_CLS", groups=4))
+        with pytest.raises(ValueError, match=r"has \d outputs and the task 'three' requires"):
+            train(adapted, task, epochs=1)
+    with pytest.raises(ValueError, match="has 0 outputs and the task 'three'"):
+        three.evaluate(AutoModel.from_pretrained(tiny_folder))
 
 
 def test_a_model_of_unknown_origin_raises(small_reviews):
