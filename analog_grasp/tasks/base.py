@@ -243,8 +243,18 @@ class Task(ABC):
         batch_size: int | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> float:
-        """Return the primary metric of the task; arguments and errors as `scores`."""
-        return self.scores(model, split, batch_size, tokenizer)[self.metrics[0]]
+        """Return the primary metric of the task; the arguments are those of `predict`.
+
+        Raises:
+            ValueError: As `scores`, or the primary metric is not measured on the split.
+        """
+        found = self.scores(model, split, batch_size, tokenizer)
+        if self.metrics[0] not in found:
+            raise ValueError(
+                f"The primary metric {self.metrics[0]} of the task '{self.name}' is not measured "
+                f"on the {split} rows: scores returns {', '.join(found) or 'no metric'} for them."
+            )
+        return found[self.metrics[0]]
 
     def subset(
         self, train: int | None = None, validation: int | None = None, seed: int = 0
@@ -264,8 +274,17 @@ class Task(ABC):
         )
 
     def with_rows(self, train: Dataset, validation: Dataset) -> Self:
-        """Return the task on other rows, without the metrics that cannot be measured on them."""
+        """Return the task on other rows, without the metrics that cannot be measured on them.
+
+        Raises:
+            ValueError: None of the metrics can be measured on the rows.
+        """
         changes: Any = {"metrics": self._measurable(validation)}
+        if not changes["metrics"]:
+            raise ValueError(
+                f"None of the rows to measure the task '{self.name}' on belongs to the part of its "
+                f"metrics {', '.join(self.metrics)}; give it another metric, or rows of that part."
+            )
         return replace(self, train=train, validation=validation, **changes)
 
     def _measurable(self, validation: Dataset) -> tuple[str, ...]:

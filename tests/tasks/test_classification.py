@@ -11,7 +11,7 @@ from transformers import AutoModel, RobertaConfig, RobertaForSequenceClassificat
 
 from analog_grasp import GraspConfig, train
 from analog_grasp.tasks import SentenceTask, load_base_model, load_task, tokenizer_for
-from analog_grasp.tasks.base import position_limit
+from analog_grasp.tasks.base import position_limit, tuning_task
 
 ROWS = Dataset.from_dict({"text": ["Awful.", "Superb.", "Bad."], "label": [0, 1, 0]})
 PAIRS = ROWS.add_column("text_pair", ["No.", "Yes.", "No."])
@@ -380,6 +380,17 @@ def test_a_column_named_part_that_leaves_no_rows_to_score_raises():
     chosen = {tuple(both.subset(validation=1, seed=seed).metrics) for seed in range(8)}
     assert chosen == {("accuracy_body",), ("accuracy_intro",)}
     assert SentenceTask("mine", rows, rows, NAMES, ("accuracy_body",)).metrics
+
+
+def test_a_metric_of_a_part_that_a_split_lacks_raises_one_sentence(model):
+    rows = Dataset.from_dict({"text": ROWS["text"][:] * 4, "label": ROWS["label"][:] * 4})
+    divided = rows.add_column("part", ["", "mm"] * 6)
+    task = SentenceTask("mine", rows, divided, NAMES, ("accuracy_mm", "accuracy"))
+    with pytest.raises(ValueError, match=r"accuracy_mm .* on the train rows: scores returns acc"):
+        task.evaluate(model, "train")
+    assert tuning_task(task, 0).metrics == ("accuracy",)
+    with pytest.raises(ValueError, match="belongs to the part of its metrics accuracy_mm; give"):
+        tuning_task(replace(task, metrics=("accuracy_mm",)), 0)
 
 
 def test_mean_squared_error_is_lower_for_better_models(tiny_folder):

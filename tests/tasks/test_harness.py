@@ -269,6 +269,12 @@ def test_the_rows_of_the_harness_are_not_held_out(task, llama_folder):
         train(model, task, evaluate_on="pcm-hermes-2@1d")
 
 
+def test_the_text_for_training_has_no_primary_metric(task, llama_folder):
+    model = load_base_model(task, str(llama_folder))
+    with pytest.raises(ValueError, match="not measured on the train rows: scores returns perpl"):
+        task.evaluate(model, "train")
+
+
 def test_a_stride_has_no_effect_on_tasks_of_the_harness(task, monkeypatch):
     monkeypatch.setitem(registry._LOADERS, "where", lambda data_dir: task)
     with pytest.raises(ValueError, match=r"stride is 8, but the task .* measures no perplexity"):
