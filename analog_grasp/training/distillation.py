@@ -27,6 +27,7 @@ from analog_grasp.tasks import Task
 from analog_grasp.training.converter_loop import StraightThrough
 from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
 from analog_grasp.training.weight_noise import fits_bfloat16
+from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.seed import derive_seed
 
 HIDDEN_WEIGHT = 0.3
@@ -307,8 +308,8 @@ def distil(
         advance: Called after every step.
 
     Raises:
-        ValueError: A device or a time is unknown, a range is reversed, or the model has no adapter
-            that can be digital.
+        ValueError: A device or a time is unknown, a range is reversed, the model has no adapter
+            that can be digital, or a number is out of its range.
 
     Source:
         docs/method.md, "Recalibration".
@@ -318,6 +319,10 @@ def distil(
     """
     ranges = parse_ages(ages)
     check_adapter(model)
+    check_whole("steps", steps)
+    check_whole("batch_size", batch_size)
+    if learning_rate is not None:
+        check_finite("learning_rate", learning_rate, above=True)
     with torch.inference_mode(False):
         # Fast precision: its error is small compared with the noise of the chips.
         deployments = [put_on_chip(model, each.card, dtype=torch.bfloat16) for each in ranges]
@@ -350,7 +355,7 @@ def fit_on_chips(
     ranges: Sequence[AgeRange],
     *,
     steps: int,
-    learning_rate: float | None,
+    learning_rate: float,
     batch_size: int,
     seed: int,
     advance: Callable[[], object] = int,
@@ -376,7 +381,6 @@ def fit_on_chips(
     count = count_of(rows)
     rows = teacher.prepared(rows, steps * batch_size)
     generator = torch.Generator().manual_seed(seed)
-    rate = learning_rate or refit_rate(first)
     index = 0
 
     def loss(step: int) -> Tensor:
@@ -388,7 +392,7 @@ def fit_on_chips(
         chosen = torch.randint(count, (batch_size,), generator=generator)
         return teacher.loss(students[index], pick(rows, chosen))
 
-    for _ in descend(loss, list(parameters.values()), steps, rate, deployments):
+    for _ in descend(loss, list(parameters.values()), steps, learning_rate, deployments):
         advance()
     return {name: parameter.detach() for name, parameter in parameters.items()}
 

@@ -117,6 +117,20 @@ def test_invalid_ages_are_rejected_before_training(reader, task, then, sentence)
     assert same_bits(bits(model), before)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": 0}, "steps is 0: a whole number of at least 1"),
+        ({"batch_size": -1}, "batch_size is -1: a whole number of at least 1"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0: a finite number above 0"),
+    ],
+)
+def test_numbers_out_of_range_raise_one_sentence(reader, task, settings, sentence):
+    model = adapt(reader("bert"), "grasp", groups=4, target_modules="all-linear")
+    with pytest.raises(ValueError, match=sentence):
+        distil(model, task, NOISY, **settings)
+
+
 def test_a_model_that_is_trained_whole_has_no_second_stage(reader, task):
     with pytest.raises(ValueError, match="BertForSequenceClassification, has no adapter to distil"):
         train(adapt(reader(), "full"), task, then=NOISY)
