@@ -18,6 +18,8 @@ _SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 # Cells that denote a missing number.
 _MISSING = ("na", "n/a", "nan", "null", "none")
 
+_LONGEST_CELL = 2**31 - 1
+
 # Line numbers and labels.
 Labels = list[tuple[int, Any]]
 
@@ -45,8 +47,8 @@ def table_task(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: No folder is given, a column is missing, or a cell is invalid; the message names
-            the line.
+        ValueError: No folder is given, two files have the same name but for the suffix, a column is
+            missing or there twice, or a cell is invalid; the message names the line.
 
     Example:
         >>> import tempfile
@@ -84,9 +86,14 @@ def table_task(
 
 def _find(data_dir: Path, stems: tuple[str, ...]) -> Path:
     names = [f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
-    for name in names:
-        if (data_dir / name).is_file():
-            return data_dir / name
+    found = [data_dir / name for name in names if (data_dir / name).is_file()]
+    if same := [path.name for path in found[1:] if path.stem == found[0].stem]:
+        raise ValueError(
+            f"The folder {data_dir} has the files {found[0].name} and {same[0]}; it should contain "
+            f"one {stems[0]} file."
+        )
+    if found:
+        return found[0]
     raise FileNotFoundError(
         f"The task 'csv' finds no {stems[0]} file in {data_dir}; it should contain one of "
         f"{', '.join(names)}."
@@ -184,6 +191,8 @@ def csv_rows(
     """
     with text_file(path) as file:
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        # Of the module, and 131,072 characters by default.
+        limit = csv.field_size_limit(_LONGEST_CELL)
         try:
             for cells in reader:
                 yield reader.line_num, cells
@@ -191,6 +200,8 @@ def csv_rows(
             raise ValueError(
                 f"Line {reader.line_num} of {path} is not valid CSV ({error})."
             ) from error
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -202,7 +213,14 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, _json_object(path, number, text)
         return
     rows = csv_rows(path, "\t" if path.suffix == ".tsv" else ",")
-    header = [name.strip() for name in next(rows, (0, []))[1]]
+    filled = ((line, cells) for line, cells in rows if any(cell.strip() for cell in cells))
+    first, names = next(filled, (0, []))
+    header = [name.strip() for name in names]
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise ValueError(
+            f"Line {first} of {path} names the column '{twice[0]}' twice; each name should be "
+            "there once."
+        )
     for line, cells in rows:
         if cells and len(cells) != len(header):
             raise ValueError(
@@ -239,6 +257,9 @@ def _is_text(cell: Any) -> bool:
 
 
 def _number(label: Any) -> float | None:
+    # Python reads underscores between digits, as in 1_1.
+    if isinstance(label, str) and "_" in label:
+        return None
     try:
         number = float(label)
     except (TypeError, ValueError, OverflowError):

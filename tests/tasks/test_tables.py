@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -104,6 +105,41 @@ def test_invalid_json_lines(tmp_path, line, message):
     write(tmp_path, "dev.jsonl", line)
     with pytest.raises(ValueError, match=message):
         load_task("csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (["text,label,label", "a,x,1", "c,y,2"], "Line 1 of .* names the column 'label' twice"),
+        (["", "text,label", "a,x", "b,y,z"], "Line 4 of .* has 3 columns and should have 2"),
+    ],
+)
+def test_errors_of_the_first_line(tmp_path, train, message):
+    write(tmp_path, "train.csv", *train)
+    write(tmp_path, "dev.csv", "text,label", "a,x")
+    with pytest.raises(ValueError, match=message):
+        load_task("csv", tmp_path)
+
+
+def test_blank_first_lines_long_cells_and_labels_with_underscores(tmp_path):
+    write(tmp_path, "train.csv", "", "text,label", f"{'a ' * 70_000},1_1", "c,2_1")
+    write(tmp_path, "dev.csv", "text,label", "a,1_1")
+    limit = csv.field_size_limit()
+    task = load_task("csv", tmp_path)
+    assert task.label_names == ("1_1", "2_1")
+    assert len(task.train["text"][0]) == 140_000
+    assert csv.field_size_limit() == limit
+
+
+def test_two_training_files_raise(tmp_path):
+    write(tmp_path, "train.csv", "text,label", "a,x", "b,y")
+    write(tmp_path, "train.jsonl", *objects({"text": "z", "label": "q"}))
+    for name in ("dev.csv", "test.csv"):
+        write(tmp_path, name, "text,label", "a,x")
+    with pytest.raises(ValueError, match=r"train\.csv and train\.jsonl; .* one train file"):
+        load_task("csv", tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    assert load_task("csv", tmp_path).label_names == ("x", "y")
 
 
 def test_pairs_in_one_file_only_raise(tmp_path):
