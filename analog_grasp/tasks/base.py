@@ -20,6 +20,7 @@ from transformers import (
 
 from analog_grasp.tasks.metrics import Metric
 from analog_grasp.tasks.models import ensure_padding, tokenizer_for
+from analog_grasp.utils.errors import check_whole
 from analog_grasp.utils.metrics import lower_is_better
 from analog_grasp.utils.seed import derive_seed
 
@@ -196,14 +197,17 @@ class Task(ABC):
             See the class of the task.
 
         Raises:
-            ValueError: The model does not fit the task, or its tokenizer cannot be found.
+            ValueError: The model does not fit the task, its tokenizer cannot be found, or
+                `batch_size` is no whole number of at least 1.
         """
+        size = self.batch_size if batch_size is None else batch_size
+        check_whole("batch_size", size)
         tokenizer = self.tokenizer_of(model, tokenizer)
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             with torch.no_grad():
-                return self._predict(model, tokenizer, split, batch_size or self.batch_size)
+                return self._predict(model, tokenizer, split, size)
         finally:
             for module, training in modes:
                 module.training = training

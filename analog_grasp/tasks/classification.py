@@ -241,6 +241,13 @@ class SentenceTask(Task):
         rows = self.rows(split)
         pair = rows["text_pair"][:] if "text_pair" in rows.column_names else None
         tokens = tokenizer(rows["text"][:], pair, truncation=True, max_length=max_length)
+        empty = [i for i, ids in enumerate(tokens["input_ids"]) if not ids]
+        if empty:
+            raise ValueError(
+                f"Row {empty[0]} of the {split} rows of the task '{self.name}' has the text "
+                f"{rows[empty[0]]['text']!r}, of which the tokenizer makes no token; each text "
+                "should have one or more."
+            )
         labels = self.labels(split)
         # The losses for regression and several labels do not accept integers.
         exact = self.regression or self.multi_label

@@ -207,6 +207,22 @@ def test_a_missing_text_is_reported_with_its_row(tmp_path):
             SentenceTask("mine", rows, ROWS, NAMES)
 
 
+def test_a_text_without_a_token_is_reported_with_its_row(writer_folder):
+    rows = rows_with([0, 1, 0], ["Fine.", "", "Bad."])
+    task = SentenceTask("mine", rows, rows, NAMES)
+    model = load_base_model(task, str(writer_folder))
+    with pytest.raises(ValueError, match=r"Row 1 of the train rows .* the text '', of which"):
+        task.training_rows(model, tokenizer_for(model))
+    with pytest.raises(ValueError, match="Row 1 of the validation rows"):
+        task.scores(model)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_an_invalid_batch_size_raises(model, small_reviews, size):
+    with pytest.raises(ValueError, match=f"batch_size is {size}: a whole number of at least 1"):
+        small_reviews.scores(model, batch_size=size)
+
+
 def test_max_length_cuts_texts_and_is_kept_by_subsets(model, small_reviews):
     task = SentenceTask(
         "short", small_reviews.train, small_reviews.validation, NAMES, max_length=4
