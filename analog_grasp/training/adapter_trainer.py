@@ -132,14 +132,18 @@ class AdapterTrainer(Trainer):
         optimizer.register_step_post_hook(forget)
 
     def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
-        """Return the root mean square of the inputs of GRASP's layers on the first rows."""
-        sizes: dict[GraspLinear, float] = {}
+        """Return the root mean square of the inputs of GRASP's layers on the first rows.
+
+        It is 1 for a layer without inputs, such as that of an expert that no token is routed to.
+        """
+        layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
+        sizes = dict.fromkeys(layers, 1.0)
 
         def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(layer, GraspLinear)
-            sizes[layer] = inputs[0].float().square().mean().sqrt().item()
+            if inputs[0].numel():
+                sizes[layer] = inputs[0].float().square().mean().sqrt().item()
 
-        layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
         hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
         if layers:
             self._run_first_rows(model)

@@ -56,6 +56,9 @@ class LearnedRanges:
     def begin(self, inputs: Mapping[str, Tensor]) -> None:
         """Set the first range of each layer from inputs: 18 standard deviations, or the largest."""
         for name, x in inputs.items():
+            if not x.numel():
+                # Of an expert that no token is routed to; the range stays 1.
+                continue
             size = torch.minimum(_FIRST_STDS * x.float().std(), x.abs().max().float())
             # Without an input other than 0 the range stays 1.
             self.log[self._index[name]] = size.log() if size > 0 else 0.0

@@ -38,6 +38,7 @@ def test_first_ranges_are_18_standard_deviations_or_the_largest_input():
     assert 18 * many.std() < x.abs().max()
     assert ranges_of(many).values()["layer"] == pytest.approx(18 * float(many.std()))
     assert ranges_of(torch.zeros(3)).values()["layer"] == 1.0
+    assert ranges_of(torch.zeros(0, 3)).values()["layer"] == 1.0
 
 
 @pytest.mark.parametrize(

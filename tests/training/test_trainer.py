@@ -11,14 +11,14 @@ from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.layer import StochGraspLinear
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import trained_adapters
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
-from analog_grasp.training import NoiseAwareLoss, chip_evaluation, train
+from analog_grasp.training import AdapterTrainer, NoiseAwareLoss, chip_evaluation, train
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
 
@@ -138,6 +138,23 @@ def test_shifts_have_their_own_learning_rate(adapted, task, adapter, ratio):
         assert shifts.detach().abs().median() == pytest.approx(
             ratio * sizes[layer] * 1e-2, rel=0.05
         )
+
+
+def test_a_layer_without_inputs_on_the_first_rows_is_trained(adapted, task, monkeypatch):
+    def run(_, model):
+        for layer in model.modules():
+            if isinstance(layer, GraspLinear):
+                layer(torch.zeros(0, layer.in_features))
+
+    monkeypatch.setattr(AdapterTrainer, "_run_first_rows", run)
+    model = adapted()
+    fixed = {"warmup_steps": 0, "lr_scheduler_type": "constant", "max_steps": 1}
+    train(model, task, learning_rate=1e-2, shift_lr_ratio=0.5, **fixed)
+    shifts = [m.means("default")[1] for m in model.modules() if isinstance(m, GraspLinear)]
+    moved = torch.cat(shifts).detach().abs()
+    # Adam's first step is the learning rate; inputs count as of size 1.
+    assert moved.median() == pytest.approx(0.5e-2, rel=1e-2)
+    assert moved.isfinite().all()
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
