@@ -1,6 +1,7 @@
 """The task `lm`: perplexity and bits per byte of a causal language model on a text."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -250,7 +251,7 @@ def language_modeling(data_dir: Path | None = None) -> LanguageModelingTask:
     The division into training and validation rows:
 
     - a folder with train.txt and test.txt (or validation, valid, dev), and a data set with such
-      splits: as given;
+      splits: as given; a warning names further files of a folder, which are not read;
     - a folder of other .txt files: one file in ten, at least one, drawn once for all, is measured;
     - a single file, or a data set with one split: a passage of a tenth of the text, whose place is
       drawn once for all, is measured.
@@ -284,6 +285,13 @@ def language_modeling(data_dir: Path | None = None) -> LanguageModelingTask:
         read = partial(_joined, name)
     measured = next((name for name in _MEASURED if name in texts), None)
     if "train" in texts and measured:
+        others = [name for name in texts if name not in ("train", *_MEASURED)]
+        if others and read is _read:
+            warnings.warn(
+                f"The folder {data_dir} has train.txt and {measured}.txt, so that its other files "
+                f"are not read: {', '.join(f'{name}.txt' for name in others)[:200]}.",
+                stacklevel=2,
+            )
         return _task([read(texts["train"])], [read(texts[measured])])
     # The files of a folder are documents of their own, and of a data set the first split is taken.
     rest = list(texts.values())

@@ -162,7 +162,8 @@ def test_a_folder_is_divided_by_documents_or_as_its_names_say(tmp_path):
     assert task.documents("train")[0].endswith("cat\r\n")
     (tmp_path / "train.txt").write_text("the cat sat")
     (tmp_path / "validation.txt").write_text("the dog ran")
-    named = load_task("lm", tmp_path)
+    with pytest.warns(UserWarning, match=r"its other files are not read: 00\.txt, 01\.txt"):
+        named = load_task("lm", tmp_path)
     assert named.documents("train") == ["the cat sat"]
     assert named.documents("validation") == ["the dog ran"]
 
