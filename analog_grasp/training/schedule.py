@@ -114,6 +114,8 @@ class AgeSchedule:
     def follow(self, deployment: Deployment) -> None:
         """Switch the adapter of ``deployment.model`` after each `drift_to` and `program`.
 
+        An earlier schedule is replaced; other functions in ``deployment.on_drift`` stay.
+
         Raises:
             ValueError: The schedule is empty, or of another device or another adapter.
         """
@@ -126,7 +128,8 @@ class AgeSchedule:
             )
         model = check_deployed(deployment, None)
         self.apply(model, deployment.time_s)
-        deployment.on_drift = [partial(self.apply, model)]
+        others = [each for each in deployment.on_drift if not _is_schedule(each)]
+        deployment.on_drift = [*others, partial(self.apply, model)]
 
     def save(self, path: str | Path) -> None:
         """Write each adapter as a PEFT folder, named after its age, and the index schedule.json.
@@ -173,6 +176,12 @@ class AgeSchedule:
             raise ValueError(
                 f"The schedule in {folder} is damaged ({str(error)[:200]}): fit it again."
             ) from None
+
+
+def _is_schedule(function: Callable[[float], object]) -> bool:
+    """Return whether a function that follows the age switches the adapter of a schedule."""
+    inner = function.func if isinstance(function, partial) else None
+    return isinstance(getattr(inner, "__self__", None), AgeSchedule)
 
 
 def fit_schedule(

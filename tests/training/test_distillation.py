@@ -185,6 +185,17 @@ def test_drift_switches_to_the_adapter_of_the_nearest_age(trained, task, tmp_pat
     assert same_bits(bits(deployment.program(6).model), seen["0s"])
 
 
+def test_a_schedule_replaces_an_earlier_one_and_no_other_function(trained, task):
+    deployment, ages = drifting_chip(trained()), []
+    deployment.on_drift.append(ages.append)
+    schedule = fit_schedule(deployment, task, ["1d"], steps=1)
+    for _ in range(2):
+        schedule.follow(deployment)
+    assert len(deployment.on_drift) == 2
+    deployment.drift_to("1d")
+    assert ages == [86400.0]
+
+
 def test_a_deployment_is_as_before_after_a_schedule_or_an_error(trained, task):
     deployment = deploy(trained(), "pcm-hermes-2")
     fresh = bits(deployment.model)
