@@ -1,5 +1,6 @@
 """Methods that fit the parameters of an adapter on a chip: by gradients, or layer by layer."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,9 @@ class Fit:
     Attributes:
         parameters: The parameters of the adapter and the head, by name.
         examples_read: How many examples the chip has computed.
+
+    Raises:
+        ValueError: The loss on the held-out examples is NaN or infinite before the fit.
     """
 
     def __init__(
@@ -65,6 +69,12 @@ class Fit:
         self.examples_read = 0
         self._first = self._best = self._state()
         self._smallest = self._held_out_loss()
+        if not math.isfinite(self._smallest):
+            # No other loss is smaller than NaN, so that the fit would change nothing.
+            raise ValueError(
+                f"The loss on the held-out examples is {self._smallest} before the fit: a model "
+                "with finite outputs, digital and on the chip, is required."
+            )
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch on the chip."""

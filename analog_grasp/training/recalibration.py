@@ -151,8 +151,8 @@ def recalibrate(
         ValueError: The chip is not programmed; the adapter is folded, programmed, merged, disabled
             or missing; too few examples, or fewer than a batch; blank texts; labels of texts; an
             unknown method; a method that does not suit the adapter; a setting that has no effect;
-            a number out of its range; `groups` for another adapter, or that do not divide the
-            present ones.
+            a number out of its range; NaN or infinite outputs; `groups` for another adapter, or
+            that do not divide the present ones.
 
     Source:
         docs/method.md, "Recalibration".

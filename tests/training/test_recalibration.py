@@ -304,6 +304,13 @@ def test_invalid_settings_raise_one_sentence(trained, task, settings, sentence):
         recalibrate(deployment, task, **settings)
 
 
+def test_a_model_without_finite_outputs_is_not_recalibrated(trained, task):
+    model = trained()
+    model.base_model.model.classifier.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="loss on the held-out examples is nan before the fit"):
+        recalibrate(deploy(model, "ideal").program(0), task, examples=8)
+
+
 def test_requests_that_cannot_be_met_raise_one_sentence(trained, reader, task):
     model = trained()
     with pytest.raises(ValueError, match=r"is on a chip.* by recalibrate"):
