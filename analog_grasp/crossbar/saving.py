@@ -120,16 +120,17 @@ def _damaged(file: Path, error: Exception) -> ValueError:
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Return the structure of a model in values that JSON holds: class, config and adapter."""
-    adapter = None
-    inner = model
+    """Return the structure of a model in values that JSON holds: class, config and adapters."""
+    adapters: dict[str, dict[str, Any]] = {}
+    inner, active = model, None
     if isinstance(model, PeftModel):
-        adapter = {
-            name: sorted(value) if isinstance(value, set) else value
-            for name, value in model.active_peft_config.to_dict().items()
-        }
-        inner = model.get_base_model()
-    description: dict[str, Any] = {"class": type(inner).__name__, "adapter": adapter}
+        inner, active = model.get_base_model(), model.active_adapter
+        adapters = {name: _as_data(config) for name, config in model.peft_config.items()}
+    description: dict[str, Any] = {
+        "class": type(inner).__name__,
+        "adapters": adapters,
+        "active_adapter": active,
+    }
     if isinstance(inner, transformers.PreTrainedModel):
         description["config_class"] = type(inner.config).__name__
         description["config"] = inner.config.to_dict()
@@ -212,6 +213,14 @@ def _card_as_data(card: DeviceCard) -> dict[str, Any]:
     return {"stated": stated, "absent": absent}
 
 
+def _as_data(config: PeftConfig) -> dict[str, Any]:
+    """Return the config of an adapter in values that JSON holds."""
+    return {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+    }
+
+
 def _made(description: Mapping[str, Any]) -> nn.Module:
     """Return a model of a structure, with random values."""
     made = getattr(transformers, description["class"], None)
@@ -223,9 +232,14 @@ def _made(description: Mapping[str, Any]) -> nn.Module:
         )
     with torch.random.fork_rng():
         model: Any = made(config_class.from_dict(dict(description["config"])))
-        if description["adapter"] is not None:
-            config = PeftConfig.from_peft_type(**description["adapter"])
-            model = get_peft_model(model, config)
+        for name, data in description["adapters"].items():
+            config = PeftConfig.from_peft_type(**data)
+            if isinstance(model, PeftModel):
+                model.add_adapter(name, config)
+            else:
+                model = get_peft_model(model, config, adapter_name=name)
+        if isinstance(model, PeftModel):
+            model.set_adapter(description["active_adapter"])
     return cast(nn.Module, model)
 
 

@@ -54,6 +54,15 @@ def test_any_adapter_is_part_of_the_file(bert, batch, tmp_path, config, folded):
                                atol=1e-5, rtol=1e-4)  # fmt: skip
 
 
+def test_an_adapter_keeps_its_own_name(bert, batch, tmp_path):
+    config = GraspConfig(task_type="SEQ_CLS", groups=3)
+    digital = move(get_peft_model(bert, config, adapter_name="mine"), 3, 0.1)
+    export_chip(digital, "pcm-hermes-2", tmp_path / "chip")
+    again = read_chip(tmp_path / "chip")
+    assert again.active_adapter == "mine"
+    torch.testing.assert_close(logits(again, batch), logits(digital, batch), atol=1e-5, rtol=1e-4)
+
+
 def test_a_fold_that_adds_biases_reloads_with_them(batch, tmp_path):
     tiny = LlamaConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,

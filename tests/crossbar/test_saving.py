@@ -105,6 +105,20 @@ def test_a_saved_deployment_loads_with_the_same_bits(
     )
 
 
+@pytest.mark.parametrize("config", [GraspConfig, LoraConfig])
+def test_adapters_load_under_their_own_names(bert, batch, tmp_path, config):
+    one = config(task_type="SEQ_CLS", target_modules=["query", "value"])
+    digital = get_peft_model(bert, one, adapter_name="first")
+    digital.add_adapter("second", copy.deepcopy(one))
+    digital.set_adapter("second")
+    original = aged(move(digital, 3, 0.1))
+    expected = logits(original.model, batch)
+    original.save(tmp_path)
+    loaded = Deployment.load(tmp_path).model
+    assert (list(loaded.peft_config), loaded.active_adapter) == (["first", "second"], "second")
+    assert torch.equal(logits(loaded, batch), expected)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt2"])
 def test_experts_and_tied_embeddings_load_with_the_same_bits(name, batch, tmp_path):
     torch.manual_seed(0)
