@@ -65,6 +65,12 @@ class ProgrammedVector:
             self.value = self.value * gain
             self.variance = None if self.variance is None else self.variance * gain.square()
 
+    def move(self, device: torch.device) -> None:
+        """Move the parameters, as stored and as read, to another device."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+
     def _read(self, card: DeviceCard, seconds: float) -> tuple[Tensor, Tensor | None]:
         """Return the parameters read at a time, and their variance from read to read."""
         if self._largest == 0:
@@ -152,6 +158,14 @@ class ProgrammedModulation(nn.Module):
         """Age the devices to a time since programming, in s."""
         for vector in self.vectors:
             vector.drift_to(seconds)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ProgrammedModulation":
+        # The vectors are no buffers: the digital layer has the saved state, and types stay.
+        device = fn(self.vectors[0].target.new_empty(0)).device
+        self._device_of = self._device_of.to(device)
+        for vector in self.vectors:
+            vector.move(device)
+        return cast("ProgrammedModulation", super()._apply(fn, recurse))
 
     def digital_state(self) -> dict[str, Tensor]:
         """Return the state dict of the digital adapter of this layer."""

@@ -122,6 +122,17 @@ def test_read_noise_is_drawn_at_every_read():
     assert (module(x) != read).any()
 
 
+@pytest.mark.parametrize("sampling", ["feature", "group"])
+def test_the_parameters_move_with_the_layer(sampling):
+    config = StochGraspConfig(groups=2, sampling=sampling)
+    module = modulation(StochGraspLinear(nn.Linear(12, 2), "default", config), "pcm-hermes-2")
+    module.program(0)
+    state = module.state_dict().keys()
+    module.to("meta")
+    assert module(torch.ones(3, 12, device="meta")).shape == (3, 2)
+    assert module.state_dict().keys() == state
+
+
 def test_the_same_seed_gives_the_same_bits(bert, batch):
     digital = adapted(bert)
     first = programmed(digital, "pcm-hermes-2").drift_to("1d")

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor
 
-from analog_grasp import DeviceCard, deploy
+from analog_grasp import DeviceCard, GraspConfig, deploy
 from analog_grasp.kernels import ReadSettings, reference, rng
 from analog_grasp.kernels.matmul import pack
 
@@ -132,3 +133,15 @@ def test_a_gpu_reads_the_same_chip(card, dtype):
     largest = outputs[0].abs().max()
     assert (apart > 0.01 * largest).float().mean() < 0.02
     assert apart.max() < 0.1 * largest
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+@torch.no_grad()
+def test_a_programmed_adapter_moves_to_a_gpu(bert, batch):
+    adapted = get_peft_model(bert, GraspConfig(task_type="SEQ_CLS", groups=4))
+    card = DeviceCard.load("pcm-hermes-2").without("converters", "read")
+    deployment = deploy(adapted, card, placement="programmed").program(3).drift_to("1d")
+    expected = deployment.model(**batch).logits
+    deployment.model.to("cuda")
+    found = deployment.model(**{name: t.to("cuda") for name, t in batch.items()}).logits.cpu()
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
