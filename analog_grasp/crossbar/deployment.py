@@ -132,8 +132,8 @@ class Deployment:
             yield
         finally:
             if seed is None:
-                for layer in self.layers.values():
-                    layer.erase()
+                for part in (*self.layers.values(), *self._adapters):
+                    part.erase()
                 self._aged(0.0)
                 self._chip.seed = None
             else:

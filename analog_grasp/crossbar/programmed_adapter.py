@@ -39,10 +39,13 @@ class ProgrammedVector:
     write_std: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.value = self.target
-        self.variance: Tensor | None = None
-        self._written = self.target
         self._largest = self.target.abs().max()
+        self.erase()
+
+    def erase(self) -> None:
+        """Read the parameters as they are, as before the first programming."""
+        self.value = self._written = self.target
+        self.variance: Tensor | None = None
 
     def program(self, card: DeviceCard, seed: int, chip: int, compensated: bool) -> None:
         """Write the parameters; they are then 0 s old."""
@@ -148,6 +151,11 @@ class ProgrammedModulation(nn.Module):
     def bias(self) -> Tensor | None:
         """The bias of the projection, for modules that read it."""
         return cast(Tensor | None, self.base_layer.bias)
+
+    def erase(self) -> None:
+        """Compute with the digital scales and shifts, as before the first programming."""
+        for vector in self.vectors:
+            vector.erase()
 
     def program(self, chip: int) -> None:
         """Write the scales and the shifts onto a chip instance; they are then 0 s old."""

@@ -150,6 +150,21 @@ def test_an_attached_adapter_has_its_own_devices_on_the_same_chip(bert, batch, m
     assert torch.equal(logits(attached, batch), logits(alone.model, batch))
 
 
+@pytest.mark.parametrize("config", [StochGraspConfig, LoraConfig])
+def test_a_chip_that_was_not_programmed_is_returned_as_it_was(bert, batch, config):
+    more = {"groups": 5} if config is StochGraspConfig else {"target_modules": ["query"]}
+    digital = move(get_peft_model(bert, config(task_type="SEQ_CLS", **more)), 5, 0.2)
+    # Tiles without converters, which add noise to every read.
+    card = DeviceCard.load("pcm-hermes-2").without("converters")
+    chip = deploy(digital, card, placement="programmed")
+    expected = logits(chip.model, batch)
+    with chip.borrowed():
+        chip.program(3).drift_to("1y")
+        assert not torch.equal(logits(chip.model, batch), expected)
+    assert chip.seed is None
+    assert torch.equal(logits(chip.model, batch), expected)
+
+
 def test_lora_goes_onto_tiles_of_its_own(bert, batch):
     lora = get_peft_model(bert, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).eval()
     for name, parameter in lora.named_parameters():
