@@ -20,6 +20,11 @@ from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import ProgrammingError
 
 
+# A mean magnitude, relative to the largest parameter, below which drift is not compensated, as for
+# tiles.
+_SMALLEST_READOUT = 1e-4
+
+
 @dataclass
 class ProgrammedVector:
     """Parameters of one kind, each in a device of its own, relative to the largest of them.
@@ -57,14 +62,14 @@ class ProgrammedVector:
             noise = normal(derive_seed(seed, "written"), shape, device="cpu", dtype=torch.float32)
             self._written = self.target + self.write_std * noise.to(self.target)
         fresh = self._card.model_copy(update={"read": None})
-        self._reference = self._read(fresh, 0.0)[0].abs().mean() if compensated else None
+        self._reference = self._readout(self._read(fresh, 0.0)[0]) if compensated else None
         self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
         """Age the devices to a time since programming, in s."""
         self.value, self.variance = self._read(self._card, seconds)
         if self._reference is not None and self._largest > 0:
-            gain = self._reference / self.value.abs().mean()
+            gain = self._reference / self._readout(self.value)
             self.value = self.value * gain
             self.variance = None if self.variance is None else self.variance * gain.square()
 
@@ -73,6 +78,10 @@ class ProgrammedVector:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
+
+    def _readout(self, value: Tensor) -> Tensor:
+        """Return the mean magnitude that drift compensation divides by."""
+        return torch.maximum(value.abs().mean(), _SMALLEST_READOUT * self._largest)
 
     def _read(self, card: DeviceCard, seconds: float) -> tuple[Tensor, Tensor | None]:
         """Return the parameters read at a time, and their variance from read to read."""

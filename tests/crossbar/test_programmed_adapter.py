@@ -72,6 +72,15 @@ def test_compensation_restores_the_mean_of_drifted_parameters():
     assert means[False] < 0.6
 
 
+def test_parameters_whose_devices_all_read_zero_are_zero():
+    vector = ProgrammedVector(torch.full((10,), 0.5))
+    card = DeviceCard.load("pcm-hermes-2").with_(stuck_off=1.0)
+    vector.program(card, seed=1, chip=1, compensated=True)
+    for seconds in (0.0, 86_400.0):
+        vector.drift_to(seconds)
+        assert (vector.value == 0).all()
+
+
 def test_a_learned_error_is_the_learned_gaussian():
     layer = nn.Linear(30_000, 2)
     config = StochGraspConfig(groups=3, init_sigma=0.03)
