@@ -19,7 +19,6 @@ from analog_grasp.kernels.rng import normal
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import ProgrammingError
 
-
 # A mean magnitude, relative to the largest parameter, below which drift is not compensated, as for
 # tiles.
 _SMALLEST_READOUT = 1e-4

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,8 @@ from analog_grasp.crossbar.tile_sets import DeploymentSettings
 from analog_grasp.crossbar.write_tolerance import check_tolerances
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.schema import TabulatedDrift
+from analog_grasp.utils.errors import last_line
+from analog_grasp.utils.io import write_atomically
 
 _FORMAT = "analog-grasp deployment 2"
 _CHIP = ("seed", "time_s", "input_ranges", "output_ranges", "input_scales")
@@ -40,25 +43,44 @@ def write_deployment(
     The chip is the instance, its time, its input and output ranges and its input scales.
     """
     others = {key: value for key, value in vars(settings).items() if key not in ("card", "dtype")}
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: t.contiguous().clone() for name, t in digital_state(model).items()}
-    save_file(state, folder / _WEIGHTS)
-    # Tolerances of an earlier save into the folder.
-    (folder / _TOLERANCES).unlink(missing_ok=True)
-    if tolerances:
-        written = {k: t.detach().cpu().contiguous().clone() for k, t in tolerances.items()}
-        save_file(written, folder / _TOLERANCES)
     content = {
         "format": _FORMAT,
         "model": describe(model),
-        "card": _card_as_data(settings.card),
+        "card": card_as_data(settings.card),
         "dtype": str(settings.dtype).removeprefix("torch."),
         "arguments": others,
         "chip": {**chip, "write_tolerances": list(tolerances)},
     }
-    # The names of layers may be a set.
+    # All that can fail comes before the first file. The names of layers may be a set.
     text = json.dumps(content, indent=1, default=list)
-    (folder / _DESCRIPTION).write_text(text, encoding="utf-8")
+    state = digital_state(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without it, what an interrupted save leaves is no deployment.
+    (folder / _DESCRIPTION).unlink(missing_ok=True)
+    (folder / _TOLERANCES).unlink(missing_ok=True)
+    save_tensors(state, folder / _WEIGHTS)
+    if tolerances:
+        save_tensors(tolerances, folder / _TOLERANCES)
+    write_atomically(folder / _DESCRIPTION, text.encode())
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors to a safetensors file in one step, so that no reader sees a partial file.
+
+    Raises:
+        OSError: The file cannot be written; an older one is kept.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        save_file(stored, part, metadata)
+        part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"The file {path} cannot be written: {last_line(error)}.") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_deployment(
@@ -203,7 +225,7 @@ def digital_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
 
-def _card_as_data(card: DeviceCard) -> dict[str, Any]:
+def card_as_data(card: DeviceCard) -> dict[str, Any]:
     """Return a card in values that JSON holds."""
     stated = card.model_dump(mode="json", exclude_defaults=True)
     if isinstance(card.drift, TabulatedDrift):

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from analog_grasp import Deployment, DeviceCard, GraspConfig, StochGraspConfig, deploy
+from analog_grasp.crossbar import saving
 from analog_grasp.devices.schema import LayerMapping
 
 PCM = "pcm-hermes-2"
@@ -175,6 +176,26 @@ def test_a_folder_without_a_deployment_is_an_error(bert, tmp_path):
     (tmp_path / "deployment.json").write_text("{}")
     with pytest.raises(ValueError, match=r"deployment\.json is damaged.*save the deployment again"):
         Deployment.load(tmp_path)
+
+
+def test_a_save_that_fails_keeps_the_older_deployment(tmp_path):
+    first, second = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
+    deploy(first, PCM).program(1).save(tmp_path)
+    # JSON holds no tensors.
+    with pytest.raises(TypeError):
+        deploy(second, PCM).program(torch.tensor(2)).save(tmp_path)
+    kept = Deployment.load(tmp_path, first)
+    assert kept.seed == 1
+    assert torch.equal(kept.layers["0"].frozen, first[0].weight)
+
+
+def test_an_interrupted_save_is_no_deployment(tmp_path, monkeypatch):
+    deploy(nn.Sequential(nn.Linear(4, 3)), PCM).program(1).save(tmp_path)
+    monkeypatch.setattr(saving, "save_file", lambda *given: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        deploy(nn.Sequential(nn.Linear(4, 3)), PCM).program(2).save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no deployment"):
+        Deployment.load(tmp_path, nn.Sequential(nn.Linear(4, 3)))
 
 
 def test_a_compiled_model_computes_as_the_chip_does(bert, batch):
