@@ -14,8 +14,9 @@ tolerances of the frozen weights, ``LAYER.tolerance.weight``, broadcast to ``(D_
 width of the accepted range in units of the conductance range, infinite without verification.
 
 Under ``digital.``, all that is not on tiles, by the names of the model's state dict: embeddings,
-norms, biases, the adapter, the task head. The metadata holds the card and the structure of the
-model, so that the file suffices to make the model again; see `read_chip`.
+norms, biases, the adapter, the task head. The metadata holds the card, as
+`analog_grasp.crossbar.saving.card_from_data` reads it, and the structure of the model, so that the
+file suffices to make the model again; see `read_chip`.
 """
 
 import json
@@ -26,7 +27,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -34,7 +34,13 @@ from analog_grasp.adapters.frozen import LayerPattern, base_name, by_output
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.chip_layer import parts
 from analog_grasp.crossbar.mapping import column_scale
-from analog_grasp.crossbar.saving import describe, digital_state, restore
+from analog_grasp.crossbar.saving import (
+    card_as_data,
+    describe,
+    digital_state,
+    restore,
+    save_tensors,
+)
 from analog_grasp.crossbar.tile_sets import selected_for_tiles
 from analog_grasp.crossbar.write_tolerance import check_tolerances
 from analog_grasp.devices.card import Device, DeviceCard
@@ -100,13 +106,12 @@ def export_chip(
     }
     metadata = {
         "format": FORMAT,
-        "card": card.model_dump_json(exclude_none=True),
+        "card": json.dumps(card_as_data(card)),
         "geometry": json.dumps(geometry),
         "tiles": json.dumps(on_tiles),
         "model": json.dumps(describe(model)),
     }
-    contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, Path(path), metadata)
+    save_tensors(tensors, Path(path), metadata)
 
 
 def check_exportable(card: DeviceCard) -> None:

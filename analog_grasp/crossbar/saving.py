@@ -96,8 +96,7 @@ def read_deployment(
         content = json.loads(description.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}")
-        card = DeviceCard.model_validate_json(json.dumps(content["card"]["stated"]))
-        card = card.model_copy(update=dict.fromkeys(content["card"]["absent"]))
+        card = card_from_data(content["card"])
         dtype = getattr(torch, content["dtype"])
         settings = DeploymentSettings(card, dtype=dtype, **content["arguments"])
         structure, chip = content["model"], {key: content["chip"][key] for key in _CHIP}
@@ -225,8 +224,19 @@ def digital_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
 
+def card_from_data(data: Mapping[str, Any]) -> DeviceCard:
+    """Return the card of `card_as_data`.
+
+    Raises:
+        ValueError: The card is not valid.
+        KeyError: A part of the data is missing.
+    """
+    card = DeviceCard.model_validate_json(json.dumps(data["stated"]))
+    return card.model_copy(update=dict.fromkeys(data["absent"]))
+
+
 def card_as_data(card: DeviceCard) -> dict[str, Any]:
-    """Return a card in values that JSON holds."""
+    """Return a card in values that JSON holds: what it states, and the sections that it lacks."""
     stated = card.model_dump(mode="json", exclude_defaults=True)
     if isinstance(card.drift, TabulatedDrift):
         # The table states it.

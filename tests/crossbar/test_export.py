@@ -1,10 +1,12 @@
 """The chip as a file: what is exported gives the same model again."""
 
 import copy
+import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_models import move
 from torch import nn
@@ -13,6 +15,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralCon
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.frozen import fold
 from analog_grasp.crossbar.export import export_chip, read_chip
+from analog_grasp.crossbar.saving import card_from_data
 from analog_grasp.devices.schema import LayerMapping
 
 CARDS = DeviceCard.names()
@@ -128,6 +131,21 @@ def test_conductances_are_in_the_range_and_tolerances_are_the_learned_stds(bert,
     name = "bert.encoder.layer.0.attention.self.query.tolerance"
     assert torch.equal(tensors[f"{name}.scale"], scale)
     assert torch.equal(tensors[f"{name}.shift"], shift)
+
+
+@pytest.mark.parametrize("device", CARDS)
+@pytest.mark.parametrize("without", [(), ("programming",), ("drift", "read", "converters")])
+def test_the_card_is_read_again(tmp_path, device, without):
+    card = DeviceCard.load(device).without("mapping", *without)
+    export_chip(nn.Sequential(nn.Linear(4, 3)), card, tmp_path / "chip")
+    with safe_open(tmp_path / "chip", "pt") as file:
+        assert card_from_data(json.loads(file.metadata()["card"])) == card
+
+
+@pytest.mark.parametrize("place", ["missing/chip", "."])
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path, place):
+    with pytest.raises(OSError, match=r"chip|directory"):
+        export_chip(nn.Sequential(nn.Linear(4, 3)), "ideal", tmp_path / place)
 
 
 @pytest.mark.parametrize("stated", [{"clip": 2.0}, {"rescale": 0.5}])
