@@ -203,7 +203,9 @@ class DeviceCard(Section):
         return self.from_data(data, f'Device card "{self.name}"')
 
     def scaled(self, means: float, stds: float) -> Self:
-        """Return the card of one die: means of change and standard deviations multiplied.
+        """Return a card whose means of change and standard deviations are multiplied.
+
+        Variation from die to die is kept.
 
         Args:
             means: Factor of drift exponents, relaxation and shifts.
@@ -216,7 +218,6 @@ class DeviceCard(Section):
         """
         return self.model_copy(
             update={
-                "die_to_die": None,
                 "programming": self.programming and self.programming.scaled(stds),
                 "short_term": self.short_term and self.short_term.scaled(stds),
                 "drift": self.drift and self.drift.scaled(means, stds),

@@ -344,7 +344,8 @@ def card_on_die(card: DeviceCard, chip: int) -> DeviceCard:
     key = derive_seed(chip, "die-to-die")
     first, second = normal(key, (2,), device="cpu", dtype=torch.float64).tolist()
     means = max(1.0 + card.die_to_die.mean * first, 0.0)
-    return card.scaled(means, max(1.0 + card.die_to_die.std * second, 0.0))
+    die = card.scaled(means, max(1.0 + card.die_to_die.std * second, 0.0))
+    return die.model_copy(update={"die_to_die": None})
 
 
 def _warn_beyond_data(card: DeviceCard, time: float) -> None:

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from analog_grasp.devices import cards_folder
 from analog_grasp.devices.ages import AgeRange, draw, parse_age, parse_ages
 from analog_grasp.devices.card import DeviceCard
+from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.devices.schema import DieToDie
 
 YEAR = 31_536_000.0
 
@@ -47,6 +50,16 @@ def test_text_states_the_factor(factor):
     assert str(ages) == text
     assert parse_ages(str(ages)) == (ages,)
     assert ages.factor == float(factor)
+
+
+def test_a_factor_keeps_variation_from_die_to_die(tmp_path):
+    text = (cards_folder() / "gaussian.toml").read_text()
+    path = tmp_path / "card.toml"
+    path.write_text(f"{text}\n[die_to_die]\nmean = 0.1\nstd = 0.2\n")
+    plain, same, double = parse_ages([f"{path}@1d", f"{path}@1d x1", f"{path}@1d x2"])
+    assert same.card == plain.card
+    assert double.card.die_to_die == plain.card.die_to_die == DieToDie(mean=0.1, std=0.2)
+    assert CardNoiseModel(double.card, 1).card.die_to_die is None
 
 
 @pytest.mark.parametrize(
