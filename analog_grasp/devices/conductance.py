@@ -110,10 +110,13 @@ def summed(card: DeviceCard, curves: CurveSum, g: Any) -> Any:
 
 
 def state_moments(card: DeviceCard, g: Any, time: float) -> tuple[Any, Any]:
-    """Return mean and standard deviation, µS, of targets `g` before power law or relaxation."""
+    """Return mean and standard deviation, µS, of targets `g` before power law or relaxation.
+
+    A standard deviation that falls with time ends at 0.
+    """
     state = state_curves(card, time)
     mean = g + summed(card, state.shifts, g)
-    return mean, summed(card, state.stds, mean)
+    return mean, namespace(g).clip(summed(card, state.stds, mean), 0.0, None)
 
 
 def clipped(card: DeviceCard, g: Any) -> Any:

@@ -128,9 +128,9 @@ class TabulatedDrift(Section):
 
     g' = g_target + shift(g_target, t) is the mean. Between two times sigma and shift are linear in
     ln t (this project's choice); before the first time they have the values of the first row.
-    Beyond the last time they are constant or extrapolated linearly in ln t. A card with this
-    section has no section `programming`: the first row is the programmed state, without a shift.
-    A device keeps its z for all times.
+    Beyond the last time they are constant or extrapolated linearly in ln t, sigma to 0 at least. A
+    card with this section has no section `programming`: the first row is the programmed state,
+    without a shift. A device keeps its z for all times.
 
     Attributes:
         table: The rows, by ascending time.

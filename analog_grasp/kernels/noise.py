@@ -294,6 +294,10 @@ def _read_rows(
             if i == _SHIFT:
                 for o in range(targets.size):
                     means[o] += targets[o]
+            elif i == _STD:
+                # Extrapolated in time, it may fall below 0.
+                for o in range(targets.size):
+                    scratch[_SUMS + _STD, o] = max(scratch[_SUMS + _STD, o], F(0.0))
         for which in range(2 if device.pair else 1):
             _read_devices(which, row, w, device, tile.keys, scratch)
             for o in range(w.size):

@@ -374,3 +374,24 @@ def test_short_term_noise_is_absent_from_other_cards_and_switched_off_with_read(
     assert off.constant_short_term_variance(w) == 0.0
     has_noise = model(name).constant_short_term_variance(w) != 0.0
     assert has_noise == (name in ("rram-wan2022", "sonos-agrawal2022"))
+
+
+@pytest.mark.parametrize("without", [(), ("programming",)])
+def test_an_extrapolated_standard_deviation_ends_at_zero(without):
+    data = DeviceCard.load("gaussian").model_dump(mode="json", exclude_defaults=True)
+    row = {"unit": "uS", "variable": "g", "form": "polynomial"}
+    table = [
+        {"time": "1 d", "coefficients": [2.0], **row},
+        {"time": "2 d", "coefficients": [1.0], **row},
+    ]
+    data.pop("programming")
+    data["drift"] = {"model": "tabulated", "table": table, "beyond": "extrapolate"}
+    data["technology"] = "RRAM"
+    card = DeviceCard.from_data(data, "Device card").without(*without)
+    _, std = conductance_moments(card, [0.5], 30 * DAY)
+    assert std[0] == 0
+    targets = torch.linspace(-1, 1, 200).view(20, 10).contiguous()
+    noise = CardNoiseModel(card, seed=1)
+    # The compiled kernel, and plain torch.
+    for given in (targets, targets.double()):
+        torch.testing.assert_close(noise.read_weights(given, 30 * DAY), given)
