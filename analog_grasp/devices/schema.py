@@ -372,12 +372,12 @@ class WriteVerify(Section):
     """Program-and-verify as published: pulses until the conductance is accepted.
 
     Attributes:
-        tolerance: Half the width of the accepted range about the target, µS.
+        tolerance: Half the width of the accepted range about the target, µS, above 0.
         pulses: Mean number of pulses per device.
         location: The place in the source.
     """
 
-    tolerance: Conductance
+    tolerance: Annotated[Conductance, Field(gt=0)]
     pulses: Annotated[float, Field(gt=1, le=1e6, allow_inf_nan=False)]
     location: Text
 

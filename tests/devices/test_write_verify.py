@@ -8,6 +8,7 @@ import torch
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.devices.programming import WriteTolerance
+from analog_grasp.utils.errors import CardError
 
 CARD = DeviceCard.load("rram-wan2022")
 
@@ -15,6 +16,13 @@ CARD = DeviceCard.load("rram-wan2022")
 @pytest.fixture(scope="module")
 def write():
     return WriteTolerance(CARD)
+
+
+def test_a_tolerance_of_zero_is_an_error():
+    data = CARD.model_dump(mode="json", exclude_defaults=True, exclude={"programming"})
+    data["write"]["tolerance"] = "0 uS"
+    with pytest.raises(CardError, match=r"write\.tolerance is '0 uS'.* greater than 0"):
+        DeviceCard.from_data(data, "Device card")
 
 
 def test_the_published_pair_is_met(write):
