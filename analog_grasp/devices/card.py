@@ -246,7 +246,8 @@ class DeviceCard(Section):
         import numpy as np
 
         g_max = self.conductance.g_max
-        g = np.linspace(self.conductance.g_min, g_max, 2001)
+        lowest_g = -g_max if self.conductance.mapping == "signed" else self.conductance.g_min
+        g = np.linspace(lowest_g, g_max, 2001)
         for key, curve in self._std_curves():
             # Not `StdCurve.at`, which clips at 0.
             std = Curve.at(curve, g, g_max)

@@ -205,6 +205,8 @@ def test_a_card_states_how_layers_are_mapped(tmp_path):
     assert card.without("mapping") == DeviceCard.load("pcm-nandakumar2019")
 
 
+SYMMETRIC = 'variable = "u"\nform = "polynomial"\ncoefficients = [1.25]'
+ODD = 'variable = "g"\nform = "polynomial"\ncoefficients = [1.0, 0.1]'
 TWICE = '[programming]\nvariable = "u"\nform = "polynomial"\nunit = "uS"\ncoefficients=[1]\n[tile]'
 
 
@@ -218,6 +220,7 @@ TWICE = '[programming]\nvariable = "u"\nform = "polynomial"\nunit = "uS"\ncoeffi
         ("rram-wan2022", '"1 d"', '"3 d"', "in the order of its times"),
         ("rram-wan2022", "[tile]", TWICE, "programming is stated twice"),
         ("gaussian", 'g_min = "0 uS"', 'g_min = "1 uS"', 'conductance.mapping is "signed" but'),
+        ("gaussian", SYMMETRIC, ODD, "programming gives a negative standard deviation at -25 uS"),
     ],
 )
 def test_errors_of_other_cards_name_their_key(tmp_path, name, old, new, words):
