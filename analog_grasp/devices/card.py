@@ -341,7 +341,8 @@ def _at_noise_level(data: dict[str, Any], name: str, text: str) -> dict[str, Any
     g_max = ConductanceRange.model_validate(data["conductance"]).g_max
     programming = {**data["programming"], "coefficients": [level * g_max]}
     title = f"Gaussian noise of {100 * level:g} % of the largest weight, no drift, exact converters"
-    return {**data, "name": f"{name}:{level:g}", "title": title, "programming": programming}
+    exact = f"{name}:{level!r}".removesuffix(".0")
+    return {**data, "name": exact, "title": title, "programming": programming}
 
 
 def _changed_sections(card: DeviceCard, changes: Changes) -> dict[str, Any]:

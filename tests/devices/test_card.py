@@ -97,6 +97,11 @@ def test_gaussian_takes_a_noise_level():
     assert DeviceCard.load("gaussian:0.05").programming == DeviceCard.load("gaussian").programming
 
 
+def test_noise_levels_that_differ_have_names_that_differ():
+    names = [f"gaussian:{level}" for level in ("0.1234567", "0.1234568", "1e-07", "0", "1")]
+    assert [DeviceCard.load(name).name for name in names] == names
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
