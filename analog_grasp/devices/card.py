@@ -351,7 +351,7 @@ def _changed_sections(card: DeviceCard, changes: Changes) -> dict[str, Any]:
     if unknown:
         raise TypeError(unknown_name("change", unknown[0], Changes.__annotations__))
     sections: dict[str, Any] = {}
-    values: dict[str, Any] = dict(changes)
+    values: dict[str, Any] = {name: _plain(value) for name, value in changes.items()}
     converters = {key: values[key] for key in Converters.model_fields if key in values}
     for bits in ("dac_bits", "adc_bits"):
         if converters.get(bits) == 0:
@@ -359,19 +359,33 @@ def _changed_sections(card: DeviceCard, changes: Changes) -> dict[str, Any]:
     if converters:
         sections["converters"] = {**(card.converters or _CONVERTERS).model_dump(), **converters}
     if "tile_size" in changes:
-        size = changes["tile_size"]
-        rows, columns = size if isinstance(size, tuple) else (size, size)
-        sections["tile"] = {"rows": rows, "columns": columns}
+        sections["tile"] = _tile_of(card, values["tile_size"])
     if "g_max" in changes:
-        g_max = changes["g_max"]
+        g_max = values["g_max"]
         sections["conductance"] = {
             "g_min": f"{card.conductance.g_min!r} uS",
             "g_max": g_max if isinstance(g_max, str) else f"{g_max!r} uS",
             "mapping": card.conductance.mapping,
         }
     if "die_to_die" in changes:
-        sections["die_to_die"] = dict.fromkeys(("mean", "std"), changes["die_to_die"])
+        sections["die_to_die"] = dict.fromkeys(("mean", "std"), values["die_to_die"])
     stuck = {key: values[f"stuck_{key}"] for key in ("off", "on") if f"stuck_{key}" in values}
     if stuck:
         sections["stuck"] = {**(card.stuck.model_dump() if card.stuck else {}), **stuck}
     return sections
+
+
+def _tile_of(card: DeviceCard, size: object) -> dict[str, Any]:
+    """Return the section `tile` of a size: weights per side, or rows and columns."""
+    sides = [_plain(side) for side in size] if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2:
+        raise CardError(
+            f'Device card "{card.name}": tile_size is {shown(size)}: weights per side, or rows and '
+            "columns, are accepted."
+        )
+    return {"rows": sides[0], "columns": sides[1]}
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of numpy or torch as Python's own number; any other value as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value

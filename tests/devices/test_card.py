@@ -321,6 +321,18 @@ def test_converters_tile_and_range_change():
     assert ideal.converters == DeviceCard.load("pcm-hermes-2").converters
 
 
+def test_changes_may_be_scalars_of_numpy_and_lists():
+    card = DeviceCard.load("pcm-hermes-2")
+    given = card.with_(
+        adc_bits=np.int64(6),
+        g_max=np.float64(30.0),
+        stuck_off=np.float64(0.5),
+        tile_size=[np.int64(3), 5],
+    )
+    assert given == card.with_(adc_bits=6, g_max=30.0, stuck_off=0.5, tile_size=(3, 5))
+    assert card.with_(tile_size=np.int64(7)) == card.with_(tile_size=7)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_change_gives_the_same_card_without_faults(name):
     card = DeviceCard.load(name)
@@ -335,6 +347,9 @@ def test_no_change_gives_the_same_card_without_faults(name):
         ({"dac_bits": 40}, "converters.dac_bits is 40: it should be less than or equal to 16"),
         ({"output_noise": -1.0}, "converters.output_noise is -1.0: it should be greater"),
         ({"tile_size": 0}, "tile.rows is 0: it should be greater than or equal to 1"),
+        ({"tile_size": (3,)}, "tile_size is (3,): weights per side, or rows and columns, are"),
+        ({"tile_size": [3, 4, 5]}, "tile_size is [3, 4, 5]: weights per side, or"),
+        ({"tile_size": (3, "4")}, "tile.columns is '4': it should be a valid integer"),
         ({"g_max": -5.0}, "conductance.g_max is out of range"),
         ({"g_max": "5 Ohm"}, 'conductance.g_max has the unknown unit "Ohm"'),
         ({"stuck_off": 1.5}, "stuck.off is 1.5: it should be less than or equal to 1"),
