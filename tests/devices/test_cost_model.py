@@ -35,6 +35,23 @@ def test_energy_and_time_of_a_read_follow_from_the_quoted_efficiency(name, nanoj
     assert time == (None if nanoseconds is None else pytest.approx(nanoseconds * 1e-9, rel=1e-3))
 
 
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    # 64 cores of 256 x 256 cells of four devices, 34 tiles of 512 x 512 of four, and 48 cores of
+    # 256 x 256 devices.
+    [
+        ("hermes-1phase", 16_777_216),
+        ("hermes-4phase", 16_777_216),
+        ("ibm-34-tile", 35_651_584),
+        ("neurram", 3_145_728),
+    ],
+)
+def test_a_chip_has_the_published_number_of_devices(name, devices):
+    model = CostModel.load(name)
+    weights = model.tile.tiles_per_chip * model.tile.rows * model.tile.columns
+    assert weights * model.programming.devices_per_weight == devices
+
+
 @pytest.mark.parametrize(("name", "density"), [("hermes-1phase", 1.55), ("hermes-4phase", 0.4)])
 def test_area_of_a_tile_follows_from_the_quoted_throughput_per_area(name, density):
     tile = CostModel.load(name).tile
