@@ -193,8 +193,8 @@ def costs(
     deployment: Deployment,
     hardware: str | Path | CostModel = "hermes-1phase",
     *,
-    sequence: int = 128,
-    batch: int = 1,
+    sequence: int | None = None,
+    batch: int | None = None,
     tiles: int | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Costs:
@@ -207,15 +207,16 @@ def costs(
     Args:
         deployment: The deployment; its chip need not be programmed.
         hardware: A cost model: a name, the path of a TOML file, or a `CostModel`.
-        sequence: Tokens per sequence.
-        batch: Sequences per batch.
+        sequence: Tokens per sequence; by default those of `inputs`, or 128.
+        batch: Sequences per batch; by default those of `inputs`, or 1.
         tiles: The tiles that are available, which layers share if they are too few; all that are
             needed by default.
-        inputs: The model's inputs for one batch, for models that do not take ``input_ids``.
+        inputs: The model's inputs for one batch; those without ``input_ids`` or ``inputs_embeds``
+            count as one token unless `sequence` and `batch` state more.
 
     Raises:
-        ValueError: The cost model is unknown or invalid, a number is below 1, or the model has no
-            positions for so many tokens.
+        ValueError: The cost model is unknown or invalid, a number is below 1 or contradicts the
+            inputs, or the model has no positions for so many tokens.
 
     Source:
         The sources of the cost model's figures; docs/method.md.

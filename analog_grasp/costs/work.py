@@ -20,6 +20,7 @@ from analog_grasp.crossbar import Deployment
 from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.tasks.base import position_limit
+from analog_grasp.utils.errors import check_whole
 
 _KV_BYTES = 2
 # Sum, sum of squares, normalisation, scale and shift.
@@ -212,8 +213,8 @@ class Pipeline:
 
 def count_work(
     deployment: Deployment,
-    sequence: int = 128,
-    batch: int = 1,
+    sequence: int | None = None,
+    batch: int | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Work:
     """Count the work of one batch in one digital forward pass of a deployed model.
@@ -222,11 +223,10 @@ def count_work(
     `analog_grasp.costs`.
 
     Raises:
-        ValueError: A number is below 1, or the model has no positions for so many tokens.
+        ValueError: A number is below 1 or contradicts the inputs, or the model has no positions for
+            so many tokens.
     """
-    for name, value in (("sequence", sequence), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: a number of at least 1 is accepted.")
+    batch, sequence = _shape(batch, sequence, inputs)
     limit = position_limit(deployment.model)
     if inputs is None and limit is not None and sequence > limit:
         raise ValueError(
@@ -271,6 +271,26 @@ def count_work(
         # Of the adapter and its task head.
         adapter_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
     )
+
+
+def _shape(
+    batch: int | None, sequence: int | None, inputs: Mapping[str, Tensor] | None
+) -> tuple[int, int]:
+    """Return sequences and tokens per sequence: as given, or else those of the inputs."""
+    names = () if inputs is None else ("input_ids", "inputs_embeds")
+    tokens = next((inputs[name] for name in names if inputs and name in inputs), None)
+    # Other inputs have no tokens.
+    found = (1, 128) if inputs is None else (1, 1) if tokens is None else tuple(tokens.shape[:2])
+    shape = []
+    for name, value, own in zip(("batch", "sequence"), (batch, sequence), found, strict=True):
+        if value is not None:
+            check_whole(name, value)
+        if tokens is not None and value not in (None, own):
+            raise ValueError(
+                f"{name} is {value}, but that of the inputs is {own}: omit one of them."
+            )
+        shape.append(own if value is None else int(value))
+    return shape[0], shape[1]
 
 
 @dataclass

@@ -208,6 +208,20 @@ def test_models_without_tokens_take_their_inputs():
     deployment = ag.deploy(nn.Sequential(nn.Linear(2, 3)), "ideal")
     found = costs(deployment, inputs={"input": torch.zeros(5, 2)})
     assert found.work.layers == (LayerWork("0", 2, 3, 5),)
+    assert found.work.tokens == 1
+
+
+def test_the_batch_and_the_sequence_are_those_of_the_inputs(bert):
+    deployment = ag.deploy(grasp(bert), "ideal")
+    ids = torch.ones(2, 16, dtype=torch.long)
+    stated = costs(deployment, sequence=16, batch=2).work
+    assert costs(deployment, inputs={"input_ids": ids}).work == stated
+    assert costs(deployment, inputs={"input_ids": ids}, sequence=16, batch=2).work == stated
+    embedded = {"inputs_embeds": torch.zeros(2, 16, HIDDEN)}
+    assert costs(deployment, inputs=embedded).work == stated
+    with pytest.raises(ValueError, match="sequence is 128, but that of the inputs is 16: omit one"):
+        costs(deployment, inputs={"input_ids": ids}, sequence=128)
+    assert costs(deployment).work.tokens == 128
 
 
 @pytest.mark.parametrize(
