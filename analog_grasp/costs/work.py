@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.tasks.base import position_limit
 from analog_grasp.utils.errors import check_whole
 
+# The cache holds 16 bits per element.
 _KV_BYTES = 2
+_CACHED = ("keys", "values")
 # Sum, sum of squares, normalisation, scale and shift.
 _NORM_MACS = 4
 # Batched products of activations; all other products have weights.
@@ -233,7 +236,9 @@ def count_work(
             f"sequence is {sequence}: the model has positions for at most {limit} tokens."
         )
     if inputs is None:
-        ids = torch.zeros(batch, sequence, dtype=torch.long)
+        tensors = chain(deployment.model.parameters(), deployment.model.buffers())
+        device = next((tensor.device for tensor in tensors), None)
+        ids = torch.zeros(batch, sequence, dtype=torch.long, device=device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     # A copy, so that the passes of the deployed model are not counted up.
     model: Any = deployment.copy_model(deployment.model, own=())
@@ -243,7 +248,7 @@ def count_work(
     chip = (module for module in model.modules() if isinstance(module, ChipLayer))
     layers = deployment.layers | {layer.name: layer for layer in chip}
     with _counted(layers) as count, FlopCounterMode(display=False) as flops:
-        model(**inputs)
+        cached = _KV_BYTES * _cached_elements(model(**inputs))
     found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
     attention = sum(n for op, n in found.items() if any(name in op for name in _ATTENTION))
     shapes = {name: layer.frozen.shape for name, layer in layers.items()}
@@ -251,7 +256,6 @@ def count_work(
         LayerWork(name, shape[1], shape[0], count.reads[name]) for name, shape in shapes.items()
     )
     products = sum(found.values()) - attention - count.adapter_products
-    per_token = _cache_bytes(deployment.model)
     adapter, state = "", {}
     if isinstance(deployment.model, PeftModel):
         adapter = kind_of(deployment.model) or ""
@@ -265,9 +269,9 @@ def count_work(
         attention_macs=attention,
         norm_macs=_NORM_MACS * count.norm_elements,
         linear_macs=products - sum(layer.macs for layer in on_tiles),
-        cache_bytes=per_token * sequence * batch,
+        cache_bytes=cached,
         # Each token is written once, and read for itself and for every later token.
-        cache_traffic=per_token * batch * (sequence + sequence * (sequence + 1) // 2),
+        cache_traffic=cached * (sequence + 3) // 2,
         # Of the adapter and its task head.
         adapter_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
     )
@@ -347,13 +351,9 @@ def _adapter_macs(layer: Any) -> tuple[int, bool]:
     return sum(vectors), False
 
 
-def _cache_bytes(model: nn.Module) -> int:
-    """Return the bytes of a token's keys and values in 16 bits; 0 for models without a cache."""
-    config: Any = getattr(model, "config", None)
-    if not getattr(config, "use_cache", False) or not getattr(config, "num_hidden_layers", 0):
-        return 0
-    if not getattr(config, "is_decoder", True) and not hasattr(config, "num_key_value_heads"):
-        return 0
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * int(heads * size) * _KV_BYTES
+def _cached_elements(output: Any) -> int:
+    """Return the elements of the keys and values that a pass has cached; 0 without a cache."""
+    cache = output.get("past_key_values") if isinstance(output, Mapping) else None
+    cache = getattr(cache, "self_attention_cache", cache)
+    parts = (getattr(x, kind, None) for x in getattr(cache, "layers", ()) for kind in _CACHED)
+    return sum(part.numel() for part in parts if isinstance(part, Tensor))

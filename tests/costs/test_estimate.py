@@ -10,7 +10,16 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import analog_grasp as ag
 from analog_grasp.adapters.bitfit import BitFitConfig
@@ -191,6 +200,29 @@ def test_causal_models_have_a_key_value_cache():
     assert found.energies["key-value cache"][1] == pytest.approx(128 * 65 * 12.5e-12)
     # The language-model head is digital.
     assert found.work.linear_macs == 10 * 32 * 50
+
+
+def test_every_decoder_has_a_key_value_cache_and_an_encoder_has_none(bert):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+    text = {**sizes, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "intermediate_size": 32, "image_size": 28, "patch_size": 14}  # fmt: skip
+    neox = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, intermediate_size=64))
+    gemma = Gemma3Config(
+        text_config=text, vision_config=vision, image_token_id=45, boi_token_id=46,
+        eoi_token_id=47, mm_tokens_per_image=4,
+    )  # fmt: skip
+    # Two layers of keys and values, 2 bytes each, of 4 and of 2 heads of 8 features.
+    for model, heads in ((neox, 4), (Gemma3ForConditionalGeneration(gemma), 2)):
+        work = costs(ag.deploy(model, "ideal"), sequence=10).work
+        assert work.cache_bytes == 10 * 2 * 2 * heads * 8 * 2
+    assert costs(ag.deploy(bert, "ideal"), sequence=10).work.cache_bytes == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_work_is_counted_on_the_device_of_the_model(bert):
+    expected = costs(ag.deploy(bert, "ideal"), sequence=16).work
+    assert costs(ag.deploy(copy.deepcopy(bert).cuda(), "ideal"), sequence=16).work == expected
 
 
 def test_numbers_below_one_raise(bert):
