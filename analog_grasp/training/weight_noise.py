@@ -29,7 +29,7 @@ from analog_grasp.adapters.frozen import (
 from analog_grasp.crossbar.tile_sets import selected
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.devices.noise_model import CardNoiseModel
+from analog_grasp.devices.noise_model import CardNoiseModel, card_on_die
 from analog_grasp.kernels.compiled import Floats, parallel_kernel
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.rng import fill_normal, normal, row_key
@@ -175,12 +175,16 @@ class WeightNoise:
                     _add_device_noise(weight, largest, *device, key, out)
 
     def _next_device(self) -> tuple[DeviceCard, float]:
-        """Return the device and the age, s, of the next batch."""
+        """Return the device, on the die of a chip, and the age, s, of the next batch."""
         first = self._ranges[0]
-        if len(self._ranges) == 1 and first.first == first.last:
-            return first.card, first.first
-        index, seconds = draw(self._ranges, int(torch.randint(2**62, ())))
-        return self._ranges[index].card, seconds
+        card, seconds = first.card, first.first
+        if len(self._ranges) > 1 or first.first != first.last:
+            index, seconds = draw(self._ranges, int(torch.randint(2**62, ())))
+            card = self._ranges[index].card
+        if card.die_to_die is not None:
+            # All layers are on one chip.
+            card = card_on_die(card, int(torch.randint(2**62, ())))
+        return card, seconds
 
     def _column_maximum(self, index: int, each: _Weight) -> Tensor:
         """Return the largest magnitude of each output's weights, cached where they are frozen."""

@@ -257,6 +257,25 @@ def test_invalid_strength_raises(layer, strength, sentence):
         WeightNoise(nn.Sequential(layer), strength)
 
 
+def test_the_layers_of_a_batch_are_on_one_die():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(3))).requires_grad_(False)
+    card = DeviceCard.load("gaussian").with_(die_to_die=0.5)
+    noise = WeightNoise(model, card.at("0s"))
+    clean = [layer.weight.clone() for layer in model]
+    scales = [weight.abs().amax(1, keepdim=True) for weight in clean]
+    batches = []
+    for _ in range(4):
+        with noise.applied():
+            noisy = [layer.weight for layer in model]
+            parts = zip(noisy, clean, scales, strict=True)
+            batches.append([float(((a - b) / scale).std()) for a, b, scale in parts])
+    stds = torch.tensor(batches)
+    # Standard deviations differ between batches, and within one by their sampling alone.
+    assert (stds / stds.mean(1, keepdim=True) - 1).abs().max() < 0.05
+    assert stds.mean(1).std() > 0.005
+
+
 def test_device_and_age_are_drawn_for_every_batch(layer):
     clean = columns(layer).detach().clone()
     largest = clean.abs().amax(dim=1, keepdim=True)
