@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from analog_grasp.kernels import LONGEST_SINGLE, MAX_COEFFICIENTS, SMALLEST
-from analog_grasp.utils.errors import CardError, describe_problem, first_problem, key_in
+from analog_grasp.utils.errors import CardError, describe_problem, first_problem, key_in, shown
 from analog_grasp.utils.time import UNIT_SECONDS, times_unit
 
 if TYPE_CHECKING:
@@ -63,11 +63,14 @@ def _quantity(units: Mapping[str, float], example_unit: str) -> Callable[[object
     def read(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError(
-                f'is not a quantity: write it as a number and a unit, such as "1 {example_unit}"'
+                f"is {shown(value)}, which is not a quantity: write it as a number and a unit, such "
+                f'as "1 {example_unit}"'
             )
         match = _QUANTITY.fullmatch(str(value))
         if match is None:
-            raise ValueError(f'cannot be read: write it as in "1 {example_unit}"')
+            raise ValueError(
+                f'is {shown(value)}, which cannot be read: write it as in "1 {example_unit}"'
+            )
         number, unit = match.groups()
         if not unit:
             raise ValueError(f'has no unit: write it as "{number[:20]} {example_unit}"')
@@ -76,7 +79,7 @@ def _quantity(units: Mapping[str, float], example_unit: str) -> Callable[[object
             raise ValueError(f'has the unknown unit "{unit[:20]}": use one of {known}')
         quantity = times_unit(float(number), units[unit])
         if not math.isfinite(quantity) or quantity < 0:
-            raise ValueError("is out of range: it should be finite and not negative")
+            raise ValueError(f"is {shown(value)}: it should be finite and not negative")
         return quantity
 
     return read

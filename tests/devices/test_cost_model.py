@@ -104,7 +104,11 @@ def test_accelerators_follow_from_throughput_and_power():
         ("rows = 256", "row = 256", 'tile.row is not a known key (did you mean "rows"?)'),
         ('value = "45 pJ"', 'value = "45 ns"', 'has the unknown unit "ns": use one of fJ, pJ'),
         ('value = "45 pJ"', 'value = "45"', 'has no unit: write it as "45 pJ"'),
-        ('value = "45 pJ"', 'value = "-45 pJ"', "is out of range"),
+        (
+            'value = "45 pJ"',
+            'value = "-45 pJ"',
+            "is '-45 pJ': it should be finite and not negative",
+        ),
         ('value = "45 pJ"', 'value = "0 pJ"', "greater than 0"),
         ('value = "0.636 mm2"', 'value = "0.636 mm"', 'has the unknown unit "mm"'),
         ("value = 9.76", "value = -9.76", "greater than 0"),
