@@ -63,8 +63,8 @@ def _quantity(units: Mapping[str, float], example_unit: str) -> Callable[[object
     def read(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError(
-                f"is {shown(value)}, which is not a quantity: write it as a number and a unit, such "
-                f'as "1 {example_unit}"'
+                f"is {shown(value)}, which is not a quantity: write it as a number and a unit, "
+                f'such as "1 {example_unit}"'
             )
         match = _QUANTITY.fullmatch(str(value))
         if match is None:

@@ -2,6 +2,9 @@
 
 import math
 import re
+from numbers import Real
+
+from analog_grasp.utils.errors import shown
 
 UNIT_SECONDS = {
     "ns": 1e-9,
@@ -34,7 +37,8 @@ def parse_time(time: str | float) -> float:
             d, w, mo (30 days) or y (365 days). Text without a unit is in seconds.
 
     Raises:
-        ValueError: The time cannot be read, is negative or is not finite.
+        ValueError: The time is neither a number nor text that can be read, is negative or is not
+            finite.
 
     Example:
         >>> parse_time("30d")
@@ -53,7 +57,7 @@ def parse_time(time: str | float) -> float:
             )
         seconds = times_unit(float(number), UNIT_SECONDS[unit or "s"])
     else:
-        seconds = float(time)
+        seconds = _number(time)
     if not math.isfinite(seconds):
         raise ValueError(f"time {_shown(time)} is not finite: {_ACCEPTED}.")
     if seconds < 0:
@@ -98,7 +102,17 @@ def times_unit(number: float, factor: float) -> float:
     return number * factor if factor >= 1 else number / round(1 / factor)
 
 
-def _shown(time: str | float) -> str:
+def _number(time: object) -> float:
+    """Return a number of seconds as a float; infinity for an integer that is too large for one."""
+    if not isinstance(time, Real) or isinstance(time, bool):
+        raise ValueError(f"time {_shown(time)} is not a time: {_ACCEPTED}.")
+    try:
+        return float(time)
+    except OverflowError:
+        return math.inf
+
+
+def _shown(time: object) -> str:
     if not isinstance(time, str):
-        return str(time)
+        return shown(time)
     return f'"{time}"' if len(time) <= 40 else f'"{time[:40]}..."'

@@ -57,6 +57,11 @@ def test_parse_time(text, seconds):
         (math.inf, "time inf is not finite"),
         ("9" * 10_000, "is not finite"),
         ("x" * 10_000, "cannot be read"),
+        (10**400, "is not finite"),
+        (10**5000, "time too large a int to be shown is not finite"),
+        (None, "time None is not a time: write it as"),
+        ([1], "time [1] is not a time"),
+        (True, "time True is not a time"),
     ],
 )
 def test_invalid_times_are_errors(text, words):
