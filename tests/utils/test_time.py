@@ -58,7 +58,6 @@ def test_parse_time(text, seconds):
         ("9" * 10_000, "is not finite"),
         ("x" * 10_000, "cannot be read"),
         (10**400, "is not finite"),
-        (10**5000, "time too large a int to be shown is not finite"),
         (None, "time None is not a time: write it as"),
         ([1], "time [1] is not a time"),
         (True, "time True is not a time"),
