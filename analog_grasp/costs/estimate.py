@@ -23,6 +23,7 @@ from analog_grasp.devices.cost_model import (
     sum_of,
     times,
 )
+from analog_grasp.utils.errors import check_finite, check_whole
 
 NOT_STATED = "not stated"
 _JOULE = ((1e-12, "pJ"), (1e-9, "nJ"), (1e-6, "uJ"), (1e-3, "mJ"), (1.0, "J"), (1e3, "kJ"))
@@ -77,6 +78,9 @@ class Costs:
         available: The tiles that are available; None for all that are needed.
         pulses: Programming pulses per device, where write tolerances set them.
 
+    Raises:
+        ValueError: `available` is no whole number of at least 1, or `pulses` is not above 0.
+
     Example:
         >>> work = Work((LayerWork("dense", 256, 256, reads=100),))
         >>> costs = Costs(CostModel.load("hermes-1phase"), work)
@@ -90,8 +94,10 @@ class Costs:
     pulses: float | None = None
 
     def __post_init__(self) -> None:
-        if self.available is not None and self.available < 1:
-            raise ValueError(f"tiles is {self.available}: a number of at least 1 is accepted.")
+        if self.available is not None:
+            check_whole("tiles", self.available)
+        if self.pulses is not None:
+            check_finite("pulses", self.pulses, above=True)
 
     def tiles_of(self, layer: LayerWork) -> int:
         """Return the tiles of a layer."""
@@ -255,12 +261,18 @@ def year_of_operation(
         passes: Passes of an example through the chip in one recalibration; by default those of
             `recalibrate`, 100 steps of 32 examples.
 
+    Raises:
+        ValueError: A number is negative or not finite, or examples or passes are below 1.
+
     Source:
         docs/method.md, "Energy, latency and programming cost".
 
     Example:
         ``year_of_operation(ag.costs(deployment, "neurram")).reprogramming``
     """
+    check_finite("batches_per_day", batches_per_day)
+    check_whole("examples", examples)
+    check_whole("passes", passes)
     model, work = costs.model, costs.work
     months = 12
     macs = work.macs // work.batch

@@ -72,6 +72,9 @@ class Work:
         cache_traffic: Bytes of it written and read if tokens are generated one by one.
         adapter_bytes: Bytes of the adapter and the task head, rewritten to replace them.
 
+    Raises:
+        ValueError: `sequence` or `batch` is no whole number of at least 1.
+
     Example:
         >>> Work((LayerWork("dense", 256, 512, reads=3),)).analog_macs
         393216
@@ -88,6 +91,10 @@ class Work:
     cache_bytes: int = 0
     cache_traffic: int = 0
     adapter_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("sequence", self.sequence)
+        check_whole("batch", self.batch)
 
     @property
     def tokens(self) -> int:

@@ -231,6 +231,25 @@ def test_numbers_below_one_raise(bert):
             costs(ag.deploy(bert, "ideal"), **{name: 0})
 
 
+@pytest.mark.parametrize("value", [-5, math.nan, math.inf, "many", 0, 2.5])
+def test_numbers_of_a_year_and_of_stated_work_are_checked(value):
+    work = Work((LayerWork("dense", 256, 256, reads=1),))
+    model = CostModel.load("hermes-1phase")
+    stated = [
+        lambda: Work(work.layers, batch=value),
+        lambda: Work(work.layers, sequence=value),
+        lambda: Costs(model, work, available=value),
+        lambda: year_of_operation(Costs(model, work), passes=value),
+        lambda: year_of_operation(Costs(model, work), examples=value),
+    ]
+    if value not in (0, 2.5):
+        stated.append(lambda: Costs(model, work, pulses=value))
+        stated.append(lambda: year_of_operation(Costs(model, work), batches_per_day=value))
+    for each in stated:
+        with pytest.raises(ValueError, match=f"is {value!r}: a (whole|finite) number"):
+            each()
+
+
 def test_sequences_longer_than_the_model_raise(bert):
     with pytest.raises(ValueError, match=r"sequence is 129.* at most 128 tokens"):
         costs(ag.deploy(bert, "ideal"), sequence=129)
