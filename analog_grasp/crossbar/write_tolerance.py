@@ -226,6 +226,7 @@ def sensitivities(
     weights = [layer.weight for layer in layers.values()]
     flags = [weight.requires_grad for weight in weights]
     total = [torch.zeros_like(weight) for weight in weights]
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         for weight in weights:
@@ -237,6 +238,8 @@ def sensitivities(
     finally:
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
+        for module in training:
+            module.training = True
     scores = {}
     for (name, layer), square in zip(layers.items(), total, strict=True):
         tiles = on_chip[name]

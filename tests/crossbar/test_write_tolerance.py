@@ -108,7 +108,12 @@ def test_sensitivity_is_the_squared_gradient(stochastic):
     deployment = ag.deploy(stochastic, "rram-wan2022")
     batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([1])}
     before = {n: p.requires_grad for n, p in stochastic.named_parameters()}
+    # One part is in evaluation mode already.
+    stochastic.train().base_model.model.bert.pooler.eval()
+    modes = [module.training for module in stochastic.modules()]
     scores = sensitivities(deployment, stochastic, [batch, batch])
+    assert [module.training for module in stochastic.modules()] == modes
+    stochastic.eval()
     assert {n: p.requires_grad for n, p in stochastic.named_parameters()} == before
     name = "bert.encoder.layer.0.output.dense"
     weight = stochastic.base_model.model.get_submodule(name).get_base_layer().weight
