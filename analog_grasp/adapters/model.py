@@ -20,7 +20,7 @@ from analog_grasp.adapters.base import AdapterModel, register
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.frozen import base_name
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
-from analog_grasp.utils.errors import last_line
+from analog_grasp.utils.errors import last_line, shown
 
 # Settings under which transformers builds linear layers with a bias that have none otherwise.
 _BIAS_SETTINGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
@@ -93,13 +93,14 @@ class GraspModel(AdapterModel):
         are averaged with the weights ``|w_j|``. The new adapter is frozen.
 
         Args:
-            adapters: The adapters to combine; of equal ``groups``, ``grouping``, ``form`` and
-                ``learn_shift``, and without task heads or other modules of their own.
+            adapters: The adapters to combine, each once; of equal ``groups``, ``grouping``,
+                ``form`` and ``learn_shift``, and without task heads or other modules of their own.
             weights: Their weights w_j; of any sign.
             adapter_name: The name of the new adapter.
 
         Raises:
-            ValueError: An adapter is unknown, the name is taken, or the adapters do not match.
+            ValueError: An adapter is unknown, repeated or has a task head, the name is taken, or
+                the adapters do not match.
 
         Example:
             ``model.add_weighted_adapter(["a", "b"], [0.3, 0.7], "mix")``
@@ -133,13 +134,18 @@ class GraspModel(AdapterModel):
                 f"{len(adapters)} adapters and {len(weights)} weights were given; there must be "
                 "one weight for each of at least one adapter."
             )
+        if len({*adapters}) < len(adapters):
+            raise ValueError(
+                f"The adapters to combine are {shown(list(adapters), 200)}, one of them more than "
+                "once: name each once, with the sum of its weights."
+            )
         if adapter_name in self.peft_config:
             raise ValueError(f"Adapter with name '{adapter_name}' already exists.")
-        wrappers = (m for m in self.modules() if isinstance(m, ModulesToSaveWrapper))
-        if any(sum(name in w.modules_to_save for name in adapters) > 1 for w in wrappers):
+        wrappers = [m for m in self.modules() if isinstance(m, ModulesToSaveWrapper)]
+        if with_head := [n for n in adapters if any(n in w.modules_to_save for w in wrappers)]:
             raise ValueError(
-                "Cannot add weighted adapters if they target the same module with modules_to_save: "
-                "task heads cannot be interpolated."
+                f"The adapter {with_head[0]!r} has a task head or other modules_to_save, which "
+                "cannot be interpolated: combine adapters without any."
             )
         for field in (*_SAME_FUNCTION, "learn_shift"):
             values = {getattr(self.peft_config[name], field) for name in adapters}

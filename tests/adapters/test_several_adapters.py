@@ -135,6 +135,9 @@ def test_weighted_adapters_take_the_identity_where_an_adapter_has_no_layer(make_
         (["default", "groups"], [1, 1], "mix", "same groups, but have 2, 4"),
         (["default", "grouping"], [1, 1], "mix", "same grouping, but have"),
         (["default", "form"], [1, 1], "mix", "same form, but have"),
+        (["default", "default"], [0.3, 0.7], "mix", "'default, default', one of .* more than once"),
+        (["default", "head"], [1, 1], "mix", "adapter 'head' has a task head"),
+        (["head"], [1], "mix", "adapter 'head' has a task head"),
     ],
 )
 def test_adapters_that_cannot_be_combined_raise(pair, adapters, weights, name, error, make_config):
@@ -143,17 +146,11 @@ def test_adapters_that_cannot_be_combined_raise(pair, adapters, weights, name, e
         config = make_config(target_modules=["lin0"])
         setattr(config, setting, value)
         pair.add_adapter(setting, config)
+    head = make_config(target_modules=["lin0"], modules_to_save=["act"])
+    pair.add_adapter("head", head)
     with pytest.raises(ValueError, match=error):
         pair.add_weighted_adapter(adapters, weights, name)
     assert "mix" not in pair.peft_config
-
-
-def test_adapters_with_heads_of_their_own_are_not_combined(make_config):
-    settings = {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}
-    model = get_peft_model(build(Mlp), make_config(**settings))
-    model.add_adapter("other", make_config(**settings))
-    with pytest.raises(ValueError, match="same module with modules_to_save"):
-        model.add_weighted_adapter(["default", "other"], [1, 1], "mix")
 
 
 def test_one_chip_serves_a_batch_of_many_tasks(bert, batch):
