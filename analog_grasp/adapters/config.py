@@ -1,6 +1,8 @@
 """Configurations of GRASP and StochGRASP, saved as adapter_config.json."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
@@ -8,7 +10,7 @@ from peft.utils import PeftType
 
 from analog_grasp.adapters.registry import check_sampling
 from analog_grasp.devices.card import DeviceAtTime
-from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.errors import check_finite, check_whole, shown, unknown_name
 from analog_grasp.utils.types import DEFAULT_GROUPS, Sampling
 
 Grouping = Literal["contiguous", "strided", "random"]
@@ -49,9 +51,9 @@ class GraspConfig(PeftConfig):
             expression.
         modules_to_save (`list[str]`, *optional*):
             Further modules to train and save with the adapter. The task head is always among them.
-        layers_to_transform (`int` or `list[int]`, *optional*):
-            The indices of the transformer layers to modulate; all where None. Requires
-            `target_modules` to be a list.
+        layers_to_transform (`int` or `Sequence[int]`, *optional*):
+            The indices of the transformer layers to modulate, at least one; all where None.
+            Requires `target_modules` to be a list.
         layers_pattern (`str` or `list[str]`, *optional*):
             The name of the list of transformer layers in the model, such as `"layers"` or `"h"`,
             where `layers_to_transform` does not find it by itself.
@@ -77,7 +79,7 @@ class GraspConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = "all-linear"
     exclude_modules: list[str] | set[str] | str | None = None
     modules_to_save: list[str] | None = None
-    layers_to_transform: list[int] | int | None = None
+    layers_to_transform: Sequence[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     learn_shift: bool = True
     in_features: dict[str, int] | None = None
@@ -98,21 +100,20 @@ class GraspConfig(PeftConfig):
         self.present_in_features: dict[str, int] | None = None
         _check_choice("grouping", self.grouping, Grouping)
         _check_choice("form", self.form, Form)
-        if not isinstance(self.grouping_seed, int):
-            raise ValueError(f"grouping_seed is {self.grouping_seed!r}; it must be an integer.")
-        if self.groups is not None and (not isinstance(self.groups, int) or self.groups < 1):
-            raise ValueError(f"groups is {self.groups!r}; it must be an integer of at least 1.")
+        if not _is_whole(self.grouping_seed):
+            raise ValueError(
+                f"grouping_seed is {shown(self.grouping_seed)}: a whole number is accepted."
+            )
+        if self.groups is not None:
+            check_whole("groups", self.groups)
+            # Of Python's own types, as JSON takes no others.
+            self.groups = int(self.groups)
+        self.grouping_seed = int(self.grouping_seed)
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
-        layers = self.layers_to_transform
-        for index in layers if isinstance(layers, list) else [layers or 0]:
-            if not isinstance(index, int) or index < 0:
-                raise ValueError(
-                    f"layers_to_transform is {layers!r}; it must be an index of at least 0, or a "
-                    "list of such."
-                )
+        self.layers_to_transform = _layer_indices(self.layers_to_transform)
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
                 f"layers_to_transform requires target_modules to be a list of names, not the "
@@ -176,17 +177,21 @@ class StochGraspConfig(GraspConfig):
         _check_choice("noise_loss", self.noise_loss, NoiseLoss)
         check_sampling(self.form, self.sampling)
         low, high = SIGMA_RANGE
-        if not low <= self.init_sigma <= high:
+        if not isinstance(self.init_sigma, Real) or not low <= self.init_sigma <= high:
             raise ValueError(
-                f"init_sigma is {self.init_sigma}; it must be above 0 (at least {low:g}) and at "
-                f"most {high:g}."
+                f"init_sigma is {shown(self.init_sigma)}: a number above 0 (at least {low:g}) and "
+                f"at most {high:g} is accepted."
             )
-        if not self.noise_weight >= 0:
-            raise ValueError(f"noise_weight is {self.noise_weight}; it must be at least 0.")
-        if not isinstance(self.noise_target, str | DeviceAtTime) and not self.noise_target > 0:
+        check_finite("noise_weight", self.noise_weight)
+        self.init_sigma, self.noise_weight = float(self.init_sigma), float(self.noise_weight)
+        if isinstance(self.noise_target, Real):
+            check_finite("noise_target", self.noise_target, above=True)
+            self.noise_target = float(self.noise_target)
+        # A text is read when training begins: an adapter is loaded without its device's card too.
+        elif not isinstance(self.noise_target, str | DeviceAtTime):
             raise ValueError(
-                f"noise_target is {self.noise_target}; it must be above 0, or a device at a time "
-                "such as 'pcm-hermes-2@1d'."
+                f"noise_target is {shown(self.noise_target)}: a number above 0 or a device at a "
+                "time, such as 'pcm-hermes-2@1d' or card.at('1d'), is accepted."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,6 +199,23 @@ class StochGraspConfig(GraspConfig):
         target = self.noise_target
         saved = str(target) if isinstance(target, DeviceAtTime) else target
         return super().to_dict() | {"noise_target": saved}
+
+
+def _layer_indices(layers: Any) -> list[int] | int | None:
+    """Return the indices of transformer layers as peft takes them: a list, one, or None."""
+    if layers is None:
+        return None
+    given = layers if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
+    if not given or not all(_is_whole(index) and index >= 0 for index in given):
+        raise ValueError(
+            f"layers_to_transform is {shown(layers)}: an index of at least 0, or a list of at "
+            "least one such index, is accepted."
+        )
+    return [int(index) for index in given] if given is layers else int(given[0])
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_choice(name: str, value: object, literal: Any) -> None:

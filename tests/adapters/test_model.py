@@ -1,11 +1,13 @@
 """GRASP and StochGRASP on transformers models, and training from a saved adapter on."""
 
+import math
 import subprocess
 import sys
 import warnings
 from dataclasses import fields
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -112,6 +114,8 @@ def test_scales_alone_merge_into_layers_without_biases(tmp_path):
         ({"target_modules": "all-linear", "exclude_modules": ["query"]}, 11),
         ({"target_modules": ["query", "value"], "layers_to_transform": 1}, 2),
         ({"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": "layer"}, 1),
+        ({"target_modules": ["query"], "layers_to_transform": (1,)}, 1),
+        ({"target_modules": ["query"], "layers_to_transform": range(2)}, 2),
     ],
 )
 def test_layers_are_chosen_as_in_peft(bert, settings, count):
@@ -182,9 +186,20 @@ def test_the_heads_are_listed_once(make_model, tmp_path):
         ({"init_sigma": 0.0}, "init_sigma is 0.0"),
         ({"noise_weight": -1.0}, "noise_weight is -1.0"),
         ({"noise_target": 0.0}, "noise_target is 0.0"),
-        ({"init_sigma": 11.0}, "init_sigma is 11.0; .* at most 10"),
-        ({"layers_to_transform": [-1]}, "layers_to_transform is .-1.; it must be an index"),
-        ({"layers_to_transform": "1"}, "layers_to_transform is '1'; it must be an index"),
+        ({"init_sigma": 11.0}, "init_sigma is 11.0: .* at most 10"),
+        ({"init_sigma": "x"}, "init_sigma is 'x': a number"),
+        ({"noise_weight": math.inf}, "noise_weight is inf: a finite number from 0 on"),
+        ({"noise_weight": "1"}, "noise_weight is '1': a finite number"),
+        ({"noise_target": math.inf}, "noise_target is inf: a finite number above 0"),
+        ({"noise_target": None}, "noise_target is None: a number above 0 or a device at a time"),
+        ({"noise_target": [0.1]}, r"noise_target is \[0.1\]: a number above 0 or a device"),
+        ({"noise_target": DeviceCard.load("ideal")}, "noise_target is DeviceCard.*: a number"),
+        ({"groups": True}, "groups is True: a whole number of at least 1 is accepted"),
+        ({"grouping_seed": "1"}, "grouping_seed is '1': a whole number"),
+        ({"layers_to_transform": [-1]}, "layers_to_transform is .-1.: an index"),
+        ({"layers_to_transform": [0, True]}, "layers_to_transform is .0, True.: an index"),
+        ({"layers_to_transform": "1"}, "layers_to_transform is '1': an index"),
+        ({"layers_to_transform": []}, r"layers_to_transform is \[\]: an index"),
         ({"layers_to_transform": 1}, "target_modules to be a list of names"),
         ({"layers_pattern": "h", "target_modules": ["q"]}, "requires layers_to_transform"),
     ],
@@ -192,6 +207,15 @@ def test_the_heads_are_listed_once(make_model, tmp_path):
 def test_settings_out_of_range_raise(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         StochGraspConfig(**settings)
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    values = {"groups": np.int64(4), "init_sigma": np.float32(0.5), "noise_target": np.float32(0.5)}
+    settings = {"target_modules": ["q"], "layers_to_transform": [np.int64(1)]}
+    StochGraspConfig(**values, **settings).save_pretrained(str(tmp_path))
+    loaded = PeftConfig.from_pretrained(str(tmp_path))
+    assert {name: getattr(loaded, name) for name in values} == values
+    assert loaded.layers_to_transform == [1]
 
 
 def test_a_noise_target_given_as_a_card_is_saved_by_its_name(tmp_path):
