@@ -61,6 +61,7 @@ class AdapterMethod:
 _CROSS_POINTS = ("weight", "token")
 # Settings of GRASP, which StochGRASP has too.
 _GRASP = ("groups", "grouping", "form", "target_modules")
+_STOCHGRASP = (*_GRASP, "noise_weight", "noise_target", "sampling")
 
 
 def _grasp(task_type: str | None, **settings: Any) -> "PeftConfig":
@@ -72,8 +73,7 @@ def _grasp(task_type: str | None, **settings: Any) -> "PeftConfig":
 def _stochgrasp(task_type: str | None, **settings: Any) -> "PeftConfig":
     from analog_grasp.adapters.config import StochGraspConfig
 
-    names = (*_GRASP, "noise_weight", "noise_target", "sampling")
-    return StochGraspConfig(task_type=task_type, **_chosen(settings, *names))
+    return StochGraspConfig(task_type=task_type, **_chosen(settings, *_STOCHGRASP))
 
 
 def _chosen(settings: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -203,6 +203,7 @@ ADAPTERS: dict[str, AdapterMethod] = {
         "full fine-tuning", "all weights of the model", ("folded",), 5e-5, "-", None
     ),
 }  # fmt: skip
+_BUILT_IN = tuple(ADAPTERS.values())
 
 
 def adapt(
@@ -216,14 +217,15 @@ def adapt(
             parameters trainable; it is saved and loaded as any transformers model.
         task_type: The task type as PEFT names it: ``"SEQ_CLS"``, ``"CAUSAL_LM"``, ...; or None.
         settings: ``groups``, ``grouping``, ``form``, ``target_modules``, ``noise_weight``,
-            ``noise_target`` and ``sampling``; each adapter uses those that it has. LoRA is on the
+            ``noise_target`` and ``sampling``; each adapter uses those that it has, and an entry
+            that is added to `ADAPTERS` receives all that are given. LoRA is on the
             query and value projections where ``target_modules`` is ``"all-linear"``, which
             ``"lora-all-linear"`` takes literally.
 
     Raises:
-        ValueError: An unknown adapter, a setting that is out of range or does not fit the model, a
-            name in ``target_modules`` that matches nothing, or a model in which LoRA or (IA)^3
-            recognises no layers.
+        ValueError: An unknown adapter or setting, a setting that is out of range or does not fit
+            the model, a name in ``target_modules`` that matches nothing, or a model in which LoRA
+            or (IA)^3 recognises no layers.
 
     Example:
         >>> from transformers import DistilBertConfig, DistilBertForSequenceClassification
@@ -236,7 +238,11 @@ def adapt(
 
     from analog_grasp.adapters.frozen import head_names, save_head
 
-    make = _method(name).config
+    method = _method(name)
+    unknown = [each for each in settings if each not in _STOCHGRASP]
+    if unknown and method in _BUILT_IN:
+        raise ValueError(unknown_name("setting", unknown[0], _STOCHGRASP))
+    make = method.config
     if make is None:
         return model.requires_grad_(True)
     config = make(task_type=task_type, model=model, **settings)

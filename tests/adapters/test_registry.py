@@ -17,6 +17,7 @@ from transformers import (
 from analog_grasp import DeviceCard, deploy
 from analog_grasp.adapters.registry import (
     ADAPTERS,
+    AdapterMethod,
     adapt,
     check_placement,
     kind_of,
@@ -184,6 +185,25 @@ def test_another_placement_raises(name, placement, use):
 def test_an_unknown_adapter_raises(use, bert):
     with pytest.raises(ValueError, match=r"Unknown adapter 'lorra'. Did you mean 'lora'\?"):
         use("lorra", bert)
+
+
+@pytest.mark.parametrize("name", ["grasp", "lora", "full"])
+def test_an_unknown_setting_raises(name, bert):
+    with pytest.raises(ValueError, match=r"Unknown setting 'gruops'. Did you mean 'groups'\?"):
+        adapt(bert, name, groups=4, gruops=3)
+
+
+def test_an_added_adapter_receives_every_setting(monkeypatch, bert):
+    received = {}
+
+    def config(model, **settings):
+        received.update(settings)
+        return LoHaConfig(target_modules=["query"])
+
+    mine = AdapterMethod("Mine", "all", ("digital",), 1e-3, "-", config)
+    monkeypatch.setitem(ADAPTERS, "mine", mine)
+    adapt(bert, "mine", groups=4, width=3)
+    assert received == {"task_type": "SEQ_CLS", "groups": 4, "width": 3}
 
 
 def test_other_methods_of_peft_have_no_name(bert):
