@@ -21,6 +21,7 @@ from peft.utils import (
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import save_head
+from analog_grasp.utils.errors import unknown_name
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -180,6 +181,34 @@ class AdapterModel(BaseTuner):
 
     def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
         save_head(config, model)
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Merge adapters into the base model; see `peft.tuners.tuners_utils.BaseTuner`.
+
+        Raises:
+            ValueError: The model has no adapter of such a name; or as `AdapterLayer.merge`.
+        """
+        self._check_known(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        self._check_known(adapter_names)
+        unload: Any = super()._unload_and_optionally_merge
+        return unload(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_known(self, adapter_names: list[str] | None) -> None:
+        # peft itself raises for a single text.
+        for name in () if isinstance(adapter_names, str) else adapter_names or ():
+            if name not in self.peft_config:
+                raise ValueError(unknown_name("adapter", name, self.peft_config))
 
     def _create_and_replace(
         self,

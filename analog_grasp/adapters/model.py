@@ -69,7 +69,7 @@ class GraspModel(AdapterModel):
         Arguments are those of `peft.tuners.tuners_utils.BaseTuner.merge_and_unload`.
 
         Raises:
-            ValueError: As `GraspLinear.merge`.
+            ValueError: As `GraspLinear.merge`, or an adapter is unknown.
         """
         without = [n for n, layer in self.modulated_layers() if layer.get_base_layer().bias is None]
         model = super().merge_and_unload(*args, **kwargs)

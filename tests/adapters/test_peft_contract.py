@@ -197,6 +197,16 @@ class TestModels:
         close(mixed, torch.stack([by_name[name][row] for row, name in enumerate(names)]))
 
 
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_merging_an_unknown_adapter_raises_and_merges_nothing(make_config, x, merge):
+    adapted = move(get_peft_model(build(Mlp), make_config(target_modules=["lin0"])))
+    expected = adapted(x)
+    with pytest.raises(ValueError, match=r"Unknown adapter 'defualt'\. Did you mean 'default'\?"):
+        getattr(adapted, merge)(adapter_names=["default", "defualt"])
+    close(adapted(x), expected, 0)
+    assert not adapted.base_model.model.lin0.merged
+
+
 @pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
 def test_steps_of_training_that_are_far_too_large_stay_finite(sampling):
     # As in PEFT's test_parameters_after_loading_model, whose loss has no lower limit.
