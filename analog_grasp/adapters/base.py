@@ -1,5 +1,6 @@
 """Base classes of our PEFT methods, and their registration with PEFT."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,12 @@ import torch
 from aenum import extend_enum
 from peft import PeftModel
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_adapters_to_merge,
+)
 from peft.utils import (
     AuxiliaryTrainingWrapper,
     ModulesToSaveWrapper,
@@ -20,7 +26,7 @@ from peft.utils import (
 )
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import save_head
+from analog_grasp.adapters.frozen import exact_targets, save_head
 from analog_grasp.utils.errors import unknown_name
 
 
@@ -181,6 +187,11 @@ class AdapterModel(BaseTuner):
 
     def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
         save_head(config, model)
+        if self._all_linear:
+            found: Any = _maybe_include_all_linear_layers(copy.copy(config), model)
+            targets = exact_targets(found.target_modules, model)
+            if isinstance(targets, str):
+                vars(config)["target_modules"] = targets
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.base import AdapterLayer, AdapterModel, register
-from analog_grasp.adapters.frozen import head_names
+from analog_grasp.adapters.frozen import exact_targets, head_names
 
 
 @dataclass
@@ -130,16 +130,18 @@ class BitFitModel(AdapterModel):
         if config.target_modules is not None:
             return
         heads = tuple(f"{head}." for head in head_names(model))
-        config.target_modules = {
+        names = {
             name.removesuffix(".base_layer")
             for name, module in model.named_modules()
             if _has_bias(module) and not f"{name}.".startswith(heads)
         }
-        if not config.target_modules:
+        if not names:
             raise ValueError(
                 f"The {type(model).__name__} has no biases for BitFit to train: use another "
                 "adapter."
             )
+        targets = exact_targets(names, model)
+        config.target_modules = targets if isinstance(targets, str) else set(targets)
 
 
 def _has_bias(module: nn.Module) -> bool:

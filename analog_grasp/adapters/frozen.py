@@ -244,6 +244,24 @@ def linear_paths(model: nn.Module) -> list[str]:
     return [path for path, _ in frozen_layers(model) if not path.startswith(barred)]
 
 
+def exact_targets(names: Iterable[str], model: nn.Module) -> list[str] | str:
+    """Return ``target_modules`` of PEFT that match the modules of these names alone.
+
+    PEFT matches a name as an ending too: where another module's name ends with one, the targets are
+    a regular expression.
+
+    Example:
+        >>> exact_targets(["0"], nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU())))
+        '0'
+    """
+    named = sorted({*names})
+    endings = tuple(f".{name}" for name in named)
+    others = {path for path, _ in model.named_modules()}.difference(named)
+    if any(path.endswith(endings) for path in others):
+        return "|".join(map(re.escape, named))
+    return named
+
+
 def are_all_wrapped(model: nn.Module) -> bool:
     """Return whether every linear layer that an adapter can wrap has one; False if deployed."""
     try:

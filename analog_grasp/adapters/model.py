@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from analog_grasp.adapters.base import AdapterModel, register
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
-from analog_grasp.adapters.frozen import base_name
+from analog_grasp.adapters.frozen import base_name, exact_targets
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.utils.errors import last_line, shown
 
@@ -111,7 +111,7 @@ class GraspModel(AdapterModel):
         }
         self.peft_config[adapter_name] = replace(
             config,
-            target_modules=layers,
+            target_modules=exact_targets(layers, self.model),
             exclude_modules=None,
             layers_to_transform=None,
             layers_pattern=None,

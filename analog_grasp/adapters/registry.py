@@ -95,7 +95,10 @@ def _lora(
 
 
 def _lora_all(task_type: str | None, model: "nn.Module", **_: object) -> "PeftConfig":
-    return _lora_config(task_type, model, _linear_names(model), alpha=32)
+    from analog_grasp.adapters.frozen import exact_targets
+
+    targets = exact_targets(_linear_names(model), model)
+    return _lora_config(task_type, model, targets, alpha=32)
 
 
 def _lora_config(

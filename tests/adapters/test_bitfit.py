@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from small_models import move
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -75,6 +76,20 @@ def test_a_bias_that_is_not_finite_is_not_merged(layer):
 def test_layers_can_be_chosen(bert):
     adapted = get_peft_model(bert, BitFitConfig(task_type="SEQ_CLS", target_modules=["query"]))
     assert sum("bitfit_" in name for name, _ in adapted.named_parameters()) == 2
+
+
+def test_the_name_of_a_layer_may_be_the_ending_of_another(x, tmp_path):
+    def nested():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
+
+    adapted = move(get_peft_model(nested(), BitFitConfig()))
+    assert adapted.get_nb_trainable_parameters()[0] == 8
+    adapted.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(nested(), tmp_path)(x), adapted(x))
+    adapted.add_adapter("other", BitFitConfig())
+    adapted.set_adapter("other")
+    torch.testing.assert_close(adapted(x), nested()(x))
 
 
 def test_a_layer_without_a_bias_raises(bert):

@@ -207,6 +207,16 @@ def test_merging_an_unknown_adapter_raises_and_merges_nothing(make_config, x, me
     assert not adapted.base_model.model.lin0.merged
 
 
+def test_all_linear_layers_are_meant_by_their_full_names(make_config, x, tmp_path):
+    def nested():
+        return nn.Sequential(nn.Linear(WIDTH, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 4)))
+
+    adapted = move(get_peft_model(build(nested), make_config(target_modules="all-linear")))
+    assert [name for name, _ in adapted.base_model.modulated_layers()] == ["0", "1.1"]
+    adapted.save_pretrained(tmp_path)
+    close(PeftModel.from_pretrained(build(nested), tmp_path)(x), adapted(x), 0)
+
+
 @pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
 def test_steps_of_training_that_are_far_too_large_stay_finite(sampling):
     # As in PEFT's test_parameters_after_loading_model, whose loss has no lower limit.

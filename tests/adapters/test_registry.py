@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoHaConfig, PeftModel, get_peft_model
 from small_models import logits, move
+from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -204,6 +205,12 @@ def test_an_added_adapter_receives_every_setting(monkeypatch, bert):
     monkeypatch.setitem(ADAPTERS, "mine", mine)
     adapt(bert, "mine", groups=4, width=3)
     assert received == {"task_type": "SEQ_CLS", "groups": 4, "width": 3}
+
+
+def test_all_linear_layers_are_meant_by_their_full_names():
+    nested = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
+    adapted = adapt(nested, "lora-all-linear", task_type=None)
+    assert kind_of(adapted) == "lora-all-linear"
 
 
 def test_other_methods_of_peft_have_no_name(bert):

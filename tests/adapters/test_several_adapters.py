@@ -5,6 +5,7 @@ import torch
 import transformers as hf
 from peft import get_peft_model
 from small_models import Mlp, build, close, move
+from torch import nn
 
 from analog_grasp import deploy
 from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
@@ -104,6 +105,14 @@ def test_weighted_adapters_interpolate_scales_and_shifts(pair, weights, x):
         expected = pair(x)
         pair.set_adapter("mix")
         close(pair(x), expected)
+
+
+def test_weighted_adapters_are_on_the_layers_of_the_others_alone(make_config):
+    nested = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 4)))
+    model = get_peft_model(nested, make_config(target_modules="all-linear"))
+    model.add_weighted_adapter(["default"], [0.5], "mix")
+    mixed = [name for name, layer in model.base_model.modulated_layers() if "mix" in layer.group_of]
+    assert mixed == ["0", "1.1"]
 
 
 def test_weighted_adapters_average_the_standard_deviations():
