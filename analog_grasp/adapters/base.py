@@ -166,7 +166,6 @@ class AdapterModel(BaseTuner):
     """
 
     tuner_layer_cls: Any
-    _all_linear: bool = False
     _bypass_checked: bool = False
     # Models of an unknown architecture are treated like any other.
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by BaseTuner
@@ -177,7 +176,6 @@ class AdapterModel(BaseTuner):
         """Put an adapter into the model; on an error, the model is left as it was."""
         config = self.peft_config[adapter_name]
         self._bypass_checked = False
-        self._all_linear = getattr(config, "target_modules", None) == "all-linear"
         self._prepare(config, model)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -187,11 +185,8 @@ class AdapterModel(BaseTuner):
 
     def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
         save_head(config, model)
-        if self._all_linear:
-            found: Any = _maybe_include_all_linear_layers(copy.copy(config), model)
-            targets = exact_targets(found.target_modules, model)
-            if isinstance(targets, str):
-                vars(config)["target_modules"] = targets
+        if getattr(config, "target_modules", None) == "all-linear":
+            setattr(config, "target_modules", _all_linear_layers(config, model))  # noqa: B010
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
@@ -210,7 +205,7 @@ class AdapterModel(BaseTuner):
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
-    ) -> nn.Module:
+    ) -> Any:
         self._check_known(adapter_names)
         unload: Any = super()._unload_and_optionally_merge
         return unload(merge, progressbar, safe_merge, adapter_names)
@@ -232,8 +227,6 @@ class AdapterModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         if isinstance(parent, nn.MultiheadAttention):
-            if self._all_linear:
-                return
             raise ValueError(
                 f"The layer {current_key} cannot be adapted: nn.MultiheadAttention does not call "
                 "it, but reads its weight."
@@ -321,6 +314,19 @@ class AdapterModel(BaseTuner):
                 "trained; choose target_modules without these layers.",
                 stacklevel=4,
             )
+
+
+def _all_linear_layers(config: PeftConfig, model: nn.Module) -> set[str] | str:
+    """Return the targets "all-linear", by name where peft would match modules besides them."""
+    expanded: Any = _maybe_include_all_linear_layers(copy.copy(config), model)
+    found: set[str] = expanded.target_modules
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in found}
+    # Attention reads the weight of its output projection instead of calling it.
+    names = {n for n, m in parents.items() if not isinstance(m, nn.MultiheadAttention)}
+    targets = exact_targets(names, model)
+    if isinstance(targets, str):
+        return targets
+    return "all-linear" if names == found else names
 
 
 def _with_adapter_names(

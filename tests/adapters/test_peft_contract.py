@@ -302,13 +302,15 @@ class Encoder(nn.Module):
         return self.layer(x[:, None])
 
 
-def test_the_projection_inside_multihead_attention_is_not_adapted(make_config, x):
+def test_the_projection_inside_multihead_attention_is_not_adapted(make_config, x, tmp_path):
     adapted = get_peft_model(build(Encoder), make_config(target_modules="all-linear"))
     names = [name for name, _ in adapted.base_model.modulated_layers()]
     assert names == ["layer.linear1", "layer.linear2"]
     with torch.no_grad():
         expected = move(adapted)(x)
         assert not torch.allclose(expected, build(Encoder)(x))
+        adapted.save_pretrained(tmp_path)
+        close(PeftModel.from_pretrained(build(Encoder), tmp_path)(x), expected, 0)
         adapted.merge_adapter()
         close(adapted(x), expected)
     with pytest.raises(ValueError, match=r"out_proj cannot be adapted: nn\.MultiheadAttention"):
