@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from analog_grasp.devices import check_name
 from analog_grasp.study.fields import NUMBER, Names, Note, Section
@@ -34,6 +34,16 @@ _DEPLOY_ARGUMENTS = {
     *("placement", "programming_error", "drift_compensation", "clip", "first_token"),
     *("programming_noise", "drift", "read_noise"),
 }
+
+
+def _not_empty(layers: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    # The setting weights is the one that keeps every layer digital.
+    if not layers:
+        raise ValueError("it should have at least 1 item")
+    return layers
+
+
+_Layers = Annotated[str | tuple[str, ...], AfterValidator(_not_empty)]
 
 
 class HardwareSettings(Section):
@@ -95,7 +105,7 @@ class HardwareSettings(Section):
         default="global",
         description="Drift compensation of the tiles: global, per-column, exact or none.",
     )
-    layers: Annotated[str | tuple[str, ...], Note(needs=_ON_TILES)] = Field(
+    layers: Annotated[_Layers, Note(needs=_ON_TILES)] = Field(
         default="all-linear",
         description="The linear layers on tiles: endings of their names, or all-linear, to which "
         "the output layer of a language model belongs only if it is named (all-linear,lm_head).",

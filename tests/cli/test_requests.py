@@ -31,6 +31,8 @@ WRONG = {
     "compare --quiet --verbose": "--quiet",
     "compare --config no/such.toml": "no/such.toml",
     "compare --config .": "is a folder: give the path of a TOML file.",
+    "compare --layers ''": "layers is (): it should have at least 1 item.",
+    "compare --layers ,": "layers is (): it should have",
     "compare --clip most": "clip is 'most': it should be a valid number or 'least-error'.",
     "compare --model no/such/folder": "no/such/folder",
     "compare --task reviewz": "'reviews'",
