@@ -134,6 +134,9 @@ def train(
     analog_grasp.cli` or `accelerate launch -m analog_grasp.cli` several processes train together.
     """
     folder = out or Path("runs/train") / adapter
+    if folder.name in ("", ".."):
+        # Checkpoints are in a folder beside it, which is called after it.
+        folder = folder.resolve()
     with request():
         check_placement(adapter, "folded")
         settings = resolve(given(context) | {"adapters": (adapter,)}, config, ONE_STAGE)

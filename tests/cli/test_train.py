@@ -28,6 +28,18 @@ def test_train_writes_a_folder_that_peft_reads(ag, tiny, tmp_path, model_folder)
     assert ag("deploy", out, *tiny[2:], *there).status == 0
 
 
+def test_train_writes_into_the_folder_that_it_runs_in(ag, tiny, tmp_path, monkeypatch):
+    folders = [tmp_path / "mine", tmp_path / "other" / "sub"]
+    for folder, out in zip(folders, (".", ".."), strict=True):
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        ended = ag("train", "--adapter", "head", *tiny, "--epochs", "1", "--out", out)
+        assert ended.status == (0 if out == "." else 2), ended.err
+    assert PeftConfig.from_pretrained(str(folders[0])).peft_type == "LORA"
+    assert f"The output {tmp_path / 'other'} is not empty" in ended.err
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "other"}
+
+
 def test_train_takes_a_config_file(ag, tiny, tmp_path):
     config = tmp_path / "my.toml"
     config.write_text('groups = 2\nepochs = 1\nadapters = ["stochgrasp"]\n')
