@@ -276,7 +276,13 @@ def _hub() -> Finding | str:
 def _java() -> Finding | str:
     if java := shutil.which("java"):
         command = [java, "-version"]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT).stderr
+        try:
+            output = subprocess.run(
+                command, capture_output=True, text=True, timeout=_TIMEOUT
+            ).stderr
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            # Also a file that is no program of this system; only some metrics need Java.
+            output = ""
         if found := re.search(r'version "(.+?)"', output):
             return f"{found[1]}, for METEOR, ROUGE-L and CIDEr"
     text = "none that runs: E2E is scored without METEOR, ROUGE-L and CIDEr"

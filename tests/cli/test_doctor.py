@@ -169,6 +169,8 @@ def test_the_hub_is_left_alone_where_it_is_switched_off(monkeypatch):
     [
         (None, "note"),
         ("echo 'Unable to locate a Java Runtime.' >&2; exit 1", "note"),
+        ("exec /bin/sleep 20", "note"),
+        ("printf '\\377'", "note"),
         ("echo 'Picked up X'  >&2; echo 'openjdk version \"17.0.1\" 2021' >&2", "ok"),
     ],
 )
@@ -177,6 +179,8 @@ def test_java(monkeypatch, tmp_path, script, state):
         (tmp_path / "java").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    if script is not None and "sleep" in script:
+        monkeypatch.setattr(doctor, "_TIMEOUT", 0.05)
     found = CHECKS["Java"]()
     assert found.state == state
     assert "METEOR" in found.text
