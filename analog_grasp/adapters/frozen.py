@@ -54,13 +54,10 @@ def frozen_layers(
         raise ValueError(
             f"The {type(model).__name__} has no frozen linear layer: use a model that has some."
         )
-    if not found and (isinstance(pattern, str) or pattern):
-        listed = repr(pattern) if isinstance(pattern, str) else ", ".join(map(repr, pattern))
-        raise ValueError(
-            f"The layer pattern {listed} matches no frozen linear layer of the "
-            f"{type(model).__name__}: use 'all-linear', a regular expression or names of layers."
-        )
     check_names(model, pattern, found)
+    if not found and (isinstance(pattern, str) or pattern):
+        # A name may have matched fused weights; a layer is required all the same.
+        raise ValueError(_no_match(model, pattern))
 
 
 def linear_layers(model: nn.Module, pattern: LayerPattern) -> Iterator[tuple[str, FrozenLayer]]:
@@ -79,6 +76,8 @@ def linear_layers(model: nn.Module, pattern: LayerPattern) -> Iterator[tuple[str
 def check_names(model: nn.Module, pattern: LayerPattern, layers: Iterable[str]) -> None:
     """Raise an error if a name of a pattern matches none of the layers and no fused weight.
 
+    A regular expression is not checked.
+
     Raises:
         ValueError: A name matches nothing.
     """
@@ -89,11 +88,17 @@ def check_names(model: nn.Module, pattern: LayerPattern, layers: Iterable[str]) 
     found = [*layers, *fused]
     missing = [part for part in pattern if not any(matches(name, [part]) for name in found)]
     if missing:
-        listed = ", ".join(map(repr, missing))
-        raise ValueError(
-            f"The layer pattern {listed} matches no frozen linear layer of the "
-            f"{type(model).__name__}: use 'all-linear' or names of layers."
-        )
+        raise ValueError(_no_match(model, missing))
+
+
+def _no_match(model: nn.Module, pattern: LayerPattern) -> str:
+    is_text = isinstance(pattern, str)
+    listed = ", ".join(map(repr, [pattern] if is_text else pattern))
+    accepted = "'all-linear', a regular expression" if is_text else "'all-linear'"
+    return (
+        f"The layer pattern {listed} matches no frozen linear layer of the "
+        f"{type(model).__name__}: use {accepted} or names of layers."
+    )
 
 
 def fused_weights(module: nn.Module) -> Iterator[tuple[str, bool]]:

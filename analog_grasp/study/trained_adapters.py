@@ -31,7 +31,7 @@ from analog_grasp.training.distillation import check_adapter, distil
 from analog_grasp.training.input_ranges import load_ranges, save_ranges
 from analog_grasp.training.loss import target_std
 from analog_grasp.training.teacher_checks import check_teacher
-from analog_grasp.utils.errors import last_line
+from analog_grasp.utils.errors import last_line, shown
 
 # Settings that are arguments of `analog_grasp.train`.
 _TRAIN_ARGUMENTS = (
@@ -194,7 +194,7 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
         if config.is_changed("target_modules"):
             raise ValueError(
                 f"No layer of the model {base.name_or_path} matches the target_modules "
-                f"{targets!r}: give endings of the names of its linear layers, or all-linear."
+                f"{shown(targets)}: give endings of the names of its linear layers, or all-linear."
             ) from error
         raise ValueError(
             f"The model {base.name_or_path} has no layer that {adapter} can adapt "

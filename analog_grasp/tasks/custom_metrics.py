@@ -106,8 +106,8 @@ def _loaded_metric(metric: str, known: Collection[str]) -> "EvaluateMetric":
     try:
         return EvaluateMetric(source, key or None)
     except FileNotFoundError as error:
-        reason = str(error).removesuffix(".")
-        raise FileNotFoundError(f"{reason}, or choose one of {', '.join(known)}.") from error
+        reason, names = str(error).removesuffix("."), ", ".join(dict.fromkeys(known))
+        raise FileNotFoundError(f"{reason}, or choose one of {names}.") from error
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,12 @@ def test_error_of_a_model_without_linear_layers_does_not_suggest_all_linear():
         (["query", "quary"], "'quary' matches"),
         (["all-linear", "nope"], "'nope' matches"),
         (["quary", "query", "nope"], "'quary', 'nope' matches"),
+        (["quary"], "'quary' matches"),
     ],
 )
 def test_each_name_of_a_pattern_must_match(bert, pattern, named):
-    with pytest.raises(ValueError, match=f"^The layer pattern {named} no frozen linear layer"):
+    sentence = f"^The layer pattern {named} no frozen linear layer of .*: use 'all-linear' or names"
+    with pytest.raises(ValueError, match=sentence):
         list(frozen_layers(bert, pattern))
 
 
