@@ -202,7 +202,14 @@ def save_head(config: PeftConfig, model: nn.Module) -> None:
     peft itself knows only heads that are called classifier or score.
     """
     saved = [*(config.modules_to_save or ()), *head_names(model)]
-    config.modules_to_save = list(dict.fromkeys(saved)) or None
+    config.modules_to_save = _Names(dict.fromkeys(saved)) or None
+
+
+class _Names(list[str]):
+    """Names of which each is listed once: peft extends the list by heads that it may have."""
+
+    def extend(self, names: Iterable[str]) -> None:
+        super().extend(name for name in names if name not in self)
 
 
 def fold(model: nn.Module) -> nn.Module:

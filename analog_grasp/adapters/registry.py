@@ -255,10 +255,7 @@ def adapt(
         )
     _check_targets(config, model)
     save_head(config, model)
-    adapted = get_peft_model(model, config)
-    # peft adds the heads that it knows even where they are listed.
-    save_head(adapted.active_peft_config, model)
-    return adapted
+    return get_peft_model(model, config)
 
 
 def _check_targets(config: Any, model: "nn.Module") -> None:

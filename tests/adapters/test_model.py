@@ -173,6 +173,15 @@ def test_the_heads_are_listed_once(make_model, tmp_path):
     assert sorted(loaded.active_peft_config.modules_to_save) == ["classifier", "score"]
 
 
+def test_the_head_of_a_token_classifier_is_listed_once(tmp_path):
+    made = hf.BertForTokenClassification(hf.BertConfig(**TINY))
+    adapted = get_peft_model(made, GraspConfig(task_type="TOKEN_CLS", groups=2))
+    adapted.add_adapter("second", GraspConfig(task_type="TOKEN_CLS", groups=2))
+    adapted.save_pretrained(tmp_path)
+    for config in (*adapted.peft_config.values(), PeftConfig.from_pretrained(str(tmp_path))):
+        assert sorted(config.modules_to_save) == ["classifier", "score"]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
