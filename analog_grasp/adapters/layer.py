@@ -367,7 +367,8 @@ class StochGraspLinear(GraspLinear):
         sigma_scale, sigma_shift = (sigma[self.group_of[name]] for sigma in self.sigmas(name))
         mean = self.base_layer(modulated(x, scale, shift), *args, **kwargs)
         scaled = x.to(scale.dtype) * sigma_scale
-        one_vector = x.dim() < 3 or x[0].numel() == self.in_features
+        # Also of no vectors: an empty batch has no samples to stack.
+        one_vector = x.dim() < 3 or x.numel() <= len(x) * self.in_features
         if one_vector or self.sampling[name] == "token":
             std = _root((scaled.square() + sigma_shift.square()) @ weight.square().T)
             return mean + (std * torch.randn_like(std)).to(mean.dtype)

@@ -142,6 +142,16 @@ def test_the_form_normalize_draws_the_divisor(sampling):
     assert same == pytest.approx(1 if sampling == "group" else 0, abs=0.05)
 
 
+@pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
+@pytest.mark.parametrize("shape", [(0, 3, D), (3, 0, D), (0, D)])
+def test_an_empty_batch_is_sampled(sampling, shape):
+    layer = stochastic(linear(), sampling=sampling).train()
+    y = layer(torch.zeros(shape))
+    assert y.shape == (*shape[:-1], OUT)
+    y.sum().backward()
+    assert not any(p.grad.any() for n, p in layer.named_parameters() if "grasp" in n)
+
+
 def test_without_shifts_only_scales_are_learned(base):
     layer = adapted(base, learn_shift=False)
     assert [n for n, _ in layer.named_parameters() if "grasp" in n] == ["grasp_scale.default"]
