@@ -275,11 +275,11 @@ class AdapterModel(BaseTuner):
         known = {name for layer in layers for name in layer._get_available_adapters()}
         if unknown := sorted(set(adapter_names) - known - {"__base__"}):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        # Beam search repeats each example, but not in the encoder of an encoder-decoder model.
-        beams = kwargs.get("num_beams") or 1
-        encoder = getattr(self.model, "get_encoder", lambda: None)() if beams > 1 else None
+        # generate repeats each example, but not in the encoder of an encoder-decoder model.
+        copies = _copies(kwargs)
+        encoder = getattr(self.model, "get_encoder", lambda: None)() if copies > 1 else None
         in_encoder = set() if encoder is None else set(encoder.modules())
-        repeated = [name for name in adapter_names for _ in range(beams)]
+        repeated = [name for name in adapter_names for _ in range(copies)]
         with ExitStack() as hooks:
             for module in self.modules():
                 if isinstance(module, self.tuner_layer_cls | AuxiliaryTrainingWrapper):
@@ -327,6 +327,13 @@ def _all_linear_layers(config: PeftConfig, model: nn.Module) -> set[str] | str:
     if isinstance(targets, str):
         return targets
     return "all-linear" if names == found else names
+
+
+def _copies(arguments: dict[str, Any]) -> int:
+    """Return how often generate repeats each example, given its arguments."""
+    config = arguments.get("generation_config")
+    settings = ("num_beams", "num_return_sequences")
+    return max(arguments.get(name) or getattr(config, name, None) or 1 for name in settings)
 
 
 def _with_adapter_names(

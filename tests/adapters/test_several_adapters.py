@@ -69,8 +69,18 @@ def test_mixed_batches_reach_the_task_heads():
     close(mixed, torch.stack([expected[name][row] for row, name in enumerate(names)]))
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_mixed_batches_generate(beams):
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"do_sample": False},
+        {"num_beams": 2, "do_sample": False},
+        {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
+        # The most probable token alone, so that each sample is the same.
+        {"num_return_sequences": 2, "do_sample": True, "top_k": 1},
+        {"generation_config": hf.GenerationConfig(num_beams=2, max_new_tokens=4)},
+    ],
+)
+def test_mixed_batches_generate(given):
     tiny = hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20,
                        decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
     torch.manual_seed(0)
@@ -82,11 +92,11 @@ def test_mixed_batches_generate(beams):
             parameter.data.normal_(0, 3)
     model.eval()
     ids = torch.randint(3, 20, (2, 5))
-    settings = {"max_new_tokens": 4, "num_beams": beams, "do_sample": False}
+    settings = given if "generation_config" in given else {"max_new_tokens": 4, **given}
     alone = []
     for row, name in enumerate(["other", "default"]):
         model.set_adapter(name)
-        alone.append(model.generate(input_ids=ids[row : row + 1], **settings)[0])
+        alone.extend(model.generate(input_ids=ids[row : row + 1], **settings))
     mixed = model.generate(input_ids=ids, adapter_names=["other", "default"], **settings)
     for row, expected in enumerate(alone):
         assert torch.equal(mixed[row][: len(expected)], expected)
