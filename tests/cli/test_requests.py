@@ -154,7 +154,7 @@ def test_a_wrong_request_is_answered_at_once_and_writes_nothing(answers, asked):
     ("options", "named"),
     [
         (["--groups", "17"], "groups is 17"),
-        (["--target-modules", "qwerty"], "qwerty"),
+        (["--target-modules", "qwerty"], "target_modules 'qwerty':"),
     ],
 )
 def test_settings_that_do_not_fit_the_model(error_of, tiny, tmp_path, options, named):
