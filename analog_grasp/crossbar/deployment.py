@@ -372,10 +372,11 @@ class Deployment:
         digital, settings, chip = saving.read_deployment(Path(path), model)
         with torch.inference_mode(False):
             deployment = cls(digital, settings, {})
+        saving.check_layers(Path(path), chip, deployment.layers)
         for name, scale in chip["input_scales"].items():
             layer: Any = deployment.layers[name]
             layer.rescale(torch.tensor(scale, dtype=torch.float32))
-        saving.restore_tolerances(Path(path), deployment.layers, chip["write_tolerances"])
+        saving.restore_tolerances(Path(path), deployment.layers, set(chip["write_tolerances"]))
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
         hooks = hooks_of(deployment.model)

@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
 from peft.config import PeftConfig
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,9 +27,24 @@ from analog_grasp.utils.errors import last_line
 from analog_grasp.utils.io import write_atomically
 
 _FORMAT = "analog-grasp deployment 2"
-_CHIP = ("seed", "time_s", "input_ranges", "output_ranges", "input_scales")
 _DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
 _TOLERANCES = "write_tolerances.safetensors"
+
+
+type _Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Chip(BaseModel):
+    """The chip of a saved deployment; see `write_deployment`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: int | None
+    time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    input_ranges: dict[str, _Size]
+    output_ranges: dict[str, list[list[_Size]]]
+    input_scales: dict[str, list[_Size]]
+    write_tolerances: list[str]
 
 
 def write_deployment(
@@ -99,9 +115,8 @@ def read_deployment(
         card = card_from_data(content["card"])
         dtype = getattr(torch, content["dtype"])
         settings = DeploymentSettings(card, dtype=dtype, **content["arguments"])
-        structure, chip = content["model"], {key: content["chip"][key] for key in _CHIP}
-        # Earlier versions saved no tolerances.
-        chip["write_tolerances"] = set(content["chip"].get("write_tolerances", ()))
+        structure = content["model"]
+        chip = _Chip.model_validate(content["chip"]).model_dump()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(description, error) from None
     try:
@@ -109,6 +124,15 @@ def read_deployment(
     except SafetensorError as error:
         raise _damaged(weights, error) from None
     return restore(structure, state, model), settings, chip
+
+
+def check_layers(folder: Path, chip: Mapping[str, Any], layers: Mapping[str, ChipLayer]) -> None:
+    """Raise ValueError where the saved chip of a folder has other layers than a deployment."""
+    parts = ("input_scales", "input_ranges", "output_ranges")
+    named = (name for part in parts for name in chip[part])
+    if unknown := next((name for name in named if name not in layers), None):
+        error = ValueError(f"it names the layer {unknown!r}, which is not on tiles")
+        raise _damaged(folder / _DESCRIPTION, error)
 
 
 def restore_tolerances(folder: Path, layers: Mapping[str, ChipLayer], names: set[str]) -> None:

@@ -208,7 +208,8 @@ class DeviceCard(Section):
         Variation from die to die is kept.
 
         Args:
-            means: Factor of drift exponents, relaxation and shifts.
+            means: Factor of drift exponents, relaxation and shifts in time; that of programming,
+                which a chip has from the first, stays.
             stds: Factor of the standard deviations of programming, drift and read noise.
 
         Example:

@@ -200,5 +200,5 @@ def _question(adapters: Sequence[AdapterRecord], task: str, stage: Sequence[str]
     names = " and ".join(dict.fromkeys(titles))
     all_distilled = stage and all(map(is_distilled, adapters))
     distilled = ", distilled on simulated chips," if all_distilled else ""
-    metric = next(iter(adapters[0].digital))
+    metric = next((name for record in adapters for name in record.digital), "score")
     return f"{metric[0].upper()}{metric[1:]} of {names}{distilled} on {task} over drift time"

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from analog_grasp.tuning.tuner import Tuning
 
 BEST_FILE, TRIALS_FILE = "best.toml", "trials.csv"
-# Settings of a comparison alone: a trial is one training of one adapter.
-_NOT_TUNED = ("adapters", "trainings", "trainings_limit")
+NOT_TUNED = ("adapters", "trainings", "trainings_limit")
+"""Settings of a comparison that a tuning does not have: a trial is one training of one adapter."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def require_optuna() -> None:
             )
 
 
-@takes_settings(without=_NOT_TUNED, defaults=ONE_STAGE)
+@takes_settings(without=NOT_TUNED, defaults=ONE_STAGE)
 def tune_noise_weight(
     out: str | Path = "runs/tune",
     *,
@@ -118,7 +118,7 @@ def tune_noise_weight(
     from analog_grasp.tuning.tuner import STUDY_FILE, TUNE_FILE, prepare_tuning
 
     asked = with_card_files(settings, Path(out), (TUNE_FILE, STUDY_FILE))
-    if given := [name for name in _NOT_TUNED if name in settings]:
+    if given := [name for name in NOT_TUNED if name in settings]:
         raise ValueError(
             f"The setting {given[0]} is {shown(settings[given[0]])}, which a tuning does not have: "
             "it trains one adapter, named by adapter, once per trial."

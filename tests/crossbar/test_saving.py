@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 
 import pytest
@@ -178,12 +179,40 @@ def test_a_folder_without_a_deployment_is_an_error(bert, tmp_path):
         Deployment.load(tmp_path)
 
 
-def test_a_save_that_fails_keeps_the_older_deployment(tmp_path):
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"seed": "x"},
+        {"time_s": -1.0},
+        {"input_ranges": [1]},
+        {"input_ranges": {"0": -1.0}},
+        {"input_scales": {"nope": [1.0]}},
+        {"output_ranges": {"nope": [[1.0]]}},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_chip_is_an_error(tmp_path, spoiled):
+    model = nn.Sequential(nn.Linear(4, 3))
+    deploy(model, PCM).program(1).drift_to("1d").save(tmp_path)
+    path = tmp_path / "deployment.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"chip": content["chip"] | spoiled}))
+    with pytest.raises(
+        ValueError, match=r"deployment\.json is damaged .*save the deployment again"
+    ):
+        Deployment.load(tmp_path, model)
+
+
+def test_a_save_that_fails_keeps_the_older_deployment(tmp_path, monkeypatch):
     first, second = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
     deploy(first, PCM).program(1).save(tmp_path)
-    # JSON holds no tensors.
-    with pytest.raises(TypeError):
-        deploy(second, PCM).program(torch.tensor(2)).save(tmp_path)
+    deployment = deploy(second, PCM).program(2)
+    with monkeypatch.context() as patch:
+        # JSON holds no tensors.
+        patch.setattr(saving, "describe", lambda model: {"class": torch.tensor(2)})
+        with pytest.raises(TypeError):
+            deployment.save(tmp_path)
     kept = Deployment.load(tmp_path, first)
     assert kept.seed == 1
     assert torch.equal(kept.layers["0"].frozen, first[0].weight)

@@ -31,7 +31,7 @@ def test_adapters_of_a_study_learn_from_its_teacher(settings, folder, tmp_path):
 def test_a_run_does_not_resume_with_another_teacher(folder, tmp_path):
     config = resolve(FEW | {"teacher": str(folder)})
     open_run(tmp_path / "run", config)
-    assert read_run(tmp_path / "run")[1]["hashes"] == {"teacher_hash": adapter_hash(folder)}
+    assert read_run(tmp_path / "run")[1]["hashes"]["teacher_hash"] == adapter_hash(folder)
     moved = config.replace(teacher=str(shutil.move(folder, tmp_path / "moved" / "teacher")))
     open_run(tmp_path / "run", moved)
     with pytest.raises(ValueError, match="another run, whose teacher is 'teacher' and not None"):

@@ -14,7 +14,7 @@ from analog_grasp.tasks import load_task
 from analog_grasp.tasks.base import tuning_task
 from analog_grasp.tasks.classification import SentenceTask
 from analog_grasp.tuning import tuner
-from analog_grasp.tuning.api import tune_noise_weight
+from analog_grasp.tuning.api import NOT_TUNED, tune_noise_weight
 from analog_grasp.tuning.tuner import prepare_tuning, tune, tuning_rounds
 
 
@@ -71,7 +71,7 @@ def test_a_training_split_too_small_to_divide():
 
 
 def test_the_best_setting_is_judged_on_the_validation_rows_and_other_chips(settings, tmp_path):
-    asked = flat(settings) | {"task": "lengths", "times": ("1d",)}
+    asked = flat(settings, NOT_TUNED) | {"task": "lengths", "times": ("1d",)}
     tuned = tune_noise_weight(tmp_path / "run", trials=2, **asked)
     best = resolve({}, tmp_path / "run" / "best.toml")
     tuned_alone = resolve(asked).replace(adapters=("stochgrasp",), **tuned.best.values)
@@ -148,5 +148,5 @@ def test_a_study_of_failures_raises(monkeypatch, settings, tmp_path):
     with pytest.raises(
         ValueError, match=r"No trial .* could be measured completely: .* trials\.csv"
     ):
-        tune_noise_weight(tmp_path / "run", trials=2, **flat(settings))
+        tune_noise_weight(tmp_path / "run", trials=2, **flat(settings, NOT_TUNED))
     assert "A logit is NaN." in (tmp_path / "run" / "trials.csv").read_text()
