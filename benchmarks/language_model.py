@@ -36,7 +36,7 @@ from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.evaluator import processor
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
-from analog_grasp.training.distillation import fit_on_chips, set_parameters
+from analog_grasp.training.distillation import fit_on_chips, refit_rate, set_parameters
 from analog_grasp.training.examples import draw_examples
 
 DEVICES = (
@@ -195,7 +195,8 @@ def distilled(
         )
         _DISTILLED[device, groups] = fit_on_chips(
             [deployment], [deployment.model], rows, parse_ages(f"{device}@0s..1y"),
-            steps=asked.steps, learning_rate=None, batch_size=asked.batch_size, seed=0,
+            steps=asked.steps, learning_rate=refit_rate(deployment.model),
+            batch_size=asked.batch_size, seed=0,
         )  # fmt: skip
     return _DISTILLED[device, groups]
 
