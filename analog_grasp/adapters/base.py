@@ -185,8 +185,9 @@ class AdapterModel(BaseTuner):
 
     def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
         save_head(config, model)
-        if getattr(config, "target_modules", None) == "all-linear":
-            setattr(config, "target_modules", _all_linear_layers(config, model))  # noqa: B010
+        targeted: Any = config
+        if getattr(targeted, "target_modules", None) == "all-linear":
+            targeted.target_modules = _all_linear_layers(config, model)
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -397,9 +397,9 @@ class Deployment:
         return model
 
 
-def _checked_seed(seed: object) -> int:
+def _checked_seed(seed: SupportsIndex) -> int:
     """Return a seed as Python's integer, which JSON holds and whose text names the chip."""
     try:
-        return operator.index(seed)  # type: ignore[arg-type]
+        return operator.index(seed)
     except TypeError:
         raise ValueError(f"The seed of a chip is {seed!r}: it should be an integer.") from None

@@ -228,8 +228,9 @@ def importance_table(found: Trials) -> TextTable:
 def _compared(best: Trial, other: Trial, metric: str) -> str:
     """Return the score of a trial and the difference of the best one on the same chips."""
     if other.score is None:
-        ended = "was pruned" if other.pruned == WORSE else "failed"
-        return f"has {'a lower' if other.pruned == WORSE else 'no'} score: its trial {ended}"
+        if other.pruned == WORSE:
+            return "has a lower score: its trial was pruned"
+        return "has no score: its trial failed"
     by_level = [np.subtract(best.cells[level], other.cells[level]) for level in best.cells]
     chips = [statistics.fmean(differences) for differences in zip(*by_level, strict=True)]
     result = estimate(chips)

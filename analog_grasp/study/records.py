@@ -304,6 +304,7 @@ def treatment_costs(
     """
     found: dict[str, list[dict[str, Any]]] = {}
     places = {place_name(device) for device in devices}
+    recalibrated_folders = sorted(directory.glob("recalibrated/*"))
     for adapter, training in trained:
         scheduled = directory / "scheduled" / training_folder(adapter, training)
         for path in sorted(scheduled.glob("*/schedule.json")):
@@ -313,9 +314,10 @@ def treatment_costs(
         own = re.compile(
             rf"({re.escape(adapter)}\+{_RECALIBRATED}\d+){training_folder('', training)}"
         )
-        for path in sorted(directory.glob("recalibrated/*/*/recalibration.json")):
-            if refitted := own.fullmatch(path.parents[1].name):
-                found.setdefault(refitted[1], []).append(_read_json(path))
+        for folder in recalibrated_folders:
+            if refitted := own.fullmatch(folder.name):
+                for path in sorted(folder.glob("*/recalibration.json")):
+                    found.setdefault(refitted[1], []).append(_read_json(path))
     costs = []
     for variant, fits in found.items():
         means: dict[str, Any] = {
