@@ -5,6 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 _LARGEST_FILE = 256 << 10
 # The time to parse a dotted key grows with the square of its number of parts.
@@ -100,7 +101,8 @@ def write_atomically(path: Path | str, content: bytes) -> None:
         'whole'
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Neither threads nor machines that share a folder write the same part.
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
