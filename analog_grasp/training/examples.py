@@ -1,17 +1,20 @@
 """Examples for fits on chips: rows of a task or texts, as one padded batch."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from analog_grasp.tasks import GenerationTask, LanguageModelingTask, Task, tokenizer_for
 from analog_grasp.tasks.base import position_limit
 from analog_grasp.utils.errors import check_whole
 
 Batch = dict[str, Tensor]
+
+_REPLACED = 0.3
 
 
 def draw_examples(
@@ -82,6 +85,33 @@ def _checked_count(count: int, available: int, at_most: bool) -> int:
             f"examples is {count}: from 2 to {available}, the number of those given, is accepted."
         )
     return count
+
+
+def vocabulary_of(data: Task | Sequence[str], model: nn.Module) -> Tensor:
+    """Return the ids of a model's tokens that are not special, ``(V,)``, where the model is."""
+    tokenizer = data.tokenizer_of(model) if isinstance(data, Task) else tokenizer_for(model)
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(index for index, token in added if token.special)}
+    embeddings = cast(PreTrainedModel, model).get_input_embeddings().weight
+    ids = [i for i in set(tokenizer.get_vocab().values()) - special if i < len(embeddings)]
+    return torch.tensor(sorted(ids), device=embeddings.device)
+
+
+def replace_tokens(batch: Batch, vocabulary: Tensor, generator: torch.Generator) -> Batch:
+    """Return a batch in which others of the vocabulary replace three in ten tokens, by chance.
+
+    Special tokens, such as padding, stay.
+
+    Args:
+        batch: Examples, with `input_ids`.
+        vocabulary: The ids that are replaced and that replace them, ``(V,)``.
+        generator: Of the CPU.
+    """
+    ids = batch["input_ids"]
+    chosen = (torch.rand(ids.shape, generator=generator) < _REPLACED).to(ids.device)
+    others = torch.randint(len(vocabulary), ids.shape, generator=generator).to(ids.device)
+    replaced = chosen & torch.isin(ids, vocabulary)
+    return {**batch, "input_ids": torch.where(replaced, vocabulary[others], ids)}
 
 
 def pick(batch: Batch, rows: Tensor) -> Batch:

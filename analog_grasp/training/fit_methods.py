@@ -19,7 +19,7 @@ from analog_grasp.training.distillation import (
     descend,
     inputs_of,
 )
-from analog_grasp.training.examples import Batch, count_of, pick
+from analog_grasp.training.examples import Batch, count_of, pick, replace_tokens
 from analog_grasp.utils.types import RefitMethod
 
 # Differences of losses within the rounding of the weights on tiles are no improvement.
@@ -142,16 +142,28 @@ class Descent(NamedTuple):
     seed: int
     deployments: Sequence[Deployment]
     """Chips whose layers have the gradient of their target weights."""
+    vocabulary: Tensor | None
+    """Token ids that replace others, ``(V,)``; None if the examples stay as they are."""
 
 
 def fit_by_gradient(fit: Fit, teacher: Teacher, settings: Descent) -> None:
-    """Minimise the loss on the fitted examples by Adam."""
+    """Minimise the loss on the fitted examples by Adam.
+
+    Few examples have few words. In half of the examples of a step others of the vocabulary replace
+    some of them, as the digital model has outputs for any text.
+    """
     count, steps = count_of(fit.fitted), settings.steps
     generator = torch.Generator().manual_seed(settings.seed)
 
     def loss(_: int) -> Tensor:
         rows = torch.randperm(count, generator=generator)[: settings.batch_size]
-        return fit.loss(pick(fit.fitted, rows))
+        batch = pick(fit.fitted, rows)
+        changed = len(rows) // 2
+        if settings.vocabulary is None or not changed:
+            return fit.loss(batch)
+        first = {name: values[:changed] for name, values in batch.items()}
+        first = teacher.with_targets(replace_tokens(first, settings.vocabulary, generator))
+        return fit.loss({name: torch.cat([first[name], v[changed:]]) for name, v in batch.items()})
 
     every = max(1, steps // _EVALUATIONS)
     parameters = list(fit.parameters.values())

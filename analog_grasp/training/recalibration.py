@@ -24,7 +24,7 @@ from analog_grasp.training.distillation import (
     check_deployed,
     refit_rate,
 )
-from analog_grasp.training.examples import Batch, draw_examples, pick
+from analog_grasp.training.examples import Batch, draw_examples, pick, vocabulary_of
 from analog_grasp.training.fit_methods import (
     METHODS,
     ROUNDING,
@@ -41,6 +41,7 @@ Backward = Literal["target", "chip"]
 _REPORT_FILE = "recalibration.json"
 # Ten times that of the second stage: each of few examples has few outputs, but many hidden states.
 _HIDDEN_WEIGHT = 3.0
+_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,11 @@ def recalibrate(
         data: A task, of which training rows are drawn, or texts.
         examples: The number of examples, at least 2.
         labels: Fit to the labels of a task instead of the outputs of the digital model.
-        method: ``"gradient"``, Adam on the distillation loss; ``"least-squares"``, one layer after
-            the other in closed form; ``"statistics"``, which matches the mean and the standard
-            deviation of each group's inputs. The last two are for GRASP and StochGRASP, fit scales
-            and shifts alone, and have none of the settings of gradients below.
+        method: ``"gradient"``, Adam on the distillation loss; half of the examples of a step have
+            other words in place of three in ten; ``"least-squares"``, one layer after the other in
+            closed form; ``"statistics"``, which matches the mean and the standard deviation of each
+            group's inputs. The last two are for GRASP and StochGRASP, fit scales and shifts alone,
+            and have none of the settings of gradients below.
         backward: The weights of the backward pass: ``"target"`` (default), which are known on
             hardware, or ``"chip"``, the present ones, which only a simulation knows: an upper
             bound.
@@ -141,7 +143,7 @@ def recalibrate(
             more parameters are then fitted, and the adapter that is kept has them.
         hidden_weight: Weight of the hidden states in the distillation loss, beside the outputs; by
             default 3.
-        steps: Optimiser steps of the method ``"gradient"``; by default 100.
+        steps: Optimiser steps of the method ``"gradient"``; by default 200.
         learning_rate: Its peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Its batch size; by default 32, or all examples if they are fewer.
         seed: Seed of the examples, of those held out and of the batches.
@@ -191,11 +193,13 @@ def recalibrate(
     rounding = ROUNDING[deployment.dtype] * (1 + weight)
     fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss, rounding)
     descent = Descent(
-        steps or 100,
+        steps or _STEPS,
         learning_rate or refit_rate(chosen),
         min(batch_size or 32, len(fitted)),
         seed,
         [] if backward == "chip" else [deployment],
+        # Of a changed text only the digital outputs are known.
+        None if labels else vocabulary_of(data, chosen),
     )
     METHODS[method].fit(fit, teacher, descent)
     rewritten, before, after = fit.finish()

@@ -16,7 +16,13 @@ from analog_grasp.adapters.registry import adapt
 from analog_grasp.tasks import GenerationTask, SentenceTask, load_base_model
 from analog_grasp.training import train, weight_noise
 from analog_grasp.training.distillation import adapter_parameters, backward_through_targets
-from analog_grasp.training.examples import count_of, draw_examples, pick
+from analog_grasp.training.examples import (
+    count_of,
+    draw_examples,
+    pick,
+    replace_tokens,
+    vocabulary_of,
+)
 from analog_grasp.training.fit_methods import METHODS, _least_squares, _statistics, refine
 from analog_grasp.utils.types import RefitMethod
 
@@ -117,6 +123,35 @@ def test_other_kinds_of_grasp_are_recalibrated_by_the_gradient_alone(reader, tas
     with pytest.raises(ValueError, match="the form 'affine' with shifts: use 'gradient'"):
         recalibrate(deployment, task, examples=16, method=method)
     assert recalibrate(deployment, task, examples=16, steps=5).examples_read > 16
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_words_are_replaced_unless_labels_are_learned(trained, task, labels):
+    deployment = deploy(trained(), "gaussian:0.1").program(0)
+    read = []
+    layer = deployment.model.get_base_model().get_input_embeddings()
+    handle = layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    recalibrate(deployment, task, examples=16, steps=8, labels=labels)
+    handle.remove()
+    given = draw_examples(task, 16, deployment.model, 0)["input_ids"]
+    known = {tuple(row[row != 0].tolist()) for row in given}
+    rows = {tuple(row[row != 0].tolist()) for ids in read for row in ids}
+    assert rows & known
+    assert (rows <= known) == labels
+
+
+def test_only_words_are_replaced(trained, task):
+    model = trained()
+    batch = draw_examples(task, 32, model, 0)
+    vocabulary = vocabulary_of(task, model)
+    changed = replace_tokens(batch, vocabulary, torch.Generator().manual_seed(0))
+    special = torch.tensor(task.tokenizer_of(model).all_special_ids)
+    before, after = batch["input_ids"], changed["input_ids"]
+    kept = torch.isin(before, special)
+    assert torch.equal(before[kept], after[kept])
+    assert not torch.isin(after[~kept], special).any()
+    assert 0.2 < (before != after)[~kept].float().mean() < 0.4
+    assert torch.equal(changed["attention_mask"], batch["attention_mask"])
 
 
 def test_the_deployed_model_computes_as_before(trained, task, batch):
