@@ -24,7 +24,7 @@ ADAPTERS = {"GRASP, K = 64": ("grasp", {"groups": 64}), "LoRA, r = 8": ("lora", 
 OTHERS = {"target_modules": "all-linear"}
 FEW_TILES, BATCHES = 64, (1, 8, 64, 512)
 # Passes of 64 examples: by gradients, as in ag.recalibrate, and once, as least squares needs.
-PASSES = {"gradients": 3200, "one pass": 64}
+PASSES = {"gradients": 6400, "one pass": 64}
 
 
 def main() -> None:

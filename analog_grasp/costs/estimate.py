@@ -246,20 +246,21 @@ class Year(NamedTuple):
 
 
 def year_of_operation(
-    costs: Costs, *, batches_per_day: float = 10_000, examples: int = 64, passes: int = 3200
+    costs: Costs, *, batches_per_day: float = 10_000, examples: int = 64, passes: int = 6400
 ) -> Year:
     """Return the energy of a year with monthly recalibration, and of monthly reprogramming.
 
     A recalibration reads examples on the chip, again and again, with a backward pass of twice the
-    multiply-adds in digital arithmetic for each; the digital model's outputs on the examples are
-    computed once, and the adapter is rewritten once.
+    multiply-adds in digital arithmetic for each; the digital model's outputs are computed once for
+    each example and for each changed one, which are half of those read after the first time; the
+    adapter is rewritten once.
 
     Args:
         costs: The costs of one batch.
         batches_per_day: Batches per day.
         examples: Examples of a recalibration, each a sequence.
         passes: Passes of an example through the chip in one recalibration; by default those of
-            `recalibrate`, 100 steps of 32 examples.
+            `recalibrate`, 200 steps of 32 examples.
 
     Raises:
         ValueError: A number is negative or not finite, or examples or passes are below 1.
@@ -275,10 +276,11 @@ def year_of_operation(
     check_whole("passes", passes)
     model, work = costs.model, costs.work
     months = 12
+    changed = max(0, passes - examples) // 2
     macs = work.macs // work.batch
     fit = sum_of(
         times(passes / work.batch, costs.energy),
-        model.digital_energy(macs * (2 * passes + examples)),
+        model.digital_energy(macs * (2 * passes + examples + changed)),
         model.memory_energy(work.adapter_bytes),
     )
     return Year(

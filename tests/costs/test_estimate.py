@@ -150,7 +150,7 @@ def test_a_year_of_operation(bert):
     year = year_of_operation(found, batches_per_day=10, examples=4, passes=20)
     assert year.inference[1] == pytest.approx(3650 * found.energy[1])
     assert year.reprogramming[1] == pytest.approx(12 * found.programming.energy[1])
-    digital = found.model.digital_energy(found.work.macs * 44)[1]
+    digital = found.model.digital_energy(found.work.macs * (40 + 4 + 8))[1]
     rewritten = found.model.memory_energy(found.work.adapter_bytes)[1]
     expected = 12 * (20 * found.energy[1] + digital + rewritten)
     assert year.recalibration[1] == pytest.approx(expected)
