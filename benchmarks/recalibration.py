@@ -9,8 +9,8 @@ simulated chips (`schedule`), and re-fitted on each chip from 16, 64 and 256 unl
 (`recalibrate`). Prints the tables of docs/results.md: accuracy, share of the loss recovered, and
 costs; writes the figure of the first adapter, one panel per device. An interrupted run resumes.
 
-All of it takes days on 2 cores: a recalibration takes about a minute and is made for each chip,
-age, adapter and number of examples. A part that takes about an hour:
+All of it takes days on 2 cores: a recalibration takes one to three minutes and is made for each
+chip, age, adapter and number of examples. A part that takes several hours:
 
     python benchmarks/recalibration.py --adapters grasp --times 0s,1d,1y,10y --repeats 3 \
         --examples 64

@@ -144,7 +144,7 @@ class Task(ABC):
         """
         if tokenizer is None:
             tokenizer = tokenizer_for(model) if self.tokenizer is None else self.tokenizer
-        size, highest = _embedding_count(model), tokenizer.pad_token_id
+        size, highest = embedding_count(model), tokenizer.pad_token_id
         if size is not None and highest is not None and highest >= size:
             raise ValueError(
                 f"The padding token '{tokenizer.pad_token}' has the id {highest}, but the model "
@@ -392,7 +392,7 @@ def position_limit(model: nn.Module) -> int | None:
     return limit
 
 
-def _embedding_count(model: nn.Module) -> int | None:
+def embedding_count(model: nn.Module) -> int | None:
     """Return the number of token ids that a model has embeddings for; None if it has none."""
     try:
         embeddings = model.get_input_embeddings()  # type: ignore[operator]
@@ -402,7 +402,7 @@ def _embedding_count(model: nn.Module) -> int | None:
 
 
 def _check_token_ids(model: nn.Module, tokenizer: Tokenizer, rows: list[list[int]]) -> None:
-    size = _embedding_count(model)
+    size = embedding_count(model)
     highest = max((max(ids) for ids in rows if ids), default=0)
     if size is not None and highest >= size:
         raise ValueError(

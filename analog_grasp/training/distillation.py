@@ -60,6 +60,11 @@ def inputs_of(batch: Batch) -> Batch:
     }
 
 
+def has_targets(batch: Batch) -> bool:
+    """Return whether a batch has the digital outputs for its examples."""
+    return f"{_TARGET}0" in batch
+
+
 def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of the active digital adapter and the task head, by name."""
     # PEFT's prompts and prefixes have no layers, and so no prefix of their names.
@@ -214,7 +219,7 @@ class Teacher:
         Without them too if so many `reads` of an example use none of them twice.
         """
         count = count_of(batch)
-        if f"{_TARGET}0" in batch or (reads is not None and count >= reads):
+        if has_targets(batch) or (reads is not None and count >= reads):
             return batch
         first = self.with_targets({n: values[:1] for n, values in batch.items()})
         size = sum(v.nbytes for n, v in first.items() if n.startswith(_TARGET))
@@ -233,7 +238,7 @@ class Teacher:
         variance; plus `hidden_weight` times the squared error of each hidden state relative to its
         variance, summed over the layers.
         """
-        batch = batch if f"{_TARGET}0" in batch else self.with_targets(batch)
+        batch = batch if has_targets(batch) else self.with_targets(batch)
         found = student(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
         tokens = batch["attention_mask"].bool()
         several = "multi_label_classification" in problem_types(self.model, student)

@@ -1,15 +1,14 @@
 """Examples for fits on chips: rows of a task or texts, as one padded batch."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import DataCollatorWithPadding
 
 from analog_grasp.tasks import GenerationTask, LanguageModelingTask, Task, tokenizer_for
-from analog_grasp.tasks.base import position_limit
+from analog_grasp.tasks.base import embedding_count, position_limit
 from analog_grasp.utils.errors import check_whole
 
 Batch = dict[str, Tensor]
@@ -92,9 +91,9 @@ def vocabulary_of(data: Task | Sequence[str], model: nn.Module) -> Tensor:
     tokenizer = data.tokenizer_of(model) if isinstance(data, Task) else tokenizer_for(model)
     added = tokenizer.added_tokens_decoder.items()
     special = {*tokenizer.all_special_ids, *(index for index, token in added if token.special)}
-    embeddings = cast(PreTrainedModel, model).get_input_embeddings().weight
-    ids = [i for i in set(tokenizer.get_vocab().values()) - special if i < len(embeddings)]
-    return torch.tensor(sorted(ids), device=embeddings.device)
+    count = embedding_count(model) or len(tokenizer)
+    ids = [i for i in set(tokenizer.get_vocab().values()) - special if i < count]
+    return torch.tensor(sorted(ids), device=next(model.parameters()).device)
 
 
 def replace_tokens(batch: Batch, vocabulary: Tensor, generator: torch.Generator) -> Batch:

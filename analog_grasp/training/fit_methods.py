@@ -17,6 +17,7 @@ from analog_grasp.training.distillation import (
     Teacher,
     adapter_parameters,
     descend,
+    has_targets,
     inputs_of,
 )
 from analog_grasp.training.examples import Batch, count_of, pick, replace_tokens
@@ -162,7 +163,9 @@ def fit_by_gradient(fit: Fit, teacher: Teacher, settings: Descent) -> None:
         if settings.vocabulary is None or not changed:
             return fit.loss(batch)
         first = {name: values[:changed] for name, values in batch.items()}
-        first = teacher.with_targets(replace_tokens(first, settings.vocabulary, generator))
+        first = replace_tokens(first, settings.vocabulary, generator)
+        if has_targets(batch):
+            first = teacher.with_targets(first)
         return fit.loss({name: torch.cat([first[name], v[changed:]]) for name, v in batch.items()})
 
     every = max(1, steps // _EVALUATIONS)

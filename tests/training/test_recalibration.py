@@ -1,6 +1,8 @@
 """Recalibration on tiny models: gain on a noisy chip, unchanged parts, and invalid requests."""
 
+import copy
 import json
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -9,6 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from small_models import bits, same_bits
 from torch import nn
+from transformers import AddedToken
 
 from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
 from analog_grasp.adapters.layer import GraspLinear
@@ -152,6 +155,18 @@ def test_only_words_are_replaced(trained, task):
     assert not torch.isin(after[~kept], special).any()
     assert 0.2 < (before != after)[~kept].float().mean() < 0.4
     assert torch.equal(changed["attention_mask"], batch["attention_mask"])
+
+
+def test_no_word_is_new_to_the_model(trained, task):
+    model = trained()
+    tokenizer = copy.deepcopy(task.tokenizer_of(model))
+    known = vocabulary_of(task, model)
+    model.resize_token_embeddings(len(tokenizer))
+    tokenizer.add_tokens([AddedToken("new"), AddedToken("[new]", special=True)])
+    assert torch.equal(vocabulary_of(replace(task, tokenizer=tokenizer), model), known)
+    model.resize_token_embeddings(len(tokenizer))
+    found = vocabulary_of(replace(task, tokenizer=tokenizer), model)
+    assert set(found.tolist()) - set(known.tolist()) == {tokenizer.convert_tokens_to_ids("new")}
 
 
 def test_the_deployed_model_computes_as_before(trained, task, batch):
