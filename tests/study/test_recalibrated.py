@@ -1,6 +1,7 @@
 """Recalibrated and scheduled variants in a study: cells, saved adapters, and resuming."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,16 +15,26 @@ from analog_grasp.study.api import compare
 from analog_grasp.study.provenance import card_toml
 from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.store import Store
+from analog_grasp.training import recalibration
 
 # 12 of the task's pairs are training rows.
 EXAMPLES = (4, 8)
 FEW = {"adapters": ("grasp",), "devices": ("pcm-hermes-2",), "times": ("0s", "1d"), "repeats": 2}
 
 
+@contextmanager
+def few_steps():
+    """The number of steps of a fit is no matter of a study. Other processes have the default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recalibration, "_STEPS", 20)
+        yield
+
+
 @pytest.fixture(scope="module")
 def results(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recalibrated") / "run"
-    return compare(folder, **(settings | FEW), recalibrate=EXAMPLES)
+    with few_steps():
+        return compare(folder, **(settings | FEW), recalibrate=EXAMPLES)
 
 
 def test_each_adapter_is_measured_with_and_without_recalibration(results):
@@ -99,7 +110,8 @@ def test_a_study_chooses_groups_and_method_for_grasp_alone(
     settings, tmp_path, given, groups, method
 ):
     both = FEW | {"adapters": ("grasp", "lora"), "times": ("1y",), "repeats": 1}
-    run = compare(tmp_path / "run", **(settings | both), recalibrate=(8,), **given)
+    with few_steps():
+        run = compare(tmp_path / "run", **(settings | both), recalibrate=(8,), **given)
     for adapter, expected in (("grasp", method), ("lora", "gradient")):
         folder = run.directory / "recalibrated" / f"{adapter}+recalibrated-8" / "pcm-hermes-2-3-1y"
         assert json.loads((folder / "recalibration.json").read_text())["method"] == expected
@@ -114,12 +126,14 @@ def test_a_study_chooses_groups_and_method_for_grasp_alone(
 @pytest.mark.slow
 def test_a_resumed_run_measures_the_same_values(results, settings, tmp_path):
     """The recalibrated cells are measured in a later process than the others."""
-    first = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)
+    with few_steps():
+        first = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)
     with Store(first.directory / "results.sqlite") as store:
         lost = [m for m in store.measurements() if "+" in m.adapter]
         store._connection.execute("DELETE FROM measurements WHERE adapter LIKE '%+%'")
     assert len(lost) == 2 * 2 * 2 * 2
-    again = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)
+    with few_steps():
+        again = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)
     expected = {m.key: m.value for m in results.measurements}
     assert {m.key: m.value for m in again.measurements} == expected
 
