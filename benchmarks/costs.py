@@ -24,7 +24,7 @@ ADAPTERS = {"GRASP, K = 64": ("grasp", {"groups": 64}), "LoRA, r = 8": ("lora", 
 OTHERS = {"target_modules": "all-linear"}
 FEW_TILES, BATCHES = 64, (1, 8, 64, 512)
 # Passes of 64 examples: by gradients, as in ag.recalibrate, and once, as least squares needs.
-PASSES = {"gradients": 6400, "one pass": 64}
+PASSES: dict[str, dict[str, int]] = {"gradients": {}, "one pass": {"passes": 64}}
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def year_table(title: str, works: dict[str, Work], batches: int) -> TextTable:
         for label, each in works.items():
             costs = Costs(CostModel.load(name), each)
             years = {
-                how: year_of_operation(costs, batches_per_day=batches, passes=passes)
+                how: year_of_operation(costs, batches_per_day=batches, **passes)
                 for how, passes in PASSES.items()
             }
             first = years["gradients"]
