@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from analog_grasp.adapters.registry import ADAPTERS
-from analog_grasp.study.fields import Note, Section, plain_types
+from analog_grasp.study.fields import GRASP, Note, Section, plain_types
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
     ModelSettings,
@@ -163,6 +163,11 @@ def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[
             raise ValueError(
                 f"{stated} {' or '.join(kinds)}: it applies to {' and '.join(affected)}."
             )
+        # Other adapters are re-fitted by gradients whatever the method.
+        if name == "recalibrate_steps" and not saved and set(kinds) <= set(GRASP.adapters):
+            method = config.run.recalibrate_method
+            if method != "gradient":
+                raise ValueError(f"{stated} the recalibrate_method {method}: omit {name}.")
 
 
 def is_saved(adapter: str) -> bool:

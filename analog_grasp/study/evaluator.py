@@ -26,6 +26,7 @@ from analog_grasp.study.records import (
     TreatedAdapter,
     training_folder,
 )
+from analog_grasp.study.sections import RunSettings
 from analog_grasp.tasks import Task
 from analog_grasp.training import AgeSchedule, recalibrate
 from analog_grasp.training.distillation import adapter_parameters
@@ -95,7 +96,7 @@ class Evaluator:
         cards: The device cards by name.
         hardware: Placement, switches and calibration of the deployments.
         recalibrated: The folder in which recalibrated adapters are saved; None to save none.
-        refit: Arguments of `recalibrate` for GRASP and StochGRASP.
+        run: How adapters are recalibrated.
         schedules: The adapters by age, by trained adapter and device.
     """
 
@@ -104,7 +105,7 @@ class Evaluator:
     cards: dict[str, DeviceCard]
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     recalibrated: Path | None = None
-    refit: Mapping[str, Any] = field(default_factory=dict)
+    run: RunSettings = field(default_factory=RunSettings)
     schedules: dict[tuple[ModelKey, str], AgeSchedule] = field(default_factory=dict)
     _deployed: tuple[str, dict[ModelKey, tuple[Deployment, nn.Module]]] = field(
         default=("", {}), init=False, repr=False
@@ -172,9 +173,16 @@ class Evaluator:
             return scheduled
         if not variant.examples:
             return model
-        refit = self.refit if kind_of(model) in GRASP.adapters else {}
+        run, fitted = self.run, kind_of(model) in GRASP.adapters
+        method = run.recalibrate_method if fitted else "gradient"
         result = recalibrate(
-            deployment, self.task, examples=variant.examples, model=model, seed=chip.seed, **refit
+            *(deployment, self.task),
+            examples=variant.examples,
+            method=method,
+            groups=run.recalibrate_groups if fitted else None,
+            steps=run.recalibrate_steps if method == "gradient" else None,
+            seed=chip.seed,
+            model=model,
         )
         if self.recalibrated is not None:
             place = place_name(f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}")

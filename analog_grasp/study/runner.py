@@ -142,7 +142,7 @@ class _Run:
             evaluator = Evaluator(
                 *(study.task, self.models, study.cards, study.config.hardware),
                 recalibrated=study.directory / "recalibrated",
-                refit={"method": run.recalibrate_method, "groups": run.recalibrate_groups},
+                run=run,
             )
             if run.schedule:
                 self._fit_schedules(evaluator)
@@ -276,7 +276,7 @@ class _Run:
         variant = TreatedAdapter.parse(subject.adapter)
         if variant.examples:
             changes["recalibrate"] = variant.examples
-            for name in ("recalibrate_method", "recalibrate_groups"):
+            for name in ("recalibrate_method", "recalibrate_groups", "recalibrate_steps"):
                 if self.study.config.is_changed(name):
                     changes[name] = self.study.config.value(name)
         parts = [f"{name}={value}" for name, value in changes.items()]

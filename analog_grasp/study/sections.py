@@ -27,6 +27,7 @@ from analog_grasp.utils.types import (
     DEFAULT_GROUPS,
     DEFAULT_MODEL,
     EPOCHS,
+    REFIT_STEPS,
     SHIFT_LR_RATIO,
     RefitMethod,
     Sampling,
@@ -42,7 +43,8 @@ _TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
 _UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
 _SEVERAL = ("trainings", lambda trainings: trainings > 1, "trainings of 2 or more")
 _DIGITAL = ("placement", lambda placement: placement == "digital", "the placement digital")
-_REFITTED = Note(adapters=GRASP.adapters, needs=(("recalibrate", bool, "recalibrate"),))
+_RECALIBRATED = (("recalibrate", bool, "recalibrate"),)
+_REFITTED = Note(adapters=GRASP.adapters, needs=_RECALIBRATED)
 
 # Settings that change a task's data, its text generation and its windows.
 _DATA = ("max_length", "text_column", "label_column")
@@ -324,6 +326,9 @@ class RunSettings(Section):
             default=None,
             description="Groups per layer of the re-fitted adapter, a multiple of the adapter's.",
         )
+    )
+    recalibrate_steps: Annotated[Count, Note(needs=_RECALIBRATED)] = Field(
+        default=REFIT_STEPS, description="Optimiser steps of a recalibration by gradients."
     )
     schedule: Annotated[Literal["simulated"] | None, Note("off", needs=(_DIGITAL,))] = Field(
         default=None,

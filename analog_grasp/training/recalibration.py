@@ -35,13 +35,12 @@ from analog_grasp.training.fit_methods import (
 )
 from analog_grasp.utils.errors import check_finite, check_whole, unknown_name
 from analog_grasp.utils.io import write_atomically
-from analog_grasp.utils.types import RefitMethod
+from analog_grasp.utils.types import REFIT_STEPS, RefitMethod
 
 Backward = Literal["target", "chip"]
 _REPORT_FILE = "recalibration.json"
 # Ten times that of the second stage: each of few examples has few outputs, but many hidden states.
 _HIDDEN_WEIGHT = 3.0
-_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def recalibrate(
     rounding = ROUNDING[deployment.dtype] * (1 + weight)
     fit = Fit(student, pick(batch, fitted), pick(batch, held_out), loss, rounding)
     descent = Descent(
-        steps or _STEPS,
+        steps or REFIT_STEPS,
         learning_rate or refit_rate(chosen),
         min(batch_size or 32, len(fitted)),
         seed,

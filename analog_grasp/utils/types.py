@@ -26,6 +26,9 @@ RANGES_FILE = "input_ranges.safetensors"
 EPOCHS = 5.0
 """Epochs of a training."""
 
+REFIT_STEPS = 200
+"""Optimiser steps of a recalibration by gradients."""
+
 SHIFT_LR_RATIO = 0.5
 """Learning rate of GRASP's shifts relative to that of its scales."""
 

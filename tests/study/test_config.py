@@ -199,6 +199,11 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
         ({"recalibrate": (4,), "placement": "folded"}, "no effect without the placement digital"),
         ({"recalibrate_groups": 8}, "recalibrate_groups is 8, .* without recalibrate"),
         ({"recalibrate_method": "statistics"}, "'statistics', .* without recalibrate"),
+        ({"recalibrate_steps": 8}, "recalibrate_steps is 8, .* without recalibrate"),
+        (
+            {"recalibrate_steps": 8, "recalibrate": (4,), "recalibrate_method": "statistics"},
+            "recalibrate_steps is 8, .* effect on the recalibrate_method statistics: omit",
+        ),
         ({"schedule": "simulated", "placement": "folded"}, "without the placement digital"),
         ({"then": "none", "then_steps": 2}, "then_steps is 2, .* without a second stage"),
         ({"length_penalty": 0.5, "beams": 1}, "length_penalty is 0.5.*without two beams or more"),

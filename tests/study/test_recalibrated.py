@@ -1,7 +1,6 @@
 """Recalibrated and scheduled variants in a study: cells, saved adapters, and resuming."""
 
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,26 +14,18 @@ from analog_grasp.study.api import compare
 from analog_grasp.study.provenance import card_toml
 from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.store import Store
-from analog_grasp.training import recalibration
 
 # 12 of the task's pairs are training rows.
 EXAMPLES = (4, 8)
+# The number of steps of a fit is no matter of a study.
+REFIT = {"recalibrate": EXAMPLES, "recalibrate_steps": 20}
 FEW = {"adapters": ("grasp",), "devices": ("pcm-hermes-2",), "times": ("0s", "1d"), "repeats": 2}
-
-
-@contextmanager
-def few_steps():
-    """The number of steps of a fit is no matter of a study. Other processes have the default."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recalibration, "_STEPS", 20)
-        yield
 
 
 @pytest.fixture(scope="module")
 def results(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recalibrated") / "run"
-    with few_steps():
-        return compare(folder, **(settings | FEW), recalibrate=EXAMPLES)
+    return compare(folder, **(settings | FEW | REFIT))
 
 
 def test_each_adapter_is_measured_with_and_without_recalibration(results):
@@ -88,7 +79,8 @@ def test_a_wrong_request_is_found_before_training(settings, tmp_path, given, sen
 
 @pytest.mark.slow
 def test_two_workers_recalibrate_to_the_same_scores(settings, tmp_path):
-    few, before = settings | FEW | {"times": ("1d",), "recalibrate": 4}, torch.get_num_threads()
+    few = settings | FEW | REFIT | {"times": ("1d",), "recalibrate": 4}
+    before = torch.get_num_threads()
     # Without instructions for bytes the number of threads changes the rounding of a fit.
     torch.set_num_threads(1)
     try:
@@ -110,37 +102,37 @@ def test_a_study_chooses_groups_and_method_for_grasp_alone(
     settings, tmp_path, given, groups, method
 ):
     both = FEW | {"adapters": ("grasp", "lora"), "times": ("1y",), "repeats": 1}
-    with few_steps():
-        run = compare(tmp_path / "run", **(settings | both), recalibrate=(8,), **given)
+    fit = REFIT | {"recalibrate": 8}
+    run = compare(tmp_path / "run", **(settings | both | fit | given))
     for adapter, expected in (("grasp", method), ("lora", "gradient")):
         folder = run.directory / "recalibrated" / f"{adapter}+recalibrated-8" / "pcm-hermes-2-3-1y"
-        assert json.loads((folder / "recalibration.json").read_text())["method"] == expected
+        report = json.loads((folder / "recalibration.json").read_text())
+        assert report["method"] == expected
+        assert report["settings"].get("steps") == (20 if expected == "gradient" else None)
         if adapter == "grasp":
             assert PeftConfig.from_pretrained(folder).groups == groups
     trained = dict.fromkeys(("groups", "epochs", "then", "batch_size"))
     saved = {"adapters": (str(run.directory / "adapters" / "lora"),), **trained}
     with pytest.raises(ValueError, match=r"no effect on lora: it applies to grasp and stochgrasp"):
-        compare(tmp_path / "other", **(settings | both | saved), recalibrate=(8,), **given)
+        compare(tmp_path / "other", **(settings | both | saved | given), recalibrate=(8,))
 
 
 @pytest.mark.slow
 def test_a_resumed_run_measures_the_same_values(results, settings, tmp_path):
     """The recalibrated cells are measured in a later process than the others."""
-    with few_steps():
-        first = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)
+    first = compare(tmp_path / "run", **(settings | FEW | REFIT))
     with Store(first.directory / "results.sqlite") as store:
         lost = [m for m in store.measurements() if "+" in m.adapter]
         store._connection.execute("DELETE FROM measurements WHERE adapter LIKE '%+%'")
     assert len(lost) == 2 * 2 * 2 * 2
-    with few_steps():
-        again = compare(tmp_path / "run", **(settings | FEW), recalibrate=EXAMPLES)
+    again = compare(tmp_path / "run", **(settings | FEW | REFIT))
     expected = {m.key: m.value for m in results.measurements}
     assert {m.key: m.value for m in again.measurements} == expected
 
 
 def test_a_run_is_another_one_with_other_numbers_of_examples(results, settings):
     with pytest.raises(ValueError, match="recalibrate"):
-        compare(results.directory, **(settings | FEW), recalibrate=(16,))
+        compare(results.directory, **(settings | FEW | REFIT | {"recalibrate": 16}))
 
 
 @pytest.fixture(scope="module")
