@@ -263,7 +263,8 @@ def test_recalibrate_measures_each_treatment_and_its_cost(ag, finished, tiny, tm
     out = tmp_path / "run"
     few = ["--devices", "pcm-hermes-2", "--times", "1d", "--repeats", "1", "--examples", "4"]
     folder = finished / "adapters" / "grasp"
-    ended = ag("recalibrate", folder, *tiny[2:], *few, "--schedule", "simulated", "--out", out)
+    few += ["--recalibrate-steps", "20", "--schedule", "simulated"]
+    ended = ag("recalibrate", folder, *tiny[2:], *few, "--out", out)
     assert ended.status == 0, ended.err
     variants = {row["adapter"] for row in rows(out)}
     assert variants == {"grasp", "grasp+scheduled", "grasp+recalibrated-4"}
@@ -279,7 +280,8 @@ def test_recalibrate_measures_each_treatment_and_its_cost(ag, finished, tiny, tm
 
 def test_recalibrate_takes_the_examples_of_a_file(ag, finished, tiny, tmp_path):
     file = tmp_path / "asked.toml"
-    file.write_text('recalibrate = [4, 8]\ntimes = ["1d"]\ndevices = ["ideal"]\nrepeats = 1\n')
+    cells = 'times = ["1d"]\ndevices = ["ideal"]\nrepeats = 1\n'
+    file.write_text(f"recalibrate = [4, 8]\nrecalibrate_steps = 20\n{cells}")
     folder, out = finished / "adapters" / "grasp", tmp_path / "run"
     ended = ag("recalibrate", folder, *tiny[2:], "--config", file, "--out", out)
     assert ended.status == 0, ended.err
