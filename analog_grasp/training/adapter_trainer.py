@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.frozen import LayerPattern
-from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
+from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.devices.ages import Ages
 from analog_grasp.devices.card import Device
 from analog_grasp.training.chip_evaluation import ChipEvaluation
@@ -29,12 +29,11 @@ from analog_grasp.training.input_ranges import (
     save_ranges,
 )
 from analog_grasp.training.loss import NoiseAwareLoss
+from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, shift_rates
 from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import Schedule
 
-# Rows on which the size of the layers' inputs is measured.
-_SIZE_ROWS = 32
 # Learning rate of the logarithms of the input ranges.
 _RANGE_RATE = 0.01
 
@@ -99,9 +98,9 @@ class AdapterTrainer(Trainer):
         if self.optimizer is None:
             model = model or self.model
             optimizer = super().create_optimizer(model)
-            for layer, size in self._input_sizes(model).items():
-                shifts = [layer.means(name)[1] for name in layer.group_of]
-                _scale_rate(optimizer, shifts, self.shift_lr_ratio * size)
+            sizes = input_sizes(model, partial(self._run_first_rows, model))
+            for shift, factor in shift_rates(model, sizes, self.shift_lr_ratio).items():
+                _scale_rate(optimizer, [shift], factor)
             sigmas = [
                 parameter
                 for layer in self._stochastic
@@ -131,31 +130,11 @@ class AdapterTrainer(Trainer):
         optimizer.register_step_pre_hook(decay)
         optimizer.register_step_post_hook(forget)
 
-    def _input_sizes(self, model: nn.Module) -> dict[GraspLinear, float]:
-        """Return the root mean square of the inputs of GRASP's layers on the first rows.
-
-        It is 1 for a layer without inputs, such as that of an expert that no token is routed to.
-        """
-        layers = [module for module in model.modules() if isinstance(module, GraspLinear)]
-        sizes = dict.fromkeys(layers, 1.0)
-
-        def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(layer, GraspLinear)
-            if inputs[0].numel():
-                sizes[layer] = inputs[0].float().square().mean().sqrt().item()
-
-        hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
-        if layers:
-            self._run_first_rows(model)
-        for hook in hooks:
-            hook.remove()
-        return sizes
-
     def _run_first_rows(self, model: nn.Module) -> None:
         """Run a model on the first training rows, the same in every process."""
         rows = self.train_dataset
         assert rows is not None
-        few = [rows[row] for row in range(min(_SIZE_ROWS, len(rows)))]
+        few = [rows[row] for row in range(min(SIZE_ROWS, len(rows)))]
         mode = model.training
         with torch.no_grad():
             model.eval()(**self._prepare_inputs(self.data_collator(few)))

@@ -6,7 +6,8 @@ steps, so that the adapter corrects the change that all chips of a device share,
 one chip.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -26,6 +27,7 @@ from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.tasks import Task
 from analog_grasp.training.converter_loop import StraightThrough
 from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
+from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, shift_rates
 from analog_grasp.training.weight_noise import fits_bfloat16
 from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.seed import derive_seed
@@ -151,6 +153,7 @@ def descend(
     steps: int,
     learning_rate: float,
     deployments: Sequence[Deployment] = (),
+    rates: Mapping[nn.Parameter, float] = {},
 ) -> Iterator[int]:
     """Minimise a loss by Adam, with warm-up and linear decay; yield the steps done after each.
 
@@ -160,14 +163,16 @@ def descend(
         steps: Optimiser steps.
         learning_rate: The peak learning rate.
         deployments: Chips whose layers have the gradient of their target weights.
+        rates: What multiplies the learning rate of some of the parameters.
     """
+    groups = defaultdict(list)
     for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        groups[learning_rate * rates.get(parameter, 1.0)].append(parameter.requires_grad_(True))
+    optimizer = torch.optim.Adam([{"params": members, "lr": r} for r, members in groups.items()])
     # A warm-up of at least half a step, as OneCycleLR divides by its length.
     warm_up = max(0.1, 1.5 / (steps + 1))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up, anneal_strategy="linear"
+        optimizer, list(groups), total_steps=steps + 1, pct_start=warm_up, anneal_strategy="linear"
     )
     with backward_through_targets(deployments):
         for step in range(steps):
@@ -205,6 +210,11 @@ class Teacher:
         """Return the digital outputs for a batch."""
         with computed_digitally(self._layers), torch.no_grad():
             return self.model(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
+
+    def shift_rates(self, student: nn.Module, batch: Batch) -> dict[nn.Parameter, float]:
+        """Return the factor on the learning rate of each of a student's shifts, from a few rows."""
+        few = pick(batch, torch.arange(min(count_of(batch), SIZE_ROWS)))
+        return shift_rates(student, input_sizes(self.model, partial(self.outputs, few)))
 
     def with_targets(self, batch: Batch) -> Batch:
         """Return a batch with its targets, which `pick` selects together with the examples."""
@@ -397,7 +407,8 @@ def fit_on_chips(
         chosen = torch.randint(count, (batch_size,), generator=generator)
         return teacher.loss(students[index], pick(rows, chosen))
 
-    for _ in descend(loss, list(parameters.values()), steps, learning_rate, deployments):
+    fitted, rates = list(parameters.values()), teacher.shift_rates(students[0], rows)
+    for _ in descend(loss, fitted, steps, learning_rate, deployments, rates):
         advance()
     return {name: parameter.detach() for name, parameter in parameters.items()}
 

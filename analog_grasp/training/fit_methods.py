@@ -171,7 +171,8 @@ def fit_by_gradient(fit: Fit, teacher: Teacher, settings: Descent) -> None:
     every = max(1, steps // _EVALUATIONS)
     parameters = list(fit.parameters.values())
     rate, deployments = settings.learning_rate, settings.deployments
-    for step in descend(loss, parameters, steps, rate, deployments):
+    rates = teacher.shift_rates(fit.student, fit.fitted)
+    for step in descend(loss, parameters, steps, rate, deployments, rates):
         if step % every == 0 or step == steps:
             fit.evaluate()
 

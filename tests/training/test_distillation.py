@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from peft import PeftModel
-from small_models import bits, same_bits
+from small_models import bits, same_bits, with_small_inputs
 from torch import nn
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
@@ -60,6 +60,18 @@ def test_a_second_stage_brings_other_chips_closer_to_the_digital_model(trained, 
     distil(model, task, STUCK.at("0s"), steps=60, learning_rate=5e-3)
     assert distances(model, digital, task) < 0.95 * before
     assert all(torch.equal(dict(model.named_parameters())[n], p) for n, p in frozen.items())
+
+
+def test_a_second_stage_does_not_depend_on_the_size_of_the_inputs_of_a_layer(reader, task):
+    found = []
+    for size in (1.0, 1 / 64):
+        torch.manual_seed(0)
+        base = with_small_inputs(reader("bert", dropout=False), size)
+        model = adapt(base, "grasp", groups=4, target_modules="all-linear")
+        before = logits(model, task)
+        distil(model, task, STUCK.at("0s"), steps=30, learning_rate=2e-2)
+        found.append(distances(model, before, task))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_the_second_stage_of_train_is_distil(trained, task):

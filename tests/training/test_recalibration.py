@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from small_models import bits, same_bits
+from small_models import bits, same_bits, with_small_inputs
 from torch import nn
 from transformers import AddedToken
 
@@ -73,6 +73,20 @@ def test_outputs_on_a_noisy_chip_come_closer_to_the_digital_ones(trained, task, 
     assert 0 < result.parameters <= sum(p.numel() for p in before.values())
     assert result.bytes == 4 * result.parameters
     assert result.weights == sum(layer.frozen.numel() for layer in deployment.layers.values())
+
+
+def test_a_fit_does_not_depend_on_the_size_of_the_inputs_of_a_layer(reader, task):
+    found = []
+    for size in (1.0, 1 / 64):
+        torch.manual_seed(0)
+        base = with_small_inputs(reader("bert", dropout=False), size)
+        model = get_peft_model(base, GraspConfig(task_type="SEQ_CLS", groups=4))
+        deployment = deploy(model, "gaussian:0.1").program(3)
+        found.append(recalibrate(deployment, task, examples=48, steps=30, learning_rate=2e-2))
+    large, small = found
+    assert large.improved
+    assert small.loss_before == pytest.approx(large.loss_before, rel=1e-4)
+    assert small.loss_after == pytest.approx(large.loss_after, rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
