@@ -8,7 +8,8 @@
     adc            clipped, with output ranges of least error, one per tile
     grasp-K        clipped, with GRASP of K groups, distilled from the digital model on simulated
                    chips of all ages
-    recalibrated   grasp-64, fitted to each chip at each age with unlabelled examples
+    recalibrated   as adc, with GRASP, untrained, re-fitted to each chip at each age with unlabelled
+                   examples
 
     python benchmarks/language_model.py --model FOLDER --data-dir path/to/glue
 
@@ -55,7 +56,7 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "adc": CLIPPED | {"output_ranges": "least-error"},
     "grasp-16": CLIPPED | {"groups": 16},
     "grasp-64": CLIPPED | {"groups": 64},
-    "recalibrated": CLIPPED | {"groups": 64, "recalibrate": True},
+    "recalibrated": CLIPPED | {"output_ranges": "least-error", "recalibrate": True},
 }
 
 
@@ -69,6 +70,7 @@ class Asked:
     steps: int
     batch_size: int
     examples: int
+    groups: int
 
 
 def main() -> None:
@@ -82,9 +84,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens to measure, about")
     parser.add_argument("--calibration-tokens", type=int, default=1024, help="about")
     parser.add_argument("--window", type=int, default=256, help="tokens of a window")
-    parser.add_argument("--steps", type=int, default=150, help="of the distillation")
+    parser.add_argument("--steps", type=int, default=150, help="of a fit")
     parser.add_argument("--batch-size", type=int, default=4, help="windows per step")
     parser.add_argument("--examples", type=int, default=16, help="windows for recalibration")
+    parser.add_argument("--groups", type=int, default=64, help="groups for recalibration")
     parser.add_argument("--out", type=Path, default=Path("runs/language-model.jsonl"))
     given = parser.parse_args()
     task = premises(given.data_dir, given.window)
@@ -92,7 +95,7 @@ def main() -> None:
         given.model,
         shortened(task, given.tokens),
         shortened(task, given.calibration_tokens, "train"),
-        given.steps, given.batch_size, given.examples,
+        given.steps, given.batch_size, given.examples, given.groups,
     )  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)
     known = read(given.out)
@@ -141,22 +144,23 @@ def measure(
 ) -> dict[str, float]:
     """Return the perplexity at each time, on one chip."""
     model: nn.Module = load_base_model(asked.task, asked.model).to(processor())
-    if groups := treatment.get("groups"):
+    refitted = treatment.get("recalibrate", False)
+    if groups := asked.groups if refitted else treatment.get("groups"):
         model = adapt(
             model, "grasp", task_type="CAUSAL_LM", groups=groups, target_modules="all-linear"
         ).to(processor())
     deployment = mapped(asked, model, device, treatment)
-    if groups:
+    if groups and not refitted:
         set_parameters(deployment.model, distilled(asked, deployment, device, groups))  # type: ignore[arg-type]
     deployment.program(chip)
     found = {}
     for time in times:
         deployment.drift_to(time)
         student: nn.Module = deployment.model
-        if treatment.get("recalibrate"):
+        if refitted:
             student = recalibrate(
                 deployment, asked.task, examples=asked.examples, batch_size=asked.batch_size,
-                steps=asked.steps // 3, seed=chip,
+                steps=asked.steps, seed=chip,
             ).model  # fmt: skip
         found[time] = asked.task.evaluate(student)
         if DeviceCard.load(device).drift is None:
