@@ -152,7 +152,9 @@ def test_each_age_has_an_adapter_of_its_own(scheduled):
     folder = scheduled.directory / "scheduled" / "grasp" / "pcm-hermes-2"
     assert sorted(path.name for path in folder.iterdir()) == ["0s", "1d", "schedule.json"]
     assert PeftConfig.from_pretrained(folder / "1d").peft_type == "GRASP"
-    values = {(m.adapter, m.time_s, m.seed, m.metric): m.value for m in scheduled.measurements}
+    # Rank correlations of nine rows take few values.
+    measured = [m for m in scheduled.measurements if m.metric == "pearson"]
+    values = {(m.adapter, m.time_s, m.seed): m.value for m in measured}
     plain = {key[1:]: value for key, value in values.items() if key[0] == "grasp"}
     assert all(value != plain[key[1:]] for key, value in values.items() if key[0] != "grasp")
 
