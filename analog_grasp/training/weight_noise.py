@@ -1,6 +1,6 @@
 """Noise on the weights in the training loop, drawn for every batch.
 
-Frozen weights are multiplied in bfloat16 where the processor has instructions for it, which takes a
+Frozen weights are multiplied in bfloat16 on processors that are faster in it, which takes down to a
 quarter of the time of float32; the noise is then written in that type.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import torch
+from llvmlite import binding as llvm
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -227,9 +228,11 @@ def fits_bfloat16(weight: Tensor) -> bool:
 
 @functools.cache
 def _multiplies_bfloat16() -> bool:
-    """Return whether the processor has instructions for products of bfloat16."""
+    """Return whether the processor multiplies faster in bfloat16 than in float32."""
     has = torch.cpu.get_capabilities()
-    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    # Without AMX, a Xeon has half the rate of float32 in bfloat16, and an EPYC up to four times it.
+    zen = llvm.get_host_cpu_name().startswith("znver")
+    return bool(has.get("amx_bf16") or (has.get("avx512_bf16") and zen))
 
 
 def _multiply(layer: FrozenLayer, x: Tensor) -> Tensor:

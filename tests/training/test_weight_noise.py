@@ -324,6 +324,23 @@ def test_frozen_weights_are_multiplied_in_bfloat16(layer, strength, monkeypatch)
         assert (ours - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize(
+    ("processor", "instructions", "faster"),
+    [
+        ("znver5", {"avx512_bf16": True, "amx_bf16": False}, True),
+        ("znver3", {"avx512_bf16": False}, False),
+        ("emeraldrapids", {"avx512_bf16": True, "amx_bf16": False}, False),
+        ("emeraldrapids", {"avx512_bf16": True, "amx_bf16": True}, True),
+        ("neoverse-v2", {}, False),
+    ],
+)
+def test_bfloat16_is_used_where_it_is_faster(processor, instructions, faster, monkeypatch):
+    monkeypatch.setattr(weight_noise.llvm, "get_host_cpu_name", lambda: processor)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    # The function itself, without what it has found for this processor.
+    assert weight_noise._multiplies_bfloat16.__wrapped__() is faster
+
+
 def test_trainable_weights_stay_in_float32(layer, monkeypatch):
     monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: True)
     with WeightNoise(nn.Sequential(layer), 0.1, reduced=True).applied():
