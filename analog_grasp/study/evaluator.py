@@ -165,14 +165,15 @@ class Evaluator:
         """Return the model of a subject after its treatment, on the chip as it is now."""
         deployment, model = self._deployed[1][subject.model]
         variant = TreatedAdapter.parse(subject.adapter)
-        if variant.treatment == SCHEDULED:
-            assert isinstance(model, PeftModel)
-            own = dict(adapter_parameters(model))
-            scheduled = cast(PeftModel, deployment.copy_model(model, own))
-            self.schedules[subject.model, chip.device].apply(scheduled, subject.time_s)
-            return scheduled
-        if not variant.examples:
+        if not variant.treatment:
             return model
+        start = model
+        if schedule := self.schedules.get((subject.model, chip.device)):
+            assert isinstance(model, PeftModel)
+            start = deployment.copy_model(model, own=dict(adapter_parameters(model)))
+            schedule.apply(cast(PeftModel, start), subject.time_s)
+        if variant.treatment == SCHEDULED:
+            return start
         run, fitted = self.run, kind_of(model) in GRASP.adapters
         method = run.recalibrate_method if fitted else "gradient"
         result = recalibrate(
@@ -183,6 +184,7 @@ class Evaluator:
             steps=run.recalibrate_steps if method == "gradient" else None,
             seed=chip.seed,
             model=model,
+            start=start,
         )
         if self.recalibrated is not None:
             place = place_name(f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}")

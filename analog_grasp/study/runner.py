@@ -17,6 +17,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from analog_grasp.adapters.registry import kind_of
 from analog_grasp.costs.estimate import Costs, cost_rows, costs_csv
 from analog_grasp.costs.work import count_work
 from analog_grasp.crossbar import Deployment, deploy
@@ -33,6 +34,7 @@ from analog_grasp.study.evaluator import (
     check_metrics,
     share_frozen,
 )
+from analog_grasp.study.fields import GRASP
 from analog_grasp.study.progress import Progress, logged
 from analog_grasp.study.provenance import (
     LOG_FILE,
@@ -46,7 +48,6 @@ from analog_grasp.study.provenance import (
 )
 from analog_grasp.study.records import (
     LAYERS_FILE,
-    SCHEDULED,
     AdapterRecord,
     Measurement,
     ModelKey,
@@ -257,9 +258,11 @@ class _Run:
                 text = f"fitting {name} to {len(missing)} ages of {device}"
                 advance = self.progress(text, STEPS * len(missing))
                 seed = training_seed(study.config, key[1])
+                groups = run.schedule_groups if kind_of(model) in GRASP.adapters else None
                 fitted = fit_schedule(
-                    deployment, study.task, missing, seed=seed, model=model, advance=advance
-                )
+                    deployment, study.task, missing,
+                    groups=groups, seed=seed, model=model, advance=advance,
+                )  # fmt: skip
                 if known is not None:
                     fitted.adapters |= known.adapters
                     fitted.costs |= known.costs
@@ -269,19 +272,19 @@ class _Run:
 
     def _origin(self, subject: Subject, card: str) -> Origin:
         """Return what the measurements of a subject on a device depend on."""
-        record, hardware = self.records[subject.model], self.study.config.hardware
-        changes = hardware.changes()
-        if hardware.placement == "programmed":
-            changes = {"programming_error": hardware.programming_error} | changes
-        variant = TreatedAdapter.parse(subject.adapter)
+        record, config = self.records[subject.model], self.study.config
+        changes = config.hardware.changes()
+        if config.hardware.placement == "programmed":
+            changes = {"programming_error": config.hardware.programming_error} | changes
+        variant, names = TreatedAdapter.parse(subject.adapter), list[str]()
         if variant.examples:
             changes["recalibrate"] = variant.examples
-            for name in ("recalibrate_method", "recalibrate_groups", "recalibrate_steps"):
-                if self.study.config.is_changed(name):
-                    changes[name] = self.study.config.value(name)
+            names += ["recalibrate_method", "recalibrate_groups", "recalibrate_steps"]
+        if variant.treatment and config.run.schedule:
+            changes["schedule"] = config.run.schedule
+            names.append("schedule_groups")
+        changes |= {name: config.value(name) for name in names if config.is_changed(name)}
         parts = [f"{name}={value}" for name, value in changes.items()]
-        if variant.treatment == SCHEDULED:
-            parts.append(SCHEDULED)
         hashes = (record.model_hash, record.data_hash, record.fingerprint, card)
         return Origin(*hashes, ", ".join(parts))
 

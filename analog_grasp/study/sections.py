@@ -45,6 +45,7 @@ _SEVERAL = ("trainings", lambda trainings: trainings > 1, "trainings of 2 or mor
 _DIGITAL = ("placement", lambda placement: placement == "digital", "the placement digital")
 _RECALIBRATED = (("recalibrate", bool, "recalibrate"),)
 _REFITTED = Note(adapters=GRASP.adapters, needs=_RECALIBRATED)
+_SCHEDULED = Note(adapters=GRASP.adapters, needs=(("schedule", bool, "schedule"),))
 
 # Settings that change a task's data, its text generation and its windows.
 _DATA = ("max_length", "text_column", "label_column")
@@ -314,7 +315,8 @@ class RunSettings(Section):
         default=(),
         max_length=10,
         description="Also measure each adapter after recalibration on the chip at each drift time, "
-        "once with each of these numbers of unlabelled examples, such as 16,64.",
+        "once with each of these numbers of unlabelled examples, such as 16,64. With a schedule, "
+        "the fit begins with its adapter.",
     )
     recalibrate_method: Annotated[RefitMethod, _REFITTED] = Field(
         default="gradient",
@@ -324,7 +326,8 @@ class RunSettings(Section):
     recalibrate_groups: Annotated[Count | None, replace(_REFITTED, default="the adapter's")] = (
         Field(
             default=None,
-            description="Groups per layer of the re-fitted adapter, a multiple of the adapter's.",
+            description="Groups per layer of the re-fitted adapter, a multiple of those of the "
+            "adapter that the fit begins with.",
         )
     )
     recalibrate_steps: Annotated[Count, Note(needs=_RECALIBRATED)] = Field(
@@ -334,6 +337,10 @@ class RunSettings(Section):
         default=None,
         description="Also measure each adapter with parameters of its own for each drift time, "
         "fitted on simulated chips of the device other than those measured.",
+    )
+    schedule_groups: Annotated[Count | None, replace(_SCHEDULED, default="the adapter's")] = Field(
+        default=None,
+        description="Groups per layer of these parameters, a multiple of the adapter's.",
     )
     costs: Annotated[tuple[str, ...], BeforeValidator(as_names), Note("off", changeable=True)] = (
         Field(

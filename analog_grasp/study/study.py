@@ -192,8 +192,10 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
             "The setting programming_error is 'learned', but the standard deviations of "
             f"{kind_of(model)} are not learned: give StochGRASP adapters only, or 'device'."
         )
-    if run.recalibrate and isinstance(own, GraspConfig):
-        _check_refit(run, own, model)
+    if isinstance(own, GraspConfig):
+        if run.recalibrate:
+            check_method(run.recalibrate_method, own)
+        _check_groups(run, own, model)
     # The examples of a language model are chunks of its text, whose number depends on the model.
     rows = math.inf if isinstance(task, LanguageModelingTask) else len(task.train)
     if (most := max(run.recalibrate, default=0)) > rows:
@@ -203,17 +205,22 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
         )
 
 
-def _check_refit(run: RunSettings, own: GraspConfig, model: nn.Module) -> None:
-    """Raise ValueError where a GRASP adapter cannot be re-fitted as the settings say."""
-    check_method(run.recalibrate_method, own)
+def _check_groups(run: RunSettings, own: GraspConfig, model: nn.Module) -> None:
+    """Raise ValueError where the groups of a GRASP adapter cannot be divided as the settings say.
+
+    A recalibration begins with the groups of the schedule, where there is one.
+    """
     for name, layer in modulated_layers(model):
-        present, groups = own.groups_of(layer.in_features), run.recalibrate_groups or 0
-        if groups % present or groups > layer.in_features:
-            raise ValueError(
-                f"The setting recalibrate_groups is {groups}, but the layer {name} has {present} "
-                f"groups of {layer.in_features} input features: give a multiple of {present} that "
-                "is not above the number of features."
-            )
+        present = own.groups_of(layer.in_features)
+        for setting in ("schedule_groups", "recalibrate_groups"):
+            groups = getattr(run, setting) or present
+            if groups % present or groups > layer.in_features:
+                raise ValueError(
+                    f"The setting {setting} is {groups}, but the layer {name} has {present} "
+                    f"groups of {layer.in_features} input features: give a multiple of {present} "
+                    "that is not above the number of features."
+                )
+            present = groups
 
 
 def check_single_process() -> None:

@@ -100,6 +100,11 @@ def check_deployed(deployment: Deployment, model: nn.Module | None) -> PeftModel
             f"The model, a {type(model).__name__}, has no adapter: only a digital PEFT adapter can "
             "be recalibrated."
         )
+    on_chip = set(map(id, model.modules()))
+    if not all(id(layer) in on_chip for layer in deployment.layers.values()):
+        raise ValueError(
+            "The model is not on this chip: deployment.attach(model) returns one that is."
+        )
     if not adapter_parameters(model):
         raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
     layers = [each for each in model.modules() if isinstance(each, BaseTunerLayer)]

@@ -33,6 +33,7 @@ from analog_grasp.training.fit_methods import (
     check_method,
     refine,
 )
+from analog_grasp.training.schedule import as_trained
 from analog_grasp.utils.errors import check_finite, check_whole, unknown_name
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.types import REFIT_STEPS, RefitMethod
@@ -118,11 +119,12 @@ def recalibrate(
     batch_size: int | None = None,
     seed: int = 0,
     model: nn.Module | None = None,
+    start: nn.Module | None = None,
 ) -> Recalibration:
     """Re-fit the digital adapter and the task head on a chip at its present age.
 
     A quarter of the examples is held out. The adapter with the smallest loss on them is kept,
-    which is the present one if no other is better, both measured with the same noise. The
+    which is the first one if no other is better, both measured with the same noise. The
     deployment's own model and the caller's adapter stay as they are.
 
     Args:
@@ -146,14 +148,18 @@ def recalibrate(
         learning_rate: Its peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Its batch size; by default 32, or all examples if they are fewer.
         seed: Seed of the examples, of those held out and of the batches.
-        model: A model from `Deployment.attach`; by default ``deployment.model``.
+        model: A model from `Deployment.attach`, by default ``deployment.model``, whose outputs in
+            digital arithmetic are the target: with its adapter as it is, or as it was before it
+            followed a schedule.
+        start: The model on this chip that the fit begins with, such as that of an earlier
+            recalibration; by default `model`.
 
     Raises:
-        ValueError: The chip is not programmed; the adapter is folded, programmed, merged, disabled
-            or missing; too few examples, or fewer than a batch; blank texts; labels of texts; an
-            unknown method; a method that does not suit the adapter; a setting that has no effect;
-            a number out of its range; NaN or infinite outputs; `groups` for another adapter, or
-            that do not divide the present ones.
+        ValueError: The chip is not programmed; a model is not on it; the adapter is folded,
+            programmed, merged, disabled or missing; too few examples, or fewer than a batch; blank
+            texts; labels of texts; an unknown method; a method that does not suit the adapter; a
+            setting that has no effect; a number out of its range; NaN or infinite outputs; `groups`
+            for another adapter, or that do not divide the present ones.
 
     Source:
         docs/method.md, "Recalibration".
@@ -161,7 +167,8 @@ def recalibrate(
     Example:
         ``recalibrate(deployment.program(0).drift_to("1y"), task, examples=64).model``
     """
-    chosen = check_deployed(deployment, model)
+    target = check_deployed(deployment, model)
+    chosen = target if start is None else check_deployed(deployment, start)
     given = {
         "backward": backward,
         "hidden_weight": hidden_weight,
@@ -184,7 +191,7 @@ def recalibrate(
     if groups is not None:
         refine(student, groups)
     weight = _HIDDEN_WEIGHT if hidden_weight is None else hidden_weight
-    teacher = Teacher.of_chip(deployment, chosen, weight)
+    teacher = Teacher.of_chip(deployment, as_trained(deployment, target), weight)
     if labels:
         loss: Callable[[nn.Module, Batch], Tensor] = _label_loss
     else:

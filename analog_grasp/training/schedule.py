@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -33,6 +32,7 @@ from analog_grasp.training.distillation import (
     set_parameters,
 )
 from analog_grasp.training.examples import count_of, draw_examples
+from analog_grasp.training.fit_methods import refine
 from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.seed import derive_seed
@@ -103,6 +103,9 @@ class AgeSchedule:
             ValueError: The model has another adapter.
         """
         state = self.adapters[self.nearest(seconds)]
+        present, groups = (getattr(c, "groups", 0) for c in (model.active_peft_config, self.config))
+        if present and groups and groups != present and groups % present == 0:
+            refine(model, groups)
         own = _state(model)
         if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
             raise ValueError(
@@ -114,7 +117,8 @@ class AgeSchedule:
     def follow(self, deployment: Deployment) -> None:
         """Switch the adapter of ``deployment.model`` after each `drift_to` and `program`.
 
-        An earlier schedule is replaced; other functions in ``deployment.on_drift`` stay.
+        An earlier schedule is replaced; other functions in ``deployment.on_drift`` stay. The
+        adapter as it was trained stays the target of `recalibrate` and `fit_schedule`.
 
         Raises:
             ValueError: The schedule is empty, or of another device or another adapter.
@@ -127,9 +131,12 @@ class AgeSchedule:
                 "fit one on the deployment's device."
             )
         model = check_deployed(deployment, None)
+        trained = as_trained(deployment, model)
+        if trained is model:
+            trained = deployment.copy_model(model, own=dict(adapter_parameters(model)))
         self.apply(model, deployment.time_s)
-        others = [each for each in deployment.on_drift if not _is_schedule(each)]
-        deployment.on_drift = [*others, partial(self.apply, model)]
+        others = [each for each in deployment.on_drift if not isinstance(each, _Follower)]
+        deployment.on_drift = [*others, _Follower(self, model, trained)]
 
     def save(self, path: str | Path) -> None:
         """Write each adapter as a PEFT folder, named after its age, and the index schedule.json.
@@ -178,10 +185,23 @@ class AgeSchedule:
             ) from None
 
 
-def _is_schedule(function: Callable[[float], object]) -> bool:
-    """Return whether a function that follows the age switches the adapter of a schedule."""
-    inner = function.func if isinstance(function, partial) else None
-    return isinstance(getattr(inner, "__self__", None), AgeSchedule)
+@dataclass(frozen=True)
+class _Follower:
+    """Switches the adapter of a model with the age of its chip."""
+
+    schedule: AgeSchedule
+    model: PeftModel
+    trained: nn.Module
+    """The model with the adapter as it was trained."""
+
+    def __call__(self, seconds: float) -> None:
+        self.schedule.apply(self.model, seconds)
+
+
+def as_trained(deployment: Deployment, model: nn.Module) -> nn.Module:
+    """Return a model on a chip with the adapter that it had before it followed a schedule."""
+    followers = (each for each in deployment.on_drift if isinstance(each, _Follower))
+    return next((each.trained for each in followers if each.model is model), model)
 
 
 def fit_schedule(
@@ -192,6 +212,7 @@ def fit_schedule(
     steps: int = STEPS,
     learning_rate: float | None = None,
     batch_size: int = 32,
+    groups: int | None = None,
     seed: int = 0,
     model: nn.Module | None = None,
     advance: Callable[[], object] = int,
@@ -209,13 +230,15 @@ def fit_schedule(
         steps: Optimiser steps per age.
         learning_rate: The peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Examples per step.
+        groups: Divide the groups of a GRASP adapter into so many, a multiple of the present number.
         seed: Seed of the examples and the chips.
         model: A model from `Deployment.attach`; by default ``deployment.model``.
         advance: Called after every step.
 
     Raises:
         ValueError: The adapter is folded, programmed or absent; there is no time, or one is
-            unreadable; a number is out of its range.
+            unreadable; a number is out of its range; `groups` are for another adapter, or do not
+            divide the present ones.
 
     Source:
         docs/method.md, "Recalibration".
@@ -223,7 +246,7 @@ def fit_schedule(
     Example:
         ``fit_schedule(deployment, task, ["1d", "1y"]).follow(deployment)``
     """
-    chosen = check_deployed(deployment, model)
+    chosen = cast(PeftModel, as_trained(deployment, check_deployed(deployment, model)))
     if isinstance(times, str) or not times:
         raise ValueError(f"times is {times!r}: a list of at least one age is accepted.")
     ages = [parse_time(time) for time in times]
@@ -233,8 +256,11 @@ def fit_schedule(
         check_finite("learning_rate", learning_rate, above=True)
     rate = learning_rate or refit_rate(chosen)
     settings = {"steps": steps, "learning_rate": rate, "batch_size": batch_size, "seed": seed}
-    schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config, settings=settings)
     names = dict(adapter_parameters(chosen))
+    if groups is not None:
+        chosen = cast(PeftModel, deployment.copy_model(chosen, own=names))
+        refine(chosen, groups)
+    schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config, settings=settings)
     with torch.inference_mode(False), deployment.borrowed():
         rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
         # The digital outputs are the same at all ages.

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, load_base_model
 from analog_grasp.report.tables import Comparison
-from analog_grasp.study import runner
+from analog_grasp.study import evaluator, runner
 from analog_grasp.study.api import compare
 from analog_grasp.study.provenance import card_toml
 from analog_grasp.study.records import TreatedAdapter
@@ -62,6 +62,13 @@ def test_refitted_adapters_are_saved_with_their_chip_and_age(results):
         ({"recalibrate": 8, "recalibrate_groups": 6}, "has 4 groups of .* give a multiple of 4 th"),
         ({"recalibrate": 8, "recalibrate_groups": 4096}, r"groups is 4096, but the layer .* above"),
         ({"recalibrate": 8, "recalibrate_groups": 8, "groups": None}, "groups of .*a multiple of"),
+        ({"schedule": "simulated", "schedule_groups": 6}, "schedule_groups is 6, .* multiple of 4"),
+        ({"schedule_groups": 8}, "schedule_groups is 8, .* without schedule"),
+        (
+            {"schedule": "simulated", "schedule_groups": 8, "recalibrate": 8}
+            | {"recalibrate_groups": 12},
+            "recalibrate_groups is 12, but the layer .* has 8 groups",
+        ),
         (
             {"recalibrate": 8, "recalibrate_method": "statistics", "form": "normalize"},
             "method 'statistics' is for GRASP and StochGRASP of the form 'affine'",
@@ -201,6 +208,37 @@ def test_a_saved_schedule_gives_the_score_of_its_cells(scheduled, settings, task
     found = {m.metric: m.value for m in scheduled.measurements
              if (m.adapter, m.time_s, m.seed) == key}  # fmt: skip
     assert found == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_recalibration_begins_with_the_adapter_of_the_age(settings, tmp_path, monkeypatch):
+    begun = []
+
+    def started(*given, start, **settings):
+        begun.append(start)
+        return fit(*given, start=start, **settings)
+
+    fit = evaluator.recalibrate
+    monkeypatch.setattr(evaluator, "recalibrate", started)
+    few = settings | FEW | {"times": ("1d",), "repeats": 1} | REFIT | {"recalibrate": (8,)}
+    few |= {"adapters": ("grasp", "lora"), "schedule": "simulated", "schedule_groups": 8}
+    run = compare(tmp_path / "run", **few)
+    names = {m.adapter for m in run.measurements}
+    assert names == {
+        *("grasp", "grasp+scheduled", "grasp+recalibrated-8"),
+        *("lora", "lora+scheduled", "lora+recalibrated-8"),
+    }
+    assert len(begun) == 2
+    for start, adapter, groups in zip(begun, ("grasp", "lora"), (8, None), strict=True):
+        folders = [
+            run.directory / "scheduled" / adapter / "pcm-hermes-2" / "1d",
+            run.directory / "recalibrated" / f"{adapter}+recalibrated-8" / "pcm-hermes-2-3-1d",
+        ]
+        configs = [PeftConfig.from_pretrained(folder) for folder in folders]
+        assert [getattr(config, "groups", None) for config in configs] == [groups] * 2
+        expected = load_peft_weights(str(folders[0]), device="cpu")
+        state = get_peft_model_state_dict(start, save_embedding_layers=False)
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
 def test_a_grown_run_fits_only_the_ages_that_it_lacks(scheduled, settings, tmp_path):

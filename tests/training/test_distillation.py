@@ -269,6 +269,22 @@ def test_the_adapter_of_an_age_is_a_peft_folder(trained, task, reader, tmp_path,
     assert same_bits(bits(loaded), bits(deployment.model))
 
 
+def test_the_adapter_of_an_age_can_have_more_groups(trained, task, reader, tmp_path):
+    deployment = drifting_chip(trained())
+    before = bits(deployment.model)
+    fit_schedule(deployment, task, ["30d"], steps=3, groups=16).save(tmp_path / "ages")
+    assert same_bits(bits(deployment.model), before)
+    folder = tmp_path / "ages" / "30d"
+    loaded = PeftModel.from_pretrained(reader("bert", dropout=False), folder)
+    assert loaded.active_peft_config.groups == 16
+    AgeSchedule.load(tmp_path / "ages").follow(deployment)
+    assert same_bits(bits(loaded), bits(deployment.drift_to("7d").model))
+    # A second schedule is taught by the adapter as trained, with its groups.
+    again = fit_schedule(deployment, task, ["30d"], steps=3, groups=16)
+    again.follow(deployment)
+    assert same_bits(bits(deployment.model), bits(loaded))
+
+
 def test_invalid_schedules_raise_one_sentence(trained, task, reader, tmp_path):
     deployment = drifting_chip(trained())
     with pytest.raises(ValueError, match=r"times is \[\]: a list of at least one age"):

@@ -8,12 +8,19 @@ from typing import get_args
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from small_models import bits, same_bits, with_small_inputs
 from torch import nn
 from transformers import AddedToken
 
-from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy, recalibrate
+from analog_grasp import (
+    AgeSchedule,
+    DeviceCard,
+    GraspConfig,
+    StochGraspConfig,
+    deploy,
+    recalibrate,
+)
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.tasks import GenerationTask, SentenceTask, load_base_model
@@ -375,8 +382,36 @@ def test_a_model_without_finite_outputs_is_not_recalibrated(trained, task):
         recalibrate(deploy(model, "ideal").program(0), task, examples=8)
 
 
+@pytest.mark.parametrize("followed", [True, False])
+def test_the_target_is_the_adapter_as_trained(trained, task, batch, followed):
+    """What a fit begins with, such as the adapter of an age, is not what it is to match."""
+    model = trained()
+    digital = model(**batch).logits.detach()
+    deployment = deploy(model, "ideal").program(0)
+    parameters = dict(adapter_parameters(deployment.model))
+    other = deployment.copy_model(deployment.model, parameters)
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(other):
+            parameter.mul_(0.7 if "_scale" in name else 1)
+    start = {}
+    if followed:
+        state = get_peft_model_state_dict(other, save_embedding_layers=False)
+        AgeSchedule("ideal", model.active_peft_config, {0.0: state}).follow(deployment)
+    else:
+        start["start"] = other
+    before = deployment.model if followed else other
+    first = (before(**batch).logits - digital).norm()
+    result = recalibrate(deployment, task, examples=48, steps=60, **start)
+    assert result.loss_after < 0.5 * result.loss_before
+    assert (result.model(**batch).logits - digital).norm() < 0.5 * first
+    again = recalibrate(deployment, task, examples=48, steps=1, start=result.model)
+    assert again.loss_before == pytest.approx(result.loss_after, rel=1e-4)
+
+
 def test_requests_that_cannot_be_met_raise_one_sentence(trained, reader, task):
     model = trained()
+    with pytest.raises(ValueError, match=r"The model is not on this chip: deployment\.attach"):
+        recalibrate(deploy(model, "ideal").program(0), task, start=model)
     with pytest.raises(ValueError, match=r"is on a chip.* by recalibrate"):
         train(deploy(model, "ideal").program(0).model, task)
     with pytest.raises(ValueError, match="not programmed: call program"):
