@@ -384,7 +384,7 @@ def test_a_model_without_finite_outputs_is_not_recalibrated(trained, task):
 
 @pytest.mark.parametrize("followed", [True, False])
 def test_the_target_is_the_adapter_as_trained(trained, task, batch, followed):
-    """What a fit begins with, such as the adapter of an age, is not what it is to match."""
+    """A fit matches the digital model with that adapter, whatever it begins with."""
     model = trained()
     digital = model(**batch).logits.detach()
     deployment = deploy(model, "ideal").program(0)
