@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
@@ -103,14 +104,17 @@ class AgeSchedule:
             ValueError: The model has another adapter.
         """
         state = self.adapters[self.nearest(seconds)]
-        present, groups = (getattr(c, "groups", 0) for c in (model.active_peft_config, self.config))
-        if present and groups and groups != present and groups % present == 0:
-            refine(model, groups)
-        own = _state(model)
-        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
+        own, groups = _state(model), getattr(self.config, "groups", None)
+        if groups and own.keys() == state.keys() and not _fits(own, state):
+            # Its groups may be parts of those of the adapter as trained.
+            with suppress(ValueError):
+                refine(model, groups)
+            own = _state(model)
+        if not _fits(own, state):
+            numbers = [sum(tensor.numel() for tensor in each.values()) for each in (state, own)]
             raise ValueError(
-                f"The schedule is for the method {self.config.peft_type} with {len(state)} "
-                f"tensors, and the adapter has {len(own)} or others: fit one for this adapter."
+                f"The schedule is for the method {self.config.peft_type} with {numbers[0]} "
+                f"parameters, and the adapter has {numbers[1]} or others: fit one for this adapter."
             )
         set_peft_model_state_dict(model, dict(state), adapter_name=model.active_adapter)
 
@@ -284,6 +288,10 @@ def fit_schedule(
                 sum(layer.cells for layer in deployment.layers.values()),
             )
     return schedule
+
+
+def _fits(own: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in other.items()}
 
 
 def _state(model: PeftModel) -> dict[str, Tensor]:

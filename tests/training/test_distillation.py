@@ -11,6 +11,7 @@ from small_models import bits, same_bits, with_small_inputs
 from torch import nn
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
+from analog_grasp.adapters import config
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import distil, train
@@ -269,8 +270,15 @@ def test_the_adapter_of_an_age_is_a_peft_folder(trained, task, reader, tmp_path,
     assert same_bits(bits(loaded), bits(deployment.model))
 
 
-def test_the_adapter_of_an_age_can_have_more_groups(trained, task, reader, tmp_path):
-    deployment = drifting_chip(trained())
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_adapter_of_an_age_can_have_more_groups(
+    trained, task, reader, tmp_path, monkeypatch, stated
+):
+    model = trained()
+    if not stated:
+        monkeypatch.setattr(config, "DEFAULT_GROUPS", 4)
+        model.active_peft_config.groups = None
+    deployment = drifting_chip(model)
     before = bits(deployment.model)
     fit_schedule(deployment, task, ["30d"], steps=3, groups=16).save(tmp_path / "ages")
     assert same_bits(bits(deployment.model), before)
