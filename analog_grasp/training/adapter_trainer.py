@@ -29,7 +29,7 @@ from analog_grasp.training.input_ranges import (
     save_ranges,
 )
 from analog_grasp.training.loss import NoiseAwareLoss
-from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, shift_rates
+from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, one_output, shift_rates
 from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import Schedule
@@ -135,9 +135,12 @@ class AdapterTrainer(Trainer):
         rows = self.train_dataset
         assert rows is not None
         few = [rows[row] for row in range(min(SIZE_ROWS, len(rows)))]
-        mode = model.training
+        batch, mode = self._prepare_inputs(self.data_collator(few)), model.training
+        if options := one_output(model):
+            # The loss takes the logits of all tokens.
+            batch.pop("labels", None)
         with torch.no_grad():
-            model.eval()(**self._prepare_inputs(self.data_collator(few)))
+            model.eval()(**batch, **options)
         model.train(mode)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

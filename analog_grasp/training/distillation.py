@@ -27,7 +27,7 @@ from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.tasks import Task
 from analog_grasp.training.converter_loop import StraightThrough
 from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
-from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, shift_rates
+from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, one_output, shift_rates
 from analog_grasp.training.weight_noise import fits_bfloat16
 from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.seed import derive_seed
@@ -211,15 +211,17 @@ class Teacher:
         layers = list(deployment.layers.values())
         return cls(deployment.copy_model(model, own=()), hidden_weight, layers)
 
-    def outputs(self, batch: Batch) -> ModelOutput:
-        """Return the digital outputs for a batch."""
+    def outputs(self, batch: Batch, **options: Any) -> ModelOutput:
+        """Return the digital outputs for a batch; `options` are those of the model."""
+        options = {"output_hidden_states": self._hidden_weight > 0} | options
         with computed_digitally(self._layers), torch.no_grad():
-            return self.model(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
+            return self.model(**inputs_of(batch), **options)
 
     def shift_rates(self, student: nn.Module, batch: Batch) -> dict[nn.Parameter, float]:
         """Return the factor on the learning rate of each of a student's shifts, from a few rows."""
         few = pick(batch, torch.arange(min(count_of(batch), SIZE_ROWS)))
-        return shift_rates(student, input_sizes(self.model, partial(self.outputs, few)))
+        run = partial(self.outputs, few, output_hidden_states=False, **one_output(self.model))
+        return shift_rates(student, input_sizes(self.model, run))
 
     def with_targets(self, batch: Batch) -> Batch:
         """Return a batch with its targets, which `pick` selects together with the examples."""

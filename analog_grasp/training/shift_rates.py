@@ -4,14 +4,25 @@ With one rate for all of them, the rate that suits large inputs destroys small o
 """
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import cast
 
+from peft import PeftModel
 from torch import nn
 
 from analog_grasp.adapters.layer import GraspLinear
 
 SIZE_ROWS = 32
 """Rows on which the size of the inputs is measured, at most."""
+
+
+def one_output(model: nn.Module) -> dict[str, int]:
+    """Return the argument with which a causal language model computes the last token's logits only.
+
+    Those of all tokens of several long texts take more memory than a step of training.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {"logits_to_keep": 1} if "logits_to_keep" in signature(base.forward).parameters else {}
 
 
 def input_sizes(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
