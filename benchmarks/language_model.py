@@ -10,6 +10,8 @@
                    chips of all ages
     recalibrated   as adc, with GRASP, untrained, re-fitted to each chip at each age with unlabelled
                    examples
+    scheduled      as adc, with GRASP, untrained, fitted to each age on simulated chips
+    both           scheduled, then re-fitted to each chip
 
     python benchmarks/language_model.py --model FOLDER --data-dir path/to/glue
 
@@ -30,14 +32,19 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from analog_grasp import deploy, recalibrate
+from analog_grasp import AgeSchedule, deploy, fit_schedule, recalibrate
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.evaluator import processor
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
-from analog_grasp.training.distillation import fit_on_chips, refit_rate, set_parameters
+from analog_grasp.training.distillation import (
+    adapter_parameters,
+    fit_on_chips,
+    refit_rate,
+    set_parameters,
+)
 from analog_grasp.training.examples import draw_examples
 
 DEVICES = (
@@ -57,6 +64,8 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "grasp-16": CLIPPED | {"groups": 16},
     "grasp-64": CLIPPED | {"groups": 64},
     "recalibrated": CLIPPED | {"output_ranges": "least-error", "recalibrate": True},
+    "scheduled": CLIPPED | {"output_ranges": "least-error", "schedule": True},
+    "both": CLIPPED | {"output_ranges": "least-error", "schedule": True, "recalibrate": True},
 }
 
 
@@ -71,6 +80,8 @@ class Asked:
     batch_size: int
     examples: int
     groups: int
+    schedule_steps: int
+    schedule_batch_size: int
 
 
 def main() -> None:
@@ -87,7 +98,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="of a fit")
     parser.add_argument("--batch-size", type=int, default=4, help="windows per step")
     parser.add_argument("--examples", type=int, default=16, help="windows for recalibration")
-    parser.add_argument("--groups", type=int, default=64, help="groups for recalibration")
+    parser.add_argument("--groups", type=int, default=64, help="of adapters fitted to an age")
+    parser.add_argument("--schedule-steps", type=int, default=80, help="of a fit to an age")
+    parser.add_argument("--schedule-batch-size", type=int, default=4, help="windows per step")
     parser.add_argument("--out", type=Path, default=Path("runs/language-model.jsonl"))
     given = parser.parse_args()
     task = premises(given.data_dir, given.window)
@@ -96,6 +109,7 @@ def main() -> None:
         shortened(task, given.tokens),
         shortened(task, given.calibration_tokens, "train"),
         given.steps, given.batch_size, given.examples, given.groups,
+        given.schedule_steps, given.schedule_batch_size,
     )  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)
     known = read(given.out)
@@ -144,7 +158,7 @@ def measure(
 ) -> dict[str, float]:
     """Return the perplexity at each time, on one chip."""
     model: nn.Module = load_base_model(asked.task, asked.model).to(processor())
-    refitted = treatment.get("recalibrate", False)
+    refitted = "recalibrate" in treatment or "schedule" in treatment
     if groups := asked.groups if refitted else treatment.get("groups"):
         model = adapt(
             model, "grasp", task_type="CAUSAL_LM", groups=groups, target_modules="all-linear"
@@ -157,10 +171,12 @@ def measure(
     for time in times:
         deployment.drift_to(time)
         student: nn.Module = deployment.model
-        if refitted:
+        if "schedule" in treatment:
+            student = scheduled(asked, deployment, time)
+        if "recalibrate" in treatment:
             student = recalibrate(
                 deployment, asked.task, examples=asked.examples, batch_size=asked.batch_size,
-                steps=asked.steps, seed=chip,
+                steps=asked.steps, seed=chip, start=student,
             ).model  # fmt: skip
         found[time] = asked.task.evaluate(student)
         if DeviceCard.load(device).drift is None:
@@ -203,6 +219,23 @@ def distilled(
             batch_size=asked.batch_size, seed=0,
         )  # fmt: skip
     return _DISTILLED[device, groups]
+
+
+_SCHEDULES: dict[tuple[str, str], AgeSchedule] = {}
+
+
+def scheduled(asked: Asked, deployment: Deployment, time: str) -> nn.Module:
+    """Return the model with an adapter fitted to an age on simulated chips, once per device."""
+    key = (deployment.card.name, time)
+    if key not in _SCHEDULES:
+        _SCHEDULES[key] = fit_schedule(
+            deployment, asked.task, [time], steps=asked.schedule_steps,
+            batch_size=asked.schedule_batch_size,
+        )  # fmt: skip
+    own = dict(adapter_parameters(deployment.model))  # type: ignore[arg-type]
+    student = deployment.copy_model(deployment.model, own)
+    _SCHEDULES[key].apply(student, deployment.time_s)  # type: ignore[arg-type]
+    return student
 
 
 def read(path: Path) -> dict[str, dict[str, float]]:
