@@ -40,7 +40,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.evaluator import processor
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
 from analog_grasp.training.distillation import (
-    adapter_parameters,
+    check_deployed,
     fit_on_chips,
     refit_rate,
     set_parameters,
@@ -165,7 +165,8 @@ def measure(
         ).to(processor())
     deployment = mapped(asked, model, device, treatment)
     if groups and not refitted:
-        set_parameters(deployment.model, distilled(asked, deployment, device, groups))  # type: ignore[arg-type]
+        distilled_adapter = distilled(asked, deployment, device, groups)
+        set_parameters(check_deployed(deployment, None), distilled_adapter)
     deployment.program(chip)
     found = {}
     for time in times:
@@ -232,10 +233,7 @@ def scheduled(asked: Asked, deployment: Deployment, time: str) -> nn.Module:
             deployment, asked.task, [time], steps=asked.schedule_steps,
             batch_size=asked.schedule_batch_size,
         )  # fmt: skip
-    own = dict(adapter_parameters(deployment.model))  # type: ignore[arg-type]
-    student = deployment.copy_model(deployment.model, own)
-    _SCHEDULES[key].apply(student, deployment.time_s)  # type: ignore[arg-type]
-    return student
+    return _SCHEDULES[key].applied(deployment, check_deployed(deployment, None))
 
 
 def read(path: Path) -> dict[str, dict[str, float]]:

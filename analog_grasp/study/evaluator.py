@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -29,7 +29,6 @@ from analog_grasp.study.records import (
 from analog_grasp.study.sections import RunSettings
 from analog_grasp.tasks import Task
 from analog_grasp.training import AgeSchedule, recalibrate
-from analog_grasp.training.distillation import adapter_parameters
 from analog_grasp.utils.time import format_time
 
 # Bytes at whose multiples torch puts the tensors that it allocates.
@@ -170,8 +169,7 @@ class Evaluator:
         start = model
         if schedule := self.schedules.get((subject.model, chip.device)):
             assert isinstance(model, PeftModel)
-            start = deployment.copy_model(model, own=dict(adapter_parameters(model)))
-            schedule.apply(cast(PeftModel, start), subject.time_s)
+            start = schedule.applied(deployment, model)
         if variant.treatment == SCHEDULED:
             return start
         run, fitted = self.run, kind_of(model) in GRASP.adapters

@@ -79,6 +79,11 @@ def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
     ]
 
 
+def own_copy(deployment: Deployment, model: PeftModel) -> PeftModel:
+    """Return a copy of a model on a chip with an adapter and a task head of its own."""
+    return cast(PeftModel, deployment.copy_model(model, own=dict(adapter_parameters(model))))
+
+
 def check_deployed(deployment: Deployment, model: nn.Module | None) -> PeftModel:
     """Return the model on a chip whose adapter is to be fitted: by default ``deployment.model``.
 

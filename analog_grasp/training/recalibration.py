@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel
@@ -20,8 +20,8 @@ from analog_grasp.crossbar import Deployment
 from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
     Teacher,
-    adapter_parameters,
     check_deployed,
+    own_copy,
     refit_rate,
 )
 from analog_grasp.training.examples import Batch, draw_examples, pick, vocabulary_of
@@ -186,8 +186,7 @@ def recalibrate(
             f"batch_size is {batch_size}, but {len(fitted)} of the {examples} examples are fitted "
             "to: give more examples or a smaller batch."
         )
-    own = dict(adapter_parameters(chosen))
-    student = cast(PeftModel, deployment.copy_model(chosen, own))
+    student = own_copy(deployment, chosen)
     if groups is not None:
         refine(student, groups)
     weight = _HIDDEN_WEIGHT if hidden_weight is None else hidden_weight
@@ -210,7 +209,7 @@ def recalibrate(
     METHODS[method].fit(fit, teacher, descent)
     rewritten, before, after = fit.finish()
     if not rewritten:
-        student = cast(PeftModel, deployment.copy_model(chosen, own))
+        student = own_copy(deployment, chosen)
     used: dict[str, object] = {"seed": seed, "groups": groups}
     if not labels:
         used["hidden_weight"] = weight

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
 from peft import (
@@ -26,9 +25,9 @@ from analog_grasp.tasks import Task
 from analog_grasp.training.distillation import (
     HIDDEN_WEIGHT,
     Teacher,
-    adapter_parameters,
     check_deployed,
     fit_on_chips,
+    own_copy,
     refit_rate,
     set_parameters,
 )
@@ -118,6 +117,16 @@ class AgeSchedule:
             )
         set_peft_model_state_dict(model, dict(state), adapter_name=model.active_adapter)
 
+    def applied(self, deployment: Deployment, model: PeftModel) -> PeftModel:
+        """Return a copy of a model on a chip with the adapter for the chip's present age.
+
+        Raises:
+            ValueError: The model has another adapter.
+        """
+        found = own_copy(deployment, model)
+        self.apply(found, deployment.time_s)
+        return found
+
     def follow(self, deployment: Deployment) -> None:
         """Switch the adapter of ``deployment.model`` after each `drift_to` and `program`.
 
@@ -137,7 +146,7 @@ class AgeSchedule:
         model = check_deployed(deployment, None)
         trained = as_trained(deployment, model)
         if trained is model:
-            trained = deployment.copy_model(model, own=dict(adapter_parameters(model)))
+            trained = own_copy(deployment, model)
         self.apply(model, deployment.time_s)
         others = [each for each in deployment.on_drift if not isinstance(each, _Follower)]
         deployment.on_drift = [*others, _Follower(self, model, trained)]
@@ -195,14 +204,14 @@ class _Follower:
 
     schedule: AgeSchedule
     model: PeftModel
-    trained: nn.Module
+    trained: PeftModel
     """The model with the adapter as it was trained."""
 
     def __call__(self, seconds: float) -> None:
         self.schedule.apply(self.model, seconds)
 
 
-def as_trained(deployment: Deployment, model: nn.Module) -> nn.Module:
+def as_trained(deployment: Deployment, model: PeftModel) -> PeftModel:
     """Return a model on a chip with the adapter that it had before it followed a schedule."""
     followers = (each for each in deployment.on_drift if isinstance(each, _Follower))
     return next((each.trained for each in followers if each.model is model), model)
@@ -250,7 +259,7 @@ def fit_schedule(
     Example:
         ``fit_schedule(deployment, task, ["1d", "1y"]).follow(deployment)``
     """
-    chosen = cast(PeftModel, as_trained(deployment, check_deployed(deployment, model)))
+    chosen = as_trained(deployment, check_deployed(deployment, model))
     if isinstance(times, str) or not times:
         raise ValueError(f"times is {times!r}: a list of at least one age is accepted.")
     ages = [parse_time(time) for time in times]
@@ -260,16 +269,15 @@ def fit_schedule(
         check_finite("learning_rate", learning_rate, above=True)
     rate = learning_rate or refit_rate(chosen)
     settings = {"steps": steps, "learning_rate": rate, "batch_size": batch_size, "seed": seed}
-    names = dict(adapter_parameters(chosen))
     if groups is not None:
-        chosen = cast(PeftModel, deployment.copy_model(chosen, own=names))
+        chosen = own_copy(deployment, chosen)
         refine(chosen, groups)
     schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config, settings=settings)
     with torch.inference_mode(False), deployment.borrowed():
         rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
         # The digital outputs are the same at all ages.
         rows = Teacher.of_chip(deployment, chosen, HIDDEN_WEIGHT).prepared(rows, steps * batch_size)
-        fitted = cast(PeftModel, deployment.copy_model(chosen, own=names))
+        fitted = own_copy(deployment, chosen)
         for age in ages:
             begin = time.perf_counter()
             found = fit_on_chips(

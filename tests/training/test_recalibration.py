@@ -23,17 +23,12 @@ from analog_grasp import (
 )
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
-from analog_grasp.tasks import (
-    GenerationTask,
-    LanguageModelingTask,
-    SentenceTask,
-    load_base_model,
-)
+from analog_grasp.tasks import GenerationTask, SentenceTask, load_base_model
 from analog_grasp.training import train, weight_noise
 from analog_grasp.training.distillation import (
-    Teacher,
     adapter_parameters,
     backward_through_targets,
+    own_copy,
 )
 from analog_grasp.training.examples import (
     count_of,
@@ -233,28 +228,6 @@ def test_texts_need_no_labels_and_labels_are_used_where_asked(trained, task):
     assert recalibrate(deployment, task, examples=32, labels=True, steps=30).labels
 
 
-def test_the_size_of_inputs_needs_the_logits_of_no_text(llama_folder):
-    """The logits of several long texts would take more memory than a step."""
-    rows = Dataset.from_dict({"text": ["the cat sat on a mat", "a dog ran on the hill"] * 8})
-    task = LanguageModelingTask("words", rows, rows, max_length=8)
-    model = adapt(load_base_model(task, str(llama_folder)), "grasp", task_type="CAUSAL_LM")
-    widths = []
-
-    def keep(_, inputs, outputs):
-        widths.append(outputs.shape[1])
-
-    model.get_base_model().lm_head.register_forward_hook(keep)
-    train(model, task, epochs=0.5)
-    assert widths[0] == 1
-    assert widths[1] > 1
-    deployment = deploy(model.eval(), "ideal").program(0)
-    batch = draw_examples(task, 4, deployment.model, seed=0)
-    teacher = Teacher.of_chip(deployment, deployment.model, 1.0)
-    widths.clear()
-    assert teacher.shift_rates(deployment.model, batch)
-    assert widths == [1]
-
-
 def test_examples_of_a_generation_task_have_a_prompt_each(llama_folder):
     prompts = [f"the {noun} {verb}" for noun in ("cat", "dog", "hill") for verb in ("sat", "ran")]
     rows = Dataset.from_dict(
@@ -419,8 +392,7 @@ def test_the_target_is_the_adapter_as_trained(trained, task, batch, followed):
     model = trained()
     digital = model(**batch).logits.detach()
     deployment = deploy(model, "ideal").program(0)
-    parameters = dict(adapter_parameters(deployment.model))
-    other = deployment.copy_model(deployment.model, parameters)
+    other = own_copy(deployment, deployment.model)
     with torch.no_grad():
         for name, parameter in adapter_parameters(other):
             parameter.mul_(0.7 if "_scale" in name else 1)
