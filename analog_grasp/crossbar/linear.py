@@ -16,6 +16,7 @@ from analog_grasp.kernels import ReadSettings, cpu, reference
 from analog_grasp.kernels.matmul import Limbs, number_of_limbs, pack
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.reference import Variance, of_tile
+from analog_grasp.kernels.rng import has_triton
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DriftCompensation
 
@@ -338,6 +339,10 @@ class CrossbarLinear(ChipLayer):
         split.variance = constant or matrix
         split.limbs = None
         tolerances = self.write_tolerance
+        if _on_gpu(split.weight) and tolerances is None and not of_chip.is_exact:
+            targets, tiles = self._target(split, slice(None)), self._tiles(split.rows)
+            of_chip.read_tiles(targets, split.ends, tiles, seconds, split.weight, matrix)
+            return
         tolerances = None if tolerances is None else tolerances.expand(self.frozen.shape)
         for columns, seed in self._tiles(split.rows):
             # In float32 these are the stored tensors themselves; else copies of one tile.
@@ -355,12 +360,17 @@ class CrossbarLinear(ChipLayer):
     def _readout(self, split: Split, purpose: str, seconds: float = 0.0) -> Tensor:
         """Return the read-out that drift compensation divides by, ``(D_out,)``."""
         columns, settings = [], self._converters or ReadSettings()
-        for part, seed in self._tiles(split.rows):
+        tiles = [(p, derive_seed(seed, purpose, seconds)) for p, seed in self._tiles(split.rows)]
+        if _on_gpu(split.weight):
+            from analog_grasp.kernels.cuda_noise import column_readouts
+
+            found = column_readouts(split.weight, split.variance, settings, tiles)
+            return self._by_tile(found).clamp_(min=_SMALLEST_READOUT)
+        for part, key in tiles:
             weight, variance = split.weight[part].float(), of_tile(split.variance, part)
             kernel = cpu if fits_kernel(weight) else reference
-            key = derive_seed(seed, purpose, seconds)
             columns.append(kernel.column_readout(weight, variance, settings, key))
-        return self._by_tile(torch.cat(columns)).clamp(min=_SMALLEST_READOUT)
+        return self._by_tile(torch.cat(columns)).clamp_(min=_SMALLEST_READOUT)
 
     def _by_tile(self, columns: Tensor) -> Tensor:
         """Average the read-outs of columns, ``(D_out,)``, over each tile, unless per column."""
@@ -376,6 +386,11 @@ class CrossbarLinear(ChipLayer):
             if isinstance(split.variance, Tensor):
                 split.variance = split.variance.to(device)
             split.limbs = None
+
+
+def _on_gpu(weight: Tensor) -> bool:
+    """Return whether the kernels for GPUs program tiles with these weights."""
+    return weight.is_cuda and has_triton()
 
 
 def _noise_key() -> int:

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +129,10 @@ class CardNoiseModel(BaseNoiseModel):
         time = parse_time(time)
         _warn_beyond_data(self.card, time)
         out = torch.empty_like(targets) if out is None else out
-        if self._is_exact() and variance_out is None:
+        if self.is_exact and variance_out is None:
             return out.copy_(targets)
         tensors = [tensor for tensor in (targets, out, variance_out) if tensor is not None]
-        in_steps = self._is_exact() or self._write is not None
+        in_steps = self.is_exact or self._write is not None
         if in_steps or not all(fits_kernel(tensor) for tensor in tensors):
             return self._read_in_steps(targets, time, out, variance_out)
         scale, offset = (np.float32(term) for term in self.g_converter.scale_of(targets))
@@ -139,6 +140,34 @@ class CardNoiseModel(BaseNoiseModel):
         tile = TileParameters(scale, offset, self._keys(parameters, time))
         read_tile(targets, parameters, tile, out, variance_out)
         return out
+
+    @torch.no_grad()
+    def read_tiles(
+        self,
+        targets: Tensor,
+        ends: Tensor,
+        tiles: Sequence[tuple[slice, int]],
+        time: float,
+        out: Tensor,
+        variance_out: Tensor | None,
+    ) -> None:
+        """Do what `read_weights` does for several tiles at once, on a GPU, with its kernel.
+
+        Args:
+            targets: The target weights of all tiles, ``(rows, columns)``, float32, contiguous.
+            ends: The smallest and the largest target of each tile, ``(tiles, 2)``.
+            tiles: The rows of each tile, and its seed in place of this model's.
+            time, out, variance_out: As for `read_weights`; of any floating type.
+        """
+        from analog_grasp.kernels.cuda_noise import read_tiles
+
+        time = parse_time(time)
+        _warn_beyond_data(self.card, time)
+        mapping = torch.stack(self.g_converter.scale_between(*ends.float().unbind(1)), 1)
+        parameters = device_parameters(self.card, time)
+        rows = [part for part, _ in tiles]
+        keys = [self._keys(parameters, time, seed) for _, seed in tiles]
+        read_tiles(targets, parameters, mapping.contiguous(), rows, keys, out, variance_out)
 
     def constant_short_term_variance(self, targets: Tensor) -> float | None:
         """Return the variance of the weights from read to read, if it is the same for all.
@@ -162,7 +191,7 @@ class CardNoiseModel(BaseNoiseModel):
         Raises:
             ValueError: A weight is not finite.
         """
-        if self._is_exact():
+        if self.is_exact:
             return weights.clone(), []
         targets, params = self.g_converter.convert_to_conductances(_precise(weights))
         state = [params["scale"], params["offset"]]
@@ -256,21 +285,26 @@ class CardNoiseModel(BaseNoiseModel):
         z = self._normal(g, "read", device, time) if noisy else 0.0
         return self._stuck(with_read_noise(self.card, g, g_prog, z, time), device)
 
-    def _is_exact(self) -> bool:
+    @property
+    def is_exact(self) -> bool:
+        """Whether the devices are read as they are targeted, but for short-term noise."""
         card = self.card
         return card.programming is card.drift is card.read is card.stuck is None
 
-    def _keys(self, device: DeviceParameters, time: float) -> NDArray[np.uint64]:
+    def _keys(
+        self, device: DeviceParameters, time: float, seed: int | None = None
+    ) -> NDArray[np.uint64]:
         """Return the keys of the random numbers that are drawn, by purpose and device, ``(4, 2)``.
 
         Each key is a hash; 0 stands for those of effects that the card does not have.
         """
+        seed = self.seed if seed is None else seed
         keys = np.zeros((4, 2), np.uint64)
         drawn = (*device.draws, self.card.stuck is not None)
         for row, purpose in enumerate(("programming", "drift", "read", "stuck")):
             if drawn[row]:
                 more = (time,) if purpose == "read" else ()
-                keys[row] = [self._key(purpose, side, *more) for side in (0, 1)]
+                keys[row] = [derive_seed(seed, purpose, side, *more) for side in (0, 1)]
         return keys
 
     def _key(self, purpose: str, device: int, *more: float) -> int:
@@ -280,7 +314,7 @@ class CardNoiseModel(BaseNoiseModel):
         self, targets: Tensor, time: float, out: Tensor, variance_out: Tensor | None
     ) -> Tensor:
         """`read_weights` by the two steps of aihwkit's interface."""
-        if self._is_exact():
+        if self.is_exact:
             conductances, params = self.g_converter.convert_to_conductances(_precise(targets))
             weights = targets
         else:

@@ -75,8 +75,15 @@ class CardConductanceConverter(BaseConductanceConverter):
         Raises:
             ValueError: A weight is not finite.
         """
-        low, high = torch.aminmax(weights)
-        if not math.isfinite(float(high - low)):
+        return self.scale_between(*torch.aminmax(weights))
+
+    def scale_between(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `scale_of` for the smallest and the largest weight of each of some tiles.
+
+        Raises:
+            ValueError: A weight is not finite.
+        """
+        if not bool((high - low).isfinite().all()):
             raise ValueError(
                 "The weights contain NaN or infinity: only finite weights can be programmed."
             )

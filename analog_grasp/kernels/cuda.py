@@ -31,7 +31,7 @@ _ROWS = 8
 
 
 @triton.jit
-def _mixed(h, key):
+def mixed(h, key):
     """Return `rng._mixed`."""
     h = ((h ^ (h >> 16)) * 0x7FEB352D) ^ key
     h = (h ^ (h >> 15)) * 0x846CA68B
@@ -39,15 +39,21 @@ def _mixed(h, key):
 
 
 @triton.jit
-def _normal_pairs(key, rows, block):
-    """Return the halves of a block of standard normal deviates, as `rng._fill_block` does."""
+def row_words(key, rows):
+    """Return the lower and upper 32 bits of `rng.row_key` for the rows, ``(rows, 1)``."""
     z = (key.to(tl.int64).to(tl.uint64, bitcast=True) + rows.to(tl.uint64)) * 0x9E3779B97F4A7C15
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB
     z = z ^ (z >> 31)
-    low, high = z.to(tl.uint32)[:, None], (z >> 32).to(tl.uint32)[:, None]
-    low += (block * 2 * _HALF + tl.arange(0, _HALF)).to(tl.uint32)[None, :]
-    first, second = _mixed(low, high), _mixed(low + _HALF, high)
+    return z.to(tl.uint32)[:, None], (z >> 32).to(tl.uint32)[:, None]
+
+
+@triton.jit
+def normal_pairs(key, rows, block):
+    """Return the halves of a block of standard normal deviates, as `rng._fill_block` does."""
+    low, high = row_words(key, rows)
+    low += (tl.arange(0, _HALF) + block * 2 * _HALF).to(tl.uint32)[None, :]
+    first, second = mixed(low, high), mixed(low + _HALF, high)
     pattern = ((first >> 1).to(tl.float32) + 0.5).to(tl.int32, bitcast=True)
     exponent = ((pattern >> 23) - _TOP).to(tl.float32)
     m = (pattern & 0x7FFFFF).to(tl.float32) * 1.1920928955078125e-07
@@ -60,12 +66,19 @@ def _normal_pairs(key, rows, block):
     return across, t * (((((_S4 * s + _S3) * s + _S2) * s + _S1) * s + _S0) * radius)
 
 
+@triton.jit
+def rounded(value, step):
+    """Return values rounded to whole steps; NaN stays."""
+    steps = tl.minimum(tl.maximum(value / step, -_LARGEST_ROUNDED), _LARGEST_ROUNDED)
+    return tl.where(value == value, ((steps + _ROUNDS) - _ROUNDS) * step, value)
+
+
 @triton.jit(do_not_specialize=["key", "rows"])
 def _normal_kernel(out, key, rows, columns, ROWS: tl.constexpr):
     """Fill some rows of a block of columns."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * 2 * _HALF + tl.arange(0, _HALF)[None, :]
-    across, along = _normal_pairs(key, row, tl.program_id(1))
+    across, along = normal_pairs(key, row, tl.program_id(1))
     place = out + row.to(tl.int64)[:, None] * columns + column
     inside = row[:, None] < rows
     tl.store(place, across, mask=inside & (column < columns))
@@ -116,7 +129,7 @@ def _output_kernel(
     square = tl.load(squares + row, mask=row < rows, other=0.0)[:, None]
     across, along = gain, gain
     if NOISY:
-        across, along = _normal_pairs(key, row, tl.program_id(1))
+        across, along = normal_pairs(key, row, tl.program_id(1))
     for side in tl.static_range(2):
         column = half + side * _HALF
         inside = (row[:, None] < rows) & (column < columns)
@@ -139,8 +152,7 @@ def _output_kernel(
             most = tl.load(bounds + column, mask=column < columns, other=1.0)
             own = step * (most / bound)
         if ROUNDED:
-            steps = tl.minimum(tl.maximum(value / own, -_LARGEST_ROUNDED), _LARGEST_ROUNDED)
-            value = tl.where(value == value, ((steps + _ROUNDS) - _ROUNDS) * own, value)
+            value = rounded(value, own)
         tl.store(clipped + cell, (tl.abs(value) > most).to(tl.int8), mask=inside)
         value = tl.minimum(tl.maximum(value, -most), most) / gain
         tl.store(out + cell, value, mask=inside)

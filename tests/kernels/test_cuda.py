@@ -84,19 +84,29 @@ def test_ranges_of_tiles_clip_their_own_columns():
 COMPILED = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from analog_grasp.kernels import cuda
+from analog_grasp.kernels import cuda, cuda_noise
 
 POINTERS = {
-    "codes": "*i8", "clipped": "*i8", "sums": "*i32", **dict.fromkeys(
-        ("x", "gains", "squares", "units", "matrix", "bounds", "out"), "*fp32")}
-WHOLE = ("key", "rows", "columns", "width", "stride")
-CONSTANT = {"ROWS": 8, "WIDTH": 512, "LIMBS": 3, "BY_MAXIMUM": True, "NOISY": True,
-            "MATRIX": True, "ROUNDED": True, "BOUNDS": True}
-for kernel in (cuda._normal_kernel, cuda._convert_kernel, cuda._output_kernel):
-    types = {name: POINTERS.get(name, "i64" if name == "key" else "i32" if name in WHOLE else
-                                "constexpr" if name in CONSTANT else "fp32")
-             for name in kernel.arg_names}
-    constant = {name: value for name, value in CONSTANT.items() if name in types}
+    "codes": "*i8", "clipped": "*i8", "sums": "*i32", "tiles": "*i64", **dict.fromkeys(
+        ("x", "gains", "squares", "units", "matrix", "bounds", "targets", "mapping"), "*fp32"),
+    **dict.fromkeys(("table", "points"), "*fp64"),
+    **dict.fromkeys(("weights", "variance"), "*bf16")}
+WHOLE = ("rows", "columns", "width", "stride")
+KERNELS = {
+    cuda._normal_kernel: {"out": "*fp32"},
+    cuda._convert_kernel: {},
+    cuda._output_kernel: {"out": "*fp32", "variance": "fp32"},
+    cuda_noise._read_kernel: {"out": "*bf16"},
+    cuda_noise._readout_kernel: {"out": "*fp32"},
+}
+for kernel, own in KERNELS.items():
+    types = {}
+    for name in kernel.arg_names:
+        types[name] = own.get(name) or POINTERS.get(name) or (
+            "i64" if name == "key" else "i32" if name in WHOLE else
+            "constexpr" if name.isupper() else "fp32")
+    given = {"ROWS": 8, "WIDTH": 512, "LIMBS": 3}
+    constant = {name: given.get(name, True) for name in types if name.isupper()}
     source = ASTSource(fn=kernel, signature=types, constexprs=constant)
     assert compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
 """
