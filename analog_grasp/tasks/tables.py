@@ -232,12 +232,23 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    twice: list[str] = []
+
+    def row_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice.extend(name for name in names if names.count(name) > 1)
+        return dict(pairs)
+
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=row_of)
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise ValueError(f"Line {number} of {path} should be a JSON object, one per line.")
+    if twice:
+        raise ValueError(
+            f"Line {number} of {path} names '{twice[0]}' twice; each name should be there once."
+        )
     return row
 
 

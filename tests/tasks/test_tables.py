@@ -92,6 +92,7 @@ def test_errors_name_the_file_and_the_line(tmp_path, dev, message):
     [
         ("[1]", "Line 1 of .* should be a JSON object"),
         ('{"text": "a"', "Line 1 of .* should be a JSON object"),
+        ('{"text": "a", "label": 1, "label": 0}', "Line 1 of .* names 'label' twice"),
         ('{"text": null, "label": 1}', "Line 1 of .* has the text None"),
         ('{"text": "a", "label": null}', "Line 1 of .* has no label"),
         ('{"text": "a", "label": {"x": 1}}', "Line 1 of .* a name, a number or a list of names"),
