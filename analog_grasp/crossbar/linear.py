@@ -340,7 +340,8 @@ class CrossbarLinear(ChipLayer):
         split.limbs = None
         tolerances = self.write_tolerance
         if _on_gpu(split.weight) and tolerances is None and not of_chip.is_exact:
-            targets, tiles = self._target(split, slice(None)), self._tiles(split.rows)
+            # The weight of a Conv1D is transposed.
+            targets, tiles = self._target(split, slice(None)).contiguous(), self._tiles(split.rows)
             of_chip.read_tiles(targets, split.ends, tiles, seconds, split.weight, matrix)
             return
         tolerances = None if tolerances is None else tolerances.expand(self.frozen.shape)

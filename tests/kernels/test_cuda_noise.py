@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.crossbar import linear
 from analog_grasp.crossbar.linear import CrossbarLinear
@@ -100,12 +101,13 @@ def test_the_read_out_of_columns_is_that_of_the_processor(variance, step):
 
 
 @pytest.mark.parametrize("compensation", ["global", "per-column"])
-def test_a_layer_holds_the_same_chip(compensation, monkeypatch):
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(20, 7), lambda: Conv1D(7, 16)])
+def test_a_layer_holds_the_same_chip(make, compensation, monkeypatch):
     card = DeviceCard.load("pcm-hermes-2").with_(tile_size=(16, 4))
     layers = []
     for on_gpu in (False, True):
         torch.manual_seed(0)
-        layer = CrossbarLinear(torch.nn.Linear(20, 7).to(DEVICE), card, "dense", compensation)
+        layer = CrossbarLinear(make().to(DEVICE), card, "dense", compensation)
         monkeypatch.setattr(linear, "_on_gpu", lambda _, chosen=on_gpu: chosen)
         layer.program(2)
         layer.drift_to(DAY)
