@@ -287,7 +287,7 @@ class CardNoiseModel(BaseNoiseModel):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the devices are read as they are targeted, but for short-term noise."""
+        """True if the devices are read as targeted, but for short-term noise."""
         card = self.card
         return card.programming is card.drift is card.read is card.stuck is None
 
