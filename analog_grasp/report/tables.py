@@ -120,7 +120,7 @@ def markdown_escape(text: str) -> str:
 
 
 def settings_text(settings: Mapping[str, object]) -> TextTable:
-    """Return the settings as text; nested names are joined with a dot."""
+    """Return the settings as text, without empty ones; nested names are joined with a dot."""
     return TextTable("Settings", ("setting", "value"), _flat(settings), is_prose=True)
 
 
@@ -131,7 +131,7 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, s
             rows += _flat(value, f"{prefix}{name}.")
         else:
             parts = value if isinstance(value, list | tuple) else [value]
-            rows.append((f"{prefix}{name}", ", ".join(map(str, parts))))
+            rows += [(f"{prefix}{name}", ", ".join(map(str, parts)))] if parts else []
     return rows
 
 

@@ -155,8 +155,9 @@ def test_trainings_of_an_adapter_are_one_row(records):
     assert row[4:] == ("2", "87.0 ±12.7", "25 s")
 
 
-def test_nested_settings_are_joined_with_a_dot():
-    table = settings_text({"seed": 1, "training": {"epochs": 3}, "times": ["0s", "1d"]})
+def test_nested_settings_are_joined_with_a_dot_and_empty_ones_absent():
+    given = {"seed": 1, "training": {"epochs": 3}, "times": ["0s", "1d"], "recalibrate": []}
+    table = settings_text(given)
     assert table.rows == [("seed", "1"), ("training.epochs", "3"), ("times", "0s, 1d")]
 
 
