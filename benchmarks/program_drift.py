@@ -8,6 +8,7 @@ first to one day and then, without programming, to two.
 
     python benchmarks/program_drift.py --shapes MiniLM
     python benchmarks/program_drift.py --quick
+    python benchmarks/program_drift.py --shapes RoBERTa-base --gpu
 
 Both shapes take about half an hour on 2 cores, MiniLM's some minutes.
 """
@@ -16,6 +17,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from aihwkit.inference.compensation.drift import GlobalDriftCompensation
 from aihwkit.simulator.configs import TorchInferenceRPUConfig
 from aihwkit_peer import configured, converted
@@ -54,13 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny model on two cards")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--gpu", action="store_true", help="on a GPU")
     asked = parser.parse_args()
     cards = list(MODELS)[:2] if asked.quick else list(MODELS)
     shapes = QUICK if asked.quick else {name: SHAPES[name] for name in asked.shapes}
     print(machine())
     print("\nMedian and, in brackets, quartiles; ratios are aihwkit's seconds over ours.")
     for name, (make, repeats) in shapes.items():
-        model = make().eval()
+        model = make().eval().to("cuda" if asked.gpu else "cpu")
         rows = [row(model, DeviceCard.load(card), repeats) for card in cards]
         print(
             f"\n**{name}, {repeats} calls of each in turn**\n\n{markdown(HEADER, rows)}", flush=True
@@ -75,8 +78,8 @@ def row(model: nn.Module, card: DeviceCard, repeats: int) -> list[str]:
     theirs, ours = aged_aihwkit(model, card), aged(model, card)
     at_two_days = interleaved(
         {
-            "aihwkit": lambda: theirs.drift_analog_weights(2 * DAY),
-            "ours": lambda: ours.drift_to(2 * DAY),
+            "aihwkit": lambda: finished(theirs.drift_analog_weights(2 * DAY)),
+            "ours": lambda: finished(ours.drift_to(2 * DAY)),
         },
         repeats,
     )
@@ -85,7 +88,7 @@ def row(model: nn.Module, card: DeviceCard, repeats: int) -> list[str]:
 
 def aged(model: nn.Module, card: DeviceCard) -> Deployment:
     """Return the deployment one day after programming."""
-    return deploy(model, card).program(seed=0).drift_to(DAY)
+    return finished(deploy(model, card).program(seed=0).drift_to(DAY))
 
 
 def aged_aihwkit(model: nn.Module, card: DeviceCard, config: type | None = None) -> nn.Module:
@@ -96,7 +99,14 @@ def aged_aihwkit(model: nn.Module, card: DeviceCard, config: type | None = None)
     analog = converted(model, settings).eval()
     analog.program_analog_weights()
     analog.drift_analog_weights(DAY)
-    return analog
+    return finished(analog)
+
+
+def finished[T](result: T) -> T:
+    """Return a result when a GPU has computed it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result
 
 
 def compared(aihwkit: Sequence[float], ours: Sequence[float]) -> Iterator[str]:
