@@ -360,18 +360,21 @@ class CrossbarLinear(ChipLayer):
 
     def _readout(self, split: Split, purpose: str, seconds: float = 0.0) -> Tensor:
         """Return the read-out that drift compensation divides by, ``(D_out,)``."""
-        columns, settings = [], self._converters or ReadSettings()
+        settings = self._converters or ReadSettings()
         tiles = [(p, derive_seed(seed, purpose, seconds)) for p, seed in self._tiles(split.rows)]
         if _on_gpu(split.weight):
             from analog_grasp.kernels.cuda_noise import column_readouts
 
-            found = column_readouts(split.weight, split.variance, settings, tiles)
-            return self._by_tile(found).clamp_(min=_SMALLEST_READOUT)
-        for part, key in tiles:
-            weight, variance = split.weight[part].float(), of_tile(split.variance, part)
-            kernel = cpu if fits_kernel(weight) else reference
-            columns.append(kernel.column_readout(weight, variance, settings, key))
-        return self._by_tile(torch.cat(columns)).clamp_(min=_SMALLEST_READOUT)
+            columns = column_readouts(split.weight, split.variance, settings, tiles)
+        else:
+            columns = torch.cat([self._tile_readout(split, *tile, settings) for tile in tiles])
+        return self._by_tile(columns).clamp_(min=_SMALLEST_READOUT)
+
+    def _tile_readout(self, split: Split, part: slice, key: int, settings: ReadSettings) -> Tensor:
+        """Return the read-out of each column of one tile."""
+        weight, variance = split.weight[part].float(), of_tile(split.variance, part)
+        kernel = cpu if fits_kernel(weight) else reference
+        return kernel.column_readout(weight, variance, settings, key)
 
     def _by_tile(self, columns: Tensor) -> Tensor:
         """Average the read-outs of columns, ``(D_out,)``, over each tile, unless per column."""

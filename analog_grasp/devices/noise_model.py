@@ -167,7 +167,7 @@ class CardNoiseModel(BaseNoiseModel):
         parameters = device_parameters(self.card, time)
         rows = [part for part, _ in tiles]
         keys = [self._keys(parameters, time, seed) for _, seed in tiles]
-        read_tiles(targets, parameters, mapping.contiguous(), rows, keys, out, variance_out)
+        read_tiles(targets, parameters, mapping, rows, keys, out, variance_out)
 
     def constant_short_term_variance(self, targets: Tensor) -> float | None:
         """Return the variance of the weights from read to read, if it is the same for all.
