@@ -65,14 +65,21 @@ def main() -> None:
         path = asked.out / asked.task.replace("/", "-") / name
         found = once(path, partial(train, settings, held_out, asked.steps))
         Console(stderr=True).print(name, found)
-        devices = settings.hardware.devices
-        for count, by_device in found.items():
-            scores = [100 * by_device[device] for device in devices]
-            cells = (100 * by_device["digital"], *scores, sum(scores) / len(scores))
-            given = (f"{epochs:g}", f"{injection:g}", count, str(seed))
-            rows.append((*given, *(f"{c:.1f}" for c in cells)))
-    header = ("epochs", "injection", "steps on chips", "seed", "digital", *devices)
-    print(markdown((*header, f"mean at {AGE}"), rows))
+        for count, scores in found.items():
+            rows.append((f"{epochs:g}", f"{injection:g}", count, str(seed), *score_cells(scores)))
+    header = ("epochs", "injection", "steps on chips", "seed")
+    print(markdown((*header, *score_header(settings.hardware.devices)), rows))
+
+
+def score_header(devices: Sequence[str]) -> tuple[str, ...]:
+    """Return the headings of the columns of `score_cells`."""
+    return ("digital", *devices, f"mean at {AGE}")
+
+
+def score_cells(scores: dict[str, float]) -> list[str]:
+    """Return the digital score, those of each device and their mean, times 100."""
+    by_device = list(scores.values())[1:]
+    return [f"{100 * score:.1f}" for score in (*scores.values(), sum(by_device) / len(by_device))]
 
 
 def train(settings: StudyConfig, task: Task, steps: Sequence[int]) -> dict[str, dict[str, float]]:
