@@ -27,6 +27,9 @@ from analog_grasp.utils.types import RefitMethod
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-5, torch.bfloat16: 1e-5}
 # Measurements of the held-out loss during a fit by gradients.
 _EVALUATIONS = 10
+# Held-out tokens, padding included, that are computed at once: the logits of a language model are
+# as large as its vocabulary.
+_HELD_OUT_TOKENS = 4096
 # Ridges relative to the mean diagonal of the normal equations, from cautious to free.
 _RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 # Shares of the way to equal statistics.
@@ -64,8 +67,11 @@ class Fit:
         loss: Callable[[nn.Module, Batch], Tensor],
         rounding: float,
     ) -> None:
-        self.student, self.fitted, self._held_out = student, fitted, held_out
+        self.student, self.fitted = student, fitted
         self._loss, self._rounding = loss, rounding
+        rows = torch.arange(count_of(held_out))
+        at_once = max(1, _HELD_OUT_TOKENS // held_out["input_ids"].shape[1])
+        self._held_out = [pick(held_out, some) for some in rows.split(at_once)]
         self.parameters = dict(adapter_parameters(student))
         self.examples_read = 0
         self._first = self._best = self._state()
@@ -123,7 +129,8 @@ class Fit:
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
-        return float(self.loss(self._held_out))
+        losses = [float(self.loss(part)) * count_of(part) for part in self._held_out]
+        return sum(losses) / sum(map(count_of, self._held_out))
 
     def _state(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.parameters.items()}

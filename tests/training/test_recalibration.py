@@ -24,7 +24,7 @@ from analog_grasp import (
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.tasks import GenerationTask, SentenceTask, load_base_model
-from analog_grasp.training import train, weight_noise
+from analog_grasp.training import fit_methods, train, weight_noise
 from analog_grasp.training.distillation import (
     adapter_parameters,
     backward_through_targets,
@@ -117,6 +117,37 @@ def test_no_method_is_worse_on_the_held_out_examples(trained, task, method):
     assert result.loss_after <= result.loss_before
     assert result.improved == (result.loss_after < result.loss_before) == (result.parameters > 0)
     assert result.examples_read > 24
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_long_held_out_examples_are_computed_in_parts(trained, task, labels, monkeypatch):
+    """The logits of a language model for all of them would take gigabytes."""
+    deployment = deploy(trained(), "gaussian:0.1").program(3)
+    settings = {"labels": True} if labels else {"hidden_weight": 0.0}
+    settings |= {"examples": 48, "steps": 10, "batch_size": 2}
+    whole = recalibrate(deployment, task, **settings)
+    monkeypatch.setattr(fit_methods, "_HELD_OUT_TOKENS", 1)
+    sizes = []
+    # On the class, as a fit has a copy of the model.
+    monkeypatch.setattr(
+        type(deployment.model.get_base_model()), "forward", _sized(deployment.model, sizes)
+    )
+    parts = recalibrate(deployment, task, **settings)
+    assert max(sizes[-24:]) == 1  # the twelve held out, for the first and the best parameters
+    assert parts.examples_read == whole.examples_read
+    assert parts.loss_before == pytest.approx(whole.loss_before, rel=1e-5)
+    assert parts.loss_after == pytest.approx(whole.loss_after, rel=1e-5)
+
+
+def _sized(model, sizes):
+    """Return the forward of a model's class that keeps the number of examples of each call."""
+    forward = type(model.get_base_model()).forward
+
+    def sized(self, input_ids, **inputs):
+        sizes.append(len(input_ids))
+        return forward(self, input_ids, **inputs)
+
+    return sized
 
 
 def test_methods_are_those_that_the_command_line_knows():
