@@ -135,9 +135,8 @@ class Evaluator:
             deployment, _ = deployed[subject.model]
             if deployment.time_s != subject.time_s:
                 deployment.drift_to(subject.time_s)
-            treated = self._treated(chip, subject)
             try:
-                scores = self.task.scores(treated)
+                scores = self.task.scores(self._treated(chip, subject))
                 check_metrics(self.task, scores)
             except ValueError as error:
                 yield Cell(chip, subject, {}, str(error))

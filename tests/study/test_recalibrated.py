@@ -38,6 +38,30 @@ def test_each_adapter_is_measured_with_and_without_recalibration(results):
     assert table.labels == list(names)
 
 
+def test_a_failed_recalibration_fails_its_cell_alone(results, settings, tmp_path, monkeypatch):
+    """An aged chip whose outputs are not finite leaves nothing to fit to."""
+    fit = evaluator.recalibrate
+
+    def failing(deployment, *args, **given):
+        if (deployment.seed, deployment.time_s, given["examples"]) == (3, 86400.0, 8):
+            raise ValueError("The loss on the held-out examples is nan before the fit.")
+        return fit(deployment, *args, **given)
+
+    sentence = (
+        r"grasp\+recalibrated-8 on pcm-hermes-2 at 1d, chip 3, cannot be scored: The loss.*\.$"
+    )
+    with monkeypatch.context() as context:
+        context.setattr(evaluator, "recalibrate", failing)
+        with pytest.raises(ValueError, match=sentence):
+            compare(tmp_path / "run", **(settings | FEW | REFIT))
+    again = compare(tmp_path / "run", **(settings | FEW | REFIT))
+    assert values(again) == values(results)
+
+
+def values(results):
+    return {m.key: m.value for m in results.measurements}
+
+
 def test_treatments_are_in_the_order_of_their_examples(results):
     names = ["grasp", "lora", *(f"grasp+recalibrated-{n}" for n in (8, 16, 256))]
     cells = [replace(results.measurements[0], adapter=name) for name in reversed(names)]
