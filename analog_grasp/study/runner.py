@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -259,15 +260,10 @@ class _Run:
                 advance = self.progress(text, STEPS * len(missing))
                 seed = training_seed(study.config, key[1])
                 groups = run.schedule_groups if kind_of(model) in GRASP.adapters else None
-                fitted = fit_schedule(
-                    deployment, study.task, missing,
-                    groups=groups, seed=seed, model=model, advance=advance,
+                known = fit_schedule(
+                    deployment, study.task, missing, groups=groups, seed=seed, model=model,
+                    advance=advance, known=known, keep=partial(AgeSchedule.save, path=folder),
                 )  # fmt: skip
-                if known is not None:
-                    fitted.adapters |= known.adapters
-                    fitted.costs |= known.costs
-                fitted.save(folder)
-                known = fitted
             evaluator.schedules[key, device] = known
 
     def _origin(self, subject: Subject, card: str) -> Origin:

@@ -336,7 +336,7 @@ def distil(
 
     Raises:
         ValueError: A device or a time is unknown, a range is reversed, the model has no adapter
-            that can be digital, or a number is out of its range.
+            that can be digital, a number is out of its range, or the fit diverges.
 
     Source:
         docs/method.md, "Recalibration".
@@ -397,6 +397,9 @@ def fit_on_chips(
         ranges: The ages of each deployment.
         steps, learning_rate, batch_size, seed, advance: As in `distil`.
         steps_per_chip: Steps between two chips.
+
+    Raises:
+        ValueError: A parameter is NaN or infinite after the fit.
     """
     first = models[0]
     teacher = Teacher.of_chip(deployments[0], first, HIDDEN_WEIGHT)
@@ -422,7 +425,13 @@ def fit_on_chips(
     fitted, rates = list(parameters.values()), teacher.shift_rates(students[0], rows)
     for _ in descend(loss, fitted, steps, learning_rate, deployments, rates):
         advance()
-    return {name: parameter.detach() for name, parameter in parameters.items()}
+    found = {name: parameter.detach() for name, parameter in parameters.items()}
+    if not all(bool(values.isfinite().all()) for values in found.values()):
+        raise ValueError(
+            f"The fit on simulated chips diverged: after {steps} steps at a learning rate of "
+            f"{learning_rate:g} a parameter is NaN or infinite; a lower learning rate is required."
+        )
+    return found
 
 
 def set_parameters(model: PeftModel, values: dict[str, Tensor]) -> None:

@@ -229,6 +229,8 @@ def fit_schedule(
     seed: int = 0,
     model: nn.Module | None = None,
     advance: Callable[[], object] = int,
+    known: AgeSchedule | None = None,
+    keep: Callable[[AgeSchedule], object] | None = None,
 ) -> AgeSchedule:
     """Fit one adapter per age on simulated chips of a deployment's device.
 
@@ -247,11 +249,13 @@ def fit_schedule(
         seed: Seed of the examples and the chips.
         model: A model from `Deployment.attach`; by default ``deployment.model``.
         advance: Called after every step.
+        known: An earlier schedule, whose adapters for other ages the schedule has too.
+        keep: Called with the schedule after every age, such as to save it.
 
     Raises:
         ValueError: The adapter is folded, programmed or absent; there is no time, or one is
             unreadable; a number is out of its range; `groups` are for another adapter, or do not
-            divide the present ones.
+            divide the present ones; a fit diverges.
 
     Source:
         docs/method.md, "Recalibration".
@@ -273,6 +277,9 @@ def fit_schedule(
         chosen = own_copy(deployment, chosen)
         refine(chosen, groups)
     schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config, settings=settings)
+    if known is not None:
+        schedule.adapters |= known.adapters
+        schedule.costs |= known.costs
     with torch.inference_mode(False), deployment.borrowed():
         rows = draw_examples(task, _EXAMPLES, chosen, seed, at_most=True)
         # The digital outputs are the same at all ages.
@@ -295,6 +302,8 @@ def fit_schedule(
                 sum(tensor.numel() * tensor.element_size() for tensor in found.values()),
                 sum(layer.cells for layer in deployment.layers.values()),
             )
+            if keep is not None:
+                keep(schedule)
     return schedule
 
 

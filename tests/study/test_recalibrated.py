@@ -14,6 +14,7 @@ from analog_grasp.study.api import compare
 from analog_grasp.study.provenance import card_toml
 from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.store import Store
+from analog_grasp.training import schedule
 
 # 12 of the task's pairs are training rows.
 EXAMPLES = (4, 8)
@@ -276,6 +277,31 @@ def test_a_grown_run_fits_only_the_ages_that_it_lacks(scheduled, settings, tmp_p
     assert ages["0s"] == first
     expected = {m.key: m.value for m in scheduled.measurements}
     assert all(expected[m.key] == m.value for m in grown.measurements)
+
+
+def test_an_interrupted_fit_of_a_schedule_keeps_its_ages(
+    scheduled, settings, tmp_path, monkeypatch
+):
+    fits = iter([schedule.fit_on_chips])
+
+    def interrupted(*given, **settings):
+        fit = next(fits, None)
+        if fit is None:
+            raise KeyboardInterrupt
+        return fit(*given, **settings)
+
+    with monkeypatch.context() as context:
+        context.setattr(schedule, "fit_on_chips", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(tmp_path / "run", **(settings | FEW), schedule="simulated")
+    index = tmp_path / "run" / "scheduled" / "grasp" / "pcm-hermes-2" / "schedule.json"
+    first = json.loads(index.read_text())["ages"]
+    assert list(first) == ["0s"]
+    resumed = compare(tmp_path / "run", **(settings | FEW), schedule="simulated")
+    ages = json.loads(index.read_text())["ages"]
+    assert list(ages) == ["0s", "1d"]
+    assert ages["0s"] == first["0s"]
+    assert values(resumed) == values(scheduled)
 
 
 def test_names_of_variants():

@@ -144,6 +144,19 @@ def test_numbers_out_of_range_raise_one_sentence(reader, task, settings, sentenc
         distil(model, task, NOISY, **settings)
 
 
+def test_a_fit_that_diverges_raises_one_sentence(trained, task):
+    model = trained()
+    before = bits(model)
+    with pytest.raises(
+        ValueError, match=r"diverged: after 3 steps at a learning rate of 1e\+38 a pa"
+    ):
+        distil(model, task, NOISY, steps=3, learning_rate=1e38)
+    assert same_bits(bits(model), before)
+    deployment = drifting_chip(model)
+    with pytest.raises(ValueError, match=r"diverged: .* a lower learning rate is required\.$"):
+        fit_schedule(deployment, task, ["1d"], steps=3, learning_rate=1e38)
+
+
 def test_a_model_that_is_trained_whole_has_no_second_stage(reader, task):
     with pytest.raises(ValueError, match="BertForSequenceClassification, has no adapter to distil"):
         train(adapt(reader(), "full"), task, then=NOISY)
