@@ -68,6 +68,10 @@ def test_options_exist(path):
             assert options <= known | {"--help"}
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
 def test_command_line_page_is_generated_from_the_commands():
     generated = runpy.run_path(str(Path(__file__).with_name("command_line.py")))["page"]()
     assert (DOCS / "command-line.md").read_text(encoding="utf-8") == generated
