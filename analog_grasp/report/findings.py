@@ -255,15 +255,13 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
 
 
 def _ranges(tables: Sequence[DeviceTable]) -> list[str]:
-    """Return the lowest and the highest mean score of each variant."""
+    """Return the lowest and the highest mean score of each variant, or its only one."""
     sentences = []
     for place, label in enumerate(tables[0].labels):
         if cells := [cell for table in tables for cell in table.scores[place] if cell]:
             low, high = (_at(cell, " %") for cell in _extremes(cells))
-            sentences.append(
-                f"The {tables[0].metric} of {label} on {tables[0].task} ranges from {low} to"
-                f" {high}."
-            )
+            shown = f"is {low}" if len(cells) == 1 else f"ranges from {low} to {high}"
+            sentences.append(f"The {tables[0].metric} of {label} on {tables[0].task} {shown}.")
     return sentences
 
 

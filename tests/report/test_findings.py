@@ -166,6 +166,10 @@ def test_one_adapter_is_described_without_a_comparison(measurements):
         "The accuracy of grasp on reviews ranges from 59.4 ±12.8 % on pcm at 0s to 59.4 ±12.8 % on"
         " pcm at 0s."
     ]
+    single = [c for c in cells if (c.device, c.time_s) == ("pcm", 0)]
+    assert findings(Comparison(single))[1:] == [
+        "The accuracy of grasp on reviews is 59.4 ±12.8 % on pcm at 0s."
+    ]
 
 
 def test_every_metric_has_its_own_finding(measurements):
