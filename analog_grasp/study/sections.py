@@ -293,9 +293,9 @@ class RunSettings(Section):
     """Drift times and chip instances to measure, and the processes that do the work."""
 
     times: Times = Field(
-        default=("0s", "1h", "1d", "30d", "1y"), description="Drift times since programming."
+        default=("0s", "1d", "30d", "1y"), description="Drift times since programming."
     )
-    repeats: Count = Field(default=3, description="Chip instances per device.")
+    repeats: Count = Field(default=4, description="Chip instances per device.")
     until_ci: Annotated[float | None, Note("as many as --repeats", changeable=True)] = Field(
         default=None,
         gt=0,

@@ -261,7 +261,7 @@ def make_plan(
 
     Example:
         >>> make_plan(StudyConfig(), ["pcm"], [Place("accuracy", "grasp", 0.0)], [])
-        Plan(trainings=1, chips={'pcm': 3})
+        Plan(trainings=1, chips={'pcm': 4})
     """
     run, trainings = config.run, config.training.trainings
     if run.until_ci is None:
