@@ -46,6 +46,7 @@ _DIGITAL = ("placement", lambda placement: placement == "digital", "the placemen
 _RECALIBRATED = (("recalibrate", bool, "recalibrate"),)
 _REFITTED = Note(adapters=GRASP.adapters, needs=_RECALIBRATED)
 _SCHEDULED = Note(adapters=GRASP.adapters, needs=(("schedule", bool, "schedule"),))
+_FINEST = "one per feature of the narrowest layer"
 
 # Settings that change a task's data, its text generation and its windows.
 _DATA = ("max_length", "text_column", "label_column")
@@ -323,12 +324,10 @@ class RunSettings(Section):
         description="The method of the recalibration: gradient, least-squares (layer by layer, in "
         "closed form) or statistics (mean and standard deviation of each group's inputs).",
     )
-    recalibrate_groups: Annotated[Count | None, replace(_REFITTED, default="the adapter's")] = (
-        Field(
-            default=None,
-            description="Groups per layer of the re-fitted adapter, a multiple of those of the "
-            "adapter that the fit begins with.",
-        )
+    recalibrate_groups: Annotated[Count | None, replace(_REFITTED, default=_FINEST)] = Field(
+        default=None,
+        description="Groups per layer of the re-fitted adapter, a multiple of those of the "
+        "adapter that the fit begins with, which the methods without gradients keep by default.",
     )
     recalibrate_steps: Annotated[Count, Note(needs=_RECALIBRATED)] = Field(
         default=REFIT_STEPS, description="Optimiser steps of a recalibration by gradients."
@@ -338,7 +337,7 @@ class RunSettings(Section):
         description="Also measure each adapter with parameters of its own for each drift time, "
         "fitted on simulated chips of the device other than those measured.",
     )
-    schedule_groups: Annotated[Count | None, replace(_SCHEDULED, default="the adapter's")] = Field(
+    schedule_groups: Annotated[Count | None, replace(_SCHEDULED, default=_FINEST)] = Field(
         default=None,
         description="Groups per layer of these parameters, a multiple of the adapter's.",
     )

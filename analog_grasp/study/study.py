@@ -210,10 +210,17 @@ def _check_groups(run: RunSettings, own: GraspConfig, model: nn.Module) -> None:
 
     A recalibration begins with the groups of the schedule, where there is one.
     """
-    for name, layer in modulated_layers(model):
+    layers = list(modulated_layers(model))
+    narrowest = min(layer.in_features for _, layer in layers)
+    for name, layer in layers:
         present = own.groups_of(layer.in_features)
-        for setting in ("schedule_groups", "recalibrate_groups"):
-            groups = getattr(run, setting) or present
+        # A schedule has as many groups as possible by default.
+        finest = max(narrowest // present * present, present)
+        scheduled = run.schedule_groups or (finest if run.schedule else present)
+        for setting, groups in (
+            ("schedule_groups", scheduled),
+            ("recalibrate_groups", run.recalibrate_groups or scheduled),
+        ):
             if groups % present or groups > layer.in_features:
                 raise ValueError(
                     f"The setting {setting} is {groups}, but the layer {name} has {present} "

@@ -382,17 +382,11 @@ def refine(model: PeftModel, groups: int) -> None:
             f"groups is {groups}, which has no effect on {config.peft_type}: it applies to GRASP "
             "and StochGRASP."
         )
-    for layer in model.modules():
-        if not (isinstance(layer, GraspLinear) and name in layer.group_of):
-            continue
-        old = layer.group_of[name]
-        new = group_index(layer.in_features, groups, config.grouping, config.grouping_seed).to(
-            old.device
-        )
-        parent = torch.zeros(groups, dtype=old.dtype, device=old.device)
-        parent[new] = old
-        if not torch.equal(parent[new], old):
-            present = int(old.max()) + 1
+    layers = [m for _, m in _grasp_layers(model) if name in m.group_of]
+    for layer in layers:
+        parent = _parents(layer, name, config, groups)
+        if parent is None:
+            present = int(layer.group_of[name].max()) + 1
             raise ValueError(
                 f"groups is {groups}, which does not divide the adapter's {present} "
                 f"{config.grouping} groups into parts: a multiple of {present} does."
@@ -403,5 +397,38 @@ def refine(model: PeftModel, groups: int) -> None:
                 values[name] = nn.Parameter(
                     values[name].detach()[parent].clone(), requires_grad=values[name].requires_grad
                 )
-        layer.group_of[name] = new
+        layer.group_of[name] = _divided(layer, config, groups)
     config.groups = groups
+
+
+def finest_groups(model: PeftModel) -> int | None:
+    """Return the most groups per layer that `refine` can make: at most one per feature of a layer.
+
+    None for an adapter that has no groups, or whose layers differ in their number.
+    """
+    name = str(model.active_adapter)
+    config = model.peft_config[name]
+    layers = [m for _, m in _grasp_layers(model) if name in m.group_of]
+    present = {int(layer.group_of[name].max()) + 1 for layer in layers}
+    if not isinstance(config, GraspConfig) or len(present) != 1:
+        return None
+    (groups,) = present
+    narrowest = min(layer.in_features for layer in layers)
+    for finer in range(narrowest // groups * groups, groups, -groups):
+        if all(_parents(layer, name, config, finer) is not None for layer in layers):
+            return finer
+    return None
+
+
+def _divided(layer: GraspLinear, config: GraspConfig, groups: int) -> Tensor:
+    """Return the group of each feature of a layer with another number of groups."""
+    index = group_index(layer.in_features, groups, config.grouping, config.grouping_seed)
+    return index.to(layer.group_of[next(iter(layer.group_of))].device)
+
+
+def _parents(layer: GraspLinear, name: str, config: GraspConfig, groups: int) -> Tensor | None:
+    """Return the present group of each new one, or None if a new one has features of several."""
+    old, new = layer.group_of[name], _divided(layer, config, groups)
+    parent = torch.zeros(groups, dtype=old.dtype, device=old.device)
+    parent[new] = old
+    return parent if torch.equal(parent[new], old) else None

@@ -31,6 +31,7 @@ from analog_grasp.training.fit_methods import (
     Descent,
     Fit,
     check_method,
+    finest_groups,
     refine,
 )
 from analog_grasp.training.schedule import as_trained
@@ -141,7 +142,9 @@ def recalibrate(
             hardware, or ``"chip"``, the present ones, which only a simulation knows: an upper
             bound.
         groups: Divide the groups of a GRASP adapter into so many, a multiple of the present number;
-            more parameters are then fitted, and the adapter that is kept has them.
+            more parameters are then fitted, and the adapter that is kept has them. By default as
+            many as there are features in the narrowest layer for ``"gradient"``, where they can be
+            divided so, and the present ones for the other methods.
         hidden_weight: Weight of the hidden states in the distillation loss, beside the outputs; by
             default 3.
         steps: Optimiser steps of the method ``"gradient"``; by default 200.
@@ -187,6 +190,8 @@ def recalibrate(
             "to: give more examples or a smaller batch."
         )
     student = own_copy(deployment, chosen)
+    if groups is None and not METHODS[method].by_layer:
+        groups = finest_groups(student)
     if groups is not None:
         refine(student, groups)
     weight = _HIDDEN_WEIGHT if hidden_weight is None else hidden_weight

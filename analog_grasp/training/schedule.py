@@ -32,7 +32,7 @@ from analog_grasp.training.distillation import (
     set_parameters,
 )
 from analog_grasp.training.examples import count_of, draw_examples
-from analog_grasp.training.fit_methods import refine
+from analog_grasp.training.fit_methods import finest_groups, refine
 from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.io import write_atomically
 from analog_grasp.utils.seed import derive_seed
@@ -245,7 +245,8 @@ def fit_schedule(
         steps: Optimiser steps per age.
         learning_rate: The peak learning rate; by default the adapter's own, at most 0.01.
         batch_size: Examples per step.
-        groups: Divide the groups of a GRASP adapter into so many, a multiple of the present number.
+        groups: Divide the groups of a GRASP adapter into so many, a multiple of the present number;
+            by default as in `recalibrate`.
         seed: Seed of the examples and the chips.
         model: A model from `Deployment.attach`; by default ``deployment.model``.
         advance: Called after every step.
@@ -273,6 +274,7 @@ def fit_schedule(
         check_finite("learning_rate", learning_rate, above=True)
     rate = learning_rate or refit_rate(chosen)
     settings = {"steps": steps, "learning_rate": rate, "batch_size": batch_size, "seed": seed}
+    groups = finest_groups(chosen) if groups is None else groups
     if groups is not None:
         chosen = own_copy(deployment, chosen)
         refine(chosen, groups)

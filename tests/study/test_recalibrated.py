@@ -246,6 +246,7 @@ def test_a_recalibration_begins_with_the_adapter_of_the_age(settings, tmp_path, 
     monkeypatch.setattr(evaluator, "recalibrate", started)
     few = settings | FEW | {"times": ("1d",), "repeats": 1} | REFIT | {"recalibrate": (8,)}
     few |= {"adapters": ("grasp", "lora"), "schedule": "simulated", "schedule_groups": 8}
+    few |= {"recalibrate_groups": 8}
     run = compare(tmp_path / "run", **few)
     names = {m.adapter for m in run.measurements}
     assert names == {

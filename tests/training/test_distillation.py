@@ -171,7 +171,7 @@ def test_each_age_has_an_adapter_fitted_on_other_chips(trained, task):
     deployment = deploy(model, STUCK).program(2)
     digital, chip = logits(model, task), bits(deployment.model)
     outputs = logits(deployment.model, task)
-    schedule = fit_schedule(deployment, task, ["0s"], steps=60, learning_rate=5e-3)
+    schedule = fit_schedule(deployment, task, ["0s"], steps=60, learning_rate=5e-3, groups=4)
     assert same_bits(bits(deployment.model), chip)
     assert torch.equal(logits(deployment.program(2).model, task), outputs)
 
@@ -281,6 +281,14 @@ def test_the_adapter_of_an_age_is_a_peft_folder(trained, task, reader, tmp_path,
     loaded = PeftModel.from_pretrained(reader("bert", dropout=False), tmp_path / "ages" / "30d")
     AgeSchedule.load(tmp_path / "ages").follow(deployment)
     assert same_bits(bits(loaded), bits(deployment.model))
+
+
+def test_the_adapter_of_an_age_has_a_group_per_feature_by_default(trained, task):
+    deployment = drifting_chip(trained())
+    schedule = fit_schedule(deployment, task, ["1d"], steps=1)
+    assert schedule.config.groups == 32
+    schedule.follow(deployment)
+    assert deployment.model.active_peft_config.groups == 32
 
 
 @pytest.mark.parametrize("stated", [True, False])

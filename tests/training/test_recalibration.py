@@ -37,7 +37,13 @@ from analog_grasp.training.examples import (
     replace_tokens,
     vocabulary_of,
 )
-from analog_grasp.training.fit_methods import METHODS, _least_squares, _statistics, refine
+from analog_grasp.training.fit_methods import (
+    METHODS,
+    _least_squares,
+    _statistics,
+    finest_groups,
+    refine,
+)
 from analog_grasp.utils.types import RefitMethod
 
 CONFIGS = {
@@ -167,7 +173,7 @@ def test_the_report_states_the_settings_that_were_used(trained, task):
     deployment = deploy(trained(), "gaussian:0.1").program(0)
     result = recalibrate(deployment, task, examples=16, steps=2, backward="chip", seed=4)
     assert result.report()["settings"] == {
-        "seed": 4, "groups": None, "hidden_weight": 3.0, "backward": "chip", "steps": 2,
+        "seed": 4, "groups": 32, "hidden_weight": 3.0, "backward": "chip", "steps": 2,
         "learning_rate": 0.01, "batch_size": 12,
     }  # fmt: skip
     result = recalibrate(deployment, task, examples=16, method="statistics", hidden_weight=0.5)
@@ -362,12 +368,32 @@ def test_divided_groups_compute_the_same(reader, batch, kind, grouping, groups):
         assert torch.equal(model(**batch).logits, expected)
     scales = [p for name, p in adapter_parameters(model) if name.endswith("_scale.default")]
     assert {len(scale) for scale in scales} == {groups}
+    assert finest_groups(model) == (32 if groups < 28 else None)
+
+
+def test_groups_are_divided_as_far_as_the_narrowest_layer_allows(reader):
+    def finest(config):
+        model = get_peft_model(reader("bert"), config)
+        groups = finest_groups(model)
+        if groups:
+            refine(model, groups)
+        return groups
+
+    assert finest(CONFIGS["lora"]) is None
+    # 32 features: five groups of 7, 7, 6, 6 and 6, and a multiple of these that divides each.
+    assert finest(GraspConfig(task_type="SEQ_CLS", groups=5)) % 5 == 0
+    assert finest(GraspConfig(task_type="SEQ_CLS", groups=17)) is None
+    # One for each feature already.
+    assert finest(GraspConfig(task_type="SEQ_CLS", target_modules=["query"])) is None
 
 
 def test_more_groups_are_fitted_and_saved(trained, task, reader, tmp_path):
     deployment = deploy(trained(), "gaussian:0.1").program(3)
-    result = recalibrate(deployment, task, examples=48, steps=40, learning_rate=1e-2, groups=32)
+    result = recalibrate(deployment, task, examples=48, steps=40, learning_rate=1e-2)
     assert result.improved
+    few = recalibrate(deployment, task, examples=48, steps=40, learning_rate=1e-2, groups=4)
+    assert few.parameters < result.parameters / 3
+    assert few.model.active_peft_config.groups == 4
     head = sum(p.numel() for n, p in adapter_parameters(result.model) if "modules_to_save" in n)
     layers = sum(isinstance(m, GraspLinear) for m in result.model.modules())
     assert result.parameters <= head + layers * 2 * 32
