@@ -177,7 +177,7 @@ def measure(
         if "recalibrate" in treatment:
             student = recalibrate(
                 deployment, asked.task, examples=asked.examples, batch_size=asked.batch_size,
-                steps=asked.steps, seed=chip, start=student,
+                steps=asked.steps, seed=chip, start=student, groups=asked.groups,
             ).model  # fmt: skip
         found[time] = asked.task.evaluate(student)
         if DeviceCard.load(device).drift is None:
@@ -231,7 +231,7 @@ def scheduled(asked: Asked, deployment: Deployment, time: str) -> nn.Module:
     if key not in _SCHEDULES:
         _SCHEDULES[key] = fit_schedule(
             deployment, asked.task, [time], steps=asked.schedule_steps,
-            batch_size=asked.schedule_batch_size,
+            batch_size=asked.schedule_batch_size, groups=asked.groups,
         )  # fmt: skip
     return _SCHEDULES[key].applied(deployment, check_deployed(deployment, None))
 
