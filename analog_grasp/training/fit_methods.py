@@ -397,7 +397,7 @@ def refine(model: PeftModel, groups: int) -> None:
                 values[name] = nn.Parameter(
                     values[name].detach()[parent].clone(), requires_grad=values[name].requires_grad
                 )
-        layer.group_of[name] = _divided(layer, config, groups)
+        layer.group_of[name] = _divided(layer, name, config, groups)
     config.groups = groups
 
 
@@ -420,15 +420,15 @@ def finest_groups(model: PeftModel) -> int | None:
     return None
 
 
-def _divided(layer: GraspLinear, config: GraspConfig, groups: int) -> Tensor:
+def _divided(layer: GraspLinear, name: str, config: GraspConfig, groups: int) -> Tensor:
     """Return the group of each feature of a layer with another number of groups."""
     index = group_index(layer.in_features, groups, config.grouping, config.grouping_seed)
-    return index.to(layer.group_of[next(iter(layer.group_of))].device)
+    return index.to(layer.group_of[name].device)
 
 
 def _parents(layer: GraspLinear, name: str, config: GraspConfig, groups: int) -> Tensor | None:
     """Return the present group of each new one, or None if a new one has features of several."""
-    old, new = layer.group_of[name], _divided(layer, config, groups)
+    old, new = layer.group_of[name], _divided(layer, name, config, groups)
     parent = torch.zeros(groups, dtype=old.dtype, device=old.device)
     parent[new] = old
     return parent if torch.equal(parent[new], old) else None
