@@ -263,7 +263,8 @@ def test_recalibrate_measures_each_treatment_and_its_cost(ag, finished, tiny, tm
     out = tmp_path / "run"
     few = ["--devices", "pcm-hermes-2", "--times", "1d", "--repeats", "1", "--examples", "4"]
     folder = finished / "adapters" / "grasp"
-    few += ["--recalibrate-steps", "20", "--schedule", "simulated"]
+    few += ["--recalibrate-steps", "20", "--schedule", "simulated", "--schedule-groups", "4"]
+    few += ["--recalibrate-groups", "4"]
     ended = ag("recalibrate", folder, *tiny[2:], *few, "--out", out)
     assert ended.status == 0, ended.err
     variants = {row["adapter"] for row in rows(out)}
