@@ -17,5 +17,5 @@ def test_python_example_runs_as_written():
     assert names["score"] > 0.5
     recalibrated = names["recalibrated"]
     assert recalibrated.loss_after <= recalibrated.loss_before
-    assert recalibrated.parameters in (0, 37 * 2 * 64 + 770)
+    assert recalibrated.parameters in (0, 37 * 2 * 384 + 770)
     assert names["task"].evaluate(names["model"]) >= names["score"] - 0.1
