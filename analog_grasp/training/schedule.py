@@ -256,7 +256,7 @@ def fit_schedule(
     Raises:
         ValueError: The adapter is folded, programmed or absent; there is no time, or one is
             unreadable; a number is out of its range; `groups` are for another adapter, or do not
-            divide the present ones; a fit diverges.
+            divide the present ones; `known` is of another device or adapter; a fit diverges.
 
     Source:
         docs/method.md, "Recalibration".
@@ -280,6 +280,12 @@ def fit_schedule(
         refine(chosen, groups)
     schedule = AgeSchedule(deployment.card.name, chosen.active_peft_config, settings=settings)
     if known is not None:
+        same = all(_fits(_state(chosen), each) for each in known.adapters.values())
+        if known.device != schedule.device or not same:
+            raise ValueError(
+                f"The known schedule is for another device than {schedule.device}, or for an "
+                "adapter with other parameters or groups: fit its ages again, or give its groups."
+            )
         schedule.adapters |= known.adapters
         schedule.costs |= known.costs
     with torch.inference_mode(False), deployment.borrowed():
