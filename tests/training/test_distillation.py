@@ -286,7 +286,7 @@ def test_the_adapter_of_an_age_is_a_peft_folder(trained, task, reader, tmp_path,
 def test_the_adapter_of_an_age_has_a_group_per_feature_by_default(trained, task):
     deployment = drifting_chip(trained())
     own = fit_schedule(deployment, task, ["1d"], steps=1, groups=4)
-    with pytest.raises(ValueError, match="known schedule is .* other parameters or groups: fit"):
+    with pytest.raises(ValueError, match=r"known schedule is .* other parameters or groups: fit"):
         fit_schedule(deployment, task, ["1y"], steps=1, known=own)
     more = fit_schedule(deployment, task, ["1y"], steps=1, groups=4, known=own)
     assert set(more.adapters) == {86400.0, 31536000.0}
