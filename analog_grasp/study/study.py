@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ from analog_grasp.study.statistics import (
 )
 from analog_grasp.study.trained_adapters import adapter_names, load_with_hash, new_adapter
 from analog_grasp.tasks import LanguageModelingTask, Task
-from analog_grasp.training.fit_methods import check_method
+from analog_grasp.training.fit_methods import check_method, finest_groups
 from analog_grasp.utils.metrics import is_fraction
 
 FIRST_CHIPS = 5
@@ -195,7 +195,7 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
     if isinstance(own, GraspConfig):
         if run.recalibrate:
             check_method(run.recalibrate_method, own)
-        _check_groups(run, own, model)
+        _check_groups(run, own, cast(PeftModel, model))
     # The examples of a language model are chunks of its text, whose number depends on the model.
     rows = math.inf if isinstance(task, LanguageModelingTask) else len(task.train)
     if (most := max(run.recalibrate, default=0)) > rows:
@@ -205,18 +205,15 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
         )
 
 
-def _check_groups(run: RunSettings, own: GraspConfig, model: nn.Module) -> None:
+def _check_groups(run: RunSettings, own: GraspConfig, model: PeftModel) -> None:
     """Raise ValueError where the groups of a GRASP adapter cannot be divided as the settings say.
 
     A recalibration begins with the groups of the schedule, where there is one.
     """
-    layers = list(modulated_layers(model))
-    narrowest = min(layer.in_features for _, layer in layers)
-    for name, layer in layers:
+    default = finest_groups(model) if run.schedule else None
+    for name, layer in modulated_layers(model):
         present = own.groups_of(layer.in_features)
-        # A schedule has as many groups as possible by default.
-        finest = max(narrowest // present * present, present)
-        scheduled = run.schedule_groups or (finest if run.schedule else present)
+        scheduled = run.schedule_groups or default or present
         for setting, groups in (
             ("schedule_groups", scheduled),
             ("recalibrate_groups", run.recalibrate_groups or scheduled),

@@ -382,22 +382,21 @@ def refine(model: PeftModel, groups: int) -> None:
             f"groups is {groups}, which has no effect on {config.peft_type}: it applies to GRASP "
             "and StochGRASP."
         )
-    layers = [m for _, m in _grasp_layers(model) if name in m.group_of]
-    for layer in layers:
-        parent = _parents(layer, name, config, groups)
-        if parent is None:
+    for layer in (m for _, m in _grasp_layers(model) if name in m.group_of):
+        divided = _divided(layer, name, config, groups)
+        if divided is None:
             present = int(layer.group_of[name].max()) + 1
             raise ValueError(
                 f"groups is {groups}, which does not divide the adapter's {present} "
                 f"{config.grouping} groups into parts: a multiple of {present} does."
             )
+        layer.group_of[name], parent = divided
         for kind in layer.adapter_layer_names:
             values = getattr(layer, kind)
             if name in values:
                 values[name] = nn.Parameter(
                     values[name].detach()[parent].clone(), requires_grad=values[name].requires_grad
                 )
-        layer.group_of[name] = _divided(layer, name, config, groups)
     config.groups = groups
 
 
@@ -415,20 +414,22 @@ def finest_groups(model: PeftModel) -> int | None:
     (groups,) = present
     narrowest = min(layer.in_features for layer in layers)
     for finer in range(narrowest // groups * groups, groups, -groups):
-        if all(_parents(layer, name, config, finer) is not None for layer in layers):
+        if all(_divided(layer, name, config, finer) for layer in layers):
             return finer
     return None
 
 
-def _divided(layer: GraspLinear, name: str, config: GraspConfig, groups: int) -> Tensor:
-    """Return the group of each feature of a layer with another number of groups."""
-    index = group_index(layer.in_features, groups, config.grouping, config.grouping_seed)
-    return index.to(layer.group_of[name].device)
+def _divided(
+    layer: GraspLinear, name: str, config: GraspConfig, groups: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return the new group of each feature, and the present group of each new one.
 
-
-def _parents(layer: GraspLinear, name: str, config: GraspConfig, groups: int) -> Tensor | None:
-    """Return the present group of each new one, or None if a new one has features of several."""
-    old, new = layer.group_of[name], _divided(layer, name, config, groups)
+    None if a new group would have features of several present ones.
+    """
+    old = layer.group_of[name]
+    new = group_index(layer.in_features, groups, config.grouping, config.grouping_seed).to(
+        old.device
+    )
     parent = torch.zeros(groups, dtype=old.dtype, device=old.device)
     parent[new] = old
-    return parent if torch.equal(parent[new], old) else None
+    return (new, parent) if torch.equal(parent[new], old) else None
