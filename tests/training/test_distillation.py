@@ -283,7 +283,7 @@ def test_the_adapter_of_an_age_is_a_peft_folder(trained, task, reader, tmp_path,
     assert same_bits(bits(loaded), bits(deployment.model))
 
 
-def test_the_adapter_of_an_age_has_a_group_per_feature_by_default(trained, task):
+def test_ages_are_added_to_a_schedule_of_the_same_adapter(trained, task):
     deployment = drifting_chip(trained())
     own = fit_schedule(deployment, task, ["1d"], steps=1, groups=4)
     with pytest.raises(ValueError, match=r"known schedule is .* other parameters or groups: fit"):
@@ -291,6 +291,10 @@ def test_the_adapter_of_an_age_has_a_group_per_feature_by_default(trained, task)
     more = fit_schedule(deployment, task, ["1y"], steps=1, groups=4, known=own)
     assert set(more.adapters) == {86400.0, 31536000.0}
     assert same_bits(more.adapters[86400.0], own.adapters[86400.0])
+
+
+def test_the_adapter_of_an_age_has_a_group_per_feature_by_default(trained, task):
+    deployment = drifting_chip(trained())
     schedule = fit_schedule(deployment, task, ["1d"], steps=1)
     assert schedule.config.groups == 32
     schedule.follow(deployment)
