@@ -22,7 +22,7 @@ from analog_grasp.study.checks import (
     check_task,
     check_training,
 )
-from analog_grasp.study.config import ONE_STAGE, resolve
+from analog_grasp.study.config import ONE_STAGE, TREATMENTS, resolve
 from analog_grasp.study.fields import split_names
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.tuning.search_space import RANGES, TRIALS, parse_ranges, search_space
@@ -161,7 +161,7 @@ def _tuning(text: str, *flags: str, **facts: Any) -> Any:
 
 @takes(
     *("model", "task", "hardware", "training", "run"),
-    without=("adapters", *_PLAN, *_SEVERAL),
+    without=("adapters", *_PLAN, *_SEVERAL, *TREATMENTS),
     **ONE_STAGE,
 )
 def tune(

@@ -47,7 +47,7 @@ from analog_grasp.study.checks import check_empty
 from analog_grasp.study.config import StudyConfig, flat
 from analog_grasp.study.progress import log_line, own_warnings
 from analog_grasp.study.provenance import LOG_FILE, check_same, training_hashes
-from analog_grasp.study.runner import measured_cells, run, sequence_costs
+from analog_grasp.study.runner import measured_cells, sequence_costs
 from analog_grasp.study.study import Study, prepare
 from analog_grasp.study.trained_adapters import (
     learned_parameters,
@@ -75,10 +75,9 @@ def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> 
         with own_warnings(notes.append):
             with request():
                 study = _with_workers(prepare(config, out))
-            with _reported_end(partial(_kept_cells, study)):
-                with stages(quiet=quiet, verbose=verbose) as progress:
-                    run(study, progress)
-                results = studies.report(out)
+            shown = stages(quiet=quiet, verbose=verbose)
+            with _reported_end(partial(_kept_cells, study)), shown as progress:
+                results = studies.run_and_report(study, progress)
         if not quiet:
             _show_study(results)
     finally:

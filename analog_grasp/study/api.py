@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ from analog_grasp.study.records import (
     read_layers,
     treatment_costs,
 )
-from analog_grasp.study.runner import COSTS_FILE, run
+from analog_grasp.study.runner import COSTS_FILE, FailedCellsError, run
 from analog_grasp.study.store import Store
-from analog_grasp.study.study import prepare
+from analog_grasp.study.study import Study, prepare
 from analog_grasp.study.trained_adapters import adapter_names
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def compare(
         The measurements; results.csv, summary.md, the figures and report.html are in ``out``.
 
     Raises:
-        ValueError: A name is unknown, a setting does not fit, or ``out`` holds another run.
+        ValueError: A name is unknown, a setting does not fit, or ``out`` holds another run; or a
+            cell cannot be scored, after all others are measured and reported.
         FileNotFoundError: The files of the model, the task or an adapter are missing.
         OSError: The disk is full or ``out`` cannot be written; measured cells are kept.
 
@@ -98,8 +100,19 @@ def compare(
     """
     asked = with_card_files(settings, Path(out))
     resolved = resolve(asked, Path(config) if config else None)
-    run(prepare(resolved, Path(out)), progress)
-    return report(out)
+    return run_and_report(prepare(resolved, Path(out)), progress)
+
+
+def run_and_report(study: Study, progress: Progress) -> Results:
+    """Run a study and write its report, also of the other cells where some cannot be scored."""
+    try:
+        run(study, progress)
+    except FailedCellsError:
+        # Without a single measurement there is nothing to report.
+        with suppress(ValueError):
+            report(study.directory)
+        raise
+    return report(study.directory)
 
 
 @takes_settings(without=("adapters", "trainings", "trainings_limit"))

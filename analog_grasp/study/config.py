@@ -38,6 +38,11 @@ ONE_STAGE: dict[str, Any] = {"then": ("none",)}
 RECORDS = ("versions", "seeds", "hashes", "second_stage")
 # How the work is done; no measured value depends on it.
 WORK = ("engine", "workers", "ray_address")
+TREATMENTS = (
+    *("recalibrate", "recalibrate_method", "recalibrate_groups", "recalibrate_steps"),
+    *("schedule", "schedule_groups"),
+)
+"""Settings of what is done to an adapter on an aged chip."""
 
 
 class StudyConfig(Section):
@@ -82,7 +87,8 @@ class StudyConfig(Section):
         if self.training.then == ("devices",):
             longest = max(self.run.seconds)
             return tuple(AgeRange(card, 0.0, longest) for card in self.hardware.cards().values())
-        return parse_ages(self.training.then)
+        named = parse_ages(self.training.then)
+        return tuple(each._replace(card=self.hardware.changed(each.card)) for each in named)
 
     def given(self) -> set[str]:
         """Return the flat names of the settings that were given, and not left at their defaults."""
@@ -106,6 +112,12 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _needed_settings_are_there(self) -> Self:
+        if (self.hardware.calibrate, self.hardware.placement) == ("learned", "folded"):
+            raise ValueError(
+                "The input ranges are learned, but the placement is 'folded': the ranges are those "
+                "of inputs that a digital adapter has scaled, so give another placement, or "
+                "calibrate a percentile."
+            )
         for name, setting in SETTINGS.items():
             for other, accepted, phrase in setting.note.needs:
                 if self.is_changed(name) and not accepted(self.value(other)):
@@ -255,9 +267,15 @@ def _configured(values: Mapping[str, Any]) -> StudyConfig:
             raise ValueError(unknown_name("setting", name, SETTINGS))
         sections.setdefault(SETTINGS[name].section, {})[name] = value
     try:
-        return StudyConfig.model_validate(sections)
+        config = StudyConfig.model_validate(sections)
     except ValidationError as error:
         raise ValueError(_sentence(error)) from None
+    hardware, trained = config.hardware, not all(map(is_saved, config.model.adapters))
+    open_ranges = hardware.calibrate is None and hardware.weights == "analog"
+    if config.training.learn_ranges and trained and open_ranges:
+        # Ranges that are learned are those of the chips, also of the second stage.
+        return _configured({**values, "calibrate": "learned"})
+    return config
 
 
 def _from_file(path: Path) -> dict[str, Any]:

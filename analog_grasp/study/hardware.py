@@ -172,8 +172,15 @@ class HardwareSettings(Section):
         check_name(device)
         from analog_grasp.devices.card import DeviceCard
 
+        return self.changed(DeviceCard.load(device))
+
+    def changed(self, card: "DeviceCard") -> "DeviceCard":
+        """Return a card, changed as the settings say.
+
+        Raises:
+            CardError: A change does not fit the card.
+        """
         changes = self.model_dump(include=_CARD_VALUES, exclude_none=True)
-        card = DeviceCard.load(device)
         card = card if self.mapping else card.without("mapping")
         return card.with_(**changes) if changes else card
 

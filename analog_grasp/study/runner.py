@@ -78,11 +78,16 @@ COSTS_FILE = "costs.csv"
 _SEQUENCE = 128
 
 
+class FailedCellsError(ValueError):
+    """Cells that cannot be scored; all others are measured."""
+
+
 def run(study: Study, progress: Progress) -> None:
     """Train the adapters and measure the cells that are missing; each is stored at once.
 
     Raises:
-        ValueError: A score is missing or not finite, or the files of an adapter have changed.
+        FailedCellsError: A cell cannot be scored, after all others are measured and written.
+        ValueError: An adapter cannot be scored, or its files have changed.
         RuntimeError: Workers die repeatedly.
         OSError: The disk is full or a file cannot be written; measured cells are kept.
     """
@@ -154,14 +159,17 @@ class _Run:
                 for device, hashed in cards.items()
             }
             self._measure(evaluator)
-        chips = 1 + max(cell.repeat for cell in self.store.measurements())
-        record_seeds(study.directory, study.config, trainings, chips)
+        if measured := self.store.measurements():
+            chips = 1 + max(cell.repeat for cell in measured)
+            record_seeds(study.directory, study.config, trainings, chips)
         if self.leases.acquire(LAYERS_FILE):
             self._write_layers(evaluator)
             self.leases.release(LAYERS_FILE)
         if run.costs and self.leases.acquire(COSTS_FILE):
             self._write_costs()
             self.leases.release(COSTS_FILE)
+        if self.failures:
+            raise FailedCellsError(_failure_text(self.failures))
 
     def _exchange(self, device: str, before: str, now: str) -> None:
         """Set aside the schedules and weight errors of a card that was edited, and fetch its own.
@@ -287,8 +295,9 @@ class _Run:
     def _measure(self, evaluator: Evaluator) -> None:
         """Measure until no cell is missing, together with other processes on the same store.
 
+        Cells that cannot be scored are kept in `failures`.
+
         Raises:
-            ValueError: A cell cannot be scored. All other cells are measured before that.
             RuntimeError: Workers die repeatedly.
             OSError: The disk is full or the store cannot be written; measured cells are kept.
         """
@@ -320,8 +329,6 @@ class _Run:
         finally:
             for note in dict.fromkeys(notes):
                 warnings.warn(note, stacklevel=2)
-        if self.failures:
-            raise ValueError(_failure_text(self.failures))
 
     def _keep(self, cell: Cell) -> None:
         """Store a cell, or the reason why it has no score."""

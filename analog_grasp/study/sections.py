@@ -231,8 +231,8 @@ class TrainingSettings(Section):
     )
     learn_ranges: Annotated[bool, Note(needs=(("converters", bool, "converters"),))] = Field(
         default=False,
-        description="Learn a fixed input range for the DAC of each layer in training, which "
-        "--calibrate learned uses.",
+        description="Learn a fixed input range for the DAC of each layer in training, which the "
+        "chips then have unless --calibrate is given.",
     )
     evaluate_on: Annotated[str | None, Note("the last epoch's")] = Field(
         default=None,

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.model import saved_config, start_from
 from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
+from analog_grasp.devices.ages import parse_ages
+from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.study.checks import check_saved
 from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, is_saved
 from analog_grasp.study.evaluator import processor
@@ -35,9 +37,8 @@ from analog_grasp.utils.errors import last_line, shown
 
 # Settings that are arguments of `analog_grasp.train`.
 _TRAIN_ARGUMENTS = (
-    *("injection", "converters", "learn_ranges", "evaluate_on", "epochs", "shift_lr_ratio"),
-    *("sigma_lr_ratio", "batch_size", "gradient_accumulation_steps", "bf16"),
-    *("noise_weight_schedule", "noise_target_schedule"),
+    *("learn_ranges", "epochs", "shift_lr_ratio", "sigma_lr_ratio", "batch_size"),
+    *("gradient_accumulation_steps", "bf16", "noise_weight_schedule", "noise_target_schedule"),
 )
 # Settings of GRASP that keep the default of its configuration where they are not given.
 _SHAPE = ("grouping", "form")
@@ -243,8 +244,7 @@ def train_adapter(
     training, seed = config.training, config.run.seed
     learning_rate = training.learning_rate or own_learning_rate(model)
     arguments = {name: getattr(training, name) for name in _TRAIN_ARGUMENTS}
-    if config.hardware.weights == "analog":
-        arguments["layers"] = config.hardware.layers
+    arguments |= _hardware_arguments(config, task)
     if save_steps is not None:
         arguments["save_steps"] = save_steps
     if checkpoints is not None:
@@ -284,13 +284,36 @@ def train_adapter(
     return seconds
 
 
+def _hardware_arguments(config: StudyConfig, task: Task) -> dict[str, Any]:
+    """Return the devices of a training, on cards changed and mapped as the settings say."""
+    training, hardware = config.training, config.hardware
+    injection, converters, where = training.injection, training.converters, training.evaluate_on
+    found: dict[str, Any] = {"injection": injection}
+    if isinstance(injection, str):
+        ages = parse_ages(injection)
+        found["injection"] = [each._replace(card=hardware.changed(each.card)) for each in ages]
+    if converters is not None:
+        found["converters"] = hardware.card(converters)
+    if where is not None:
+        device = DeviceAtTime.parse(where)
+        found["evaluate_on"] = device._replace(card=hardware.changed(device.card))
+    if hardware.weights == "analog":
+        # Training sets the input ranges as they are learned.
+        fixed = {"calibrate": None} if hardware.calibrate == "learned" else {}
+        found["put_on_chip"] = partial(
+            hardware.model_copy(update=fixed).deploy, task=task, programming_error="device"
+        )
+        found["layers"] = hardware.layers
+    return found
+
+
 def distil_adapter(
     model: PeftModel, config: StudyConfig, task: Task, advance: Callable[[], object] = int
 ) -> None:
     """Run the second stage of a trained adapter in place, as the settings say; see `distil`."""
     distil(
         model, task, config.second_stage(), steps=config.training.then_steps,
-        seed=config.run.seed, advance=advance,
+        learning_rate=config.training.learning_rate, seed=config.run.seed, advance=advance,
         put_on_chip=partial(
             config.hardware.deploy, task=task, placement="digital", programming_error="device"
         ),

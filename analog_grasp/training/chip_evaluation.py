@@ -1,12 +1,11 @@
 """Scores of a model in training on a programmed chip."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from analog_grasp.adapters.frozen import LayerPattern
 from analog_grasp.adapters.registry import ADAPTERS, kind_of
-from analog_grasp.crossbar import deploy
+from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.utils.seed import derive_seed
@@ -22,7 +21,7 @@ class ChipEvaluation:
         task: The task whose validation rows are measured; not those of a reported figure.
         where: A device at a drift time, such as ``"pcm-hermes-2@1d"``.
         seed: The seed of the training.
-        layers: The layers on tiles; see `deploy`.
+        put_on_chip: Maps the model to tiles, given it, the card and `placement`.
 
     Raises:
         ValueError: The device or the time is unknown.
@@ -33,9 +32,9 @@ class ChipEvaluation:
         task: Task,
         where: str | DeviceAtTime,
         seed: int,
-        layers: LayerPattern = "all-linear",
+        put_on_chip: Callable[..., Deployment] = deploy,
     ) -> None:
-        self._task, self._layers = task, layers
+        self._task, self._put_on_chip = task, put_on_chip
         self._card, self._seconds = DeviceAtTime.parse(where)
         self._chip = derive_seed(seed, "evaluation") % 2**31
 
@@ -55,10 +54,14 @@ class ChipEvaluation:
         """
         kind = kind_of(model)
         placement = ADAPTERS[kind].placements[0] if kind else "digital"
-        deployment = deploy(model, self._card, placement=placement, layers=self._layers)
+        # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
+        wrapper = {n: f for n, f in vars(model).items() if n == "forward"}
+        vars(model).pop("forward", None)
+        try:
+            deployment = self._put_on_chip(model, self._card, placement=placement)
+        finally:
+            vars(model).update(wrapper)
         deployment.program(self._chip).drift_to(self._seconds)
         if input_ranges is not None:
             deployment.set_input_ranges(input_ranges)
-        # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
-        vars(deployment.model).pop("forward", None)
         return self._task.scores(deployment.model)

@@ -1,7 +1,7 @@
 """Hardware-aware training of one adapter, by a transformers Trainer."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -44,6 +44,7 @@ def train(
     learn_ranges: bool = False,
     layers: LayerPattern = "all-linear",
     evaluate_on: str | DeviceAtTime | None = None,
+    put_on_chip: Callable[..., Deployment] | None = None,
     teacher: nn.Module | None = None,
     then: Ages | None = None,
     then_steps: int | None = None,
@@ -87,13 +88,15 @@ def train(
             the model is scored on a chip of that device, on rows held out from the training split
             by `tuning_task`, and the best adapter is kept. The validation split is not used. Works
             with `transformers.EarlyStoppingCallback`.
+        put_on_chip: Maps the model to tiles for `evaluate_on` and `then` as it will be deployed,
+            given the model, a card and arguments of `deploy`; `deploy` on `layers` if None.
         teacher: A digital transformers or PEFT model with the same task head, such as one that was
             trained whole. Its outputs, in evaluation mode and without noise, replace the labels:
             the loss is the Kullback-Leibler divergence from them, or the squared error of a
             regression relative to their variance. Left in evaluation mode, where the model is.
         then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
             learned, the adapter is distilled on simulated chips of these from its own digital
-            outputs; see `distil`.
+            outputs, at the learning rate of the first stage; see `distil`.
         then_steps: Steps of this second stage; by default 300.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
@@ -168,6 +171,7 @@ def train(
     saved = evaluate_on if output_dir is None else output_dir
     _check_effect("save_steps", arguments.get("save_steps"), "output_dir or evaluate_on", saved)
     injection = parse_injection(injection)
+    put_on_chip = put_on_chip or partial(deploy, layers=layers)
     if then is not None:
         then = parse_ages(then)
         check_adapter(model)
@@ -181,7 +185,7 @@ def train(
     chip, whole = None, task
     if evaluate_on is not None:
         task = tuning_task(task, seed)
-        chip = ChipEvaluation(task, evaluate_on, seed, layers)
+        chip = ChipEvaluation(task, evaluate_on, seed, put_on_chip)
     with tempfile.TemporaryDirectory() as scratch, _dropout(model, dropout):
         tokenizer = task.tokenizer_of(model)
         trainer = AdapterTrainer(
@@ -223,15 +227,20 @@ def train(
         model.__dict__["input_ranges"] = trainer.ranges.values()
     if then is not None:
         distil(
-            model, whole, then, steps=then_steps or STEPS, seed=seed,
-            put_on_chip=partial(_on_chip, trainer.ranges, layers=layers),
+            model, whole, then, steps=then_steps or STEPS, learning_rate=learning_rate, seed=seed,
+            put_on_chip=partial(_on_chip, put_on_chip, trainer.ranges),
         )  # fmt: skip
     return output
 
 
-def _on_chip(ranges: LearnedRanges | None, *args: Any, **arguments: Any) -> Deployment:
+def _on_chip(
+    put_on_chip: Callable[..., Deployment],
+    ranges: LearnedRanges | None,
+    *args: Any,
+    **arguments: Any,
+) -> Deployment:
     """Return a deployment with the learned input ranges, if there are any."""
-    deployment = deploy(*args, **arguments)
+    deployment = put_on_chip(*args, **arguments)
     if ranges is not None:
         deployment.set_input_ranges(ranges.values())
     return deployment

@@ -11,10 +11,16 @@ import tomli_w
 from analog_grasp.report.tables import Comparison
 from analog_grasp.report.tuning import trials_csv, tuning_report
 from analog_grasp.study import api as studies
-from analog_grasp.study.config import ONE_STAGE, StudyConfig, flat, resolve, takes_settings
+from analog_grasp.study.config import (
+    ONE_STAGE,
+    TREATMENTS,
+    StudyConfig,
+    flat,
+    resolve,
+    takes_settings,
+)
 from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import with_card_files
-from analog_grasp.study.runner import run
 from analog_grasp.study.study import prepare
 from analog_grasp.tuning.search_space import TRIALS, Trial, Trials
 from analog_grasp.utils.errors import shown
@@ -24,8 +30,8 @@ if TYPE_CHECKING:
     from analog_grasp.tuning.tuner import Tuning
 
 BEST_FILE, TRIALS_FILE = "best.toml", "trials.csv"
-NOT_TUNED = ("adapters", "trainings", "trainings_limit")
-"""Settings of a comparison that a tuning does not have: a trial is one training of one adapter."""
+NOT_TUNED = ("adapters", "trainings", "trainings_limit", *TREATMENTS)
+"""Settings of a comparison that a tuning does not have; see `prepare_tuning`."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def tune_noise_weight(
     if given := [name for name in NOT_TUNED if name in settings]:
         raise ValueError(
             f"The setting {given[0]} is {shown(settings[given[0]])}, which a tuning does not have: "
-            "it trains one adapter, named by adapter, once per trial."
+            "a trial trains one adapter, named by adapter, once, and measures it as trained."
         )
     asked["adapters"] = (adapter,)
     resolved = resolve(asked, Path(config) if config else None, ONE_STAGE)
@@ -165,8 +171,7 @@ def run_tuning(tuning: "Tuning", trials: int, progress: Progress) -> Tuned:
     write_atomically(directory / BEST_FILE, tomli_w.dumps(record).encode())
     # In a folder of the trial, since another may be the best when the tuning is resumed.
     own = directory / f"trial-{best.number}"
-    run(prepare(settings, own), progress)
-    results = studies.report(own)
+    results = studies.run_and_report(prepare(settings, own), progress)
     comparison = Comparison(results.measurements, results.adapters)
     written = tuning_report(shown, record, comparison).write(directory)
     files = [directory / TRIALS_FILE, directory / BEST_FILE, *written]

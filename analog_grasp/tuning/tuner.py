@@ -49,6 +49,7 @@ from analog_grasp.tuning.optuna_study import (
     storage_errors,
 )
 from analog_grasp.tuning.search_space import WORSE, Range, Trial, search_space, values_text
+from analog_grasp.utils.errors import shown
 from analog_grasp.utils.io import read_toml, write_atomically
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import DEFAULT_GROUPS
@@ -162,6 +163,12 @@ def prepare_tuning(
         OSError: The folder or the storage cannot be used.
     """
     check_single_process()
+    for name in ("recalibrate", "schedule"):
+        if value := config.value(name):
+            raise ValueError(
+                f"The setting {name} is {shown(value)}, which a tuning does not have: its trials "
+                "are measured as trained."
+            )
     config = config.replace(adapters=(adapter,))
     check_study(config)
     space = search_space(search, ranges)

@@ -2,15 +2,19 @@
 
 import pytest
 
+from analog_grasp.crossbar.forward_hooks import hooks_of
 from analog_grasp.study.api import compare, drift_sweep
+from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.training.input_ranges import load_ranges, save_ranges
 
-USED = {"devices": "pcm-hermes-2", "times": "0s", "repeats": 1, "calibrate": "learned"}
+ONE = {"devices": "pcm-hermes-2", "times": "0s", "repeats": 1}
+USED = ONE | {"calibrate": "learned"}
 LEARNED = {"adapters": "grasp", "converters": "pcm-hermes-2", "learn_ranges": True}
 
 
 def test_a_study_trains_saves_and_uses_ranges(settings, tmp_path):
-    run = compare(tmp_path / "run", **(settings | LEARNED | USED))
+    # Ranges that are learned are used, unless a percentile is given.
+    run = compare(tmp_path / "run", **(settings | LEARNED | ONE))
     folder = tmp_path / "run" / "adapters" / "grasp"
     ranges = load_ranges(folder)
     assert len(ranges) == 7
@@ -33,9 +37,28 @@ def test_a_study_trains_saves_and_uses_ranges(settings, tmp_path):
     [
         ({"calibrate": "learned"}, "no ranges are learned: give --learn-ranges"),
         (LEARNED | {"calibrate": "learned", "rescale": 0.5}, "inputs are rescaled on pcm-hermes-2"),
+        (LEARNED | {"placement": "folded"}, "ranges are learned, but the placement is 'folded'"),
         ({"learn_ranges": True}, "learn_ranges is True, which has no effect without converters"),
     ],
 )
 def test_ranges_that_are_not_learned_are_rejected(settings, tmp_path, given, sentence):
     with pytest.raises(ValueError, match=sentence):
         compare(tmp_path / "run", **(settings | given))
+
+
+def test_the_second_stage_is_on_chips_with_the_learned_ranges(settings, tmp_path, monkeypatch):
+    chips = []
+
+    def recorded(*args, **given):
+        chips.append(put_on_chip(*args, **given))
+        return chips[-1]
+
+    put_on_chip = HardwareSettings.deploy
+    monkeypatch.setattr(HardwareSettings, "deploy", recorded)
+    second = {"then": "devices", "then_steps": 1}
+    run = compare(tmp_path / "run", **(settings | LEARNED | ONE | second))
+    ranges = load_ranges(tmp_path / "run" / "adapters" / "grasp")
+    assert len(chips) >= 2  # that of the second stage, and that of the measurements
+    for chip in chips:
+        assert hooks_of(chip.model).input_ranges == ranges
+    assert len(run.measurements) == 2

@@ -55,6 +55,9 @@ def test_a_failed_recalibration_fails_its_cell_alone(results, settings, tmp_path
         context.setattr(evaluator, "recalibrate", failing)
         with pytest.raises(ValueError, match=sentence):
             compare(tmp_path / "run", **(settings | FEW | REFIT))
+    # All others are reported.
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"results.csv", "layers.csv", "summary.md", "report.html"} <= written
     again = compare(tmp_path / "run", **(settings | FEW | REFIT))
     assert values(again) == values(results)
 

@@ -6,9 +6,13 @@ import pytest
 
 from analog_grasp import tune_noise_weight
 from analog_grasp.devices.ages import parse_ages
+from analog_grasp.study import trained_adapters
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import ONE_STAGE, resolve
+from analog_grasp.study.hardware import HardwareSettings
+from analog_grasp.study.progress import silent
 from analog_grasp.study.provenance import adapter_hash, open_run, read_run
+from analog_grasp.study.trained_adapters import new_adapter, train_adapter
 
 FEW = {"adapters": ("grasp",), "devices": ("pcm-hermes-2",), "times": ("1d", "0s"), "repeats": 1}
 STAGE = {"then": "devices", "then_steps": 2}
@@ -41,6 +45,48 @@ def test_the_devices_of_the_run_are_those_of_its_settings():
 def test_devices_at_times_are_those_named():
     asked = "pcm-hermes-2@1h..1y,rram-wan2022@1d x1.5"
     assert resolve({"then": asked}).second_stage() == parse_ages(asked)
+    assert [
+        each.card.converters.adc_bits
+        for each in resolve(
+            {"then": "pcm-hermes-2@1h,rram-wan2022@1d x2", "adc_bits": 5}
+        ).second_stage()
+    ] == [5, 5]
+
+
+@pytest.mark.parametrize("change", [{"clip": 1.5}, {"adc_bits": 3}, {"rescale": 0.5}])
+def test_the_chip_that_selects_the_epoch_is_mapped_as_measured_ones(
+    settings, task, monkeypatch, change
+):
+    chips = []
+
+    def recorded(self, *args, **given):
+        chips.append(put_on_chip(self, *args, **given))
+        return chips[-1]
+
+    put_on_chip = HardwareSettings.deploy
+    monkeypatch.setattr(HardwareSettings, "deploy", recorded)
+    config = resolve(settings | FEW | change | {"evaluate_on": "pcm-hermes-2@1d"})
+    train_adapter(new_adapter(config, task, "grasp"), config, task, "", silent)
+    (chip,) = chips
+    assert chip.card.converters.adc_bits == change.get("adc_bits", 8)
+    assert chip._settings.clip == change.get("clip")
+    rescaled = [layer.input_scale is not None for layer in chip.layers.values()]
+    assert rescaled == ["rescale" in change] * len(rescaled)
+
+
+def test_devices_of_training_have_the_changes_of_the_settings(settings, task, monkeypatch):
+    given = {
+        "converters": "pcm-hermes-2",
+        "injection": "pcm-hermes-2@1d",
+        "tile_size": 128,
+        "adc_bits": 3,
+    }
+    found = {}
+    monkeypatch.setattr(trained_adapters, "train", lambda *_, **arguments: found.update(arguments))
+    config = resolve(settings | FEW | given)
+    train_adapter(new_adapter(config, task, "grasp"), config, task, "", silent)
+    cards = [found["converters"], found["injection"][0].card]
+    assert [(card.tile.rows, card.converters.adc_bits) for card in cards] == [(128, 3)] * 2
 
 
 @pytest.mark.parametrize("change", [{"clip": 1.5}, {"rescale": 0.5}, {"calibrate": 90.0}])

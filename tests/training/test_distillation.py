@@ -32,7 +32,7 @@ def trained(reader, task):
         given = {"groups": 4, "target_modules": "all-linear", "noise_weight": 1.0}
         given |= {"noise_target": 0.1, "sampling": "feature"}
         model = adapt(reader("bert", dropout=False), kind, **given)
-        train(model, task, epochs=6, batch_size=16, learning_rate=2e-2, **settings)
+        train(model, task, epochs=6, batch_size=16, **{"learning_rate": 2e-2} | settings)
         return model
 
     return make
@@ -81,6 +81,13 @@ def test_the_second_stage_of_train_is_distil(trained, task):
     distil(apart, task, ages, steps=7)
     assert same_bits(bits(trained(then=ages, then_steps=7)), bits(apart))
     assert not same_bits(bits(trained()), bits(apart))
+
+
+def test_the_second_stage_has_the_learning_rate_of_the_first(trained, task):
+    given = {"learning_rate": 5e-3}
+    apart = trained(**given)
+    distil(apart, task, NOISY, steps=3, **given)
+    assert same_bits(bits(trained(then=NOISY, then_steps=3, **given)), bits(apart))
 
 
 def test_sigmas_of_stochgrasp_stay_as_learned(trained, task):

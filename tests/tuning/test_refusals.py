@@ -50,12 +50,21 @@ def test_an_invalid_request_creates_no_folder(settings, tmp_path, asked, named):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tuning_from_a_file_with_recalibration_raises(settings, tmp_path):
+    changed = settings.replace(recalibrate=(8,))
+    with pytest.raises(ValueError, match=r"recalibrate is \(8,\), .*: its trials are measured as"):
+        prepare_tuning(changed, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
         ({"adapter": "lora", "search": ["learning_rate"], "groups": 8}, "no effect on lora"),
         ({"adapters": ("lora",)}, "adapters is 'lora', which a tuning does not have"),
         ({"trainings": 3}, "trainings is 3, which a tuning does not have"),
+        ({"recalibrate": (8,)}, r"recalibrate is \(8,\), which a tuning does not have"),
+        ({"schedule": "simulated"}, "schedule is 'simulated', which a tuning does not have"),
     ],
 )
 def test_a_setting_that_a_tuning_does_not_use_raises(settings, tmp_path, asked, sentence):
