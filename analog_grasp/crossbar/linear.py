@@ -315,7 +315,7 @@ class CrossbarLinear(ChipLayer):
         if version_of(self.frozen) != self._version:
             raise RuntimeError(
                 f"The frozen weight of the layer {self.name} was changed in place after it was "
-                "deployed: deploy the model again."
+                "deployed: deploy the model again, or fit its adapter to the chip by recalibrate."
             )
 
     def _target(self, split: Split, columns: slice, out: Tensor | None = None) -> Tensor:

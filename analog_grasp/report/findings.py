@@ -147,7 +147,7 @@ def answer(comparison: Comparison) -> str:
 
 def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
     """Return what to choose, the place of the only variant to choose if any, and the reason."""
-    baseline, *labels = tables[0].labels
+    labels, baselines = tables[0].labels[1:], tables[0].baselines
     differences = [_differences(tables, place) for place in range(len(labels))]
     better, worse = (
         [sum(c.verdict == verdict and c.holds_corrected for c in cells) for cells in differences]
@@ -155,10 +155,13 @@ def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
     )
     tested = max((_tested(cells) for cells in differences), default=0)
     if len(labels) != 1:
-        counts = zip(labels, better, worse, strict=True)
-        listed = ", ".join(f"{label} {ups} / {downs}" for label, ups, downs in counts)
-        reason = f"better / worse than {baseline}: {listed} of {_conditions(tested)}; "
+        counts: dict[str, list[str]] = {}
+        for label, base, ups, downs in zip(labels, baselines, better, worse, strict=True):
+            counts.setdefault(base, []).append(f"{label} {ups} / {downs}")
+        listed = "; than ".join(f"{base}: {', '.join(found)}" for base, found in counts.items())
+        reason = f"better / worse than {listed} of {_conditions(tested)}; "
         return "", None, reason if tested else ""
+    (baseline,) = baselines
     both, among = f"{labels[0]} and {baseline}", f"of {_conditions(tested)}"
     if not tested:
         return "", None, f"{both} cannot be compared: {_NO_INTERVAL}; "
@@ -177,7 +180,7 @@ def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
 
 
 def _differences(tables: Sequence[DeviceTable], place: int) -> list[PairedDifference]:
-    """Return the measured differences of a variant from the first."""
+    """Return the measured differences of a variant from its baseline."""
     cells = (cell for table in tables for cell in table.differences[place])
     return [cell for cell in cells if cell and cell.n]
 
@@ -222,10 +225,10 @@ def findings(comparison: Comparison) -> list[str]:
 
 
 def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
-    """Return the differences of each variant from the first."""
+    """Return the differences of each variant from its baseline."""
     sentences, subject = [], f"{tables[0].task}, {tables[0].metric}"
-    baseline, *labels = tables[0].labels
-    for place, label in enumerate(labels):
+    compared = zip(tables[0].labels[1:], tables[0].baselines, strict=True)
+    for place, (label, baseline) in enumerate(compared):
         cells = _differences(tables, place)
         counts = Counter(cell.verdict for cell in cells)
         if tested := _tested(cells):

@@ -43,8 +43,9 @@ LEGEND = (
     " differences of the metric."
 )
 ANSWER_LEGEND = (
-    "Mean ± 95 % interval. Marks compare with the first adapter on the same chips: ▲ better, ▼"
-    " worse, * also after Holm's correction."
+    "Mean ± 95 % interval. Marks compare with the first adapter on the same chips, and those of an"
+    " adapter re-fitted to an age with the same adapter as trained: ▲ better, ▼ worse, * also after"
+    " Holm's correction."
 )
 _TREATMENTS = (
     "Costs per age: examples, those read by the chip, parameters and bytes rewritten, and weights"
@@ -204,7 +205,8 @@ class DeviceTable(NamedTuple):
         labels: Labels of the variants.
         times: Drift times in seconds, ascending; the same in all tables of a comparison.
         scores: One row per variant, one summary per time; None where nothing was measured.
-        differences: One row per variant except the first, from which they are paired differences.
+        baselines: Labels of the variants with which each variant except the first is compared.
+        differences: One row per variant except the first: paired differences from its baseline.
     """
 
     task: str
@@ -213,6 +215,7 @@ class DeviceTable(NamedTuple):
     labels: Sequence[str]
     times: Sequence[float]
     scores: Sequence[Sequence[Summary | None]]
+    baselines: Sequence[str]
     differences: Sequence[Sequence[PairedDifference | None]]
 
 
@@ -234,7 +237,8 @@ class Comparison:
         adapters: Give the order of the rows, the baseline and the digital scores.
 
     Attributes:
-        variants: The measured variants in the order of the records; the first is the baseline.
+        variants: The measured variants in the order of the records. An adapter re-fitted to an
+            age is compared with the same adapter as trained, any other one with the first.
         labels: Their labels, with the placement where there are several.
         tables: One table per task, metric and device in order of first appearance, those of the
             primary metric first where `adapters` are given; empty without a measurement.
@@ -279,8 +283,9 @@ class Comparison:
             for s in summarise(self.measurements)
         }
         families: dict[tuple[str, str], list[PairedDifference]] = {}
-        for variant in self.variants[1:]:
-            for found in paired_differences(self.measurements, self.variants[0], variant):
+        bases = [self._baseline(variant) for variant in self.variants[1:]]
+        for base, variant in zip(bases, self.variants[1:], strict=True):
+            for found in paired_differences(self.measurements, base, variant):
                 families.setdefault((found.task, found.metric), []).append(found)
         differences = {
             (d.task, d.metric, d.device, d.time_s, d.adapter): d
@@ -295,10 +300,19 @@ class Comparison:
                 self.labels,
                 times,
                 [[summaries.get((*where, t, v)) for t in times] for v in self.variants],
+                [self.labels[self.variants.index(base)] for base in bases],
                 [[differences.get((*where, t, v)) for t in times] for v in self.variants[1:]],
             )
             for where in sorted(wheres, key=lambda where: (*metrics, where[1]).index(where[1]))
         ]
+
+    def _baseline(self, variant: Variant) -> Variant:
+        """Return the variant with which another one is compared: the first if it has none."""
+        first = self.variants[0]
+        adapter = TreatedAdapter.parse(variant.adapter).baseline(first.adapter)
+        placement = variant.placement if adapter != first.adapter else first.placement
+        own = Variant(adapter, placement)
+        return own if own in self.variants else first
 
     def digital(self, table: DeviceTable) -> dict[str, float]:
         """Return the score of each adapter's digital model, the mean over its trainings."""
@@ -346,14 +360,15 @@ class Comparison:
 
 
 def device_text(table: DeviceTable) -> TextTable:
-    """Return the table of one device as text: scores, then differences from the first row."""
+    """Return the table of one device as text: scores, then differences from their baselines."""
     rows = [
         (label, *(_summary_text(cell) for cell in cells))
         for label, cells in zip(table.labels, table.scores, strict=True)
     ]
-    for label, cells in zip(table.labels[1:], table.differences, strict=True):
+    compared = zip(table.labels[1:], table.baselines, table.differences, strict=True)
+    for label, baseline, cells in compared:
         entries = (interval_text(cell, table.metric) + difference_mark(cell) for cell in cells)
-        rows.append((f"{label} − {table.labels[0]}", *entries))
+        rows.append((f"{label} − {baseline}", *entries))
     columns = (metric_title(table.metric), *map(format_time, table.times))
     title = f"{table.device}, {table.task}"
     return TextTable(title, columns, rows, differences=len(table.differences))

@@ -175,6 +175,10 @@ class TreatedAdapter(NamedTuple):
         found = _VARIANT.fullmatch(name)
         return cls(found["adapter"], found["treatment"]) if found else cls(name)
 
+    def baseline(self, first: str) -> str:
+        """Return the adapter to compare with: as trained, or the first where it is as trained."""
+        return self.adapter if self.treatment else first
+
     @property
     def examples(self) -> int:
         """The number of examples of the recalibration; 0 without one."""

@@ -295,8 +295,6 @@ class _Run:
     def _measure(self, evaluator: Evaluator) -> None:
         """Measure until no cell is missing, together with other processes on the same store.
 
-        Cells that cannot be scored are kept in `failures`.
-
         Raises:
             RuntimeError: Workers die repeatedly.
             OSError: The disk is full or the store cannot be written; measured cells are kept.

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.checks import check_study
 from analog_grasp.study.config import SETTINGS, StudyConfig, check_effects, is_saved
 from analog_grasp.study.evaluator import Chip, Subject
+from analog_grasp.study.fields import GRASP
 from analog_grasp.study.provenance import open_run
 from analog_grasp.study.records import (
     SCHEDULED,
@@ -171,6 +173,13 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
             kinds.append(asked)
             check_model(config, task, new_adapter(config, task, asked))
     check_effects(config, kinds, (n for n, s in SETTINGS.items() if s.section == "run"))
+    others = [kind for kind in kinds if kind not in GRASP.adapters]
+    if config.run.recalibrate_method != "gradient" and others:
+        warnings.warn(
+            f"The recalibrate_method {config.run.recalibrate_method} is for grasp and stochgrasp: "
+            f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} re-fitted by gradient.",
+            stacklevel=2,
+        )
     resumed = open_run(directory, config)
     return Study(resumed, task, resumed.hardware.cards(), adapters, directory, loaded)
 
@@ -247,8 +256,8 @@ def make_plan(
     """Return how many trainings and chip instances to measure, given what is measured so far.
 
     These are `trainings` and `repeats`. With `until_ci`, at least `FIRST_CHIPS` chips, then more
-    until the half width of every interval, of a mean or of a paired difference from the first
-    adapter, is narrow enough or the limits are reached. What is drawn next is what narrows the
+    until the half width of every interval, of a mean or of a paired difference from its
+    baseline, is narrow enough or the limits are reached. What is drawn next is what narrows the
     widest interval of each device most, per cell that it adds: one more training, which every chip
     is measured with, or chips: as many as seem to be required, at most twice as many at once.
     Trainings are drawn where there are two or more, so that their variance can be estimated; chips
@@ -307,7 +316,7 @@ def make_plan(
 def _tables(
     scores: Mapping[Place, Mapping[tuple[int, int], float]], rows: Mapping[Place, int], chips: int
 ) -> list[NDArray[np.float64]]:
-    """Return tables of scores, and of differences from the first adapter; empty if incomplete."""
+    """Return tables of scores, and of differences from their baselines; empty if incomplete."""
     tables: dict[Place, NDArray[np.float64]] = {}
     for place, known in scores.items():
         wanted = [[(i, j) for j in range(chips)] for i in range(rows[place])]
@@ -318,7 +327,8 @@ def _tables(
     differences = []
     for place, table in tables.items():
         if place.adapter != first:
-            baseline = tables[place._replace(adapter=first)]
+            name = TreatedAdapter.parse(place.adapter).baseline(first)
+            baseline = tables[place._replace(adapter=name)]
             both = min(len(table), len(baseline))
             differences.append(table[:both] - baseline[:both])
     return [*tables.values(), *differences]

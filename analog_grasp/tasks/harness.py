@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
-from analog_grasp.tasks.base import Split, Tokenizer
+from analog_grasp.tasks.base import Split, Tokenizer, position_limit
 from analog_grasp.tasks.custom_metrics import first_line
 from analog_grasp.tasks.language_modeling import LanguageModelingTask, language_modeling
 from analog_grasp.tasks.metrics import Metric
@@ -39,6 +39,8 @@ class HarnessTask(LanguageModelingTask):
         metric: Another primary score, one of `metrics`.
         names: The tasks as lm-eval names them: tasks, groups or tags.
         include_path: A folder with the files of further tasks, whose code is trusted.
+        max_length: Length of a training example; the harness's contexts have up to as many tokens
+            as the model has positions.
 
     Source:
         EleutherAI, lm-evaluation-harness.
@@ -90,7 +92,7 @@ class HarnessTask(LanguageModelingTask):
                 pretrained=inner,
                 tokenizer=tokenizer,
                 batch_size=size,
-                max_length=self.length_for(model),
+                max_length=position_limit(model),
             )
             tasks = _loaded(self.names, self.include_path)
             return evaluate(adapted, tasks, bootstrap_iters=0, log_samples=False)["results"]

@@ -34,8 +34,6 @@ _HELD_OUT_TOKENS = 4096
 _RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 # Shares of the way to equal statistics.
 _SHARES = (0.25, 0.5, 0.75, 1.0)
-# Tokens that a layer is fitted to at most.
-_TOKENS = 512
 
 _FitLayer = Callable[[str, GraspLinear, Tensor, float], tuple[Tensor, Tensor]]
 """Returns scales and shifts of a named layer from its inputs ``(N, D)`` and a strength."""
@@ -256,10 +254,9 @@ def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...], re
 
 
 def _vectors(inputs: Tensor, batch: Batch) -> Tensor:
-    """Return the input vectors of a layer without padding, ``(N, D)``, at most `_TOKENS`."""
+    """Return the input vectors of a layer without padding, ``(N, D)``."""
     # A pooler sees one vector per example, other layers one per token.
-    chosen = inputs[batch["attention_mask"].bool()] if inputs.dim() == 3 else inputs
-    return chosen[:_TOKENS]
+    return inputs[batch["attention_mask"].bool()] if inputs.dim() == 3 else inputs
 
 
 def _grasp_layers(model: nn.Module) -> list[tuple[str, GraspLinear]]:

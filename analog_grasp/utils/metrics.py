@@ -10,7 +10,12 @@ _FRACTION = re.compile(
     r"(acc|accuracy|exact_match|f1|macro_f1|matthews|mcc|pearsonr?|spearmanr?|precision|recall"
     r"|roc_auc|bleu|meteor|rouge(\d|l|lsum)?|rouge_l)([_\W].*)?"
 )
-_LOWER = re.compile(r"(mse|mae|rmse|((word|byte)_)?perplexity|bits_per_byte)([_\W].*)?")
+# Errors of evaluate and of its scripts, such as "mine_wer" of mine.py; of a negative error more is
+# better.
+_LOWER = re.compile(
+    r"(?!neg(ative)?_)(\w+_)?(r?mse|mae|s?mape|mase|[wct]er|brier(_score)?|error|loss|perplexity"
+    r"|bits_per_byte)([_\W].*)?"
+)
 
 
 def is_fraction(metric: str) -> bool:

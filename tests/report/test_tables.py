@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from analog_grasp.report.findings import answer
 from analog_grasp.report.tables import (
     MISSING,
     Comparison,
@@ -19,6 +20,7 @@ from analog_grasp.report.tables import (
     verdict,
 )
 from analog_grasp.study.records import Measurement
+from tests.report.conftest import made_up, records_of
 
 
 def rendered(table, width=150):
@@ -108,6 +110,25 @@ def test_records_give_the_order_and_the_baseline(measurements, records):
     (table, _) = Comparison(measurements, records[::-1]).tables
     assert table.labels == ["stochgrasp", "grasp"]
     assert device_text(table).rows[2][0] == "grasp − stochgrasp"
+
+
+def test_a_treated_adapter_is_compared_with_the_same_adapter_as_trained():
+    names = ("grasp", "lora", "lora+recalibrated-8", "grasp+scheduled")
+    comparison = Comparison(made_up(names), records_of(("grasp", "lora")))
+    for table in comparison.tables:
+        assert dict(zip(table.labels[1:], table.baselines, strict=True)) == {
+            "lora": "grasp",
+            "lora+recalibrated-8": "lora",
+            "grasp+scheduled": "grasp",
+        }
+        scores = dict(zip(table.labels, table.scores, strict=True))
+        rows = zip(table.labels[1:], table.baselines, table.differences, strict=True)
+        for label, baseline, (first, *_) in rows:
+            gain = scores[label][0].mean - scores[baseline][0].mean
+            assert first.mean == pytest.approx(gain)
+    assert "than grasp: lora 0 / 0, grasp+scheduled 0 / 0; than lora: lora+recalibrated-8" in (
+        answer(comparison)
+    )
 
 
 def test_records_give_the_primary_metric_which_comes_first(measurements, records):

@@ -11,9 +11,11 @@ from analog_grasp import AgeSchedule, DeviceCard, deploy, load_base_model
 from analog_grasp.report.tables import Comparison
 from analog_grasp.study import evaluator, runner
 from analog_grasp.study.api import compare
+from analog_grasp.study.config import resolve
 from analog_grasp.study.provenance import card_toml
 from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.study.store import Store
+from analog_grasp.study.study import prepare
 from analog_grasp.training import schedule
 
 # 12 of the task's pairs are training rows.
@@ -110,6 +112,12 @@ def test_a_wrong_request_is_found_before_training(settings, tmp_path, given, sen
     with pytest.raises(ValueError, match=sentence):
         compare(tmp_path / "run", **(settings | FEW | given))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_a_method_does_not_suit_is_named(settings, tmp_path):
+    given = {"recalibrate": 8, "recalibrate_method": "statistics", "adapters": ("grasp", "lora")}
+    with pytest.warns(UserWarning, match=r"statistics is for grasp and .*: lora is re-fitted by g"):
+        prepare(resolve(settings | FEW | given), tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -143,6 +143,22 @@ def test_scores_are_those_of_the_harness(task, llama_folder, task_files):
     assert scores["where_sat/acc"] == 0.5
 
 
+def test_contexts_are_as_long_as_the_positions_of_the_model(task, llama_folder, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    lengths = []
+
+    class Recorded(HFLM):
+        def __init__(self, **given):
+            super().__init__(**given)
+            lengths.append(self.max_length)
+
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM", Recorded)
+    model = load_base_model(task, str(llama_folder))
+    assert replace(task, max_length=4).scores(model) == task.scores(model)
+    assert lengths == [model.config.max_position_embeddings] * 2
+
+
 def test_a_deployed_adapter_is_measured_on_the_chip(task, llama_folder):
     adapted = adapt(
         load_base_model(task, str(llama_folder)), "grasp", task_type="CAUSAL_LM", groups=2,

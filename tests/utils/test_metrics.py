@@ -18,14 +18,32 @@ def test_fractions_are_shown_in_per_cent(name):
     assert not lower_is_better(name)
 
 
-@pytest.mark.parametrize("name", ["nist", "bleurt", "cider", "recaller", "acc_task/nist", "f10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nist",
+        "bleurt",
+        "cider",
+        "recaller",
+        "acc_task/nist",
+        "f10",
+        "negative_mae",
+        "chrf",
+        "filter",
+    ],
+)
 def test_scores_with_other_units_are_not(name):
     assert not is_fraction(name)
     assert not lower_is_better(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["mse", "mse_mm", "perplexity", "bits_per_byte", "wiki/word_perplexity", "mae"]
+    "name",
+    [
+        *("mse", "mse_mm", "perplexity", "bits_per_byte", "wiki/word_perplexity", "mae"),
+        *("mape", "smape", "mase", "wer", "cer", "ter", "brier_score", "errors_mae", "log_loss"),
+        *("mean_squared_error", "max_error", "sacrebleu_ter"),
+    ],
 )
 def test_errors_are_better_the_lower_they_are(name):
     assert lower_is_better(name)
