@@ -111,10 +111,10 @@ def _study(context: typer.Context, **asked: Any) -> None:
 @takes("model", "task", "training", without=("adapters", *_SEVERAL), also=("seed",), **ONE_STAGE)
 def train(
     context: typer.Context,
-    adapter: Annotated[str, typer.Option(help="Its name; see `analog-grasp adapters`.")],
+    adapter: Annotated[str, typer.Option(help="The adapter's name; see `analog-grasp adapters`.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The adapter's folder, a new one.", show_default="runs/train/ADAPTER"),
+        typer.Option(help="A new folder for the adapter.", show_default="runs/train/ADAPTER"),
     ] = None,
     save_steps: Annotated[
         int | None,
@@ -195,7 +195,7 @@ def tune(
     held_out: Annotated[
         int | None,
         _tuning(
-            "Rows of the training split to tune on.",
+            "Training rows that are held out, on which trials are scored.",
             min=1,
             metavar="<int>",
             show_default="a fifth, 1,000 at most",
@@ -269,10 +269,10 @@ def deploy(
     write_tolerance: Annotated[
         str | None,
         typer.Option(
-            help="Program and verify each weight to this half width of the accepted range, in "
-            "units of the conductance range; or to learned, the standard deviations of a digital "
-            "StochGRASP adapter. The pulses per device are printed, and --export has the "
-            "tolerances. Requires a card with a section write, such as rram-wan2022.",
+            help="Half width of the accepted range when weights are programmed and verified, in "
+            "units of the conductance range; or learned, the standard deviations of a digital "
+            "StochGRASP adapter. Prints the pulses per device; --export writes the tolerances. "
+            "Requires a card with a section write, such as rram-wan2022.",
             metavar="learned|<float>",
             show_default="the card's",
         ),
@@ -355,7 +355,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of the report, so that the run's may be read-only.",
+            help="Another folder for the report; required if that of the run is read-only.",
             show_default="the run's",
         ),
     ] = None,

@@ -61,7 +61,7 @@ _MODULES = {"devices": "main", "adapters": "main", "doctor": "doctor"}
 _MAPPINGS = {
     "pair": "a weight is the difference of two devices",
     "single": "a weight is one device",
-    "signed": "a weight is one signed conductance, as in models of whole weights",
+    "signed": "a weight is one signed conductance, as in noise models of weights",
 }
 
 

@@ -82,8 +82,8 @@ class HardwareSettings(Section):
     output_noise: Annotated[float | None, _CARD] = Field(
         default=None,
         ge=0,
-        description="Standard deviation of the output noise of a bit line, in units of full input "
-        "times largest weight.",
+        description="Standard deviation of the output noise of a bit line, in units of a full "
+        "input times the largest weight.",
     )
     tile_size: Annotated[int | None, _CARD] = Field(
         default=None, ge=1, description="Rows and columns of a tile, in weights."
@@ -119,8 +119,9 @@ class HardwareSettings(Section):
         Annotated[float, Field(gt=0)] | Literal["least-error"] | None, NUMBER, _CARD_OR_OFF
     ] = Field(
         default=None,
-        description="Clip large weights as they are mapped: at this many standard deviations of "
-        "their column, or at the least-error under the card's noise after a day.",
+        description="Clip large weights as they are mapped: a number of standard deviations of "
+        "their column, or least-error, which minimises the error under the card's noise after a "
+        "day.",
     )
     calibrate: Annotated[
         Annotated[float, Field(gt=0, le=100)] | Literal["least-error", "learned"] | None,
@@ -128,9 +129,9 @@ class HardwareSettings(Section):
         _CARD_OR_OFF,
     ] = Field(
         default=None,
-        description="Fix the input range of each layer on training rows: at this percentile of its "
-        "inputs, 100 being the largest, or at the least-error of clipping and rounding; or learned "
-        "in training (--learn-ranges).",
+        description="Fix the input range of each layer on training rows: a percentile of its "
+        "inputs (100 for the largest), least-error, which minimises the error of clipping and "
+        "rounding, or learned (--learn-ranges).",
     )
     output_ranges: Annotated[
         Annotated[float, Field(gt=0, le=100)] | Literal["least-error"] | None,
@@ -138,9 +139,10 @@ class HardwareSettings(Section):
         Note("the card's", needs=_ON_TILES),
     ] = Field(
         default=None,
-        description="Give the ADC of each tile a range of its own on training rows: at this "
-        "percentile of the tile's outputs, or at the least-error of clipping and rounding; by "
-        "default all tiles have the range of the card, unless its mapping states otherwise.",
+        description="Give the ADC of each tile a range of its own on training rows: a percentile "
+        "of the tile's outputs, or least-error, which minimises the error of clipping and "
+        "rounding. By default all tiles have the range of the card, unless its mapping states "
+        "otherwise.",
     )
     first_token: Annotated[
         Literal["analog", "digital"] | None, Note("the card's, else analog", needs=_ON_TILES)

@@ -264,9 +264,8 @@ class TrainingSettings(Section):
     )
     teacher: Annotated[str | None, Note("the labels")] = Field(
         default=None,
-        description="The folder of a saved adapter, or of a model that was trained whole, of the "
-        "same task, whose outputs without noise are learned in place of labels, before the second "
-        "stage.",
+        description="The folder of a saved adapter, or of a model that was trained whole, for the "
+        "same task. In the first stage its outputs without noise replace the labels.",
     )
     epochs: float = Field(default=EPOCHS, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(
@@ -285,9 +284,9 @@ class TrainingSettings(Section):
     )
     batch_size: int = Field(default=32, ge=1, description="Batch size.")
     gradient_accumulation_steps: int = Field(
-        default=1, ge=1, description="Batches per optimizer step."
+        default=1, ge=1, description="Batches per optimiser step."
     )
-    bf16: bool = Field(default=False, description="Train in mixed precision.")
+    bf16: bool = Field(default=False, description="Train in mixed precision with bfloat16.")
 
 
 class RunSettings(Section):
@@ -302,7 +301,7 @@ class RunSettings(Section):
         gt=0,
         description="Add chip instances, and trainings where there are two or more, until the half "
         "width of every 95 % confidence interval, of means and of paired differences, is at most "
-        "this many points (per cent, for a score that is a fraction); from five chips on.",
+        "this value (in per cent for a score that is a fraction). At least five chips are drawn.",
     )
     repeats_limit: Annotated[Count, Note(needs=(_UNTIL_CI,), changeable=True)] = Field(
         default=100, description="Chip instances per device at most, with --until-ci."
@@ -327,7 +326,7 @@ class RunSettings(Section):
     recalibrate_groups: Annotated[Count | None, replace(_REFITTED, default=_FINEST)] = Field(
         default=None,
         description="Groups per layer of the re-fitted adapter, a multiple of those of the "
-        "adapter that the fit begins with, which the methods without gradients keep by default.",
+        "adapter that the fit begins with. The methods without gradients keep these by default.",
     )
     recalibrate_steps: Annotated[Count, Note(needs=_RECALIBRATED)] = Field(
         default=REFIT_STEPS, description="Optimiser steps of a recalibration by gradients."
@@ -339,7 +338,7 @@ class RunSettings(Section):
     )
     schedule_groups: Annotated[Count | None, replace(_SCHEDULED, default=_FINEST)] = Field(
         default=None,
-        description="Groups per layer of these parameters, a multiple of the adapter's.",
+        description="Groups per layer of the adapters of a schedule, a multiple of the adapter's.",
     )
     costs: Annotated[tuple[str, ...], BeforeValidator(as_names), Note("off", changeable=True)] = (
         Field(
