@@ -183,6 +183,9 @@ class Evaluator:
             model=model,
             start=start,
         )
+        # With what the run has changed about the chip, for recalibration.json.
+        changed = set(self.hardware.changes())
+        result.settings.update(self.hardware.model_dump(mode="json", include=changed))
         if self.recalibrated is not None:
             place = place_name(f"{chip.device}-{chip.seed}-{format_time(deployment.time_s)}")
             folder = training_folder(subject.adapter, subject.training)

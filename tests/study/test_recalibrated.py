@@ -137,7 +137,7 @@ def test_two_workers_recalibrate_to_the_same_scores(settings, tmp_path):
 @pytest.mark.parametrize(
     ("given", "groups", "method"),
     [
-        ({"recalibrate_groups": 8}, 8, "gradient"),
+        ({"recalibrate_groups": 8, "adc_bits": 6}, 8, "gradient"),
         ({"recalibrate_method": "statistics"}, 4, "statistics"),
     ],
 )
@@ -151,6 +151,7 @@ def test_a_study_chooses_groups_and_method_for_grasp_alone(
         folder = run.directory / "recalibrated" / f"{adapter}+recalibrated-8" / "pcm-hermes-2-3-1y"
         report = json.loads((folder / "recalibration.json").read_text())
         assert report["method"] == expected
+        assert report["settings"].get("adc_bits") == given.get("adc_bits")
         assert report["settings"].get("steps") == (20 if expected == "gradient" else None)
         if adapter == "grasp":
             assert PeftConfig.from_pretrained(folder).groups == groups
