@@ -102,9 +102,9 @@ def trainings_text(measurements: Sequence[Measurement]) -> str:
 def answer(comparison: Comparison) -> str:
     """Return the answer of a comparison as one sentence.
 
-    Adapters are called better or worse by the differences that are significant after Holm's
-    correction. The device is the one on which the score is retained longest, then the one with the
-    best score at the last time.
+    Of two adapters one is called better or worse by the differences that are significant after
+    Holm's correction; of more, both counts are stated. The device is the one on which the score is
+    retained longest, then the one with the best score at the last time.
 
     Example:
         >>> cells = [
@@ -156,11 +156,13 @@ def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
     tested = max((_tested(cells) for cells in differences), default=0)
     if len(labels) != 1:
         counts: dict[str, list[str]] = {}
-        for label, base, ups, downs in zip(labels, baselines, better, worse, strict=True):
-            counts.setdefault(base, []).append(f"{label} {ups} / {downs}")
+        for place, label in enumerate(labels):
+            own = Counter(cell.verdict for cell in differences[place])
+            both = f"{label} {own['better']} / {own['worse']} ({better[place]} / {worse[place]})"
+            counts.setdefault(baselines[place], []).append(both)
         listed = "; than ".join(f"{base}: {', '.join(found)}" for base, found in counts.items())
-        reason = f"better / worse than {listed} of {_conditions(tested)}; "
-        return "", None, reason if tested else ""
+        compared = f"better / worse (after Holm's correction) than {listed}"
+        return "", None, f"{compared} of {_conditions(tested)}; " if tested else ""
     (baseline,) = baselines
     both, among = f"{labels[0]} and {baseline}", f"of {_conditions(tested)}"
     if not tested:

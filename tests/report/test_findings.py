@@ -182,7 +182,7 @@ def test_every_metric_has_its_own_finding(measurements):
 def test_the_first_of_several_comparisons_names_every_adapter(make):
     names = ("grasp", "stochgrasp", "lora")
     first, *_ = findings(Comparison(make(adapters=names)[0]))
-    assert "better / worse than grasp: stochgrasp 0 / 0, lora 0 / 0 of 6 conditions;" in first
+    assert "than grasp: stochgrasp 0 / 0 (0 / 0), lora 0 / 1 (0 / 0) of 6 conditions;" in first
 
 
 def test_a_partial_grid_is_reported(measurements):
