@@ -18,7 +18,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import trained_adapters
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
-from analog_grasp.training import AdapterTrainer, NoiseAwareLoss, chip_evaluation, train
+from analog_grasp.training import AdapterTrainer, NoiseAwareLoss, train, trainer
 
 CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
 
@@ -253,9 +253,26 @@ def test_evaluation_is_on_a_chip_with_the_layers(adapted, task, layers, monkeypa
         chips.append(deploy(*args, **kwargs))
         return chips[-1]
 
-    monkeypatch.setattr(chip_evaluation, "deploy", recorded)
+    monkeypatch.setattr(trainer, "deploy", recorded)
     train(adapted(), task, evaluate_on="gaussian:0.1@0s", layers=layers, epochs=1)
     assert [len(chip.layers) for chip in chips] == [2 if layers == ["query"] else 13]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_chip_in_training_can_be_calibrated(adapted, task, bf16):
+    """Mixed precision wraps the model's forward pass, which a copy would share with the model."""
+    found = []
+
+    def put_on_chip(model, card, **given):
+        chip = deploy(model, card, **given)
+        found.append(chip.calibrate(lambda each: task.subset(train=4).scores(each, "train")))
+        return chip
+
+    where = {"evaluate_on": "pcm-hermes-2@1d", "put_on_chip": put_on_chip}
+    train(adapted(), task, epochs=2, bf16=bf16, learning_rate=0.1, **where)
+    assert [len(ranges) for ranges in found] == [13, 13]
+    # That of the adapter as it is then.
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("form", ["l2", "kl"])
