@@ -16,7 +16,12 @@ from analog_grasp.report.tables import (
     score_text,
 )
 from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement, is_distilled
-from analog_grasp.study.statistics import PairedDifference, Summary
+from analog_grasp.study.statistics import (
+    PairedDifference,
+    Summary,
+    averaged,
+    paired_differences,
+)
 from analog_grasp.utils.metrics import is_fraction, lower_is_better
 from analog_grasp.utils.time import format_time
 
@@ -31,7 +36,8 @@ METHODOLOGY = (
     "The intervals are not corrected for the number of conditions: of two equal adapters, one would"
     " be better or worse by chance in about one condition in twenty. Differences marked with * are"
     " also significant at the level of 5 % after Holm's correction over all differences of the same"
-    " task and metric (paired t-test).",
+    " task and metric (paired t-test). The difference over all conditions is that of the means over"
+    " devices and times, per training and chip number.",
     "A score is retained up to the last time before its mean falls below 95 % of that of the"
     " digital model, or, where lower is better, exceeds it by more than a nineteenth. The 5th"
     " percentile of the chips is that of the scores of one training on one chip, from the worst.",
@@ -103,8 +109,9 @@ def answer(comparison: Comparison) -> str:
     """Return the answer of a comparison as one sentence.
 
     Of two adapters one is called better or worse by the differences that are significant after
-    Holm's correction; of more, both counts are stated. The device is the one on which the score is
-    retained longest, then the one with the best score at the last time.
+    Holm's correction, or by the mean difference over all conditions; of more, the counts before and
+    after correction are stated. The device is the one on which the score is retained longest, then
+    the one with the best score at the last time.
 
     Example:
         >>> cells = [
@@ -116,7 +123,7 @@ def answer(comparison: Comparison) -> str:
         Stochastic (stochgrasp), on pcm, for 0s
     """
     tables = comparison.subjects[0]
-    choice, winner, reason = _choice(tables)
+    choice, winner, reason = _choice(comparison, tables)
     sign = -1.0 if lower_is_better(tables[0].metric) else 1.0
     ranked: list[tuple[float, float, DeviceTable, int, Summary]] = []
     for table in tables:
@@ -145,7 +152,7 @@ def answer(comparison: Comparison) -> str:
     return f"{choice or label}, on {table.device}{duration}: {reason}{subject} {result}."
 
 
-def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
+def _choice(comparison: Comparison, tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
     """Return what to choose, the place of the only variant to choose if any, and the reason."""
     labels, baselines = tables[0].labels[1:], tables[0].baselines
     differences = [_differences(tables, place) for place in range(len(labels))]
@@ -167,15 +174,20 @@ def _choice(tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
     both, among = f"{labels[0]} and {baseline}", f"of {_conditions(tested)}"
     if not tested:
         return "", None, f"{both} cannot be compared: {_NO_INTERVAL}; "
+    average = _average(comparison, tables, 0)
+    mean = "" if average is None else f", on average by {_points(average)}"
+    decided = average is not None and average.verdict in MARKS
     if not better[0] and not worse[0]:
-        reason = f"{both} differ significantly in none {among}{_span(differences[0])}; "
-        return "Either", None, reason
-    reason = (
-        f"{labels[0]} is better than {baseline} in {better[0]} and worse in {worse[0]} {among}; "
-    )
+        reason = f"{both} differ significantly in none {among}{_span(differences[0])}{mean}; "
+        if not decided:
+            return "Either", None, reason
+    else:
+        reason = f"{labels[0]} is better than {baseline} in {better[0]} and worse in {worse[0]}"
+        reason += f" {among}{mean}; "
     if better[0] and worse[0]:
         return "It depends on the condition", None, reason
-    place = 1 if better[0] else 0
+    wins = better[0] or (not worse[0] and average is not None and average.verdict == "better")
+    place = 1 if wins else 0
     winner = tables[0].labels[place]
     known = {labels[0], baseline} == set(_KINDS)
     return f"{_KINDS[winner]} ({winner})" if known else winner, place, reason
@@ -185,6 +197,25 @@ def _differences(tables: Sequence[DeviceTable], place: int) -> list[PairedDiffer
     """Return the measured differences of a variant from its baseline."""
     cells = (cell for table in tables for cell in table.differences[place])
     return [cell for cell in cells if cell and cell.n]
+
+
+def _average(
+    comparison: Comparison, tables: Sequence[DeviceTable], place: int
+) -> PairedDifference | None:
+    """Return the mean difference of a variant over all conditions; None without an interval.
+
+    There is none over a single condition, which has its own.
+    """
+    labels = tables[0].labels
+    pair = labels.index(tables[0].baselines[place]), place + 1
+    cells = [c for c in comparison.measurements if (c.task, c.metric) == tables[0][:2]]
+    found = paired_differences(averaged(cells), *(comparison.variants[i] for i in pair))
+    several = len({(cell.device, cell.time_s) for cell in cells}) > 1
+    return found[0] if several and found and found[0].low is not None else None
+
+
+def _points(cell: PairedDifference) -> str:
+    return interval_text(cell, cell.metric) + " points" * is_fraction(cell.metric)
 
 
 def _tested(cells: Sequence[PairedDifference]) -> int:
@@ -221,12 +252,12 @@ def findings(comparison: Comparison) -> list[str]:
         lora is better than grasp in 1 of 1 condition (device and time)
     """
     subjects = comparison.subjects
-    sentences = [sentence for tables in subjects for sentence in _comparisons(tables)]
+    sentences = [each for tables in subjects for each in _comparisons(comparison, tables)]
     sentences += [sentence for tables in subjects for sentence in _ranges(tables)]
     return [answer(comparison), *sentences, *_gaps(comparison.measurements)]
 
 
-def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
+def _comparisons(comparison: Comparison, tables: Sequence[DeviceTable]) -> list[str]:
     """Return the differences of each variant from its baseline."""
     sentences, subject = [], f"{tables[0].task}, {tables[0].metric}"
     compared = zip(tables[0].labels[1:], tables[0].baselines, strict=True)
@@ -253,8 +284,10 @@ def _comparisons(tables: Sequence[DeviceTable]) -> list[str]:
             )
         if len(cells) > 1:
             low, high = (_at(cell, " points") for cell in _extremes(cells))
+            average = _average(comparison, tables, place)
+            mean = "" if average is None else f" and is {_points(average)} over all conditions"
             sentences.append(
-                f"The mean difference {label} − {baseline} ranges from {low} to {high}."
+                f"The mean difference {label} − {baseline} ranges from {low} to {high}{mean}."
             )
     return sentences
 

@@ -189,6 +189,33 @@ def paired_differences(
     return differences
 
 
+def averaged(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Return the mean over devices and times of each variant's training and chip number.
+
+    The chips of one number, one of each device, count as one: they have the same seed. Means are at
+    0 s on the device "all". Where a measurement is missing there is none.
+
+    Example:
+        >>> cells = [
+        ...     Measurement("reviews", "accuracy", "grasp", 0, "digital", device, 0.0, 0, 7, score)
+        ...     for device, score in [("pcm", 0.5), ("rram", 0.75)]
+        ... ]
+        >>> [(cell.device, cell.value) for cell in averaged(cells)]
+        [('all', 0.625)]
+    """
+    places: dict[tuple[str, str], set[tuple[str, float]]] = defaultdict(set)
+    found: dict[Measurement, dict[tuple[str, float], float]] = defaultdict(dict)
+    for cell in measurements:
+        place = (cell.device, cell.time_s)
+        places[cell.task, cell.metric].add(place)
+        found[replace(cell, device="all", time_s=0.0, value=0.0)][place] = cell.value
+    return [
+        replace(cell, value=statistics.fmean(values.values()))
+        for cell, values in found.items()
+        if len(values) == len(places[cell.task, cell.metric])
+    ]
+
+
 def holm_corrected(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
     """Return differences with their p-values corrected by `holm`.
 

@@ -1,8 +1,11 @@
 """Findings and summary of a comparison: the answer, counts, ranges, retained scores."""
 
 from dataclasses import replace
+from math import sin
+from statistics import fmean
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from analog_grasp.report.findings import (
     METHODOLOGY,
@@ -14,6 +17,7 @@ from analog_grasp.report.findings import (
 )
 from analog_grasp.report.page import comparison_report
 from analog_grasp.report.tables import Comparison, answer_table
+from analog_grasp.study.statistics import averaged, paired_differences
 
 # Scores of the digital models are 86.75 %, of which 95 % are 82.4 %.
 SCORES = {("pcm", 0.0): 0.85, ("pcm", 20.0): 0.83, ("pcm", 86400.0): 0.8}
@@ -41,8 +45,8 @@ def scored(measurements):
 def test_a_better_adapter_is_the_answer(scored, records):
     assert answer(Comparison(scored(lambda cell: 0.02), records)) == (
         "Stochastic (stochgrasp), on pcm, for 20s: stochgrasp is better than grasp in 6 and worse"
-        " in 0 of 6 conditions; stochgrasp retains 95 % of its digital accuracy there (the longest"
-        " of 2 devices) and has 82.3 ±0.4 % at 1d."
+        " in 0 of 6 conditions, on average by +2.0 ±0.0 points; stochgrasp retains 95 % of its"
+        " digital accuracy there (the longest of 2 devices) and has 82.3 ±0.4 % at 1d."
     )
     worse = answer(Comparison(scored(lambda cell: -0.02), records))
     assert worse.startswith("Deterministic (grasp), on pcm, for 20s: stochgrasp is better than")
@@ -53,14 +57,37 @@ def test_equal_adapters_leave_the_choice(scored, records):
     assert text.startswith(
         "Either, on pcm, for 20s: stochgrasp and grasp differ significantly in none of 6 conditions"
     )
-    assert "points); " in text
+    assert "points), on average by +0.0 ±0.9 points; " in text
+
+
+def test_a_small_difference_in_all_conditions_is_the_answer(measurements):
+    """No single condition shows it; the mean of each chip over the conditions does."""
+    gains = {cell.key: 0.03 * sin(5 * n) + 0.006 for n, cell in enumerate(measurements)}
+    cells = [
+        replace(cell, value=0.5 + (cell.adapter == "stochgrasp") * gains[cell.key])
+        for cell in measurements
+    ]
+    chips = [
+        [gains[c.key] for c in cells if c.adapter == "stochgrasp" and c.repeat == repeat]
+        for repeat in range(4)
+    ]
+    means = [fmean(gain) for gain in chips]
+    low, high = ttest_1samp(means, 0).confidence_interval()
+    assert low > 0
+    text = answer(Comparison(cells))
+    assert text.startswith("Stochastic (stochgrasp)")
+    assert "differ significantly in none of 6 conditions" in text
+    assert f"on average by +{100 * fmean(means):.1f} ±{50 * (high - low):.1f} points; " in text
+    # A chip that is not measured everywhere does not count.
+    (pair,) = paired_differences(averaged(cells[1:]), *Comparison(cells).variants)
+    assert (pair.n, pair.mean) == (3, pytest.approx(fmean(means[1:])))
 
 
 def test_an_answer_can_depend_on_the_condition(scored, records):
     cells = scored(lambda cell: 0.02 if cell.device == "pcm" else -0.02)
     assert answer(Comparison(cells, records)).startswith(
         "It depends on the condition, on pcm, for 20s: stochgrasp is better than grasp in 3 and"
-        " worse in 3 of 6 conditions; stochgrasp retains"
+        " worse in 3 of 6 conditions, on average by +0.0 ±0.0 points; stochgrasp retains"
     )
 
 
@@ -147,7 +174,7 @@ def test_better_worse_and_insignificant_conditions_are_counted(measurements):
     )
     assert sentences[2] == (
         "The mean difference stochgrasp − grasp ranges from -6.3 ±0.0 points on rram at 20s to"
-        " +6.3 ±0.0 points on pcm at 20s."
+        " +6.3 ±0.0 points on pcm at 20s and is -0.2 ±0.3 points over all conditions."
     )
 
 
