@@ -154,43 +154,46 @@ def answer(comparison: Comparison) -> str:
 
 def _choice(comparison: Comparison, tables: Sequence[DeviceTable]) -> tuple[str, int | None, str]:
     """Return what to choose, the place of the only variant to choose if any, and the reason."""
-    labels, baselines = tables[0].labels[1:], tables[0].baselines
-    differences = [_differences(tables, place) for place in range(len(labels))]
-    better, worse = (
-        [sum(c.verdict == verdict and c.holds_corrected for c in cells) for cells in differences]
-        for verdict in MARKS
-    )
+    labels = tables[0].labels
+    differences = [_differences(tables, place) for place in range(len(labels) - 1)]
     tested = max((_tested(cells) for cells in differences), default=0)
-    if len(labels) != 1:
-        counts: dict[str, list[str]] = {}
-        for place, label in enumerate(labels):
-            own = Counter(cell.verdict for cell in differences[place])
-            both = f"{label} {own['better']} / {own['worse']} ({better[place]} / {worse[place]})"
-            counts.setdefault(baselines[place], []).append(both)
-        listed = "; than ".join(f"{base}: {', '.join(found)}" for base, found in counts.items())
-        compared = f"better / worse (after Holm's correction) than {listed}"
-        return "", None, f"{compared} of {_conditions(tested)}; " if tested else ""
-    (baseline,) = baselines
-    both, among = f"{labels[0]} and {baseline}", f"of {_conditions(tested)}"
+    if len(labels) != 2:
+        return "", None, _counts(tables[0], differences, tested) if tested else ""
+    ((cells,), both) = differences, f"{labels[1]} and {labels[0]}"
     if not tested:
         return "", None, f"{both} cannot be compared: {_NO_INTERVAL}; "
-    average = _average(comparison, tables, 0)
-    mean = "" if average is None else f", on average by {_points(average)}"
-    decided = average is not None and average.verdict in MARKS
-    if not better[0] and not worse[0]:
-        reason = f"{both} differ significantly in none {among}{_span(differences[0])}{mean}; "
-        if not decided:
-            return "Either", None, reason
-    else:
-        reason = f"{labels[0]} is better than {baseline} in {better[0]} and worse in {worse[0]}"
-        reason += f" {among}{mean}; "
-    if better[0] and worse[0]:
-        return "It depends on the condition", None, reason
-    wins = better[0] or (not worse[0] and average is not None and average.verdict == "better")
-    place = 1 if wins else 0
-    winner = tables[0].labels[place]
-    known = {labels[0], baseline} == set(_KINDS)
-    return f"{_KINDS[winner]} ({winner})" if known else winner, place, reason
+    corrected, average = _corrected(cells), _average(comparison, tables, 0)
+    verdicts = {verdict for verdict in MARKS if corrected[verdict]}
+    reason = f"{both} differ significantly in none of {_conditions(tested)}{_span(cells)}"
+    if verdicts:
+        reason = f"{labels[1]} is better than {labels[0]} in {corrected['better']} and worse in"
+        reason += f" {corrected['worse']} of {_conditions(tested)}"
+    if average is not None:
+        verdicts |= MARKS.keys() & {average.verdict}
+        reason += f", on average by {_points(average)}"
+    if len(verdicts) != 1:
+        return "It depends on the condition" if verdicts else "Either", None, f"{reason}; "
+    place = 1 if verdicts == {"better"} else 0
+    winner = labels[place]
+    known = set(labels) == set(_KINDS)
+    return f"{_KINDS[winner]} ({winner})" if known else winner, place, f"{reason}; "
+
+
+def _counts(
+    table: DeviceTable, differences: Sequence[Sequence[PairedDifference]], tested: int
+) -> str:
+    """Return in how many conditions each of several variants is better and worse."""
+    counts: dict[str, list[str]] = {}
+    for label, baseline, cells in zip(table.labels[1:], table.baselines, differences, strict=True):
+        own, corrected = Counter(cell.verdict for cell in cells), _corrected(cells)
+        pairs = (f"{each['better']} / {each['worse']}" for each in (own, corrected))
+        counts.setdefault(baseline, []).append("{} {} ({})".format(label, *pairs))
+    listed = "; than ".join(f"{base}: {', '.join(found)}" for base, found in counts.items())
+    return f"better / worse (after Holm's correction) than {listed} of {_conditions(tested)}; "
+
+
+def _corrected(cells: Sequence[PairedDifference]) -> Counter[str]:
+    return Counter(cell.verdict for cell in cells if cell.holds_corrected)
 
 
 def _differences(tables: Sequence[DeviceTable], place: int) -> list[PairedDifference]:
@@ -271,7 +274,7 @@ def _comparisons(comparison: Comparison, tables: Sequence[DeviceTable]) -> list[
                 f" significantly different in {counts['not significant']}"
             )
             if counts.keys() & MARKS.keys():
-                corrected = Counter(cell.verdict for cell in cells if cell.holds_corrected)
+                corrected = _corrected(cells)
                 sentence += (
                     f"; after Holm's correction it is better in {corrected['better']} and worse in"
                     f" {corrected['worse']}"
