@@ -269,7 +269,7 @@ def make_plan(
     begins with 3, 5 and 10 chips (simulated with normally distributed scores, at the half width
     where coverage is lowest).
 
-    `places` are the scores of a chip, those of the first adapter being the baseline; `once` the
+    `places` are the scores of a chip, those of the first adapter before all others; `once` the
     adapters of which there is one training only, as they were saved before.
 
     Example:

@@ -55,12 +55,12 @@ class ChipEvaluation:
         kind = kind_of(model)
         placement = ADAPTERS[kind].placements[0] if kind else "digital"
         # Mixed precision wraps the forward pass in training; the chip has no such wrapper.
-        wrapper = {n: f for n, f in vars(model).items() if n == "forward"}
-        vars(model).pop("forward", None)
+        wrapper = vars(model).pop("forward", None)
         try:
             deployment = self._put_on_chip(model, self._card, placement=placement)
         finally:
-            vars(model).update(wrapper)
+            if wrapper is not None:
+                vars(model)["forward"] = wrapper
         deployment.program(self._chip).drift_to(self._seconds)
         if input_ranges is not None:
             deployment.set_input_ranges(input_ranges)

@@ -2,11 +2,13 @@
 
 import pytest
 from datasets import Dataset
+from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.tasks import SentenceTask
 
 GOOD, BAD = ("good", "great", "fine", "bright"), ("bad", "poor", "dull", "weak")
@@ -54,3 +56,15 @@ def reader(make_model, tokenizer_folder):
         return model
 
     return build
+
+
+@pytest.fixture
+def adapted(reader):
+    """A tiny model with an adapter, ready to train on the tiny task."""
+
+    def make(adapter="grasp", architecture="bert", dropout=True, **settings):
+        kinds = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
+        config = kinds[adapter](task_type="SEQ_CLS", groups=4, **settings)
+        return get_peft_model(reader(architecture, dropout), config)
+
+    return make

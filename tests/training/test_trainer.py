@@ -1,26 +1,18 @@
 """Training of tiny models: learned parameters, frozen weights, resuming."""
 
-import dataclasses
-
 import pytest
 import torch
-from datasets import Dataset
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from small_models import same_bits
 from torch.nn.functional import cross_entropy
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
-from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
-from analog_grasp.adapters.registry import adapt
-from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import trained_adapters
 from analog_grasp.study.config import resolve
 from analog_grasp.study.progress import silent
-from analog_grasp.training import AdapterTrainer, NoiseAwareLoss, train, trainer
-
-CONFIGS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
+from analog_grasp.training import AdapterTrainer, NoiseAwareLoss, train
 
 
 class Raises(TrainerCallback):
@@ -32,17 +24,6 @@ class Raises(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step == 2:
             raise self.error
-
-
-@pytest.fixture
-def adapted(reader):
-    """A tiny model with an adapter, ready to train on the tiny task."""
-
-    def make(adapter="grasp", architecture="bert", dropout=True, **settings):
-        config = CONFIGS[adapter](task_type="SEQ_CLS", groups=4, **settings)
-        return get_peft_model(reader(architecture, dropout), config)
-
-    return make
 
 
 def frozen_bits(model):
@@ -60,7 +41,7 @@ def sigmas(model):
     return torch.cat([sigma for layer in layers for sigma in layer.relative_sigmas("default")])
 
 
-@pytest.mark.parametrize("adapter", sorted(CONFIGS))
+@pytest.mark.parametrize("adapter", ["grasp", "stochgrasp"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2"])
 def test_training_lowers_the_loss_and_keeps_frozen_weights(adapted, task, adapter, architecture):
     model = adapted(adapter, architecture)
@@ -95,7 +76,7 @@ def test_interrupted_training_keeps_frozen_weights(adapted, task, error, where):
     assert not model.training
 
 
-@pytest.mark.parametrize("adapter", sorted(CONFIGS))
+@pytest.mark.parametrize("adapter", ["grasp", "stochgrasp"])
 def test_same_seed_gives_the_same_bits(adapted, task, adapter):
     def trained(seed):
         model = adapted(adapter)
@@ -109,7 +90,7 @@ def test_same_seed_gives_the_same_bits(adapted, task, adapter):
     assert not same_bits(first, other)
 
 
-@pytest.mark.parametrize("adapter", sorted(CONFIGS))
+@pytest.mark.parametrize("adapter", ["grasp", "stochgrasp"])
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
 def test_shifts_have_their_own_learning_rate(adapted, task, adapter, ratio):
     model = adapted(adapter)
@@ -245,36 +226,6 @@ def test_a_study_trains_with_its_layers_on_tiles(adapted, task, settings, layers
     assert stochastic.items() <= given.items()
 
 
-@pytest.mark.parametrize("layers", ["all-linear", ["query"]])
-def test_evaluation_is_on_a_chip_with_the_layers(adapted, task, layers, monkeypatch):
-    chips = []
-
-    def recorded(*args, **kwargs):
-        chips.append(deploy(*args, **kwargs))
-        return chips[-1]
-
-    monkeypatch.setattr(trainer, "deploy", recorded)
-    train(adapted(), task, evaluate_on="gaussian:0.1@0s", layers=layers, epochs=1)
-    assert [len(chip.layers) for chip in chips] == [2 if layers == ["query"] else 13]
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_chip_in_training_can_be_calibrated(adapted, task, bf16):
-    """Mixed precision wraps the model's forward pass, which a copy would share with the model."""
-    found = []
-
-    def put_on_chip(model, card, **given):
-        chip = deploy(model, card, **given)
-        found.append(chip.calibrate(lambda each: task.subset(train=4).scores(each, "train")))
-        return chip
-
-    where = {"evaluate_on": "pcm-hermes-2@1d", "put_on_chip": put_on_chip}
-    train(adapted(), task, epochs=2, bf16=bf16, learning_rate=0.1, **where)
-    assert [len(ranges) for ranges in found] == [13, 13]
-    # That of the adapter as it is then.
-    assert found[0] != found[1]
-
-
 @pytest.mark.parametrize("form", ["l2", "kl"])
 def test_noise_aware_loss_moves_sigmas_to_the_target(adapted, task, form):
     model = adapted("stochgrasp", noise_weight=100.0, noise_target=0.1, noise_loss=form)
@@ -393,60 +344,6 @@ def test_bf16_training_is_close_and_leaves_no_wrapper(adapted, task, batch):
     assert 0 < error < 0.05
     mixed.load_state_dict(exact.state_dict())
     assert torch.equal(mixed(**batch).logits, exact(**batch).logits)
-
-
-class Watched(TrainerCallback):
-    """A callback that records the score and the adapter of each evaluation."""
-
-    def __init__(self, model):
-        self.model, self.found = model, []
-
-    def on_evaluate(self, args, state, control, metrics, **_):
-        self.found.append((metrics["eval_accuracy"], clone(adapter_bits(self.model))))
-
-
-def clone(bits):
-    return {name: value.clone() for name, value in bits.items()}
-
-
-@pytest.mark.parametrize("adapter", ["stochgrasp", "full"])
-def test_best_adapter_on_the_chip_is_kept(reader, adapted, task, adapter):
-    model = adapt(reader(), "full") if adapter == "full" else adapted(adapter)
-    watched = Watched(model)
-    # A learning rate at which the score fluctuates.
-    settings = {"evaluate_on": "pcm-hermes-2@1d", "epochs": 5, "batch_size": 16}
-    train(model, task, learning_rate=0.3, callbacks=[watched], **settings)
-    scores = [score for score, _ in watched.found]
-    assert len(scores) == 5
-    assert len(set(scores)) > 1
-    assert same_bits(adapter_bits(model), watched.found[scores.index(max(scores))][1])
-
-
-def test_early_stopping_uses_the_chip_score(adapted, task):
-    done = train(
-        adapted(),
-        task,
-        evaluate_on="gaussian:0.1@0s",
-        epochs=9,
-        learning_rate=1e-9,
-        callbacks=[EarlyStoppingCallback(2)],
-    )
-    assert done.global_step == 3 * 2
-
-
-def test_validation_split_is_not_used_for_selection(adapted, task):
-    """The scores do not depend on the labels of the validation split."""
-
-    def score(labels):
-        rows = Dataset.from_dict({"text": task.validation["text"][:], "label": labels})
-        model = adapted()
-        watched = Watched(model)
-        settings = {"evaluate_on": "ideal@0s", "epochs": 1, "callbacks": [watched]}
-        train(model, dataclasses.replace(task, validation=rows), **settings)
-        return watched.found[0][0]
-
-    labels = task.validation["label"][:]
-    assert score(labels) == score([1 - label for label in labels])
 
 
 @pytest.mark.parametrize(
