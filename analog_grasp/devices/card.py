@@ -49,6 +49,10 @@ class Changes(TypedDict, total=False):
     """Resolution of the outputs; 0 for an exact ADC."""
     output_noise: float
     """Standard deviation of the output noise; see `Converters`."""
+    output_range: float
+    """Largest output of every tile; see `Converters`."""
+    input_scaling: Literal["abs_max", "constant", "none"]
+    """Scaling of input vectors; see `Converters`. It replaces a range that the card calibrates."""
     tile_size: int | tuple[int, int]
     """Weights per side of a tile, or rows and columns."""
     g_max: float | str
@@ -359,6 +363,10 @@ def _changed_sections(card: DeviceCard, changes: Changes) -> dict[str, Any]:
             converters[bits] = None
     if converters:
         sections["converters"] = {**(card.converters or _CONVERTERS).model_dump(), **converters}
+    if "input_scaling" in converters and card.mapping:
+        # A calibrated range would take precedence.
+        stated = card.mapping.model_dump(exclude_unset=True, exclude={"calibrate"})
+        sections["mapping"] = stated
     if "tile_size" in changes:
         sections["tile"] = _tile_of(card, values["tile_size"])
     if "g_max" in changes:

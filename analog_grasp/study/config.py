@@ -271,7 +271,8 @@ def _configured(values: Mapping[str, Any]) -> StudyConfig:
     except ValidationError as error:
         raise ValueError(_sentence(error)) from None
     hardware, trained = config.hardware, not all(map(is_saved, config.model.adapters))
-    open_ranges = hardware.calibrate is None and hardware.weights == "analog"
+    chosen = hardware.calibrate is not None or hardware.input_scaling is not None
+    open_ranges = not chosen and hardware.weights == "analog"
     if config.training.learn_ranges and trained and open_ranges:
         # Ranges that are learned are those of the chips, also of the second stage.
         return _configured({**values, "calibrate": "learned"})

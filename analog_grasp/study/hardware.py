@@ -1,8 +1,8 @@
 """The section of a study's settings on its devices, and on the mapping of models to them."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from analog_grasp.devices import check_name
 from analog_grasp.study.fields import NUMBER, Names, Note, Section
@@ -26,8 +26,8 @@ _PROGRAMMED = Note(needs=(("placement", lambda p: p == "programmed", "the placem
 _CALIBRATION_ROWS = 128
 # Settings that change a card.
 _CARD_VALUES = {
-    *("dac_bits", "adc_bits", "output_noise", "tile_size", "g_max"),
-    *("die_to_die", "stuck_off", "stuck_on"),
+    *("dac_bits", "adc_bits", "output_noise", "input_scaling", "output_range"),
+    *("tile_size", "g_max", "die_to_die", "stuck_off", "stuck_on"),
 }
 # Settings that are arguments of `analog_grasp.deploy`.
 _DEPLOY_ARGUMENTS = {
@@ -84,6 +84,17 @@ class HardwareSettings(Section):
         ge=0,
         description="Standard deviation of the output noise of a bit line, in units of a full "
         "input times the largest weight.",
+    )
+    input_scaling: Annotated[Literal["abs_max", "none"] | None, _CARD] = Field(
+        default=None,
+        description="Input range of the DAC: abs_max, the largest value of each input vector, or "
+        "none, 1 for all. --calibrate gives each layer a fixed range instead.",
+    )
+    output_range: Annotated[float | None, _CARD] = Field(
+        default=None,
+        gt=0,
+        description="Output range of the ADC of all tiles, in units of a full input times the "
+        "largest weight. --output-ranges gives each tile a smaller one.",
     )
     tile_size: Annotated[int | None, _CARD] = Field(
         default=None, ge=1, description="Rows and columns of a tile, in weights."
@@ -164,6 +175,16 @@ class HardwareSettings(Section):
     programming_noise: bool = Field(default=True, description="Simulate programming noise.")
     drift: bool = Field(default=True, description="Simulate conductance drift.")
     read_noise: bool = Field(default=True, description="Simulate read noise.")
+
+    @model_validator(mode="after")
+    def _one_input_range(self) -> Self:
+        if None not in (self.input_scaling, self.calibrate):
+            raise ValueError(
+                f"The settings input_scaling {self.input_scaling!r} and calibrate "
+                f"{self.calibrate!r} are both given, but the range that calibrate fixes replaces "
+                "the scaling: omit one of them."
+            )
+        return self
 
     def card(self, device: str) -> "DeviceCard":
         """Return the card of a device, changed as the settings say.

@@ -232,7 +232,7 @@ class TrainingSettings(Section):
     learn_ranges: Annotated[bool, Note(needs=(("converters", bool, "converters"),))] = Field(
         default=False,
         description="Learn a fixed input range for the DAC of each layer in training, which the "
-        "chips then have unless --calibrate is given.",
+        "chips then have unless --calibrate or --input-scaling is given.",
     )
     evaluate_on: Annotated[str | None, Note("the last epoch's")] = Field(
         default=None,

@@ -311,6 +311,8 @@ def test_converters_tile_and_range_change():
     )
     c = card.converters
     assert (c.dac_bits, c.adc_bits, c.output_noise, c.output_range) == (6, 10, 0.1, 12.0)
+    c = card.with_(output_range=7.0, input_scaling="none").converters
+    assert (c.adc_bits, c.output_range, c.input_scaling) == (10, 7.0, "none")
     assert (card.tile.rows, card.tile.columns) == (128, 64)
     assert card.conductance.g_max == 10.0
     exact = card.with_(dac_bits=0, adc_bits=0).converters

@@ -1,5 +1,6 @@
 """Settings of the hardware: those that are given take precedence over the mapping of a card."""
 
+import numpy as np
 import pytest
 
 from analog_grasp import DeviceCard, load_base_model
@@ -54,6 +55,29 @@ def test_the_mapping_of_a_card_can_be_switched_off(card):
     assert HardwareSettings().card(card) == card
     assert HardwareSettings(mapping=False).card(card) == DeviceCard.load("pcm-hermes-2")
     assert HardwareSettings(mapping=False, adc_bits=6).card(card).mapping is None
+
+
+def test_a_scaling_of_inputs_replaces_the_range_that_a_card_calibrates(deployed, card):
+    settings = HardwareSettings(input_scaling="none", output_range=3.0)
+    changed = settings.card(card)
+    assert (changed.converters.input_scaling, changed.converters.output_range) == ("none", 3.0)
+    assert changed.mapping == LayerMapping(**STATED | {"calibrate": None})
+    input_ranges, *_ = deployed(changed)
+    assert input_ranges == {}
+
+
+@pytest.mark.parametrize("rule", [99.0, "learned"])
+def test_two_rules_for_the_range_of_an_input_are_rejected(rule):
+    with pytest.raises(
+        ValueError, match=r"input_scaling 'abs_max' and calibrate .* are both given"
+    ):
+        HardwareSettings(input_scaling="abs_max", calibrate=rule)
+
+
+def test_the_output_range_is_the_largest_of_the_tiles(deployed, card):
+    changed = HardwareSettings(output_range=0.05).card(card)
+    _, output_ranges, *_ = deployed(changed)
+    assert max(np.max(each) for each in output_ranges.values()) == pytest.approx(0.05)
 
 
 def test_without_layers_on_tiles_the_card_has_nothing_to_map(deployed, card):

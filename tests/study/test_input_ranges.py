@@ -32,6 +32,16 @@ def test_a_study_trains_saves_and_uses_ranges(settings, tmp_path):
         again("none")
 
 
+def test_ranges_are_learned_but_not_used_where_inputs_are_scaled(settings, tmp_path):
+    scaled = LEARNED | ONE | {"input_scaling": "abs_max"}
+    run = compare(tmp_path / "run", **(settings | scaled))
+    folder = tmp_path / "run" / "adapters" / "grasp"
+    save_ranges(dict.fromkeys(load_ranges(folder), 0.01), folder)
+    saved = {key: settings[key] for key in ("model", "task", "data_dir", "seed")}
+    found = drift_sweep([str(folder)], tmp_path / "again", **saved, **ONE)
+    assert [m.value for m in found.measurements] == [m.value for m in run.measurements]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
