@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from analog_grasp.adapters.registry import check_placement, check_programmable, check_sampling
 from analog_grasp.devices import check_name
-from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, is_saved
+from analog_grasp.study.config import (
+    ADAPTER_FILES,
+    MODEL_FILES,
+    StudyConfig,
+    is_saved,
+    weight_files,
+)
 from analog_grasp.study.fields import GRASP
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.utils.errors import unknown_name
@@ -117,8 +123,10 @@ def check_training(config: StudyConfig) -> None:
             parsers.get(name, parse_ages)(where)
         except ValueError as error:
             raise ValueError(f"The setting {name} is {where!r}: {error}") from None
-    for folder in filter(None, (training.start_from, training.teacher)):
-        check_saved(Path(folder))
+    if training.start_from is not None:
+        check_saved(Path(training.start_from))
+    if training.teacher is not None:
+        check_saved(teacher_folder(training.teacher))
     if training.converters is None:
         return
     check_name(training.converters)
@@ -173,12 +181,34 @@ def check_model(name: str | None) -> None:
 
 def check_saved(folder: Path) -> None:
     """Raise FileNotFoundError if a folder holds no saved adapter and no model trained whole."""
-    whole = not (folder / ADAPTER_FILES[0]).is_file() and (folder / MODEL_FILES[0]).is_file()
+    adapter, model = ((folder / each[0]).is_file() for each in (ADAPTER_FILES, MODEL_FILES))
+    whole = model and not adapter and weight_files(folder)
     if not whole and not all((folder / name).is_file() for name in ADAPTER_FILES):
         raise FileNotFoundError(
             f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
             f"or {' and '.join(MODEL_FILES)} of a model trained whole, as save_pretrained writes."
         )
+
+
+def teacher_folder(name: str) -> Path:
+    """Return the folder of a teacher; a model of the Hub is downloaded if it is not there yet.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and no such model of the Hub can be reached.
+    """
+    if Path(name).exists() or name.count("/") != 1:
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        # A tokenizer may be text or a model of sentencepiece; code and pickles are left out.
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"The teacher '{name}' is neither a folder nor available from the Hub: give the folder "
+            "of a saved adapter or model, or the Hub id of a model."
+        ) from error
 
 
 def check_costs(costs: Sequence[str], devices: int) -> None:

@@ -182,6 +182,11 @@ def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[
                 raise ValueError(f"{stated} the recalibrate_method {method}: omit {name}.")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a model that was trained whole: one, or its parts."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
 def is_saved(adapter: str) -> bool:
     """Return whether an entry of `adapters` is the folder of a saved adapter, and not a name."""
     return "/" in adapter or (adapter not in ADAPTERS and Path(adapter).is_dir())

@@ -17,6 +17,7 @@ import tomli_w
 
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceAtTime, DeviceCard
+from analog_grasp.study.checks import teacher_folder
 from analog_grasp.study.config import (
     ADAPTER_FILES,
     CHANGEABLE,
@@ -25,6 +26,7 @@ from analog_grasp.study.config import (
     StudyConfig,
     flat,
     resolve,
+    weight_files,
 )
 from analog_grasp.utils.errors import CardError
 from analog_grasp.utils.io import read_toml, write_atomically
@@ -59,13 +61,14 @@ def adapter_hash(path: Path) -> str:
 
     peft writes sets as lists in any order, which does not count. A missing file counts as empty.
     """
-    files = ADAPTER_FILES if (path / ADAPTER_FILES[0]).is_file() else MODEL_FILES
-    config, weights = (path / name for name in files)
+    config, weights = path / ADAPTER_FILES[0], [path / ADAPTER_FILES[1]]
+    if not config.is_file():
+        config, weights = path / MODEL_FILES[0], weight_files(path)
     settings = json.loads(config.read_bytes()) if config.is_file() else {}
     for name, value in settings.items():
         if isinstance(value, list):
             settings[name] = sorted(value, key=repr)
-    learned = [file for file in (weights, path / RANGES_FILE) if file.is_file()]
+    learned = [file for file in (*weights, path / RANGES_FILE) if file.is_file()]
     return _hash(b"".join(map(Path.read_bytes, learned))) + _hash(_json(settings))
 
 
@@ -103,7 +106,7 @@ def training_hashes(config: StudyConfig) -> dict[str, str]:
     """
     training, hashes = config.training, {}
     if training.teacher is not None:
-        hashes["teacher_hash"] = adapter_hash(Path(training.teacher))
+        hashes["teacher_hash"] = adapter_hash(teacher_folder(training.teacher))
     named = [training.injection, training.noise_target, training.evaluate_on]
     ages = [each for each in named if isinstance(each, str) and "@" in each]
     cards = [each.card for each in parse_ages(",".join(ages))] if ages else []

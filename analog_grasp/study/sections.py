@@ -264,8 +264,9 @@ class TrainingSettings(Section):
     )
     teacher: Annotated[str | None, Note("the labels")] = Field(
         default=None,
-        description="The folder of a saved adapter, or of a model that was trained whole, for the "
-        "same task. In the first stage its outputs without noise replace the labels.",
+        description="The folder of a saved adapter, or the folder or Hub id of a model that was "
+        "trained whole, for the same task. In the first stage its outputs without noise replace "
+        "the labels.",
     )
     epochs: float = Field(default=EPOCHS, gt=0, le=10_000, description="Number of epochs.")
     learning_rate: Annotated[float | None, Note("the adapter's own")] = Field(

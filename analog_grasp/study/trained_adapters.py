@@ -19,8 +19,8 @@ from analog_grasp.adapters.model import saved_config, start_from
 from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceAtTime
-from analog_grasp.study.checks import check_saved
-from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, is_saved
+from analog_grasp.study.checks import check_saved, teacher_folder
+from analog_grasp.study.config import ADAPTER_FILES, StudyConfig, is_saved, weight_files
 from analog_grasp.study.evaluator import processor
 from analog_grasp.study.fields import GRASP
 from analog_grasp.study.progress import Progress, silent
@@ -118,7 +118,7 @@ def _with_ranges[M: PeftModel | PreTrainedModel](model: M, path: Path) -> M:
 def _load_whole(path: Path, task: Task, trust_remote_code: bool) -> PreTrainedModel:
     """Load a model that was trained whole."""
     model = load_base_model(task, str(path), trust_remote_code=trust_remote_code)
-    saved = _shapes(path / MODEL_FILES[1])
+    saved = {name: shape for file in weight_files(path) for name, shape in _shapes(file).items()}
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     if odd := sorted(name for name, shape in shapes.items() if saved.get(name) != shape):
         raise ValueError(
@@ -212,10 +212,11 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
 
 
 def _teacher(config: StudyConfig, task: Task) -> PeftModel | PreTrainedModel | None:
-    folder, settings = config.training.teacher, config.model
-    if folder is None:
+    teacher, settings = config.training.teacher, config.model
+    if teacher is None:
         return None
-    return load_adapter(Path(folder), settings.name, task, settings.trust_remote_code)
+    folder = teacher_folder(teacher)
+    return load_adapter(folder, settings.name, task, settings.trust_remote_code)
 
 
 def train_adapter(
