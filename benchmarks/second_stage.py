@@ -29,7 +29,7 @@ from analog_grasp.study.progress import silent
 from analog_grasp.study.trained_adapters import distil_adapter, new_adapter, train_adapter
 from analog_grasp.tasks import Task, load_task
 from analog_grasp.tasks.base import tuning_task
-from analog_grasp.training.distillation import adapter_parameters, set_parameters
+from analog_grasp.training.adapter_parameters import adapter_parameters, set_parameters
 
 # Seeds of chips that neither the second stage nor the default comparison programs.
 CHIPS = (500, 501, 502)

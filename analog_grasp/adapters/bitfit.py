@@ -129,11 +129,14 @@ class BitFitModel(AdapterModel):
         assert isinstance(config, BitFitConfig)
         if config.target_modules is not None:
             return
-        heads = tuple(f"{head}." for head in head_names(model))
+        # The weight of the output layer of nn.MultiheadAttention is read, and never called.
+        modules = model.named_modules()
+        attention = [name for name, each in modules if isinstance(each, nn.MultiheadAttention)]
+        barred = tuple(f"{name}." for name in (*head_names(model), *attention))
         names = {
             name.removesuffix(".base_layer")
             for name, module in model.named_modules()
-            if _has_bias(module) and not f"{name}.".startswith(heads)
+            if _has_bias(module) and not f"{name}.".startswith(barred)
         }
         if not names:
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from peft import PeftModel
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import Tensor, nn
@@ -236,9 +236,15 @@ def fold(model: nn.Module) -> nn.Module:
                     merge=True, safe_merge=True, adapter_names=None
                 )
                 setattr(parent, name, head)
-    # Not merge_and_unload, which warns of biases that a saved model would lose.
     tuner: Any = model.base_model
-    return tuner._unload_and_optionally_merge(safe_merge=True)
+    if not isinstance(tuner, BaseTuner):
+        raise ValueError(
+            f"An adapter of the kind {model.active_peft_config.peft_type} adapts no layers, so "
+            "that it cannot be folded into them: use the placement 'digital'."
+        )
+    # Not merge_and_unload, which warns of biases that a saved model would lose.
+    unload: Any = tuner._unload_and_optionally_merge
+    return unload(safe_merge=True)
 
 
 def linear_paths(model: nn.Module) -> list[str]:
@@ -319,5 +325,11 @@ def matches(name: str, pattern: LayerPattern) -> bool:
     if pattern == "all-linear" or (not isinstance(pattern, str) and "all-linear" in pattern):
         return True
     if isinstance(pattern, str):
-        return re.fullmatch(pattern, name) is not None
+        try:
+            return re.fullmatch(pattern, name) is not None
+        except re.error as error:
+            raise ValueError(
+                f"The layer pattern {pattern!r} is no regular expression ({error}): use "
+                "'all-linear', a regular expression or a list of names of layers."
+            ) from error
     return any(name == ending or name.endswith("." + ending) for ending in pattern)

@@ -191,17 +191,17 @@ class GraspLinear(AdapterLayer):
             folded = wide * along_inputs
             offset = shift @ wide if isinstance(base, Conv1D) else wide @ shift
             folded_bias = offset if bias is None else bias.to(scale.dtype) + offset
+        folded, folded_bias = folded.to(weight.dtype), folded_bias.to(weight.dtype)
         if safe and not (folded.isfinite().all() and folded_bias.isfinite().all()):
             raise ValueError(
                 f"The adapter {names} cannot be merged: the folded weight or bias is not finite."
             )
-        folded = folded.to(weight.dtype)
         self._frozen = _FrozenState(weight, folded, along_inputs, bias)
         base.weight.data = folded
         if bias is not None:
-            base.bias.data = folded_bias.to(weight.dtype)
+            base.bias.data = folded_bias
         elif any(name in getattr(self, self.adapter_layer_names[1]) for name in names):
-            base.bias = nn.Parameter(folded_bias.to(weight.dtype), requires_grad=False)
+            base.bias = nn.Parameter(folded_bias, requires_grad=False)
 
     def _unfold(self) -> None:
         assert self._frozen is not None

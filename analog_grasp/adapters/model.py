@@ -217,13 +217,14 @@ class StochGraspModel(GraspModel):
             ``with model.base_model.sampling(): logits = model(**batch).logits``
         """
         layers: list[Any] = [layer for _, layer in self.modulated_layers()]
+        before = [layer.sample_in_eval for layer in layers]
         for layer in layers:
             layer.sample_in_eval = True
         try:
             yield
         finally:
-            for layer in layers:
-                layer.sample_in_eval = False
+            for layer, sampled in zip(layers, before, strict=True):
+                layer.sample_in_eval = sampled
 
 
 @torch.no_grad()
@@ -314,6 +315,9 @@ def start_from(model: PeftModel, path: str | Path) -> None:
         for config in (saved, own)
     )
     to_stochastic = (there["method"], here["method"]) == ("GRASP", "STOCHGRASP")
+    if None in (there["groups"], here["groups"]):
+        # Without a number a layer has its own; the shapes are compared below.
+        there["groups"] = here["groups"]
     for name, value in there.items():
         if value != here[name] and not (name == "method" and to_stochastic):
             raise ValueError(

@@ -20,7 +20,13 @@ from analog_grasp.adapters.registry import adapt, kind_of, own_learning_rate
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.study.checks import check_saved, teacher_folder
-from analog_grasp.study.config import ADAPTER_FILES, StudyConfig, is_saved, weight_files
+from analog_grasp.study.config import (
+    ADAPTER_FILES,
+    SETTINGS,
+    StudyConfig,
+    is_saved,
+    weight_files,
+)
 from analog_grasp.study.evaluator import processor
 from analog_grasp.study.fields import GRASP
 from analog_grasp.study.progress import Progress, silent
@@ -29,7 +35,8 @@ from analog_grasp.study.records import TreatedAdapter
 from analog_grasp.tasks import SentenceTask, Task, load_base_model
 from analog_grasp.tasks.models import quiet, tokenizer_for
 from analog_grasp.training import train
-from analog_grasp.training.distillation import check_adapter, distil
+from analog_grasp.training.adapter_parameters import check_adapter
+from analog_grasp.training.distillation import distil
 from analog_grasp.training.input_ranges import load_ranges, save_ranges
 from analog_grasp.training.loss import target_std
 from analog_grasp.training.teacher_checks import check_teacher
@@ -244,7 +251,12 @@ def train_adapter(
     """
     training, seed = config.training, config.run.seed
     learning_rate = training.learning_rate or own_learning_rate(model)
-    arguments = {name: getattr(training, name) for name in _TRAIN_ARGUMENTS}
+    kind = kind_of(model)
+    arguments = {
+        name: getattr(training, name)
+        for name in _TRAIN_ARGUMENTS
+        if not (own := SETTINGS[name].note.adapters) or kind in own
+    }
     arguments |= _hardware_arguments(config, task)
     if save_steps is not None:
         arguments["save_steps"] = save_steps

@@ -223,11 +223,17 @@ class SentenceTask(Task):
     def training_rows(self, model: nn.Module, tokenizer: Tokenizer) -> Dataset:
         """Return the encoded training rows, with the labels in the model's order of the classes.
 
+        A model whose configuration has no problem type gets the task's, as transformers sets it at
+        the first labels: it decides about the loss.
+
         Raises:
             ValueError: As `Task.training_rows`, or the model has another number of outputs.
         """
         outputs = getattr(getattr(model, "config", None), "num_labels", self.num_labels)
         self._check_outputs(outputs)
+        config = getattr(model, "config", None)
+        if self.multi_label and config and getattr(config, "problem_type", 0) is None:
+            config.problem_type = "multi_label_classification"
         encoded = super().training_rows(model, tokenizer)
         order = self.output_order(model)
         if order is None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         model = self.model
         assert isinstance(model, nn.Module)
-        self.weight_noise = WeightNoise(model, injection, layers, reduced=converters is None)
+        # Products in bfloat16 are exact enough beside noise alone.
+        reduced = converters is None and injection != 0
+        self.weight_noise = WeightNoise(model, injection, layers, reduced=reduced)
         self._loop = ConverterLoop(model, converters, layers, learn_ranges) if converters else None
         self.ranges = self._loop.ranges if self._loop else None
         self.chip = chip
@@ -220,9 +223,17 @@ class AdapterTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         # Checkpoints can be in a folder of the first process alone; see `train`.
-        if self.is_world_process_zero():
+        if not self.is_world_process_zero():
+            return
+        best, model = self.state.best_model_checkpoint, self.model
+        if isinstance(model, PeftModel) and best is not None:
+            # Trainer expects the adapter of any name where PEFT saves the one named default.
+            name = model.active_adapter
+            folder = Path(best) if name == "default" else Path(best) / name
+            model.load_adapter(folder, name, is_trainable=True)
+        else:
             super()._load_best_model()
-            self._restore_ranges(self.state.best_model_checkpoint)
+        self._restore_ranges(best)
 
     def _restore_ranges(self, checkpoint: str | None) -> None:
         if self.ranges is not None and checkpoint is not None:

@@ -81,9 +81,11 @@ class ConverterLoop:
             layer.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0]}))
             for name, layer in self._layers.items()
         ]
-        run()
-        for hook in hooks:
-            hook.remove()
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.ranges.begin(seen)
 
     @contextmanager

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional
@@ -25,6 +24,11 @@ from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.devices.ages import AgeRange, Ages, draw, parse_ages
 from analog_grasp.tasks import Task
+from analog_grasp.training.adapter_parameters import (
+    adapter_parameters,
+    check_adapter,
+    set_parameters,
+)
 from analog_grasp.training.converter_loop import StraightThrough
 from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
 from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, one_output, shift_rates
@@ -43,7 +47,6 @@ _SHARE = 1e-3
 # Digital outputs are kept up to this size in bytes, and computed for every batch beyond it.
 _LARGEST_TARGETS = 2**30
 _TARGET = "target "
-_HEAD = ".modules_to_save."
 # Of the second stage; 32 examples per step gave the same accuracy.
 _BATCH_SIZE = 16
 # Digital outputs are computed for so many examples at once.
@@ -65,60 +68,6 @@ def inputs_of(batch: Batch) -> Batch:
 def has_targets(batch: Batch) -> bool:
     """Return whether a batch has the digital outputs for its examples."""
     return f"{_TARGET}0" in batch
-
-
-def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of the active digital adapter and the task head, by name."""
-    # PEFT's prompts and prefixes have no layers, and so no prefix of their names.
-    own = (str(getattr(model.base_model, "prefix", _HEAD)), _HEAD)
-    active = f".{model.active_adapter}."
-    return [
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if active in f"{name}." and any(part in name for part in own)
-    ]
-
-
-def own_copy(deployment: Deployment, model: PeftModel) -> PeftModel:
-    """Return a copy of a model on a chip with an adapter and a task head of its own."""
-    return cast(PeftModel, deployment.copy_model(model, own=dict(adapter_parameters(model))))
-
-
-def check_deployed(deployment: Deployment, model: nn.Module | None) -> PeftModel:
-    """Return the model on a chip whose adapter is to be fitted: by default ``deployment.model``.
-
-    Raises:
-        ValueError: The adapter is folded, programmed or absent.
-    """
-    if not isinstance(deployment, Deployment):
-        raise ValueError(
-            f"The deployment is a {type(deployment).__name__}: what deploy returns is accepted."
-        )
-    model = deployment.model if model is None else model
-    if deployment.placement != "digital":
-        raise ValueError(
-            f"The adapter is {deployment.placement}, on the devices of the chip, which stay as "
-            "they are: only an adapter deployed with placement='digital' can be recalibrated."
-        )
-    if not isinstance(model, PeftModel):
-        raise ValueError(
-            f"The model, a {type(model).__name__}, has no adapter: only a digital PEFT adapter can "
-            "be recalibrated."
-        )
-    on_chip = set(map(id, model.modules()))
-    if not all(id(layer) in on_chip for layer in deployment.layers.values()):
-        raise ValueError(
-            "The model is not on this chip: deployment.attach(model) returns one that is."
-        )
-    if not adapter_parameters(model):
-        raise ValueError("The active adapter has no parameter and no task head to recalibrate.")
-    layers = [each for each in model.modules() if isinstance(each, BaseTunerLayer)]
-    if any(layer.merged or layer.disable_adapters for layer in layers):
-        raise ValueError(
-            "The adapter is merged or disabled: only one that is unmerged and enabled can be "
-            "recalibrated."
-        )
-    return model
 
 
 def refit_rate(model: nn.Module) -> float:
@@ -267,7 +216,7 @@ class Teacher:
         loss = _output_loss(found.logits, batch[f"{_TARGET}0"], tokens, several)
         if self._hidden_weight:
             errors = [
-                _relative_error(ours[tokens], batch[f"{_TARGET}{i}"][tokens])
+                _relative_error(of_tokens(ours, tokens), of_tokens(batch[f"{_TARGET}{i}"], tokens))
                 for i, ours in enumerate(found.hidden_states[1:], 1)
             ]
             loss = loss + self._hidden_weight * torch.stack(errors).sum()
@@ -280,6 +229,16 @@ def problem_types(*models: nn.Module) -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
+def of_tokens(values: Tensor, tokens: Tensor) -> Tensor:
+    """Return the values at the tokens of the examples, ``(N, D)``.
+
+    Args:
+        values: ``(B, P + T, D)``: after those of P virtual tokens of a prompt, if there are any.
+        tokens: True at tokens and False at padding, ``(B, T)``.
+    """
+    return values[:, -tokens.shape[1] :][tokens]
+
+
 def _output_loss(found: Tensor, target: Tensor, tokens: Tensor, several: bool) -> Tensor:
     if found.shape[-1] == 1:
         return _relative_error(found, target)
@@ -288,7 +247,7 @@ def _output_loss(found: Tensor, target: Tensor, tokens: Tensor, several: bool) -
         pair = (Bernoulli(logits=logits.float()) for logits in (target, found))
         return kl_divergence(*pair).sum(-1).mean()
     if found.dim() == 3:
-        found, target = found[tokens], target[tokens]
+        found, target = of_tokens(found, tokens), of_tokens(target, tokens)
     return functional.kl_div(
         found.float().log_softmax(-1), target.float().log_softmax(-1),
         log_target=True, reduction="batchmean",
@@ -366,15 +325,6 @@ def distil(
                 torch.distributed.broadcast(parameter.data, 0)
 
 
-def check_adapter(model: nn.Module) -> None:
-    """Raise ValueError unless a model has an adapter or a head that stays digital."""
-    if not isinstance(model, PeftModel) or not adapter_parameters(model):
-        raise ValueError(
-            f"The model, a {type(model).__name__}, has no adapter to distil on simulated chips: a "
-            "PEFT adapter or a task head, which stay digital, is required."
-        )
-
-
 def fit_on_chips(
     deployments: Sequence[Deployment],
     models: Sequence[Any],
@@ -432,13 +382,6 @@ def fit_on_chips(
             f"{learning_rate:g} a parameter is NaN or infinite; a lower learning rate is required."
         )
     return found
-
-
-def set_parameters(model: PeftModel, values: dict[str, Tensor]) -> None:
-    """Write the parameters of the adapter and the head, by name."""
-    with torch.no_grad():
-        for name, parameter in adapter_parameters(model):
-            parameter.copy_(values[name])
 
 
 def _share(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:

@@ -12,15 +12,12 @@ from torch.nn.functional import one_hot
 from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.layer import GraspLinear, group_index
 from analog_grasp.crossbar import Deployment
+from analog_grasp.crossbar.chip_layer import ChipLayer
 from analog_grasp.crossbar.forward_hooks import hooks_of
-from analog_grasp.training.distillation import (
-    Teacher,
-    adapter_parameters,
-    descend,
-    has_targets,
-    inputs_of,
-)
+from analog_grasp.training.adapter_parameters import adapter_parameters
+from analog_grasp.training.distillation import Teacher, descend, has_targets, inputs_of
 from analog_grasp.training.examples import Batch, count_of, pick, replace_tokens
+from analog_grasp.utils.errors import check_whole
 from analog_grasp.utils.types import RefitMethod
 
 # Differences of losses within the rounding of the weights on tiles are no improvement.
@@ -228,9 +225,17 @@ METHODS: dict[RefitMethod, Method] = {
 def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...], reads: int) -> None:
     """Fit all layers with each strength in turn, each with so many reads, and measure them."""
 
+    layers, done = _grasp_layers(fit.student), set()
+
     def refit(name: str, strength: float) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(layer, GraspLinear)
+            if name in done:
+                raise ValueError(
+                    f"The layer {name} is called several times in a forward pass, for which only "
+                    "the method 'gradient' is suitable."
+                )
+            done.add(name)
             fitted = fit_layer(name, layer, _vectors(inputs[0], fit.fitted), strength)
             for parameter, value in zip(layer.means(layer.active_adapters[0]), fitted, strict=True):
                 parameter.copy_(value)
@@ -239,10 +244,8 @@ def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...], re
 
     for strength in strengths:
         fit.restart()
-        handles = [
-            layer.register_forward_pre_hook(refit(name, strength))
-            for name, layer in _grasp_layers(fit.student)
-        ]
+        done.clear()
+        handles = [layer.register_forward_pre_hook(refit(name, strength)) for name, layer in layers]
         try:
             # One pass: a layer is fitted just before it computes, so its inputs are those of
             # the layers fitted before it.
@@ -260,7 +263,9 @@ def _vectors(inputs: Tensor, batch: Batch) -> Tensor:
 
 
 def _grasp_layers(model: nn.Module) -> list[tuple[str, GraspLinear]]:
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, GraspLinear)]
+    """Return the layers that have the active adapter."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, GraspLinear)]
+    return [(name, layer) for name, layer in layers if layer.active_adapters[0] in layer.group_of]
 
 
 def _digital_inputs(teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
@@ -296,6 +301,8 @@ def _statistics(
     """
     name = layer.active_adapters[0]
     scale, shift = layer.means(name)
+    # A variance is a difference of sums.
+    x, digital = x.float(), digital.float()
     groups = one_hot(layer.group_of[name], len(scale)).to(x.dtype)
     sizes = len(x) * groups.sum(0)
 
@@ -327,6 +334,8 @@ def _least_squares(layer: GraspLinear, x: Tensor, ridge: float) -> tuple[Tensor,
     scale, shift = layer.means(name)
     group, count = layer.group_of[name], len(scale)
     tiles: Any = layer.get_base_layer()
+    if not isinstance(tiles, ChipLayer):
+        return scale, shift
     weight = tiles.frozen.float()
     modulated = x * scale[group] + shift[group]
     target = modulated @ weight.T
@@ -379,7 +388,8 @@ def refine(model: PeftModel, groups: int) -> None:
             f"groups is {groups}, which has no effect on {config.peft_type}: it applies to GRASP "
             "and StochGRASP."
         )
-    for layer in (m for _, m in _grasp_layers(model) if name in m.group_of):
+    check_whole("groups", groups)
+    for _, layer in _grasp_layers(model):
         divided = _divided(layer, name, config, groups)
         if divided is None:
             present = int(layer.group_of[name].max()) + 1
@@ -404,7 +414,7 @@ def finest_groups(model: PeftModel) -> int | None:
     """
     name = str(model.active_adapter)
     config = model.peft_config[name]
-    layers = [m for _, m in _grasp_layers(model) if name in m.group_of]
+    layers = [layer for _, layer in _grasp_layers(model)]
     present = {int(layer.group_of[name].max()) + 1 for layer in layers}
     if not isinstance(config, GraspConfig) or len(present) != 1:
         return None

@@ -18,12 +18,8 @@ from torch import Tensor, nn
 
 from analog_grasp.crossbar import Deployment
 from analog_grasp.tasks import Task
-from analog_grasp.training.distillation import (
-    Teacher,
-    check_deployed,
-    own_copy,
-    refit_rate,
-)
+from analog_grasp.training.adapter_parameters import check_deployed, own_copy
+from analog_grasp.training.distillation import Teacher, refit_rate
 from analog_grasp.training.examples import Batch, draw_examples, pick, vocabulary_of
 from analog_grasp.training.fit_methods import (
     METHODS,

@@ -22,15 +22,8 @@ from torch import Tensor, nn
 from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.ages import AgeRange, in_logarithm
 from analog_grasp.tasks import Task
-from analog_grasp.training.distillation import (
-    HIDDEN_WEIGHT,
-    Teacher,
-    check_deployed,
-    fit_on_chips,
-    own_copy,
-    refit_rate,
-    set_parameters,
-)
+from analog_grasp.training.adapter_parameters import check_deployed, own_copy, set_parameters
+from analog_grasp.training.distillation import HIDDEN_WEIGHT, Teacher, fit_on_chips, refit_rate
 from analog_grasp.training.examples import count_of, draw_examples
 from analog_grasp.training.fit_methods import finest_groups, refine
 from analog_grasp.utils.errors import check_finite, check_whole

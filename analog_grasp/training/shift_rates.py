@@ -41,10 +41,12 @@ def input_sizes(model: nn.Module, run: Callable[[], object]) -> dict[str, float]
         return hook
 
     hooks = [layer.register_forward_pre_hook(measure(name)) for name, layer in layers.items()]
-    if layers:
-        run()
-    for hook in hooks:
-        hook.remove()
+    try:
+        if layers:
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
     return sizes
 
 

@@ -1,7 +1,7 @@
 """Hardware-aware training of one adapter, by a transformers Trainer."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,15 +18,17 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.frozen import LayerPattern
+from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.adapters.registry import own_learning_rate
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.devices.ages import Ages, parse_ages
 from analog_grasp.devices.card import Device, DeviceAtTime
 from analog_grasp.tasks import Task
 from analog_grasp.tasks.base import tuning_task
+from analog_grasp.training.adapter_parameters import check_adapter, check_enabled
 from analog_grasp.training.adapter_trainer import AdapterTrainer
 from analog_grasp.training.chip_evaluation import ChipEvaluation
-from analog_grasp.training.distillation import STEPS, check_adapter, distil
+from analog_grasp.training.distillation import STEPS, distil
 from analog_grasp.training.input_ranges import LearnedRanges
 from analog_grasp.training.loss import check_schedules
 from analog_grasp.training.teacher_checks import check_teacher
@@ -156,6 +158,7 @@ def train(
             "The model has no trainable parameter: wrap it with peft.get_peft_model, or load its "
             "adapter with is_trainable=True."
         )
+    check_enabled(model)
     if learn_ranges and converters is None:
         raise ValueError("learn_ranges requires converters, a device whose DACs have the ranges.")
     check_finite("epochs", epochs, above=True)
@@ -170,6 +173,17 @@ def train(
     _check_effect("eval_steps", arguments.get("eval_steps"), "evaluate_on", evaluate_on)
     saved = evaluate_on if output_dir is None else output_dir
     _check_effect("save_steps", arguments.get("save_steps"), "output_dir or evaluate_on", saved)
+    if teacher is not None and arguments.get("label_smoothing_factor"):
+        raise ValueError("label_smoothing_factor has no effect with a teacher: omit one of them.")
+    _check_own(
+        model,
+        {
+            "shift_lr_ratio": (shift_lr_ratio, SHIFT_LR_RATIO, GraspLinear),
+            "sigma_lr_ratio": (sigma_lr_ratio, 1.0, StochGraspLinear),
+            "noise_weight_schedule": (noise_weight_schedule, "constant", StochGraspLinear),
+            "noise_target_schedule": (noise_target_schedule, "constant", StochGraspLinear),
+        },
+    )
     injection = parse_injection(injection)
     put_on_chip = put_on_chip or partial(deploy, layers=layers)
     if then is not None:
@@ -252,6 +266,19 @@ def _check_effect(name: str, value: object, other: str, present: object) -> None
         raise ValueError(
             f"{name} is {value!r}, which has no effect without {other}: give {other}, or omit it."
         )
+
+
+def _check_own(
+    model: nn.Module, given: Mapping[str, tuple[object, object, type[nn.Module]]]
+) -> None:
+    """Raise ValueError where a value is not its default and the model has no layer of its kind."""
+    for name, (value, default, kind) in given.items():
+        if value != default and not any(isinstance(each, kind) for each in model.modules()):
+            methods = "StochGRASP" if kind is StochGraspLinear else "GRASP and StochGRASP"
+            raise ValueError(
+                f"{name} is {value!r}, which has no effect on this adapter: it applies to "
+                f"{methods}; omit it."
+            )
 
 
 def _arguments(given: dict[str, Any], kept: bool, task: Task | None) -> dict[str, Any]:

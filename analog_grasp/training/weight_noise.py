@@ -285,7 +285,8 @@ def _add_device_noise(
         purpose = derive_seed(key, "short-term")
         of_read = normal(purpose, read.shape, device=read.device, dtype=read.dtype)
         read.addcmul_(variance.sqrt_(), of_read)
-    gain = target.abs().mean() / read.abs().mean()
+    # A layer of zeros reads as zeros on some devices.
+    gain = target.abs().mean() / read.abs().mean().clamp_min(torch.finfo(read.dtype).tiny)
     torch.mul(read, gain * largest, out=out)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.training.distillation import adapter_parameters
+from analog_grasp.training.adapter_parameters import adapter_parameters
 
 WIDTH = 12
 

@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from small_models import move
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.bitfit import BitFitConfig, BitFitLayer
@@ -102,3 +102,14 @@ def test_a_model_without_biases_raises():
                        num_attention_heads=2)  # fmt: skip
     with pytest.raises(ValueError, match="LlamaForCausalLM has no biases for BitFit to train"):
         get_peft_model(LlamaForCausalLM(tiny), BitFitConfig(task_type="CAUSAL_LM"))
+
+
+def test_layers_that_are_read_and_never_called_are_left_out():
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    model = get_peft_model(SiglipVisionModel(config), BitFitConfig())
+    learned = [name for name, module in model.named_modules() if isinstance(module, BitFitLayer)]
+    assert any("self_attn.out_proj" in name for name in learned)
+    assert not any("attention.out_proj" in name for name in learned)

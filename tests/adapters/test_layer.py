@@ -207,6 +207,16 @@ def test_a_merge_that_is_not_finite_raises_and_changes_nothing():
     assert torch.equal(layer.base_layer.weight, merged)
 
 
+def test_a_merge_that_is_not_finite_in_the_type_of_the_weight_raises():
+    half = nn.Linear(2, 2).half()
+    half.weight.data.fill_(300.0)
+    layer = GraspLinear(half, "default", GraspConfig(groups=1))
+    layer.grasp_scale["default"].data.fill_(300.0)
+    with pytest.raises(ValueError, match="folded weight or bias is not finite"):
+        layer.merge(safe_merge=True)
+    assert not layer.merged
+
+
 @pytest.mark.parametrize("steps", [[["default", "second"]], [["default"], ["second"]]])
 def test_adapters_apply_in_order_and_merge_so_in_one_step_or_two(steps):
     base = linear()

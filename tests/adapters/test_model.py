@@ -127,6 +127,8 @@ def test_sampling_in_evaluation_is_enabled_by_a_context(bert, batch):
     adapted = get_peft_model(bert, StochGraspConfig(task_type="SEQ_CLS", groups=K))
     means = logits(adapted, batch)
     with adapted.base_model.sampling():
+        with adapted.base_model.sampling():
+            assert not torch.allclose(logits(adapted, batch), means)
         assert not torch.allclose(logits(adapted, batch), means)
     torch.testing.assert_close(logits(adapted, batch), means)
 
@@ -294,6 +296,15 @@ def test_means_and_head_are_those_of_the_saved_adapter(adapted, saved, batch, co
     assert torch.equal(found, expected)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {n for n, p in adapted(config).named_parameters() if p.requires_grad}
+
+
+def test_groups_without_a_number_start_from_as_many(adapted, tmp_path):
+    saved = adapted(groups=None, target_modules=["query"])
+    saved.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    # One group per feature of the model, which has 32.
+    start_from(adapted(groups=32, target_modules=["query"]), tmp_path)
+    with pytest.raises(ValueError, match="method, layers, groups and task must be the same"):
+        start_from(adapted(groups=8, target_modules=["query"]), tmp_path)
 
 
 def test_standard_deviations_stay_at_their_start(adapted, saved):

@@ -38,6 +38,10 @@ def model(reader):
         ({"injection": DeviceCard.load("ideal")}, "ideal has no drift time"),
         ({"then": DeviceCard.load("ideal")}, "ideal has no drift time"),
         ({"then": 3}, "3 is no device at a time"),
+        ({"sigma_lr_ratio": 7.0}, "sigma_lr_ratio is 7.0, which has no effect on this adapter"),
+        ({"noise_weight_schedule": "linear"}, "noise_weight_schedule is 'linear', which has no"),
+        ({"noise_target_schedule": "linear"}, "it applies to StochGRASP; omit it"),
+        ({"teacher": 0, "label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
     ],
 )
 def test_invalid_settings_raise_before_training(model, settings, sentence):

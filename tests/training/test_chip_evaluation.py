@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 from datasets import Dataset
+from peft import get_peft_model
 from small_models import same_bits
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import deploy
 from analog_grasp.training import train, trainer
@@ -57,9 +59,19 @@ def clone(bits):
     return {name: value.clone() for name, value in bits.items()}
 
 
-@pytest.mark.parametrize("adapter", ["stochgrasp", "full"])
+@pytest.mark.parametrize("adapter", ["stochgrasp", "full", "named", "second"])
 def test_best_adapter_on_the_chip_is_kept(reader, adapted, task, adapter):
-    model = adapt(reader(), "full") if adapter == "full" else adapted(adapter)
+    """PEFT saves an adapter of another name than "default" in a folder below."""
+    config = GraspConfig(task_type="SEQ_CLS", groups=4)
+    if adapter == "full":
+        model = adapt(reader(), "full")
+    elif adapter == "named":
+        model = get_peft_model(reader(), config, adapter_name="named")
+    else:
+        model = adapted("grasp" if adapter == "second" else adapter)
+    if adapter == "second":
+        model.add_adapter("second", config)
+        model.set_adapter("second")
     watched = Watched(model)
     # A learning rate at which the score fluctuates.
     settings = {"evaluate_on": "pcm-hermes-2@1d", "epochs": 5, "batch_size": 16}

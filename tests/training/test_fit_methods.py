@@ -7,7 +7,7 @@ from torch import nn
 
 from analog_grasp import GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.layer import GraspLinear
-from analog_grasp.training.distillation import adapter_parameters
+from analog_grasp.training.adapter_parameters import adapter_parameters
 from analog_grasp.training.fit_methods import _least_squares, _statistics, finest_groups, refine
 
 KINDS = {"grasp": GraspConfig, "stochgrasp": StochGraspConfig}
@@ -44,6 +44,18 @@ def test_statistics_restore_mean_and_standard_deviation_of_each_group():
         torch.testing.assert_close(
             matched.std(unbiased=False), digital[:, group].std(unbiased=False)
         )
+
+
+def test_statistics_of_reduced_precision_are_summed_in_full():
+    torch.manual_seed(0)
+    layer = GraspLinear(nn.Linear(64, 2), "default", GraspConfig(groups=4))
+    x = torch.randn(500, 64) + 2.0
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            found[dtype] = _statistics(layer, x.to(dtype), (1.02 * x + 0.05).to(dtype), 1.0)
+    for full, reduced in zip(*found.values(), strict=True):
+        torch.testing.assert_close(reduced, full, atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["grasp", "stochgrasp"])

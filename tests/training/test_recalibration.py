@@ -25,11 +25,8 @@ from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.tasks import GenerationTask, SentenceTask, load_base_model
 from analog_grasp.training import fit_methods, train, weight_noise
-from analog_grasp.training.distillation import (
-    adapter_parameters,
-    backward_through_targets,
-    own_copy,
-)
+from analog_grasp.training.adapter_parameters import adapter_parameters, own_copy
+from analog_grasp.training.distillation import backward_through_targets
 from analog_grasp.training.examples import (
     count_of,
     draw_examples,

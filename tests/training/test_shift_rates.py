@@ -1,5 +1,6 @@
 """Learning rates of shifts: the size of a layer's inputs, measured on a tiny language model."""
 
+import pytest
 from datasets import Dataset
 
 from analog_grasp import deploy
@@ -8,6 +9,7 @@ from analog_grasp.tasks import LanguageModelingTask, load_base_model
 from analog_grasp.training import train
 from analog_grasp.training.distillation import Teacher
 from analog_grasp.training.examples import draw_examples
+from analog_grasp.training.shift_rates import input_sizes
 
 
 def test_the_size_of_inputs_needs_the_logits_of_no_text(llama_folder):
@@ -30,3 +32,14 @@ def test_the_size_of_inputs_needs_the_logits_of_no_text(llama_folder):
     widths.clear()
     assert teacher.shift_rates(deployment.model, batch)
     assert widths == [1]
+
+
+def test_an_error_leaves_no_hook(make_model):
+    model = adapt(make_model("bert"), "grasp", task_type="SEQ_CLS")
+
+    def fails():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        input_sizes(model, fails)
+    assert not any(module._forward_pre_hooks for module in model.modules())

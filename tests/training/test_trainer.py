@@ -33,7 +33,8 @@ def frozen_bits(model):
 def adapter_bits(model):
     if not isinstance(model, PeftModel):
         return model.state_dict()
-    return get_peft_model_state_dict(model, save_embedding_layers=False)
+    active = model.active_adapter
+    return get_peft_model_state_dict(model, adapter_name=active, save_embedding_layers=False)
 
 
 def sigmas(model):
@@ -221,9 +222,13 @@ def test_a_study_trains_with_its_layers_on_tiles(adapted, task, settings, layers
     stochastic = {"sigma_lr_ratio": 3.0, "noise_weight_schedule": "linear"}
     stochastic |= {"noise_target_schedule": "linear"}
     config = resolve({"then": "none"} | settings | stochastic)
-    trained_adapters.train_adapter(adapted(), config, task, "", silent)
+    trained_adapters.train_adapter(adapted("stochgrasp"), config, task, "", silent)
     assert given.get("layers") == layers
-    assert stochastic.items() <= given.items()
+    assert all(given[name] == value for name, value in stochastic.items())
+    given.clear()
+    trained_adapters.train_adapter(adapted(), config, task, "", silent)
+    assert "shift_lr_ratio" in given
+    assert not stochastic.keys() & given.keys()
 
 
 @pytest.mark.parametrize("form", ["l2", "kl"])

@@ -195,6 +195,11 @@ def test_pattern_without_a_match_raises(bert, pattern):
         WeightNoise(bert, 0.1, pattern)
 
 
+def test_pattern_that_is_no_expression_raises(bert):
+    with pytest.raises(ValueError, match=r"pattern '\[' is no regular expression \(unterminated"):
+        WeightNoise(bert, 0.1, "[")
+
+
 def test_trainable_weight_receives_the_gradient_of_its_noisy_copy(layer):
     noise = WeightNoise(nn.Sequential(layer), 0.1)
     x = torch.ones(2, INPUTS)
