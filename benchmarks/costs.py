@@ -124,7 +124,7 @@ def year_table(title: str, works: dict[str, Work], batches: int) -> TextTable:
             )  # fmt: skip
             rows.append((f"{name}, {label}", *(quantity(value, "J") for value in values)))
     columns = (
-        "hardware, adapter", f"{batches:,} sequences a day",
+        "hardware, adapter", f"{batches:,} sequences per day",
         *(f"12 recalibrations, {how}" for how in PASSES), "12 reprogrammings",
     )  # fmt: skip
     return TextTable(f"{title}: a year", columns, tuple(rows))
