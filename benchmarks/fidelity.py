@@ -50,6 +50,7 @@ TIMES_OF = {"rram-wan2022": (1.0, DAY, 2 * DAY)}
 PUBLISHED: dict[str, Callable[[float], float]] = {
     "pcm-joshi2020": lambda g: 0.28638599 + 0.07585724 * g - 0.00178767 * g**2,
     "rram-milo2021": lambda g: max(4.782321 - 0.009107 * g, 0.0),
+    "pcm-afm-2025": lambda w: afm_std(w),
     "sonos-agrawal2022": lambda g: 0.1988665 * (1 - np.exp(-g / 1.763115)),
 }
 # Features of aihwkit that a card does not have or a tile rejects.
@@ -175,7 +176,8 @@ same for the noise of each device in exact precision, after drift compensation.
 FIGURES = """Left: standard deviation of a conductance against its target, directly after
 programming and one day later. Right: weight read back over time for stored weights of 0.5 and 1,
 mean and standard deviation, without drift compensation. Lines and bands are this package; dots are
-samples of aihwkit's model, or the published formula where aihwkit has none."""
+samples of aihwkit's model, or the published formula where aihwkit has none. Noisy conductances are
+clipped (at 0, or at both ends of the range for CMO/HfOx), which lowers the standard deviation there."""
 
 
 def device_section() -> list[str]:
@@ -329,6 +331,15 @@ def differing(a: torch.Tensor, b: torch.Tensor) -> tuple[str, str]:
     return f"{float(difference.max()):.1e}", f"{float((difference > 1e-5).float().mean()):.3%}"
 
 
+def afm_std(w: float) -> float:
+    """Return the standard deviation of Analog Foundation Models, on their scale of weights."""
+    if w < 0.6:
+        return 0.0
+    if w < 52.5:
+        return 2.5797 + 0.22420 * w - 3.7158e-3 * w**2 + 2.9398e-5 * w**3
+    return 2.1103 + 0.24535 * w - 3.0550e-3 * w**2 + 1.2330e-5 * w**3
+
+
 def draw(name: str, path: Path) -> None:
     card = DeviceCard.load(name)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -345,7 +356,11 @@ def draw(name: str, path: Path) -> None:
         elif name in PUBLISHED and time == 0:
             dots = np.linspace(g_min, g_max, 9)
             left.plot(dots, [PUBLISHED[name](g) for g in dots], "k.", label="published formula")
-    left.set(xlabel="target conductance (µS)", ylabel="standard deviation (µS)", title=name)
+    quantity, unit = "conductance", "µS"
+    if name == "pcm-afm-2025":
+        quantity, unit = "weight", "scale of the source"
+    labels = (f"target {quantity} ({unit})", f"standard deviation ({unit})")
+    left.set(xlabel=labels[0], ylabel=labels[1], title=name)
     left.set_ylim(bottom=0)
     left.legend(fontsize=7)
     times = np.geomspace(1, 365 * DAY, 25)
