@@ -147,7 +147,9 @@ NOISE = """
 The same layer, one input vector read 4,000 times. The columns are the standard deviation of the
 outputs relative to aihwkit's (mean over the 300 outputs), the difference of the means in standard
 errors (root mean square; 1 is expected) and the share of outputs whose Kolmogorov-Smirnov test has
-p below 0.01 (about 1 % is expected).
+p below 0.01 (about 1 % is expected). The seed of a chip does not determine the forward noise of the
+compiled tile: a pass or, with converters, a read-out of the drift compensation that is repeated has
+other noise.
 """
 
 ARITHMETIC = """
@@ -177,7 +179,7 @@ FIGURES = """Left: standard deviation of a conductance against its target, direc
 programming and one day later. Right: weight read back over time for stored weights of 0.5 and 1,
 mean and standard deviation, without drift compensation. Lines and bands are this package; dots are
 samples of aihwkit's model, or the published formula where aihwkit has none. Noisy conductances are
-clipped (at 0, or at both ends of the range for CMO/HfOx), which lowers the standard deviation there."""
+clipped, at 0 or for CMO/HfOx at both ends, which lowers the standard deviation there."""
 
 
 def device_section() -> list[str]:

@@ -16,6 +16,7 @@ from analog_grasp.cli.options import Config, Out, given, takes
 from analog_grasp.study.checks import (
     check_empty,
     check_export,
+    check_folder,
     check_model,
     check_saved,
     check_study,
@@ -83,12 +84,10 @@ def recalibrate(
             f"--examples is {examples!r}: give whole numbers of at least 2, such as 16,64."
         )
     with request():
-        stated = resolve({"placement": given(context)["placement"]}, context.params["config"])
-        if (placement := stated.hardware.placement) != "digital":
-            raise RequestError(
-                f"The placement is {placement!r}, with which no adapter is digital: give digital."
-            )
-    _study(context, adapters=adapters, recalibrate=counts or stated.run.recalibrate or (64,))
+        # The run.toml of a comparison states that there is none.
+        asked = {"placement": given(context)["placement"], "recalibrate": counts or None}
+        stated = resolve(asked, context.params["config"], {"recalibrate": (64,)})
+    _study(context, adapters=adapters, recalibrate=stated.run.recalibrate or (64,))
 
 
 def _is_count(text: str) -> bool:
@@ -102,6 +101,9 @@ def _study(context: typer.Context, **asked: Any) -> None:
             raise RequestError("--quiet and --verbose exclude each other: give one of them.")
         config = resolve(given(context) | asked, options["config"])
         check_study(config)
+        from analog_grasp.study.provenance import check_new
+
+        check_new(options["out"])
     with loading("compare"):
         from analog_grasp.cli.runs import run_study
 
@@ -225,6 +227,7 @@ def tune(
         searched = split_names(search)
         found = parse_ranges(ranges or "")
         search_space(searched, found)
+        check_folder(out)
     with loading("tune"):
         from analog_grasp.cli.runs import tune_adapter
 
@@ -292,6 +295,12 @@ def deploy(
             tolerance = _tolerance(write_tolerance, settings.hardware)
         if export is not None:
             check_export(export)
+            if settings.hardware.placement == "programmed":
+                raise RequestError(
+                    "--export has no effect on an adapter whose placement is 'programmed', as only "
+                    "frozen weights are exported: give digital or folded, or omit --export."
+                )
+        check_folder(out)
     with loading("deploy"):
         from analog_grasp.cli.runs import deploy_on
 
@@ -366,6 +375,8 @@ def report(
         from analog_grasp.study.provenance import read_run
 
         read_run(directory)
+        if out is not None:
+            check_folder(out)
     with loading("report"):
         from analog_grasp.cli.runs import report_again
 

@@ -58,6 +58,7 @@ from analog_grasp.study.trained_adapters import (
 )
 from analog_grasp.tasks import Task
 from analog_grasp.utils.io import read_toml, write_atomically
+from analog_grasp.utils.metrics import lower_is_better
 from analog_grasp.utils.time import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def train_one(config: StudyConfig, adapter: str, out: Path, save_steps: int | No
             if first:
                 _lock(held, checkpoints, out)
             check_empty(out)
-            _check_checkpoints(checkpoints, config, first)
+            _check_checkpoints(checkpoints, flat(config) | training_hashes(config, data), first)
         with stages(quiet=not first) as progress:
             train_adapter(
                 adapted, config, data, f"training {adapter}", progress, checkpoints, save_steps
@@ -196,9 +197,9 @@ def _kept_cells(study: Study) -> str:
     )
 
 
-def _check_checkpoints(folder: Path, config: StudyConfig, first: bool) -> None:
+def _check_checkpoints(folder: Path, asked: Mapping[str, Any], first: bool) -> None:
     """Raise if the checkpoints are of a training with other settings; else record the settings."""
-    file, asked = folder / "train.toml", flat(config) | training_hashes(config)
+    file = folder / "train.toml"
     if file.is_file():
         check_same(f"The folder {folder}", "training", read_toml(file, f"The file {file}"), asked)
     elif first:
@@ -394,13 +395,13 @@ def _layer_table(layers: Sequence[Mapping[str, Any]], at: str) -> TextTable:
 def _sensitivity_table(sensitivity: Mapping[str, Any]) -> TextTable:
     """Return the layers in the order of the score that each one costs."""
     is_analog, metric = sensitivity["alone"] == "analog", sensitivity["metric"]
-    scores = sensitivity["scores"].items()
+    scores, reverse = sensitivity["scores"].items(), is_analog == lower_is_better(metric)
     return TextTable(
         f"Each layer alone {'on' if is_analog else 'off'} the chip",
         ("layer", metric_title(metric)),
         [
             (name, score_text(score, metric))
-            for name, score in sorted(scores, key=lambda pair: pair[1], reverse=not is_analog)
+            for name, score in sorted(scores, key=lambda pair: pair[1], reverse=reverse)
         ],
     )
 

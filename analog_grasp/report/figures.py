@@ -52,7 +52,7 @@ _FORMATS: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None},
 }
 _PANEL_INCHES = (2.9, 2.2)
-_LEGEND_ROW_INCHES = 0.19
+_LEGEND_ROW_INCHES, _LEGEND_MARGIN_INCHES = 0.19, 0.2
 # Metrics drawn on a logarithmic axis where the largest value is this many times the smallest.
 _LOGARITHMIC, _WIDE = ("perplexity",), 10.0
 
@@ -203,13 +203,16 @@ def break_axis(panel: Axes, middle: float, half: float) -> None:
 def draw_legend(figure: Figure, handles: Sequence[Artist], line_length: float = 2.0) -> int:
     """Draw a legend above the panels, in as many columns as fit, and return its number of rows.
 
-    The length of its lines is in ems, of 1/8 inch.
+    The length of its lines is in ems, of 1/8 inch. A wider legend widens the figure.
     """
     inches = [0.4 + line_length / 8 + 0.072 * len(str(handle.get_label())) for handle in handles]
     width = figure.get_figwidth()
     columns = len(handles) if sum(inches) <= width else max(1, int(width / max(inches)))
-    figure.legend(
+    legend = figure.legend(
         handles=handles, loc="outside upper center", ncols=columns, handlelength=line_length
+    )
+    figure.set_figwidth(
+        max(width, legend.get_window_extent().width / figure.dpi + _LEGEND_MARGIN_INCHES)
     )
     return math.ceil(len(handles) / columns)
 

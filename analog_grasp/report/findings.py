@@ -86,6 +86,8 @@ def methodology(
     if not isinstance(chips, list) or chips == ["none"]:
         return list(METHODOLOGY)
     distilled = dict.fromkeys(record.adapter for record in adapters if is_distilled(record))
+    if not distilled:
+        return list(METHODOLOGY)
     of_all = len(distilled) == len({record.adapter for record in adapters})
     names = "each adapter" if of_all else f"each of {', '.join(distilled)}"
     steps = settings.get("then_steps")
@@ -110,8 +112,9 @@ def answer(comparison: Comparison) -> str:
 
     Of two adapters one is called better or worse by the differences that are significant after
     Holm's correction, or by the mean difference over all conditions; of more, the counts before and
-    after correction are stated. The device is the one on which the score is retained longest, then
-    the one with the best score at the last time.
+    after correction are stated. Where no variant is to be chosen, the one that retains the best
+    digital score longest is described. The device is the one on which its score is retained
+    longest, then the one with the best score at the last time.
 
     Example:
         >>> cells = [
@@ -125,27 +128,39 @@ def answer(comparison: Comparison) -> str:
     tables = comparison.subjects[0]
     choice, winner, reason = _choice(comparison, tables)
     sign = -1.0 if lower_is_better(tables[0].metric) else 1.0
-    ranked: list[tuple[float, float, DeviceTable, int, Summary]] = []
-    for table in tables:
-        for place, cells in enumerate(table.scores):
-            if measured := [cell for cell in cells if cell]:
-                seconds = comparison.retained(table, place)
-                rank = -1.0 if seconds is None else seconds, sign * measured[-1].mean
-                ranked.append((*rank, table, place, measured[-1]))
-    devices = len({table.device for _, _, table, _, _ in ranked})
-    seconds, _, table, place, last = max(
-        (each for each in ranked if winner in (None, each[3])), key=lambda each: each[:2]
-    )
+    measured = [
+        (table, place, [cell for cell in cells if cell][-1])
+        for table in tables
+        for place, cells in enumerate(table.scores)
+        if any(cells)
+    ]
+
+    def rank(
+        where: tuple[DeviceTable, int, Summary], start: float | None = None
+    ) -> tuple[float, float]:
+        seconds = comparison.retained(*where[:2], start)
+        return -1.0 if seconds is None else seconds, sign * where[2].mean
+
+    if winner is None:
+        # A model that has not learned the task retains its own digital score longest.
+        digital = comparison.digital(tables[0]).values()
+        best = max(digital, key=lambda score: sign * score, default=None)
+        winner = max(measured, key=lambda where: rank(where, best))[1]
+    own = sorted((each for each in measured if each[1] == winner), key=rank, reverse=True)
+    (table, place, last), seconds = own[0], rank(own[0])[0]
+    devices = len(own)
     known = comparison.digital_score(table, place) is not None
     share = f"{100 * RETAINED:.0f} % of its {'digital' if known else 'first'} {table.metric}"
     score = f"{interval_text(last, table.metric)}{percent(table.metric)}"
     score += f" at {format_time(last.time_s)}"
     label = table.labels[place]
     if seconds < 0:
-        among = f", the best of {devices} devices" if devices > 1 else ""
+        is_best = devices > 1 and rank(own[1]) < rank(own[0])
+        among = f", the best of {devices} devices" if is_best else ""
         duration, result = "", f"does not retain {share}, and has {score}{among}"
     else:
-        among = f" (the longest of {devices} devices)" if devices > 1 else ""
+        is_longest = devices > 1 and rank(own[1])[0] < seconds
+        among = f" (the longest of {devices} devices)" if is_longest else ""
         duration = f", for {format_time(seconds)}"
         result = f"retains {share} there{among} and has {score}"
     subject = label if choice or reason else "it"

@@ -227,6 +227,11 @@ def bars(rows: Sequence[CostRow]) -> list[Bar]:
             if name.startswith(_ENERGY)
         }
         names = list(energies)
+        if _TOTAL not in names:
+            raise ValueError(
+                f"The file costs.csv is damaged: it lacks the row '{_ENERGY}{_TOTAL}' of {adapter} "
+                f"on {cost_model}; remove it, or run the study again."
+            )
         total = names.index(_TOTAL)
         parts = {name: energies[name] for name in names[:total]}
         others = {n: joules for n in names[total + 1 :] if (joules := energies[n]) is not None}

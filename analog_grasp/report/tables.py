@@ -327,13 +327,13 @@ class Comparison:
         adapter = TreatedAdapter.parse(self.variants[place].adapter).adapter
         return self.digital(table).get(adapter)
 
-    def retained(self, table: DeviceTable, place: int) -> float | None:
+    def retained(self, table: DeviceTable, place: int, start: float | None = None) -> float | None:
         """Return the last time up to which every mean of a variant is retained; None if none is.
 
-        A variant without a digital score is compared with its first score.
+        Means are compared with `start`, else with the digital score, else with the first mean.
         """
         cells = [cell for cell in table.scores[place] if cell]
-        start = self.digital_score(table, place)
+        start = self.digital_score(table, place) if start is None else start
 
         def is_retained(cell: Summary) -> bool:
             whole = cells[0].mean if start is None else start

@@ -196,12 +196,12 @@ def teacher_folder(name: str) -> Path:
     Raises:
         FileNotFoundError: There is no such folder, and no such model of the Hub can be reached.
     """
-    if Path(name).exists() or name.count("/") != 1:
+    if Path(name).exists() or Path(name).is_absolute() or name.count("/") != 1:
         return Path(name)
     from huggingface_hub import snapshot_download
 
     try:
-        # A tokenizer may be text or a model of sentencepiece; code and pickles are left out.
+        # A tokenizer may be text or a model of sentencepiece; code and pickles are skipped.
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:
@@ -230,6 +230,12 @@ def check_empty(folder: Path) -> None:
     """Raise ValueError unless a folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"The output {folder} is not empty: name a new folder for the adapter.")
+
+
+def check_folder(path: Path) -> None:
+    """Raise ValueError if an output folder is a file."""
+    if path.is_file():
+        raise ValueError(f"The output {path} is a file: name a folder.")
 
 
 def check_export(path: Path) -> None:

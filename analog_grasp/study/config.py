@@ -35,7 +35,7 @@ MODEL_FILES = ("config.json", "model.safetensors")
 ONE_STAGE: dict[str, Any] = {"then": ("none",)}
 """Defaults of train and tune, where a training has a second stage only if one is asked for."""
 # Tables that a run adds to its run.toml; they record what happened and are not settings.
-RECORDS = ("versions", "seeds", "hashes", "second_stage")
+RECORDS = ("versions", "metrics", "seeds", "hashes", "second_stage")
 # How the work is done; no measured value depends on it.
 WORK = ("engine", "workers", "ray_address")
 TREATMENTS = (
@@ -163,17 +163,20 @@ def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[
     Adapters are those trained or measured: names, or folders of saved ones.
     """
     kinds, names = list(adapters), set(names)
-    saved = [adapter for adapter in kinds if is_saved(adapter)]
+    trained = [adapter for adapter in kinds if not is_saved(adapter)]
+    saved = len(trained) < len(kinds)
     for name, setting in SETTINGS.items():
         affected = setting.note.adapters
         if name not in names or not config.is_changed(name):
             continue
         stated = f"The setting {name} is {shown(config.value(name))}, which has no effect on"
-        if len(saved) == len(kinds) and setting.section == "training":
+        in_training = setting.section == "training"
+        if in_training and not trained:
             raise ValueError(f"{stated} saved adapters, as these are trained already: omit {name}.")
-        if affected and not saved and not set(kinds) & set(affected):
+        # A saved adapter may be of any kind, but is not trained.
+        if affected and (in_training or not saved) and not set(trained) & set(affected):
             raise ValueError(
-                f"{stated} {' or '.join(kinds)}: it applies to {' and '.join(affected)}."
+                f"{stated} {' or '.join(trained)}: it applies to {' and '.join(affected)}."
             )
         # Other adapters are re-fitted by gradients whatever the method.
         if name == "recalibrate_steps" and not saved and set(kinds) <= set(GRASP.adapters):
@@ -204,7 +207,8 @@ def resolve(
         given: Settings by flat name; those that are None count as not given.
         config: A TOML file with the same names. The run.toml of a run is one: the tables that
             record its versions and chips are ignored.
-        defaults: Defaults of the command, where they are not those of the settings.
+        defaults: Defaults of the command, where they are not those of the settings. A setting of
+            the file that has no effect with them is ignored.
 
     Raises:
         ValueError: A setting is unknown, out of its range or without effect; or the file is invalid
@@ -215,11 +219,19 @@ def resolve(
         >>> resolve({"repeats": 5, "model": None}).run.repeats
         5
     """
-    values = {**defaults, **(_from_file(config) if config else {})}
+    filed = _from_file(config) if config else {}
     stated = {name: value for name, value in given.items() if value is not None}
-    resolved = _configured(values | stated)
+    own = {name: v for name, v in defaults.items() if name not in filed.keys() | stated.keys()}
+    used = {name: value for name, value in filed.items() if not _is_unused(name, own)}
+    resolved = _configured({**defaults, **used, **stated})
     check_effects(resolved, resolved.model.adapters, stated)
     return resolved
+
+
+def _is_unused(name: str, defaults: Mapping[str, Any]) -> bool:
+    """Return whether a setting of a file has no effect with the defaults of a command."""
+    needs = SETTINGS[name].note.needs if name in SETTINGS else ()
+    return any(other in defaults and not fits(defaults[other]) for other, fits, _ in needs)
 
 
 def flat(config: StudyConfig, exclude: Iterable[str] = ()) -> dict[str, Any]:

@@ -44,13 +44,15 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain_values(cls, value: Any, info: ValidationInfo) -> Any:
         # Python counts with true as with 1.
         if isinstance(value, bool):
             types = plain_types(cls.model_fields[str(info.field_name)].annotation)
             if bool not in types and (int in types or float in types):
                 raise ValueError(f"it should be a {'' if float in types else 'whole '}number")
-        return value
+        if isinstance(value, list | tuple) and any(isinstance(v, os.PathLike) for v in value):
+            return [os.fspath(v) if isinstance(v, os.PathLike) else v for v in value]
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def plain_types(annotation: Any) -> list[Any]:

@@ -98,13 +98,17 @@ def card_hash(card: DeviceCard) -> str:
     return _hash(_json(card.model_dump(mode="json", exclude_none=True, exclude=_PROSE)))
 
 
-def training_hashes(config: StudyConfig) -> dict[str, str]:
-    """Return the hashes of what a training reads, by name in records: its teacher and its cards.
+def training_hashes(config: StudyConfig, task: "Task") -> dict[str, str]:
+    """Return the hashes of what a training reads, by name in records: rows, adapters and cards.
 
-    The cards are those that its settings name, and those of the second stage. Devices that are
-    measured alone are measured again if their cards are edited.
+    The rows are those for training, on which adapters are also calibrated and recalibrated; the
+    adapters are the teacher and the one that a training starts from. The cards are those that the
+    settings name, and those of the second stage. Devices that are measured alone are measured again
+    if their cards are edited.
     """
-    training, hashes = config.training, {}
+    training, hashes = config.training, {"training_rows_hash": rows_hash(task.train)}
+    if training.start_from is not None:
+        hashes["start_from_hash"] = adapter_hash(Path(training.start_from))
     if training.teacher is not None:
         hashes["teacher_hash"] = adapter_hash(teacher_folder(training.teacher))
     named = [training.injection, training.noise_target, training.evaluate_on]
@@ -118,44 +122,54 @@ def training_hashes(config: StudyConfig) -> dict[str, str]:
 
 def data_hash(task: "Task", tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return a hash of a task's validation rows, their tokens, and the task's own settings."""
-    rows: tuple[Dataset, ...] = (task.validation, task.encode("validation", tokenizer))
-    columns = [_json({name: each[name][:] for name in each.column_names}) for each in rows]
-    return _hash(_json(task.identity()), *columns)
+    encoded = task.encode("validation", tokenizer)
+    return _hash(_json(task.identity()), _columns(task.validation), _columns(encoded))
 
 
-def open_run(directory: Path, config: StudyConfig) -> StudyConfig:
+def rows_hash(rows: "Dataset") -> str:
+    """Return a hash of the rows of a data set."""
+    return _hash(_columns(rows))
+
+
+def _columns(rows: "Dataset") -> bytes:
+    return _json({name: rows[name][:] for name in rows.column_names})
+
+
+def open_run(directory: Path, config: StudyConfig, task: "Task") -> StudyConfig:
     """Create the folder of a run, or resume the run that it holds; return the run's settings.
 
-    Writes run.toml: the settings, the versions, the seeds of the trainings and the chips, the
-    second stage with its devices, and the hashes of a teacher and of the cards that the training
-    reads. A resumed run may be executed differently, and may grow: devices, times, chip instances
-    and trainings are added to those that it has, and are in the settings returned. Settings that
-    change a figure must be the same.
+    Writes run.toml: the settings, the versions, the metrics, the seeds of the trainings and the
+    chips, the second stage with its devices, and the hashes of `training_hashes`. A resumed run may
+    be executed differently, and may grow: devices, times, chip instances and trainings are added to
+    those that it has, and are in the settings returned. Settings that change a figure must be the
+    same.
 
     Raises:
         ValueError: The folder holds another run, or files that do not belong to a run.
         OSError: The folder cannot be created or written.
     """
+    check_new(directory)
     if not (directory / RUN_FILE).is_file():
-        check_new(directory)
-        return _recorded(directory, config)
+        return _recorded(directory, config, task)
     there, known = read_run(directory)
     config = _grown(there, config)
     # First, as other devices have other hashes too.
     _check_second_stage(directory, known.get("second_stage", []), config)
-    before = _fixed(there) | known.get("hashes", {})
-    check_same(f"The output {directory}", "run", before, _fixed(config) | training_hashes(config))
+    before = _fixed(there) | known.get("hashes", {}) | {"metrics": known.get("metrics")}
+    now = _fixed(config) | training_hashes(config, task) | {"metrics": list(task.metrics)}
+    check_same(f"The output {directory}", "run", before, now)
     # Raises where an added device has the name of another one.
     config.hardware.cards()
-    return config if there == config else _recorded(directory, config)
+    return config if there == config else _recorded(directory, config, task)
 
 
-def _recorded(directory: Path, config: StudyConfig) -> StudyConfig:
+def _recorded(directory: Path, config: StudyConfig, task: "Task") -> StudyConfig:
     """Write run.toml, and return the settings."""
     records = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
         "seeds": _seeds(config, config.training.trainings, config.run.repeats),
-        "hashes": training_hashes(config),
+        "metrics": list(task.metrics),
+        "hashes": training_hashes(config, task),
         "second_stage": [str(ages) for ages in config.second_stage()],
     }
     known = {name: record for name, record in records.items() if record}
@@ -182,10 +196,15 @@ def _seeds(config: StudyConfig, trainings: int, chips: int) -> dict[str, list[in
     }
 
 
-def check_new(directory: Path, work: str = "run") -> None:
-    """Raise ValueError if a folder holds anything but device cards and files being written."""
-    own = directory.iterdir() if directory.is_dir() else ()
-    foreign = any(path.name != CARDS_FOLDER and not path.name.startswith(".") for path in own)
+def check_new(directory: Path, work: str = "run", own: tuple[str, ...] = (RUN_FILE,)) -> None:
+    """Raise ValueError if a folder holds anything but device cards and files being written.
+
+    Not where it holds some work already: one of its `own` files.
+    """
+    if any((directory / name).is_file() for name in own):
+        return
+    found = directory.iterdir() if directory.is_dir() else ()
+    foreign = any(path.name != CARDS_FOLDER and not path.name.startswith(".") for path in found)
     if foreign or directory.is_file():
         raise ValueError(
             f"The output {directory} holds files that do not belong to a {work}: name an empty or "
@@ -232,9 +251,12 @@ def check_same(where: str, work: str, before: Mapping[str, Any], now: Mapping[st
     before, now = _without_folders(before), _without_folders(now)
     for name in {**now, **before}:
         if now.get(name) != before.get(name):
+            # The setting itself is in no file, as it may name code.
+            option = " (--metric)" if name == "metrics" else ""
             raise ValueError(
                 f"{where} holds another {work}, whose {name} is {before.get(name)!r} and not "
-                f"{now.get(name)!r}: name another folder, or the same settings to resume it."
+                f"{now.get(name)!r}: name another folder, or the same settings{option} to resume "
+                "it."
             )
 
 
@@ -242,7 +264,10 @@ def _without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     def last(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [last(each) for each in value]
-        return Path(value).name if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        # A text may list devices, each with ages.
+        return ",".join(Path(part).name for part in value.split(","))
 
     return {name: last(value) if name in _PATHS else value for name, value in settings.items()}
 
@@ -286,8 +311,7 @@ def with_card_files(
                 "card.model_copy(update={'name': 'mine'})."
             )
         content = card_toml(card)
-        if not any((directory / name).is_file() for name in own):
-            check_new(directory)
+        check_new(directory, own=own)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content.encode())
         return str(path)

@@ -22,6 +22,8 @@ SCHEDULED = "scheduled"
 """Treatment: an adapter of its own for each drift time, fitted on other simulated chips."""
 LAYERS_FILE = "layers.csv"
 _RECALIBRATED = "recalibrated-"
+# Costs of a fit, of which there are means.
+_MEANS = ("examples", "examples_read", "seconds", "parameters", "bytes", "weights")
 _VARIANT = re.compile(rf"(?P<adapter>.+)\+(?P<treatment>{SCHEDULED}|{_RECALIBRATED}\d+)")
 
 type ModelKey = tuple[str, int]
@@ -314,19 +316,18 @@ def treatment_costs(
         for path in sorted(scheduled.glob("*/schedule.json")):
             if path.parent.name in places:
                 variant = str(TreatedAdapter(adapter, SCHEDULED))
-                found.setdefault(variant, []).extend(_read_json(path)["ages"].values())
+                found.setdefault(variant, []).extend(_read_fits(path))
         own = re.compile(
             rf"({re.escape(adapter)}\+{_RECALIBRATED}\d+){training_folder('', training)}"
         )
         for folder in recalibrated_folders:
             if refitted := own.fullmatch(folder.name):
                 for path in sorted(folder.glob("*/recalibration.json")):
-                    found.setdefault(refitted[1], []).append(_read_json(path))
+                    found.setdefault(refitted[1], []).extend(_read_fits(path))
     costs = []
     for variant, fits in found.items():
         means: dict[str, Any] = {
-            name: statistics.mean(fit.get(name, 0) for fit in fits)
-            for name in ("examples", "examples_read", "seconds", "parameters", "bytes", "weights")
+            name: statistics.mean(fit.get(name, 0) for fit in fits) for name in _MEANS
         }
         if not all("weights" in fit for fit in fits):
             means["weights"] = None
@@ -336,11 +337,17 @@ def treatment_costs(
     return sorted(costs, key=lambda c: (parts[c.variant].adapter, parts[c.variant].examples))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_fits(path: Path) -> list[dict[str, Any]]:
+    """Return the costs of the fits in a file: one for each age of a schedule, or a single one."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise ValueError(
-            f"The file {path} is damaged: delete its folder, and the command of the run fits the "
-            "adapter again."
-        ) from None
+        content = json.loads(path.read_text("utf-8"))
+        fits = list(content["ages"].values()) if path.name == "schedule.json" else [content]
+        # Finite numbers alone have a mean.
+        if fits and all(math.isfinite(fit.get(name, 0)) for fit in fits for name in _MEANS):
+            return fits
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"The file {path} is damaged: delete its folder, and the command of the run fits the "
+        "adapter again."
+    )

@@ -270,7 +270,7 @@ def estimate(values: ArrayLike) -> Estimate:
         return Estimate(mean, None, None, 1.0)
     error, freedom = statistics.stdev(numbers) / math.sqrt(chips), chips - 1.0
     if trainings > 1:
-        error, freedom = mean_error(mean_squares(table), trainings, chips).tolist()
+        error, freedom = table_error(table).tolist()
     half, p_value = float(half_widths(error, freedom)), 2 * stats.t.sf(abs(mean) / error, freedom)
     return Estimate(mean, mean - half, mean + half, float(p_value))
 
@@ -329,6 +329,17 @@ def mean_error(squares: MeanSquares, trainings: int, chips: int) -> NDArray[np.f
     satterthwaite = np.maximum(variance**2 / parts, min(freedoms))
     freedom = np.where(variance > independent, satterthwaite, count - 1)
     return np.stack([np.sqrt(np.maximum(variance, independent) / count), freedom])
+
+
+def table_error(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standard error of the mean of a crossed table, and its degrees of freedom.
+
+    See `mean_error`.
+    """
+    # The power of two of the largest value: the fourth power of a perplexity may overflow.
+    exponent = np.frexp(np.abs(table).max())[1]
+    error, freedom = mean_error(mean_squares(np.ldexp(table, -exponent)), *table.shape)
+    return np.stack([np.ldexp(error, exponent), freedom])
 
 
 def half_widths(error: ArrayLike, freedom: ArrayLike) -> NDArray[np.float64]:

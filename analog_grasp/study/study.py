@@ -43,6 +43,7 @@ from analog_grasp.study.statistics import (
     half_widths,
     mean_error,
     mean_squares,
+    table_error,
 )
 from analog_grasp.study.trained_adapters import adapter_names, load_with_hash, new_adapter
 from analog_grasp.tasks import LanguageModelingTask, Task
@@ -180,7 +181,7 @@ def prepare(config: StudyConfig, directory: Path) -> Study:
             f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} re-fitted by gradient.",
             stacklevel=2,
         )
-    resumed = open_run(directory, config)
+    resumed = open_run(directory, config, task)
     return Study(resumed, task, resumed.hardware.cards(), adapters, directory, loaded)
 
 
@@ -387,5 +388,5 @@ def _width(table: NDArray[np.float64]) -> float:
     if chips == 1:
         return math.inf
     if trainings > 1:
-        return float(half_widths(*mean_error(mean_squares(table), *table.shape)))
+        return float(half_widths(*table_error(table)))
     return float(half_widths(table.std(ddof=1) / math.sqrt(chips), chips - 1))

@@ -30,6 +30,7 @@ from analog_grasp.study.provenance import (
     card_hash,
     check_new,
     check_same,
+    rows_hash,
     training_hashes,
 )
 from analog_grasp.study.study import check_single_process
@@ -186,8 +187,10 @@ def prepare_tuning(
     _check_adapter(config, task, adapter, space)
     asked = (
         flat(config, CHANGEABLE)
-        | training_hashes(config)
+        | training_hashes(config, task)
         | {
+            "metrics": list(task.metrics),
+            "held_out_hash": rows_hash(task.validation),
             "adapter": adapter,
             "multi": multi,
             "held_out": len(task.validation),
@@ -199,8 +202,8 @@ def prepare_tuning(
     if file.is_file():
         there = read_toml(file, f"The file {file}")
         check_same(f"The output {directory}", "study", there, asked)
-    elif not (directory / STUDY_FILE).is_file():
-        check_new(directory, "tuning")
+    else:
+        check_new(directory, "tuning", (STUDY_FILE,))
     if storage is None:
         directory.mkdir(parents=True, exist_ok=True)
     with quiet_optuna():
@@ -349,7 +352,9 @@ def _check_adapter(
 ) -> None:
     """Raise for an adapter that does not fit, with the largest K of the search."""
     most = {"groups": int(space["groups"].high)} if "groups" in space else {}
-    peft_config = new_adapter(config.replace(**most), task, adapter).active_peft_config
+    adapted = new_adapter(config.replace(**most), task, adapter)
+    # A model that is trained whole has none.
+    peft_config = getattr(adapted, "active_peft_config", None)
     for name in {"noise_weight", "noise_target", "groups"} & space.keys():
         if not hasattr(peft_config, name):
             raise ValueError(

@@ -10,6 +10,8 @@ _FRACTION = re.compile(
     r"(acc|accuracy|exact_match|f1|macro_f1|matthews|mcc|pearsonr?|spearmanr?|precision|recall"
     r"|roc_auc|bleu|meteor|rouge(\d|l|lsum)?|rouge_l)([_\W].*)?"
 )
+# Scores of lm-eval from 0 to 100; which of two is higher, as in "bleu_acc", is a fraction.
+_PER_CENT = re.compile(r"[^/]*/(bleu|rouge)(?!.*_acc).*")
 # Errors of evaluate and of its scripts, such as "mine_wer" of mine.py; of a negative error more is
 # better.
 _LOWER = re.compile(
@@ -25,6 +27,8 @@ def is_fraction(metric: str) -> bool:
         >>> is_fraction("accuracy"), is_fraction("arc_easy/acc_norm"), is_fraction("nist")
         (True, True, False)
     """
+    if _PER_CENT.fullmatch(metric.lower()):
+        return False
     return _FRACTION.fullmatch(_own_name(metric)) is not None
 
 

@@ -104,7 +104,7 @@ def test_a_model_without_biases_raises():
         get_peft_model(LlamaForCausalLM(tiny), BitFitConfig(task_type="CAUSAL_LM"))
 
 
-def test_layers_that_are_read_and_never_called_are_left_out():
+def test_layers_that_are_read_and_never_called_are_not_adapted():
     config = SiglipVisionConfig(
         hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
         image_size=8, patch_size=4,

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import analog_grasp
+from analog_grasp.cli.runs import _sensitivity_table
 from analog_grasp.crossbar.export import read_chip
 from analog_grasp.crossbar.write_tolerance import (
     learned_tolerances,
@@ -138,6 +139,21 @@ def test_sensitivity_is_one_score_a_layer(deploy, alone):
     names = {layer["name"] for layer in written["layers"]}
     assert set(written["sensitivity"]["scores"]) == names
     assert "Each layer alone" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("alone", "metric", "first"),
+    [
+        ("analog", "accuracy", "low"),
+        ("digital", "accuracy", "high"),
+        ("analog", "perplexity", "high"),
+        ("digital", "perplexity", "low"),
+    ],
+)
+def test_the_layer_that_costs_most_is_the_first(alone, metric, first):
+    scores = {"middle": 0.5, "low": 0.2, "high": 0.8}
+    table = _sensitivity_table({"alone": alone, "metric": metric, "scores": scores})
+    assert [row[0] for row in table.rows][::2] == [first, "low" if first == "high" else "high"]
 
 
 @pytest.mark.parametrize("placement", ["digital", "folded"])

@@ -10,6 +10,7 @@ import sqlite3
 import pytest
 import torch
 
+from analog_grasp.cli import runs
 from analog_grasp.cli.runs import _with_workers
 from analog_grasp.study.config import resolve
 from analog_grasp.study.records import treatment_costs
@@ -291,4 +292,31 @@ def test_recalibrate_takes_the_examples_of_a_file(ag, finished, tiny, tmp_path):
     file.write_text('placement = "folded"\n')
     ended = ag("recalibrate", folder, *tiny[2:], "--config", file, "--out", tmp_path / "other")
     assert ended.status == 2
-    assert "placement is 'folded', with which no adapter is digital" in ended.err
+    assert "no effect without the placement digital" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "counts"),
+    [
+        ("recalibrate_steps = 20", (), (64,)),
+        ("recalibrate_steps = 20", ("--examples", "8"), (8,)),
+        ("recalibrate = [4]\nrecalibrate_groups = 8", (), (4,)),
+        ("recalibrate = []", (), (64,)),
+    ],
+)
+def test_recalibrate_takes_a_file_with_or_without_examples(
+    ag, finished, tmp_path, monkeypatch, text, options, counts
+):
+    configs = []
+    monkeypatch.setattr(runs, "run_study", lambda config, *_, **__: configs.append(config))
+    file = tmp_path / "asked.toml"
+    file.write_text(text)
+    asked = ("recalibrate", finished / "adapters" / "grasp", "--config", file, *options)
+    ended = ag(*asked, "--out", tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert configs[0].run.recalibrate == counts
+
+
+def test_a_report_is_not_written_to_a_file(error_of, finished, tmp_path):
+    (tmp_path / "file").touch()
+    assert "is a file: name a folder" in error_of("report", finished, "--out", tmp_path / "file")

@@ -199,6 +199,16 @@ def test_a_legend_of_many_rows_leaves_the_panels_their_height(axes):
     assert many.get_figheight() > one.get_figheight() + 1
 
 
+def test_a_legend_of_long_names_is_not_cut(axes, make):
+    cells, _ = make(adapters=["m" * 90, "W" * 60], devices=["pcm"])
+    (panel,) = axes(accuracy_vs_drift, cells)
+    figure = panel.figure
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= 0
+    assert legend.get_window_extent().x1 <= figure.bbox.width
+
+
 def test_missing_scores_are_skipped(axes, measurements):
     cells = [c for c in measurements if c.adapter == "grasp" or c.time_s == 20]
     panel, *_ = axes(accuracy_vs_drift, cells)

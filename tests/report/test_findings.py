@@ -100,6 +100,32 @@ def test_one_adapter_and_no_record(scored):
     )
 
 
+def test_an_adapter_that_has_not_learned_is_not_the_answer(make):
+    """It has nothing to lose, and retains its own digital score longest."""
+    cells, records = make(adapters=("grasp", "stochgrasp", "head"))
+    learned = {0.0: 0.9, 20.0: 0.88, 86400.0: 0.8}
+    cells = [
+        replace(c, value=0.53 if c.adapter == "head" else learned[c.time_s] + c.repeat / 1e3)
+        for c in cells
+    ]
+    scores = {"grasp": 0.91, "stochgrasp": 0.9, "head": 0.54}
+    records = [replace(record, digital={"accuracy": scores[record.adapter]}) for record in records]
+    for order in (records, records[::-1]):
+        text = answer(Comparison(cells, order))
+        assert "retains 95 % of its digital accuracy there and has 80.2" in text
+        assert "head retains" not in text
+
+
+def test_the_longest_is_stated_of_a_single_device(scored, records):
+    short = [c for c in scored(lambda cell: 0.0) if c.time_s == 0]
+    text = answer(Comparison(short, records))
+    assert "retains 95 % of its digital accuracy there and has 85.3" in text
+    high = [replace(record, digital={"accuracy": 0.99}) for record in records]
+    assert "and has 85.3 ±0.4 % at 0s, the best of 2 devices." in answer(Comparison(short, high))
+    same = [replace(cell, value=0.85 + cell.repeat / 500) for cell in short]
+    assert answer(Comparison(same, high)).endswith("and has 85.3 ±0.4 % at 0s.")
+
+
 def lifetimes(cells, records):
     """Returns the time for which each adapter retains its score, by device and label."""
     comparison = Comparison(cells, records)
@@ -266,3 +292,4 @@ def test_the_second_stage_is_stated_of_the_adapters_that_had_it(records):
     first = methodology(stage, [records[0], saved, whole])[0]
     assert "each of grasp was distilled without labels, in 300 steps," in first
     assert methodology({"then": ["none"]}, records) == list(METHODOLOGY)
+    assert methodology(stage, [saved, whole]) == list(METHODOLOGY)

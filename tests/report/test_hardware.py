@@ -56,6 +56,12 @@ def test_a_bar_is_the_sum_of_the_parts_that_are_stated(rows):
     assert "NVIDIA H100 SXM, int8 peak" in hermes.others
 
 
+def test_rows_without_their_sum_raise(rows):
+    cut = [row for row in rows if row.quantity != "energy, all parts"]
+    with pytest.raises(ValueError, match=r"costs\.csv is damaged: it lacks .* grasp on hermes-1ph"):
+        bars(cut)
+
+
 def test_points_are_the_scores_at_the_last_time(rows, measurements, records):
     found = points(rows, Comparison(measurements, records))
     assert len(found) == 4

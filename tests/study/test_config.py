@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -14,10 +15,13 @@ import analog_grasp as ag
 from analog_grasp.adapters.config import Form, Grouping
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.cli.options import choices
-from analog_grasp.study.config import SETTINGS, StudyConfig, flat, resolve
+from analog_grasp.study.config import ONE_STAGE, SETTINGS, StudyConfig, flat, resolve
 from analog_grasp.study.fields import split_names
 from analog_grasp.study.provenance import data_hash, open_run
 from analog_grasp.tasks import GenerationTask
+from analog_grasp.tasks.reviews import reviews
+
+TASK = reviews(train=4, validation=4)
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_run_toml_reproduces_the_settings(tmp_path):
             "trust_remote_code": True,
         }
     )
-    open_run(tmp_path / "run", config)
+    open_run(tmp_path / "run", config, TASK)
     found = resolve({}, tmp_path / "run" / "run.toml")
     assert found == config.replace(trust_remote_code=False)
     assert resolve({}, tmp_path / "run" / "run.toml") == resolve(flat(config))
@@ -110,13 +114,13 @@ def test_run_toml_reproduces_the_settings(tmp_path):
 
 def test_a_run_that_did_not_name_form_and_grouping_resumes(tmp_path):
     config = resolve({"groups": 4})
-    open_run(tmp_path / "run", config)
+    open_run(tmp_path / "run", config, TASK)
     text = (tmp_path / "run" / "run.toml").read_text()
     assert "form =" not in text
     assert "grouping =" not in text
-    assert open_run(tmp_path / "run", config) == config
+    assert open_run(tmp_path / "run", config, TASK) == config
     with pytest.raises(ValueError, match="another run, whose form is None and not 'normalize'"):
-        open_run(tmp_path / "run", config.replace(form="normalize"))
+        open_run(tmp_path / "run", config.replace(form="normalize"), TASK)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("form", Form), ("grouping", Grouping)])
@@ -218,6 +222,8 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
         ({"sigma_lr_ratio": 3, "adapters": ["grasp"]}, "sigma_lr_ratio.*applies to stochgrasp"),
         ({"noise_weight_schedule": "linear", "adapters": ["grasp"]}, "applies to stochgrasp"),
         ({"noise_target_schedule": "linear", "adapters": ["lora"]}, "applies to stochgrasp"),
+        ({"groups": 8, "adapters": ["lora", "runs/mine"]}, "groups is 8, .* no effect on lora: it"),
+        ({"groups": 8, "adapters": ["runs/mine"]}, "groups is 8, .* effect on saved adapters"),
     ],
 )
 def test_settings_without_effect_are_errors(given, sentence):
@@ -230,6 +236,8 @@ def test_settings_without_effect_are_errors(given, sentence):
     [
         {"shift_lr_ratio": 0.5, "adapters": ["lora"]},
         {"groups": 4, "adapters": ["lora", "grasp"]},
+        {"groups": 4, "adapters": ["grasp", "runs/mine"]},
+        {"recalibrate": (4,), "recalibrate_groups": 8, "adapters": ["lora", "runs/mine"]},
         {"programming_error": "learned", "placement": "programmed"},
         {"length_penalty": 0.5, "beams": 2},
     ],
@@ -302,6 +310,23 @@ def test_generation_settings_without_generation_raise():
 def test_values_of_another_kind_raise(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         resolve(settings)
+
+
+@pytest.mark.parametrize("name", ["model", "data_dir", "teacher", "start_from"])
+def test_a_path_may_be_a_path(name):
+    assert resolve({name: Path("my/folder")}).value(name) == "my/folder"
+    found = resolve({"devices": [Path("my.toml"), "ideal"], "adapters": Path("runs/mine")})
+    assert found.hardware.devices == ("my.toml", "ideal")
+    assert found.model.adapters == ("runs/mine",)
+
+
+def test_a_file_may_have_settings_of_a_second_stage_that_a_command_lacks(config):
+    file = config("then_steps = 50\ngroups = 8")
+    assert resolve({}, file).training.then_steps == 50
+    assert resolve({}, file, ONE_STAGE).given() == {"groups", "then"}
+    assert resolve({"then": "ideal@0s"}, file, ONE_STAGE).training.then_steps == 50
+    with pytest.raises(ValueError, match=r"then_steps is 50, .* without a second stage"):
+        resolve({"then_steps": 50}, file, ONE_STAGE)
 
 
 def test_times_may_be_seconds():

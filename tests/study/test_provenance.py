@@ -1,6 +1,7 @@
 """Provenance: run folders, cards given in Python, and cells whose origin has changed."""
 
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,19 +11,21 @@ from safetensors.torch import load_file, save_file
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import study
 from analog_grasp.study.api import compare
-from analog_grasp.study.config import StudyConfig, resolve
-from analog_grasp.study.provenance import card_toml, open_run, read_run, with_card_files
+from analog_grasp.study.config import StudyConfig, flat, resolve
+from analog_grasp.study.provenance import card_toml, check_same, open_run, read_run, with_card_files
 from analog_grasp.study.runner import measured_cells
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
 from analog_grasp.tasks.classification import SentenceTask
+from analog_grasp.tasks.reviews import reviews
 
+TASK = reviews(train=4, validation=4)
 CONFIG = StudyConfig().replace(devices=("ideal",), repeats=3, seed=7, then="none")
 
 
 def test_a_run_records_settings_versions_and_seeds(tmp_path):
     folder = tmp_path / "deep" / "run"
-    open_run(folder, CONFIG)
+    open_run(folder, CONFIG, TASK)
     config, records = read_run(folder)
     assert config == CONFIG
     assert records["seeds"] == {"trainings": [7], "chips": [7, 8, 9]}
@@ -31,10 +34,10 @@ def test_a_run_records_settings_versions_and_seeds(tmp_path):
 
 
 def test_the_same_run_resumes_and_its_record_is_kept(tmp_path):
-    open_run(tmp_path, CONFIG)
+    open_run(tmp_path, CONFIG, TASK)
     record = (tmp_path / "run.toml").read_bytes()
     (tmp_path / "results.sqlite").touch()
-    open_run(tmp_path, CONFIG)
+    open_run(tmp_path, CONFIG, TASK)
     assert (tmp_path / "run.toml").read_bytes() == record
 
 
@@ -48,28 +51,28 @@ def test_the_same_run_resumes_and_its_record_is_kept(tmp_path):
     ],
 )
 def test_another_run_raises_with_the_first_difference(tmp_path, change, sentence):
-    open_run(tmp_path, CONFIG)
+    open_run(tmp_path, CONFIG, TASK)
     with pytest.raises(ValueError, match=sentence):
-        open_run(tmp_path, CONFIG.replace(**change))
+        open_run(tmp_path, CONFIG.replace(**change), TASK)
 
 
 def test_the_engine_may_change_when_a_run_resumes(tmp_path):
-    open_run(tmp_path, CONFIG)
+    open_run(tmp_path, CONFIG, TASK)
     changed = CONFIG.replace(workers=4, engine="ray", until_ci=0.5)
-    open_run(tmp_path, changed)
+    open_run(tmp_path, changed, TASK)
     assert read_run(tmp_path)[0] == changed
 
 
 def test_a_run_grows_by_devices_times_and_repeats(tmp_path):
-    open_run(tmp_path, CONFIG)
+    open_run(tmp_path, CONFIG, TASK)
     asked = CONFIG.replace(devices=("rram-wan2022",), times=("10y", "1d"), repeats=2)
-    grown = open_run(tmp_path, asked)
+    grown = open_run(tmp_path, asked, TASK)
     assert grown.hardware.devices == ("ideal", "rram-wan2022")
     assert grown.run.times == (*CONFIG.run.times, "10y")
     assert grown.run.repeats == 3
     assert read_run(tmp_path)[0] == grown
     record = (tmp_path / "run.toml").read_bytes()
-    assert open_run(tmp_path, CONFIG) == grown
+    assert open_run(tmp_path, CONFIG, TASK) == grown
     assert (tmp_path / "run.toml").read_bytes() == record
 
 
@@ -79,22 +82,22 @@ def test_a_moved_card_file_is_the_same_device_and_another_of_its_name_raises(tmp
         folder.mkdir()
         card_file(folder)
     mine = CONFIG.replace(devices=(str(here / "mine.toml"),))
-    open_run(tmp_path / "run", mine)
+    open_run(tmp_path / "run", mine, TASK)
     with pytest.raises(ValueError, match="have the same name"):
-        open_run(tmp_path / "run", CONFIG.replace(devices=(str(other / "mine.toml"),)))
+        open_run(tmp_path / "run", CONFIG.replace(devices=(str(other / "mine.toml"),)), TASK)
     assert read_run(tmp_path / "run")[0] == mine
     here.rename(there)
     moved = CONFIG.replace(devices=(str(there / "mine.toml"),))
-    assert open_run(tmp_path / "run", moved) == moved
+    assert open_run(tmp_path / "run", moved, TASK) == moved
 
 
 def test_a_folder_of_other_files_raises_and_is_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="files that do not belong to a run"):
-        open_run(tmp_path, CONFIG)
+        open_run(tmp_path, CONFIG, TASK)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match=r"thesis\.tex holds files that do not belong to a run"):
-        open_run(tmp_path / "thesis.tex", CONFIG)
+        open_run(tmp_path / "thesis.tex", CONFIG, TASK)
 
 
 def test_reading_a_folder_without_a_run_raises(tmp_path):
@@ -103,7 +106,7 @@ def test_reading_a_folder_without_a_run_raises(tmp_path):
 
 
 def test_reading_a_damaged_run_raises(tmp_path):
-    open_run(tmp_path, CONFIG)
+    open_run(tmp_path, CONFIG, TASK)
     (tmp_path / "run.toml").write_text("repeats = [")
     with pytest.raises(ValueError, match=r"run\.toml is not valid TOML"):
         read_run(tmp_path)
@@ -187,11 +190,51 @@ def test_a_run_does_not_resume_with_an_edited_card_of_its_training(config, tmp_p
     where = path if setting == "converters" else f"{path}@1d"
     named = {setting: (where,) if setting == "then" else where}
     trained = config.replace(adapters=("grasp",), **named)
-    open_run(tmp_path / "run", trained)
-    open_run(tmp_path / "run", trained)
+    open_run(tmp_path / "run", trained, TASK)
+    open_run(tmp_path / "run", trained, TASK)
     card_file(tmp_path, ("[0.16603222,", "[0.5,"))
     with pytest.raises(ValueError, match="another run, whose mine_card_hash is"):
-        open_run(tmp_path / "run", trained)
+        open_run(tmp_path / "run", trained, TASK)
+
+
+def test_a_run_resumes_with_the_moved_cards_of_a_list(tmp_path):
+    here, there = (tmp_path / name for name in ("here", "there"))
+    for folder in (here, there):
+        folder.mkdir()
+        card_file(folder)
+    moved = [CONFIG.replace(injection=f"{f}/mine.toml@1d,ideal@0s") for f in (here, there)]
+    open_run(tmp_path / "run", moved[0], TASK)
+    open_run(tmp_path / "run", moved[1], TASK)
+    with pytest.raises(ValueError, match=r"injection is 'mine.toml@1d,ideal@0s' and not 'mine"):
+        open_run(tmp_path / "run", CONFIG.replace(injection=f"{here}/mine.toml@1h,ideal@0s"), TASK)
+    first = CONFIG.replace(injection="pcm-hermes-2@1d,./mine.toml@0s")
+    with pytest.raises(ValueError, match="another run, whose injection is 'pcm-hermes-2@1d,mine"):
+        check_same("The output", "run", flat(first), flat(first) | {"injection": "mine.toml@0s"})
+
+
+def test_a_run_does_not_resume_with_other_training_rows_or_metrics(tmp_path):
+    open_run(tmp_path, CONFIG, TASK)
+    edited = TASK.with_rows(reviews(train=5, validation=4).train, TASK.validation)
+    with pytest.raises(ValueError, match="another run, whose training_rows_hash is"):
+        open_run(tmp_path, CONFIG.replace(trainings=2), edited)
+    other = replace(TASK, metrics=("f1", *TASK.metrics))
+    with pytest.raises(
+        ValueError,
+        match=r"whose metrics is \['accuracy'\] and not \['f1', 'accuracy'\]: .*\(--metric\)",
+    ):
+        open_run(tmp_path, CONFIG, other)
+    assert read_run(tmp_path)[1]["metrics"] == ["accuracy"]
+
+
+def test_a_run_does_not_resume_with_another_adapter_to_start_from(finished_run, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(finished_run / "adapters" / "grasp", start)
+    config = CONFIG.replace(start_from=str(start))
+    open_run(tmp_path / "run", config, TASK)
+    open_run(tmp_path / "run", config, TASK)
+    shutil.copytree(finished_run / "adapters" / "stochgrasp", start, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="another run, whose start_from_hash is"):
+        open_run(tmp_path / "run", config.replace(trainings=2), TASK)
 
 
 def noisy(name="noisy-hermes", **changes) -> DeviceCard:
@@ -266,12 +309,12 @@ def test_a_run_does_not_resume_with_an_edited_card_of_its_second_stage(config, t
     """Its adapters were distilled on chips of the card as it was."""
     devices = (card_file(tmp_path),)
     mine = config.replace(adapters=("grasp",), devices=devices, then=("devices",))
-    open_run(tmp_path / "run", mine)
+    open_run(tmp_path / "run", mine, TASK)
     assert read_run(tmp_path / "run")[1]["second_stage"] == ["mine@0s..1d"]
-    open_run(tmp_path / "run", mine)
+    open_run(tmp_path / "run", mine, TASK)
     card_file(tmp_path, ("[0.16603222,", "[0.5,"))
     with pytest.raises(ValueError, match="another run, whose mine_card_hash is"):
-        open_run(tmp_path / "run", mine)
+        open_run(tmp_path / "run", mine, TASK)
 
 
 def test_the_seeds_of_chips_that_were_added_are_recorded(config, tmp_path, run_study):

@@ -100,3 +100,13 @@ def test_the_costs_of_all_trainings_are_averaged_by_variant(tmp_path):
         "grasp+recalibrated-16": (2, 1.5, 100),
         "mine-training-1+scheduled": (1, 7.0, None),
     }
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"ages": {}}', '{"ages": {"0s": 3}}',
+                                  '{"ages": {"0s": {"seconds": "3"}}}'])  # fmt: skip
+def test_a_damaged_schedule_raises(tmp_path, text):
+    path = tmp_path / "scheduled" / "grasp" / "pcm" / "schedule.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"schedule\.json is damaged: delete its folder"):
+        treatment_costs(tmp_path, [("grasp", 0)], ["pcm"])

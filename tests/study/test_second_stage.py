@@ -117,15 +117,15 @@ def test_adapters_are_distilled_on_the_devices_of_the_run(settings, tmp_path):
         assert "simulated chips" not in (plain.directory / file).read_text()
 
 
-def test_a_run_grows_but_not_beyond_what_its_adapters_were_distilled_on(tmp_path):
+def test_a_run_grows_but_not_beyond_what_its_adapters_were_distilled_on(task, tmp_path):
     config = resolve(FEW | STAGE)
-    open_run(tmp_path, config)
+    open_run(tmp_path, config, task)
     assert read_run(tmp_path)[0] == config
-    more = open_run(tmp_path, config.replace(repeats=2, times=("1h",)))
+    more = open_run(tmp_path, config.replace(repeats=2, times=("1h",)), task)
     assert more.run.times == ("1d", "0s", "1h")
     for change in ({"times": ("1y",)}, {"devices": ("ideal",)}):
         with pytest.raises(ValueError, match=r"trained for pcm-hermes-2@0s..1d: .* with drift"):
-            open_run(tmp_path, config.replace(**change))
+            open_run(tmp_path, config.replace(**change), task)
 
 
 def test_a_model_that_is_trained_whole_has_the_first_stage_alone(settings, tmp_path):

@@ -289,3 +289,11 @@ def test_incomplete_trainings_are_ignored():
     for missing in ((2, 0), (2, 1), (2, 2), (1, 3)):
         del values[missing[0], (missing[1], missing[1])]
     assert complete_table(values).tolist() == [[0, 1, 2], [10, 11, 12]]
+
+
+@pytest.mark.parametrize("scale", [1e80, 2.0**530, 1e300])
+def test_large_values_have_the_intervals_of_small_ones(scale):
+    table = np.array([[1.0, 2.0, 4.0], [1.5, 2.5, 3.0]])
+    small, large = estimate(table), estimate(scale * table)
+    assert [x / scale for x in large[:3]] == pytest.approx(small[:3])
+    assert large.p_value == pytest.approx(small.p_value)

@@ -64,18 +64,18 @@ def test_a_teacher_may_be_a_model_of_the_hub(settings, parts, tmp_path, monkeypa
         compare(tmp_path / "other", **taught | {"teacher": "someone/other"})
 
 
-def test_a_run_does_not_resume_with_another_teacher(folder, tmp_path):
+def test_a_run_does_not_resume_with_another_teacher(folder, task, tmp_path):
     config = resolve(FEW | {"teacher": str(folder)})
-    open_run(tmp_path / "run", config)
+    open_run(tmp_path / "run", config, task)
     assert read_run(tmp_path / "run")[1]["hashes"]["teacher_hash"] == adapter_hash(folder)
     moved = config.replace(teacher=str(shutil.move(folder, tmp_path / "moved" / "teacher")))
-    open_run(tmp_path / "run", moved)
+    open_run(tmp_path / "run", moved, task)
     with pytest.raises(ValueError, match="another run, whose teacher is 'teacher' and not None"):
-        open_run(tmp_path / "run", config.replace(teacher=None))
+        open_run(tmp_path / "run", config.replace(teacher=None), task)
     file = tmp_path / "moved" / "teacher" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"groups": 2}))
     with pytest.raises(ValueError, match=r"another run, whose teacher_hash is '.*' and not '"):
-        open_run(tmp_path / "run", moved)
+        open_run(tmp_path / "run", moved, task)
 
 
 @pytest.mark.parametrize(

@@ -197,13 +197,13 @@ def test_no_file_allows_remote_code(tmp_path):
         resolve({}, config)
 
 
-def test_permission_for_remote_code_is_given_for_each_command(tmp_path):
+def test_permission_for_remote_code_is_given_for_each_command(task, tmp_path):
     config = resolve({"trust_remote_code": True})
     assert config.replace(groups=2).model.trust_remote_code
-    open_run(tmp_path / "run", config)
+    open_run(tmp_path / "run", config, task)
     assert "trust" not in (tmp_path / "run" / "run.toml").read_text()
     # A command that resumes the run may give it again, or not.
-    open_run(tmp_path / "run", resolve({}))
+    open_run(tmp_path / "run", resolve({}), task)
 
 
 def outputs(model, task):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import event
 
+from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.study.trained_adapters import new_adapter, save_adapter
 from analog_grasp.tasks import load_task
@@ -99,6 +100,35 @@ def test_folder_of_a_study_with_another_teacher(settings, tmp_path):
     save_adapter(new_adapter(settings.replace(seed=4), load_task("lengths"), "grasp"), teacher)
     with pytest.raises(ValueError, match="another study, whose teacher_hash is"):
         prepare_tuning(taught, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda task: replace(task, metrics=("spearman", "pearson")), r"metrics is .*\(--metric\)"),
+        (
+            lambda task: replace(task, train=task.train.select([*range(19), 0])),
+            "training_rows_hash is",
+        ),
+    ],
+)
+def test_folder_of_a_study_with_other_metrics_or_rows(
+    settings, tmp_path, monkeypatch, change, named
+):
+    for _ in range(2):
+        prepare_tuning(settings, tmp_path / "run")
+    task = change(load_task("lengths"))
+    monkeypatch.setattr(TaskSettings, "load", lambda _: task)
+    with pytest.raises(ValueError, match=f"another study, whose {named}"):
+        prepare_tuning(settings, tmp_path / "run")
+
+
+def test_a_model_that_is_trained_whole_can_be_tuned_but_not_its_groups(settings, tmp_path):
+    whole = settings.replace(placement="folded", groups=None)
+    tuning = prepare_tuning(whole, tmp_path / "run", adapter="full", search=["learning_rate"])
+    assert tuning.config.training.learning_rate == ADAPTERS["full"].learning_rate
+    with pytest.raises(ValueError, match="full has no groups to search"):
+        prepare_tuning(whole, tmp_path / "other", adapter="full", search=["groups"])
 
 
 def test_storage_of_another_study(settings, tmp_path):

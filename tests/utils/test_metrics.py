@@ -10,6 +10,7 @@ from analog_grasp.utils.metrics import is_fraction, lower_is_better
     [
         *("accuracy", "accuracy_mm", "f1", "macro_f1", "matthews_correlation", "mcc", "pearson"),
         *("precision", "recall", "roc_auc", "Bleu", "rouge_l", "rouge_rougeL", "meteor"),
+        *("truthfulqa_gen/bleu_acc", "truthfulqa_gen/rougeL_acc"),
         *("arc_easy/acc", "arc_easy/acc_norm", "gsm8k/exact_match/strict-match", "squad_f1/f1"),
     ],
 )
@@ -30,6 +31,10 @@ def test_fractions_are_shown_in_per_cent(name):
         "negative_mae",
         "chrf",
         "filter",
+        "wmt16/bleu",
+        "wmt16/bleu/none",
+        "truthfulqa_gen/bleu_max",
+        "truthfulqa_gen/rougeL_diff",
     ],
 )
 def test_scores_with_other_units_are_not(name):
