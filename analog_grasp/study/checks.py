@@ -196,7 +196,7 @@ def teacher_folder(name: str) -> Path:
     Raises:
         FileNotFoundError: There is no such folder, and no such model of the Hub can be reached.
     """
-    if Path(name).exists() or Path(name).is_absolute() or name.count("/") != 1:
+    if Path(name).exists() or Path(name).is_absolute() or name.count("/") > 1:
         return Path(name)
     from huggingface_hub import snapshot_download
 
