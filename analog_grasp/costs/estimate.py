@@ -122,7 +122,9 @@ class Costs:
             name: times(reads, energy) for name, energy in model.read_energy().items()
         }
         # All adapters but LoRA multiply by vectors, not by matrices.
-        parts["adapter"] = model.digital_energy(work.adapter_macs, work.adapter != "lora")
+        parts["adapter"] = model.digital_energy(
+            work.adapter_macs, not work.adapter.startswith("lora")
+        )
         parts["attention"] = model.digital_energy(work.attention_macs)
         parts["norms"] = model.digital_energy(work.norm_macs, elementwise=True)
         parts["other digital layers"] = model.digital_energy(work.linear_macs)
@@ -222,7 +224,8 @@ def costs(
 
     Raises:
         ValueError: The cost model is unknown or invalid, a number is below 1 or contradicts the
-            inputs, or the model has no positions for so many tokens.
+            inputs, the model has no positions for so many tokens, or it takes other inputs than
+            the token ids of one sequence and `inputs` is absent.
 
     Source:
         The sources of the cost model's figures; docs/method.md.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -233,8 +233,8 @@ def count_work(
     `analog_grasp.costs`.
 
     Raises:
-        ValueError: A number is below 1 or contradicts the inputs, or the model has no positions for
-            so many tokens.
+        ValueError: A number is below 1 or contradicts the inputs, the model has no positions for so
+            many tokens, or it takes other inputs than the token ids of one sequence.
     """
     batch, sequence = _shape(batch, sequence, inputs)
     limit = position_limit(deployment.model)
@@ -243,6 +243,7 @@ def count_work(
             f"sequence is {sequence}: the model has positions for at most {limit} tokens."
         )
     if inputs is None:
+        _check_tokens(deployment.model)
         tensors = chain(deployment.model.parameters(), deployment.model.buffers())
         device = next((tensor.device for tensor in tensors), None)
         ids = torch.zeros(batch, sequence, dtype=torch.long, device=device)
@@ -255,7 +256,8 @@ def count_work(
     chip = (module for module in model.modules() if isinstance(module, ChipLayer))
     layers = deployment.layers | {layer.name: layer for layer in chip}
     with _counted(layers) as count, FlopCounterMode(display=False) as flops:
-        cached = _KV_BYTES * _cached_elements(model(**inputs))
+        elements, generated = _cached(model(**inputs))
+    cached = _KV_BYTES * elements
     found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
     attention = sum(n for op, n in found.items() if any(name in op for name in _ATTENTION))
     shapes = {name: layer.frozen.shape for name, layer in layers.items()}
@@ -278,10 +280,22 @@ def count_work(
         linear_macs=products - sum(layer.macs for layer in on_tiles),
         cache_bytes=cached,
         # Each token is written once, and read for itself and for every later token.
-        cache_traffic=cached * (sequence + 3) // 2,
+        cache_traffic=cached * ((generated or sequence) + 3) // 2,
         # Of the adapter and its task head.
         adapter_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
     )
+
+
+def _check_tokens(model: Any) -> None:
+    """Raise ValueError if a model takes more than the token ids of one sequence."""
+    name = getattr(model, "main_input_name", "input_ids")
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if name != "input_ids" or decodes:
+        taken = "those of an encoder and a decoder" if decodes else name
+        raise ValueError(
+            f"The inputs of the {type(model).__name__} are {taken}, which sequence and batch do "
+            "not state: give inputs."
+        )
 
 
 def _shape(
@@ -339,28 +353,34 @@ def _counted(layers: Mapping[str, ChipLayer]) -> Iterator[_Count]:
 
 
 def _rows(args: tuple[Tensor, ...]) -> int:
-    """Return the number of input vectors of a layer's first argument."""
-    return args[0].numel() // args[0].shape[-1]
+    """Return the number of input vectors, or token ids, of a layer's first argument."""
+    return args[0].numel() // (args[0].shape[-1] if args[0].is_floating_point() else 1)
 
 
 def _adapter_macs(layer: Any) -> tuple[int, bool]:
     """Return an adapter's digital multiply-adds per input vector, and whether torch counts them."""
-    if isinstance(layer, ProgrammedModulation):
-        return layer.base_layer.frozen.shape[1], False
-    if isinstance(layer, GraspLinear):
+    if isinstance(layer, GraspLinear | ProgrammedModulation):
         return layer.in_features, False
     names = list(layer.active_adapters)
     if isinstance(layer, LoraLayer):
-        digital = [n for n in names if n in layer.r and isinstance(layer.lora_A[n], nn.Linear)]
-        features: Any = layer.in_features, layer.out_features
-        return sum(layer.r[name] for name in digital) * sum(features), True
+        # The first matrix of an embedding is looked up, not multiplied by.
+        embedded = [n for n in names if n in layer.lora_embedding_A]
+        digital = [n for n in names if isinstance(dict(layer.lora_A.items()).get(n), nn.Linear)]
+        inputs, outputs = cast(tuple[int, int], (layer.in_features, layer.out_features))
+        of_linear = sum(layer.r[n] for n in digital) * (inputs + outputs)
+        return of_linear + sum(layer.r[n] for n in embedded) * outputs, True
     vectors = [layer.ia3_l[name].numel() for name in names if name in layer.ia3_l]
     return sum(vectors), False
 
 
-def _cached_elements(output: Any) -> int:
-    """Return the elements of the keys and values that a pass has cached; 0 without a cache."""
+def _cached(output: Any) -> tuple[int, int]:
+    """Return the elements of the keys and values that a pass has cached, and a decoder's tokens.
+
+    The elements are 0 without a cache; the tokens are 0 without an encoder beside the decoder.
+    """
     cache = output.get("past_key_values") if isinstance(output, Mapping) else None
-    cache = getattr(cache, "self_attention_cache", cache)
-    parts = (getattr(x, kind, None) for x in getattr(cache, "layers", ()) for kind in _CACHED)
-    return sum(part.numel() for part in parts if isinstance(part, Tensor))
+    decoder = getattr(cache, "self_attention_cache", None)
+    layers = getattr(cache if decoder is None else decoder, "layers", ())
+    parts = (getattr(layer, kind, None) for layer in layers for kind in _CACHED)
+    elements = sum(part.numel() for part in parts if isinstance(part, Tensor))
+    return elements, 0 if decoder is None else decoder.get_seq_length()

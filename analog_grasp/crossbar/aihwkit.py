@@ -47,7 +47,8 @@ _SEGMENTS = 8
 class AihwkitLinear(ChipLayer):
     """A frozen linear layer on aihwkit's tiles.
 
-    The forward noise of the compiled tile is not determined by our seeds.
+    The forward noise of the compiled tile is not determined by our seeds, and so neither are the
+    read-outs of drift compensation through converters.
 
     Args:
         layer, card, name: As for `ChipLayer`.
@@ -68,6 +69,7 @@ class AihwkitLinear(ChipLayer):
         self.eval()
 
     def program(self, chip: int) -> None:
+        self._check_frozen()
         self._chip = chip
         with torch.random.fork_rng():
             for tile, _, _, seed in self._placed():
@@ -76,6 +78,7 @@ class AihwkitLinear(ChipLayer):
         self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
+        self._check_frozen()
         with torch.random.fork_rng():
             for tile, _, _, seed in self._placed():
                 torch.manual_seed(derive_seed(seed, "read-out", seconds))

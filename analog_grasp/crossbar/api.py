@@ -8,7 +8,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import LayerPattern, fold
-from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar.deployment import Deployment
 from analog_grasp.crossbar.mapping import Clip
 from analog_grasp.crossbar.saving import check_whole, stream_weights
@@ -16,6 +15,7 @@ from analog_grasp.crossbar.tile_sets import (
     DeploymentSettings,
     FirstToken,
     TileBackend,
+    check_adapter,
     copy_sharing_frozen,
 )
 from analog_grasp.devices.card import Device, DeviceCard, Effect
@@ -82,7 +82,8 @@ def deploy(
             models have the largest activations. Real if all sequences begin with the same token,
             whose keys and values are stored. For layers with inputs ``(B, T, D)`` or
             ``(B T, D)``, and so neither for experts, whose tokens a router chooses, nor for models
-            with an encoder and a decoder. By default as the card states, else ``"analog"``.
+            with an encoder and a decoder, other inputs than token ids, or a programmed adapter. By
+            default as the card states, else ``"analog"``.
         dtype: The type in which weights on tiles are stored; see `CrossbarLinear`.
         weights: For a bare model on the meta device: the safetensors file or folder with its
             weights, which are read as they are needed; see `stream_weights`.
@@ -121,14 +122,7 @@ def deploy(
         stated.clip if clip is None else clip,
         stated.first_token if first_token is None else first_token,
     )
-    if isinstance(model, PeftModel):
-        if (kind := kind_of(model)) is not None:
-            check_placement(kind, placement)
-        if placement != "folded" and getattr(model.active_peft_config, "use_dora", False):
-            raise ValueError(
-                f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms "
-                "of weights that tiles do not return: use placement='folded'."
-            )
+    check_adapter(model, placement)
     with torch.inference_mode(False):
         shared: dict[str, Tensor] = {}
         if not inplace and placement == "folded":

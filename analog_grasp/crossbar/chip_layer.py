@@ -121,6 +121,13 @@ class ChipLayer(nn.Module):
         bias = None if bias is None else bias.to(x.dtype)
         return functional.linear(x, self.frozen.to(x.dtype), bias)
 
+    def _check_frozen(self) -> None:
+        if version_of(self.frozen) != self._version:
+            raise RuntimeError(
+                f"The frozen weight of the layer {self.name} was changed in place after it was "
+                "deployed: deploy the model again, or fit its adapter to the chip by recalibrate."
+            )
+
     def _read(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Read the tiles with inputs ``(..., D)``."""
         raise NotImplementedError
@@ -366,33 +373,34 @@ class FusedTiles(nn.ModuleList, OnTiles):
         return TileWeight(layer, self.transposed)
 
 
-def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
+# The parameters have torch's names, as callers may give them by name.
+def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     if not isinstance(weight, TileWeight):
         return NotImplemented
-    y = weight.product(x, transposed=False)
+    y = weight.product(input, transposed=False)
     return y if bias is None or y is NotImplemented else y + bias.to(y.dtype)
 
 
-def _matmul(a: Any, b: Any) -> Any:
-    if isinstance(b, TileWeight):
-        return b.product(a, transposed=True)
-    if not isinstance(a, TileWeight):
+def _matmul(input: Any, other: Any) -> Any:
+    if isinstance(other, TileWeight):
+        return other.product(input, transposed=True)
+    if not isinstance(input, TileWeight):
         return NotImplemented
-    if b.dim() == 1:
-        return a.product(b, transposed=False)
-    y = a.product(b.mT, transposed=False)
+    if other.dim() == 1:
+        return input.product(other, transposed=False)
+    y = input.product(other.mT, transposed=False)
     return y if y is NotImplemented else y.mT
 
 
-def _addmm(bias: Tensor, x: Tensor, weight: Any) -> Any:
-    y = _matmul(x, weight)
-    return y if y is NotImplemented else y + bias.to(y.dtype)
+def _addmm(input: Tensor, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    y = _matmul(mat1, mat2)
+    return y if y is NotImplemented else beta * input.to(y.dtype) + alpha * y
 
 
-def _bmm(x: Any, weight: Any) -> Any:
-    if not isinstance(weight, FusedTiles) or not weight.transposed:
+def _bmm(input: Any, mat2: Any) -> Any:
+    if not isinstance(mat2, FusedTiles) or not mat2.transposed:
         return NotImplemented
-    return torch.stack([weight[i].product(part, True) for i, part in enumerate(x)])
+    return torch.stack([mat2[i].product(part, True) for i, part in enumerate(input)])
 
 
 def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -422,11 +430,11 @@ def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
 _PRODUCTS: dict[Callable[..., Any], Callable[..., Any]] = {
     functional.linear: _linear,
     torch.matmul: _matmul,
-    torch.mm: _matmul,
+    torch.mm: lambda input, mat2: _matmul(input, mat2),
     torch.addmm: _addmm,
     torch.bmm: _bmm,
     Tensor.matmul: _matmul,
-    Tensor.mm: _matmul,
+    Tensor.mm: lambda input, mat2: _matmul(input, mat2),
     Tensor.__matmul__: _matmul,
     Tensor.bmm: _bmm,
     functional.multi_head_attention_forward: _attention,

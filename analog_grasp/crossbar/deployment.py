@@ -24,6 +24,7 @@ from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, put_i
 from analog_grasp.crossbar.tile_sets import (
     DeploymentSettings,
     TileSets,
+    check_adapter,
     copy_sharing_frozen,
 )
 from analog_grasp.crossbar.write_tolerance import write_tolerances
@@ -35,7 +36,8 @@ class Deployment:
     """A chip with the frozen weights of a model, and the model that computes with it.
 
     Made by `deploy`. One integer names a chip instance: the same seed gives the same conductances,
-    drift and read noise, whatever else runs and in whichever order drift times are visited.
+    drift and read noise, whatever else runs and in whichever order drift times are visited. With
+    ``tile="rpucuda"`` read noise, also that of the drift compensation's read-out, is not seeded.
 
     Attributes:
         model: The deployed copy. The noise of its forward passes comes from the chip's own seed;
@@ -102,7 +104,8 @@ class Deployment:
         """Age the chip to a time since programming, and return the deployment.
 
         Args:
-            time: Such as ``"0s"``, ``"30d"``, ``"1y"``, or seconds; any order gives the same bits.
+            time: Such as ``"0s"``, ``"30d"``, ``"1y"``, or seconds; any order gives the same bits,
+                up to the unseeded noise of ``tile="rpucuda"``.
 
         Raises:
             ValueError: The text is not a time, or the time is negative.
@@ -125,7 +128,10 @@ class Deployment:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Let a block program and age the chip, which is as before afterwards."""
+        """Let a block program and age the chip, which is as before afterwards.
+
+        The noise of forward passes begins again, as after `drift_to`.
+        """
         seed, seconds = self.seed, self.time_s
         followers, self.on_drift = self.on_drift, []
         try:
@@ -147,8 +153,16 @@ class Deployment:
         that differences between adapters are paired.
 
         Raises:
-            ValueError: Its frozen layers differ from those of the chip.
+            ValueError: Its frozen layers differ from those of the chip, the adapter cannot be
+                placed so, or the placement is ``"folded"``.
         """
+        if self.placement == "folded":
+            raise ValueError(
+                "placement is 'folded', which merges the adapter into the weights that are "
+                "programmed, so that no other adapter shares the chip: deploy the model separately."
+            )
+        check_adapter(model, self.placement)
+        saving.check_whole(model)
         other, shared = copy_sharing_frozen(model, self._settings.layers)
         self._tiles.put_into(other)
         return self._finish(other, shared)
@@ -177,8 +191,11 @@ class Deployment:
     ) -> dict[str, float]:
         """Set the DAC's input range of every layer from the inputs that the model has on data.
 
+        The matrices of a programmed LoRA are layers too, such as ``dense.A``. All of these layers
+        compute digitally meanwhile; a programmed GRASP adapter computes with its devices.
+
         Args:
-            observe: Runs a model on data, digitally, such as
+            observe: Runs a model on data, such as
                 ``lambda model: task.subset(train=64).scores(model, "train")``.
             percentile: Of the magnitudes of a layer's inputs, 100 for the largest; or
                 ``"least-error"``, the range with the least mean squared error of the DAC.
@@ -189,15 +206,18 @@ class Deployment:
             are clipped. Output ranges are dropped, as they belong to the earlier input ranges.
 
         Raises:
-            ValueError: The percentile is not above 0 and at most 100, the DAC is exact, or the
-                tiles are aihwkit's; ranges are then as before.
+            ValueError: The percentile is not above 0 and at most 100, the card has no converters or
+                for ``"least-error"`` an exact DAC, or the tiles are aihwkit's; ranges are then as
+                before.
         """
-        self._settings.check_own("input_ranges")
+        self._check_input_ranges()
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
         # Ranges have no effect on digital passes, and stay as they are if one fails.
         with hooks.first_passes():
-            ranges = mapping.observed_ranges(self.layers, lambda: observe(chosen), percentile)
+            ranges = mapping.observed_ranges(
+                self.card, hooks.layers, lambda: observe(chosen), percentile
+            )
         hooks.set_ranges(ranges, {})
         return ranges
 
@@ -207,14 +227,14 @@ class Deployment:
         """Set the DAC's input range of layers, such as those learned in training.
 
         Args:
-            ranges: By the names of layers in the base model, in units of the inputs of the tiles,
-                after rescaling; the others have the scaling of the card. Layers that are not on
-                tiles are skipped. Output ranges are dropped, as by `calibrate`.
+            ranges: By the names of layers, as from `calibrate`, in units of the inputs of the
+                tiles, after rescaling; the others have the scaling of the card. Layers that are not
+                on tiles are skipped. Output ranges are dropped, as by `calibrate`.
             model: As in `calibrate`.
 
         Raises:
-            ValueError: A range is not above 0 and finite, no layer is on tiles, or the tiles are
-                aihwkit's.
+            ValueError: A range is not above 0 and finite, no layer is on tiles, the card has no
+                converters, or the tiles are aihwkit's.
 
         Example:
             >>> from analog_grasp import deploy
@@ -222,18 +242,27 @@ class Deployment:
             >>> deployment.set_input_ranges({"0": 2.5}).program(seed=0).seed
             0
         """
-        self._settings.check_own("input_ranges")
+        self._check_input_ranges()
+        hooks = hooks_of(self.model if model is None else model)
         for name, size in ranges.items():
             if not 0 < size < math.inf:
                 raise ValueError(f"The input range of {name} is {size}: it should be above 0.")
-        found = {name: size for name, size in ranges.items() if name in self.layers}
+        found = {name: size for name, size in ranges.items() if name in hooks.layers}
         if not found:
             raise ValueError(
                 f"The input ranges are those of {', '.join(list(ranges)[:3]) or 'no layer'}, of "
-                f"which none is on tiles: the layers on tiles are {', '.join(self.layers)}."
+                f"which none is on tiles: the layers on tiles are {', '.join(hooks.layers)}."
             )
-        hooks_of(self.model if model is None else model).set_ranges(found, {})
+        hooks.set_ranges(found, {})
         return self
+
+    def _check_input_ranges(self) -> None:
+        self._settings.check_own("input_ranges")
+        if self.card.converters is None:
+            raise ValueError(
+                f"The card {self.card.name} has no converters, whose input ranges could be set: "
+                "use a card with converters."
+            )
 
     def calibrate_outputs(
         self,
@@ -261,7 +290,9 @@ class Deployment:
         self._settings.check_own("output_ranges")
         chosen = self.model if model is None else model
         hooks = hooks_of(chosen)
-        ranges = mapping.observed_output_ranges(self.layers, lambda: observe(chosen), percentile)
+        ranges = mapping.observed_output_ranges(
+            self.card, hooks.layers, lambda: observe(chosen), percentile
+        )
         hooks.set_ranges(hooks.input_ranges, ranges)
         return ranges
 
@@ -272,7 +303,7 @@ class Deployment:
 
         Fewer small inputs then vanish below a step of the DAC. A programmed chip is programmed
         again; `calibrate` comes afterwards, as earlier ranges are dropped. All of this holds for
-        attached models too.
+        attached models too. A programmed adapter is not rescaled.
 
         Args:
             observe: Runs a model on data, as in `calibrate`.
@@ -307,7 +338,10 @@ class Deployment:
         return {name: layer.present_weight() for name, layer in self.layers.items()}
 
     def report(self) -> DeploymentReport:
-        """Return the tiles and the weight error of each layer now, and what is not on tiles."""
+        """Return the tiles and the weight error of each layer now, and what is not on tiles.
+
+        The layers are the frozen ones, without a programmed adapter.
+        """
         unread = [name for name, x in self.layers.items() if self._chip.passes and not x.reads]
         size = self.card.tile.rows * self.card.tile.columns
         rows = [
@@ -320,6 +354,8 @@ class Deployment:
         self, score: Callable[[nn.Module], float], alone: Literal["analog", "digital"] = "analog"
     ) -> dict[str, float]:
         """Return the score with each layer alone on the chip, or each layer alone taken off it.
+
+        The layers are the frozen ones; a programmed adapter stays on its devices.
 
         Args:
             score: Scores a model, such as ``task.evaluate``.
@@ -372,28 +408,30 @@ class Deployment:
         digital, settings, chip = saving.read_deployment(Path(path), model)
         with torch.inference_mode(False):
             deployment = cls(digital, settings, {})
-        saving.check_layers(Path(path), chip, deployment.layers)
+        hooks = hooks_of(deployment.model)
+        saving.check_layers(Path(path), chip, hooks.layers)
         for name, scale in chip["input_scales"].items():
-            layer: Any = deployment.layers[name]
+            layer: Any = hooks.layers[name]
             layer.rescale(torch.tensor(scale, dtype=torch.float32))
         saving.restore_tolerances(Path(path), deployment.layers, set(chip["write_tolerances"]))
         if chip["seed"] is not None:
             deployment.program(chip["seed"]).drift_to(chip["time_s"])
-        hooks = hooks_of(deployment.model)
         hooks.set_ranges(chip["input_ranges"], chip["output_ranges"])
         return deployment
 
     def _finish(self, model: nn.Module, shared: Mapping[str, Tensor]) -> nn.Module:
         """Put the adapter in devices where it is to be programmed, and add the hooks."""
         model.eval().requires_grad_(False)
+        layers = dict(self.layers)
         if self.placement == "programmed":
             stored = put_into_devices(model, self._settings)
             self._adapters += stored
             for part in stored if self.seed is not None else ():
                 part.program(self.seed or 0)
                 part.drift_to(self.time_s)
+            layers |= {part.name: part for part in stored if isinstance(part, ChipLayer)}
         exact = self._settings.first_token == "digital"
-        vars(model)["forward_hooks"] = ForwardHooks(model, self.layers, self._chip, shared, exact)
+        vars(model)["forward_hooks"] = ForwardHooks(model, layers, self._chip, shared, exact)
         return model
 
 

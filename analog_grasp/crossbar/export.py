@@ -35,6 +35,7 @@ from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.chip_layer import parts
 from analog_grasp.crossbar.mapping import column_scale
 from analog_grasp.crossbar.saving import (
+    DAMAGE,
     card_as_data,
     describe,
     digital_state,
@@ -143,6 +144,16 @@ def read_chip(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         ``read_chip("chip.safetensors")``
     """
     metadata, tensors = _read(Path(path))
+    try:
+        return _restored(metadata, tensors, model)
+    except (json.JSONDecodeError, *DAMAGE) as error:
+        raise _damaged(path, error) from None
+
+
+def _restored(
+    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], model: nn.Module | None
+) -> nn.Module:
+    """Return the model of the contents of a chip's file."""
     geometry = json.loads(metadata["geometry"])
     state = {
         name.removeprefix(_DIGITAL): tensor
@@ -195,7 +206,7 @@ def _tiles(name: str, weight: Tensor, card: DeviceCard) -> dict[str, Tensor]:
 
 
 def _weight(
-    name: str, shape: list[int], tensors: dict[str, Tensor], geometry: dict[str, Any]
+    name: str, shape: list[int], tensors: Mapping[str, Tensor], geometry: dict[str, Any]
 ) -> Tensor:
     """Return the weight ``(D_out, D)`` of a layer from the conductances of its tiles."""
     weight = torch.empty(shape)
@@ -240,4 +251,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 )
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"The chip {path} is damaged ({error}): export it again.") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"The chip {path} is damaged ({reason}): export it again.")

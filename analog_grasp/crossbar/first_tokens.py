@@ -1,9 +1,10 @@
 """Positions of the first tokens of sequences, which a chip can compute digitally."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class FirstTokens(NamedTuple):
@@ -34,13 +35,13 @@ class FirstTokens(NamedTuple):
 
 
 def first_tokens(
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
-    inputs_embeds: Tensor | None = None,
-    **_: object,
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> FirstTokens | None:
     """Return the first tokens of a forward pass by its arguments; None in a later pass."""
+    given = inspect.signature(model.forward).bind_partial(*args).arguments | kwargs
+    names = ("attention_mask", "past_key_values", "inputs_embeds")
+    attention_mask, past_key_values, inputs_embeds = map(given.get, names)
+    input_ids = given.get("input_ids", args[0] if args else None)
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         return None
     tokens = input_ids if input_ids is not None else inputs_embeds

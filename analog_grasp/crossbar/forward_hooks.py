@@ -44,7 +44,7 @@ class ForwardHooks:
 
     Args:
         model: The deployed model.
-        layers: Its layers on tiles, by name.
+        layers: Its layers on tiles, by name, with those of a programmed adapter.
         chip: The state of the chip.
         shared: The parameters, by name, whose memory is the caller's. A pass raises RuntimeError
             if one has been changed in place since.
@@ -60,7 +60,7 @@ class ForwardHooks:
         first_exact: bool = False,
     ) -> None:
         self._first_exact = first_exact
-        self._layers, self._chip = layers, chip
+        self.layers, self._chip = layers, chip
         self.set_ranges({}, {})
         self._shared = {name: (tensor, version_of(tensor)) for name, tensor in shared.items()}
         self._random_states: list[AbstractContextManager[None]] = []
@@ -116,7 +116,7 @@ class ForwardHooks:
         return {**vars(self), "_shared": {}, "_random_states": []}
 
     @torch.compiler.disable
-    def _enter(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         self._random_states.append(torch.random.fork_rng())
         self._random_states[-1].__enter__()
         for name, (tensor, version) in self._shared.items():
@@ -132,9 +132,9 @@ class ForwardHooks:
         torch.manual_seed(seed)
         self._pass += 1
         self._chip.passes += 1
-        first = first_tokens(*inputs[:1], **named) if self._first_exact else None
+        first = first_tokens(module, inputs, named) if self._first_exact else None
         ranges, outputs = self.input_ranges, self.output_ranges
-        for name, layer in self._layers.items():
+        for name, layer in self.layers.items():
             layer.input_range, layer.output_ranges = ranges.get(name), outputs.get(name)
             layer.exact = first
 
@@ -142,7 +142,7 @@ class ForwardHooks:
     def _leave(self, *_: object) -> None:
         self._random_states.pop().__exit__(None, None, None)
         # Gradient checkpointing runs layers again in the backward pass.
-        for layer in () if torch.is_grad_enabled() else self._layers.values():
+        for layer in () if torch.is_grad_enabled() else self.layers.values():
             layer.exact = None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from analog_grasp.adapters.frozen import FrozenLayer
-from analog_grasp.crossbar.chip_layer import ChipLayer, version_of
+from analog_grasp.crossbar.chip_layer import ChipLayer
 from analog_grasp.crossbar.mapping import Clip, column_scale
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
@@ -310,13 +310,6 @@ class CrossbarLinear(ChipLayer):
         if self._unread:
             self.drift_to(0.0)
         return self.splits
-
-    def _check_frozen(self) -> None:
-        if version_of(self.frozen) != self._version:
-            raise RuntimeError(
-                f"The frozen weight of the layer {self.name} was changed in place after it was "
-                "deployed: deploy the model again, or fit its adapter to the chip by recalibrate."
-            )
 
     def _target(self, split: Split, columns: slice, out: Tensor | None = None) -> Tensor:
         """Return the targets of one tile of a split, float32, ``(columns, width)``."""

@@ -144,29 +144,35 @@ def _positive(values: Tensor) -> Tensor:
 
 
 def observed_ranges(
-    layers: Mapping[str, ChipLayer], observe: Callable[[], object], rule: RangeRule
+    card: DeviceCard,
+    layers: Mapping[str, ChipLayer],
+    observe: Callable[[], object],
+    rule: RangeRule,
 ) -> dict[str, float]:
     """Return a DAC range for each layer from its inputs in digital forward passes.
 
     See `Deployment.calibrate`. Inputs are those of the tiles, after rescaling, and without tokens
     that are computed exactly. Layers that were not run, or had no input other than 0, have none.
     """
-    summarise, choose = _rule(rule, layers, "dac_bits")
+    summarise, choose = _rule(rule, card, "dac_bits")
     seen = _observed(layers, observe, lambda _, x: summarise(x))
     found = {name: choose(each) for name, each in seen.items()}
     return {name: size for name, size in found.items() if size > 0}
 
 
 def observed_output_ranges(
-    layers: Mapping[str, ChipLayer], observe: Callable[[], object], rule: RangeRule
+    card: DeviceCard,
+    layers: Mapping[str, ChipLayer],
+    observe: Callable[[], object],
+    rule: RangeRule,
 ) -> dict[str, list[list[float]]]:
     """Return an ADC range for each tile from what its targets give in digital forward passes.
 
     See `Deployment.calibrate_outputs`. A range is at most that of the card, which tiles keep whose
     outputs are all 0.
     """
-    _card_bits(layers, "adc_bits")
-    summarise, choose = _rule(rule, layers, "adc_bits")
+    _card_bits(card, "adc_bits")
+    summarise, choose = _rule(rule, card, "adc_bits")
 
     def outputs(layer: Any, x: Tensor) -> list[list[Tensor]]:
         parts = layer.tile_outputs(x.reshape(-1, x.shape[-1]))
@@ -174,7 +180,7 @@ def observed_output_ranges(
 
     found = {}
     for name, passes in _observed(layers, observe, outputs).items():
-        largest = cast(Any, layers[name].card.converters).output_range
+        largest = cast(Any, card.converters).output_range
         found[name] = [
             [min(choose(tile) or largest, largest) for tile in zip(*part, strict=True)]
             for part in zip(*passes, strict=True)
@@ -233,11 +239,11 @@ def _observed[T](
 
 
 def _rule(
-    rule: Any, layers: Mapping[str, ChipLayer], converter: str
+    rule: Any, card: DeviceCard, converter: str
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Sequence[Tensor]], float]]:
     """Return the summary of a pass by which a rule chooses a range, and the choice."""
     if rule == "least-error":
-        bits = _card_bits(layers, converter)
+        bits = _card_bits(card, converter)
         return _histogram, lambda seen: _least_error(sum(seen), bits)
     if not isinstance(rule, int | float) or not 0 < rule <= 100:
         raise ValueError(
@@ -268,9 +274,8 @@ def _percentile(seen: Sequence[Tensor], percentile: float) -> float:
     return float(values.kthvalue(max(math.ceil(len(values) * percentile / 100), 1)).values)
 
 
-def _card_bits(layers: Mapping[str, ChipLayer], converter: str) -> int:
+def _card_bits(card: DeviceCard, converter: str) -> int:
     """Return the bits of a converter of the card; raise ValueError if it is exact."""
-    card = next(iter(layers.values())).card
     bits: int | None = getattr(card.converters, converter, None)
     if bits is None:
         kind = converter.removesuffix("_bits").upper()

@@ -156,6 +156,11 @@ class ProgrammedModulation(nn.Module):
         return self.base_layer.weight
 
     @property
+    def in_features(self) -> int:
+        """D, the number of input features."""
+        return len(self._device_of)
+
+    @property
     def bias(self) -> Tensor | None:
         """The bias of the projection, for modules that read it."""
         return cast(Tensor | None, self.base_layer.bias)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel, get_peft_model
 from peft.config import PeftConfig
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,6 +31,8 @@ _FORMAT = "analog-grasp deployment 2"
 _DESCRIPTION, _WEIGHTS = "deployment.json", "model.safetensors"
 _TOLERANCES = "write_tolerances.safetensors"
 
+# What a description with a part missing or of another type raises.
+DAMAGE = (KeyError, TypeError, AttributeError, StrictDataclassError)
 
 type _Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -117,13 +120,16 @@ def read_deployment(
         settings = DeploymentSettings(card, dtype=dtype, **content["arguments"])
         structure = content["model"]
         chip = _Chip.model_validate(content["chip"]).model_dump()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, *DAMAGE) as error:
         raise _damaged(description, error) from None
     try:
         state = load_file(weights)
     except SafetensorError as error:
         raise _damaged(weights, error) from None
-    return restore(structure, state, model), settings, chip
+    try:
+        return restore(structure, state, model), settings, chip
+    except DAMAGE as error:
+        raise _damaged(description, error) from None
 
 
 def check_layers(folder: Path, chip: Mapping[str, Any], layers: Mapping[str, ChipLayer]) -> None:

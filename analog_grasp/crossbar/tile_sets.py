@@ -25,6 +25,7 @@ from analog_grasp.adapters.frozen import (
     linear_layers,
     matches,
 )
+from analog_grasp.adapters.registry import check_placement, kind_of
 from analog_grasp.crossbar.aihwkit import AihwkitLinear, compiled_config, wired_config
 from analog_grasp.crossbar.chip_layer import ChipLayer, FusedTiles
 from analog_grasp.crossbar.linear import STORED_TYPES, CrossbarLinear
@@ -56,7 +57,8 @@ class DeploymentSettings:
 
     Raises:
         ValueError: An unknown choice, a clipping out of range, learned programming errors of an
-            adapter that is not programmed, or what the tile does not store or simulate.
+            adapter that is not programmed, an exact first token with one that is, or what the tile
+            does not store or simulate.
         RuntimeError: The compiled tile does not work with the installed torch.
 
     Example:
@@ -101,6 +103,12 @@ class DeploymentSettings:
             self.check_own("clip")
         if self.first_token == "digital":
             self.check_own("first_token")
+            if self.placement == "programmed":
+                raise ValueError(
+                    "first_token is 'digital', but the devices of an adapter with placement="
+                    "'programmed' are read for all tokens: use first_token='analog', or another "
+                    "placement."
+                )
         if self.tile != "torch":
             _AIHWKIT_CONFIGS[self.tile](self.card, self.drift_compensation)
         elif self.card.circuit is not None:
@@ -232,8 +240,9 @@ class TileSets:
 
         Raises:
             ValueError: The pattern matches no layer; the first token is to be exact in a model with
-                `nn.MultiheadAttention`, experts on tiles or a decoder beside an encoder; or the
-                model is a further one and its frozen weights differ from those of the chip.
+                `nn.MultiheadAttention`, experts on tiles, a decoder beside an encoder or other
+                inputs than token ids; or the model is a further one and its frozen weights differ
+                from those of the chip.
         """
         first = not self.layers
         linear, fused = selected_for_tiles(model, self._settings.layers)
@@ -283,6 +292,19 @@ class TileSets:
                 "adapters of the same frozen model share a chip; deploy this model separately."
             )
         return self.layers[name]
+
+
+def check_adapter(model: nn.Module, placement: Placement) -> None:
+    """Raise ValueError if the adapter of a model cannot have a placement."""
+    if not isinstance(model, PeftModel):
+        return
+    if (kind := kind_of(model)) is not None:
+        check_placement(kind, placement)
+    if placement != "folded" and getattr(model.active_peft_config, "use_dora", False):
+        raise ValueError(
+            f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms of "
+            "weights that tiles do not return: use placement='folded'."
+        )
 
 
 def copy_sharing_frozen(
@@ -378,6 +400,11 @@ def _check_first_token(model: nn.Module, experts: list[str]) -> None:
         raise ValueError(
             f"first_token is 'digital', but the {type(model).__name__} has an encoder and a "
             "decoder, whose first tokens differ: use first_token='analog'."
+        )
+    if (inputs := getattr(model, "main_input_name", "input_ids")) != "input_ids":
+        raise ValueError(
+            f"first_token is 'digital', but the inputs of the {type(model).__name__} are {inputs}, "
+            "not token ids: use first_token='analog'."
         )
 
 

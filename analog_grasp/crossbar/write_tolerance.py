@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from analog_grasp.adapters.frozen import base_name, frozen_layers
+from analog_grasp.adapters.frozen import base_name, is_quantised
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.crossbar.linear import CrossbarLinear
 from analog_grasp.devices.programming import WriteTolerance
@@ -31,14 +31,14 @@ _UNIFORM = 1 / math.sqrt(3)
 def set_write_tolerances(
     deployment: "Deployment", tolerances: float | Mapping[str, float | Tensor]
 ) -> "Deployment":
-    """Set the tolerances to which the weights of a chip are written, and return the deployment.
+    """Set the tolerances to which the frozen weights are written, and return the deployment.
 
     A chip that is programmed is programmed again, with the same seed, and aged to the same time.
 
     Args:
         deployment: On a card that states its program-and-verify.
-        tolerances: One tolerance for all weights, or a number or tensor for each layer by its name
-            in the base model.
+        tolerances: One tolerance for all frozen weights, or a number or tensor for each layer by
+            its name in the base model.
 
     Raises:
         ValueError: The card states no program-and-verify, or as `check_tolerances`.
@@ -216,35 +216,49 @@ def sensitivities(
 
     Returns:
         By layer, ``(D_out, D)``.
+
+    Raises:
+        ValueError: The tiles are aihwkit's, or a layer on tiles has fused or quantised weights.
     """
     on_chip = _layers(deployment)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
+    names = {id(module): base_name(path) for path, module in model.named_modules()}
     layers = {
-        base_name(path): layer
-        for path, layer in frozen_layers(model, "all-linear")
-        if base_name(path) in on_chip
+        names[id(layer)]: layer
+        for layer in linear
+        if names[id(layer)] in on_chip and not is_quantised(layer)
     }
-    weights = [layer.weight for layer in layers.values()]
-    flags = [weight.requires_grad for weight in weights]
+    if missing := next((name for name in on_chip if name not in layers), None):
+        raise ValueError(
+            f"The layer {missing} has no sensitivity, as its weights are fused or quantised: keep "
+            "it digital (argument layers), or use magnitudes."
+        )
+    # Tied linear layers share their tiles, but an embedding that is tied to one stays digital.
+    own = {id(x.weight): nn.Parameter(x.weight.detach()) for x in layers.values()}
+    replaced = [(layer, layer.weight) for layer in linear if id(layer.weight) in own]
+    weights = [own[id(layer.weight)] for layer in layers.values()]
     total = [torch.zeros_like(weight) for weight in weights]
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        for weight in weights:
-            weight.requires_grad_(True)
+        for layer, weight in replaced:
+            layer.weight = own[id(weight)]
         for batch in batches:
             loss: Tensor = cast(Any, model)(**batch).loss
             for square, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
                 square.addcmul_(gradient, gradient)
     finally:
-        for weight, flag in zip(weights, flags, strict=True):
-            weight.requires_grad_(flag)
+        for layer, weight in replaced:
+            layer.weight = weight
         for module in training:
             module.training = True
     scores = {}
     for (name, layer), square in zip(layers.items(), total, strict=True):
         tiles = on_chip[name]
-        # The column maximum, in units of the weight; a weight of 0 has no scale and no score.
-        scale = (tiles.frozen / tiles.targets()).nan_to_num(0.0)
+        # The column maximum in units of the frozen weight, also of weights that are clipped.
+        scale = torch.cat([s.scale[:, None].expand_as(s.weight) for s in tiles.splits], 1)
+        if tiles.input_scale is not None:
+            scale = scale / tiles.input_scale
         scores[name] = (square.T if isinstance(layer, Conv1D) else square) * scale.square()
     return scores
 

@@ -15,10 +15,12 @@ from analog_grasp.devices.schema import (
     DieToDie,
     Drift,
     LayerMapping,
+    LogarithmicRead,
     PowerLawDrift,
     ProgrammedState,
     Read,
     RelativeRead,
+    RelaxationDrift,
     Source,
     Stuck,
     TabulatedDrift,
@@ -171,6 +173,29 @@ class DeviceCard(Section):
         """
         return DeviceAtTime(self, parse_time(time))
 
+    def beyond_data(self, seconds: float) -> str | None:
+        """Return, as a sentence, how the card is read at a time for which it has no data, or None.
+
+        The sentence does not depend on the time.
+
+        Example:
+            >>> DeviceCard.load("rram-wan2022").beyond_data(1e5) is None
+            True
+        """
+        drift = self.drift
+        if seconds == 0:
+            return None
+        if isinstance(drift, TabulatedDrift) and seconds > drift.table[-1].time:
+            last = format_time(drift.table[-1].time)
+            how = f"that of {last}" if drift.beyond == "hold" else "extrapolated in ln t"
+            message = f"is tabulated up to {last}: from then on its standard deviation is {how}"
+        # A card whose drift was switched off states so; one without drift data does not.
+        elif self.technology != "none" and "drift" not in self.model_fields_set:
+            message = "has no drift data: it is read at all times as at 0s"
+        else:
+            return None
+        return f'Device card "{self.name}" {message}.'
+
     def without(self, *effects: Effect) -> Self:
         """Return a copy without some effects, so that others can be studied alone.
 
@@ -267,6 +292,22 @@ class DeviceCard(Section):
                     f"{key} gives a standard deviation above ten times g_max: correct its "
                     "coefficients"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_signs(self) -> Self:
+        if self.conductance.mapping != "signed":
+            return self
+        if isinstance(self.drift, RelaxationDrift):
+            raise ValueError(
+                'drift.model is "relaxation", which clips conductances at g_min, but '
+                'conductance.mapping is "signed": use "pair" or "single"'
+            )
+        if isinstance(self.read, LogarithmicRead):
+            raise ValueError(
+                'read.model is "logarithmic", which has no value below 0, but conductance.mapping '
+                'is "signed": use "pair" or "single"'
+            )
         return self
 
     def _std_curves(self) -> list[tuple[str, Curve]]:

@@ -29,7 +29,7 @@ from analog_grasp.kernels import DeviceParameters, TileParameters
 from analog_grasp.kernels.noise import fits_kernel, read_tile
 from analog_grasp.kernels.rng import normal, uniform
 from analog_grasp.utils.seed import derive_seed
-from analog_grasp.utils.time import format_time, parse_time
+from analog_grasp.utils.time import parse_time
 
 # Cards that were used at an age for which they have no data, so that each is reported once.
 _warned: set[str] = set()
@@ -384,20 +384,6 @@ def card_on_die(card: DeviceCard, chip: int) -> DeviceCard:
 
 def _warn_beyond_data(card: DeviceCard, time: float) -> None:
     """Warn, once per card, of an age for which the card has no data."""
-    if card.name in _warned or time == 0:
-        return
-    drift = card.drift
-    if isinstance(drift, TabulatedDrift) and time > drift.table[-1].time:
-        last = format_time(drift.table[-1].time)
-        how = f"that of {last}" if drift.beyond == "hold" else "extrapolated in ln t"
-        # Without the age, so that the note is the same in every process and for ages drawn.
-        message = f"is tabulated up to {last}: from then on its standard deviation is {how}"
-    # A card whose drift was switched off states so; one without drift data does not.
-    elif card.technology != "none" and "drift" not in card.model_fields_set:
-        message = "has no drift data: it is read at all times as at 0s"
-    else:
-        return
-    _warned.add(card.name)
-    warnings.warn(
-        f'Device card "{card.name}" {message}.', skip_file_prefixes=_BETWEEN, stacklevel=2
-    )
+    if card.name not in _warned and (message := card.beyond_data(time)):
+        _warned.add(card.name)
+        warnings.warn(message, skip_file_prefixes=_BETWEEN, stacklevel=2)

@@ -124,8 +124,8 @@ def read_again(
     rows, reduction = torch.arange(len(x), device=x.device), 1.0
     while len(rows) and settings.may_halve(reduction):
         reduction *= 2.0
-        # Far from the keys of the rows of this read.
-        again = (key + (int(math.log2(reduction)) << 48)) % 2**64
+        # Far from the keys of the rows of this read, of other tiles and of the first read.
+        again = (key + (tile.start << 24) + (int(math.log2(reduction)) << 48)) % 2**64
         out, clipped = _read_once(
             x[rows], weight, variance, settings, input_range, reduction, again, limbs
         )

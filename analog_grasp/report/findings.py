@@ -5,7 +5,10 @@ A score is retained while it is at least 95 % of that of the adapter's digital m
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
+from analog_grasp.devices.card import DeviceCard
 from analog_grasp.report.tables import (
     MARKS,
     RETAINED,
@@ -22,8 +25,9 @@ from analog_grasp.study.statistics import (
     averaged,
     paired_differences,
 )
+from analog_grasp.utils.errors import CardError
 from analog_grasp.utils.metrics import is_fraction, lower_is_better
-from analog_grasp.utils.time import format_time
+from analog_grasp.utils.time import format_time, parse_time
 
 METHODOLOGY = (
     "A condition is one device at one time since programming. The score of an adapter in a"
@@ -93,6 +97,17 @@ def methodology(
     steps = settings.get("then_steps")
     stage = _SECOND_STAGE.format(adapters=names, steps=steps, chips=", ".join(chips))
     return [stage, *METHODOLOGY]
+
+
+def ages_beyond_data(settings: Mapping[str, Any]) -> list[str]:
+    """Return a sentence about each device of a run that has no data for its longest time."""
+    longest = max(map(parse_time, settings.get("times", ["0s"])))
+    found = []
+    for name in settings.get("devices", []):
+        # The file of a device may be gone since.
+        with suppress(CardError):
+            found.append(DeviceCard.load(name).beyond_data(longest))
+    return [sentence for sentence in found if sentence]
 
 
 def trainings_text(measurements: Sequence[Measurement]) -> str:

@@ -8,7 +8,12 @@ from markupsafe import Markup
 
 from analog_grasp.costs.estimate import CostRow, costs_csv
 from analog_grasp.report.figures import SOLID, accuracy_vs_drift, draw_drift, line_styles
-from analog_grasp.report.findings import findings, methodology, trainings_text
+from analog_grasp.report.findings import (
+    ages_beyond_data,
+    findings,
+    methodology,
+    trainings_text,
+)
 from analog_grasp.report.hardware import chip_section, cost_section
 from analog_grasp.report.html import Chart, FigureFile, Report, Section, swatch
 from analog_grasp.report.noise import accuracy_vs_noise, draw_noise, noise_scores, noise_title
@@ -155,7 +160,10 @@ def comparison_report(
         chip_section(layers, comparison),
         cost_section(costs, comparison),
         Section("Adapters and settings", tables=[*adapter_tables, settings_text(settings)]),
-        Section("Methodology", sentences=methodology(settings, comparison.adapters)),
+        Section(
+            "Methodology",
+            sentences=[*methodology(settings, comparison.adapters), *ages_beyond_data(settings)],
+        ),
     ]
     link = f"Download the {len(measurements):,} measurements (CSV)"
     data = csv_text(measurements)

@@ -273,6 +273,9 @@ class HardwareSettings(Section):
 
         if chosen.rescale is not None and model in (None, deployment.model):
             deployment.rescale(observe, chosen.rescale)
+        if deployment.card.converters is None:
+            # Other devices of the study have ranges.
+            return
         if self.calibrate == "learned":
             adapted = deployment.model if model is None else model
             deployment.set_input_ranges(getattr(adapted, "input_ranges", {}), model)

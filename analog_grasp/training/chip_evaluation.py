@@ -62,6 +62,6 @@ class ChipEvaluation:
             if wrapper is not None:
                 vars(model)["forward"] = wrapper
         deployment.program(self._chip).drift_to(self._seconds)
-        if input_ranges is not None:
+        if input_ranges is not None and deployment.card.converters is not None:
             deployment.set_input_ranges(input_ranges)
         return self._task.scores(deployment.model)

@@ -255,7 +255,7 @@ def _on_chip(
 ) -> Deployment:
     """Return a deployment with the learned input ranges, if there are any."""
     deployment = put_on_chip(*args, **arguments)
-    if ranges is not None:
+    if ranges is not None and deployment.card.converters is not None:
         deployment.set_input_ranges(ranges.values())
     return deployment
 

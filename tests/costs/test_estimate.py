@@ -19,11 +19,17 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
 )
 
 import analog_grasp as ag
 from analog_grasp.adapters.bitfit import BitFitConfig
 from analog_grasp.costs import CostModel, Costs, LayerWork, Work, costs, year_of_operation
+from analog_grasp.devices.cost_model import Figure
+from analog_grasp.devices.fields import Energy
 
 HIDDEN, INNER, LAYERS = 64, 128, 2
 PER_LAYER = 4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER
@@ -98,6 +104,60 @@ def test_programmed_adapters_are_counted(bert):
         for where in ("digital", "programmed")
     ]
     assert grasps[0].adapter_macs == grasps[1].adapter_macs
+
+
+def test_a_programmed_adapter_on_digital_layers_is_counted(bert):
+    chip = ag.deploy(grasp(bert), "ideal", placement="programmed", layers=["query"])
+    work = costs(chip, sequence=16).work
+    assert (
+        work.adapter_macs == costs(ag.deploy(grasp(bert), "ideal"), sequence=16).work.adapter_macs
+    )
+
+
+def test_lora_on_embeddings_is_counted(bert):
+    lora = LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["word_embeddings", "query"])
+    work = costs(ag.deploy(adapted(bert, lora), "ideal"), sequence=16, batch=3).work
+    # The first matrix of an embedding is looked up.
+    assert work.adapter_macs == 3 * 16 * (8 * HIDDEN + LAYERS * 8 * 2 * HIDDEN)
+    bare = costs(ag.deploy(bert, "ideal"), sequence=16, batch=3).work
+    assert work.linear_macs == bare.linear_macs
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lora-all-linear"])
+def test_lora_is_digital_products_with_matrices(adapter):
+    model = CostModel.load("hermes-1phase")
+    vectors = Figure[Energy](value="9 pJ", basis="projected", source="none")
+    digital = model.digital.model_copy(update={"elementwise_energy": vectors})
+    model = model.model_copy(update={"digital": digital})
+    work = Work((LayerWork("dense", 64, 64, 1),), adapter=adapter, adapter_macs=1000)
+    assert Costs(model, work).energies["adapter"] == model.digital_energy(1000, False)
+    assert model.digital_energy(1000, False) != model.digital_energy(1000, True)
+
+
+@pytest.mark.parametrize("kind", ["vit", "t5"])
+def test_models_that_take_more_than_token_ids_take_their_inputs(kind):
+    if kind == "vit":
+        config = ViTConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+            image_size=8, patch_size=4,
+        )  # fmt: skip
+        model, inputs, taken = ViTModel(config), {"pixel_values": torch.zeros(1, 3, 8, 8)}, "pixel"
+    else:
+        config = T5Config(
+            d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=4, vocab_size=10,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+        ids = torch.ones(1, 11, dtype=torch.long)
+        inputs = {"input_ids": ids[:, :8], "decoder_input_ids": ids[:, :3]}
+        model, taken = T5ForConditionalGeneration(config), "those of an encoder and a decoder"
+    deployment = ag.deploy(model, "ideal")
+    with pytest.raises(ValueError, match=rf"inputs of the \w+ are {taken}.*: give inputs\."):
+        costs(deployment)
+    work = costs(deployment, inputs=inputs).work
+    if kind == "t5":
+        # Keys and values of 3 tokens, 4 heads of 8 features in 2 layers, 2 bytes each.
+        assert work.cache_bytes == 3 * 2 * 4 * 8 * 2 * 2
+        assert work.cache_traffic == 256 * (3 + 6)
 
 
 def test_whole_tiles_are_charged(bert):

@@ -57,6 +57,18 @@ def test_the_weights_of_uneven_tiles_are_read_and_compared(compensation):
     assert theirs.weight_error() == pytest.approx(float(error.square().mean().sqrt()), rel=1e-4)
 
 
+@pytest.mark.parametrize("tile", ["torch", "rpucuda"])
+@pytest.mark.parametrize("step", ["program", "drift_to"])
+def test_a_frozen_weight_that_was_changed_is_an_error(tile, step):
+    linear = nn.Linear(4, 3)
+    layer = DeploymentSettings(DeviceCard.load("ideal"), tile=tile).put_on_tiles("dense", linear)
+    layer.program(0)
+    with torch.no_grad():
+        linear.weight.add_(1)
+    with pytest.raises(RuntimeError, match="frozen weight of the layer dense was changed in place"):
+        getattr(layer, step)(0)
+
+
 @pytest.mark.parametrize("mapping", ["pair", "single"])
 def test_constant_noise_from_read_to_read_reaches_the_tile(mapping):
     noise = StdCurve(variable="g", form="polynomial", coefficients=(1.0,), unit="uS")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from analog_grasp import Deployment, DeviceCard, deploy
 from analog_grasp.crossbar.forward_hooks import hooks_of
@@ -77,9 +77,25 @@ def test_a_percentile_of_many_outputs_is_that_of_all_columns_of_a_tile(outlier):
 
 
 def test_an_exact_converter_has_no_least_error():
-    deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "ideal").program(0)
+    card = DeviceCard.load("ideal").with_(adc_bits=8)
+    deployment = deploy(nn.Sequential(nn.Linear(8, 4)), card).program(0)
     with pytest.raises(ValueError, match="card ideal has an exact DAC"):
         deployment.calibrate(lambda model: model(torch.ones(2, 8)), "least-error")
+
+
+def test_a_card_without_converters_has_no_input_ranges():
+    deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "ideal").program(0)
+    with pytest.raises(ValueError, match=r"card ideal has no converters.*: use a card with conv"):
+        deployment.calibrate(lambda model: model(torch.ones(2, 8)))
+    with pytest.raises(ValueError, match=r"card ideal has no converters.*: use a card with conv"):
+        deployment.set_input_ranges({"0": 1.0})
+
+
+@pytest.mark.parametrize("rule", [100.0, "least-error"])
+def test_a_chip_without_layers_has_no_ranges(rule):
+    deployment = deploy(nn.Sequential(nn.Linear(8, 4)), "pcm-hermes-2", layers=[]).program(0)
+    assert deployment.calibrate(lambda model: model(torch.ones(2, 8)), rule) == {}
+    assert deployment.calibrate_outputs(lambda model: model(torch.ones(2, 8)), rule) == {}
 
 
 @pytest.fixture
@@ -195,6 +211,16 @@ def test_the_first_token_follows_padding(llama):
     logits = noisy.model(input_ids=IDS, attention_mask=mask).logits
     torch.testing.assert_close(logits[1, 3], digital[1, 3])
     assert not torch.allclose(logits[1, 4], digital[1, 4], atol=1e-3)
+    assert torch.equal(noisy.program(0).model(IDS, mask).logits, logits)
+
+
+def test_first_tokens_are_those_of_token_ids():
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="inputs of the ViTModel are pixel_values, not token ids"):
+        deploy(ViTModel(config), "ideal", first_token="digital")
 
 
 @torch.no_grad()

@@ -170,3 +170,19 @@ def test_another_file_is_an_error(tmp_path):
         read_chip(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="does not exist: give a file"):
         read_chip(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("part", ["0.tile.0.0.g_plus", "0.tile.0.0.scale", "tiles", "model"])
+def test_a_file_without_one_of_its_parts_is_an_error(tmp_path, part):
+    model, file = nn.Sequential(nn.Linear(4, 3)), tmp_path / "chip"
+    export_chip(model, "pcm-hermes-2", file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    del (tensors if part in tensors else metadata)[part]
+    save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match=rf"is damaged \('{part}'\): export it again"):
+        read_chip(file, model)
+    save_file(tensors, file, metadata | {"geometry": "{"})
+    with pytest.raises(ValueError, match=r"is damaged .*: export it again"):
+        read_chip(file, model)

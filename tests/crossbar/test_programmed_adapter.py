@@ -7,7 +7,7 @@ from scipy import stats
 from small_models import logits, move
 from torch import nn
 
-from analog_grasp import DeviceCard, GraspConfig, StochGraspConfig, deploy
+from analog_grasp import Deployment, DeviceCard, GraspConfig, StochGraspConfig, deploy
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation, ProgrammedVector
 from analog_grasp.devices.profile import profile as device_profile
@@ -186,6 +186,40 @@ def test_lora_goes_onto_tiles_of_its_own(bert, batch):
     noisy = programmed(lora, "pcm-hermes-2")
     only_frozen = deploy(lora, DeviceCard.load("pcm-hermes-2")).program(0)
     assert not torch.equal(logits(noisy.model, batch), logits(only_frozen.model, batch))
+
+
+@pytest.mark.parametrize("rule", [100.0, "least-error"])
+def test_the_matrices_of_lora_have_ranges(bert, batch, tmp_path, rule):
+    lora = get_peft_model(bert, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    lora = move(lora, 5, 0.2)
+    card = DeviceCard.load("pcm-hermes-2").with_(input_scaling="constant")
+    chip = programmed(lora, card)
+    other = chip.attach(lora)
+    ranges = chip.calibrate(lambda model: model(**batch), rule)
+    query = "bert.encoder.layer.0.attention.self.query"
+    # Both read the same inputs; those of B are the digital outputs of A.
+    assert ranges[f"{query}.A"] == ranges[query]
+    layer = lora.base_model.model.get_submodule(query)
+    seen = []
+    layer.lora_B["default"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    logits(lora, batch)
+    assert ranges[f"{query}.B"] == pytest.approx(float(seen[0].abs().max()), rel=0.1)
+    outputs = chip.calibrate_outputs(lambda model: model(**batch))
+    assert outputs.keys() == ranges.keys() > chip.layers.keys()
+    expected = logits(chip.model, batch)
+    chip.save(tmp_path)
+    assert torch.equal(logits(Deployment.load(tmp_path).model, batch), expected)
+    # The attached model has ranges and matrices of its own.
+    own = chip.set_input_ranges({f"{query}.A": 3.0}, other).drift_to(0.0)
+    logits(other, batch)
+    assert other.base_model.model.get_submodule(query).lora_A["default"].input_range == 3.0
+    assert torch.equal(logits(own.model, batch), expected)
+
+
+def test_the_first_token_of_a_programmed_adapter_is_not_digital(bert):
+    sentence = r"placement='programmed' are read for all tokens: use first_token='analog'"
+    with pytest.raises(ValueError, match=sentence):
+        programmed(adapted(bert), "ideal", first_token="digital")
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,26 @@ def test_a_damaged_chip_is_an_error(tmp_path, spoiled):
         Deployment.load(tmp_path, model)
 
 
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        lambda model: {},
+        lambda model: [],
+        lambda model: model | {"config": model["config"] | {"hidden_size": "wide"}},
+        lambda model: model | {"adapters": {"default": {}}},
+    ],
+)
+def test_a_damaged_description_of_a_model_is_an_error(bert, tmp_path, spoiled):
+    deploy(bert, PCM).save(tmp_path)
+    path = tmp_path / "deployment.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"model": spoiled(content["model"])}))
+    with pytest.raises(
+        ValueError, match=r"deployment\.json is damaged .*save the deployment again"
+    ):
+        Deployment.load(tmp_path)
+
+
 def test_a_save_that_fails_keeps_the_older_deployment(tmp_path, monkeypatch):
     first, second = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
     deploy(first, PCM).program(1).save(tmp_path)

@@ -141,6 +141,16 @@ def test_a_module_that_takes_the_weight_computes_on_the_tiles(batch):
         lambda weight, x: (weight @ x.mT).mT,
         lambda weight, x: torch.matmul(weight, x[0, 0])[None, None].expand(2, 3, -1),
         lambda weight, x: torch.addmm(torch.zeros(6), x[0], weight.t()).expand(2, 3, -1),
+        lambda weight, x: functional.linear(input=x, weight=weight, bias=None),
+        lambda weight, x: torch.matmul(input=x, other=weight.T),
+        lambda weight, x: torch.Tensor.matmul(x, other=weight.T),
+        lambda weight, x: torch.mm(input=x[0], mat2=weight.T).expand(2, 3, -1),
+        lambda weight, x: (
+            (
+                torch.addmm(input=torch.ones(6), mat1=x[0], mat2=weight.T, beta=3, alpha=2) - 3
+            ).expand(2, 3, -1)
+            / 2
+        ),
     ],
 )
 @pytest.mark.parametrize("tile", ["torch", "rpucuda"])
@@ -187,11 +197,17 @@ def test_adapters_of_a_deployed_model_are_not_merged_or_unloaded(bert, batch, co
 @pytest.mark.parametrize("placement", ["digital", "programmed"])
 def test_dora_is_an_error_unless_it_is_folded(bert, batch, placement):
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], use_dora=True)
+    plain = copy.deepcopy(bert)
     digital = get_peft_model(bert, config).eval()
     with pytest.raises(ValueError, match=r"is DoRA, which divides by .*placement='folded'"):
         deploy(digital, PCM, placement=placement)
+    chip = deploy(get_peft_model(plain, GraspConfig(task_type="SEQ_CLS")), PCM, placement=placement)
+    with pytest.raises(ValueError, match=r"is DoRA, which divides by .*placement='folded'"):
+        chip.attach(digital)
     folded = deploy(digital, "ideal", placement="folded").program(0)
     torch.testing.assert_close(output(folded.model, **batch), output(digital, **batch))
+    with pytest.raises(ValueError, match=r"placement is 'folded', .*: deploy the model separately"):
+        folded.attach(digital)
 
 
 @pytest.mark.parametrize("tile", ["torch", "rpucuda"])

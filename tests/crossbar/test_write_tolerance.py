@@ -1,5 +1,6 @@
 """Write tolerances of frozen weights: learned, selected, set on chips, exported; their pulses."""
 
+import argparse
 import copy
 import math
 import re
@@ -8,7 +9,12 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 import analog_grasp as ag
 from analog_grasp.crossbar.export import export_chip, read_chip
@@ -122,6 +128,59 @@ def test_sensitivity_is_the_squared_gradient(stochastic):
     # A tile holds the whole layer, so that the scale is that of the row of the weight.
     scale = weight.detach().abs().amax(1, keepdim=True)
     torch.testing.assert_close(scores[name], 2 * (gradient * scale).square())
+
+
+class Loss(torch.nn.Module):
+    """A model whose loss has equal gradients in all weights of its layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 2, bias=False)
+        torch.nn.init.constant_(self.layer.weight, 0.5)
+        self.layer.weight.data[0, 0] = 10.0
+        self.layer.weight.data[1, 1] = 0.0
+
+    def forward(self, x):
+        return argparse.Namespace(loss=self.layer(x).sum())
+
+
+def test_the_sensitivity_of_a_clipped_weight_is_that_of_its_column():
+    model, batch = Loss(), {"x": torch.ones(1, 8)}
+    [scores] = sensitivities(ag.deploy(model, "rram-wan2022", clip=1.0), model, [batch]).values()
+    scale = model.layer.weight.detach().std(1, correction=0, keepdim=True)
+    torch.testing.assert_close(scores, scale.square().expand(2, 8))
+    chip = ag.deploy(model, "rram-wan2022")
+    chip.rescale(lambda each: each(torch.linspace(1, 8, 8)[None]))
+    layer = chip.layers["layer"]
+    # Of an error of the weight that is programmed, W diag(r).
+    scale = (layer.frozen * layer.input_scale).abs().amax(1, keepdim=True) / layer.input_scale
+    [scores] = sensitivities(chip, model, [batch]).values()
+    torch.testing.assert_close(scores, scale.square())
+
+
+def test_the_sensitivity_of_an_output_layer_is_without_its_tied_embedding():
+    config = GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, vocab_size=20, bos_token_id=1, eos_token_id=2
+    )
+    model = GPT2LMHeadModel(config).eval()
+    deployment = ag.deploy(model, "rram-wan2022", layers=["all-linear", "lm_head"])
+    ids = torch.tensor([[3, 4, 5]])
+    scores = sensitivities(deployment, model, [{"input_ids": ids, "labels": ids}])
+    assert scores.keys() == deployment.layers.keys()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    hidden = model.transformer(ids).last_hidden_state.detach()
+    weight = model.lm_head.weight.detach().clone().requires_grad_()
+    logits = (hidden @ weight.T)[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
+    (gradient,) = torch.autograd.grad(loss, weight)
+    scale = weight.detach().abs().amax(1, keepdim=True)
+    torch.testing.assert_close(scores["lm_head"], (gradient * scale).square())
+
+
+def test_fused_weights_have_no_sensitivity():
+    model = torch.nn.TransformerEncoderLayer(8, 2, 8)
+    with pytest.raises(ValueError, match=r"layer self_attn\.in_proj_weight\.q has no sensitivity"):
+        sensitivities(ag.deploy(model, "rram-wan2022"), model, [])
 
 
 def test_pulses_reach_the_costs(stochastic):

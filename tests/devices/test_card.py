@@ -388,3 +388,24 @@ print({"torch", "numba", "aihwkit", "scipy", "transformers"} & set(sys.modules))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (
+            '[drift]\nmodel = "relaxation"\nunit = "uS"\nmean = [0.0, 0.0]\nstd = [1.0, 0.1]',
+            'drift.model is "relaxation", which clips conductances at g_min, but conductance.map',
+        ),
+        (
+            '[read]\nmodel = "logarithmic"\nunit = "uS"\nk = 0.1\nt_read = "1 us"',
+            'read.model is "logarithmic", which has no value below 0, but conductance.mapping is',
+        ),
+    ],
+    ids=["relaxation", "logarithmic"],
+)
+def test_signed_conductances_have_no_noise_of_positive_ones(tmp_path, section, words):
+    text = (cards_folder() / "gaussian.toml").read_text()
+    assert words in error_of(write(tmp_path, f"{text}\n{section}"))
+    pair = text.replace('mapping = "signed"', 'mapping = "pair"')
+    assert DeviceCard.load(write(tmp_path, f"{pair}\n{section}")).conductance.mapping == "pair"

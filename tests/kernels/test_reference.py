@@ -34,6 +34,20 @@ def test_clipped_vectors_are_read_again_with_smaller_inputs():
     torch.testing.assert_close(y, x @ weight.T)
 
 
+def test_tiles_that_read_again_have_noise_of_their_own():
+    settings = ReadSettings(output_bound=2.0, output_noise=0.04, iterative=True)
+    x, weight = torch.full((2000, 4), 0.8), torch.ones(4, 4)
+    tiles = [slice(0, 2), slice(2, 4)]
+    read = reference.read(x, weight, None, settings, 1.0, 3, tiles)
+    [inputs] = cpu.convert(x, [slice(0, 4)], settings, 1.0, coded=False, with_squares=False)
+    y = torch.zeros(2000, 4)
+    cpu.read(x, inputs, weight, None, None, settings, 1.0, 3, tiles, torch.ones(4), None, y)
+    torch.testing.assert_close(y, read)
+    errors = (read - x @ weight.T).T
+    assert (errors.std(1) > 0.05).all()  # twice the noise of a single read
+    assert (torch.corrcoef(errors) - torch.eye(4)).abs().max() < 0.1
+
+
 def test_the_limits_of_bound_management_are_aihwkits():
     assert ReadSettings(iterative=True).may_halve(999.0)
     assert not ReadSettings(iterative=True).may_halve(1001.0)

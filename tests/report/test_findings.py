@@ -9,6 +9,7 @@ from scipy.stats import ttest_1samp
 
 from analog_grasp.report.findings import (
     METHODOLOGY,
+    ages_beyond_data,
     answer,
     coverage,
     findings,
@@ -293,3 +294,13 @@ def test_the_second_stage_is_stated_of_the_adapters_that_had_it(records):
     assert "each of grasp was distilled without labels, in 300 steps," in first
     assert methodology({"then": ["none"]}, records) == list(METHODOLOGY)
     assert methodology(stage, [saved, whole]) == list(METHODOLOGY)
+
+
+def test_ages_for_which_a_device_has_no_data_are_stated():
+    settings = {"devices": ["rram-wan2022", "pcm-hermes-2", "rram-milo2021", "gone/mine.toml"]}
+    held, none = ages_beyond_data(settings | {"times": ["0s", "1y"]})
+    assert held.startswith('Device card "rram-wan2022" is tabulated up to 2d: from then on its')
+    assert "rram-milo2021" in none
+    assert "no drift data" in none
+    assert ages_beyond_data({"devices": ["rram-wan2022"], "times": ["0s", "2d"]}) == []
+    assert ages_beyond_data({}) == []

@@ -32,6 +32,14 @@ def test_a_study_trains_saves_and_uses_ranges(settings, tmp_path):
         again("none")
 
 
+@pytest.mark.parametrize("given", [{"calibrate": 99.0}, {"output_ranges": 99.0}, LEARNED])
+def test_devices_without_converters_have_no_ranges(settings, tmp_path, given):
+    asked = ONE | {"devices": ("gaussian:0.02", "pcm-hermes-2"), "adapters": "grasp"} | given
+    on = {"evaluate_on": "gaussian@0s", "then": "devices", "then_steps": 1}
+    run = compare(tmp_path / "run", **(settings | asked | on))
+    assert {cell.device for cell in run.measurements} == {"gaussian:0.02", "pcm-hermes-2"}
+
+
 def test_ranges_are_learned_but_not_used_where_inputs_are_scaled(settings, tmp_path):
     scaled = LEARNED | ONE | {"input_scaling": "abs_max"}
     run = compare(tmp_path / "run", **(settings | scaled))
