@@ -24,7 +24,7 @@ from analog_grasp.adapters.registry import adapt
 from analog_grasp.crossbar import Deployment
 from analog_grasp.study.evaluator import processor
 from analog_grasp.tasks import Task, load_base_model, load_task
-from analog_grasp.training.distillation import check_deployed
+from analog_grasp.training.adapter_parameters import check_deployed
 from analog_grasp.training.examples import draw_examples
 
 # Half of GRASP's default and a third of LoRA's, as the model is deeper than those they suit.

@@ -39,12 +39,8 @@ from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.evaluator import processor
 from analog_grasp.tasks import LanguageModelingTask, load_base_model, load_task
-from analog_grasp.training.distillation import (
-    check_deployed,
-    fit_on_chips,
-    refit_rate,
-    set_parameters,
-)
+from analog_grasp.training.adapter_parameters import check_deployed, set_parameters
+from analog_grasp.training.distillation import fit_on_chips, refit_rate
 from analog_grasp.training.examples import draw_examples
 
 DEVICES = (
