@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from analog_grasp.adapters.base import AdapterLayer, AdapterModel, register
-from analog_grasp.adapters.frozen import exact_targets, head_names
+from analog_grasp.adapters.frozen import attention_paths, exact_targets, head_names
 
 
 @dataclass
@@ -129,10 +129,7 @@ class BitFitModel(AdapterModel):
         assert isinstance(config, BitFitConfig)
         if config.target_modules is not None:
             return
-        # The weight of the output layer of nn.MultiheadAttention is read, and never called.
-        modules = model.named_modules()
-        attention = [name for name, each in modules if isinstance(each, nn.MultiheadAttention)]
-        barred = tuple(f"{name}." for name in (*head_names(model), *attention))
+        barred = tuple(f"{name}." for name in (*head_names(model), *attention_paths(model)))
         names = {
             name.removesuffix(".base_layer")
             for name, module in model.named_modules()

@@ -247,6 +247,11 @@ def fold(model: nn.Module) -> nn.Module:
     return unload(safe_merge=True)
 
 
+def attention_paths(model: nn.Module) -> list[str]:
+    """Return the paths of the ``nn.MultiheadAttention``, which call none of their layers."""
+    return [path for path, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+
+
 def linear_paths(model: nn.Module) -> list[str]:
     """Return the paths of the frozen linear layers that adapters can wrap.
 
@@ -257,8 +262,7 @@ def linear_paths(model: nn.Module) -> list[str]:
         >>> linear_paths(nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1)))
         ['0']
     """
-    attention = [path for path, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    barred = tuple(f"{path}." for path in attention)
+    barred = tuple(f"{path}." for path in attention_paths(model))
     return [path for path, _ in frozen_layers(model) if not path.startswith(barred)]
 
 
