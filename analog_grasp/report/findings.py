@@ -112,8 +112,7 @@ def ages_beyond_data(settings: Mapping[str, Any]) -> list[str]:
 
 def trainings_text(measurements: Sequence[Measurement]) -> str:
     """Return what the intervals cover, as a sentence."""
-    trainings = {(cell.adapter, cell.training) for cell in measurements}
-    counts = Counter(adapter for adapter, _ in trainings)
+    counts = _trainings(measurements)
     if max(counts.values()) == 1:
         return _ONE_TRAINING
     names = dict.fromkeys(cell.adapter for cell in measurements)
@@ -122,14 +121,20 @@ def trainings_text(measurements: Sequence[Measurement]) -> str:
     return _TRAININGS.format(count=max(counts.values())) + but
 
 
+def _trainings(measurements: Sequence[Measurement]) -> Counter[str]:
+    """Return the number of trainings of each adapter."""
+    trainings = {(cell.adapter, cell.training) for cell in measurements}
+    return Counter(adapter for adapter, _ in trainings)
+
+
 def answer(comparison: Comparison) -> str:
     """Return the answer of a comparison as one sentence.
 
     Of two adapters one is called better or worse by the differences that are significant after
-    Holm's correction, or by the mean difference over all conditions; of more, the counts before and
-    after correction are stated. Where no variant is to be chosen, the one that retains the best
-    digital score longest is described. The device is the one on which its score is retained
-    longest, then the one with the best score at the last time.
+    Holm's correction, or by the mean difference over all conditions, and it is said if both were
+    trained once; of more, the counts before and after correction are stated. Where no variant is to
+    be chosen, the one that retains the best digital score longest is described. The device is the
+    one on which its score is retained longest, then the one with the best score at the last time.
 
     Example:
         >>> cells = [
@@ -201,6 +206,10 @@ def _choice(comparison: Comparison, tables: Sequence[DeviceTable]) -> tuple[str,
     if average is not None:
         verdicts |= MARKS.keys() & {average.verdict}
         reason += f", on average by {_points(average)}"
+    # Chips alone do not tell two adapters from two trainings of one.
+    counts = _trainings(comparison.measurements)
+    if len(counts) == 2 and max(counts.values()) == 1:
+        reason = f"with one training each, {reason}"
     if len(verdicts) != 1:
         return "It depends on the condition" if verdicts else "Either", None, f"{reason}; "
     place = 1 if verdicts == {"better"} else 0

@@ -45,20 +45,29 @@ def scored(measurements):
 
 def test_a_better_adapter_is_the_answer(scored, records):
     assert answer(Comparison(scored(lambda cell: 0.02), records)) == (
-        "Stochastic (stochgrasp), on pcm, for 20s: stochgrasp is better than grasp in 6 and worse"
-        " in 0 of 6 conditions, on average by +2.0 ±0.0 points; stochgrasp retains 95 % of its"
-        " digital accuracy there (the longest of 2 devices) and has 82.3 ±0.4 % at 1d."
+        "Stochastic (stochgrasp), on pcm, for 20s: with one training each, stochgrasp is better"
+        " than grasp in 6 and worse in 0 of 6 conditions, on average by +2.0 ±0.0 points;"
+        " stochgrasp retains 95 % of its digital accuracy there (the longest of 2 devices) and has"
+        " 82.3 ±0.4 % at 1d."
     )
     worse = answer(Comparison(scored(lambda cell: -0.02), records))
-    assert worse.startswith("Deterministic (grasp), on pcm, for 20s: stochgrasp is better than")
+    assert worse.startswith("Deterministic (grasp), on pcm, for 20s: with one training")
 
 
 def test_equal_adapters_leave_the_choice(scored, records):
     text = answer(Comparison(scored(lambda cell: 0.01 * (cell.repeat % 2 - 0.5)), records))
     assert text.startswith(
-        "Either, on pcm, for 20s: stochgrasp and grasp differ significantly in none of 6 conditions"
+        "Either, on pcm, for 20s: with one training each, stochgrasp and grasp differ significantly"
     )
     assert "points), on average by +0.0 ±0.9 points; " in text
+
+
+def test_the_answer_names_single_trainings_alone(scored, records):
+    """Of two trainings of each the intervals cover the trainings too."""
+    once = scored(lambda cell: 0.02)
+    cells = [*once, *(replace(cell, training=1, value=cell.value + 0.001) for cell in once)]
+    assert "with one training each" in answer(Comparison(once, records))
+    assert "with one training" not in answer(Comparison(cells))
 
 
 def test_a_small_difference_in_all_conditions_is_the_answer(measurements):
@@ -87,7 +96,8 @@ def test_a_small_difference_in_all_conditions_is_the_answer(measurements):
 def test_an_answer_can_depend_on_the_condition(scored, records):
     cells = scored(lambda cell: 0.02 if cell.device == "pcm" else -0.02)
     assert answer(Comparison(cells, records)).startswith(
-        "It depends on the condition, on pcm, for 20s: stochgrasp is better than grasp in 3 and"
+        "It depends on the condition, on pcm, for 20s: with one training each,"
+        " stochgrasp is better than grasp in 3 and"
         " worse in 3 of 6 conditions, on average by +0.0 ±0.0 points; stochgrasp retains"
     )
 
@@ -251,7 +261,7 @@ def test_the_summary_begins_with_the_result(measurements, records, layers):
     text = comparison_report("A *title*", {"seed": 0}, comparison, layers).summary()
     title, _, finding, *_ = text.splitlines()
     assert title == r"# A \*title\*"
-    assert finding.startswith("Either, on rram: stochgrasp and grasp differ significantly in none")
+    assert finding.startswith("Either, on rram: with one training each, stochgrasp and grasp")
     order = [
         "accuracy_vs_drift.svg", "**accuracy (%) on reviews**", "Each adapter was trained once",
         "**pcm, reviews**", "ranges from", "**Tiles and weight error**",
