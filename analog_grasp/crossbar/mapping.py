@@ -11,6 +11,7 @@ from torch import Tensor
 from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.profile import profile
+from analog_grasp.utils.hooks import seen_inputs
 
 type Clip = float | Literal["least-error"]
 """Clipping of weights: at a multiple of a column's standard deviation, or by least error."""
@@ -214,8 +215,8 @@ def _observed[T](
     """Return a measure of the inputs of each layer, one per pass with an input."""
     seen: dict[str, list[T]] = {}
 
-    def record(name: str, layer: ChipLayer, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach().float()
+    def record(name: str, layer: ChipLayer, inputs: Tensor) -> None:
+        x = inputs.detach().float()
         if scaled and layer.input_scale is not None:
             x = x / layer.input_scale
         if layer.exact is not None and (place := layer.exact.places(x)) is not None:
@@ -225,16 +226,8 @@ def _observed[T](
         if x.numel():
             seen.setdefault(name, []).append(measure(layer, x))
 
-    handles = [
-        layer.register_forward_pre_hook(functools.partial(record, name))
-        for name, layer in layers.items()
-    ]
-    try:
-        with computed_digitally(layers.values()), torch.no_grad():
-            observe()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with seen_inputs(layers, record), computed_digitally(layers.values()), torch.no_grad():
+        observe()
     return seen
 
 

@@ -206,7 +206,7 @@ def _choice(comparison: Comparison, tables: Sequence[DeviceTable]) -> tuple[str,
     if average is not None:
         verdicts |= MARKS.keys() & {average.verdict}
         reason += f", on average by {_points(average)}"
-    # Chips alone do not tell two adapters from two trainings of one.
+    # Chips alone cannot distinguish two adapters from two trainings of one.
     counts = _trainings(comparison.measurements)
     if len(counts) == 2 and max(counts.values()) == 1:
         reason = f"with one training each, {reason}"

@@ -20,6 +20,7 @@ from analog_grasp.crossbar.tile_sets import selected
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.training.input_ranges import LearnedRanges
 from analog_grasp.training.weight_noise import fits_bfloat16
+from analog_grasp.utils.hooks import seen_inputs
 
 
 class ConverterLoop:
@@ -77,15 +78,8 @@ class ConverterLoop:
         """Set the first range of each layer from its inputs when a function runs the model."""
         assert self.ranges is not None
         seen: dict[str, Tensor] = {}
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0]}))
-            for name, layer in self._layers.items()
-        ]
-        try:
+        with seen_inputs(self._layers, lambda name, _, x: seen.update({name: x})):
             run()
-        finally:
-            for hook in hooks:
-                hook.remove()
         self.ranges.begin(seen)
 
     @contextmanager

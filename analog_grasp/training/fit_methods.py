@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from analog_grasp.training.adapter_parameters import adapter_parameters
 from analog_grasp.training.distillation import Teacher, descend, has_targets, inputs_of
 from analog_grasp.training.examples import Batch, count_of, pick, replace_tokens
 from analog_grasp.utils.errors import check_whole
+from analog_grasp.utils.hooks import seen_inputs
 from analog_grasp.utils.types import RefitMethod
 
 # Differences of losses within the rounding of the weights on tiles are no improvement.
@@ -224,35 +226,26 @@ METHODS: dict[RefitMethod, Method] = {
 
 def _fit_layers(fit: Fit, fit_layer: _FitLayer, strengths: tuple[float, ...], reads: int) -> None:
     """Fit all layers with each strength in turn, each with so many reads, and measure them."""
+    layers, done = dict(_grasp_layers(fit.student)), set()
 
-    layers, done = _grasp_layers(fit.student), set()
-
-    def refit(name: str, strength: float) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(layer, GraspLinear)
-            if name in done:
-                raise ValueError(
-                    f"The layer {name} is called several times in a forward pass, for which only "
-                    "the method 'gradient' is suitable."
-                )
-            done.add(name)
-            fitted = fit_layer(name, layer, _vectors(inputs[0], fit.fitted), strength)
-            for parameter, value in zip(layer.means(layer.active_adapters[0]), fitted, strict=True):
-                parameter.copy_(value)
-
-        return hook
+    def refit(strength: float, name: str, layer: GraspLinear, x: Tensor) -> None:
+        if name in done:
+            raise ValueError(
+                f"The layer {name} is called several times in a forward pass, for which only "
+                "the method 'gradient' is suitable."
+            )
+        done.add(name)
+        fitted = fit_layer(name, layer, _vectors(x, fit.fitted), strength)
+        for parameter, value in zip(layer.means(layer.active_adapters[0]), fitted, strict=True):
+            parameter.copy_(value)
 
     for strength in strengths:
         fit.restart()
         done.clear()
-        handles = [layer.register_forward_pre_hook(refit(name, strength)) for name, layer in layers]
-        try:
-            # One pass: a layer is fitted just before it computes, so its inputs are those of
-            # the layers fitted before it.
+        # One pass: a layer is fitted just before it computes, so its inputs are those of the
+        # layers fitted before it.
+        with seen_inputs(layers, partial(refit, strength)):
             fit.read(reads)
-        finally:
-            for handle in handles:
-                handle.remove()
         fit.evaluate()
 
 
@@ -271,20 +264,9 @@ def _grasp_layers(model: nn.Module) -> list[tuple[str, GraspLinear]]:
 def _digital_inputs(teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
     """Return the inputs of each layer in the digital model."""
     seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[name] = inputs[0].detach()
-
-        return hook
-
-    layers = _grasp_layers(teacher.model)
-    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers]
-    try:
+    layers = dict(_grasp_layers(teacher.model))
+    with seen_inputs(layers, lambda name, _, x: seen.update({name: x.detach()})):
         teacher.outputs(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

@@ -8,9 +8,10 @@ from inspect import signature
 from typing import cast
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.utils.hooks import seen_inputs
 
 SIZE_ROWS = 32
 """Rows on which the size of the inputs is measured, at most."""
@@ -33,20 +34,13 @@ def input_sizes(model: nn.Module, run: Callable[[], object]) -> dict[str, float]
     layers = {name: m for name, m in model.named_modules() if isinstance(m, GraspLinear)}
     sizes = dict.fromkeys(layers, 1.0)
 
-    def measure(name: str) -> Callable[[nn.Module, tuple], None]:
-        def hook(_: nn.Module, inputs: tuple) -> None:
-            if inputs[0].numel():
-                sizes[name] = inputs[0].float().square().mean().sqrt().item()
+    def measure(name: str, _: GraspLinear, x: Tensor) -> None:
+        if x.numel():
+            sizes[name] = x.float().square().mean().sqrt().item()
 
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(measure(name)) for name, layer in layers.items()]
-    try:
+    with seen_inputs(layers, measure):
         if layers:
             run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return sizes
 
 
