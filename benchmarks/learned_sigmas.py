@@ -4,7 +4,7 @@ For saved StochGRASP adapters, the rank correlation of the learned standard devi
 measured sensitivity of the loss to noise of each group, and the accuracy of sampled adapters whose
 standard deviations are in place, permuted among the groups of all layers, or all equal.
 
-    analog-grasp train --adapter stochgrasp --out runs/train
+    analog-grasp train --adapter stochgrasp
     python benchmarks/learned_sigmas.py runs/train/stochgrasp
 
 About five minutes of one core for each adapter.

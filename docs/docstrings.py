@@ -8,17 +8,11 @@ import griffe
 
 # Objects below these paths are omitted from the reference.
 _HIDDEN = ("analog_grasp.cli",)
-# Headings of docs/method.md by which docstrings cite it, with their anchors.
-_SECTIONS = {
-    "GRASP": "method-grasp",
-    "StochGRASP": "method-stochgrasp",
-    "Analog deployment": "method-deployment",
-    "Device cards": "method-device-cards",
-    "Recalibration": "method-recalibration",
-    "Energy, latency and programming cost": "method-costs",
-    "Tasks and metrics": "method-tasks",
-    "Write tolerances": "method-write-tolerances",
-}
+# Headings of docs/method.md by which docstrings cite it.
+_SECTIONS = (
+    *("GRASP", "StochGRASP", "Analog deployment", "Device cards", "Recalibration"),
+    *("Energy, latency and programming cost", "Tasks and metrics", "Write tolerances"),
+)
 
 
 class Docstrings(griffe.Extension):
@@ -34,7 +28,8 @@ class Docstrings(griffe.Extension):
             return f"[`{name}`][{paths[name]}]" if name in paths else match[0]
 
         def cite(match: re.Match[str]) -> str:
-            return f'[Method, "{match[1]}"][{_SECTIONS[match[1]]}]'
+            anchor = re.sub(r"\W+", "-", match[1]).lower()
+            return f'[Method, "{match[1]}"][{anchor}]'
 
         for each in objects:
             if isinstance(each, griffe.Module):

@@ -100,9 +100,8 @@ def anchors(path: Path) -> set[str]:
     """Return the anchors of a page's headings."""
     found = set()
     for title in re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
-        explicit = re.search(r"\{ #([\w-]+) \}", title)
         slug = re.sub(r"[^\w\s-]", "", title).strip().lower()
-        found.add(explicit[1] if explicit else re.sub(r"[\s-]+", "-", slug))
+        found.add(re.sub(r"[\s-]+", "-", slug))
     return found
 
 
