@@ -87,10 +87,10 @@ PAGE = """# Parameters
 Trainable parameters of each adapter, counted on models built from their published configurations
 (RoBERTa: Liu et al., arXiv 1907.11692; GPT-2: Radford et al., 2019). The task head, which is
 trained with every adapter, is excluded. LoRA adapts query and value, as in its paper (Hu et al.,
-arXiv 2106.09685); GPT-2 has one layer for query, key and value. (IA)^3 has PEFT's layers: in RoBERTa
-the attention output too, in GPT-2 the fused query, key and value; the layers of its paper have 55,296,
-147,456 and 147,456 parameters. GRASP has `2 K` parameters per
-layer and StochGRASP `4 K`, independent of the size of the layer.
+arXiv 2106.09685); GPT-2 has one layer for query, key and value. (IA)^3 has PEFT's layers: in
+RoBERTa the attention output too, in GPT-2 the fused query, key and value; the layers of its paper
+have 55,296, 147,456 and 147,456 parameters. GRASP has `2 K` parameters per layer and StochGRASP
+`4 K`, independent of the size of the layer.
 
 {table}
 

@@ -19,6 +19,8 @@ NAMES = {
     "deploy",
     "Deployment",
     "train",
+    "recalibrate",
+    "costs",
     "load_base_model",
     "load_task",
     "compare",

@@ -11,7 +11,7 @@ from peft.utils import PeftType
 from analog_grasp.adapters.registry import check_sampling
 from analog_grasp.devices.card import DeviceAtTime
 from analog_grasp.utils.errors import check_finite, check_whole, shown, unknown_name
-from analog_grasp.utils.types import DEFAULT_GROUPS, Sampling
+from analog_grasp.utils.types import DEFAULT_GROUPS, NoiseLoss, Sampling
 
 Grouping = Literal["contiguous", "strided", "random"]
 """Division of the input features of a layer into groups."""
@@ -19,7 +19,6 @@ Grouping = Literal["contiguous", "strided", "random"]
 Form = Literal["affine", "normalize"]
 """The modulated input: ``s x + b``, or ``(x - b) / s``."""
 
-NoiseLoss = Literal["l2", "kl"]
 """The form of the noise-aware loss."""
 
 SIGMA_RANGE = 1e-12, 10.0

@@ -61,7 +61,7 @@ class AdapterMethod:
 _CROSS_POINTS = ("weight", "token")
 # Settings of GRASP, which StochGRASP has too.
 _GRASP = ("groups", "grouping", "form", "target_modules")
-_STOCHGRASP = (*_GRASP, "noise_weight", "noise_target", "sampling")
+_STOCHGRASP = (*_GRASP, "noise_weight", "noise_target", "noise_loss", "init_sigma", "sampling")
 
 
 def _grasp(task_type: str | None, **settings: Any) -> "PeftConfig":

@@ -33,6 +33,8 @@ _OTHER = "the one that the adapter names"
 _PLAN = ("until_ci", "repeats_limit", "engine", "workers", "ray_address")
 _SEVERAL = ("trainings", "trainings_limit")
 _SEARCHED = ", ".join(f"{name} ({r.low:g} to {r.high:g})" for name, r in RANGES.items())
+# The cost model that deploy shows, as `analog_grasp.costs` does.
+_COSTS: dict[str, Any] = {"costs": ("hermes-1phase",)}
 _Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER_FOLDER...", help="Folders of saved adapters.")
 ]
@@ -84,8 +86,14 @@ def recalibrate(
             f"--examples is {examples!r}: give whole numbers of at least 2, such as 16,64."
         )
     with request():
+        placement = given(context)["placement"]
+        if placement in ("folded", "programmed"):
+            raise RequestError(
+                f"--placement is {placement!r}, which leaves the adapter on the devices of the "
+                "chip, as they are: only a digital adapter can be recalibrated."
+            )
         # The run.toml of a comparison states that there is none.
-        asked = {"placement": given(context)["placement"], "recalibrate": counts or None}
+        asked = {"placement": placement, "recalibrate": counts or None}
         stated = resolve(asked, context.params["config"], {"recalibrate": (64,)})
     _study(context, adapters=adapters, recalibrate=stated.run.recalibrate or (64,))
 
@@ -242,6 +250,7 @@ def tune(
     without=("adapters", "devices"),
     also=("seed", "costs", "tiles"),
     model=_OTHER,
+    **_COSTS,
 )
 def deploy(
     context: typer.Context,
@@ -281,6 +290,7 @@ def deploy(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder of deployment.json.")] = Path("runs/deploy"),
+    config: Config = None,
     debug: Debug = False,
 ) -> None:
     """Deploy one saved adapter on one device: its score, tiles, weight error and costs."""
@@ -288,7 +298,7 @@ def deploy(
         # Here, as the setting that receives it is called times.
         parse_time(time)
         asked = {"adapters": (str(folder.resolve()),), "devices": (device,), "times": (time,)}
-        settings = resolve(given(context) | asked)
+        settings = resolve(given(context) | asked, config, _COSTS)
         check_study(settings)
         tolerance = None
         if write_tolerance is not None:

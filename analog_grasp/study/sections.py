@@ -29,6 +29,7 @@ from analog_grasp.utils.types import (
     EPOCHS,
     REFIT_STEPS,
     SHIFT_LR_RATIO,
+    NoiseLoss,
     RefitMethod,
     Sampling,
     Schedule,
@@ -208,6 +209,17 @@ class TrainingSettings(Section):
         default=0.1,
         description="The relative standard deviation to learn: a number, or that of a device at a "
         "time, such as pcm-hermes-2@1d; x1.5 after the time multiplies its standard deviations.",
+    )
+    noise_loss: Annotated[NoiseLoss, _STOCHGRASP] = Field(
+        default="kl",
+        description="Form of the noise-aware loss: kl (Kullback-Leibler divergence) or l2 (squared "
+        "difference).",
+    )
+    init_sigma: Annotated[float, _STOCHGRASP] = Field(
+        default=0.05,
+        gt=0,
+        le=10,
+        description="The relative standard deviation at the start of training.",
     )
     noise_weight_schedule: Annotated[Schedule, _STOCHGRASP] = Field(
         default="constant", description="Course of noise_weight: constant, or linear from 0."

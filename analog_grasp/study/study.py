@@ -46,7 +46,7 @@ from analog_grasp.study.statistics import (
     table_error,
 )
 from analog_grasp.study.trained_adapters import adapter_names, load_with_hash, new_adapter
-from analog_grasp.tasks import LanguageModelingTask, Task
+from analog_grasp.tasks import Task
 from analog_grasp.training.fit_methods import check_method, finest_groups
 from analog_grasp.utils.metrics import is_fraction
 
@@ -206,9 +206,11 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
         if run.recalibrate:
             check_method(run.recalibrate_method, own)
         _check_groups(run, own, cast(PeftModel, model))
-    # The examples of a language model are chunks of its text, whose number depends on the model.
-    rows = math.inf if isinstance(task, LanguageModelingTask) else len(task.train)
-    if (most := max(run.recalibrate, default=0)) > rows:
+    if not run.recalibrate:
+        return
+    # Those of a language model are chunks of its text.
+    rows = len(task.training_rows(model, task.tokenizer_of(model)))
+    if (most := max(run.recalibrate)) > rows:
         raise ValueError(
             f"The setting recalibrate is {most}, but the task {task.name} has {rows} training rows "
             "to draw the examples from: give at most so many."

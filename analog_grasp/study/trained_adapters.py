@@ -49,6 +49,8 @@ _TRAIN_ARGUMENTS = (
 )
 # Settings of GRASP that keep the default of its configuration where they are not given.
 _SHAPE = ("grouping", "form")
+# Settings of StochGRASP's Gaussians.
+_DISTRIBUTION = ("noise_weight", "noise_target", "noise_loss", "init_sigma", "sampling")
 # Training rows on which a collapse to a constant prediction is looked for.
 _COLLAPSE_ROWS = 128
 
@@ -190,9 +192,7 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
                 task_type=task.task_type,
                 groups=training.groups,
                 target_modules=targets if isinstance(targets, str) else list(targets),
-                noise_weight=training.noise_weight,
-                noise_target=training.noise_target,
-                sampling=training.sampling,
+                **{name: getattr(training, name) for name in _DISTRIBUTION},
                 **shape,
             )
     except ValueError as error:

@@ -93,8 +93,9 @@ def tune_noise_weight(
     Args:
         out: The output folder; a new one, or that of the same tuning.
         trials: Number of trials in total.
-        search: The settings to vary: of ``noise_weight``, ``noise_target``, ``groups``,
-            ``learning_rate`` and ``injection``.
+        search: The settings to vary: of ``noise_weight``, ``noise_target``, ``init_sigma``,
+            ``groups``, ``learning_rate``, ``shift_lr_ratio``, ``sigma_lr_ratio`` and
+            ``injection``.
         ranges: Lowest and highest value of a searched setting; from 0.001 to 100 for
             ``noise_weight``, in addition to which 0 is tried.
         adapter: The adapter to tune.

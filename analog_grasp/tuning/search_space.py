@@ -47,6 +47,9 @@ RANGES: dict[str, Range] = {
     "noise_target": Range(0.01, 0.5),
     "groups": Range(1, 64, whole=True),
     "learning_rate": Range(1e-4, 1e-1),
+    "shift_lr_ratio": Range(0.05, 2.0),
+    "sigma_lr_ratio": Range(0.1, 10.0),
+    "init_sigma": Range(0.01, 0.5),
     "injection": Range(0.0, 0.1, log=False),
 }
 """Settings that can be searched, with their default ranges."""

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.checks import check_study
-from analog_grasp.study.config import CHANGEABLE, StudyConfig, flat
+from analog_grasp.study.config import CHANGEABLE, SETTINGS, StudyConfig, flat
 from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import (
@@ -352,11 +352,9 @@ def _check_adapter(
 ) -> None:
     """Raise for an adapter that does not fit, with the largest K of the search."""
     most = {"groups": int(space["groups"].high)} if "groups" in space else {}
-    adapted = new_adapter(config.replace(**most), task, adapter)
-    # A model that is trained whole has none.
-    peft_config = getattr(adapted, "active_peft_config", None)
-    for name in {"noise_weight", "noise_target", "groups"} & space.keys():
-        if not hasattr(peft_config, name):
+    new_adapter(config.replace(**most), task, adapter)
+    for name in space:
+        if (own := SETTINGS[name].note.adapters) and adapter not in own:
             raise ValueError(
                 f"The adapter {adapter} has no {name} to search: search learning_rate or "
                 "injection, or tune stochgrasp."

@@ -35,6 +35,9 @@ SHIFT_LR_RATIO = 0.5
 Schedule = Literal["constant", "linear"]
 """Course of a value over a training: its full value throughout, or a linear rise to it."""
 
+NoiseLoss = Literal["l2", "kl"]
+"""Form of the noise-aware loss: squared difference, or Kullback-Leibler divergence."""
+
 Placement = Literal["digital", "folded", "programmed"]
 """Placement of an adapter: digital arithmetic, folded into the weights, or in analog devices."""
 

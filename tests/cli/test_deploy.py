@@ -77,7 +77,13 @@ def test_costs_are_shown_and_written(deploy):
     assert rows["energy, tile reads"]["value"] > 0
     # HERMES's sources do not state the time to rewrite its tiles.
     assert rows["latency"]["value"] is None
-    assert deploy()[1]["costs"] == []
+
+
+def test_the_costs_of_a_published_chip_are_the_default(deploy, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('costs = ["neurram"]\ntiles = 3\n')
+    assert "IBM HERMES Project Chip" in deploy()[0].out
+    assert "3 of 7 tiles: " in deploy("--config", file)[0].out
 
 
 def test_the_same_chip_gives_the_same(deploy):
@@ -242,7 +248,7 @@ def test_one_write_tolerance_for_all_weights(deploy_learned):
         (("--clip", "2", "--export", "chip.safetensors"), "clip has no effect on an exported chip"),
         (("--costs", "hermes"), "Unknown cost model 'hermes'. Did you mean 'hermes-"),
         (("--costs", "neurram,hermes-1phase"), "names 2 cost models for 1 device:"),
-        (("--tiles", "4"), "no effect without costs"),
+        (("--tiles", "4", "--costs", ""), "no effect without costs"),
         (("--write-tolerance", "tight"), "--write-tolerance is 'tight': give learned, or a number"),
         (("--write-tolerance", "0"), "--write-tolerance is '0'"),
         (("--write-tolerance", "nan"), "--write-tolerance is 'nan'"),

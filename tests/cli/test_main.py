@@ -89,10 +89,10 @@ def test_a_command_that_cannot_be_loaded_suggests_the_doctor(ag, monkeypatch):
             "compare",
             "model task data-dir adapters devices times repeats placement groups seed engine out "
             "config debug injection epochs learning-rate batch-size noise-weight noise-target "
-            "sampling target-modules",
+            "sampling target-modules noise-loss init-sigma",
         ),
         ("train", "adapter model task data-dir groups seed out config debug"),
-        ("deploy", "device time seed placement model task data-dir debug"),
+        ("deploy", "device time seed placement model task data-dir config debug"),
         ("drift", "devices times repeats placement model task data-dir seed engine out config"),
     ],
 )

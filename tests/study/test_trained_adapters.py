@@ -130,8 +130,10 @@ def test_a_loaded_adapter_is_ready_to_be_measured(finished_run, settings, task):
 
 
 @pytest.mark.parametrize("adapter", ["grasp", "stochgrasp"])
-def test_form_and_grouping_reach_the_saved_configuration(settings, task, tmp_path, adapter):
+def test_settings_reach_the_saved_configuration(settings, task, tmp_path, adapter):
     given = {"form": "normalize", "grouping": "strided"}
+    if adapter == "stochgrasp":
+        given |= {"noise_loss": "l2", "init_sigma": 0.2, "noise_target": 0.3}
     asked = {"plain": settings, "given": settings | given}
     saved = {}
     for name, each in asked.items():

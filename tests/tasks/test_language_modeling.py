@@ -296,6 +296,15 @@ def test_settings_of_the_command_line(tmp_path):
         TaskSettings(task="lm", data_dir=str(path), beams=2).load()
 
 
+def test_more_examples_than_the_text_has_chunks_raise_before_training(llama_folder, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    given = {"task": "lm", "data_dir": str(path), "max_length": 32, "model": str(llama_folder)}
+    with pytest.raises(ValueError, match=r"recalibrate is 100000, but the task lm has \d+ "):
+        compare(tmp_path / "run", **given, groups=4, recalibrate=100_000)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_comparison_from_training_to_page(llama_folder, tmp_path):
     path = tmp_path / "text.txt"

@@ -129,6 +129,8 @@ def test_a_model_that_is_trained_whole_can_be_tuned_but_not_its_groups(settings,
     assert tuning.config.training.learning_rate == ADAPTERS["full"].learning_rate
     with pytest.raises(ValueError, match="full has no groups to search"):
         prepare_tuning(whole, tmp_path / "other", adapter="full", search=["groups"])
+    with pytest.raises(ValueError, match="grasp has no init_sigma to search"):
+        prepare_tuning(settings, tmp_path / "other", adapter="grasp", search=["init_sigma"])
 
 
 def test_storage_of_another_study(settings, tmp_path):
