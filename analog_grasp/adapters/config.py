@@ -19,8 +19,6 @@ Grouping = Literal["contiguous", "strided", "random"]
 Form = Literal["affine", "normalize"]
 """The modulated input: ``s x + b``, or ``(x - b) / s``."""
 
-"""The form of the noise-aware loss."""
-
 SIGMA_RANGE = 1e-12, 10.0
 """Limits of a relative standard deviation: a step of training that is too large overflows none."""
 

@@ -12,13 +12,14 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import kind_of
 from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.chip_layer import ChipLayer, computed_digitally
+from analog_grasp.crossbar.chip_layer import ChipLayer, OnTiles, computed_digitally
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.tasks.base import position_limit
 from analog_grasp.utils.errors import check_whole
@@ -71,6 +72,7 @@ class Work:
         cache_bytes: Bytes of the key-value cache at the end of the batch's sequences.
         cache_traffic: Bytes of it written and read if tokens are generated one by one.
         adapter_bytes: Bytes of the adapter and the task head, rewritten to replace them.
+        adapter_weights: Parameters of a GRASP adapter that are programmed as weights are.
 
     Raises:
         ValueError: `sequence` or `batch` is no whole number of at least 1.
@@ -91,6 +93,7 @@ class Work:
     cache_bytes: int = 0
     cache_traffic: int = 0
     adapter_bytes: int = 0
+    adapter_weights: int = 0
 
     def __post_init__(self) -> None:
         check_whole("sequence", self.sequence)
@@ -114,8 +117,8 @@ class Work:
 
     @property
     def weights(self) -> int:
-        """Weights on tiles."""
-        return sum(layer.weights for layer in self.layers)
+        """Programmed weights: those on tiles, and the parameters of a programmed GRASP adapter."""
+        return sum(layer.weights for layer in self.layers) + self.adapter_weights
 
 
 class Stage(NamedTuple):
@@ -255,7 +258,9 @@ def count_work(
     # With the matrices of a programmed LoRA.
     chip = (module for module in model.modules() if isinstance(module, ChipLayer))
     layers = deployment.layers | {layer.name: layer for layer in chip}
-    with _counted(layers) as count, FlopCounterMode(display=False) as flops:
+    # The products of other implementations of attention are not counted by torch.
+    exact = sdpa_kernel(SDPBackend.MATH)
+    with _counted(layers) as count, exact, FlopCounterMode(display=False) as flops:
         elements, generated = _cached(model(**inputs))
     cached = _KV_BYTES * elements
     found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
@@ -264,7 +269,7 @@ def count_work(
     on_tiles = tuple(
         LayerWork(name, shape[1], shape[0], count.reads[name]) for name, shape in shapes.items()
     )
-    products = sum(found.values()) - attention - count.adapter_products
+    products = sum(found.values()) - attention - count.adapter_products - count.simulated
     adapter, state = "", {}
     if isinstance(deployment.model, PeftModel):
         adapter = kind_of(deployment.model) or ""
@@ -283,6 +288,12 @@ def count_work(
         cache_traffic=cached * ((generated or sequence) + 3) // 2,
         # Of the adapter and its task head.
         adapter_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+        adapter_weights=sum(
+            len(vector.target)
+            for module in model.modules()
+            if isinstance(module, ProgrammedModulation)
+            for vector in module.vectors
+        ),
     )
 
 
@@ -320,11 +331,18 @@ def _shape(
 
 @dataclass
 class _Count:
-    """Counts of the hooks of one pass; `adapter_products` is the part that torch counts too."""
+    """Counts of the hooks of one pass.
+
+    Attributes:
+        adapter_products: The part of `adapter` that torch counts too.
+        simulated: Products with the identity, by which the simulation of ``nn.MultiheadAttention``
+            leaves its projections to the tiles.
+    """
 
     reads: dict[str, int]
     adapter: int = 0
     adapter_products: int = 0
+    simulated: int = 0
     norm_elements: int = 0
 
 
@@ -341,6 +359,9 @@ def _counted(layers: Mapping[str, ChipLayer]) -> Iterator[_Count]:
             macs, is_product = _adapter_macs(module)
             count.adapter += _rows(args) * macs
             count.adapter_products += _rows(args) * macs * is_product
+        elif isinstance(module, nn.MultiheadAttention) and _is_on_tiles(module):
+            rows = [_rows((part,)) for part in args[:3]]
+            count.simulated += module.embed_dim**2 * (rows[0] + sum(rows))
         elif type(module).__name__.endswith("Norm") and not list(module.children()):
             count.norm_elements += args[0].numel()
 
@@ -350,6 +371,12 @@ def _counted(layers: Mapping[str, ChipLayer]) -> Iterator[_Count]:
             yield count
     finally:
         handle.remove()
+
+
+def _is_on_tiles(attention: nn.MultiheadAttention) -> bool:
+    """Return whether a projection of attention is on tiles."""
+    projections = (attention.in_proj_weight, attention.out_proj.weight)
+    return any(isinstance(weight, OnTiles) for weight in projections)
 
 
 def _rows(args: tuple[Tensor, ...]) -> int:

@@ -103,7 +103,14 @@ class AihwkitLinear(ChipLayer):
         return weight
 
     def _read(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = self.analog(x.float())
+        wired = isinstance(self._config, TorchInferenceRPUConfigIRDropT)
+        if wired and torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError(
+                f"The layer {self.name} is on tiles with tile='ir-drop', which have no gradient: "
+                "compute under torch.no_grad(), or use tile='torch'."
+            )
+        # That tile takes a batch of vectors only.
+        y = self.analog(x.reshape(-1, x.shape[-1]).float()).view(*x.shape[:-1], self.out_features)
         return (y if bias is None else y + bias).to(x.dtype)
 
     def _move_tiles(self, device: torch.device) -> None:

@@ -416,7 +416,8 @@ def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     bias = given["in_proj_bias"]
     biases = (None, None, None) if bias is None else bias.chunk(3)
     for name, weight, part in zip(("query", "key", "value"), weights, biases, strict=True):
-        given[name] = functional.linear(given[name], weight, part)
+        # Torch multiplies other layouts by a batched product, as it does in attention itself.
+        given[name] = functional.linear(given[name].contiguous(), weight, part)
     # What is left is the attention itself: the projections that torch applies are the identity.
     size = given["embed_dim_to_check"]
     identity = torch.eye(size, dtype=given["query"].dtype, device=given["query"].device)

@@ -146,6 +146,7 @@ class Deployment:
                 self.program(seed).drift_to(seconds)
             self.on_drift = followers
 
+    @torch.inference_mode(False)
     def attach(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model with another adapter that computes on the tiles of this chip.
 
@@ -303,7 +304,7 @@ class Deployment:
 
         Fewer small inputs then vanish below a step of the DAC. A programmed chip is programmed
         again; `calibrate` comes afterwards, as earlier ranges are dropped. All of this holds for
-        attached models too. A programmed adapter is not rescaled.
+        attached models too. A programmed adapter is not rescaled; GRASP computes with its devices.
 
         Args:
             observe: Runs a model on data, as in `calibrate`.
@@ -313,7 +314,11 @@ class Deployment:
             ValueError: The exponent is out of its range, or the tiles are aihwkit's.
         """
         self._settings.check_own("rescale")
-        mapping.rescale_layers(self.layers, lambda: observe(self.model), exponent)
+        hooks = hooks_of(self.model)
+        # The matrices of a programmed LoRA compute digitally too.
+        digital = computed_digitally(hooks.layers.values())
+        with torch.inference_mode(False), hooks.first_passes(), digital:
+            mapping.rescale_layers(self.layers, lambda: observe(self.model), exponent)
         self._chip.rescalings += 1
         return self.program_again()
 
@@ -370,7 +375,9 @@ class Deployment:
         scores = {}
         for name, layer in self.layers.items():
             others = [other for other in self.layers.values() if other is not layer]
-            with computed_digitally(others if alone == "analog" else [layer]):
+            digital = computed_digitally(others if alone == "analog" else [layer])
+            # All with the same read noise, so that their differences are those of the layers.
+            with digital, hooks_of(self.model).first_passes():
                 scores[name] = score(self.model)
         return scores
 
@@ -396,6 +403,7 @@ class Deployment:
         saving.write_deployment(Path(path), self.model, self._settings, chip, tolerances)
 
     @classmethod
+    @torch.inference_mode(False)
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Deployment":
         """Return the deployment of a folder from `save`: the same chip at the same time.
 
@@ -406,8 +414,7 @@ class Deployment:
             ValueError: A file is damaged, or the model has another structure.
         """
         digital, settings, chip = saving.read_deployment(Path(path), model)
-        with torch.inference_mode(False):
-            deployment = cls(digital, settings, {})
+        deployment = cls(digital, settings, {})
         hooks = hooks_of(deployment.model)
         saving.check_layers(Path(path), chip, hooks.layers)
         for name, scale in chip["input_scales"].items():

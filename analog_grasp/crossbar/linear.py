@@ -34,7 +34,8 @@ class Split:
         rows: The inputs.
         weight: The weights now, ``(D_out, width)``; the largest of a column is about 1.
         scale: The scale of each column, ``(D_out,)``.
-        gain: Column scale times drift compensation, ``(D_out,)``.
+        live: 0 for a column of zeros, whose outputs are ignored, and 1 for others, ``(D_out,)``.
+        gain: Column scale times drift compensation, ``(D_out,)``; 0 for a column of zeros.
         reference: The compensation's read-out after programming, ``(D_out,)``.
         ends: The smallest and the largest target of each tile, ``(tiles, 2)``.
         variance: The variance of the weights from read to read.
@@ -44,6 +45,7 @@ class Split:
     rows: slice
     weight: Tensor
     scale: Tensor = field(init=False)
+    live: Tensor = field(init=False)
     gain: Tensor = field(init=False)
     reference: Tensor = field(init=False)
     ends: Tensor = field(init=False)
@@ -161,7 +163,7 @@ class CrossbarLinear(ChipLayer):
             if self._converters.by_maximum and self.input_range is None:
                 largest = part.abs().amax(1, keepdim=True)
                 largest = torch.where(largest > 0, largest, 1.0)
-            y = (part / largest).clamp(-1, 1) @ self._target(split, slice(None)).T
+            y = (part / largest).clamp(-1, 1) @ self._target(split, slice(None)).float().T
             found.append([y[:, columns] for columns in self._columns])
         return found
 
@@ -170,9 +172,11 @@ class CrossbarLinear(ChipLayer):
         for split in self.splits:
             split.variance = None
             weight = self._programmed_weight(slice(None), split.rows)
-            split.scale = split.gain = scale = column_scale(weight, self._clip, self.card)
+            split.scale = scale = column_scale(weight, self._clip, self.card)
             split.reference = torch.ones_like(scale)
             ends = torch.stack([weight.amin(1), weight.amax(1)]) / scale
+            split.live = ends.ne(0).any(0).to(scale.dtype)
+            split.gain = scale * split.live
             by_tile = [ends[:, part].aminmax() for part in self._columns]
             split.ends = torch.stack([torch.stack(pair) for pair in by_tile]).clamp_(-1, 1)
             split.limbs = None
@@ -206,10 +210,10 @@ class CrossbarLinear(ChipLayer):
         self._unread = False
         for split in self.splits:
             self._read_back(split, self.card, seconds)
-            split.gain = split.scale
+            split.gain = split.scale * split.live
             if self.compensation != "none":
                 readout = self._readout(split, "read-out", seconds)
-                split.gain = split.scale * (split.reference / readout)
+                split.gain = split.gain * (split.reference / readout)
 
     def weight_error(self) -> float:
         squares = 0.0
@@ -250,7 +254,7 @@ class CrossbarLinear(ChipLayer):
             converters,
             self.input_range,
             coded=limbs > 0,
-            with_squares=isinstance(splits[0].variance, float),
+            with_squares=any(isinstance(split.variance, float) for split in splits),
         )
         x = x.reshape(-1, x.shape[-1]).contiguous().float()
         y = x.new_empty(len(x), self.out_features)

@@ -238,10 +238,10 @@ def _rule(
     if rule == "least-error":
         bits = _card_bits(card, converter)
         return _histogram, lambda seen: _least_error(sum(seen), bits)
-    if not isinstance(rule, int | float) or not 0 < rule <= 100:
+    if not isinstance(rule, int | float) or isinstance(rule, bool) or not 0 < rule <= 100:
         raise ValueError(
-            f"The percentile for a range is {rule}: it should be above 0 and at most 100, which is "
-            "the maximum; or 'least-error'."
+            f"The percentile for a range is {rule!r}: it should be a number above 0 and at most "
+            "100, which is the maximum; or 'least-error'."
         )
     return functools.partial(_sample, percentile=rule), lambda seen: _percentile(seen, rule)
 

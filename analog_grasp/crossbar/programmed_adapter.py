@@ -17,7 +17,7 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.devices.noise_model import CardNoiseModel
 from analog_grasp.kernels.rng import normal
 from analog_grasp.utils.seed import derive_seed
-from analog_grasp.utils.types import ProgrammingError
+from analog_grasp.utils.types import DriftCompensation, ProgrammingError
 
 # A mean magnitude, relative to the largest parameter, below which drift is not compensated, as for
 # tiles.
@@ -51,7 +51,9 @@ class ProgrammedVector:
         self.value = self._written = self.target
         self.variance: Tensor | None = None
 
-    def program(self, card: DeviceCard, seed: int, chip: int, compensated: bool) -> None:
+    def program(
+        self, card: DeviceCard, seed: int, chip: int, compensation: DriftCompensation
+    ) -> None:
         """Write the parameters; they are then 0 s old."""
         self._card, self._seed, self._chip = card, seed, chip
         self._written = self.target
@@ -61,7 +63,11 @@ class ProgrammedVector:
             noise = normal(derive_seed(seed, "written"), shape, device="cpu", dtype=torch.float32)
             self._written = self.target + self.write_std * noise.to(self.target)
         fresh = self._card.model_copy(update={"read": None})
-        self._reference = self._readout(self._read(fresh, 0.0)[0]) if compensated else None
+        self._reference = None
+        if compensation == "exact":
+            self._reference = self._readout(self.target)
+        elif compensation != "none":
+            self._reference = self._readout(self._read(fresh, 0.0)[0])
         self.drift_to(0.0)
 
     def drift_to(self, seconds: float) -> None:
@@ -109,7 +115,8 @@ class ProgrammedModulation(nn.Module):
         programming_error: ``"device"``: parameters are written with the card's programming noise;
             ``"learned"``: each is drawn from its StochGRASP Gaussian, the tolerance to which it is
             written and verified. Drift and read noise are the card's in both cases.
-        compensated: Restore the mean magnitude of drifted parameters.
+        compensation: How the mean magnitude of drifted parameters is restored; the parameters of a
+            layer are one column, so that ``"per-column"`` is ``"global"``.
 
     Raises:
         ValueError: No standard deviations were learned, several adapters are active, or the
@@ -127,11 +134,11 @@ class ProgrammedModulation(nn.Module):
         name: str,
         card: DeviceCard,
         programming_error: ProgrammingError,
-        compensated: bool,
+        compensation: DriftCompensation,
     ) -> None:
         super().__init__()
         self.base_layer = layer.base_layer
-        self.name, self._card, self._compensated = name, card, compensated
+        self.name, self._card, self._compensation = name, card, compensation
         # In a tuple, so that its parameters are not those of the deployed model.
         self._digital_layer = (layer,)
         adapter = _only_adapter(layer)
@@ -173,7 +180,7 @@ class ProgrammedModulation(nn.Module):
     def program(self, chip: int) -> None:
         """Write the scales and the shifts onto a chip instance; they are then 0 s old."""
         for kind, vector in zip(("scale", "shift"), self.vectors, strict=True):
-            vector.program(self._card, derive_seed(chip, self.name, kind), chip, self._compensated)
+            vector.program(self._card, derive_seed(chip, self.name, kind), chip, self._compensation)
 
     def drift_to(self, seconds: float) -> None:
         """Age the devices to a time since programming, in s."""
@@ -233,12 +240,11 @@ def put_into_devices(
         ValueError: The adapter has no parameters that devices can store, or as
             `ProgrammedModulation`.
     """
-    compensated = settings.drift_compensation != "none"
     stored: list[ProgrammedModulation | ChipLayer] = []
     for path, layer in list(model.named_modules()):
         name = base_name(path)
         if isinstance(layer, GraspLinear):
-            how = settings.card, settings.programming_error, compensated
+            how = settings.card, settings.programming_error, settings.drift_compensation
             stored.append(ProgrammedModulation(layer, name, *how))
             model.set_submodule(path, stored[-1])
         elif isinstance(layer, LoraLayer):

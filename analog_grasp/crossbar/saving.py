@@ -271,7 +271,8 @@ def card_as_data(card: DeviceCard) -> dict[str, Any]:
     if isinstance(card.drift, TabulatedDrift):
         # The table states it.
         stated.pop("programming", None)
-    absent = [name for name in type(card).model_fields if getattr(card, name) is None]
+    # A section that no effect was switched off in is not stated.
+    absent = [name for name in card.model_fields_set if getattr(card, name) is None]
     return {"stated": stated, "absent": absent}
 
 

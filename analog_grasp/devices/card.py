@@ -246,13 +246,11 @@ class DeviceCard(Section):
             >>> card.programming.pieces[0].coefficients
             (2.5,)
         """
+        factors = {"programming": (stds,), "short_term": (stds,), "drift": (means, stds)}
+        factors["read"] = (stds,)
+        sections = {name: getattr(self, name) for name in factors}
         return self.model_copy(
-            update={
-                "programming": self.programming and self.programming.scaled(stds),
-                "short_term": self.short_term and self.short_term.scaled(stds),
-                "drift": self.drift and self.drift.scaled(means, stds),
-                "read": self.read and self.read.scaled(stds),
-            }
+            update={n: s.scaled(*factors[n]) for n, s in sections.items() if s is not None}
         )
 
     @model_validator(mode="before")

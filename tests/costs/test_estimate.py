@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
+from torch.nn import functional
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -104,6 +105,26 @@ def test_programmed_adapters_are_counted(bert):
         for where in ("digital", "programmed")
     ]
     assert grasps[0].adapter_macs == grasps[1].adapter_macs
+    # A scale and a shift for each input feature of each layer.
+    inputs = sum(layer.features for layer in grasps[0].layers)
+    assert grasps[1].weights == grasps[0].weights + 2 * inputs
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        return functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_of_torch_is_counted():
+    """Its products, and none of those by which projections are left to the tiles."""
+    x, products = torch.randn(2, 10, 64), 2 * 2 * 10 * 10 * 64
+    model = nn.Sequential(nn.Linear(64, 64), Attention())
+    work = costs(ag.deploy(model, "ideal"), inputs={"input": x}).work
+    assert (work.attention_macs, work.linear_macs) == (products, 0)
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    work = costs(ag.deploy(layer, "ideal"), inputs={"src": x}).work
+    assert (work.attention_macs, work.linear_macs) == (products, 0)
+    assert work.analog_macs == 2 * 10 * (4 * 64**2 + 2 * 64 * 128)
 
 
 def test_a_programmed_adapter_on_digital_layers_is_counted(bert):
