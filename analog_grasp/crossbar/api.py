@@ -50,8 +50,9 @@ def deploy(
     projections of ``nn.MultiheadAttention`` go onto tiles too. Each effect of the device can be
     switched off separately; one that the card does not have stays off.
 
-    The deployment needs memory for one more copy of the weights on tiles, in `dtype`, and for the
-    adapter. Frozen weights are referred to, not copied, unless the adapter is folded.
+    The deployment needs memory for one more copy of the weights on tiles, in `dtype`, one to three
+    bytes per weight for products of integers (not with `weights`), and for the adapter. Frozen
+    weights are referred to, not copied, unless the adapter is folded.
 
     Args:
         model: A transformers model or another torch module, bare or with PEFT adapters; it stays
@@ -121,6 +122,7 @@ def deploy(
         dtype,
         stated.clip if clip is None else clip,
         stated.first_token if first_token is None else first_token,
+        weights is not None,
     )
     check_adapter(model, placement)
     with torch.inference_mode(False):

@@ -39,11 +39,13 @@ class Split:
         reference: The compensation's read-out after programming, ``(D_out,)``.
         ends: The smallest and the largest target of each tile, ``(tiles, 2)``.
         variance: The variance of the weights from read to read.
-        limbs: The weights as integers, from the first read on, where products are computed so.
+        keeps_limbs: Keep the weights as integers from the first read on.
+        limbs: The weights as integers, where products are computed so and they are kept.
     """
 
     rows: slice
     weight: Tensor
+    keeps_limbs: bool = True
     scale: Tensor = field(init=False)
     live: Tensor = field(init=False)
     gain: Tensor = field(init=False)
@@ -54,9 +56,12 @@ class Split:
 
     def packed(self, limbs: int, dac_step: float) -> Limbs | None:
         """Return the weights as this number of limbs; None for 0."""
-        if self.limbs is None and limbs:
-            self.limbs = pack(self.weight, limbs, dac_step)
-        return self.limbs
+        if self.limbs is not None or not limbs:
+            return self.limbs
+        packed = pack(self.weight, limbs, dac_step)
+        if self.keeps_limbs:
+            self.limbs = packed
+        return packed
 
     def variances(self) -> Tensor:
         """Return the memory for the variance of each weight; once made, the same for all times."""
@@ -80,9 +85,9 @@ class CrossbarLinear(ChipLayer):
 
     The layer stores one copy of its weight: the weights as they are now (two where the noise from
     read to read differs by conductance: its variance is a second). Where products are sums of
-    integers, the first read adds one byte per weight and limb. Each random number is a function of
-    the chip, the tile and the position, so that the state at any drift time follows from the
-    targets, tile by tile.
+    integers, the first read adds one byte per weight and limb, unless `keeps_limbs` is False. Each
+    random number is a function of the chip, the tile and the position, so that the state at any
+    drift time follows from the targets, tile by tile.
 
     Args:
         layer, card, name: As for `ChipLayer`.
@@ -96,6 +101,7 @@ class CrossbarLinear(ChipLayer):
             bits for these types; otherwise they are computed in float32. See
             `analog_grasp.kernels.matmul`.
         clip: How large weights are clipped as they are mapped; see `column_scale`.
+        keeps_limbs: Keep the integers for further reads; otherwise each read makes them.
 
     Attributes:
         splits: The tiles, by the inputs that they share.
@@ -123,13 +129,14 @@ class CrossbarLinear(ChipLayer):
         compensation: DriftCompensation = "global",
         dtype: torch.dtype = torch.float32,
         clip: Clip | None = None,
+        keeps_limbs: bool = True,
     ) -> None:
         super().__init__(layer, card, name)
         self.compensation, self._clip = compensation, clip
         self._converters = None if card.converters is None else card.converters.read_settings()
         frozen = (self.frozen[:, rows] for rows in self._rows)
         stored = [weight.new_empty(weight.shape, dtype=dtype) for weight in frozen]
-        self.splits = [Split(*pair) for pair in zip(self._rows, stored, strict=True)]
+        self.splits = [Split(*pair, keeps_limbs) for pair in zip(self._rows, stored, strict=True)]
         self.erase()
 
     def targets(self) -> Tensor:

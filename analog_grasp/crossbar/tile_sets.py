@@ -52,6 +52,7 @@ class DeploymentSettings:
 
     Args:
         card: The device, without the effects that are switched off.
+        streamed: The frozen weights stay in a file, as memory is scarce.
         placement, programming_error, layers, tile, drift_compensation, dtype, clip, first_token:
             See `deploy`; aihwkit's tiles store float32 only, and clip no weights.
 
@@ -76,6 +77,7 @@ class DeploymentSettings:
     dtype: torch.dtype = torch.float32
     clip: Clip | None = None
     first_token: FirstToken = "analog"
+    streamed: bool = False
 
     def __post_init__(self) -> None:
         for kind, value, choice in (
@@ -128,7 +130,8 @@ class DeploymentSettings:
         """Return the layer on tiles of a frozen layer, by its name in the base model."""
         card, compensation = self.card, self.drift_compensation
         if self.tile == "torch":
-            return CrossbarLinear(layer, card, name, compensation, self.dtype, self.clip)
+            how = compensation, self.dtype, self.clip, not self.streamed
+            return CrossbarLinear(layer, card, name, *how)
         return AihwkitLinear(layer, card, name, _AIHWKIT_CONFIGS[self.tile](card, compensation))
 
 

@@ -55,6 +55,15 @@ def outputs(model, batch):
     return model(**batch)[0]
 
 
+def test_a_streamed_model_keeps_no_integers_between_reads(model, batch, tmp_path):
+    model.save_pretrained(tmp_path)
+    streamed = deploy(empty_like(model), CARD, weights=tmp_path, inplace=True).program(seed=3)
+    outputs(streamed.model, batch)
+    splits = [split for layer in streamed.layers.values() for split in layer.splits]
+    assert splits
+    assert all(split.limbs is None for split in splits)
+
+
 @pytest.mark.parametrize("placement", ["digital", "folded"])
 def test_a_streamed_model_is_the_same_chip(model, batch, tmp_path, placement):
     model.save_pretrained(tmp_path)
