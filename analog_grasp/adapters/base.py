@@ -74,10 +74,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             ValueError: With ``safe_merge``, a folded parameter is not finite; or the frozen layer
                 is quantised.
         """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if self._has(name)]
+        earlier = [name for name in self._suspended or self.merged_adapters if self._has(name)]
+        asked = check_adapters_to_merge(self, adapter_names)
+        names = [name for name in asked if self._has(name) and name not in earlier]
         if not names:
             return
-        earlier = self.merged_adapters
         self.unmerge()
         try:
             self._fold([*earlier, *names], safe_merge)
@@ -94,6 +95,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self._unfold()
         self.merged_adapters = []
         self._suspended = []
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Set the active adapters; if others were merged when disabled, they stay unmerged."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if names != self.active_adapters:
+            self._suspended = []
+        super().set_adapter(adapter_names, inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Enable or disable all adapters; merged ones are merged again when enabled again."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -337,3 +338,34 @@ def matches(name: str, pattern: LayerPattern) -> bool:
                 "'all-linear', a regular expression or a list of names of layers."
             ) from error
     return any(name == ending or name.endswith("." + ending) for ending in pattern)
+
+
+class FrozenState:
+    """The state that restores a folded layer bit for bit, without a second copy of its weight.
+
+    `steps` counts the representable numbers between the frozen weight and the folded one divided by
+    the scales, in one byte per weight. Where that does not suffice (under a scale of 0, for
+    instance), the frozen weight itself is kept.
+    """
+
+    def __init__(self, weight: Tensor, folded: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        quotient = (folded.to(scale.dtype) / scale).to(weight.dtype)
+        steps = weight.view(_bits(weight)) - quotient.view(_bits(weight))
+        self.scale, self.bias, self.dtype = scale, bias, weight.dtype
+        self.steps = steps.to(torch.int8)
+        self.index = (self.steps != steps).flatten().nonzero()[:, 0]
+        self.kept = weight.flatten()[self.index]
+
+    def weight(self, folded: Tensor) -> Tensor:
+        """Return the frozen weight, in the present type and on the present device of the folded."""
+        scale, steps, index, kept = (
+            held.to(folded.device) for held in (self.scale, self.steps, self.index, self.kept)
+        )
+        quotient = (folded.to(self.dtype).to(scale.dtype) / scale).to(self.dtype)
+        weight = (quotient.view(_bits(quotient)) + steps).view(self.dtype).flatten()
+        weight[index] = kept
+        return weight.view(folded.shape).to(folded.dtype)
+
+
+def _bits(value: Tensor) -> torch.dtype:
+    return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]

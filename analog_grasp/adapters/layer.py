@@ -21,7 +21,7 @@ from analog_grasp.adapters.config import (
     Grouping,
     StochGraspConfig,
 )
-from analog_grasp.adapters.frozen import dense_weight, is_quantised
+from analog_grasp.adapters.frozen import FrozenState, dense_weight, is_quantised
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.seed import derive_seed
 
@@ -107,7 +107,7 @@ class GraspLinear(AdapterLayer):
             setattr(self, name, nn.ParameterDict())
         self.group_of = BufferDict(persistent=False)
         self.form: dict[str, Form] = {}
-        self._frozen: _FrozenState | None = None
+        self._frozen: FrozenState | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -196,7 +196,7 @@ class GraspLinear(AdapterLayer):
             raise ValueError(
                 f"The adapter {names} cannot be merged: the folded weight or bias is not finite."
             )
-        self._frozen = _FrozenState(weight, folded, along_inputs, bias)
+        self._frozen = FrozenState(weight, folded, along_inputs, bias)
         base.weight.data = folded
         if bias is not None:
             base.bias.data = folded_bias
@@ -212,37 +212,6 @@ class GraspLinear(AdapterLayer):
         else:
             base.bias.data = self._frozen.bias.to(base.bias)
         self._frozen = None
-
-
-class _FrozenState:
-    """The state that restores a folded layer bit for bit, without a second copy of its weight.
-
-    `steps` counts the representable numbers between the frozen weight and the folded one divided by
-    the scales, in one byte per weight. Where that does not suffice (under a scale of 0, for
-    instance), the frozen weight itself is kept.
-    """
-
-    def __init__(self, weight: Tensor, folded: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        quotient = (folded.to(scale.dtype) / scale).to(weight.dtype)
-        steps = weight.view(_bits(weight)) - quotient.view(_bits(weight))
-        self.scale, self.bias, self.dtype = scale, bias, weight.dtype
-        self.steps = steps.to(torch.int8)
-        self.index = (self.steps != steps).flatten().nonzero()[:, 0]
-        self.kept = weight.flatten()[self.index]
-
-    def weight(self, folded: Tensor) -> Tensor:
-        """Return the frozen weight, in the present type and on the present device of the folded."""
-        scale, steps, index, kept = (
-            held.to(folded.device) for held in (self.scale, self.steps, self.index, self.kept)
-        )
-        quotient = (folded.to(self.dtype).to(scale.dtype) / scale).to(self.dtype)
-        weight = (quotient.view(_bits(quotient)) + steps).view(self.dtype).flatten()
-        weight[index] = kept
-        return weight.view(folded.shape).to(folded.dtype)
-
-
-def _bits(value: Tensor) -> torch.dtype:
-    return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -298,6 +267,8 @@ class StochGraspLinear(GraspLinear):
         self.sampling: dict[str, str] = {}
         self.sample_in_eval = False
         self.loss_scale: float | Tensor = 1.0
+        # Examples of a batch where known, as some models flatten them with their tokens.
+        self.examples: int | None = None
         super().__init__(base_layer, adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: GraspConfig) -> None:
@@ -331,6 +302,11 @@ class StochGraspLinear(GraspLinear):
     def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         if not (self.training or self.sample_in_eval):
             return super()._adapted(x, names, *args, **kwargs)
+        count = self.examples or len(x)
+        if x.dim() == 2 and len(x) > count and len(x) % count == 0:
+            # All tokens of an example have its samples.
+            y = self._adapted(x.unflatten(0, (count, -1)), names, *args, **kwargs)
+            return y.flatten(0, 1)
         *first, last = names
         for name in first:
             x = self._sampled_input(x, name)
@@ -350,6 +326,8 @@ class StochGraspLinear(GraspLinear):
         )
         return modulated(x, *self._factor_and_offset(name, scale, shift))
 
+    # A compiled backward pass would keep the `loss_scale` of the first one.
+    @torch.compiler.disable
     def _draw(self, x: Tensor, name: str, mean: Tensor, sigma: Tensor) -> Tensor:
         """Return a sample per example: ``(B, 1, ..., D)`` for an input ``(B, ..., D)``."""
         group, by_feature = self.group_of[name], self.sampling[name] != "group"
@@ -362,23 +340,27 @@ class StochGraspLinear(GraspLinear):
 
     def _sampled_output(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output under a sample of every cross-point of the folded weight."""
-        scale, shift = self.modulation([name])
-        weight = dense_weight(self.get_base_layer()).to(scale.dtype)
+        mean = super()._adapted(x, [name], *args, **kwargs)
+        # Variances can be out of the range of float16.
+        with torch.autocast(x.device.type, enabled=False):
+            return mean + self._output_noise(x, name).to(mean.dtype)
+
+    def _output_noise(self, x: Tensor, name: str) -> Tensor:
         sigma_scale, sigma_shift = (sigma[self.group_of[name]] for sigma in self.sigmas(name))
-        mean = self.base_layer(modulated(x, scale, shift), *args, **kwargs)
-        scaled = x.to(scale.dtype) * sigma_scale
+        weight = dense_weight(self.get_base_layer()).to(sigma_scale.dtype)
+        scaled = x.to(sigma_scale.dtype) * sigma_scale
         # Also of no vectors: an empty batch has no samples to stack.
         one_vector = x.dim() < 3 or x.numel() <= len(x) * self.in_features
         if one_vector or self.sampling[name] == "token":
             std = _root((scaled.square() + sigma_shift.square()) @ weight.square().T)
-            return mean + (std * torch.randn_like(std)).to(mean.dtype)
+            return std * torch.randn_like(std)
         seed = int(torch.randint(2**62, ()))
-        noise = _CrossPointNoise.apply(scaled.flatten(1, -2), weight, seed).view(mean.shape)
+        noise = _CrossPointNoise.apply(scaled.flatten(1, -2), weight, seed)
+        noise = noise.view(*x.shape[:-1], self.out_features)
         # The shifts' errors add up to one Gaussian per output, the same for every token.
         std = _root(weight.square() @ sigma_shift.square())
         shape = (len(x), *(1,) * (x.dim() - 2), self.out_features)
-        noise = noise + std * torch.randn(shape, device=std.device, dtype=std.dtype)
-        return mean + noise.to(mean.dtype)
+        return noise + std * torch.randn(shape, device=std.device, dtype=std.dtype)
 
 
 class _Sample(torch.autograd.Function):
@@ -396,6 +378,8 @@ class _Sample(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (sigma,), (gradient,) = ctx.saved_tensors, gradients
         examples = len(gradient) if gradient.dim() > 1 else 1
+        if gradient.dim() == 2:
+            examples = ctx.layer.examples or examples
         curvature = examples / ctx.layer.loss_scale * gradient.square().sum_to_size(sigma.shape)
         return gradient.sum_to_size(sigma.shape), sigma * curvature, None, None
 

@@ -25,7 +25,10 @@ from analog_grasp.utils.errors import last_line, shown
 # Settings under which transformers builds linear layers with a bias that have none otherwise.
 _BIAS_SETTINGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
 # Settings under which equal parameters mean the same function.
-_SAME_FUNCTION = ("groups", "grouping", "grouping_seed", "form")
+_SAME_FUNCTION = (
+    *("groups", "grouping", "grouping_seed", "form"),
+    *("lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "feedforward_modules"),
+)
 # Largest configuration of an adapter that is read, in bytes.
 _LARGEST_CONFIG = 1 << 20
 
@@ -71,7 +74,9 @@ class GraspModel(AdapterModel):
         Raises:
             ValueError: As `GraspLinear.merge`, or an adapter is unknown.
         """
-        without = [n for n, layer in self.modulated_layers() if layer.get_base_layer().bias is None]
+        # A merged layer has the bias of the merge; its own is in the frozen state.
+        layers: list[tuple[str, Any]] = list(self.modulated_layers())
+        without = [n for n, each in layers if (each._frozen or each.get_base_layer()).bias is None]
         model = super().merge_and_unload(*args, **kwargs)
         new = [name for name in without if model.get_submodule(name).bias is not None]
         if new and not _keep_biases(model):
@@ -148,7 +153,7 @@ class GraspModel(AdapterModel):
                 "cannot be interpolated: combine adapters without any."
             )
         for field in (*_SAME_FUNCTION, "learn_shift"):
-            values = {getattr(self.peft_config[name], field) for name in adapters}
+            values = {getattr(self.peft_config[name], field, None) for name in adapters}
             if len(values) > 1:
                 raise ValueError(
                     f"Adapters to combine must have the same {field}, but have "

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -72,6 +73,18 @@ class Task(ABC):
             )
         if self.tokenizer is not None:
             ensure_padding(self.tokenizer)
+        self.train, self.validation = self._plain("train"), self._plain("validation")
+
+    def _plain(self, split: Split) -> Dataset:
+        """Return the rows of a split with plain Python values instead of tensors or arrays."""
+        rows = self.rows(split)
+        if not isinstance(rows, Dataset):
+            raise ValueError(
+                f"The {split} rows of the task '{self.name}' are of the type "
+                f"{type(rows).__name__}; a datasets.Dataset is accepted."
+            )
+        # A function of the user (with_transform) determines the values, so that it stays.
+        return rows if rows.format["type"] in (None, "custom") else rows.with_format(None)
 
     @property
     @abstractmethod
@@ -106,14 +119,20 @@ class Task(ABC):
                 f"more of {', '.join(self.known_metrics)}."
             )
 
-    def configure(self, config: PretrainedConfig) -> None:  # noqa: B027
+    def configure(self, config: PretrainedConfig) -> None:
         """Adapt the configuration of a model to the task before the model is built."""
+        # Otherwise BERT and similar models see the tokens that they predict.
+        if self.task_type == "CAUSAL_LM" and getattr(config, "is_decoder", None) is False:
+            config.is_decoder = True
 
     def initialise_head(self, model: PreTrainedModel, new: list[str]) -> None:  # noqa: B027
         """Set the initial values of a new head, given the names of all new parameters."""
 
     def collator(self, tokenizer: Tokenizer) -> DataCollator:
         """Return the collator that pads encoded rows to a batch; the loss ignores padding."""
+        # Padding on the left would change the positions of BERT's and GPT-2's tokens.
+        tokenizer = copy(tokenizer)
+        tokenizer.padding_side = "right"
         padding = DataCollatorWithPadding if self.task_type == "SEQ_CLS" else DataCollatorForSeq2Seq
         return padding(tokenizer)
 
@@ -166,7 +185,7 @@ class Task(ABC):
         """
         length = self.max_length if max_length is None else max_length
         # An extended tokenizer is another one, though it is the same object.
-        key = (split, tokenizer, len(tokenizer), length)
+        key = (split, self.rows(split), tokenizer, len(tokenizer), length)
         if key not in self._encoded:
             self._encoded[key] = self._tokenise(split, tokenizer, length)
         return self._encoded[key]
@@ -266,7 +285,8 @@ class Task(ABC):
         """Return the task on randomly drawn rows, without replacement; None keeps all rows.
 
         Raises:
-            ValueError: A number of rows is below 1 or above the number of rows available.
+            ValueError: A number of rows is no whole number of at least 1, or above the number of
+                rows available.
 
         Example:
             >>> from analog_grasp.tasks import load_task
@@ -299,7 +319,8 @@ class Task(ABC):
         rows = self.rows(split)
         if count is None:
             return rows
-        if not 1 <= count <= len(rows):
+        check_whole(split, count)
+        if count > len(rows):
             raise ValueError(
                 f"The number of {split} rows for a subset of the task '{self.name}' is {count}; it "
                 f"should be from 1 to {len(rows)}."
@@ -384,6 +405,8 @@ def position_limit(model: nn.Module) -> int | None:
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
+    # The virtual tokens of prompt learning have positions too.
+    limit -= getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0
     for name, module in model.named_modules():
         # RoBERTa and similar models number the positions from the padding index on.
         padding = getattr(module, "padding_idx", None)

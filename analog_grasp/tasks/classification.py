@@ -1,5 +1,6 @@
 """Classification and regression of texts and pairs of texts, such as the tasks of GLUE."""
 
+import inspect
 import re
 import warnings
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -21,6 +23,9 @@ from analog_grasp.tasks.metrics import (
     Metric,
     check_finite,
 )
+
+# Ends of the names of models with an output per token.
+_PER_TOKEN = ("ForTokenClassification", "ForMaskedLM", "ForCausalLM", "LMHeadModel")
 
 
 @dataclass(eq=False)
@@ -227,8 +232,12 @@ class SentenceTask(Task):
         the first labels: it decides about the loss.
 
         Raises:
-            ValueError: As `Task.training_rows`, or the model has another number of outputs.
+            ValueError: As `Task.training_rows`, or the model has another number of outputs or
+                another padding token than the tokenizer.
         """
+        self._check_padding(model, tokenizer)
+        if type(_inner(model)).__name__.endswith(_PER_TOKEN):
+            raise self._outputs_per_token(model)
         outputs = getattr(getattr(model, "config", None), "num_labels", self.num_labels)
         self._check_outputs(outputs)
         config = getattr(model, "config", None)
@@ -264,6 +273,7 @@ class SentenceTask(Task):
     def _predict(
         self, model: nn.Module, tokenizer: Tokenizer, split: Split, size: int
     ) -> np.ndarray:
+        self._check_padding(model, tokenizer)
         encoded = self.encode(split, tokenizer, self.length_for(model)).remove_columns("labels")
         found = self._in_batches(model, tokenizer, encoded.to_list(), size)
         logits = torch.stack(found).numpy()
@@ -276,6 +286,8 @@ class SentenceTask(Task):
         outputs = model(**batch)
         if not hasattr(outputs, "logits"):
             self._check_outputs(0)
+        if outputs.logits.dim() != 2:
+            raise self._outputs_per_token(model)
         return outputs.logits.float().cpu()
 
     def _check_outputs(self, count: int) -> None:
@@ -284,6 +296,25 @@ class SentenceTask(Task):
             raise ValueError(
                 f"The model has {count} outputs and the task '{self.name}' requires "
                 f"{self.num_labels}; load it with load_base_model(task, name)."
+            )
+
+    def _outputs_per_token(self, model: nn.Module) -> ValueError:
+        return ValueError(
+            f"The {type(_inner(model)).__name__} has outputs per token and the task '{self.name}' "
+            f"requires {self.num_labels} per text; load it with load_base_model(task, name)."
+        )
+
+    def _check_padding(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+        """Raise ValueError if the head of a decoder would read the tokenizer's padding."""
+        inner = _inner(model)
+        # The head of a decoder reads the last token that is not the padding token of the config.
+        reads = "pad_token_id" in inspect.unwrap(type(inner).forward).__code__.co_names
+        expected = getattr(getattr(inner, "config", None), "pad_token_id", None)
+        if reads and expected not in (None, tokenizer.pad_token_id):
+            raise ValueError(
+                f"The model takes the token {expected} as padding (config.pad_token_id) and the "
+                f"tokenizer of the task '{self.name}' pads with {tokenizer.pad_token_id}; both "
+                "should be the same."
             )
 
     def _score(self, predicted: np.ndarray, split: Split) -> dict[str, float]:
@@ -326,6 +357,10 @@ class SentenceTask(Task):
             if name == metric or name.startswith(f"{metric}_"):
                 return metric, name[len(metric) + 1 :]
         return "", ""
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _parts(rows: Dataset) -> list[str]:

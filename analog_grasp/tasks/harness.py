@@ -85,6 +85,12 @@ class HarnessTask(LanguageModelingTask):
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"The adapter is a {model.active_peft_config.peft_type.value}, whose prompt the "
+                f"task '{self.name}' cannot measure; an adapter of weights, such as LoRA, is "
+                "accepted."
+            )
         # The harness takes no model of peft.
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         with _quiet():

@@ -195,7 +195,8 @@ class LanguageModelingTask(Task):
             padding_side="right",
             return_tensors="pt",
         ).to(next(model.parameters()).device)
-        logits = model(**batch).logits
+        # Prompt tuning puts the logits of its virtual tokens first.
+        logits = model(**batch).logits[:, -batch["input_ids"].shape[1] :]
         if logits.dim() != 3:
             raise ValueError(
                 f"The {type(model).__name__} predicts no tokens, which the task '{self.name}' "

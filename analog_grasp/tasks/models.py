@@ -80,8 +80,9 @@ def load_base_model(
     loaded = _load_weights(name, source, config, task, seed, trust_remote_code)
     # A saved adapter refers to this name, which must be valid on every machine.
     loaded.name_or_path = loaded.config._name_or_path = name
-    if loaded.config.pad_token_id is None:
-        # GPT-2 and similar models locate the end of each padded text by it.
+    padding = loaded.config.pad_token_id
+    # GPT-2 and similar models locate the end of each padded text by it; the first Llama has -1.
+    if padding is None or padding < 0:
         tokenizer = tokenizer_for(loaded) if task.tokenizer is None else task.tokenizer
         loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded
@@ -137,8 +138,9 @@ def _check_official(weights: Path) -> None:
 def tokenizer_for(model: nn.Module) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a pre-trained model, loaded once per process.
 
-    A tokenizer without a padding token, such as GPT-2's, pads with its end-of-text token. Code that
-    comes with a tokenizer runs only if the model's own code does.
+    A tokenizer without a padding token, such as GPT-2's, pads with that of the model's config, or
+    else with its end-of-text token. Code that comes with a tokenizer runs only if the model's own
+    code does.
 
     Args:
         model: A transformers model, or a PEFT model around one, whose config names its origin.
@@ -147,17 +149,20 @@ def tokenizer_for(model: nn.Module) -> PreTrainedTokenizerBase:
         ValueError: The model does not name its origin, or no tokenizer can be loaded from there.
     """
     # A PeftModel exposes the config of its base model.
-    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", "")
     if not name:
         raise ValueError(
             f"The {type(model).__name__} does not name the pre-trained model it comes from, so its "
             "tokenizer is unknown; pass tokenizer=."
         )
-    return _load_tokenizer(name, has_remote_code(model))
+    return _load_tokenizer(name, has_remote_code(model), getattr(config, "pad_token_id", None))
 
 
 @lru_cache
-def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _load_tokenizer(
+    name: str, trust_remote_code: bool, padding: int | None
+) -> PreTrainedTokenizerBase:
     message = (
         f"No tokenizer could be loaded from '{name}'; the model's folder or Hub page should "
         "contain tokenizer.json, or pass tokenizer=."
@@ -172,23 +177,28 @@ def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBa
     # Without files, transformers returns a tokenizer with special tokens and no words.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ValueError(message)
-    return ensure_padding(tokenizer)
+    return ensure_padding(tokenizer, padding)
 
 
-def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Let a tokenizer without a padding token pad with its end-of-text token.
+def ensure_padding(
+    tokenizer: PreTrainedTokenizerBase, padding: int | None = None
+) -> PreTrainedTokenizerBase:
+    """Let a tokenizer without a padding token pad with a given id or its end-of-text token.
 
     Raises:
         ValueError: It has neither.
     """
     if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
+        known = padding is not None and 0 <= padding < len(tokenizer)
+        token = tokenizer.convert_ids_to_tokens(padding) if known else None
+        token = token or tokenizer.eos_token
+        if token is None:
             raise ValueError(
                 f"The tokenizer of '{tokenizer.name_or_path}' has neither a padding nor an "
                 "end-of-text token, and batches require one of them; set pad_token in its "
                 "tokenizer_config.json."
             )
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = token
     return tokenizer
 
 

@@ -15,8 +15,8 @@ from analog_grasp.tasks.classification import SentenceTask
 
 _TRAIN, _VALIDATION = ("train",), ("validation", "valid", "dev", "test")
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
-# Cells that denote a missing number.
-_MISSING = ("na", "n/a", "nan", "null", "none")
+# Cells that denote a missing or an infinite number.
+_MISSING = ("na", "n/a", "nan", "null", "none", "inf", "-inf", "+inf", "infinity", "-infinity")
 
 _LONGEST_CELL = 2**31 - 1
 

@@ -15,7 +15,7 @@ _HEAD = ".modules_to_save."
 def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of the active digital adapter and the task head, by name."""
     # PEFT's prompts and prefixes have no layers, and so no prefix of their names.
-    own = (str(getattr(model.base_model, "prefix", _HEAD)), _HEAD)
+    own = (str(getattr(model.base_model, "prefix", "prompt_encoder.")), _HEAD)
     active = f".{model.active_adapter}."
     return [
         (name, parameter)

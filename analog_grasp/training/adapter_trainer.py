@@ -11,18 +11,20 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.frozen import LayerPattern
 from analog_grasp.adapters.layer import StochGraspLinear
+from analog_grasp.adapters.model import modulated_layers
 from analog_grasp.devices.ages import Ages
 from analog_grasp.devices.card import Device
 from analog_grasp.training.chip_evaluation import ChipEvaluation
 from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.distillation import Teacher
+from analog_grasp.training.examples import count_of
 from analog_grasp.training.input_ranges import (
     LearnedRanges,
     load_ranges,
@@ -75,6 +77,8 @@ class AdapterTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.optimizer is not None:
+            _check_defaults(learn_ranges, shift_lr_ratio, sigma_lr_ratio)
         self.shift_lr_ratio, self.sigma_lr_ratio = shift_lr_ratio, sigma_lr_ratio
         # The loss is a mean over the batch, so Trainer must divide it by the accumulation steps.
         # It does not for models that take num_items_in_batch.
@@ -101,16 +105,25 @@ class AdapterTrainer(Trainer):
         if self.optimizer is None:
             model = model or self.model
             optimizer = super().create_optimizer(model)
+            if self.args.weight_decay:
+                # Scales rest at 1 and standard deviations at their target, not at 0.
+                own = [
+                    parameter
+                    for _, layer in modulated_layers(model)
+                    for kind in layer.adapter_layer_names
+                    for parameter in getattr(layer, kind).values()
+                ]
+                _regroup(optimizer, own, weight_decay=0.0)
             sizes = input_sizes(model, partial(self._run_first_rows, model))
             for shift, factor in shift_rates(model, sizes, self.shift_lr_ratio).items():
-                _scale_rate(optimizer, [shift], factor)
+                _regroup(optimizer, [shift], factor)
             sigmas = [
                 parameter
                 for layer in self._stochastic
                 for kind in layer.adapter_layer_names[2:]
                 for parameter in getattr(layer, kind).values()
             ]
-            _scale_rate(optimizer, sigmas, self.sigma_lr_ratio)
+            _regroup(optimizer, sigmas, self.sigma_lr_ratio)
             if self.ranges is not None:
                 self._learn(self.ranges, optimizer, model)
         return self.optimizer
@@ -125,13 +138,9 @@ class AdapterTrainer(Trainer):
         def decay(*_: object) -> None:
             ranges.add_decay()
 
-        def forget(*_: object) -> None:
-            # Trainer clears the gradients of the model alone.
-            ranges.log.grad = None
-
         # Once per step, whatever the number of batches and processes.
         optimizer.register_step_pre_hook(decay)
-        optimizer.register_step_post_hook(forget)
+        self.add_callback(_ClearedRanges(ranges))
 
     def _run_first_rows(self, model: nn.Module) -> None:
         """Run a model on the first training rows, the same in every process."""
@@ -146,11 +155,22 @@ class AdapterTrainer(Trainer):
             model.eval()(**batch, **options)
         model.train(mode)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Run one forward and backward pass under one draw of the injected noise."""
         converters = self._loop.applied() if self._loop else nullcontext()
-        with converters, self.weight_noise.applied():
-            return super().training_step(*args, **kwargs)
+        try:
+            self._set_examples(inputs)
+            with converters, self.weight_noise.applied():
+                return super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            self._set_examples(None)
+
+    def _set_examples(self, inputs: dict[str, Any] | None) -> None:
+        """Set the number of examples of which the layers draw samples."""
+        for layer in self._stochastic:
+            layer.examples = count_of(inputs) if inputs else None
 
     def evaluate(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -271,14 +291,41 @@ class _OrderedByLength(LengthGroupedSampler):
         self.generator.manual_seed(derive_seed(self._seed, "order", epoch))
 
 
-def _scale_rate(optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float) -> None:
-    """Move parameters to optimizer groups with `ratio` times their learning rate."""
+class _ClearedRanges(TrainerCallback):
+    """Clears the gradient of input ranges after each step; Trainer clears those of its model.
+
+    An optimizer's own hook does not run after a step that mixed precision skips.
+    """
+
+    def __init__(self, ranges: LearnedRanges) -> None:
+        self._ranges = ranges
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._ranges.clear()
+
+
+def _check_defaults(learn_ranges: bool, *ratios: float) -> None:
+    """Raise ValueError where a setting of the optimizer is given together with an optimizer."""
+    names = "learn_ranges", "shift_lr_ratio", "sigma_lr_ratio"
+    for name, value, default in zip(names, (learn_ranges, *ratios), (False, 1.0, 1.0), strict=True):
+        if value != default:
+            raise ValueError(
+                f"{name} is {value!r}, which has no effect on an optimizer that is given: omit it, "
+                "or the optimizer."
+            )
+
+
+def _regroup(
+    optimizer: Optimizer, parameters: Sequence[Tensor], ratio: float = 1.0, **settings: float
+) -> None:
+    """Move parameters to groups with `ratio` times their learning rate and other settings."""
     chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if id(p) in chosen]
         if moved:
             group["params"] = [p for p in group["params"] if id(p) not in chosen]
-            optimizer.add_param_group({**group, "params": moved, "lr": ratio * group["lr"]})
+            changed = {"params": moved, "lr": ratio * group["lr"]} | settings
+            optimizer.add_param_group(group | changed)
 
 
 def _noise_aware_loss(model: nn.Module, *schedules: Schedule) -> NoiseAwareLoss | None:

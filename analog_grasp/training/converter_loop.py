@@ -20,7 +20,7 @@ from analog_grasp.crossbar.tile_sets import selected
 from analog_grasp.devices.card import Device, DeviceCard
 from analog_grasp.training.input_ranges import LearnedRanges
 from analog_grasp.training.weight_noise import fits_bfloat16
-from analog_grasp.utils.hooks import seen_inputs
+from analog_grasp.utils.hooks import replaced_forward, seen_inputs
 
 
 class ConverterLoop:
@@ -90,17 +90,15 @@ class ConverterLoop:
         beginning, which are the targets of a chip.
         """
         filled: set[str] = set()
-        try:
-            for name, layer in self._layers.items():
-                if name not in self._tiles or layer.weight.requires_grad:
-                    self._tiles[name] = CrossbarLinear(layer, self._card, name, "none")
-                    # The bias may be trained, so it is added in `_convert`.
-                    self._tiles[name].bias = None
-                layer.__dict__["forward"] = partial(self._convert, name, filled)
+        for name, layer in self._layers.items():
+            if name not in self._tiles or layer.weight.requires_grad:
+                self._tiles[name] = CrossbarLinear(layer, self._card, name, "none")
+                # The bias may be trained, so it is added in `_convert`.
+                self._tiles[name].bias = None
+        with replaced_forward(
+            {layer: partial(self._convert, name, filled) for name, layer in self._layers.items()}
+        ):
             yield
-        finally:
-            for layer in self._layers.values():
-                layer.__dict__.pop("forward", None)
 
     def _convert(self, name: str, filled: set[str], x: Tensor) -> Tensor:
         """Return a layer's output through converters; the first read writes its present weight."""

@@ -34,6 +34,7 @@ from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
 from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, one_output, shift_rates
 from analog_grasp.training.weight_noise import fits_bfloat16
 from analog_grasp.utils.errors import check_finite, check_whole
+from analog_grasp.utils.hooks import replaced_forward
 from analog_grasp.utils.seed import derive_seed
 
 HIDDEN_WEIGHT = 0.3
@@ -84,18 +85,15 @@ def backward_through_targets(deployments: Sequence[Deployment]) -> Iterator[None
     ``y = W_target x + (y_chip - W_target x).detach()``. All deployments are of the same model.
     """
     targets: dict[str, Tensor] = {}
-    layers = [(name, layer) for each in deployments for name, layer in each.layers.items()]
-    try:
-        for name, layer in layers:
-            if name not in targets:
-                frozen = layer.frozen
-                with torch.inference_mode(False):
-                    targets[name] = frozen.bfloat16() if fits_bfloat16(frozen) else frozen
-            layer.__dict__["forward"] = partial(_read, layer, targets[name])
+    functions: dict[nn.Module, Callable[..., Tensor]] = {}
+    for name, layer in ((n, layer) for each in deployments for n, layer in each.layers.items()):
+        if name not in targets:
+            frozen = layer.frozen
+            with torch.inference_mode(False):
+                targets[name] = frozen.bfloat16() if fits_bfloat16(frozen) else frozen
+        functions[layer] = partial(_read, layer, targets[name])
+    with replaced_forward(functions):
         yield
-    finally:
-        for _, layer in layers:
-            layer.__dict__.pop("forward", None)
 
 
 def _read(layer: nn.Module, target: Tensor, x: Tensor, add_bias: bool = True) -> Tensor:
@@ -180,9 +178,13 @@ class Teacher:
     def with_targets(self, batch: Batch) -> Batch:
         """Return a batch with its targets, which `pick` selects together with the examples."""
         found = self.outputs(batch)
-        hidden = found.hidden_states[1:] if self._hidden_weight else ()
-        targets = {f"{_TARGET}{i}": values for i, values in enumerate((found.logits, *hidden))}
-        return {**batch, **targets}
+        hidden = _hidden_states(found) if self._hidden_weight else ()
+        count = batch["attention_mask"].shape[1]
+        # Without a prompt's virtual tokens, `pick` removes the padding of targets per token too.
+        return batch | {
+            f"{_TARGET}{i}": values[:, -count:] if values.dim() > 2 else values
+            for i, values in enumerate((found.logits, *hidden))
+        }
 
     def prepared(self, batch: Batch, reads: int | None = None) -> Batch:
         """Return all examples with their targets, or without them if these need much memory.
@@ -212,15 +214,25 @@ class Teacher:
         batch = batch if has_targets(batch) else self.with_targets(batch)
         found = student(**inputs_of(batch), output_hidden_states=self._hidden_weight > 0)
         tokens = batch["attention_mask"].bool()
-        several = "multi_label_classification" in problem_types(self.model, student)
+        # A distributed training wraps the student, whose configuration the wrapper does not have.
+        bare = getattr(student, "module", student)
+        several = "multi_label_classification" in problem_types(self.model, bare)
         loss = _output_loss(found.logits, batch[f"{_TARGET}0"], tokens, several)
         if self._hidden_weight:
             errors = [
                 _relative_error(of_tokens(ours, tokens), of_tokens(batch[f"{_TARGET}{i}"], tokens))
-                for i, ours in enumerate(found.hidden_states[1:], 1)
+                for i, ours in enumerate(_hidden_states(found), 1)
             ]
             loss = loss + self._hidden_weight * torch.stack(errors).sum()
         return loss
+
+
+def _hidden_states(output: ModelOutput) -> tuple[Tensor, ...]:
+    """Return the hidden state after each layer, of an encoder and then of its decoder."""
+    if hidden := getattr(output, "hidden_states", None):
+        return tuple(hidden[1:])
+    encoder, decoder = output["encoder_hidden_states"], output["decoder_hidden_states"]
+    return (*encoder[1:], *decoder[1:])
 
 
 def problem_types(*models: nn.Module) -> list[str]:
@@ -240,12 +252,12 @@ def of_tokens(values: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _output_loss(found: Tensor, target: Tensor, tokens: Tensor, several: bool) -> Tensor:
-    if found.shape[-1] == 1:
-        return _relative_error(found, target)
     if several:
         # Each logit decides about a label of its own.
         pair = (Bernoulli(logits=logits.float()) for logits in (target, found))
         return kl_divergence(*pair).sum(-1).mean()
+    if found.shape[-1] == 1:
+        return _relative_error(found, target)
     if found.dim() == 3:
         found, target = of_tokens(found, tokens), of_tokens(target, tokens)
     return functional.kl_div(
@@ -312,7 +324,7 @@ def distil(
     with torch.inference_mode(False):
         # Fast precision: its error is small compared with the noise of the chips.
         deployments = [put_on_chip(model, each.card, dtype=torch.bfloat16) for each in ranges]
-        rows = draw_examples(task, steps * batch_size, model, seed, at_most=True)
+        rows = draw_examples(task, max(2, steps * batch_size), model, seed, at_most=True)
         found = fit_on_chips(
             deployments, [each.model for each in deployments], rows, ranges,
             steps=steps, learning_rate=learning_rate or own_learning_rate(model),

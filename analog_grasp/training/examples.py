@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding
 
 from analog_grasp.tasks import GenerationTask, LanguageModelingTask, Task, tokenizer_for
 from analog_grasp.tasks.base import embedding_count, position_limit
@@ -50,8 +49,7 @@ def draw_examples(
         texts = _texts(data)[: _checked_count(count, len(data), at_most)]
         tokenizer = tokenizer_for(model)
         tokens = tokenizer(texts, truncation=True, max_length=position_limit(model))
-        listed = [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
-        batch = DataCollatorWithPadding(tokenizer)(listed)
+        batch = tokenizer.pad(tokens, padding_side="right", return_tensors="pt")
     place = next(model.parameters()).device
     return {name: values.to(place) for name, values in batch.items()}
 

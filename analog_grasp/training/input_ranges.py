@@ -96,6 +96,11 @@ class LearnedRanges:
         if self.log.grad is not None:
             self.log.grad += _DECAY * decaying.to(self.log.grad)
 
+    def clear(self) -> None:
+        """Forget the gradient and the counts of clipped inputs."""
+        self.log.grad = None
+        self._counts.zero_()
+
 
 def mean_over_processes(values: Tensor) -> Tensor:
     """Return the mean of a tensor over the processes of a distributed training."""

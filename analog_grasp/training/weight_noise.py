@@ -35,6 +35,7 @@ from analog_grasp.kernels.compiled import Floats, parallel_kernel
 from analog_grasp.kernels.noise import fits_kernel
 from analog_grasp.kernels.rng import fill_normal, normal, row_key
 from analog_grasp.utils.errors import shown
+from analog_grasp.utils.hooks import replaced_forward
 from analog_grasp.utils.seed import derive_seed
 
 
@@ -136,6 +137,11 @@ class WeightNoise:
         """Let the layers compute with newly drawn noisy weights within the block."""
         self._draw()
         weights = [each.parameter for each in self._weights]
+        multiplied = {
+            each.module: partial(_multiply, each.module)
+            for each, weight, noisy in zip(self._weights, weights, self._noisy, strict=True)
+            if noisy.dtype != weight.dtype
+        }
         try:
             for (module, name, _), weight, noisy in zip(
                 self._weights, weights, self._noisy, strict=True
@@ -144,14 +150,11 @@ class WeightNoise:
                 module._parameters[name] = (
                     _NoisyCopy.apply(weight, noisy) if weight.requires_grad else noisy
                 )
-                if noisy.dtype != weight.dtype:
-                    module.__dict__["forward"] = partial(_multiply, module)
-            yield
+            with replaced_forward(multiplied):
+                yield
         finally:
             for (module, name, _), weight in zip(self._weights, weights, strict=True):
                 setattr(module, name, weight)
-                if id(module) in self._reduced:
-                    module.__dict__.pop("forward", None)
 
     @torch.no_grad()
     def _draw(self) -> None:

@@ -23,7 +23,7 @@ from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import with_card_files
 from analog_grasp.study.study import prepare
 from analog_grasp.tuning.search_space import TRIALS, Trial, Trials
-from analog_grasp.utils.errors import shown
+from analog_grasp.utils.errors import check_whole, shown
 from analog_grasp.utils.io import write_atomically
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def tune_noise_weight(
         ``tune_noise_weight("runs/mine", devices=["pcm-hermes-2"], times=["1d"], trials=30)``
     """
     require_optuna()
+    check_whole("trials", trials)
     from analog_grasp.tuning.tuner import STUDY_FILE, TUNE_FILE, prepare_tuning
 
     asked = with_card_files(settings, Path(out), (TUNE_FILE, STUDY_FILE))

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.study.fields import split_names
+from analog_grasp.utils.errors import shown
 
 if TYPE_CHECKING:
     import optuna
@@ -114,6 +116,9 @@ def _narrowed(name: str, ends: tuple[float, float] | None) -> Range:
     default = RANGES[name]
     if ends is None:
         return default
+    pair = isinstance(ends, Sequence) and len(ends) == 2
+    if not pair or not all(isinstance(end, Real) for end in ends):
+        raise ValueError(f"The range of {name} is {shown(ends)}: a pair of numbers is accepted.")
     low, high = ends
     # An injection may be 0; a logarithmic range cannot start there, and K is at least 1.
     valid = (low > 0 or (low == 0 and not default.log)) and low < high < float("inf")

@@ -396,6 +396,30 @@ def test_the_gradient_of_a_standard_deviation_is_that_of_the_mean_loss(sampling)
         )
 
 
+@pytest.mark.parametrize("sampling", ["feature", "group", "weight", "token"])
+def test_flattened_tokens_have_the_samples_of_their_example(sampling):
+    x, found = torch.randn(3, 5, D), []
+    for flat in (False, True):
+        layer = stochastic(linear(), sampling=sampling).train()
+        layer.examples = 3
+        y = layer(x.flatten(0, 1)).view(3, 5, OUT) if flat else layer(x)
+        y.square().sum((1, 2)).mean().backward()
+        found.append([y, *(getattr(layer, n)["default"].grad for n in layer.adapter_layer_names)])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("size", [0.01, 8000.0])
+@pytest.mark.parametrize("sampling", ["weight", "token"])
+def test_the_noise_of_outputs_is_drawn_in_full_precision(sampling, size):
+    layer, found = stochastic(linear(), sampling=sampling).train(), []
+    layer.stochgrasp_shift_log_sigma["default"].data.fill_(-9.0)
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16, enabled=mixed):
+            found.append(layer(torch.full((4000, 2, D), size)).float().std((0, 1)))
+    torch.testing.assert_close(*found, rtol=0.02, atol=0)
+
+
 def test_the_gradient_of_weight_samples_is_that_of_the_sampled_output():
     layer = stochastic(linear(), sampling="weight").double().train()
 

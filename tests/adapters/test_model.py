@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from small_models import logits, move
 
 from analog_grasp.adapters import base as registration
@@ -74,12 +74,15 @@ def save_and_reload(plain, folder, batch):
         ("t5", ["q", "wo"], False),
     ],
 )
-def test_merged_shifts_survive_saving_or_are_warned_of(name, targets, kept, tmp_path):
+@pytest.mark.parametrize("merged", [False, True])
+def test_merged_shifts_survive_saving_or_are_warned_of(name, targets, kept, merged, tmp_path):
     made, settings = NO_BIASES[name]
     torch.manual_seed(0)
     adapted = get_peft_model(made(settings), GraspConfig(groups=4, target_modules=targets))
     batch = {"input_ids": torch.tensor([[3, 4, 5, 1]])}
     expected = logits(move(adapted), batch)
+    if merged:
+        adapted.merge_adapter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plain = adapted.merge_and_unload()
@@ -341,6 +344,20 @@ def test_stochgrasp_starts_from_stochgrasp_with_its_deviations(adapted, tmp_path
 def test_an_adapter_that_does_not_fit_raises_one_sentence(adapted, saved, changes, message):
     with pytest.raises(ValueError, match=message):
         start_from(adapted(**changes), saved[0])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"lora_alpha": 16}, {"use_rslora": True}, {"alpha_pattern": {"query": 8}}]
+)
+def test_an_adapter_with_another_factor_raises_one_sentence(make_model, changed, tmp_path):
+    def lora(**settings):
+        given = {"task_type": "SEQ_CLS", "lora_alpha": 32, "target_modules": ["query"]}
+        return get_peft_model(make_model("bert"), LoraConfig(**given | settings))
+
+    lora().save_pretrained(str(tmp_path), save_embedding_layers=False)
+    start_from(lora(), tmp_path)
+    with pytest.raises(ValueError, match=f"has {next(iter(changed))} .* and cannot start one with"):
+        start_from(lora(**changed), tmp_path)
 
 
 def test_a_model_is_the_same_by_any_path_of_its_folder(adapted, tmp_path, monkeypatch):

@@ -44,6 +44,30 @@ def test_wrong_adapter_names_and_a_merged_or_training_model_raise(pair, x, prepa
         pair(x, adapter_names=names)
 
 
+def test_another_active_adapter_of_a_disabled_model_replaces_the_merged_one(pair, x):
+    pair.set_adapter("other")
+    expected = pair(x)
+    pair.set_adapter("default")
+    pair.merge_adapter()
+    with pair.disable_adapter():
+        pair.set_adapter("other")
+    assert pair.active_adapters == ["other"]
+    close(pair(x), expected)
+
+
+@pytest.mark.parametrize("names", [["other"], ["default", "other"]])
+def test_adapters_that_are_merged_while_disabled_join_the_earlier_ones(pair, x, names):
+    pair.merge_adapter(["default"])
+    pair.merge_adapter(["other"])
+    expected = pair(x)
+    pair.unmerge_adapter()
+    pair.merge_adapter(["default"])
+    with pair.disable_adapter():
+        pair(x)
+        pair.merge_adapter(names)
+    close(pair(x), expected)
+
+
 def test_mixed_batches_of_sampled_adapters_raise(x):
     model = get_peft_model(build(Mlp), StochGraspConfig(groups=4, target_modules=["lin0"])).eval()
     with model.base_model.sampling(), pytest.raises(ValueError, match="cannot be combined"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model
+from peft import PromptTuningConfig, get_peft_model
 from transformers import AutoModel, RobertaConfig, RobertaForSequenceClassification
 
 from analog_grasp import GraspConfig, train
@@ -91,6 +91,14 @@ def test_encoding_is_cached_and_truncates(model, small_reviews):
     assert not encoded.cache_files
 
 
+def test_other_rows_are_encoded_again(tiny_folder):
+    task = SentenceTask("mine", ROWS, ROWS, NAMES)
+    tokenizer = tokenizer_for(load_base_model(task, str(tiny_folder)))
+    before = task.encode("validation", tokenizer)["labels"][:]
+    task.validation = ROWS.select([1, 0])
+    assert (before, task.encode("validation", tokenizer)["labels"][:]) == ([0, 1, 0], [1, 0])
+
+
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_nan_and_infinite_logits_raise(model, small_reviews, broken):
     with torch.no_grad():
@@ -129,9 +137,17 @@ def test_a_subset_is_seeded_and_keeps_rows_whole(small_reviews):
     assert len(set(part.train["text"])) == 20
 
 
-@pytest.mark.parametrize("count", [0, 51])
-def test_a_subset_beyond_the_rows_raises(small_reviews, count):
-    with pytest.raises(ValueError, match="it should be from 1 to 50"):
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (51, "is 51; it should be from 1 to 50"),
+        (0, "validation is 0: a whole number of at least 1"),
+        (2.5, "validation is 2.5: a whole number"),
+        ("3", "validation is '3': a whole number"),
+    ],
+)
+def test_an_invalid_size_of_a_subset_raises(small_reviews, count, message):
+    with pytest.raises(ValueError, match=message):
         small_reviews.subset(validation=count)
 
 
@@ -164,6 +180,18 @@ def test_invalid_tasks_raise(arguments, message):
 def test_an_unknown_split_raises(model, small_reviews):
     with pytest.raises(ValueError, match="split is 'test'; it should be 'train' or"):
         small_reviews.predict(model, "test")
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas"])
+def test_the_format_of_the_rows_does_not_matter(form):
+    rows = ROWS.with_format(form)
+    task = SentenceTask("mine", rows, rows, NAMES)
+    assert task.train["label"][:] == [0, 1, 0]
+
+
+def test_rows_of_another_type_raise():
+    with pytest.raises(ValueError, match=r"train rows .* IterableDataset; a datasets.Dataset "):
+        SentenceTask("mine", ROWS.to_iterable_dataset(), ROWS, NAMES)
 
 
 def test_integers_are_valid_regression_labels(tiny_folder):
@@ -250,6 +278,8 @@ def test_texts_are_cut_to_the_positions_of_the_model(tiny_folder, small_reviews)
     )  # fmt: skip
     assert position_limit(roberta) == 33 - tokenizer.pad_token_id
     assert np.isfinite(task.predict(roberta, tokenizer=tokenizer)).all()
+    prompt = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)
+    assert position_limit(get_peft_model(roberta, prompt)) == 28 - tokenizer.pad_token_id
 
 
 def test_added_tokens_are_used_by_evaluation_and_training(model, small_reviews):

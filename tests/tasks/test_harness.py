@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from peft import PromptTuningConfig, get_peft_model
 
 from analog_grasp import GraspConfig, compare, deploy
 from analog_grasp.adapters.registry import adapt
@@ -171,6 +172,13 @@ def test_a_deployed_adapter_is_measured_on_the_chip(task, llama_folder):
     assert not report.unread
     calibrated = deployment.calibrate(lambda each: task.subset(train=2).scores(each, "train"))
     assert calibrated.keys() == deployment.layers.keys()
+
+
+def test_a_prompt_is_not_measured_without_its_effect(task, llama_folder):
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(load_base_model(task, str(llama_folder)), prompt)
+    with pytest.raises(ValueError, match="adapter is a PROMPT_TUNING, whose prompt the task"):
+        task.scores(model)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model
+from peft import PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -107,6 +107,18 @@ def test_the_batch_size_and_the_padding_do_not_change_the_scores(model, task):
     several = replace(task, validation=rows)
     alone = several.predict(model, batch_size=1).nll
     np.testing.assert_allclose(several.predict(model, batch_size=5).nll, alone, rtol=1e-4)
+
+
+def test_the_virtual_tokens_of_a_prompt_are_not_scored(model, task):
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    adapter = get_peft_model(model, prompt).eval()
+    rows = Dataset.from_dict({"text": ["the cat sat on a mat ."]})
+    found = replace(task, validation=rows).predict(adapter).nll
+    ids = torch.tensor(task.tokenizer_of(model)(rows["text"][:])["input_ids"])
+    with torch.no_grad():
+        log_p = adapter(input_ids=ids).logits[0, 3:-1].log_softmax(-1)
+    expected = -log_p.gather(1, ids[0, 1:, None])[:, 0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
 
 
 def test_training_examples_are_chunks_of_the_text(model, task):

@@ -1,5 +1,6 @@
 """Models of every kind, trusted or not."""
 
+import copy
 import json
 import shutil
 import sys
@@ -7,9 +8,12 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     BertConfig,
+    BertForMaskedLM,
+    BertForTokenClassification,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
@@ -102,11 +106,12 @@ def test_loading_is_quiet(tiny_folder, small_reviews, capfd):
 def gpt2_folder(tmp_path, word_tokenizer):
     """A function that writes a tiny GPT-2 and a tokenizer with special tokens to a folder."""
 
-    def write(**special):
+    def write(padding=None, **special):
         tokenizer = word_tokenizer(**special)
         tokenizer.save_pretrained(tmp_path)
         sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
-        GPT2Model(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+        config = GPT2Config(vocab_size=len(tokenizer), pad_token_id=padding, **sizes)
+        GPT2Model(config).save_pretrained(tmp_path)
         return str(tmp_path)
 
     return write
@@ -117,6 +122,54 @@ def test_gpt2_pads_with_its_end_token(gpt2_folder, small_reviews):
     assert model.config.pad_token_id == tokenizer_for(model).eos_token_id
     one = small_reviews.predict(model, batch_size=1)
     assert small_reviews.predict(model) == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.parametrize(("padding", "expected"), [(1, 1), (-1, 0), (None, 0)])
+def test_a_decoder_is_read_at_the_last_token(gpt2_folder, small_reviews, padding, expected):
+    folder = gpt2_folder(padding, eos_token="<|endoftext|>")
+    model = load_base_model(small_reviews, folder)
+    assert tokenizer_for(model).pad_token_id == model.config.pad_token_id == expected
+    one = small_reviews.predict(model, batch_size=1)
+    assert small_reviews.predict(model) == pytest.approx(one, abs=1e-5)
+
+
+def test_another_padding_token_than_the_decoder_has_raises(
+    gpt2_folder, small_reviews, word_tokenizer
+):
+    model = load_base_model(small_reviews, gpt2_folder(1, eos_token="<|endoftext|>"))
+    tokenizer = word_tokenizer(pad_token="<|endoftext|>")
+    message = r"takes the token 1 as padding .* 'reviews' pads with 0; both should be the same"
+    with pytest.raises(ValueError, match=message):
+        small_reviews.predict(model, tokenizer=tokenizer)
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True))
+    with pytest.raises(ValueError, match=message):
+        small_reviews.training_rows(adapted, tokenizer)
+
+
+def test_the_padding_side_does_not_change_the_logits(tiny_folder, small_reviews):
+    model = load_base_model(small_reviews, str(tiny_folder))
+    tokenizer = copy.deepcopy(tokenizer_for(model))
+    tokenizer.padding_side = "left"
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)
+    one = small_reviews.predict(model, batch_size=1, tokenizer=tokenizer)
+    assert small_reviews.predict(model, tokenizer=tokenizer) == pytest.approx(one, abs=1e-5)
+    assert tokenizer.padding_side == "left"
+
+
+def test_a_model_with_outputs_per_token_raises(tiny_folder, word_tokenizer):
+    # Texts of as many tokens as there are classes.
+    rows = Dataset.from_dict({"text": ["bad food", "good food"], "label": [0, 1]})
+    task = SentenceTask("mine", rows, rows, label_names=("negative", "positive"))
+    config = BertConfig.from_pretrained(tiny_folder)
+    config.num_labels = 2
+    model, tokenizer = BertForTokenClassification(config), word_tokenizer(pad_token="[PAD]")
+    message = "BertForTokenClassification has outputs per token and the task 'mine' requires 2"
+    with pytest.raises(ValueError, match=message):
+        task.predict(model, tokenizer=tokenizer)
+    adapted = get_peft_model(model, LoraConfig(task_type="TOKEN_CLS"))
+    with pytest.raises(ValueError, match=message):
+        task.training_rows(adapted, tokenizer)
 
 
 def test_a_tokenizer_without_padding_raises(gpt2_folder, small_reviews):
@@ -145,6 +198,14 @@ def test_a_generation_task_gets_the_causal_model_as_saved(writer_folder, restaur
     assert type(model) is GPT2LMHeadModel
     assert all(torch.equal(p, saved.get_parameter(n)) for n, p in model.named_parameters())
     assert model.config.pad_token_id == tokenizer_for(model).eos_token_id
+
+
+def test_a_bidirectional_model_becomes_causal(tiny_folder, tmp_path, restaurants):
+    BertForMaskedLM(BertConfig.from_pretrained(tiny_folder)).save_pretrained(tmp_path)
+    model = load_base_model(restaurants, str(tmp_path)).eval()
+    with torch.no_grad():
+        logits = [model(torch.tensor([[4, 5, last]])).logits[0, 0] for last in (6, 7)]
+    assert torch.equal(*logits)
 
 
 def test_the_default_model_cannot_generate(restaurants):

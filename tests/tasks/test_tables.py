@@ -87,6 +87,14 @@ def test_errors_name_the_file_and_the_line(tmp_path, dev, message):
         load_task("csv", tmp_path)
 
 
+@pytest.mark.parametrize("label", ["inf", "-inf", "Infinity"])
+def test_an_infinite_label_of_a_regression_raises(tmp_path, label):
+    for name in ("train.csv", "dev.csv"):
+        write(tmp_path, name, "text,label", "a,0.5", "b,1.5", f"c,{label}")
+    with pytest.raises(ValueError, match=f"Line 4 .* label '{label}'; .* a finite number"):
+        load_task("csv", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -68,6 +68,9 @@ def test_prompts_are_fitted_and_not_folded(reader, task):
     model = get_peft_model(reader("bert", dropout=False), config)
     result = recalibrate(on_chip(model), task, examples=16, steps=10, learning_rate=1e-2)
     assert result.improved
+    before, after = (dict(adapter_parameters(each)) for each in (model, result.model))
+    prompt = "prompt_encoder.default.embedding.weight"
+    assert not torch.equal(before[prompt], after[prompt])
     with pytest.raises(
         ValueError, match="PROMPT_TUNING adapts no layers, so that it cannot be fol"
     ):

@@ -1,5 +1,7 @@
 """Converters in the loop, compared with a deployed model without noise."""
 
+from functools import partial
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -101,6 +103,17 @@ def test_layers_are_restored_on_any_exit(layer, ending):
     with pytest.raises(ending), ConverterLoop(nn.Sequential(layer), CARD).applied():
         raise ending
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_a_forward_of_the_layer_itself_is_restored(layer, monkeypatch, reduced):
+    monkeypatch.setattr(weight_noise, "_multiplies_bfloat16", lambda: reduced)
+    layer.forward = own = partial(type(layer).forward, layer)
+    stack = nn.Sequential(layer)
+    for context in (ConverterLoop(stack, CARD), WeightNoise(stack, 0.1, reduced=reduced)):
+        with context.applied():
+            assert (layer.forward is own) == (isinstance(context, WeightNoise) and not reduced)
+        assert layer.forward is own
 
 
 def test_output_noise_is_seeded_by_torch(layer):

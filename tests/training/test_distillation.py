@@ -2,20 +2,29 @@
 
 import copy
 import json
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from peft import PeftModel
+import transformers as hf
+from peft import PeftModel, PromptTuningConfig, get_peft_model
 from small_models import bits, same_bits, with_small_inputs
 from torch import nn
+from torch.distributions import Bernoulli, kl_divergence
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, fit_schedule
 from analog_grasp.adapters import config
 from analog_grasp.adapters.layer import StochGraspLinear
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.training import distil, train
-from analog_grasp.training.distillation import _output_loss, backward_through_targets, descend
+from analog_grasp.training.distillation import (
+    Teacher,
+    _output_loss,
+    backward_through_targets,
+    descend,
+)
+from analog_grasp.training.examples import pick
 
 KINDS = ("grasp", "stochgrasp", "lora", "ia3", "bitfit")
 NOISY = "rram-cmo-falcone@1y"
@@ -279,6 +288,79 @@ def test_labels_that_do_not_exclude_each_other_are_distilled_one_by_one():
     # An offset of all logits changes each label, but no class.
     assert _output_loss(target + 5, target, tokens, several=True) > 1.0
     assert _output_loss(target + 5, target, tokens, several=False) < 1e-5
+    one = torch.tensor([[2.0], [0.5]])
+    pair = (Bernoulli(logits=logits) for logits in (one, one + 5))
+    expected = kl_divergence(*pair).mean().item()
+    assert _output_loss(one + 5, one, tokens, several=True).item() == pytest.approx(expected)
+
+
+class Wrapper(nn.Module):
+    """A wrapper without the configuration of its model, as that of a distributed training."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs):
+        return self.module(**inputs)
+
+
+def test_the_problem_type_of_a_wrapped_student_is_known(reader, batch):
+    student, teacher = reader(), Teacher(reader(), 0.0)
+    student.config.problem_type = "multi_label_classification"
+    student.classifier.bias.data += 1.0
+    assert torch.equal(teacher.loss(Wrapper(student), batch), teacher.loss(student, batch))
+
+
+def test_targets_of_a_prompt_are_those_of_the_tokens(reader, batch):
+    config = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
+    model = get_peft_model(reader(), config).eval()
+    batch["attention_mask"][0, 5:] = 0
+    teacher = Teacher(model, 3.0)
+    short = pick(teacher.prepared(batch), torch.tensor([0]))
+    assert teacher.loss(model, short).item() == pytest.approx(0.0, abs=1e-4)
+
+
+SMALL = {"vocab_size": 50, "d_model": 16, "decoder_start_token_id": 1}
+BOTH = {
+    "t5": lambda: hf.T5ForSequenceClassification(
+        hf.T5Config(**SMALL, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    ),
+    "bart": lambda: hf.BartForSequenceClassification(
+        hf.BartConfig(
+            **SMALL, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, eos_token_id=2,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", BOTH.values(), ids=BOTH)
+def test_encoders_with_decoders_are_distilled(make, batch):
+    torch.manual_seed(0)
+    model, other = make().eval(), make().eval()
+    # T5 reads 1 as the end of a text, and BART 2.
+    batch["input_ids"][:, -2:] = torch.tensor([2, 1])
+    teacher = Teacher(model, 3.0)
+    assert teacher.loss(model, batch).item() == pytest.approx(0.0, abs=1e-6)
+    alone = Teacher(model, 0.0).loss(other, batch)
+    assert teacher.loss(other, batch) > alone + 1.0
+
+
+def test_a_forward_of_the_layer_itself_is_restored(trained):
+    deployment = drifting_chip(trained())
+    layer = next(iter(deployment.layers.values()))
+    layer.forward = own = partial(type(layer).forward, layer)
+    with backward_through_targets([deployment]):
+        assert layer.forward is not own
+    assert layer.forward is own
+
+
+def test_a_single_step_of_a_single_example_is_done(trained, task):
+    model = trained()
+    before = bits(model)
+    distil(model, task, NOISY, steps=1, batch_size=1)
+    assert not same_bits(bits(model), before)
 
 
 @pytest.mark.parametrize("kind", ["grasp", "lora"])

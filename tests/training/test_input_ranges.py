@@ -6,9 +6,11 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers import TrainingArguments
 
 from analog_grasp import GraspConfig, deploy, train
 from analog_grasp.crossbar.forward_hooks import hooks_of
+from analog_grasp.training import AdapterTrainer
 from analog_grasp.training.converter_loop import ConverterLoop
 from analog_grasp.training.input_ranges import LearnedRanges, load_ranges, save_ranges
 
@@ -167,3 +169,23 @@ def test_wrong_ranges_are_rejected(ranges, sentence):
     deployment = deploy(nn.Sequential(nn.Linear(3, 2)), "pcm-hermes-2")
     with pytest.raises(ValueError, match=sentence):
         deployment.set_input_ranges(ranges)
+
+
+def test_steps_are_taken_after_one_that_mixed_precision_skips(adapted, task, tmp_path):
+    model = adapted()
+    tokenizer = task.tokenizer_of(model)
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=3, optim="adamw_torch",
+        save_strategy="no",
+    )  # fmt: skip
+    trainer = AdapterTrainer(
+        model=model, args=args, train_dataset=task.training_rows(model, tokenizer),
+        data_collator=task.collator(tokenizer), converters="pcm-hermes-2", learn_ranges=True,
+    )  # fmt: skip
+    # That of accelerate is for GPUs only. The first gradient overflows.
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    factors, taken = iter([math.inf]), []
+    trainer.ranges.log.register_hook(lambda gradient: gradient * next(factors, 1.0))
+    trainer.create_optimizer().register_step_post_hook(lambda *_: taken.append(1))
+    trainer.train()
+    assert len(taken) == 2

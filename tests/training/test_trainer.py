@@ -4,9 +4,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from small_models import same_bits
+from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
+from analog_grasp.adapters.config import StochGraspConfig
 from analog_grasp.adapters.layer import GraspLinear, StochGraspLinear
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import trained_adapters
@@ -287,6 +289,82 @@ def test_stochgrasp_knows_the_scale_of_an_accumulated_loss(adapted, task, noise_
     train(model, task, epochs=1, **settings)
     assert seen.found == {0.25}
     assert scales(model) == {1.0}
+
+
+class Examples(TrainerCallback):
+    """A callback that records the number of examples of which StochGRASP's layers draw samples."""
+
+    def __init__(self, model):
+        self.layers = [m for m in model.modules() if isinstance(m, StochGraspLinear)]
+        self.found = []
+        self.layers[0].register_forward_pre_hook(self.record)
+
+    def record(self, layer, _):
+        self.found.append(layer.examples)
+
+    def on_step_end(self, *_, **__):
+        self.record(self.layers[-1], None)
+
+
+def test_stochgrasp_knows_the_number_of_examples_within_a_step(adapted, task):
+    model = adapted("stochgrasp")
+    seen = Examples(model)
+    train(model, task, max_steps=2, batch_size=8, callbacks=[seen])
+    assert seen.found[-4:] == [8, None, 8, None]
+
+
+def test_the_gradient_of_a_standard_deviation_counts_examples():
+    # Seven tokens of two examples, such as those that are routed to one expert.
+    x, found = torch.randn(7, 6), []
+    for examples in (None, 2):
+        torch.manual_seed(0)
+        layer = StochGraspLinear(nn.Linear(6, 4), "default", StochGraspConfig(groups=2))
+        layer.examples = examples
+        layer(x).square().sum().backward()
+        found.append(layer.stochgrasp_scale_log_sigma["default"].grad)
+    torch.testing.assert_close(found[1], 2 / 7 * found[0])
+
+
+def test_a_compiled_layer_has_the_scale_of_each_loss():
+    layer = StochGraspLinear(nn.Linear(6, 4), "default", StochGraspConfig(groups=2))
+    x = torch.randn(8, 3, 6)
+    for scale in (1.0, 0.25):
+        found = []
+        for run in (layer, torch.compile(layer, backend="aot_eager")):
+            torch.manual_seed(0)
+            layer.zero_grad()
+            loss = scale * run(x).square().mean()
+            layer.loss_scale = scale
+            loss.backward()
+            found.append(layer.stochgrasp_scale_log_sigma["default"].grad)
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("adapter", ["grasp", "stochgrasp"])
+def test_weight_decay_has_no_effect_on_scales_shifts_and_standard_deviations(
+    adapted, task, adapter
+):
+    def trained(**more):
+        model = adapted(adapter)
+        train(model, task, max_steps=1, warmup_steps=0, **more)
+        return adapter_bits(model)
+
+    exact, decayed = trained(), trained(weight_decay=0.5)
+    changed = {name for name in exact if not torch.equal(exact[name], decayed[name])}
+    assert changed == {"base_model.model.classifier.weight"}
+
+
+@pytest.mark.parametrize(
+    "setting", [{"learn_ranges": True}, {"shift_lr_ratio": 0.5}, {"sigma_lr_ratio": 2.0}]
+)
+def test_settings_of_the_optimizer_and_an_optimizer_raise(adapted, task, setting, tmp_path):
+    model = adapted("stochgrasp")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    given = {"converters": "pcm-hermes-2", "optimizers": (optimizer, None)}
+    AdapterTrainer(model=model, args=args, **given)
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is .*, which has no effect on an"):
+        AdapterTrainer(model=model, args=args, **given, **setting)
 
 
 def test_model_without_trainable_parameters_raises(adapted, task):

@@ -28,6 +28,9 @@ from analog_grasp.tuning.tuner import prepare_tuning, tune
         ({"ranges": {"noise_weight": (1, math.inf)}}, "1 to inf"),
         ({"search": ["groups"], "ranges": {"groups": (1.5, 4)}}, "whole numbers from 1"),
         ({"search": ["injection"], "ranges": {"injection": (-1, 4)}}, "numbers from 0"),
+        ({"ranges": {"noise_weight": (1, 2, 3)}}, r"is \(1, 2, 3\): a pair of numbers"),
+        ({"ranges": {"noise_weight": ("4", "32")}}, "is '4, 32': a pair of numbers"),
+        ({"ranges": {"noise_weight": 5}}, "is 5: a pair of numbers"),
         ({"search": ["groups"]}, "groups is"),
         ({"adapter": "grasp"}, "grasp has no noise_weight"),
         ({"adapter": "head", "search": ["groups"]}, "head has no groups"),
@@ -63,6 +66,8 @@ def test_a_tuning_from_a_file_with_recalibration_raises(settings, tmp_path):
     [
         ({"adapter": "lora", "search": ["learning_rate"], "groups": 8}, "no effect on lora"),
         ({"adapters": ("lora",)}, "adapters is 'lora', which a tuning does not have"),
+        ({"trials": 0}, "trials is 0: a whole number of at least 1"),
+        ({"trials": "3"}, "trials is '3': a whole number of at least 1"),
         ({"trainings": 3}, "trainings is 3, which a tuning does not have"),
         ({"recalibrate": (8,)}, r"recalibrate is \(8,\), which a tuning does not have"),
         ({"schedule": "simulated"}, "schedule is 'simulated', which a tuning does not have"),
