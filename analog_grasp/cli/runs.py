@@ -46,7 +46,7 @@ from analog_grasp.study import api as studies
 from analog_grasp.study.checks import check_empty
 from analog_grasp.study.config import StudyConfig, flat
 from analog_grasp.study.progress import log_line, own_warnings
-from analog_grasp.study.provenance import LOG_FILE, check_same, training_hashes
+from analog_grasp.study.provenance import LOG_FILE, check_same, read_run, training_hashes
 from analog_grasp.study.runner import measured_cells, sequence_costs
 from analog_grasp.study.study import Study, prepare
 from analog_grasp.study.trained_adapters import (
@@ -72,6 +72,7 @@ _MOST_WORKERS = 4
 def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> None:
     """Run a study, or resume it; report and show what it has measured."""
     notes: list[str] = []
+    study = None
     try:
         with own_warnings(notes.append):
             with request():
@@ -83,8 +84,10 @@ def run_study(config: StudyConfig, out: Path, *, quiet: bool, verbose: bool) -> 
             _show_study(results)
     finally:
         for text in notes:
+            # A request that is rejected leaves the folder as it was.
             with suppress(OSError):
-                log_line(out / LOG_FILE, f"note: {text}")
+                if study is not None:
+                    log_line(out / LOG_FILE, f"note: {text}")
             if not quiet:
                 print_line("note", text)
 
@@ -224,7 +227,8 @@ def _show_study(results: studies.Results) -> None:
     _show_tables(adapter_text(results.adapters))
     if results.treatments:
         _show_tables(treatment_text(results.treatments))
-    _show_end([*findings(comparison), *coverage(results.layers)], results.files)
+    settings = flat(read_run(results.directory)[0])
+    _show_end([*findings(comparison, settings), *coverage(results.layers)], results.files)
 
 
 def _show_tuning(tuned: "Tuned") -> None:

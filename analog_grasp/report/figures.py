@@ -19,6 +19,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from analog_grasp.report.tables import (
     Comparison,
@@ -52,9 +53,11 @@ _FORMATS: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None},
 }
 _PANEL_INCHES = (2.9, 2.2)
-_LEGEND_ROW_INCHES, _LEGEND_MARGIN_INCHES = 0.19, 0.2
+LEGEND_ROW_INCHES, _LEGEND_MARGIN_INCHES = 0.19, 0.2
 # Metrics drawn on a logarithmic axis where the largest value is this many times the smallest.
 _LOGARITHMIC, _WIDE = ("perplexity",), 10.0
+# Fractions that are correlations, from -1 to 1.
+_CORRELATIONS = ("matthews", "mcc", "pearson", "spearman")
 
 
 class Series(NamedTuple):
@@ -244,7 +247,7 @@ def accuracy_vs_drift(comparison: Comparison, path_stem: Path | str) -> list[Pat
                 prefix_ids(panel, len(figure.axes))
                 panel.set_title(f"{table.device}, {table.task}" if several_tasks else table.device)
                 inner = place % columns > 0
-                panel.tick_params(labelleft=not inner, left=not inner)
+                panel.tick_params(which="both", labelleft=not inner, left=not inner)
                 panel.set_xlabel("")
                 panel.set_ylabel("" if inner else metric_title(table.metric))
                 panel.tick_params(labelbottom=place + columns >= len(tables))
@@ -273,7 +276,7 @@ def draw_variants(figure: Figure, comparison: Comparison) -> None:
     is_solid = all(style["linestyle"] == SOLID for style in styles)
     rows = draw_legend(figure, handles, 2.0 if is_solid else 4.0)
     # The panels keep their height.
-    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW_INCHES * (rows - 1))
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * (rows - 1))
 
 
 def draw_drift(panel: Axes, comparison: Comparison, table: DeviceTable) -> Drawn:
@@ -344,12 +347,15 @@ def _points(cells: Sequence[Summary | None], positions: Sequence[float], metric:
 
 
 def drawn_interval(cell: Summary | Estimate, metric: str) -> tuple[float, float]:
-    """Return the ends of an interval as drawn: at the mean without one, and at most at 100 %.
+    """Return the ends of an interval as drawn: at the mean without one, and in a fraction's range.
 
     A score of the user's that is called a fraction may be in per cent itself.
     """
     low, high = (cell.mean if end is None else end for end in (cell.low, cell.high))
-    return low, max(cell.mean, min(high, 1.0)) if is_fraction(metric) else high
+    if not is_fraction(metric):
+        return low, high
+    least = -1.0 if any(name in metric.lower() for name in _CORRELATIONS) else 0.0
+    return min(cell.mean, max(low, least)), max(cell.mean, min(high, 1.0))
 
 
 def _repetitions(cell: Summary) -> str:
@@ -382,7 +388,9 @@ def _draw_digital(
         panel.set_yscale("log")
         # The formatters of the scale write formulas, which are shown as they are written.
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter("")
+        panel.yaxis.set_minor_formatter("{x:g}")
+        # None with more than three powers of ten, where the labels would overlap.
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5), numticks=3))
         panel.set_ylim(max(min(values), lowest / 1.5) / 1.1, max(values) * 1.1)
         return drawn
     margin = 0.06 * (max(values) - min(values)) or 0.01

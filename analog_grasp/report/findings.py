@@ -18,7 +18,14 @@ from analog_grasp.report.tables import (
     percent,
     score_text,
 )
-from analog_grasp.study.records import AdapterRecord, LayerRecord, Measurement, is_distilled
+from analog_grasp.study.config import is_saved
+from analog_grasp.study.records import (
+    AdapterRecord,
+    LayerRecord,
+    Measurement,
+    TreatedAdapter,
+    is_distilled,
+)
 from analog_grasp.study.statistics import (
     PairedDifference,
     Summary,
@@ -207,8 +214,8 @@ def _choice(comparison: Comparison, tables: Sequence[DeviceTable]) -> tuple[str,
         verdicts |= MARKS.keys() & {average.verdict}
         reason += f", on average by {_points(average)}"
     # Chips alone cannot distinguish two adapters from two trainings of one.
-    counts = _trainings(comparison.measurements)
-    if len(counts) == 2 and max(counts.values()) == 1:
+    trained = {TreatedAdapter.parse(variant.adapter).adapter for variant in comparison.variants}
+    if len(trained) == 2 and max(_trainings(comparison.measurements).values()) == 1:
         reason = f"with one training each, {reason}"
     if len(verdicts) != 1:
         return "It depends on the condition" if verdicts else "Either", None, f"{reason}; "
@@ -281,8 +288,11 @@ def _conditions(count: int) -> str:
     return f"{count} condition{'' if count == 1 else 's'}"
 
 
-def findings(comparison: Comparison) -> list[str]:
+def findings(comparison: Comparison, settings: Mapping[str, Any] = {}) -> list[str]:
     """Return the results of a comparison as sentences, the answer first.
+
+    The first one also states that a run, of which these are the settings, is not complete, or that
+    its intervals are wider than `until_ci`.
 
     Example:
         >>> cells = [
@@ -296,7 +306,8 @@ def findings(comparison: Comparison) -> list[str]:
     subjects = comparison.subjects
     sentences = [each for tables in subjects for each in _comparisons(comparison, tables)]
     sentences += [sentence for tables in subjects for sentence in _ranges(tables)]
-    return [answer(comparison), *sentences, *_gaps(comparison.measurements)]
+    limits = [*_gaps(comparison, settings), *_too_wide(comparison, settings)]
+    return [" ".join([answer(comparison), *limits]), *sentences]
 
 
 def _comparisons(comparison: Comparison, tables: Sequence[DeviceTable]) -> list[str]:
@@ -328,9 +339,8 @@ def _comparisons(comparison: Comparison, tables: Sequence[DeviceTable]) -> list[
             low, high = (_at(cell, " points") for cell in _extremes(cells))
             average = _average(comparison, tables, place)
             mean = "" if average is None else f" and is {_points(average)} over all conditions"
-            sentences.append(
-                f"The mean difference {label} − {baseline} ranges from {low} to {high}{mean}."
-            )
+            span = f"is {low}" if low == high else f"ranges from {low} to {high}"
+            sentences.append(f"The mean difference {label} − {baseline} {span}{mean} ({subject}).")
     return sentences
 
 
@@ -351,18 +361,48 @@ def _at(cell: PairedDifference | Summary, unit: str) -> str:
     return f"{shown} on {cell.device} at {format_time(cell.time_s)}"
 
 
-def _gaps(measurements: Sequence[Measurement]) -> list[str]:
-    """Return the number of measurements that a full grid of the same names and times lacks."""
-    chips = {(cell.device, cell.repeat) for cell in measurements}
-    subjects = {(cell.task, cell.metric) for cell in measurements}
-    trained = {(cell.adapter, cell.training, cell.placement) for cell in measurements}
-    times = {cell.time_s for cell in measurements}
-    full = len(chips) * len(subjects) * len(trained) * len(times)
-    if full <= len(measurements):
+def _gaps(comparison: Comparison, settings: Mapping[str, Any]) -> list[str]:
+    """Return the number of measurements that the run, or a full grid of what is measured, lacks."""
+    measured = comparison.measurements
+    chips = Counter(device for device, _ in {(cell.device, cell.repeat) for cell in measured})
+    subjects = {(cell.task, cell.metric) for cell in measured}
+    trained = {(cell.adapter, cell.training, cell.placement) for cell in measured}
+    times = {cell.time_s for cell in measured}
+    rows, columns, missing = sum(chips.values()), len(trained) * len(times), ""
+    if "devices" in settings:
+        devices, repeats = settings["devices"], settings["repeats"]
+        treatments = 1 + ("schedule" in settings) + len(settings.get("recalibrate", ()))
+        saved = sum(map(is_saved, settings["adapters"]))
+        new = (len(settings["adapters"]) - saved) * settings.get("trainings", 1)
+        # With until_ci there are more than the run began with.
+        rows = sum(max(count, repeats) for count in chips.values())
+        rows += repeats * (len(devices) - len(chips))
+        columns = max(columns, (saved + new) * treatments * len(settings["times"]))
+        missing = " on fewer chips or devices" if rows > sum(chips.values()) else ""
+    full = rows * len(subjects) * columns
+    if full <= len(measured):
         return []
     return [
-        f"The results are partial: {len(measurements)} of the {full} measurements of the full grid"
-        " are available."
+        f"The results are partial: {len(measured)} of {full} measurements are available{missing}."
+    ]
+
+
+def _too_wide(comparison: Comparison, settings: Mapping[str, Any]) -> list[str]:
+    """Return the widest interval of a run that was to continue until all are narrower."""
+    wanted = settings.get("until_ci")
+    cells = [c for t in comparison.tables for row in (*t.scores, *t.differences) for c in row if c]
+    known = [cell for cell in cells if cell.low is not None and cell.high is not None]
+
+    def half(cell: PairedDifference | Summary) -> float:
+        unit = 100.0 if is_fraction(cell.metric) else 1.0
+        return unit * ((cell.high or 0.0) - (cell.low or 0.0)) / 2
+
+    if wanted is None or not known or half(widest := max(known, key=half)) <= wanted:
+        return []
+    return [
+        f"The widest 95 % interval is ±{half(widest):.3g} ({widest.metric} on {widest.device} at"
+        f" {format_time(widest.time_s)}), wider than until_ci {wanted:g}: the limits of trainings"
+        " and chips were reached, or the run is not finished."
     ]
 
 

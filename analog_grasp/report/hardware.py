@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from analog_grasp.costs.estimate import NOT_STATED, CostRow, quantity
 from analog_grasp.report.figures import (
+    LEGEND_ROW_INCHES,
     MARKERS,
     PALETTE,
     Drawn,
@@ -52,6 +53,7 @@ _COSTS_CAPTION = (
     " line: the Pareto front, scores that no point with less energy reaches."
 )
 _ENERGY, _TOTAL = "energy, ", "all parts"
+_ADAPTER_MACS = "adapter multiply-adds"
 _MICROJOULE = 1e6
 _BAR_INCHES = 0.32
 _GREY = "#9a9a9a"
@@ -313,15 +315,16 @@ def draw_front(panel: Axes, comparison: Comparison, found: Sequence[Point]) -> D
     styles, drawn, metric = line_styles(comparison), {}, found[0].score.metric
     devices = list(dict.fromkeys(point.score.device for point in found))
     # A marker per device, and others for the variants whose lines share a colour.
-    forms = list(dict.fromkeys(style["linestyle"] for style in styles))
+    forms = list(dict.fromkeys(style["marker"] for style in styles))
     for index, point in enumerate(found):
         device, style = point.score.device, styles[point.place]
-        marker = marker_of(devices.index(device) + len(devices) * forms.index(style["linestyle"]))
+        marker = marker_of(devices.index(device) + len(devices) * forms.index(style["marker"]))
+        where = f"{comparison.labels[point.place]}, {device}"
         panel.plot(
             *point.position, color=style["color"], marker=marker, markersize=6,
             markeredgecolor="white", linestyle="none", zorder=3, gid=f"point{index}",
+            label=where,
         )  # fmt: skip
-        where = f"{comparison.labels[point.place]}, {device}"
         score = f"{score_text(point.score.mean, metric)}, {quantity(point.energy, 'J')}"
         tokens = comparison.tokens(comparison.variants[point.place], devices=[device])
         drawn[f"point{index}"] = Series([f"{where}: {score}"], tokens)
@@ -345,23 +348,27 @@ def energy_by_part(found: Sequence[Bar], path_stem: Path | str) -> list[Path]:
 def accuracy_vs_energy(
     comparison: Comparison, found: Sequence[Point], path_stem: Path | str
 ) -> list[Path]:
-    """Draw score against energy with the name of each point, to `figure_files`."""
+    """Draw score against energy with a legend of the points, to `figure_files`."""
     with figure_files(path_stem, (5.2, 3.6)) as (figure, paths):
         panel = figure.subplots()
         draw_front(panel, comparison, found)
-        for point in found:
-            label = f"{comparison.labels[point.place]}, {point.score.device}"
-            panel.annotate(label, point.position, (5, 3), textcoords="offset points", fontsize=6.5)
-        panel.margins(x=0.2)
+        # Labels at the points would overlap, as devices with one cost model have equal energies.
+        rows = draw_legend(figure, [line for line in panel.lines if line.get_gid()])
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * (rows - 1))
     return paths
 
 
 def cost_text(rows: Sequence[CostRow]) -> TextTable:
     """Return every quantity per sequence, one column per adapter and hardware."""
+    # The quantity is named after the kind of adapter, which would give each kind a row.
+    rows = [
+        row._replace(quantity=_ADAPTER_MACS) if row.quantity.startswith(_ADAPTER_MACS) else row
+        for row in rows
+    ]
     hardware = _by_hardware(rows)
     return TextTable(
         "Energy, latency and programming per sequence",
-        ("", *(f"{adapter}, {model}" for adapter, model in hardware)),
+        ("quantity", *(f"{adapter}, {model}" for adapter, model in hardware)),
         [
             (name, *(_value(quantities.get(name)) for quantities in hardware.values()))
             for name in dict.fromkeys(row.quantity for row in rows)
@@ -370,7 +377,10 @@ def cost_text(rows: Sequence[CostRow]) -> TextTable:
 
 
 def _value(row: CostRow | None) -> str:
-    if row is None or row.value is None or row.low is None or row.high is None:
+    # The adapter or hardware has no such quantity, which "not stated" would call unpublished.
+    if row is None:
+        return MISSING
+    if row.value is None or row.low is None or row.high is None:
         return NOT_STATED
     return quantity((row.low, row.value, row.high), row.unit)
 

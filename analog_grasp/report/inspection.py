@@ -21,7 +21,6 @@ from analog_grasp.report.figures import PALETTE, draw_legend, figure_files
 from analog_grasp.report.tables import TextTable, markdown_bullets, markdown_table
 from analog_grasp.study.statistics import holm
 from analog_grasp.utils.io import write_atomically
-from analog_grasp.utils.types import DEFAULT_GROUPS
 
 Values = NDArray[np.float64]
 
@@ -97,7 +96,7 @@ def inspect_adapters(folders: Sequence[Path]) -> pandas.DataFrame:
 
 
 def _groups(folder: Path) -> int:
-    """Return the K of an adapter."""
+    """Return the K of an adapter; that of its largest layer where the configuration has none."""
     path = folder / CONFIG_FILE
     if not path.is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(
@@ -117,7 +116,7 @@ def _groups(folder: Path) -> int:
             f"The adapter in {folder} is of type {kind[:40]}, which has no shared scales and "
             f"shifts: use a {' or '.join(_TITLES.values())} adapter."
         )
-    return config.get("groups") or DEFAULT_GROUPS
+    return config.get("groups") or max(map(len, _parameters(folder)["scale"].values()))
 
 
 def _labels(folders: Sequence[Path], groups: Sequence[int]) -> list[str]:

@@ -111,7 +111,7 @@ def comparison_report(
     treatments: Sequence[TreatmentCost] = (),
 ) -> Report:
     """Return the sections of a report; the arguments are those of `write_report`."""
-    first, *further = findings(comparison)
+    first, *further = findings(comparison, settings)
     tables, measurements = comparison.tables, comparison.measurements
     lead = [table for table in tables if table.metric == tables[0].metric]
     others = [table for table in tables if table.metric != tables[0].metric]

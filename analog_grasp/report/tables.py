@@ -442,5 +442,6 @@ def treatment_text(costs: Sequence[TreatmentCost]) -> TextTable:
     rows = []
     for cost in costs:
         variant, *means = astuple(cost)
-        rows.append((variant, *(MISSING if mean is None else f"{mean:,.0f}" for mean in means)))
+        texts = (MISSING if m is None else f"{m:,.{int(m < 10 and m % 1 > 0)}f}" for m in means)
+        rows.append((variant, *texts))
     return TextTable(_TREATMENTS, columns, rows)

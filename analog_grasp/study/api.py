@@ -11,7 +11,7 @@ from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.costs.estimate import read_costs
 from analog_grasp.study.config import SETTINGS, WORK, flat, resolve, takes_settings
 from analog_grasp.study.progress import Progress, silent
-from analog_grasp.study.provenance import STORE_FILE, read_run, with_card_files
+from analog_grasp.study.provenance import RUN_FILE, STORE_FILE, read_run, with_card_files
 from analog_grasp.study.records import (
     LAYERS_FILE,
     AdapterRecord,
@@ -117,12 +117,12 @@ def run_and_report(study: Study, progress: Progress) -> Results:
 
 @takes_settings(without=("adapters", "trainings", "trainings_limit"))
 def drift_sweep(
-    adapters: Sequence[str | Path], out: str | Path = "runs/drift", **settings: Any
+    adapters: str | Path | Sequence[str | Path], out: str | Path = "runs/drift", **settings: Any
 ) -> Results:
     """Measure saved adapters on simulated devices over drift time; nothing is trained.
 
     Args:
-        adapters: The folders of the adapters.
+        adapters: The folders of the adapters, or one folder.
         out: The run's folder.
         settings: As for `compare`.
 
@@ -136,6 +136,8 @@ def drift_sweep(
     Example:
         ``drift_sweep(["runs/compare/adapters/grasp"], times=["0s", "1h", "10y"])``
     """
+    if isinstance(adapters, str | Path):
+        adapters = [adapters]
     # Absolute, so that none is taken for the adapter of that name.
     folders = tuple(str(Path(folder).resolve()) for folder in adapters)
     return compare(out, adapters=folders, **settings)
@@ -153,7 +155,8 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
 
     Raises:
         FileNotFoundError: The folder holds no run.
-        ValueError: Nothing has been measured yet, or a file of the run is damaged.
+        ValueError: Nothing has been measured yet, a file of the run is damaged, or `out` holds
+            another run.
         OSError: The run's folder is read-only and `out` is None, or a file cannot be written.
     """
     # Loaded late: it imports matplotlib.
@@ -172,6 +175,8 @@ def report(directory: str | Path, out: str | Path | None = None) -> Results:
             f"The run's folder {directory} is read-only: name another one for the report (--out)."
         )
     out = directory if out is None else Path(out)
+    if (out / RUN_FILE).is_file() and not out.samefile(directory):
+        raise ValueError(f"The output {out} holds another run: name another folder for the report.")
     with Store(directory / STORE_FILE, readonly=readonly) as store:
         measurements = store.measurements()
         # As in the settings: processes that share a run add them in any order.

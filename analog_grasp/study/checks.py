@@ -52,6 +52,7 @@ def check_study(config: StudyConfig) -> None:
     cards = config.hardware.cards()
     if config.hardware.calibrate == "learned":
         _check_ranges(config, cards.values())
+    _check_converters(config, cards.values())
     check_costs(config.run.costs, len(config.hardware.devices))
     check_limits(config)
     check_training(config)
@@ -76,6 +77,17 @@ def _check_ranges(config: StudyConfig, cards: Iterable["DeviceCard"]) -> None:
             raise ValueError(
                 f"{stated} inputs are rescaled on {card.name}, which the training did not do: omit "
                 "rescale (for a card that states it, --no-mapping), or give a percentile."
+            )
+
+
+def _check_converters(config: StudyConfig, cards: Iterable["DeviceCard"]) -> None:
+    """Raise ValueError where ranges of converters are set, and no device has converters."""
+    for name in ("calibrate", "output_ranges"):
+        value = config.value(name)
+        if value is not None and all(card.converters is None for card in cards):
+            raise ValueError(
+                f"The setting {name} is {value!r}, but none of the devices has converters: use a "
+                f"device with converters, or omit {name}."
             )
 
 

@@ -107,7 +107,7 @@ def _as_number(value: Any) -> Any:
 
 
 def as_counts(value: Any) -> Any:
-    return (value,) if isinstance(value, int) else value
+    return (value,) if isinstance(value, int) else as_names(value)
 
 
 def unique[T](values: tuple[T, ...]) -> tuple[T, ...]:

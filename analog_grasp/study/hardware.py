@@ -223,10 +223,11 @@ class HardwareSettings(Section):
         """
         cards = [self.card(device) for device in self.devices]
         named = {card.name: card for card in cards}
-        if len(named) < len(cards):
+        places = {name.replace(":", "-") for name in named}
+        if len(places) < len(cards):
             raise ValueError(
                 f"Two of the devices {', '.join(self.devices)} have the same name: a device is "
-                "called by the name in its card, which must differ."
+                "called by the name in its card, which must differ by more than ':' and '-'."
             )
         return named
 

@@ -7,6 +7,7 @@ without them.
 import hashlib
 import json
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -64,10 +65,14 @@ def adapter_hash(path: Path) -> str:
     config, weights = path / ADAPTER_FILES[0], [path / ADAPTER_FILES[1]]
     if not config.is_file():
         config, weights = path / MODEL_FILES[0], weight_files(path)
-    settings = json.loads(config.read_bytes()) if config.is_file() else {}
-    for name, value in settings.items():
-        if isinstance(value, list):
-            settings[name] = sorted(value, key=repr)
+    try:
+        settings = json.loads(config.read_bytes()) if config.is_file() else {}
+        lists = {name: value for name, value in settings.items() if isinstance(value, list)}
+    except (ValueError, AttributeError):
+        raise ValueError(
+            f"The file {config} is damaged: restore it, or train the adapter again."
+        ) from None
+    settings |= {name: sorted(value, key=repr) for name, value in lists.items()}
     learned = [file for file in (*weights, path / RANGES_FILE) if file.is_file()]
     return _hash(b"".join(map(Path.read_bytes, learned))) + _hash(_json(settings))
 
@@ -160,13 +165,20 @@ def open_run(directory: Path, config: StudyConfig, task: "Task") -> StudyConfig:
     check_same(f"The output {directory}", "run", before, now)
     # Raises where an added device has the name of another one.
     config.hardware.cards()
+    old, new = known.get("versions", {}), _versions()
+    if changed := ", ".join(f"{n} {old.get(n)} to {new[n]}" for n in new if old.get(n) != new[n]):
+        warnings.warn(
+            f"The run in {directory} was begun with other versions ({changed}): what is measured "
+            "from now on can differ.",
+            stacklevel=2,
+        )
     return config if there == config else _recorded(directory, config, task)
 
 
 def _recorded(directory: Path, config: StudyConfig, task: "Task") -> StudyConfig:
     """Write run.toml, and return the settings."""
     records = {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        "versions": _versions(),
         "seeds": _seeds(config, config.training.trainings, config.run.repeats),
         "metrics": list(task.metrics),
         "hashes": training_hashes(config, task),
@@ -176,6 +188,10 @@ def _recorded(directory: Path, config: StudyConfig, task: "Task") -> StudyConfig
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / RUN_FILE, tomli_w.dumps(flat(config) | known).encode())
     return config
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def record_seeds(directory: Path, config: StudyConfig, trainings: int, chips: int) -> None:
@@ -251,6 +267,12 @@ def check_same(where: str, work: str, before: Mapping[str, Any], now: Mapping[st
     before, now = _without_folders(before), _without_folders(now)
     for name in {**now, **before}:
         if now.get(name) != before.get(name):
+            if name.endswith("_hash"):
+                what = name.removesuffix("_hash").replace("_", " ")
+                raise ValueError(
+                    f"{where} holds another {work}, with other content of the {what}: restore it, "
+                    "or name another folder."
+                )
             # The setting itself is in no file, as it may name code.
             option = " (--metric)" if name == "metrics" else ""
             raise ValueError(
@@ -343,13 +365,31 @@ def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
         again = by_file.get(Path(device).name, device)
         moved = not Path(device).exists() or Path(device).resolve() == Path(again).resolve()
         devices.append(again if moved else device)
+    together = tuple(dict.fromkeys((*devices, *asked.hardware.devices)))
     return asked.replace(
-        devices=tuple(dict.fromkeys((*devices, *asked.hardware.devices))),
+        devices=together,
+        **({"costs": _grown_costs(there, asked, together)} if len(asked.run.costs) > 1 else {}),
         times=tuple(dict.fromkeys((*there.run.times, *asked.run.times))),
         repeats=max(there.run.repeats, asked.run.repeats),
         # Not where all adapters are saved ones, on which the setting has no effect.
         **({"trainings": trainings} if trainings > 1 else {}),
     )
+
+
+def _grown_costs(there: StudyConfig, asked: StudyConfig, devices: Sequence[str]) -> tuple[str, ...]:
+    """Return a cost model for each device, of the request or else of the run."""
+    known: dict[str, str] = {}
+    for config in (there, asked):
+        if len(config.run.costs) == len(config.hardware.devices):
+            names = (Path(device).name for device in config.hardware.devices)
+            known |= dict(zip(names, config.run.costs, strict=True))
+    for device in devices:
+        if Path(device).name not in known:
+            raise ValueError(
+                f"The setting costs names no cost model for {device}, a device that the run has "
+                "already: name one cost model for all devices, or name all devices again."
+            )
+    return tuple(known[Path(device).name] for device in devices)
 
 
 def _fixed(config: StudyConfig) -> dict[str, Any]:

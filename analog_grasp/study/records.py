@@ -347,7 +347,10 @@ def _read_fits(path: Path) -> list[dict[str, Any]]:
             return fits
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         pass
-    raise ValueError(
-        f"The file {path} is damaged: delete its folder, and the command of the run fits the "
-        "adapter again."
+    # A schedule is needed for further measurements, a recalibrated adapter is not.
+    effect = (
+        "the command of the run fits the adapters again"
+        if path.name == "schedule.json"
+        else "the costs are those of the other fits"
     )
+    raise ValueError(f"The file {path} is damaged: delete its folder, and {effect}.")

@@ -37,6 +37,10 @@ class Range:
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
+    def nearest(self, value: float) -> float:
+        """Return the value of the range that is closest to one."""
+        return min(max(value, self.low), self.high)
+
     def suggest(self, trial: "optuna.Trial", name: str) -> float:
         """Return a trial's value of a setting."""
         if self.whole:

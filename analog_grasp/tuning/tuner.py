@@ -173,10 +173,14 @@ def prepare_tuning(
     config = config.replace(adapters=(adapter,))
     check_study(config)
     space = search_space(search, ranges)
+    given = config.given()
     if "learning_rate" in space and config.training.learning_rate is None and adapter in ADAPTERS:
         config = config.replace(learning_rate=ADAPTERS[adapter].learning_rate)
     if "groups" in space and config.training.groups is None:
         config = config.replace(groups=DEFAULT_GROUPS)
+    # A default that is out of the range that was asked for is not tried.
+    for name in (ranges or {}).keys() - given:
+        config = config.replace(**{name: space[name].nearest(config.value(name))})
     cards = config.hardware.cards()
     task = tuning_task(config.task.load(), config.run.seed, held_out)
     if not task.greater_is_better:
@@ -185,8 +189,10 @@ def prepare_tuning(
             "the lower it is; tuning requires one that is better the higher it is."
         )
     _check_adapter(config, task, adapter, space)
+    # The search comes first: a range can change a setting.
     asked = (
-        flat(config, CHANGEABLE)
+        {"search": {name: [bounds.low, bounds.high] for name, bounds in space.items()}}
+        | flat(config, CHANGEABLE)
         | training_hashes(config, task)
         | {
             "metrics": list(task.metrics),
@@ -195,7 +201,6 @@ def prepare_tuning(
             "multi": multi,
             "held_out": len(task.validation),
             "cards": {name: card_hash(card) for name, card in cards.items()},
-            "search": {name: [bounds.low, bounds.high] for name, bounds in space.items()},
         }
     )
     file = directory / TUNE_FILE

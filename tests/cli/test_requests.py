@@ -61,6 +61,7 @@ WRONG = {
     "compare --until-ci 2 --repeats 5 --repeats-limit 4": "begins with repeats = 5: give 5 or more",
     "compare --trainings 3 --until-ci 2 --trainings-limit 2": "begins with trainings = 3",
     "compare --until-ci 2 --repeats 1 --repeats-limit 1": "repeats_limit is 1, but until_ci",
+    "compare --devices gaussian --calibrate 99": "none of the devices has converters",
     "compare --recalibrate 8,8": "8 is listed more than once",
     "compare --then ,": "then",
     "compare --groups 0": "groups",

@@ -87,7 +87,7 @@ def test_report_of_an_interrupted_run(ag, small_run, tmp_path, stop_after):
     ag(*small_run, "--adapters", "grasp", "--out", tmp_path / "run")
     ended = ag("report", tmp_path / "run")
     assert ended.status == 0
-    assert "partial: 3 of the 4" in ended.out
+    assert "partial: 3 of 4" in ended.out
     assert len(rows(tmp_path / "run")) == 3
 
 

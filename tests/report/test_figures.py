@@ -282,3 +282,34 @@ def test_an_interval_near_zero_does_not_stretch_a_logarithmic_axis(axes, measure
     low, high = axes(accuracy_vs_drift, few)[0].get_ylim()
     assert 20 < low < 40
     assert high > 480
+
+
+def test_a_logarithmic_axis_has_labels_between_powers_of_ten(axes, measurements):
+    cells = [
+        replace(m, metric="perplexity", value=(500.0 if m.time_s else 40.0) + m.repeat)
+        for m in measurements
+    ]
+    first, inner = axes(accuracy_vs_drift, cells)
+    first.figure.draw_without_rendering()
+    assert shown_labels(first) == {"50", "100", "200", "500"}
+    assert shown_labels(inner) == set()
+
+
+def shown_labels(panel):
+    low, high = panel.get_ylim()
+    ticks = [*panel.yaxis.get_major_ticks(), *panel.yaxis.get_minor_ticks()]
+    shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high]
+    return {label.get_text() for label in shown if label.get_visible()}
+
+
+@pytest.mark.parametrize(("metric", "lowest"), [("f1", 0), ("matthews_correlation", -100)])
+def test_an_interval_of_a_fraction_is_cut_at_its_lowest_value(axes, measurements, metric, lowest):
+    scores = {0: 0.1, 1: 0.6}
+    few = [
+        replace(m, metric=metric, value=scores[m.repeat])
+        for m in measurements
+        if m.repeat in scores
+    ]
+    panel = axes(accuracy_vs_drift, few)[0]
+    assert bands(panel)[0].vertices[:, 1].min() == lowest
+    assert panel.get_ylim()[0] > lowest - 20

@@ -68,6 +68,11 @@ def test_the_answer_names_single_trainings_alone(scored, records):
     cells = [*once, *(replace(cell, training=1, value=cell.value + 0.001) for cell in once)]
     assert "with one training each" in answer(Comparison(once, records))
     assert "with one training" not in answer(Comparison(cells))
+    refitted = [
+        replace(cell, adapter="grasp+recalibrated-8" if cell.adapter == "stochgrasp" else "grasp")
+        for cell in once
+    ]
+    assert "with one training" not in answer(Comparison(refitted))
 
 
 def test_a_small_difference_in_all_conditions_is_the_answer(measurements):
@@ -211,7 +216,8 @@ def test_better_worse_and_insignificant_conditions_are_counted(measurements):
     )
     assert sentences[2] == (
         "The mean difference stochgrasp − grasp ranges from -6.3 ±0.0 points on rram at 20s to"
-        " +6.3 ±0.0 points on pcm at 20s and is -0.2 ±0.3 points over all conditions."
+        " +6.3 ±0.0 points on pcm at 20s and is -0.2 ±0.3 points over all conditions (reviews,"
+        " accuracy)."
     )
 
 
@@ -251,9 +257,30 @@ def test_the_first_of_several_comparisons_names_every_adapter(make):
 
 def test_a_partial_grid_is_reported(measurements):
     assert not any("partial" in sentence for sentence in findings(Comparison(measurements)))
-    assert (
-        "47 of the 48 measurements of the full grid" in findings(Comparison(measurements[1:]))[-1]
-    )
+    first, *_ = findings(Comparison(measurements[1:]))
+    assert first.endswith("The results are partial: 47 of 48 measurements are available.")
+
+
+def test_chips_and_devices_that_are_missing_altogether_are_reported(measurements):
+    settings = {"devices": ["pcm", "rram"], "repeats": 4, "times": ["0s", "20s", "1d"]}
+    settings |= {"adapters": ["grasp", "stochgrasp"]}
+    assert "partial" not in findings(Comparison(measurements), settings)[0]
+    for kept in (
+        [cell for cell in measurements if cell.repeat < 2],
+        [cell for cell in measurements if cell.device == "pcm"],
+    ):
+        first, *_ = findings(Comparison(kept), settings)
+        assert first.endswith("24 of 48 measurements are available on fewer chips or devices.")
+    trained = findings(Comparison(measurements), settings | {"trainings": 2})[0]
+    assert "48 of 96 measurements" in trained
+
+
+def test_intervals_that_stay_wider_than_asked_are_reported(measurements):
+    comparison = Comparison(measurements)
+    first, *_ = findings(comparison, {"until_ci": 0.5})
+    assert "The widest 95 % interval is ±" in first
+    assert "wider than until_ci 0.5" in first
+    assert "widest" not in findings(comparison, {"until_ci": 100.0})[0]
 
 
 def test_the_summary_begins_with_the_result(measurements, records, layers):

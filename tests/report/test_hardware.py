@@ -1,14 +1,16 @@
 """Costs in a report: parts add up to the bars, the Pareto front, files, table and page."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
+from matplotlib.figure import Figure
 
 from analog_grasp.costs import CostModel, Costs, LayerWork, Work
 from analog_grasp.costs.estimate import cost_rows, costs_csv, read_costs
-from analog_grasp.report.hardware import bars, cost_text, front, points
+from analog_grasp.report.hardware import accuracy_vs_energy, bars, cost_text, front, points
 from analog_grasp.report.page import comparison_report, write_report
-from analog_grasp.report.tables import Comparison
+from analog_grasp.report.tables import MISSING, Comparison
 
 DEVICES = {"pcm": "hermes-1phase", "rram": "neurram"}
 
@@ -113,3 +115,48 @@ def test_the_table_says_what_is_not_stated(rows):
     (attention,) = (entries for label, *entries in table.rows if label == "energy, attention")
     assert attention[1] == "not stated"
     assert "nJ" in attention[0] or "pJ" in attention[0]
+
+
+def test_the_table_has_one_row_of_adapter_multiply_adds():
+    rows = [
+        row
+        for adapter in ("grasp", "lora")
+        for row in cost_rows(
+            Costs(CostModel.load("hermes-1phase"), replace(work(3000), adapter=adapter)),
+            adapter, "pcm",
+        )
+    ]  # fmt: skip
+    table = cost_text(rows)
+    assert table.columns[0] == "quantity"
+    found = [row for row in table.rows if row[0].startswith("adapter multiply-adds")]
+    assert found == [("adapter multiply-adds", "3,000", "3,000")]
+
+
+def test_a_quantity_of_other_hardware_is_missing_not_unstated(rows):
+    # The tile reads of HERMES include the ADC, of which it has no row.
+    (adc,) = (entries for label, *entries in cost_text(rows).rows if label == "energy, ADC")
+    assert adc[0] == MISSING
+    assert "nJ" in adc[1]
+
+
+def test_no_labels_of_points_of_equal_energy_overlap(measurements, records, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    costs = Costs(CostModel.load("hermes-1phase"), work(3000))
+    rows = [
+        row
+        for adapter in ("grasp", "stochgrasp")
+        for device in DEVICES
+        for row in cost_rows(costs, adapter, device)
+    ]
+    folded = [replace(m, placement="folded") for m in measurements]
+    comparison = Comparison(measurements + folded, records)
+    accuracy_vs_energy(comparison, points(rows, comparison), tmp_path / "figure")
+    figure = drawn[-1]
+    figure.draw_without_rendering()
+    texts = [*figure.axes[0].texts, *(t for legend in figure.legends for t in legend.get_texts())]
+    assert len(texts) == 8
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    lines = [line for line in figure.axes[0].lines if line.get_gid()]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8

@@ -221,3 +221,9 @@ def test_an_adapter_in_half_precision_is_read(grasp, tmp_path):
     save_torch({name: tensor.bfloat16() for name, tensor in tensors.items()}, weights)
     found, exact = (inspect_adapters([folder]) for folder in (half, grasp))
     assert found["mean"].to_numpy() == pytest.approx(exact["mean"].to_numpy(), rel=1e-2, abs=1e-2)
+
+
+def test_the_default_k_is_that_of_the_largest_layer(tmp_path):
+    values = {"a.grasp_scale": ONE[:8].copy(), "b.grasp_scale": ONE, "c.weight": np.ones(99)}
+    found = inspect_adapters([save(tmp_path / "grasp", values, groups=None)])
+    assert set(found.adapter) == {"grasp, K = 16"}

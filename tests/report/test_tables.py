@@ -18,9 +18,10 @@ from analog_grasp.report.tables import (
     rich_table,
     score_text,
     settings_text,
+    treatment_text,
     verdict,
 )
-from analog_grasp.study.records import Measurement
+from analog_grasp.study.records import Measurement, TreatmentCost
 from tests.report.conftest import made_up, records_of
 
 
@@ -215,3 +216,9 @@ def test_a_score_is_retained_down_to_95_percent(records, metric, digital, kept, 
         cell = Measurement("reviews", metric, "grasp", 0, "digital", "pcm", 0.0, 0, 0, value)
         comparison = Comparison([cell], known)
         assert comparison.retained(comparison.tables[0], 0) == expected
+
+
+def test_costs_below_ten_have_one_decimal():
+    cost = TreatmentCost("grasp+recalibrated-64", 3, 64, 3376, 0.42, 5506, 22024, None)
+    (row,) = treatment_text([cost]).rows
+    assert row[1:] == ("3", "64", "3,376", "0.4", "5,506", "22,024", MISSING)

@@ -38,6 +38,17 @@ def test_a_read_only_run_is_reported_elsewhere(finished_run, tmp_path, monkeypat
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_a_report_does_not_replace_that_of_another_run(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "other")
+    with pytest.raises(ValueError, match="other holds another run: name another folder"):
+        report(finished_run, tmp_path / "other")
+
+
+def test_a_single_adapter_may_be_given_by_its_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"adapters/grasp holds no adapter"):
+        drift_sweep(str(tmp_path / "adapters" / "grasp"), tmp_path / "out")
+
+
 def test_a_run_is_reported_after_its_cards_and_adapters_have_moved(settings, tmp_path):
     card = DeviceCard.load("pcm-hermes-2").model_copy(update={"name": "mine"})
     asked = settings | {"adapters": ("grasp",), "devices": (card.with_(adc_bits=6),)}

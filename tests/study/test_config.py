@@ -69,6 +69,10 @@ def test_the_settings_need_no_heavy_package():
     assert printed.stdout.strip() == "set()"
 
 
+def test_counts_may_be_a_text_of_several():
+    assert resolve({"recalibrate": "16,64"}).run.recalibrate == (16, 64)
+
+
 def test_times_are_kept_in_one_spelling():
     times = resolve({"times": ["0", "3600", "7d", "2w", "1mo"]}).run.times
     assert times == ("0s", "1h", "7d", "14d", "30d")

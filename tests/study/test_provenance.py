@@ -12,7 +12,14 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study import study
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import StudyConfig, flat, resolve
-from analog_grasp.study.provenance import card_toml, check_same, open_run, read_run, with_card_files
+from analog_grasp.study.provenance import (
+    adapter_hash,
+    card_toml,
+    check_same,
+    open_run,
+    read_run,
+    with_card_files,
+)
 from analog_grasp.study.runner import measured_cells
 from analog_grasp.study.store import Store
 from analog_grasp.study.study import prepare
@@ -74,6 +81,43 @@ def test_a_run_grows_by_devices_times_and_repeats(tmp_path):
     record = (tmp_path / "run.toml").read_bytes()
     assert open_run(tmp_path, CONFIG, TASK) == grown
     assert (tmp_path / "run.toml").read_bytes() == record
+
+
+def test_each_device_keeps_its_cost_model(tmp_path):
+    costs = {"rram-wan2022": "neurram", "pcm-hermes-2": "hermes-1phase", "ideal": "hermes-4phase"}
+
+    def asked(*devices):
+        return CONFIG.replace(devices=devices, costs=tuple(costs[name] for name in devices))
+
+    open_run(tmp_path, asked("rram-wan2022", "pcm-hermes-2"), TASK)
+    open_run(tmp_path, asked("pcm-hermes-2", "rram-wan2022"), TASK)
+    grown = open_run(tmp_path, asked("pcm-hermes-2", "ideal"), TASK)
+    assert dict(zip(grown.hardware.devices, grown.run.costs, strict=True)) == costs
+    one = open_run(tmp_path, CONFIG.replace(costs=("neurram",)), TASK)
+    assert one.run.costs == ("neurram",)
+    with pytest.raises(ValueError, match="no cost model for rram-wan2022, a device that the run"):
+        open_run(tmp_path, asked("pcm-hermes-2", "ideal"), TASK)
+
+
+def test_other_versions_are_stated_when_a_run_resumes(tmp_path):
+    open_run(tmp_path, CONFIG, TASK)
+    path = tmp_path / "run.toml"
+    path.write_text(path.read_text().replace(f'torch = "{version("torch")}"', 'torch = "1.0.0"'))
+    with pytest.warns(UserWarning, match=r"begun with other versions \(torch 1.0.0 to"):
+        open_run(tmp_path, CONFIG, TASK)
+
+
+@pytest.mark.parametrize("content", ["garbage", "[]"])
+def test_a_damaged_adapter_configuration_raises_with_its_path(tmp_path, content):
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"adapter_config.json is damaged: restore it"):
+        adapter_hash(tmp_path)
+
+
+def test_devices_that_would_share_a_folder_raise(tmp_path):
+    path = card_file(tmp_path, ('name = "mine"', 'name = "gaussian-0.1"'))
+    with pytest.raises(ValueError, match="must differ by more than ':' and '-'"):
+        CONFIG.replace(devices=("gaussian:0.1", str(path))).hardware.cards()
 
 
 def test_a_moved_card_file_is_the_same_device_and_another_of_its_name_raises(tmp_path):
@@ -193,7 +237,7 @@ def test_a_run_does_not_resume_with_an_edited_card_of_its_training(config, tmp_p
     open_run(tmp_path / "run", trained, TASK)
     open_run(tmp_path / "run", trained, TASK)
     card_file(tmp_path, ("[0.16603222,", "[0.5,"))
-    with pytest.raises(ValueError, match="another run, whose mine_card_hash is"):
+    with pytest.raises(ValueError, match="another run, with other content of the mine card"):
         open_run(tmp_path / "run", trained, TASK)
 
 
@@ -215,7 +259,7 @@ def test_a_run_resumes_with_the_moved_cards_of_a_list(tmp_path):
 def test_a_run_does_not_resume_with_other_training_rows_or_metrics(tmp_path):
     open_run(tmp_path, CONFIG, TASK)
     edited = TASK.with_rows(reviews(train=5, validation=4).train, TASK.validation)
-    with pytest.raises(ValueError, match="another run, whose training_rows_hash is"):
+    with pytest.raises(ValueError, match="another run, with other content of the training rows"):
         open_run(tmp_path, CONFIG.replace(trainings=2), edited)
     other = replace(TASK, metrics=("f1", *TASK.metrics))
     with pytest.raises(
@@ -233,7 +277,7 @@ def test_a_run_does_not_resume_with_another_adapter_to_start_from(finished_run, 
     open_run(tmp_path / "run", config, TASK)
     open_run(tmp_path / "run", config, TASK)
     shutil.copytree(finished_run / "adapters" / "stochgrasp", start, dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="another run, whose start_from_hash is"):
+    with pytest.raises(ValueError, match="another run, with other content of the start from"):
         open_run(tmp_path / "run", config.replace(trainings=2), TASK)
 
 
@@ -313,7 +357,7 @@ def test_a_run_does_not_resume_with_an_edited_card_of_its_second_stage(config, t
     assert read_run(tmp_path / "run")[1]["second_stage"] == ["mine@0s..1d"]
     open_run(tmp_path / "run", mine, TASK)
     card_file(tmp_path, ("[0.16603222,", "[0.5,"))
-    with pytest.raises(ValueError, match="another run, whose mine_card_hash is"):
+    with pytest.raises(ValueError, match="another run, with other content of the mine card"):
         open_run(tmp_path / "run", mine, TASK)
 
 

@@ -103,17 +103,20 @@ def test_folder_of_a_study_with_another_teacher(settings, tmp_path):
     for _ in range(2):
         prepare_tuning(taught, tmp_path / "run")
     save_adapter(new_adapter(settings.replace(seed=4), load_task("lengths"), "grasp"), teacher)
-    with pytest.raises(ValueError, match="another study, whose teacher_hash is"):
+    with pytest.raises(ValueError, match="another study, with other content of the teacher"):
         prepare_tuning(taught, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda task: replace(task, metrics=("spearman", "pearson")), r"metrics is .*\(--metric\)"),
+        (
+            lambda task: replace(task, metrics=("spearman", "pearson")),
+            r"whose metrics is .*\(--metric\)",
+        ),
         (
             lambda task: replace(task, train=task.train.select([*range(19), 0])),
-            "training_rows_hash is",
+            "with other content of the training rows",
         ),
     ],
 )
@@ -124,7 +127,7 @@ def test_folder_of_a_study_with_other_metrics_or_rows(
         prepare_tuning(settings, tmp_path / "run")
     task = change(load_task("lengths"))
     monkeypatch.setattr(TaskSettings, "load", lambda _: task)
-    with pytest.raises(ValueError, match=f"another study, whose {named}"):
+    with pytest.raises(ValueError, match=f"another study, {named}"):
         prepare_tuning(settings, tmp_path / "run")
 
 

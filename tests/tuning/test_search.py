@@ -90,3 +90,12 @@ def test_the_front_holds_the_trials_that_none_dominates(formula, settings, tmp_p
     assert {t.number for t in tuning.front()} == {t.number for t in trials if not dominated(t)}
     assert tuning.front()[0].score == max(trial.score for trial in trials)
     assert set(tuning.importance()) == {"score", "digital"}
+
+
+def test_a_default_out_of_the_given_range_is_not_tried(settings, tmp_path):
+    search, ranges = ["noise_weight", "groups"], {"noise_weight": (0.1, 10), "groups": (1, 3)}
+    tuning = prepare_tuning(settings, tmp_path / "run", search=search, ranges=ranges)
+    first, without = first_values(tuning.config, tuning.space)
+    # The fixture gives 4 groups.
+    assert first == {"noise_weight": 0.1, "groups": 4}
+    assert without == first | {"noise_weight": 0.0}
