@@ -27,6 +27,7 @@ from analog_grasp.study.config import ONE_STAGE, TREATMENTS, resolve
 from analog_grasp.study.fields import split_names
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.tuning.search_space import RANGES, TRIALS, parse_ranges, search_space
+from analog_grasp.utils.errors import check_packages
 from analog_grasp.utils.time import parse_time
 
 _OTHER = "the one that the adapter names"
@@ -228,6 +229,7 @@ def tune(
     run it share the work.
     """
     with request():
+        check_packages("Tuning", "tune", "optuna", "sqlalchemy")
         settings = given(context)
         check_placement(adapter, "folded")
         resolved = resolve(settings | {"adapters": (adapter,)}, config, ONE_STAGE)

@@ -141,10 +141,9 @@ def _lock(held: ExitStack, checkpoints: Path, out: Path) -> None:
 
 def tune_adapter(config: StudyConfig, out: Path, trials: int, **others: Any) -> None:
     """Run a tuning, or resume it, and show the result; `others` are for `prepare_tuning`."""
-    from analog_grasp.tuning.api import require_optuna, run_tuning
+    from analog_grasp.tuning.api import run_tuning
 
     with request():
-        require_optuna()
         from analog_grasp.tuning.tuner import prepare_tuning
 
         tuning = prepare_tuning(config, out, **others)

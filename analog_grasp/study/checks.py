@@ -5,7 +5,6 @@ They need neither torch nor the task's data nor the model's weights.
 
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from analog_grasp.study.config import (
 )
 from analog_grasp.study.fields import GRASP
 from analog_grasp.study.sections import TaskSettings
-from analog_grasp.utils.errors import unknown_name
+from analog_grasp.utils.errors import check_packages, unknown_name
 from analog_grasp.utils.types import HARNESS_PREFIX, RANGES_FILE, TASK_NAMES
 
 if TYPE_CHECKING:
@@ -34,11 +33,8 @@ def check_study(config: StudyConfig) -> None:
         ValueError: A task, device, adapter or engine is unknown, or a setting does not fit.
         FileNotFoundError: A folder or file is missing.
     """
-    if config.run.engine == "ray" and find_spec("ray") is None:
-        raise ValueError(
-            "The engine ray requires the package ray, which is not installed: run pip install "
-            "'analog-grasp[ray]', or use the engine local."
-        )
+    if config.run.engine == "ray":
+        check_packages("The engine ray", "ray", "ray")
     check_task(config.task)
     check_model(config.model.name)
     for adapter in config.model.adapters:
@@ -158,6 +154,8 @@ def check_task(task: TaskSettings) -> None:
     harness = task.name.startswith(HARNESS_PREFIX)
     if task.name not in known and not harness:
         raise ValueError(unknown_name("task", task.name, known))
+    if harness:
+        check_packages("A task of lm-eval", "lm-eval", "lm_eval")
     if task.data_dir is None or Path(task.data_dir).is_dir():
         return
     if task.name != "lm" and not harness:

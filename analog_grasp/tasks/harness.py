@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Self
@@ -19,6 +18,7 @@ from analog_grasp.tasks.base import Split, Tokenizer, position_limit
 from analog_grasp.tasks.custom_metrics import first_line
 from analog_grasp.tasks.language_modeling import LanguageModelingTask, language_modeling
 from analog_grasp.tasks.metrics import Metric
+from analog_grasp.utils.errors import check_packages
 from analog_grasp.utils.types import HARNESS_PREFIX
 
 
@@ -144,11 +144,7 @@ def harness_task(
             "No task of lm-eval is named: give one or more, such as "
             f"{HARNESS_PREFIX}arc_easy,hellaswag."
         )
-    if find_spec("lm_eval") is None:
-        raise ValueError(
-            "Tasks of lm-eval require the package lm-eval, which is not installed: install "
-            "analog-grasp[lm-eval]."
-        )
+    check_packages("A task of lm-eval", "lm-eval", "lm_eval")
     found = _loaded(names, include_path)
     metrics: dict[str, None] = {}
     unscored = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from analog_grasp.study.progress import Progress, silent
 from analog_grasp.study.provenance import with_card_files
 from analog_grasp.study.study import prepare
 from analog_grasp.tuning.search_space import TRIALS, Trial, Trials
-from analog_grasp.utils.errors import check_whole, shown
+from analog_grasp.utils.errors import check_packages, check_whole, shown
 from analog_grasp.utils.io import write_atomically
 
 if TYPE_CHECKING:
@@ -57,16 +56,6 @@ class Tuned:
     def best(self) -> Trial:
         """The best trial."""
         return self.trials.front[0]
-
-
-def require_optuna() -> None:
-    """Raise ValueError if the packages of the extra "tune" are not installed."""
-    for package in ("optuna", "sqlalchemy"):
-        if find_spec(package) is None:
-            raise ValueError(
-                f"Tuning requires the package {package}, which is not installed: run pip install "
-                "'analog-grasp[tune]'."
-            )
 
 
 @takes_settings(without=NOT_TUNED, defaults=ONE_STAGE)
@@ -121,7 +110,7 @@ def tune_noise_weight(
     Example:
         ``tune_noise_weight("runs/mine", devices=["pcm-hermes-2"], times=["1d"], trials=30)``
     """
-    require_optuna()
+    check_packages("Tuning", "tune", "optuna", "sqlalchemy")
     check_whole("trials", trials)
     from analog_grasp.tuning.tuner import STUDY_FILE, TUNE_FILE, prepare_tuning
 

@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -155,3 +156,17 @@ def check_finite(name: str, value: object, above: bool = False) -> None:
     if not in_range or (above and value == 0):
         accepted = "above 0" if above else "from 0 on"
         raise ValueError(f"{name} is {shown(value)}: a finite number {accepted} is accepted.")
+
+
+def check_packages(what: str, extra: str, *packages: str) -> None:
+    """Raise ValueError if a package is missing, with the extra that installs it.
+
+    Example:
+        >>> check_packages("Arithmetic", "numbers", "numpy")
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ValueError(
+                f"{what} requires the package {package}, which is not installed: run pip install "
+                f"'analog-grasp[{extra}]'."
+            )

@@ -12,12 +12,13 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import checks, engines
+from analog_grasp.study import engines
 from analog_grasp.study.config import resolve
 from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job, Subject
 from analog_grasp.study.sections import RunSettings
 from analog_grasp.study.study import prepare
 from analog_grasp.study.trained_adapters import new_adapter
+from analog_grasp.utils import errors
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
@@ -98,8 +99,8 @@ def test_the_number_of_threads_changes_no_bit(settings, task, tmp_path):
 
 
 def test_a_missing_ray_raises_before_anything_is_trained(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'analog-grasp\[ray\]', or use the engine"):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install .analog-grasp\[ray\]"):
         prepare(config.replace(engine="ray"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

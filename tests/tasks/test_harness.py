@@ -14,6 +14,7 @@ from analog_grasp.study.sections import TaskSettings
 from analog_grasp.tasks import harness_task, load_base_model, load_task, register_task, registry
 from analog_grasp.tasks.base import tuning_task
 from analog_grasp.training import train
+from analog_grasp.utils import errors
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -277,8 +278,8 @@ def test_a_metric_that_is_not_computed_is_named(task):
 
 
 def test_a_missing_package_is_named(monkeypatch, text):
-    monkeypatch.setattr("analog_grasp.tasks.harness.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"install analog-grasp\[lm-eval\]"):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install .analog-grasp\[lm-eval\]"):
         load_task("lm-eval/arc_easy", text)
 
 

@@ -14,6 +14,7 @@ from analog_grasp.tasks.base import tuning_task
 from analog_grasp.tasks.harness import HarnessTask
 from analog_grasp.tuning import api, tuner
 from analog_grasp.tuning.tuner import prepare_tuning, tune
+from analog_grasp.utils import errors
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_settings_of_the_task_are_kept(settings):
 
 
 def test_a_missing_optuna_is_named_with_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setattr(api, "find_spec", lambda name: None if name == "optuna" else name)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "optuna" else name)
     with pytest.raises(ValueError, match=r"package optuna.*pip install 'analog-grasp\[tune\]'"):
         api.tune_noise_weight(tmp_path / "run")
     assert not (tmp_path / "run").exists()
