@@ -74,7 +74,7 @@ def test_a_run_does_not_resume_with_another_teacher(folder, task, tmp_path):
         open_run(tmp_path / "run", config.replace(teacher=None), task)
     file = tmp_path / "moved" / "teacher" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"groups": 2}))
-    with pytest.raises(ValueError, match=r"another run, whose teacher_hash is '.*' and not '"):
+    with pytest.raises(ValueError, match="another run, with other content of the teacher"):
         open_run(tmp_path / "run", moved, task)
 
 
