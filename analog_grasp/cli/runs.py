@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -298,7 +299,12 @@ def deploy_on(
     outcome, report = _measure(adapted, deployment, config, task, sensitivity)
     pulses = mean_pulses(deployment)
     outcome |= {"write_tolerance": write_tolerance, "pulses_per_device": pulses}
-    costs = sequence_costs(deployment, config.run)
+    try:
+        costs = sequence_costs(deployment, config.run)
+    except ValueError as error:
+        # They are shown by default, also of models that take more than the tokens of one sequence.
+        costs = []
+        warnings.warn(f"The costs of this model cannot be estimated: {error}", stacklevel=2)
     rows = [row._asdict() for found in costs for row in cost_rows(found, "", card.name)]
     _show_deployment(outcome, report)
     if pulses is not None:

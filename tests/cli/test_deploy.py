@@ -86,6 +86,16 @@ def test_the_costs_of_a_published_chip_are_the_default(deploy, tmp_path):
     assert "3 of 7 tiles: " in deploy("--config", file)[0].out
 
 
+def test_a_model_whose_costs_cannot_be_estimated_is_measured(deploy, monkeypatch):
+    def fails(*_):
+        raise ValueError("The inputs of the T5 are those of an encoder and a decoder.")
+
+    monkeypatch.setattr("analog_grasp.cli.runs.sequence_costs", fails)
+    ended, written = deploy()
+    assert (ended.status, written["costs"]) == (0, [])
+    assert "note: The costs of this model cannot be estimated: The inputs of the T5" in ended.err
+
+
 def test_the_same_chip_gives_the_same(deploy):
     given = ["--time", "30d", "--seed", "3"]
     assert deploy(*given)[1] == deploy(*given)[1]
