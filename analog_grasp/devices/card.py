@@ -246,11 +246,15 @@ class DeviceCard(Section):
             >>> card.programming.pieces[0].coefficients
             (2.5,)
         """
-        factors = {"programming": (stds,), "short_term": (stds,), "drift": (means, stds)}
-        factors["read"] = (stds,)
-        sections = {name: getattr(self, name) for name in factors}
+        factors = dict.fromkeys(("programming", "short_term", "read"), (stds,))
+        sections = {name: getattr(self, name) for name in (*factors, "drift")}
+        # An absent section is not set: it is not one that was switched off.
         return self.model_copy(
-            update={n: s.scaled(*factors[n]) for n, s in sections.items() if s is not None}
+            update={
+                name: section.scaled(*factors.get(name, (means, stds)))
+                for name, section in sections.items()
+                if section is not None
+            }
         )
 
     @model_validator(mode="before")

@@ -18,7 +18,6 @@ from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.fields import GRASP
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import own_warnings
-from analog_grasp.study.provenance import place_name
 from analog_grasp.study.records import (
     SCHEDULED,
     LayerRecord,
@@ -29,6 +28,7 @@ from analog_grasp.study.records import (
 from analog_grasp.study.sections import RunSettings
 from analog_grasp.tasks import Task
 from analog_grasp.training import AgeSchedule, recalibrate
+from analog_grasp.utils.io import place_name
 from analog_grasp.utils.time import format_time
 
 # Bytes at whose multiples torch puts the tensors that it allocates.

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from analog_grasp.devices import check_name
 from analog_grasp.study.fields import NUMBER, Names, Note, Section
+from analog_grasp.utils.io import place_name
 from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class HardwareSettings(Section):
         """
         cards = [self.card(device) for device in self.devices]
         named = {card.name: card for card in cards}
-        places = {name.replace(":", "-") for name in named}
+        places = set(map(place_name, named))
         if len(places) < len(cards):
             raise ValueError(
                 f"Two of the devices {', '.join(self.devices)} have the same name: a device is "

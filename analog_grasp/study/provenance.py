@@ -30,7 +30,7 @@ from analog_grasp.study.config import (
     weight_files,
 )
 from analog_grasp.utils.errors import CardError
-from analog_grasp.utils.io import read_toml, write_atomically
+from analog_grasp.utils.io import place_name, read_toml, write_atomically
 from analog_grasp.utils.time import format_time
 from analog_grasp.utils.types import RANGES_FILE
 
@@ -247,11 +247,6 @@ def read_run(directory: Path) -> tuple[StudyConfig, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"The settings in {path} are not valid: {error}") from None
     return config, {name: recorded[name] for name in RECORDS if name in recorded}
-
-
-def place_name(text: str) -> str:
-    """Return the name of a folder for a device, whose name may have a colon."""
-    return text.replace(":", "-")
 
 
 def training_seed(config: StudyConfig, training: int) -> int:

@@ -15,8 +15,7 @@ import pandas
 import pyarrow
 from pyarrow import parquet
 
-from analog_grasp.study.provenance import place_name
-from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.io import place_name, write_atomically
 
 SCHEDULED = "scheduled"
 """Treatment: an adapter of its own for each drift time, fitted on other simulated chips."""

@@ -43,7 +43,6 @@ from analog_grasp.study.provenance import (
     adapter_hash,
     card_hash,
     data_hash,
-    place_name,
     record_seeds,
     training_seed,
 )
@@ -70,7 +69,7 @@ from analog_grasp.study.trained_adapters import (
 )
 from analog_grasp.tasks.base import position_limit
 from analog_grasp.training.schedule import INDEX_FILE, STEPS, AgeSchedule, fit_schedule
-from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.io import place_name, write_atomically
 from analog_grasp.utils.time import format_time
 
 COSTS_FILE = "costs.csv"

@@ -1,4 +1,4 @@
-"""Atomic writes, and bounded reads of TOML files of unknown origin."""
+"""Names of folders, atomic writes, and bounded reads of TOML files of unknown origin."""
 
 import os
 import re
@@ -111,3 +111,8 @@ def write_atomically(path: Path | str, content: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def place_name(text: str) -> str:
+    """Return the name of a folder for a device, whose name may have a colon."""
+    return text.replace(":", "-")
