@@ -43,7 +43,7 @@ from analog_grasp.tuning.search_space import (
     value_text,
     values_text,
 )
-from analog_grasp.utils.metrics import is_fraction
+from analog_grasp.utils.metrics import is_fraction, lower_is_better
 from analog_grasp.utils.time import format_time
 
 _BEST_TRIALS = 10
@@ -93,8 +93,8 @@ def tuning_findings(found: Trials) -> list[str]:
         count = len(found.front)
         sentences.append(
             f"{count} {'trial is' if count == 1 else 'trials are'} on the Pareto front: no other "
-            "trial is better in both scores. The best trial is the one with the highest score "
-            "after drift."
+            "trial is better in both scores. The best trial is the one with the best score after "
+            "drift."
         )
     if worse := sum(trial.pruned == WORSE for trial in found.trials):
         verb = "was" if worse == 1 else "were"
@@ -190,7 +190,8 @@ def _level(level: tuple[str, float]) -> str:
 def trial_table(found: Trials) -> TextTable:
     """Return the ten best trials, or the Pareto front with two goals."""
     measured = [trial for trial in found.trials if trial.score is not None]
-    best = sorted(measured, key=lambda trial: -(trial.score or 0))[:_BEST_TRIALS]
+    sign = 1 if lower_is_better(found.metric) else -1
+    best = sorted(measured, key=lambda trial: sign * (trial.score or 0))[:_BEST_TRIALS]
     rows = [
         (
             str(trial.number),
@@ -229,7 +230,7 @@ def _compared(best: Trial, other: Trial, metric: str) -> str:
     """Return the score of a trial and the difference of the best one on the same chips."""
     if other.score is None:
         if other.pruned == WORSE:
-            return "has a lower score: its trial was pruned"
+            return "has a worse score: its trial was pruned"
         return "has no score: its trial failed"
     by_level = [np.subtract(best.cells[level], other.cells[level]) for level in best.cells]
     chips = [statistics.fmean(differences) for differences in zip(*by_level, strict=True)]

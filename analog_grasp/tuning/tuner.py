@@ -102,11 +102,12 @@ class Tuning:
             for trial in self.trials()
             if trial.score is not None and trial.digital is not None
         ]
+        sign = self._sign
         front, best = [], float("-inf")
-        for _, digital, trial in sorted(measured, key=lambda found: (-found[0], -found[1])):
-            if digital > best:
+        for _, digital, trial in sorted(measured, key=lambda f: (-sign * f[0], -sign * f[1])):
+            if sign * digital > best:
                 front.append(trial)
-                best = digital
+                best = sign * digital
         return front
 
     def importance(self) -> dict[str, dict[str, float]]:
@@ -131,9 +132,14 @@ class Tuning:
                     self.study,
                     evaluator=PedAnovaImportanceEvaluator(target_quantile=_TOP_SHARE),
                     params=names,
-                    target=lambda trial, place=place: -trial.values[place],
+                    target=lambda trial, place=place: -self._sign * trial.values[place],
                 )
         return found
+
+    @property
+    def _sign(self) -> int:
+        """1 if the higher a score the better, -1 if the lower."""
+        return 1 if self.task.greater_is_better else -1
 
     def in_state(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials in some states, in their order."""
@@ -183,11 +189,6 @@ def prepare_tuning(
         config = config.replace(**{name: space[name].nearest(config.value(name))})
     cards = config.hardware.cards()
     task = tuning_task(config.task.load(), config.run.seed, held_out)
-    if not task.greater_is_better:
-        raise ValueError(
-            f"The primary metric of the task '{task.name}' is {task.metrics[0]}, which is better "
-            "the lower it is; tuning requires one that is better the higher it is."
-        )
     _check_adapter(config, task, adapter, space)
     # The search comes first: a range can change a setting.
     asked = (
@@ -213,7 +214,9 @@ def prepare_tuning(
         directory.mkdir(parents=True, exist_ok=True)
     with quiet_optuna():
         database = connect(storage or f"sqlite:///{(directory / STUDY_FILE).as_posix()}")
-        study = _study(database, directory.resolve().name, asked, first_values(config, space))
+        first = first_values(config, space)
+        direction = "maximize" if task.greater_is_better else "minimize"
+        study = _study(database, directory.resolve().name, asked, direction, first)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(file, tomli_w.dumps(asked).encode())
     return Tuning(config, adapter, space, multi, task, cards, directory, database, study)
@@ -367,7 +370,11 @@ def _check_adapter(
 
 
 def _study(
-    database: RDBStorage, name: str, asked: dict[str, Any], first: Sequence[Values]
+    database: RDBStorage,
+    name: str,
+    asked: dict[str, Any],
+    direction: str,
+    first: Sequence[Values],
 ) -> optuna.Study:
     """Return the study of a name, created if it does not exist."""
     with storage_errors(database.url):
@@ -376,7 +383,7 @@ def _study(
             study_name=name,
             sampler=PositionSeededTPE(asked["seed"], first),
             pruner=optuna.pruners.WilcoxonPruner(p_threshold=_PRUNE_LEVEL),
-            directions=["maximize"] * (2 if asked["multi"] else 1),
+            directions=[direction] * (2 if asked["multi"] else 1),
             load_if_exists=True,
         )
         if "asked" not in study.user_attrs:

@@ -6,6 +6,7 @@ import io
 import math
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
@@ -113,6 +114,11 @@ def test_tables_have_the_best_trials_or_the_front_and_a_column_per_goal(found):
     assert importance_table(two).rows[0][2] == "100%"
     one = trials_of(*trials, front=front[:1], multi=True)
     assert "1 trial is on the Pareto front" in " ".join(tuning_findings(one))
+
+
+def test_the_best_trials_of_a_perplexity_are_the_lowest(found):
+    table = trial_table(replace(found, metric="perplexity"))
+    assert [row[0] for row in table.rows] == ["1", "0", "2"]
 
 
 def test_equal_scores_have_no_importance(measurements):

@@ -1,10 +1,14 @@
 """Search: which values are tried, in which order, and which are best."""
 
+from dataclasses import replace
+
 import pytest
 
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.study.config import StudyConfig
-from analog_grasp.tuning import optuna_study
+from analog_grasp.study.sections import TaskSettings
+from analog_grasp.tasks import load_task
+from analog_grasp.tuning import optuna_study, tuner
 from analog_grasp.tuning.optuna_study import first_values
 from analog_grasp.tuning.search_space import search_space
 from analog_grasp.tuning.tuner import prepare_tuning, tune
@@ -90,6 +94,30 @@ def test_the_front_holds_the_trials_that_none_dominates(formula, settings, tmp_p
     assert {t.number for t in tuning.front()} == {t.number for t in trials if not dominated(t)}
     assert tuning.front()[0].score == max(trial.score for trial in trials)
     assert set(tuning.importance()) == {"score", "digital"}
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_metric_that_is_better_the_lower_is_minimised(
+    formula, settings, tmp_path, monkeypatch, multi
+):
+    higher = prepare_tuning(settings, tmp_path / "higher", multi=multi)
+    tune(higher, 12)
+    measure = tuner.measure
+
+    def negative(trial, *asked):
+        score, digital = measure(trial, *asked)
+        trial.set_user_attr("digital", -trial.user_attrs["digital"])
+        return -score, -digital
+
+    errors = replace(load_task("lengths"), metrics=("mse",))
+    monkeypatch.setattr(TaskSettings, "load", lambda _: errors)
+    monkeypatch.setattr(tuner, "measure", negative)
+    lower = prepare_tuning(settings, tmp_path / "lower", multi=multi)
+    tune(lower, 12)
+    assert [t.values for t in lower.trials()] == [t.values for t in higher.trials()]
+    assert [t.score for t in lower.trials()] == [-t.score for t in higher.trials()]
+    assert [t.number for t in lower.front()] == [t.number for t in higher.front()]
+    assert lower.importance() == higher.importance()
 
 
 def test_a_default_out_of_the_given_range_is_not_tried(settings, tmp_path):
