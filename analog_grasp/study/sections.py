@@ -5,6 +5,7 @@ from these models by `analog_grasp.study.config`. torch and the device cards are
 are used, so that `--help` needs neither.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -38,7 +39,27 @@ from analog_grasp.utils.types import (
 if TYPE_CHECKING:
     from analog_grasp.tasks import Task
 
+
+def _no_task_of(*families: str) -> Callable[[str], bool]:
+    """Return whether a task is none of some families; one registered by a user is of none."""
+    return lambda task: task.partition("/")[0] not in families
+
+
 _CSV = (("task", lambda task: task == "csv", "the task csv"),)
+_GENERATES = (
+    (
+        "task",
+        _no_task_of("reviews", "glue", "csv", "lm", "lm-eval"),
+        "a task that generates text, such as e2e",
+    ),
+)
+_HAS_WINDOWS = (
+    (
+        "task",
+        _no_task_of("reviews", "glue", "csv", "e2e", "lm-eval"),
+        "a task that measures perplexity, such as lm",
+    ),
+)
 _STOCHGRASP = Note(adapters=("stochgrasp",))
 _TARGETED = Note(adapters=("grasp", "stochgrasp", "lora"))
 _UNTIL_CI = ("until_ci", lambda points: points is not None, "until_ci")
@@ -113,7 +134,7 @@ class TaskSettings(Section):
         "whose code runs: its name, or the path of its script; NAME:KEY chooses one of several "
         "values. Not accepted in files.",
     )
-    beams: Annotated[int | None, Note("the task's; e2e: 10")] = Field(
+    beams: Annotated[int | None, Note("the task's; e2e: 10", needs=_GENERATES)] = Field(
         default=None,
         ge=1,
         le=1000,
@@ -123,19 +144,19 @@ class TaskSettings(Section):
         float | None,
         Note(
             "the task's; e2e: 0.9",
-            needs=(("beams", lambda beams: beams != 1, "two beams or more"),),
+            needs=(("beams", lambda beams: beams != 1, "two beams or more"), *_GENERATES),
         ),
     ] = Field(
         default=None,
         description="Text generation: the power of a text's length that divides its "
         "log-likelihood.",
     )
-    no_repeat_ngram: Annotated[int | None, Note("the task's; e2e: 4")] = Field(
+    no_repeat_ngram: Annotated[int | None, Note("the task's; e2e: 4", needs=_GENERATES)] = Field(
         default=None,
         ge=0,
         description="Text generation: n-grams of this many tokens occur only once; 0 for no limit.",
     )
-    stride: Annotated[int | None, Note("half of max_length")] = Field(
+    stride: Annotated[int | None, Note("half of max_length", needs=_HAS_WINDOWS)] = Field(
         default=None,
         ge=1,
         le=1_000_000,

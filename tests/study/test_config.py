@@ -18,7 +18,7 @@ from analog_grasp.cli.options import choices
 from analog_grasp.study.config import ONE_STAGE, SETTINGS, StudyConfig, flat, resolve
 from analog_grasp.study.fields import split_names
 from analog_grasp.study.provenance import data_hash, open_run
-from analog_grasp.tasks import GenerationTask
+from analog_grasp.tasks import GenerationTask, registry
 from analog_grasp.tasks.reviews import reviews
 
 TASK = reviews(train=4, validation=4)
@@ -214,7 +214,10 @@ def test_invalid_settings_raise_one_sentence(given, sentence):
         ),
         ({"schedule": "simulated", "placement": "folded"}, "without the placement digital"),
         ({"then": "none", "then_steps": 2}, "then_steps is 2, .* without a second stage"),
-        ({"length_penalty": 0.5, "beams": 1}, "length_penalty is 0.5.*without two beams or more"),
+        (
+            {"task": "e2e", "length_penalty": 0.5, "beams": 1},
+            "length_penalty is 0.5.*without two beams or more",
+        ),
         (
             {"groups": 4, "adapters": ["lora"]},
             "groups is 4.*no effect on lora: it applies to grasp",
@@ -243,7 +246,7 @@ def test_settings_without_effect_are_errors(given, sentence):
         {"groups": 4, "adapters": ["grasp", "runs/mine"]},
         {"recalibrate": (4,), "recalibrate_groups": 8, "adapters": ["lora", "runs/mine"]},
         {"programming_error": "learned", "placement": "programmed"},
-        {"length_penalty": 0.5, "beams": 2},
+        {"task": "e2e", "length_penalty": 0.5, "beams": 2},
     ],
 )
 def test_settings_with_effect_are_accepted(given):
@@ -283,7 +286,8 @@ def generation(monkeypatch):
 
 def test_generation_settings_default_to_those_of_the_task(generation):
     assert StudyConfig().task.load() is generation
-    asked = resolve({"beams": 2, "length_penalty": 1.5, "no_repeat_ngram": 0}).task.load()
+    given = {"beams": 2, "length_penalty": 1.5, "no_repeat_ngram": 0}
+    asked = resolve({"task": "e2e", **given}).task.load()
     assert (asked.beams, asked.length_penalty, asked.no_repeat_ngram) == (2, 1.5, 0)
     assert (generation.beams, generation.length_penalty, generation.no_repeat_ngram) == (10, 0.9, 4)
 
@@ -291,13 +295,23 @@ def test_generation_settings_default_to_those_of_the_task(generation):
 def test_each_generation_setting_changes_the_data_hash(generation, monkeypatch):
     monkeypatch.setattr(GenerationTask, "encode", lambda *_: generation.validation)
     settings = [{}, {"beams": 4}, {"length_penalty": 1.0}, {"no_repeat_ngram": 3}]
-    hashes = {data_hash(resolve(each).task.load(), None) for each in settings}
+    hashes = {data_hash(resolve({"task": "e2e", **each}).task.load(), None) for each in settings}
     assert len(hashes) == len(settings)
 
 
 def test_generation_settings_without_generation_raise():
+    named = "beams is 4, which has no effect without a task that generates text, such as e2e"
+    for task in ("reviews", "glue/sst2", "lm", "lm-eval/arc_easy"):
+        with pytest.raises(ValueError, match=named):
+            resolve({"beams": 4, "task": task})
+    assert resolve({"beams": 4, "task": "e2e/dev"}).task.beams == 4
+
+
+def test_a_task_of_a_user_can_have_any_kind(monkeypatch):
+    monkeypatch.setitem(registry._LOADERS, "mine", lambda _: reviews(train=8, validation=8))
+    settings = resolve({"beams": 4, "task": "mine"})
     with pytest.raises(ValueError, match="beams is 4, but the task 'reviews' generates no text"):
-        resolve({"beams": 4}).task.load()
+        settings.task.load()
 
 
 @pytest.mark.parametrize(
