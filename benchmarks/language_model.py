@@ -12,6 +12,7 @@
                    examples
     scheduled      as adc, with GRASP, untrained, fitted to each age on simulated chips
     both           scheduled, then re-fitted to each chip
+    scheduled-lora scheduled, with LoRA on all linear layers
 
     python benchmarks/language_model.py --model FOLDER --data-dir path/to/glue
 
@@ -33,7 +34,7 @@ from datasets import Dataset
 from torch import nn
 
 from analog_grasp import AgeSchedule, deploy, fit_schedule, recalibrate
-from analog_grasp.adapters.registry import adapt
+from analog_grasp.adapters.registry import adapt, kind_of
 from analog_grasp.crossbar import Deployment
 from analog_grasp.devices.ages import parse_ages
 from analog_grasp.devices.card import DeviceCard
@@ -62,6 +63,8 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "recalibrated": CLIPPED | {"output_ranges": "least-error", "recalibrate": True},
     "scheduled": CLIPPED | {"output_ranges": "least-error", "schedule": True},
     "both": CLIPPED | {"output_ranges": "least-error", "schedule": True, "recalibrate": True},
+    "scheduled-lora": CLIPPED
+    | {"output_ranges": "least-error", "schedule": True, "adapter": "lora-all-linear"},
 }
 
 
@@ -154,13 +157,13 @@ def measure(
 ) -> dict[str, float]:
     """Return the perplexity at each time, on one chip."""
     model: nn.Module = load_base_model(asked.task, asked.model).to(processor())
-    refitted = "recalibrate" in treatment or "schedule" in treatment
-    if groups := asked.groups if refitted else treatment.get("groups"):
-        model = adapt(
-            model, "grasp", task_type="CAUSAL_LM", groups=groups, target_modules="all-linear"
-        ).to(processor())
+    groups = treatment.get("groups")
+    if {"groups", "schedule", "recalibrate"} & treatment.keys():
+        adapter = treatment.get("adapter", "grasp")
+        model = adapt(model, adapter, task_type="CAUSAL_LM", groups=groups or asked.groups)
+        model = model.to(processor())
     deployment = mapped(asked, model, device, treatment)
-    if groups and not refitted:
+    if groups:
         distilled_adapter = distilled(asked, deployment, device, groups)
         set_parameters(check_deployed(deployment, None), distilled_adapter)
     deployment.program(chip)
@@ -218,16 +221,17 @@ def distilled(
     return _DISTILLED[device, groups]
 
 
-_SCHEDULES: dict[tuple[str, str], AgeSchedule] = {}
+_SCHEDULES: dict[tuple[str, str, str | None], AgeSchedule] = {}
 
 
 def scheduled(asked: Asked, deployment: Deployment, time: str) -> nn.Module:
     """Return the model with an adapter fitted to an age on simulated chips, once per device."""
-    key = (deployment.card.name, time)
+    key = (deployment.card.name, time, kind_of(deployment.model))
     if key not in _SCHEDULES:
         _SCHEDULES[key] = fit_schedule(
             deployment, asked.task, [time], steps=asked.schedule_steps,
-            batch_size=asked.schedule_batch_size, groups=asked.groups,
+            batch_size=asked.schedule_batch_size,
+            groups=asked.groups if kind_of(deployment.model) == "grasp" else None,
         )  # fmt: skip
     return _SCHEDULES[key].applied(deployment, check_deployed(deployment, None))
 
