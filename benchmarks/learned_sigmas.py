@@ -1,8 +1,9 @@
 """Meaning of StochGRASP's standard deviations: sensitivity, and accuracy with them permuted.
 
 For saved StochGRASP adapters, the rank correlation of the learned standard deviations with the
-measured sensitivity of the loss to noise of each group, and the accuracy of sampled adapters whose
-standard deviations are in place, permuted among the groups of all layers, or all equal.
+measured sensitivity of the loss to noise of each group and of each layer (the root mean square and
+the mean over its groups), and the accuracy of sampled adapters whose standard deviations are in
+place, permuted among the groups of all layers, or all equal.
 
     analog-grasp train --adapter stochgrasp
     python benchmarks/learned_sigmas.py runs/train/stochgrasp
@@ -78,7 +79,8 @@ def main() -> None:
             scores.append((str(path), *row))
             Console(stderr=True).print(row)
     spread = "standard deviations, median (5 to 95 %)"
-    print(markdown(("adapter", "of", spread, "rank correlation", "permuted"), meanings), end="\n\n")
+    correlations = ("rank correlation", "of layers")
+    print(markdown(("adapter", "of", spread, *correlations, "permuted"), meanings), end="\n\n")
     print(markdown(("adapter", "noise", "in place", "permuted", "equal"), scores))
 
 
@@ -147,14 +149,16 @@ def keep(
     return hook
 
 
-def meaning(kind: Kind, permutations: int = 100) -> tuple[str, str, str]:
-    """Return the standard deviations, their rank correlation and the rise when permuted.
+def meaning(kind: Kind, permutations: int = 100) -> tuple[str, str, str, str]:
+    """Return the standard deviations, their rank correlations and the rise when permuted.
 
-    The rise of the loss is that of standard deviations permuted among the groups, relative to that
-    of the same ones in place.
+    The correlations are those over all groups, and over the layers. The rise of the loss is that of
+    standard deviations permuted among the groups, relative to that of the same ones in place.
     """
     sigmas = kind.sigmas
-    correlation = spearmanr(sigmas, kind.rises).statistic
+    sizes = [len(each) for each in kind.logarithms]
+    by_layer = [[part.mean() for part in of.split(sizes)] for of in (sigmas.square(), kind.rises)]
+    correlations = [spearmanr(*pair).statistic for pair in ((sigmas, kind.rises), by_layer)]
     squares = sigmas.square()
     generator = torch.Generator().manual_seed(0)
     permuted = [
@@ -163,7 +167,8 @@ def meaning(kind: Kind, permutations: int = 100) -> tuple[str, str, str]:
     ]
     low, middle, high = sigmas.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
     rise = mean(permuted) / float(squares @ kind.rises)
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{correlation:.2f}", f"{rise:.2f}"
+    groups, layers = (f"{found:.2f}" for found in correlations)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})", groups, layers, f"{rise:.2f}"
 
 
 @torch.no_grad()
