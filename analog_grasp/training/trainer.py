@@ -1,6 +1,7 @@
 """Hardware-aware training of one adapter, by a transformers Trainer."""
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -235,6 +236,12 @@ def train(
             # Mixed precision wraps the forward pass.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             model.eval()
+    if output.global_step == 1 and trainer.args.get_warmup_steps(1):
+        warnings.warn(
+            f"The training of {task.name} had one step, whose learning rate is 0 (warm-up), so "
+            "that nothing was learned: train for more epochs, on more rows, or in smaller batches.",
+            stacklevel=2,
+        )
     # Those of an earlier training belong to the adapter that it left.
     model.__dict__.pop("input_ranges", None)
     if trainer.ranges is not None:
