@@ -39,10 +39,11 @@ def first_tokens(
 ) -> FirstTokens | None:
     """Return the first tokens of a forward pass by its arguments; None in a later pass."""
     given = inspect.signature(model.forward).bind_partial(*args).arguments | kwargs
-    names = ("attention_mask", "past_key_values", "inputs_embeds")
-    attention_mask, past_key_values, inputs_embeds = map(given.get, names)
+    attention_mask, inputs_embeds = map(given.get, ("attention_mask", "inputs_embeds"))
+    # Transformers passes the one or the other, by its version and the model.
+    caches = filter(None, map(given.get, ("cache", "past_key_values")))
     input_ids = given.get("input_ids", args[0] if args else None)
-    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+    if any(cache.get_seq_length() > 0 for cache in caches):
         return None
     tokens = input_ids if input_ids is not None else inputs_embeds
     if tokens is None or tokens.dim() < 2:

@@ -298,3 +298,21 @@ def test_generation_on_tiles_with_and_without_a_cache(llama, settings):
         assert torch.equal(texts("ideal", use_cache=use_cache), digital)
         assert texts("pcm-hermes-2", use_cache=use_cache).shape == digital.shape
     assert torch.equal(texts("pcm-hermes-2"), texts("pcm-hermes-2"))
+
+
+@torch.no_grad()
+def test_generation_computes_only_the_first_token_digitally(llama):
+    mask = torch.ones_like(IDS)
+    mask[1, :3] = 0
+    # Without read noise and converters, passes with a cache and without one are equal.
+    noisy = deploy(llama, "gaussian:0.05", first_token="digital").program(0)
+    cached, whole = (
+        noisy.model.generate(
+            IDS, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=use_cache,
+            output_logits=True, return_dict_in_generate=True,
+        )
+        for use_cache in (True, False)
+    )  # fmt: skip
+    assert torch.equal(cached.sequences, whole.sequences)
+    for step, expected in zip(cached.logits, whole.logits, strict=True):
+        torch.testing.assert_close(step, expected, atol=1e-4, rtol=1e-4)
