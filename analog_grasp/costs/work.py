@@ -1,32 +1,27 @@
 """The work of one batch, reads of tiles and digital arithmetic by kind, and its pipeline."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.ia3 import IA3Layer
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from analog_grasp.adapters.layer import GraspLinear
 from analog_grasp.adapters.registry import kind_of
+from analog_grasp.costs.counting import cached, counted
 from analog_grasp.crossbar import Deployment
-from analog_grasp.crossbar.chip_layer import ChipLayer, OnTiles, computed_digitally
+from analog_grasp.crossbar.chip_layer import ChipLayer
 from analog_grasp.crossbar.programmed_adapter import ProgrammedModulation
 from analog_grasp.tasks.base import position_limit
 from analog_grasp.utils.errors import check_whole
 
 # The cache holds 16 bits per element.
 _KV_BYTES = 2
-_CACHED = ("keys", "values")
 # Sum, sum of squares, normalisation, scale and shift.
 _NORM_MACS = 4
 # Batched products of activations; all other products have weights.
@@ -260,9 +255,8 @@ def count_work(
     layers = deployment.layers | {layer.name: layer for layer in chip}
     # The products of other implementations of attention are not counted by torch.
     exact = sdpa_kernel(SDPBackend.MATH)
-    with _counted(layers) as count, exact, FlopCounterMode(display=False) as flops:
-        elements, generated = _cached(model(**inputs))
-    cached = _KV_BYTES * elements
+    with counted(model, layers) as count, exact, FlopCounterMode(display=False) as flops:
+        held, moved = cached(model(**inputs))
     found = {str(op): n // 2 for op, n in flops.get_flop_counts().get("Global", {}).items()}
     attention = sum(n for op, n in found.items() if any(name in op for name in _ATTENTION))
     shapes = {name: layer.frozen.shape for name, layer in layers.items()}
@@ -273,7 +267,9 @@ def count_work(
     adapter, state = "", {}
     if isinstance(deployment.model, PeftModel):
         adapter = kind_of(deployment.model) or ""
-        state = get_peft_model_state_dict(deployment.model, save_embedding_layers=False)
+        saved = get_peft_model_state_dict(deployment.model, save_embedding_layers=False)
+        # A deployed StochGRASP adapter computes with its means alone.
+        state = {name: held for name, held in saved.items() if "_log_sigma" not in name}
     return Work(
         layers=on_tiles,
         sequence=sequence,
@@ -283,9 +279,8 @@ def count_work(
         attention_macs=attention,
         norm_macs=_NORM_MACS * count.norm_elements,
         linear_macs=products - sum(layer.macs for layer in on_tiles),
-        cache_bytes=cached,
-        # Each token is written once, and read for itself and for every later token.
-        cache_traffic=cached * ((generated or sequence) + 3) // 2,
+        cache_bytes=_KV_BYTES * held,
+        cache_traffic=_KV_BYTES * moved,
         # Of the adapter and its task head.
         adapter_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
         adapter_weights=sum(
@@ -301,8 +296,9 @@ def _check_tokens(model: Any) -> None:
     """Raise ValueError if a model takes more than the token ids of one sequence."""
     name = getattr(model, "main_input_name", "input_ids")
     decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if name != "input_ids" or decodes:
-        taken = "those of an encoder and a decoder" if decodes else name
+    choices = type(model).__name__.endswith("ForMultipleChoice")
+    if name != "input_ids" or decodes or choices:
+        taken = "those of an encoder and a decoder" if decodes else "choices" if choices else name
         raise ValueError(
             f"The inputs of the {type(model).__name__} are {taken}, which sequence and batch do "
             "not state: give inputs."
@@ -313,10 +309,14 @@ def _shape(
     batch: int | None, sequence: int | None, inputs: Mapping[str, Tensor] | None
 ) -> tuple[int, int]:
     """Return sequences and tokens per sequence: as given, or else those of the inputs."""
-    names = () if inputs is None else ("input_ids", "inputs_embeds")
-    tokens = next((inputs[name] for name in names if inputs and name in inputs), None)
     # Other inputs have no tokens.
-    found = (1, 128) if inputs is None else (1, 1) if tokens is None else tuple(tokens.shape[:2])
+    found, tokens = (1, 128) if inputs is None else (1, 1), None
+    if inputs is not None:
+        tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if tokens is not None:
+        # Several choices, (B, C, T), are B C sequences.
+        *sequences, length = tokens.shape[:-1] if tokens.is_floating_point() else tokens.shape
+        found = math.prod(sequences), length
     shape = []
     for name, value, own in zip(("batch", "sequence"), (batch, sequence), found, strict=True):
         if value is not None:
@@ -327,87 +327,3 @@ def _shape(
             )
         shape.append(own if value is None else int(value))
     return shape[0], shape[1]
-
-
-@dataclass
-class _Count:
-    """Counts of the hooks of one pass.
-
-    Attributes:
-        adapter_products: The part of `adapter` that torch counts too.
-        simulated: Products with the identity, by which the simulation of ``nn.MultiheadAttention``
-            leaves its projections to the tiles.
-    """
-
-    reads: dict[str, int]
-    adapter: int = 0
-    adapter_products: int = 0
-    simulated: int = 0
-    norm_elements: int = 0
-
-
-@contextmanager
-def _counted(layers: Mapping[str, ChipLayer]) -> Iterator[_Count]:
-    """Count during digital passes of a model with these layers on tiles."""
-    count = _Count(dict.fromkeys(layers, 0))
-    names = {id(layer): name for name, layer in layers.items()}
-
-    def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if id(module) in names:
-            count.reads[names[id(module)]] += _rows(args)
-        if isinstance(module, (GraspLinear, LoraLayer, IA3Layer, ProgrammedModulation)):
-            macs, is_product = _adapter_macs(module)
-            count.adapter += _rows(args) * macs
-            count.adapter_products += _rows(args) * macs * is_product
-        elif isinstance(module, nn.MultiheadAttention) and _is_on_tiles(module):
-            rows = [_rows((part,)) for part in args[:3]]
-            count.simulated += module.embed_dim**2 * (rows[0] + sum(rows))
-        elif type(module).__name__.endswith("Norm") and not list(module.children()):
-            count.norm_elements += args[0].numel()
-
-    handle = register_module_forward_pre_hook(add)
-    try:
-        with torch.no_grad(), computed_digitally(layers.values()):
-            yield count
-    finally:
-        handle.remove()
-
-
-def _is_on_tiles(attention: nn.MultiheadAttention) -> bool:
-    """Return whether a projection of attention is on tiles."""
-    projections = (attention.in_proj_weight, attention.out_proj.weight)
-    return any(isinstance(weight, OnTiles) for weight in projections)
-
-
-def _rows(args: tuple[Tensor, ...]) -> int:
-    """Return the number of input vectors, or token ids, of a layer's first argument."""
-    return args[0].numel() // (args[0].shape[-1] if args[0].is_floating_point() else 1)
-
-
-def _adapter_macs(layer: Any) -> tuple[int, bool]:
-    """Return an adapter's digital multiply-adds per input vector, and whether torch counts them."""
-    if isinstance(layer, GraspLinear | ProgrammedModulation):
-        return layer.in_features, False
-    names = list(layer.active_adapters)
-    if isinstance(layer, LoraLayer):
-        # The first matrix of an embedding is looked up, not multiplied by.
-        embedded = [n for n in names if n in layer.lora_embedding_A]
-        digital = [n for n in names if isinstance(dict(layer.lora_A.items()).get(n), nn.Linear)]
-        inputs, outputs = cast(tuple[int, int], (layer.in_features, layer.out_features))
-        of_linear = sum(layer.r[n] for n in digital) * (inputs + outputs)
-        return of_linear + sum(layer.r[n] for n in embedded) * outputs, True
-    vectors = [layer.ia3_l[name].numel() for name in names if name in layer.ia3_l]
-    return sum(vectors), False
-
-
-def _cached(output: Any) -> tuple[int, int]:
-    """Return the elements of the keys and values that a pass has cached, and a decoder's tokens.
-
-    The elements are 0 without a cache; the tokens are 0 without an encoder beside the decoder.
-    """
-    cache = output.get("past_key_values") if isinstance(output, Mapping) else None
-    decoder = getattr(cache, "self_attention_cache", None)
-    layers = getattr(cache if decoder is None else decoder, "layers", ())
-    parts = (getattr(layer, kind, None) for layer in layers for kind in _CACHED)
-    elements = sum(part.numel() for part in parts if isinstance(part, Tensor))
-    return elements, 0 if decoder is None else decoder.get_seq_length()
