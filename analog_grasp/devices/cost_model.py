@@ -107,6 +107,9 @@ class TileCosts(Section):
     def _stated_once(self) -> Self:
         if (self.tops_per_watt is None) == (self.column is None):
             raise ValueError("states tops_per_watt and column both or neither: state one of them")
+        times = [self.read_time, self.tops, self.column]
+        if sum(stated is not None for stated in times) > 1:
+            raise ValueError("states more than one of read_time, tops and column: state one of them")
         if self.tops is not None and self.tiles_per_chip is None:
             raise ValueError("states tops without tiles_per_chip: state the tiles of that chip")
         for name, figure in (("DAC", self.dac_energy), ("ADC", self.adc_energy)):
@@ -228,11 +231,9 @@ class CostModel(Section):
             return 2 * tile.rows * tile.columns * tile.tiles_per_chip / (tile.tops.value * 1e12)
         if tile.column is None:
             return None
-        # All columns convert at the same time.
-        samples, steps = _counts(tile.column)
-        return (
-            samples * tile.column.integrate_time.value + steps[1] * tile.column.adc_step_time.value
-        )
+        # All columns convert at the same time, until the one with the most steps is done.
+        samples, (*_, most) = _counts(tile.column)
+        return samples * tile.column.integrate_time.value + most * tile.column.adc_step_time.value
 
     def digital_energy(self, macs: int, elementwise: bool = False) -> Range | None:
         """Return the energy of digital multiply-adds, J; None if it is not stated and not 0."""

@@ -71,6 +71,8 @@ def test_neurram_states_its_converters_apart():
     assert parts["tile reads"][1] == pytest.approx(256 * (127 * 0.25e-12 + 0.1e-12))
     assert parts["DAC"][1] == pytest.approx(256 * 127 * 1.2e-12)
     assert parts["ADC"] == pytest.approx([256 * n * 0.3e-12 for n in (1, 64.5, 128)])
+    # The column with the most steps is the last.
+    assert CostModel.load("neurram").read_time() == pytest.approx(127 * 0.27e-6 + 128 * 0.3e-6)
 
 
 def test_neurram_pulses_follow_from_voltage_resistance_and_time():
@@ -115,6 +117,11 @@ def test_accelerators_follow_from_throughput_and_power():
         ("low = 5.0", "low = 6.5", "has the range 6.5 to 7, which excludes 6"),
         ('basis = "projected", source = "14', 'basis = "guessed", source = "14', "guessed"),
         ("tiles_per_chip = 64", "", "states tops without tiles_per_chip"),
+        (
+            "\n[digital]",
+            '\nread_time = { value = "1 us", basis = "measured", source = "own" }\n[digital]',
+            "states more than one of read_time, tops and column: state one of them",
+        ),
         ("[programming]", "[programing]", "programing is not a known key"),
         (
             "\n[digital]",
