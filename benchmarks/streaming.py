@@ -76,7 +76,7 @@ def deployed(shape: dict[str, int], folder: str, device: str) -> tuple[int, int,
         while not done.wait(0.02):
             memory.append(status("RssAnon"))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     chip = deploy(empty(shape), device, weights=folder, inplace=True, dtype=torch.bfloat16)
     chip.program(0).drift_to("1d")

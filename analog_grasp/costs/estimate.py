@@ -436,4 +436,4 @@ def _efficiency(operations: float, energy: Range | None) -> Range | None:
 
 def _digits(value: float) -> str:
     """Return a number with three digits, without an exponent above 1,000."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"

@@ -8,13 +8,14 @@ content of the card and of this package.
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from platformdirs import user_cache_path
 
 from analog_grasp.utils.errors import CardError, unknown_name
-from analog_grasp.utils.io import write_atomically
+from analog_grasp.utils.io import LARGEST_FILE, write_atomically
 
 FRACTIONS = (0.1, 0.5, 1.0)
 """Targets of the devices shown, as fractions of the conductance range, and weights shown."""
@@ -110,11 +111,12 @@ def _cache_file(device: str) -> Path:
     """Return the cache file of a card in its present state."""
     package = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     shipped = cards_folder() / f"{device.partition(':')[0]}.toml"
-    try:
-        content = (shipped if shipped.is_file() else Path(device)).read_bytes()
-    except (OSError, ValueError):
-        # Loading the card raises its own error.
-        content = b""
+    path, content = shipped if shipped.is_file() else Path(device), b""
+    # Where it cannot be read, loading the card raises its own error.
+    with suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                content = file.read(LARGEST_FILE)
     parts = (*package, device.encode(errors="backslashreplace"), content)
     digest = hashlib.blake2b(b"\0".join(parts), digest_size=16).hexdigest()
     return user_cache_path("analog-grasp") / "figures" / f"{digest}.json"

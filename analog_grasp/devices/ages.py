@@ -13,6 +13,8 @@ from analog_grasp.utils.time import format_time, parse_time
 _ITEM = re.compile(r"(?P<device>.+)@(?P<times>[^@]+?)(?:\s*x(?P<factor>[^x@]*))?")
 # With it, each decade of the age from minutes to years is equally frequent.
 _SHORTEST_S = 60.0
+# Far beyond any training; conductances stay finite.
+_LARGEST_FACTOR = 100
 
 
 class AgeRange(NamedTuple):
@@ -166,8 +168,9 @@ def _factor(name: str, factor: str) -> float:
         value = float(factor)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 < value <= _LARGEST_FACTOR:
         raise ValueError(
-            f"The factor x{factor[:20]} of {name} is no number above 0: write it as in x1.5."
+            f"The factor x{factor[:20]} of {name} is no number above 0, at most "
+            f"{_LARGEST_FACTOR}: write it as in x1.5."
         )
     return value

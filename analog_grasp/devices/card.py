@@ -1,6 +1,7 @@
 """Device cards: one memory device as data, read from a TOML file, checked, and varied."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack, get_args
 
@@ -192,6 +193,8 @@ class DeviceCard(Section):
         # A card whose drift was switched off states so; one without drift data does not.
         elif self.technology != "none" and "drift" not in self.model_fields_set:
             message = "has no drift data: it is read at all times as at 0s"
+            if self.read is not None:
+                message = "has no drift data: only its read noise depends on the time"
         else:
             return None
         return f'Device card "{self.name}" {message}.'
@@ -266,34 +269,33 @@ class DeviceCard(Section):
         if not isinstance(table, list) or not table or not isinstance(table[0], dict):
             return data
         if "programming" in data:
-            raise ValueError(
-                "programming is stated twice: remove it, since drift.table begins with it"
-            )
+            raise ValueError("programming is stated twice: remove it, as drift.table has it")
         first = {k: value for k, value in table[0].items() if k not in ("time", "shift")}
         return {**data, "programming": first}
 
     @model_validator(mode="after")
-    def _check_stds(self) -> Self:
+    def _check_curves(self) -> Self:
         # Imported here, as it takes longer than to find that a name is wrong.
         import numpy as np
 
         g_max = self.conductance.g_max
         lowest_g = -g_max if self.conductance.mapping == "signed" else self.conductance.g_min
         g = np.linspace(lowest_g, g_max, 2001)
-        for key, curve in self._std_curves():
+        for key, what, curve in self._curves():
+            if curve is None:
+                continue
             # Not `StdCurve.at`, which clips at 0.
-            std = Curve.at(curve, g, g_max)
-            lowest = int(std.argmin())
-            if std[lowest] < 0:
+            values = Curve.at(curve, g, g_max)
+            lowest = int(values.argmin())
+            if what == "standard deviation" and values[lowest] < 0:
                 raise ValueError(
                     f"{key} gives a negative standard deviation at {float(g[lowest]):g} uS: "
                     "correct its coefficients or give it min = 0"
                 )
-            if std.max() > 10 * g_max:
-                raise ValueError(
-                    f"{key} gives a standard deviation above ten times g_max: correct its "
-                    "coefficients"
-                )
+            unit, limit = (1.0, "10") if what == "drift exponent" else (g_max, "ten times g_max")
+            # A value that is no number is not at most the limit.
+            if not np.abs(values).max() <= 10 * unit:
+                raise ValueError(f"{key} gives a {what} above {limit}: correct its coefficients")
         return self
 
     @model_validator(mode="after")
@@ -312,16 +314,21 @@ class DeviceCard(Section):
             )
         return self
 
-    def _std_curves(self) -> list[tuple[str, Curve]]:
-        """Return every curve that is a standard deviation, with its key."""
-        drift, read = self.drift, self.read
-        curves: dict[str, Curve | None] = {"programming": self.programming}
+    def _curves(self) -> Iterator[tuple[str, str, Curve | None]]:
+        """Yield every curve with its key and what it states; None for an absent one."""
+        std, drift = "standard deviation", self.drift
+        rows: dict[str, ProgrammedState | None] = {"programming": self.programming}
         if isinstance(drift, TabulatedDrift):
-            curves = {f"drift.table[{i}]": row for i, row in enumerate(drift.table)}
-        curves["drift.nu_std"] = drift.nu_std if isinstance(drift, PowerLawDrift) else None
-        curves["read.q"] = read.q if isinstance(read, RelativeRead) else None
-        curves["short_term"] = self.short_term
-        return [(key, curve) for key, curve in curves.items() if curve is not None]
+            rows = {f"drift.table[{i}]": row for i, row in enumerate(drift.table)}
+        for key, row in rows.items():
+            yield key, std, row
+            yield f"{key}.shift", "shift", row and row.shift
+        if isinstance(drift, PowerLawDrift):
+            yield "drift.nu_mean", "drift exponent", drift.nu_mean
+            yield "drift.nu_std", std, drift.nu_std
+        if isinstance(self.read, RelativeRead):
+            yield "read.q", std, self.read.q
+        yield "short_term", std, self.short_term
 
 
 type Device = str | Path | DeviceCard
@@ -351,7 +358,7 @@ class DeviceAtTime(NamedTuple):
         """
         if isinstance(device, DeviceAtTime):
             return device
-        name, at, time = device.rpartition("@")
+        name, at, time = device.rpartition("@") if isinstance(device, str) else ("", "", "")
         if not at:
             raise ValueError(
                 f"{shown(device)} has no drift time: write a device and a time, "

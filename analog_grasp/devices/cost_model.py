@@ -109,7 +109,9 @@ class TileCosts(Section):
             raise ValueError("states tops_per_watt and column both or neither: state one of them")
         times = [self.read_time, self.tops, self.column]
         if sum(stated is not None for stated in times) > 1:
-            raise ValueError("states more than one of read_time, tops and column: state one of them")
+            raise ValueError(
+                "states more than one of read_time, tops and column: state one of them"
+            )
         if self.tops is not None and self.tiles_per_chip is None:
             raise ValueError("states tops without tiles_per_chip: state the tiles of that chip")
         for name, figure in (("DAC", self.dac_energy), ("ADC", self.adc_energy)):

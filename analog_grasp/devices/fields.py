@@ -334,7 +334,7 @@ class StdCurve(Curve):
     """
 
     unit: Literal["uS"]
-    reference_g_max: Conductance | None = None
+    reference_g_max: Annotated[Conductance, Field(gt=0)] | None = None
 
     def at[A: ("Tensor", NDArray[np.float64])](self, g: A, g_max: float) -> A:
         """Return the standard deviation, µS, at the conductances `g`, µS; at least 0."""

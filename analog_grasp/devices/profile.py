@@ -57,7 +57,7 @@ class Profile:
             return np.interp(v, self.values, table)
         points = torch.tensor(table, dtype=v.dtype, device=v.device)
         position = v.clamp(-1.0, 1.0).add(1.0).mul((len(table) - 1) / 2)
-        below = position.long().clamp(max=len(table) - 2)
+        below = position.nan_to_num().long().clamp(max=len(table) - 2)
         return torch.lerp(points[below], points[below + 1], position - below)
 
 

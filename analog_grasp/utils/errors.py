@@ -1,12 +1,12 @@
 """Sentences for errors: unknown names, invalid fields, and values shown at a bounded length."""
 
 import difflib
-import math
 import re
+import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -152,7 +152,8 @@ def check_finite(name: str, value: object, above: bool = False) -> None:
     Example:
         >>> check_finite("learning_rate", 0.02, above=True)
     """
-    in_range = isinstance(value, Real) and 0 <= float(value) < math.inf
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    in_range = is_number and 0 <= cast(float, value) <= sys.float_info.max
     if not in_range or (above and value == 0):
         accepted = "above 0" if above else "from 0 on"
         raise ValueError(f"{name} is {shown(value)}: a finite number {accepted} is accepted.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-_LARGEST_FILE = 256 << 10
+LARGEST_FILE = 256 << 10
 # The time to parse a dotted key grows with the square of its number of parts.
 _LONGEST_LINE = 4096
 _DEEPEST = 32
@@ -44,14 +44,14 @@ def read_toml(path: Path, subject: str) -> dict[str, Any]:
             what = "is a folder" if path.is_dir() else "does not exist"
             raise FileNotFoundError(f"{subject} {what}: give the path of a TOML file.")
         with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
+            content = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         raise OSError(f"{subject} cannot be read: {error}.") from None
-    if len(content) > _LARGEST_FILE:
+    if len(content) > LARGEST_FILE:
         raise ValueError(
-            f"{subject} is larger than {_LARGEST_FILE >> 10} KiB: such a file is a few kilobytes."
+            f"{subject} is larger than {LARGEST_FILE >> 10} KiB: such a file is a few kilobytes."
         )
     if max(map(len, content.splitlines()), default=0) > _LONGEST_LINE:
         raise ValueError(

@@ -11,7 +11,7 @@ _FRACTION = re.compile(
     r"|roc_auc|bleu|meteor|rouge(\d|l|lsum)?|rouge_l)([_\W].*)?"
 )
 # Scores of lm-eval from 0 to 100; which of two is higher, as in "bleu_acc", is a fraction.
-_PER_CENT = re.compile(r"[^/]*/(bleu|rouge)(?!.*_acc).*")
+_PER_CENT = re.compile(r"[^/]*/(bleu|rouge)(?!.*_acc).*|squadv2/.*")
 # Errors of evaluate and of its scripts, such as "mine_wer" of mine.py; of a negative error more is
 # better.
 _LOWER = re.compile(

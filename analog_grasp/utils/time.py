@@ -65,7 +65,8 @@ def parse_time(time: str | float) -> float:
             f"time {_shown(time)} is negative: times count from the end of programming; "
             f"{_ACCEPTED}."
         )
-    return seconds
+    # Not -0.0, which has other bits and so another seed.
+    return seconds + 0.0
 
 
 def format_time(seconds: float) -> str:

@@ -124,6 +124,7 @@ def test_draws_are_uniform_in_the_logarithm_and_repeatable():
         ("hermes@1h..1y", "Unknown device 'hermes'"),
         ("pcm-hermes-2@1h..1y x0", "factor x0 of pcm-hermes-2 is no number above 0"),
         ("pcm-hermes-2@1d xnan", "factor xnan"),
+        ("pcm-hermes-2@1d x1e30", "factor x1e30 of pcm-hermes-2 is no number above 0, at most 100"),
     ],
 )
 def test_invalid_text_raises_one_sentence(text, sentence):

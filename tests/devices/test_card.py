@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,16 @@ WRONG = [
     ("[0.26348, 1.9650, -1.1731]", "0.26348", "programming.coefficients is 0.26348: it should be"),
     ("[0.26348, 1.9650, -1.1731]", "[]", "programming.coefficients is []: Tuple should have"),
     ('unit = "uS"\nref', "ref", "programming.unit is missing"),
+    (
+        'reference_g_max = "25 uS"',
+        'reference_g_max = "0 uS"',
+        "reference_g_max is '0 uS': it should be",
+    ),
+    (
+        "min = 0.049\nmax = 0.1",
+        "min = 11\nmax = 12",
+        "drift.nu_mean gives a drift exponent above 10",
+    ),
     ('unit = "uS"\nref', 'unit = "mS"\nref', "programming.unit is 'mS': it should be 'uS'"),
     ("[0.0088, -0.65]", "[-0.0088, -0.65]", "read.q gives a negative standard deviation"),
     ("[0.0088, -0.65]", "[0.0088]", "read.q.coefficients has 1 numbers: a power has 2"),
@@ -409,3 +420,31 @@ def test_signed_conductances_have_no_noise_of_positive_ones(tmp_path, section, w
     assert words in error_of(write(tmp_path, f"{text}\n{section}"))
     pair = text.replace('mapping = "signed"', 'mapping = "pair"')
     assert DeviceCard.load(write(tmp_path, f"{pair}\n{section}")).conductance.mapping == "pair"
+
+
+@pytest.fixture
+def stated():
+    """Return the content of a card with drift and read noise."""
+    return tomllib.loads((cards_folder() / "pcm-nandakumar2019.toml").read_text())
+
+
+@pytest.mark.parametrize("coefficients", [[600.0], [0.0, -1.0, 0.0, 1.0]])
+def test_a_shift_far_beyond_the_largest_conductance_is_an_error(stated, coefficients):
+    curve = {"variable": "g", "form": "polynomial", "coefficients": coefficients, "unit": "uS"}
+    stated["programming"]["shift"] = curve
+    with pytest.raises(CardError, match=r"programming\.shift gives a shift above ten times g_max"):
+        DeviceCard.from_data(stated, "The card")
+
+
+def test_a_card_with_read_noise_and_without_drift_data_depends_on_time(stated):
+    del stated["drift"]
+    with_read = DeviceCard.from_data(stated, "The card").beyond_data(1.0)
+    assert "has no drift data: only its read noise depends on the time" in with_read
+    del stated["read"]
+    without = DeviceCard.from_data(stated, "The card").beyond_data(1.0)
+    assert "has no drift data: it is read at all times as at 0s" in without
+
+
+def test_a_card_alone_is_no_device_at_a_time():
+    with pytest.raises(ValueError, match="has no drift time: write a device and a time"):
+        DeviceAtTime.parse(DeviceCard.load("ideal"))

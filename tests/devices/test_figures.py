@@ -1,5 +1,6 @@
 """Figures of cards for the command line, and their cache."""
 
+import os
 import shutil
 
 import numpy as np
@@ -66,6 +67,12 @@ def test_a_damaged_cache_is_replaced(cache, content):
 def test_figures_need_no_writable_cache(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert card_figures("ideal").facts["name"] == "ideal"
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "mine.toml")
+    with pytest.raises(CardError, match="does not exist"):
+        card_figures(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize("device", ["nope", "ideal:0.1", "no/such.toml", "a\0.toml"])

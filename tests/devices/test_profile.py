@@ -87,6 +87,7 @@ def test_tensors_and_arrays_interpolate_alike(dtype):
         assert not by_tensor.requires_grad
         assert by_tensor.numpy() == pytest.approx(by_array, abs=1e-6)
     assert p.std_at(p.values) == pytest.approx(p.std)
+    assert p.std_at(torch.tensor([math.nan, 0.5], dtype=dtype)).isnan().tolist() == [True, False]
 
 
 FRACTIONS = (0.0, 0.1, 0.5, 1.0)

@@ -33,6 +33,7 @@ def test_fractions_are_shown_in_per_cent(name):
         "filter",
         "wmt16/bleu",
         "wmt16/bleu/none",
+        "squadv2/f1",
         "truthfulqa_gen/bleu_max",
         "truthfulqa_gen/rougeL_diff",
     ],

@@ -42,6 +42,11 @@ def test_parse_time(text, seconds):
     assert type(parse_time(text)) is float
 
 
+@pytest.mark.parametrize("zero", ["-0s", -0.0, "0s", 0])
+def test_zero_has_the_same_bits_however_it_is_written(zero):
+    assert math.copysign(1, parse_time(zero)) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
