@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glue import once, trained
-from peers import markdown
+from peers import markdown, same_settings
 from rich.console import Console
 
 from analog_grasp.tasks import Task, load_task
@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--shift-lr-ratio", type=float, default=SHIFT_LR_RATIO)
     parser.add_argument("--rates", type=int, default=4, help="learning rates per adapter")
     asked = parser.parse_args()
+    free = ("settings", "adapters", "groups", "shift_lr_ratio", "rates")
+    same_settings(asked.out / "settings.json", asked, *free)
     found: dict[tuple[str, str, float], dict[str, float]] = {}
     for trial in range(asked.rates):
         for adapter in asked.adapters:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peers import same_settings
 from peft import PeftModel
 from torch import nn
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="examples per step")
     parser.add_argument("--out", type=Path, default=Path("runs/e2e-nlg"))
     asked = parser.parse_args()
+    same_settings(asked.out / "settings.json", asked, "adapters", "times")
     task = load_task("e2e/dev", asked.data_dir)
     asked.out.mkdir(parents=True, exist_ok=True)
     for name in asked.adapters:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
-from peers import markdown
+from peers import markdown, same_settings
 from torch import nn
 
 from analog_grasp.adapters.registry import ADAPTERS as METHODS
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
     asked = parser.parse_args()
+    same_settings(asked.out / "settings.json", asked, "tasks", "adapters", "seeds", "shares")
     pending = [
         (seed, task, adapter)
         for seed in asked.seeds

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peers import same_settings
 from torch import nn
 
 from analog_grasp import AgeSchedule, deploy, fit_schedule, recalibrate
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument("--schedule-batch-size", type=int, default=4, help="windows per step")
     parser.add_argument("--out", type=Path, default=Path("runs/language-model.jsonl"))
     given = parser.parse_args()
+    free = ("devices", "times", "treatments", "chips")
+    same_settings(given.out.with_suffix(".settings.json"), given, *free)
     task = premises(given.data_dir, given.window)
     asked = Asked(
         given.model,

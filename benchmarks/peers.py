@@ -1,5 +1,7 @@
-"""Shared code of the benchmarks: interleaved timing, ratios, peak memory, the machine."""
+"""Shared code of the benchmarks: timing, ratios, peak memory, the machine, resumed settings."""
 
+import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -67,6 +69,26 @@ def ratio_table(title: str, seconds: Mapping[str, Sequence[float]], reference: s
         )
     header = ("", "median, s", "quartiles, s", f"× {reference}", "quartiles by pairs")
     return f"**{title}**\n\n{markdown(header, rows)}"
+
+
+def same_settings(path: Path, asked: argparse.Namespace, *free: str) -> None:
+    """Write the arguments of a script beside its results; exit if those there have others.
+
+    Those in `free` may differ, as the results are kept apart by them; so may ``--out`` and
+    ``--data-dir``, the place of the same files.
+    """
+    free = ("out", "data_dir", *free)
+    given = {name: str(value) for name, value in vars(asked).items() if name not in free}
+    there = json.loads(path.read_text()) if path.is_file() else given
+    for name in given:
+        if there.get(name) != given[name]:
+            option = name.replace("_", "-")
+            raise SystemExit(
+                f"The results at {path.parent} have --{option} {there.get(name)} and not "
+                f"{given[name]}: give another --out."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(given))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

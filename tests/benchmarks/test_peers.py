@@ -1,5 +1,7 @@
 """The shared code of the benchmarks."""
 
+from argparse import Namespace
+
 import numpy as np
 import peers
 import pytest
@@ -36,3 +38,11 @@ def test_machine_and_versions():
     line = peers.machine()
     assert "cores" in line
     assert "aihwkit 1.2" in line
+
+
+def test_results_of_other_settings_are_not_resumed(tmp_path):
+    path, asked = tmp_path / "run" / "settings.json", {"model": "a", "out": "x", "seeds": [0]}
+    peers.same_settings(path, Namespace(**asked), "seeds")
+    peers.same_settings(path, Namespace(**asked | {"out": "y", "seeds": [1]}), "seeds")
+    with pytest.raises(SystemExit, match="have --model a and not b: give another --out"):
+        peers.same_settings(path, Namespace(**asked | {"model": "b"}), "seeds")
