@@ -17,7 +17,7 @@ import analog_grasp as ag
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.costs import CostModel, Costs, Work, count_work, year_of_operation
 from analog_grasp.costs.estimate import quantity
-from analog_grasp.devices.cost_model import Accelerator, joules_of
+from analog_grasp.devices.cost_model import Accelerator, joules_of, sum_of, times
 from analog_grasp.report.tables import TextTable, markdown_table
 
 ADAPTERS = {"GRASP, K = 64": ("grasp", {"groups": 64}), "LoRA, r = 8": ("lora", {})}
@@ -73,12 +73,14 @@ def energy_table(title: str, works: dict[str, Work]) -> TextTable:
             costs = Costs(CostModel.load(name), each)
             tokens = each.tokens
             programming = costs.programming
-            analog = [costs.energies.get(part) for part in ("tile reads", "DAC", "ADC")]
+            # Converters that a read includes are no part of their own.
+            parts = costs.energies.keys() & {"tile reads", "DAC", "ADC"}
+            analog = [costs.energies[part] for part in sorted(parts)]
             values = (
-                quantity(per(sum_of(analog), tokens), "J"),
-                quantity(per(costs.energies["adapter"], tokens), "J"),
-                quantity(per(costs.energies["attention"], tokens), "J"),
-                quantity(per(costs.energy, tokens), "J"),
+                quantity(times(1 / tokens, sum_of(*analog)), "J"),
+                quantity(times(1 / tokens, costs.energies["adapter"]), "J"),
+                quantity(times(1 / tokens, costs.energies["attention"]), "J"),
+                quantity(times(1 / tokens, costs.energy), "J"),
                 efficiency(costs),
                 quantity(costs.latency_s, "s"),
                 f"{costs.tiles:,}",
@@ -146,15 +148,6 @@ def sharing_table(title: str, each: Work) -> TextTable:
             rows.append((name, *values))
     columns = ("hardware", "tiles", "rewritten per batch", *(f"batch {n}" for n in BATCHES))
     return TextTable(f"{title}: sequences per second", columns, tuple(rows))
-
-
-def per(value, tokens):
-    return None if value is None else tuple(each / tokens for each in value)
-
-
-def sum_of(parts):
-    known = [part for part in parts if part is not None]
-    return tuple(sum(part[i] for part in known) for i in range(3))
 
 
 def efficiency(costs: Costs) -> str:
