@@ -119,8 +119,8 @@ def cached(output: Any) -> tuple[int, int]:
     The latter as if the tokens were generated one by one. Both are 0 without a cache.
     """
     # Its name depends on the version of transformers.
-    names = ("cache", "past_key_values") if isinstance(output, Mapping) else ()
-    cache = next((output[name] for name in names if name in output), None)
+    found = {**output} if isinstance(output, Mapping) else {}
+    cache = found.get("cache", found.get("past_key_values"))
     decoder = getattr(cache, "self_attention_cache", cache)
     own = _cached_layers(decoder)
     cross = _cached_layers(getattr(cache, "cross_attention_cache", None))
