@@ -76,23 +76,27 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         earlier = [name for name in self._suspended or self.merged_adapters if self._has(name)]
         asked = check_adapters_to_merge(self, adapter_names)
-        names = [name for name in asked if self._has(name) and name not in earlier]
+        known = dict.fromkeys(name for name in asked if self._has(name))
+        names = [name for name in known if name not in earlier]
         if not names:
             return
         self.unmerge()
-        try:
-            self._fold([*earlier, *names], safe_merge)
-        except ValueError:
-            if earlier:
-                self._fold(earlier, False)
-                self.merged_adapters = earlier
-            raise
+        # Weights written in inference mode could not be trained with afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                self._fold([*earlier, *names], safe_merge)
+            except ValueError:
+                if earlier:
+                    self._fold(earlier, False)
+                    self.merged_adapters = earlier
+                raise
         self.merged_adapters = [*earlier, *names]
 
     def unmerge(self) -> None:
         """Restore the frozen layer, bit for bit unless its type was changed while merged."""
         if self.merged_adapters:
-            self._unfold()
+            with torch.inference_mode(False), torch.no_grad():
+                self._unfold()
         self.merged_adapters = []
         self._suspended = []
 
@@ -286,8 +290,9 @@ class AdapterModel(BaseTuner):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
         # generate repeats each example, but not in the encoder of an encoder-decoder model.
         copies = _copies(kwargs)
-        encoder = getattr(self.model, "get_encoder", lambda: None)() if copies > 1 else None
-        in_encoder = set() if encoder is None else set(encoder.modules())
+        both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        # A decoder alone returns itself as its encoder.
+        in_encoder = set(self.model.get_encoder().modules()) if both and copies > 1 else set()
         repeated = [name for name in adapter_names for _ in range(copies)]
         with ExitStack() as hooks:
             for module in self.modules():

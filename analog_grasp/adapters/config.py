@@ -144,7 +144,8 @@ class StochGraspConfig(GraspConfig):
         init_sigma (`float`):
             The relative standard deviation at the start of training; above 0 and at most 10.
         noise_weight (`float`):
-            lambda, the weight of the noise-aware loss; at 0 the standard deviations are free.
+            lambda, the weight of the noise-aware loss, which `analog_grasp.train` and
+            `AdapterTrainer` add to the loss; at 0 the standard deviations are free.
         noise_target (`float`, `str` or `DeviceAtTime`):
             sigma*, the relative standard deviation toward which the learned one is regularised: a
             number above 0, or a device at a drift time, such as `"pcm-hermes-2@1d"` or

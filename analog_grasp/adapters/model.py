@@ -184,12 +184,13 @@ class GraspModel(AdapterModel):
         names = {_plain(name): name for name, _ in modulated_layers(model)}
         remapped, saved = {}, set()
         for key, value in state_dict.items():
-            layer, prefix, parameter = key.rpartition(f".{cls.prefix}")
-            if prefix:
+            layer, dot, parameter = key.rpartition(".")
+            # Not a saved head, under an adapter's name that begins like a parameter.
+            if parameter in cls.tuner_layer_cls.adapter_layer_names:
                 saved.add(_plain(layer))
                 # Either of the two models may have been compiled.
                 layer = names.get(_plain(layer), layer)
-            remapped[layer + prefix + parameter] = value
+            remapped[layer + dot + parameter] = value
         problems = [
             f"its layer {name} has {width} features, and here {widths[name]}"
             for name, width in recorded.items()

@@ -36,6 +36,7 @@ _SEVERAL = ("trainings", "trainings_limit")
 _SEARCHED = ", ".join(f"{name} ({r.low:g} to {r.high:g})" for name, r in RANGES.items())
 # The cost model that deploy shows, as `analog_grasp.costs` does.
 _COSTS: dict[str, Any] = {"costs": ("hermes-1phase",)}
+_DEPLOYED = _COSTS | {"devices": ("pcm-hermes-2",), "times": ("1d",)}
 _Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER_FOLDER...", help="Folders of saved adapters.")
 ]
@@ -260,9 +261,16 @@ def deploy(
         Path, typer.Argument(metavar="ADAPTER_FOLDER", help="The folder of a saved adapter.")
     ],
     device: Annotated[
-        str, typer.Option(help="The device: a name (see `analog-grasp devices`) or a TOML file.")
-    ] = "pcm-hermes-2",
-    time: Annotated[str, typer.Option(help="The drift time since programming.")] = "1d",
+        str | None,
+        typer.Option(
+            help="The device: a name (see `analog-grasp devices`) or a TOML file.",
+            show_default="pcm-hermes-2",
+        ),
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="The drift time since programming.", show_default="1d"),
+    ] = None,
     sensitivity: Annotated[
         Literal["analog", "digital"] | None,
         typer.Option(
@@ -297,11 +305,23 @@ def deploy(
 ) -> None:
     """Deploy one saved adapter on one device: its score, tiles, weight error and costs."""
     with request():
-        # Here, as the setting that receives it is called times.
-        parse_time(time)
-        asked = {"adapters": (str(folder.resolve()),), "devices": (device,), "times": (time,)}
-        settings = resolve(given(context) | asked, config, _COSTS)
+        asked: dict[str, Any] = {"adapters": (str(folder.resolve()),)}
+        if device is not None:
+            asked["devices"] = (device,)
+        if time is not None:
+            # Here, as the setting that receives it is called times.
+            parse_time(time)
+            asked["times"] = (time,)
+        settings = resolve(given(context) | asked, config, _DEPLOYED)
+        for option, stated in (("device", settings.hardware.devices), ("time", settings.run.times)):
+            if len(stated) > 1:
+                raise RequestError(
+                    f"The config file states {len(stated)} {option}s, {', '.join(stated)}, and a "
+                    f"deployment has one: give --{option}."
+                )
         check_study(settings)
+        if sensitivity is not None and settings.hardware.weights == "digital":
+            raise RequestError("--sensitivity has no effect with weights digital: omit one.")
         tolerance = None
         if write_tolerance is not None:
             tolerance = _tolerance(write_tolerance, settings.hardware)
@@ -335,6 +355,11 @@ def _tolerance(text: str, hardware: HardwareSettings) -> float | Literal["learne
         )
     if hardware.weights == "digital":
         raise RequestError("--write-tolerance has no effect with weights digital: omit one.")
+    if not hardware.programming_noise:
+        raise RequestError(
+            "--write-tolerance has no effect without programming noise: omit it, or "
+            "--no-programming-noise."
+        )
     card = hardware.card(hardware.devices[0])
     if card.write is None:
         raise RequestError(

@@ -56,7 +56,7 @@ def sentence(error: Exception) -> str:
             f"The disk is full{named}: what was written before is kept; repeat the command once "
             "there is room."
         )
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and error.filename:
         return (
             f"The path {error.filename} cannot be used ({error.strerror}): give one that is "
             "readable, and writable where it is the output."

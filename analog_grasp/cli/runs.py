@@ -45,7 +45,7 @@ from analog_grasp.report.tables import (
 )
 from analog_grasp.study import api as studies
 from analog_grasp.study.checks import check_empty
-from analog_grasp.study.config import StudyConfig, flat
+from analog_grasp.study.config import ADAPTER_FILES, MODEL_FILES, StudyConfig, flat
 from analog_grasp.study.progress import log_line, own_warnings
 from analog_grasp.study.provenance import LOG_FILE, check_same, read_run, training_hashes
 from analog_grasp.study.runner import measured_cells, sequence_costs
@@ -210,12 +210,16 @@ def _check_checkpoints(folder: Path, asked: Mapping[str, Any], first: bool) -> N
 
 
 def _save(adapted: PeftModel, out: Path) -> None:
-    """Write the adapter completely or not at all, as a half written folder would not be empty."""
+    """Write the adapter, its configuration last: a folder without it holds no adapter.
+
+    The folder stays, as it can be a link or a mount point.
+    """
     part = out.with_name(f".{out.name}.part")
+    configurations = (ADAPTER_FILES[0], MODEL_FILES[0])
     try:
         save_adapter(adapted, part)
-        out.rmdir()
-        part.rename(out)
+        for file in sorted(part.iterdir(), key=lambda file: file.name in configurations):
+            shutil.move(file, out / file.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -110,6 +110,10 @@ def deploy(
         "converters": converters,
         "circuit": circuit,
     }
+    if programming_error == "learned" and not programming_noise:
+        raise ValueError(
+            "programming_error is 'learned', but programming_noise is False: omit one of them."
+        )
     card = DeviceCard.load(device).without(*(effect for effect, on in switches.items() if not on))
     stated = card.mapping or LayerMapping()
     settings = DeploymentSettings(

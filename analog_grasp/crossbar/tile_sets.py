@@ -303,6 +303,12 @@ def check_adapter(model: nn.Module, placement: Placement) -> None:
         return
     if (kind := kind_of(model)) is not None:
         check_placement(kind, placement)
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    if placement != "folded" and any(layer.merged for layer in layers):
+        raise ValueError(
+            f"placement is {placement!r}, but the adapter is merged into the frozen weights, with "
+            "which it would be programmed: unmerge it, or use placement='folded'."
+        )
     if placement != "folded" and getattr(model.active_peft_config, "use_dora", False):
         raise ValueError(
             f"placement is {placement!r}, but the adapter is DoRA, which divides by the norms of "

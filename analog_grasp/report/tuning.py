@@ -79,7 +79,8 @@ def tuning_findings(found: Trials) -> list[str]:
     whole = sum(trial.score is not None for trial in found.trials)
     score, digital = (score_text(s, metric) + percent(metric) for s in (best.score, best.digital))
     sentences = [
-        f"The best of {whole} complete trials has {values_text(best.values)}: {metric} {score} "
+        f"The best of {whole} complete {'trial' if whole == 1 else 'trials'} has "
+        f"{values_text(best.values)}: {metric} {score} "
         f"after drift and {digital} digital ({found.task}, on held-out training data)."
     ]
     without = {**found.given, "noise_weight": 0.0} if "noise_weight" in found.space else {}

@@ -176,7 +176,8 @@ def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[
         # A saved adapter may be of any kind, but is not trained.
         if affected and (in_training or not saved) and not set(trained) & set(affected):
             raise ValueError(
-                f"{stated} {' or '.join(trained)}: it applies to {' and '.join(affected)}."
+                f"{stated} {' or '.join(trained)}: it applies to "
+                f"{' and '.join(', '.join(affected).rsplit(', ', 1))}."
             )
         # Other adapters are re-fitted by gradients whatever the method.
         if name == "recalibrate_steps" and not saved and set(kinds) <= set(GRASP.adapters):

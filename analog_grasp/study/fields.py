@@ -86,6 +86,16 @@ def as_names(value: Any) -> Any:
     return split_names(value) if isinstance(value, str) else value
 
 
+def as_layers(value: Any) -> Any:
+    """Return endings of the names of layers, as the command line reads them; or all-linear.
+
+    Example:
+        >>> as_layers("query,value"), as_layers("all-linear")
+        (('query', 'value'), 'all-linear')
+    """
+    return value if value == "all-linear" else as_names(value)
+
+
 def as_times(value: Any) -> Any:
     """Return times as texts; plain numbers are seconds.
 

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from analog_grasp.devices import check_name
-from analog_grasp.study.fields import NUMBER, Names, Note, Section
+from analog_grasp.study.fields import NUMBER, Names, Note, Section, as_layers
 from analog_grasp.utils.io import place_name
 from analog_grasp.utils.types import DriftCompensation, Placement, ProgrammingError
 
@@ -23,6 +23,9 @@ _CARD = Note("the card's")
 _ON_TILES = (("weights", lambda weights: weights == "analog", "the weights analog"),)
 _CARD_OR_OFF = Note("the card's, else off", needs=_ON_TILES)
 _PROGRAMMED = Note(needs=(("placement", lambda p: p == "programmed", "the placement programmed"),))
+_WITH_NOISE = Note(
+    needs=(*_PROGRAMMED.needs, ("programming_noise", bool, "programming noise")),
+)
 # Training rows on which inputs are observed.
 _CALIBRATION_ROWS = 128
 # Settings that change a card.
@@ -44,7 +47,7 @@ def _not_empty(layers: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return layers
 
 
-_Layers = Annotated[str | tuple[str, ...], AfterValidator(_not_empty)]
+_Layers = Annotated[str | tuple[str, ...], BeforeValidator(as_layers), AfterValidator(_not_empty)]
 
 
 class HardwareSettings(Section):
@@ -69,7 +72,7 @@ class HardwareSettings(Section):
         description="The frozen weights: analog (on tiles) or digital (exact), to study the noise "
         "of a programmed adapter alone.",
     )
-    programming_error: Annotated[ProgrammingError, _PROGRAMMED] = Field(
+    programming_error: Annotated[ProgrammingError, _WITH_NOISE] = Field(
         default="device",
         description="The programming error of a programmed adapter: device (the card's) or "
         "learned (the standard deviations that StochGRASP has learned).",

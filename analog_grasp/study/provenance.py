@@ -159,7 +159,8 @@ def open_run(directory: Path, config: StudyConfig, task: "Task") -> StudyConfig:
     there, known = read_run(directory)
     config = _grown(there, config)
     # First, as other devices have other hashes too.
-    _check_second_stage(directory, known.get("second_stage", []), config)
+    if there.training.then == ("devices",):
+        _check_second_stage(directory, known.get("second_stage", []), config)
     before = _fixed(there) | known.get("hashes", {}) | {"metrics": known.get("metrics")}
     now = _fixed(config) | training_hashes(config, task) | {"metrics": list(task.metrics)}
     check_same(f"The output {directory}", "run", before, now)
@@ -342,7 +343,8 @@ def card_toml(card: DeviceCard) -> str:
     if "table" in data.get("drift", {}):
         # The table begins with the programmed state.
         data.pop("programming", None)
-    if DeviceCard.model_validate(data) != card:
+    # An error names the key that no file can state.
+    if DeviceCard.from_data(data, f'Device card "{card.name}"') != card:
         raise ValueError(
             f"The card {card.name} cannot be written to a file, as its drift table begins with the "
             "programming noise that it lacks: use the setting programming_noise=False instead."

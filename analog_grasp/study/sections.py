@@ -20,6 +20,7 @@ from analog_grasp.study.fields import (
     Section,
     Times,
     as_counts,
+    as_layers,
     as_names,
     unique,
 )
@@ -81,6 +82,7 @@ class ModelSettings(Section):
 
     name: Annotated[str | None, Note(DEFAULT_MODEL)] = Field(
         default=None,
+        min_length=1,
         alias="model",
         description="The pre-trained model: a folder, or an id on the Hub.",
     )
@@ -218,7 +220,7 @@ class TrainingSettings(Section):
         description="The modulated input: affine (s x + b) or normalize ((x - b) / s), which has "
         "no programmed placement.",
     )
-    target_modules: Annotated[str | tuple[str, ...], _TARGETED] = Field(
+    target_modules: Annotated[str | tuple[str, ...], BeforeValidator(as_layers), _TARGETED] = Field(
         default="all-linear",
         description="The linear layers to adapt: endings of their names, or all-linear, with which "
         "LoRA is on query and value projections.",

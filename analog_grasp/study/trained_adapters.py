@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import NoMatchingPeftModuleError, PeftModel, get_peft_model_state_dict
 from peft.config import PeftConfig
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback
@@ -195,10 +195,8 @@ def new_adapter(config: StudyConfig, task: Task, adapter: str) -> PeftModel | Pr
                 **{name: getattr(training, name) for name in _DISTRIBUTION},
                 **shape,
             )
-    except ValueError as error:
-        # peft has several messages for this, none of which says what is accepted.
-        if "module" not in str(error).lower():
-            raise
+    except NoMatchingPeftModuleError as error:
+        # Its message does not say what is accepted.
         if config.is_changed("target_modules"):
             raise ValueError(
                 f"No layer of the model {base.name_or_path} matches the target_modules "

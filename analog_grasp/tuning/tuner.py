@@ -18,6 +18,7 @@ import tomli_w
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL
 
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.devices.card import DeviceCard
@@ -210,10 +211,13 @@ def prepare_tuning(
         check_same(f"The output {directory}", "study", there, asked)
     else:
         check_new(directory, "tuning", (STUDY_FILE,))
-    if storage is None:
+    if not storage:
         directory.mkdir(parents=True, exist_ok=True)
+        # Its parts are quoted, unlike those of a text.
+        own = URL.create("sqlite", database=(directory / STUDY_FILE).as_posix())
+        storage = own.render_as_string(hide_password=False)
     with quiet_optuna():
-        database = connect(storage or f"sqlite:///{(directory / STUDY_FILE).as_posix()}")
+        database = connect(storage)
         first = first_values(config, space)
         direction = "maximize" if task.greater_is_better else "minimize"
         study = _study(database, directory.resolve().name, asked, direction, first)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as hf
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from small_models import Mlp, build, close, move
 from torch import nn
 
@@ -104,12 +104,19 @@ def test_mixed_batches_reach_the_task_heads():
         {"generation_config": hf.GenerationConfig(num_beams=2, max_new_tokens=4)},
     ],
 )
-def test_mixed_batches_generate(given):
-    tiny = hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20,
-                       decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
+@pytest.mark.parametrize("decoder_alone", [False, True])
+def test_mixed_batches_generate(given, decoder_alone):
+    tokens = {"vocab_size": 20, "eos_token_id": 1, "pad_token_id": 0}
     torch.manual_seed(0)
-    config = {"target_modules": ["q", "v", "wo"]}
-    model = get_peft_model(hf.T5ForConditionalGeneration(tiny), GraspConfig(groups=4, **config))
+    if decoder_alone:
+        tiny = hf.LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                              num_attention_heads=2, **tokens)  # fmt: skip
+        base, config = hf.LlamaForCausalLM(tiny), {"target_modules": ["q_proj", "down_proj"]}
+    else:
+        tiny = hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2,
+                           decoder_start_token_id=0, **tokens)  # fmt: skip
+        base, config = hf.T5ForConditionalGeneration(tiny), {"target_modules": ["q", "v", "wo"]}
+    model = get_peft_model(base, GraspConfig(groups=4, **config))
     model.add_adapter("other", GraspConfig(groups=4, **config))
     for name, parameter in model.named_parameters():
         if name.endswith(".other"):
@@ -206,3 +213,39 @@ def test_one_chip_serves_a_batch_of_many_tasks(bert, batch):
         expected = model(**batch, adapter_names=names).logits
         chip = deploy(model, "ideal").program(seed=0)
         close(chip.model(**batch, adapter_names=names).logits, expected, 1e-4)
+
+
+def test_a_name_that_is_given_twice_is_merged_once(pair, x):
+    pair.merge_adapter(["default"])
+    expected = pair(x)
+    pair.unmerge_adapter()
+    pair.merge_adapter(["default", "default"])
+    close(pair(x), expected)
+
+
+def test_a_model_merged_in_inference_mode_can_be_trained_afterwards(pair, x):
+    frozen = {n: p.clone() for n, p in pair.named_parameters() if "base_layer" in n}
+    with torch.inference_mode():
+        pair.merge_adapter()
+        pair(x)
+        pair.unmerge_adapter()
+    pair(x.clone()).sum().backward()
+    for name, parameter in pair.named_parameters():
+        assert not parameter.is_inference()
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name])
+
+
+@pytest.mark.parametrize("name", ["grasp_sst2", "stochgrasp_sst2", "grasp_scale"])
+def test_an_adapter_whose_name_begins_like_a_parameter_is_loaded(bert_folder, tmp_path, name):
+    def base():
+        return hf.AutoModelForSequenceClassification.from_pretrained(bert_folder)
+
+    model = get_peft_model(base(), GraspConfig(groups=4, task_type="SEQ_CLS"), name)
+    for own, parameter in model.named_parameters():
+        if own.endswith(f"grasp_scale.{name}"):
+            parameter.data.normal_()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base(), str(tmp_path / name), name)
+    ids = torch.arange(6)[None]
+    close(loaded.eval()(ids).logits, model.eval()(ids).logits)

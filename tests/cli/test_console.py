@@ -93,7 +93,7 @@ def read(terminal: int) -> bytes:
 def test_ctrl_c_in_a_terminal(tiny, tmp_path):
     out = tmp_path / "run"
     given = [
-        "compare", *tiny, "--groups", "4", "--epochs", "1", "--adapters", "grasp", "--devices",
+        "compare", *tiny, "--groups", "4", "--epochs", "2", "--adapters", "grasp", "--devices",
         "ideal", "--times", "0s", "--repeats", "5000", "--out", str(out),
     ]  # fmt: skip
     ours, theirs = pty.openpty()

@@ -86,6 +86,33 @@ def test_the_costs_of_a_published_chip_are_the_default(deploy, tmp_path):
     assert "3 of 7 tiles: " in deploy("--config", file)[0].out
 
 
+def test_the_device_and_the_time_of_a_config_file_are_used(
+    deploy, error_of, adapter, tiny, tmp_path
+):
+    file = tmp_path / "mine.toml"
+    file.write_text('devices = ["rram-wan2022"]\ntimes = ["1y"]\n')
+    assert "on rram-wan2022 at 1y, chip 0" in deploy("--config", file)[0].out
+    assert "on ideal at 1y, chip 0" in deploy("--config", file, "--device", "ideal")[0].out
+    file.write_text('devices = ["ideal", "rram-wan2022"]\ntimes = ["1d", "1y"]\n')
+    asked = ("deploy", adapter, *tiny, "--config", file)
+    assert "states 2 devices, ideal, rram-wan2022, and a deployment has one" in error_of(*asked)
+    assert "states 2 times, 1d, 1y, " in error_of(*asked, "--device", "ideal")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--write-tolerance", "0.1", "--no-programming-noise"], "without programming noise"),
+        (["--placement", "programmed", "--programming-error", "learned", "--no-programming-noise"],
+         "which has no effect without programming noise"),
+        (["--sensitivity", "analog", "--placement", "programmed", "--weights", "digital"],
+         "--sensitivity has no effect with weights digital"),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_errors(error_of, adapter, tiny, options, sentence):
+    assert sentence in error_of("deploy", adapter, *tiny, "--device", "rram-wan2022", *options)
+
+
 def test_a_model_whose_costs_cannot_be_estimated_is_measured(deploy, monkeypatch):
     def fails(*_):
         raise ValueError("The inputs of the T5 are those of an encoder and a decoder.")

@@ -82,6 +82,7 @@ WRONG = {
     "compare --text-column body": "text_column is 'body', which has no effect without the task csv",
     "compare --beams 4": "beams is 4, which has no effect without a task that generates text",
     "compare --task e2e --stride 8": "without a task that measures perplexity, such as lm",
+    "compare --model ''": "model is ''",
     "compare --learning-rate nan": "learning_rate",
     "train": "--adapter",
     "train --adapter grisp": "'grasp'",

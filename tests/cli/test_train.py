@@ -40,6 +40,15 @@ def test_train_writes_into_the_folder_that_it_runs_in(ag, tiny, tmp_path, monkey
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "other"}
 
 
+def test_train_writes_into_a_folder_that_is_a_link(ag, tiny, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to("own")
+    ended = ag("train", "--adapter", "head", *tiny, "--epochs", "1", "--out", tmp_path / "link")
+    assert ended.status == 0, ended.err
+    assert PeftConfig.from_pretrained(str(tmp_path / "own")).peft_type == "LORA"
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "link"}
+
+
 def test_train_takes_a_config_file(ag, tiny, tmp_path):
     config = tmp_path / "my.toml"
     config.write_text('groups = 2\nepochs = 1\nadapters = ["stochgrasp"]\n')

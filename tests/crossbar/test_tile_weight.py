@@ -195,6 +195,18 @@ def test_adapters_of_a_deployed_model_are_not_merged_or_unloaded(bert, batch, co
 
 
 @pytest.mark.parametrize("placement", ["digital", "programmed"])
+def test_a_merged_adapter_is_an_error_unless_it_is_folded(bert, batch, placement):
+    model = get_peft_model(bert, GraspConfig(task_type="SEQ_CLS", groups=4)).eval()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"the adapter is merged .*: unmerge it, or use placement"):
+        deploy(model, "ideal", placement=placement)
+    folded = deploy(model, "ideal", placement="folded").program(0)
+    torch.testing.assert_close(output(folded.model, **batch), output(model, **batch))
+    model.unmerge_adapter()
+    deploy(model, "ideal", placement=placement)
+
+
+@pytest.mark.parametrize("placement", ["digital", "programmed"])
 def test_dora_is_an_error_unless_it_is_folded(bert, batch, placement):
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], use_dora=True)
     plain = copy.deepcopy(bert)

@@ -372,3 +372,12 @@ def test_exact_weights_leave_the_noise_of_the_adapter(bert, batch):
         deployed.program(seed=0)
         assert deployed.report() == []
         assert torch.allclose(deployed.model(**batch).logits, digital) is exact
+
+
+@pytest.mark.parametrize("name", ["target_modules", "layers"])
+def test_text_of_a_file_is_endings_as_on_the_command_line(name, tmp_path):
+    file = tmp_path / "mine.toml"
+    for text, value in (("query", ("query",)), ("query, value", ("query", "value")),
+                        ("all-linear", "all-linear")):  # fmt: skip
+        file.write_text(f'{name} = "{text}"\n')
+        assert resolve({}, file).value(name) == value

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from analog_grasp import deploy
@@ -175,7 +175,7 @@ def test_the_same_adapter_starts_from_the_same_parameters(settings, task):
 @pytest.mark.parametrize("task", ["reviews", "glue/stsb"])
 def test_a_collapse_to_a_constant_prediction_warns(settings, task):
     data_dir = None if task == "reviews" else settings["data_dir"]
-    little = {"epochs": 0.05, "learning_rate": 1e-12}
+    little = {"epochs": 1, "learning_rate": 1e-12}
     config = resolve({**settings, **little, "task": task, "data_dir": data_dir})
     data = config.task.load()
     model = new_adapter(config, data, "grasp")
@@ -267,11 +267,17 @@ def test_all_linear_is_only_suggested_where_it_was_not_used(
     settings, task, monkeypatch, given, sentence
 ):
     def adapt(*_, **__):
-        raise ValueError("No modules match")
+        raise NoMatchingPeftModuleError("No modules match")
 
     monkeypatch.setattr("analog_grasp.study.trained_adapters.adapt", adapt)
     with pytest.raises(ValueError, match=sentence):
         new_adapter(resolve(settings | given), task, "grasp")
+
+
+def test_a_layer_that_is_not_linear_is_named(settings, task):
+    config = resolve(settings | {"target_modules": ["word_embeddings"]})
+    with pytest.raises(ValueError, match="Embedding cannot be modulated: target_modules must name"):
+        new_adapter(config, task, "grasp")
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,14 @@ def test_a_task_of_lm_eval_holds_no_rows_out(settings, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["a b?x=1", "a%20b#1"])
+def test_any_name_of_a_folder_holds_its_study(settings, tmp_path, name):
+    prepare_tuning(settings, tmp_path / name, storage="")
+    assert (tmp_path / name / tuner.STUDY_FILE).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    prepare_tuning(settings, tmp_path / name)
+
+
 def test_settings_of_the_task_are_kept(settings):
     task = replace(load_task("lengths"), metrics=("spearman",))
     assert tuning_task(task, 0).metrics == ("spearman",)
