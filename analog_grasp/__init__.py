@@ -66,6 +66,9 @@ if not TYPE_CHECKING:
 
 def _register_with_peft() -> None:
     """Import the modules that register our methods with PEFT."""
+    # As where this package is reloaded: peft keeps the classes that it knows.
+    if hasattr(sys.modules.get(f"{__name__}.adapters.bitfit"), "BitFitModel"):
+        return
     # One of them that is importing peft itself is still empty, and is imported afresh.
     for name in ("base", "bitfit", "config", "frozen", "layer", "model"):
         sys.modules.pop(f"{__name__}.adapters.{name}", None)

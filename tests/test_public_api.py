@@ -77,6 +77,7 @@ LOAD = (
     "from transformers import AutoModelForSequenceClassification as Base",
     "model = PeftModel.from_pretrained(Base.from_pretrained({base!r}), {adapter!r})",
     "assert type(model.peft_config['default']).__name__ == 'GraspConfig'",
+    "model.save_pretrained({adapter!r} + '/again')",
 )
 
 
@@ -93,6 +94,11 @@ LOAD = (
             marks=pytest.mark.slow,
         ),
         pytest.param("import peft, analog_grasp", id="peft first", marks=pytest.mark.slow),
+        pytest.param(
+            "import analog_grasp, peft, importlib; importlib.reload(analog_grasp)",
+            id="ours again",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "from analog_grasp.adapters.layer import GraspLinear\n"
             "from analog_grasp.adapters import config, layer\n"

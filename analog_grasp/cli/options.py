@@ -97,7 +97,9 @@ def _option(name: str, setting: Setting, default: Any) -> Any:
     kinds = _alternatives(setting)
     # The configuration reads numbers from text too, and its errors show what was given.
     kind = bool if kinds == [bool] else str
-    shown = "list" if _holds_several(setting) else _NUMBERS.get(kinds[0], "str")
+    # A number, or a word.
+    mixed = {_NUMBERS.get(each, "str"): None for each in kinds}
+    shown = "list" if _holds_several(setting) else "|".join(mixed)
     flag = f"--{name.replace('_', '-')}"
     # No file may grant remote code, so that there is nothing to switch off.
     if kind is bool and name != "trust_remote_code":

@@ -116,7 +116,8 @@ def train_one(config: StudyConfig, adapter: str, out: Path, save_steps: int | No
                 _lock(held, checkpoints, out)
             check_empty(out)
             _check_checkpoints(checkpoints, flat(config) | training_hashes(config, data), first)
-        with stages(quiet=not first) as progress:
+        kept = f"checkpoints are kept in {checkpoints}; the same command resumes from the last."
+        with _reported_end(lambda: kept), stages(quiet=not first) as progress:
             train_adapter(
                 adapted, config, data, f"training {adapter}", progress, checkpoints, save_steps
             )

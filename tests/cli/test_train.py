@@ -83,7 +83,10 @@ def test_interrupted_training_is_reported(ag, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "train_adapter", stopped)
     ended = ag("train", "--adapter", "head", *tiny, "--out", tmp_path / "mine")
     assert ended.status == 1
-    assert ended.err == "Interrupted: the command did not finish.\n"
+    assert ended.err == (
+        f"Interrupted: checkpoints are kept in {tmp_path / '.mine.training'}; the same command "
+        "resumes from the last.\n"
+    )
 
 
 def test_the_same_command_resumes_an_interrupted_training(
