@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analog_grasp.utils.errors import unknown_name
-from analog_grasp.utils.types import Placement
+from analog_grasp.utils.types import Placement, ProgrammingError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -362,6 +362,19 @@ def check_programmable(form: str, sampling: str) -> None:
         raise ValueError(
             f"{stated} is sampled by {sampling}, so that its parameters are in the folded "
             "cross-points: use the placement 'folded'."
+        )
+
+
+def check_programming_error(adapter: str | None, error: ProgrammingError) -> None:
+    """Raise ValueError where an adapter has not learned the error that programs it.
+
+    Example:
+        >>> check_programming_error("stochgrasp", "learned")
+    """
+    if error == "learned" and adapter != "stochgrasp":
+        raise ValueError(
+            "The setting programming_error is 'learned', but the standard deviations of "
+            f"{adapter} are not learned: give StochGRASP adapters only, or 'device'."
         )
 
 

@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analog_grasp.adapters.registry import check_placement, check_programmable, check_sampling
+from analog_grasp.adapters.registry import (
+    check_placement,
+    check_programmable,
+    check_programming_error,
+    check_sampling,
+)
 from analog_grasp.devices import check_name
 from analog_grasp.study.config import (
     ADAPTER_FILES,
@@ -42,8 +47,10 @@ def check_study(config: StudyConfig) -> None:
             check_saved(Path(adapter))
         else:
             check_placement(adapter, config.hardware.placement)
-            if config.hardware.placement == "programmed" and adapter in GRASP.adapters:
-                check_programmable(*_form(config, adapter))
+            if config.hardware.placement == "programmed":
+                check_programming_error(adapter, config.hardware.programming_error)
+                if adapter in GRASP.adapters:
+                    check_programmable(*_form(config, adapter))
     # Last, as cards take longest to read.
     cards = config.hardware.cards()
     if config.hardware.calibrate == "learned":

@@ -47,6 +47,7 @@ def _no_task_of(*families: str) -> Callable[[str], bool]:
 
 
 _CSV = (("task", lambda task: task == "csv", "the task csv"),)
+_READS_FILES = (("task", lambda task: task != "reviews", "a task other than reviews"),)
 _GENERATES = (
     (
         "task",
@@ -107,7 +108,7 @@ class TaskSettings(Section):
         description="The task: reviews, glue/sst2, e2e, csv, lm, lm-eval/arc_easy,hellaswag (zero-"
         "shot tasks of lm-eval) and others.",
     )
-    data_dir: Annotated[str | None, Note("the Hub, or built in")] = Field(
+    data_dir: Annotated[str | None, Note("the Hub, or built in", needs=_READS_FILES)] = Field(
         default=None,
         description="A folder with the task's files in their official layout, such as "
         "SST-2/train.tsv. Tasks lm and lm-eval: a text file, a folder of .txt files, or a data set "

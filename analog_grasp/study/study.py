@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 
-from analog_grasp.adapters.config import GraspConfig, StochGraspConfig
+from analog_grasp.adapters.config import GraspConfig
 from analog_grasp.adapters.frozen import frozen_layers
 from analog_grasp.adapters.model import modulated_layers
 from analog_grasp.adapters.registry import (
     ADAPTERS,
     check_placement,
     check_programmable,
+    check_programming_error,
     kind_of,
 )
 from analog_grasp.devices.card import DeviceCard
@@ -193,15 +194,10 @@ def check_model(config: StudyConfig, task: Task, model: nn.Module) -> None:
     if hardware.weights == "analog":
         # Every name of the setting must match a layer.
         deque(frozen_layers(model, hardware.layers), maxlen=0)
-    learned = isinstance(own, StochGraspConfig)
-    programmed = hardware.placement == "programmed"
-    if programmed and isinstance(own, GraspConfig):
-        check_programmable(own.form, getattr(own, "sampling", "feature"))
-    if programmed and hardware.programming_error == "learned" and not learned:
-        raise ValueError(
-            "The setting programming_error is 'learned', but the standard deviations of "
-            f"{kind_of(model)} are not learned: give StochGRASP adapters only, or 'device'."
-        )
+    if hardware.placement == "programmed":
+        check_programming_error(kind_of(model), hardware.programming_error)
+        if isinstance(own, GraspConfig):
+            check_programmable(own.form, getattr(own, "sampling", "feature"))
     if isinstance(own, GraspConfig):
         if run.recalibrate:
             check_method(run.recalibrate_method, own)

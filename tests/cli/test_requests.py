@@ -80,6 +80,8 @@ WRONG = {
     "compare --init-sigma 0": "init_sigma",
     "tune --search then_steps": "then_steps",
     "compare --text-column body": "text_column is 'body', which has no effect without the task csv",
+    "compare --task reviews --data-dir .": "no effect without a task other than reviews",
+    "compare --placement programmed --programming-error learned": "of grasp are not learned",
     "compare --beams 4": "beams is 4, which has no effect without a task that generates text",
     "compare --task e2e --stride 8": "without a task that measures perplexity, such as lm",
     "compare --model ''": "model is ''",

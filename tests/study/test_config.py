@@ -332,7 +332,7 @@ def test_values_of_another_kind_raise(settings, sentence):
 
 @pytest.mark.parametrize("name", ["model", "data_dir", "teacher", "start_from"])
 def test_a_path_may_be_a_path(name):
-    assert resolve({name: Path("my/folder")}).value(name) == "my/folder"
+    assert resolve({"task": "csv", name: Path("my/folder")}).value(name) == "my/folder"
     found = resolve({"devices": [Path("my.toml"), "ideal"], "adapters": Path("runs/mine")})
     assert found.hardware.devices == ("my.toml", "ideal")
     assert found.model.adapters == ("runs/mine",)
