@@ -26,7 +26,13 @@ from analog_grasp.study.checks import (
 from analog_grasp.study.config import ONE_STAGE, TREATMENTS, resolve
 from analog_grasp.study.fields import split_names
 from analog_grasp.study.hardware import HardwareSettings
-from analog_grasp.tuning.search_space import RANGES, TRIALS, parse_ranges, search_space
+from analog_grasp.tuning.search_space import (
+    RANGES,
+    TRIALS,
+    check_searched,
+    parse_ranges,
+    search_space,
+)
 from analog_grasp.utils.errors import check_packages
 from analog_grasp.utils.time import parse_time
 
@@ -237,7 +243,7 @@ def tune(
         check_study(resolved)
         searched = split_names(search)
         found = parse_ranges(ranges or "")
-        search_space(searched, found)
+        check_searched(search_space(searched, found), adapter)
         check_folder(out)
     with loading("tune"):
         from analog_grasp.cli.runs import tune_adapter

@@ -1,10 +1,11 @@
 """Search space and trials of a tuning: settings that can be varied, their ranges and values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from analog_grasp.study.config import SETTINGS
 from analog_grasp.study.fields import split_names
 from analog_grasp.utils.errors import shown
 
@@ -90,6 +91,20 @@ def search_space(
                 "omit the range."
             )
     return {name: _narrowed(name, ranges.get(name)) for name in names}
+
+
+def check_searched(names: Iterable[str], adapter: str) -> None:
+    """Raise ValueError where an adapter lacks a setting that is to be searched.
+
+    Example:
+        >>> check_searched(["noise_weight"], "stochgrasp")
+    """
+    for name in names:
+        if (own := SETTINGS[name].note.adapters) and adapter not in own:
+            raise ValueError(
+                f"The adapter {adapter} has no {name} to search: search learning_rate or "
+                "injection, or tune stochgrasp."
+            )
 
 
 def parse_ranges(text: str) -> dict[str, tuple[float, float]]:

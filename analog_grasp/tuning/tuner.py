@@ -23,7 +23,7 @@ from sqlalchemy import URL
 from analog_grasp.adapters.registry import ADAPTERS
 from analog_grasp.devices.card import DeviceCard
 from analog_grasp.study.checks import check_study
-from analog_grasp.study.config import CHANGEABLE, SETTINGS, StudyConfig, flat
+from analog_grasp.study.config import CHANGEABLE, StudyConfig, flat
 from analog_grasp.study.evaluator import Chip, Evaluator, Job, Subject
 from analog_grasp.study.progress import Progress, logged, silent
 from analog_grasp.study.provenance import (
@@ -50,7 +50,14 @@ from analog_grasp.tuning.optuna_study import (
     shown_url,
     storage_errors,
 )
-from analog_grasp.tuning.search_space import WORSE, Range, Trial, search_space, values_text
+from analog_grasp.tuning.search_space import (
+    WORSE,
+    Range,
+    Trial,
+    check_searched,
+    search_space,
+    values_text,
+)
 from analog_grasp.utils.errors import shown
 from analog_grasp.utils.io import read_toml, write_atomically
 from analog_grasp.utils.seed import derive_seed
@@ -180,6 +187,7 @@ def prepare_tuning(
     config = config.replace(adapters=(adapter,))
     check_study(config)
     space = search_space(search, ranges)
+    check_searched(space, adapter)
     given = config.given()
     if "learning_rate" in space and config.training.learning_rate is None and adapter in ADAPTERS:
         config = config.replace(learning_rate=ADAPTERS[adapter].learning_rate)
@@ -365,12 +373,6 @@ def _check_adapter(
     """Raise for an adapter that does not fit, with the largest K of the search."""
     most = {"groups": int(space["groups"].high)} if "groups" in space else {}
     new_adapter(config.replace(**most), task, adapter)
-    for name in space:
-        if (own := SETTINGS[name].note.adapters) and adapter not in own:
-            raise ValueError(
-                f"The adapter {adapter} has no {name} to search: search learning_rate or "
-                "injection, or tune stochgrasp."
-            )
 
 
 def _study(

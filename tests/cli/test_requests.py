@@ -107,6 +107,7 @@ WRONG = {
     "drift adapter --devices nope": "'nope'",
     "tune --adapter nope": "'nope'",
     "tune --devices nope": "'nope'",
+    "tune --adapter grasp": "The adapter grasp has no noise_weight to search",
     "tune --search epochs": ", ".join(RANGES),
     "tune --search ''": "search is empty",
     "tune --ranges noise_weight": "noise_weight=0.01:10",
