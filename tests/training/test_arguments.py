@@ -1,7 +1,10 @@
 """Arguments of `train`: invalid ones, and those that have no effect without another one."""
 
+import warnings
+
 import pytest
 from peft import get_peft_model
+from small_models import same_bits
 from transformers import TrainerCallback
 
 from analog_grasp.adapters.config import GraspConfig
@@ -61,3 +64,19 @@ def test_logging_steps_alone_log_the_loss(model, task):
     logs = Logs()
     train(model, task, max_steps=3, logging_steps=1, callbacks=[logs])
     assert logs.losses == 3
+
+
+def learned(model):
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def test_a_training_of_one_step_says_that_nothing_was_learned(adapted, task):
+    few, model = task.subset(train=4), adapted("grasp")
+    before = {name: value.clone() for name, value in learned(model).items()}
+    with pytest.warns(UserWarning, match=r"had one step, .* nothing was learned: train for more"):
+        train(model, few, epochs=1, batch_size=4)
+    assert same_bits(learned(model), before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(model, few, epochs=2, batch_size=4)
+    assert not same_bits(learned(model), before)
