@@ -229,12 +229,13 @@ _SCHEDULES: dict[tuple[str, str, str | None], AgeSchedule] = {}
 
 def scheduled(asked: Asked, deployment: Deployment, time: str) -> nn.Module:
     """Return the model with an adapter fitted to an age on simulated chips, once per device."""
-    key = (deployment.card.name, time, kind_of(deployment.model))
+    kind = kind_of(deployment.model)
+    key = (deployment.card.name, time, kind)
     if key not in _SCHEDULES:
         _SCHEDULES[key] = fit_schedule(
             deployment, asked.task, [time], steps=asked.schedule_steps,
             batch_size=asked.schedule_batch_size,
-            groups=asked.groups if kind_of(deployment.model) == "grasp" else None,
+            groups=asked.groups if kind == "grasp" else None,
         )  # fmt: skip
     return _SCHEDULES[key].applied(deployment, check_deployed(deployment, None))
 

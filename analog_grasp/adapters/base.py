@@ -26,7 +26,7 @@ from peft.utils import (
 )
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import exact_targets, save_head
+from analog_grasp.adapters.frozen import exact_targets, has_encoder_and_decoder, save_head
 from analog_grasp.utils.errors import unknown_name
 
 
@@ -76,8 +76,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         earlier = [name for name in self._suspended or self.merged_adapters if self._has(name)]
         asked = check_adapters_to_merge(self, adapter_names)
-        known = dict.fromkeys(name for name in asked if self._has(name))
-        names = [name for name in known if name not in earlier]
+        once = dict.fromkeys(asked)
+        names = [name for name in once if self._has(name) and name not in earlier]
         if not names:
             return
         self.unmerge()
@@ -163,7 +163,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def _fold(self, names: list[str], safe: bool) -> None:
-        """Write adapters into the frozen layer."""
+        """Write adapters into the frozen layer, without gradients."""
         raise NotImplementedError
 
     def _unfold(self) -> None:
@@ -290,7 +290,7 @@ class AdapterModel(BaseTuner):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
         # generate repeats each example, but not in the encoder of an encoder-decoder model.
         copies = _copies(kwargs)
-        both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        both = has_encoder_and_decoder(self.model)
         # A decoder alone returns itself as its encoder.
         in_encoder = set(self.model.get_encoder().modules()) if both and copies > 1 else set()
         repeated = [name for name in adapter_names for _ in range(copies)]

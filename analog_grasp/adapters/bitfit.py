@@ -90,7 +90,7 @@ class BitFitLayer(AdapterLayer):
 
     def _fold(self, names: list[str], safe: bool) -> None:
         bias = self._bias()
-        folded = bias.data + self._learned(names).detach().to(bias.dtype)
+        folded = bias.data + self._learned(names).to(bias.dtype)
         if safe and not folded.isfinite().all():
             raise ValueError(f"The adapter {names} cannot be merged: a bias is not finite.")
         self._frozen_bias, bias.data = bias.data, folded

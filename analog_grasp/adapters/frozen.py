@@ -325,6 +325,11 @@ def _routers(model: nn.Module) -> Iterator[str]:
             yield f"{path}.{name}.".removeprefix(".")
 
 
+def has_encoder_and_decoder(model: nn.Module) -> bool:
+    """Return whether a model has an encoder and a decoder, by its configuration."""
+    return getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+
+
 def matches(name: str, pattern: LayerPattern) -> bool:
     """Return whether a layer's name in the base model is one that a pattern selects."""
     if pattern == "all-linear" or (not isinstance(pattern, str) and "all-linear" in pattern):

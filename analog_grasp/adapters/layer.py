@@ -184,13 +184,12 @@ class GraspLinear(AdapterLayer):
                 "merged: merge its adapters first."
             )
         weight, bias = base.weight.data, None if base.bias is None else base.bias.data
-        with torch.no_grad():
-            scale, shift = self.modulation(names)
-            wide = weight.to(scale.dtype)
-            along_inputs = scale[:, None] if isinstance(base, Conv1D) else scale
-            folded = wide * along_inputs
-            offset = shift @ wide if isinstance(base, Conv1D) else wide @ shift
-            folded_bias = offset if bias is None else bias.to(scale.dtype) + offset
+        scale, shift = self.modulation(names)
+        wide = weight.to(scale.dtype)
+        along_inputs = scale[:, None] if isinstance(base, Conv1D) else scale
+        folded = wide * along_inputs
+        offset = shift @ wide if isinstance(base, Conv1D) else wide @ shift
+        folded_bias = offset if bias is None else bias.to(scale.dtype) + offset
         folded, folded_bias = folded.to(weight.dtype), folded_bias.to(weight.dtype)
         if safe and not (folded.isfinite().all() and folded_bias.isfinite().all()):
             raise ValueError(

@@ -14,7 +14,7 @@ import typer
 
 from analog_grasp.cli.console import Debug
 from analog_grasp.study.config import SETTINGS, Setting
-from analog_grasp.study.fields import plain_types, split_names
+from analog_grasp.study.fields import joined, plain_types, split_names
 
 _NUMBERS: dict[Any, str] = {int: "int", float: "float"}
 
@@ -122,7 +122,7 @@ def help_text(setting: Setting) -> str:
         text += f" One of {', '.join(listed)}."
     if not adapters:
         return text
-    return f"{text} Applies to {' and '.join(', '.join(adapters).rsplit(', ', 1))}."
+    return f"{text} Applies to {joined(adapters)}."
 
 
 def default_text(setting: Setting, default: Any = None) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from analog_grasp.adapters.frozen import has_encoder_and_decoder
 from analog_grasp.adapters.registry import kind_of
 from analog_grasp.costs.counting import cached, counted
 from analog_grasp.crossbar import Deployment
@@ -269,7 +270,7 @@ def count_work(
         adapter = kind_of(deployment.model) or ""
         saved = get_peft_model_state_dict(deployment.model, save_embedding_layers=False)
         # A deployed StochGRASP adapter computes with its means alone.
-        state = {name: held for name, held in saved.items() if "_log_sigma" not in name}
+        state = {name: value for name, value in saved.items() if "_log_sigma" not in name}
     return Work(
         layers=on_tiles,
         sequence=sequence,
@@ -295,7 +296,7 @@ def count_work(
 def _check_tokens(model: Any) -> None:
     """Raise ValueError if a model takes more than the token ids of one sequence."""
     name = getattr(model, "main_input_name", "input_ids")
-    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    decodes = has_encoder_and_decoder(model)
     choices = type(model).__name__.endswith("ForMultipleChoice")
     if name != "input_ids" or decodes or choices:
         taken = "those of an encoder and a decoder" if decodes else "choices" if choices else name

@@ -21,6 +21,7 @@ from analog_grasp.adapters.frozen import (
     dense_weight,
     frozen_layers,
     fused_weights,
+    has_encoder_and_decoder,
     is_quantised,
     linear_layers,
     matches,
@@ -405,7 +406,7 @@ def _check_first_token(model: nn.Module, experts: list[str]) -> None:
             "chosen by a router: keep the experts digital (argument layers), or use "
             "first_token='analog'."
         )
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if has_encoder_and_decoder(model):
         raise ValueError(
             f"first_token is 'digital', but the {type(model).__name__} has an encoder and a "
             "decoder, whose first tokens differ: use first_token='analog'."

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from analog_grasp.adapters.registry import ADAPTERS
-from analog_grasp.study.fields import GRASP, Note, Section, plain_types
+from analog_grasp.study.fields import GRASP, Note, Section, joined, plain_types
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.sections import (
     ModelSettings,
@@ -175,10 +175,7 @@ def check_effects(config: StudyConfig, adapters: Iterable[str], names: Iterable[
             raise ValueError(f"{stated} saved adapters, as these are trained already: omit {name}.")
         # A saved adapter may be of any kind, but is not trained.
         if affected and (in_training or not saved) and not set(trained) & set(affected):
-            raise ValueError(
-                f"{stated} {' or '.join(trained)}: it applies to "
-                f"{' and '.join(', '.join(affected).rsplit(', ', 1))}."
-            )
+            raise ValueError(f"{stated} {' or '.join(trained)}: it applies to {joined(affected)}.")
         # Other adapters are re-fitted by gradients whatever the method.
         if name == "recalibrate_steps" and not saved and set(kinds) <= set(GRASP.adapters):
             method = config.run.recalibrate_method

@@ -1,7 +1,7 @@
 """Base, notes, types and checks that the fields of all sections of settings share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -80,6 +80,16 @@ def split_names(text: str) -> tuple[str, ...]:
         names.append(",".join(parts[:end]).strip())
         parts = parts[end:]
     return tuple(name for name in names if name)
+
+
+def joined(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them.
+
+    Example:
+        >>> joined(["grasp", "stochgrasp", "lora"])
+        'grasp, stochgrasp and lora'
+    """
+    return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
 def as_names(value: Any) -> Any:
