@@ -13,6 +13,8 @@
     scheduled      as adc, with GRASP, untrained, fitted to each age on simulated chips
     both           scheduled, then re-fitted to each chip
     scheduled-lora scheduled, with LoRA on all linear layers
+    rescaled-E     rescaled, with one effect of the device alone, E: programming, drift, read or
+                   converters; adc-E is adc so
 
     python benchmarks/language_model.py --model FOLDER --data-dir path/to/glue
 
@@ -67,6 +69,9 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "scheduled-lora": CLIPPED
     | {"output_ranges": "least-error", "schedule": True, "adapter": "lora-all-linear"},
 }
+EFFECTS = ("programming", "drift", "read", "converters")
+for _name in ("rescaled", "adc"):
+    TREATMENTS |= {f"{_name}-{only}": TREATMENTS[_name] | {"only": only} for only in EFFECTS}
 
 
 @dataclass(frozen=True)
@@ -191,13 +196,16 @@ def measure(
 def mapped(asked: Asked, model: nn.Module, device: str, treatment: dict[str, Any]) -> Deployment:
     """Return a deployment, rescaled and calibrated as a treatment says."""
     settings = {name: treatment[name] for name in ("clip", "first_token") if name in treatment}
-    deployment = deploy(model, device, dtype=torch.bfloat16, **settings)
+    card = DeviceCard.load(device)
+    if "only" in treatment:
+        card = card.without(*(effect for effect in EFFECTS if effect != treatment["only"]))
+    deployment = deploy(model, card, dtype=torch.bfloat16, **settings)
     observe = partial(asked.calibration.scores, split="train")
     if "rescale" in treatment:
         deployment.rescale(observe, treatment["rescale"])
     if "ranges" in treatment:
         deployment.calibrate(observe, treatment["ranges"])
-    if "output_ranges" in treatment:
+    if "output_ranges" in treatment and card.converters:
         deployment.calibrate_outputs(observe, treatment["output_ranges"])
     return deployment
 

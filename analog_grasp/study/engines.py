@@ -8,8 +8,8 @@ import socket
 import threading
 import traceback
 import warnings
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from analog_grasp.study.evaluator import Cell, Evaluator, Job, measure_in_worker
+from analog_grasp.study.progress import own_warnings
 from analog_grasp.study.sections import RunSettings
 
 # How often a job is given to another worker after the one that had it was lost.
@@ -83,7 +84,6 @@ class _Worker:
 
 def _measure_in_processes(evaluator: Evaluator, jobs: Iterator[Job], count: int) -> Iterator[Cell]:
     content = pickle.dumps(evaluator)
-    _FORKS.set_forkserver_preload([__name__])
     threads = max(1, torch.get_num_threads() // count)
     workers: list[_Worker] = []
     try:
@@ -116,8 +116,18 @@ def _measure_in_processes(evaluator: Evaluator, jobs: Iterator[Job], count: int)
 
 
 def _start(evaluator: bytes, job: Job, threads: int, deaths: int = 0) -> _Worker:
+    worker = _Worker(*_fork(_work, threads), job, deaths)
+    with suppress(ConnectionError):
+        worker.pipe.send_bytes(evaluator)
+    worker.assign(job)
+    return worker
+
+
+def _fork(work: Callable[[Connection, int], None], threads: int) -> tuple[BaseProcess, Connection]:
+    """Start a process that does some work with so many threads; return it and the pipe to it."""
+    _FORKS.set_forkserver_preload([__name__])
     ours, theirs = _FORKS.Pipe()
-    process = _FORKS.Process(target=_work, args=(theirs, threads), daemon=True)
+    process = _FORKS.Process(target=work, args=(theirs, threads), daemon=True)
     # Workers inherit the mask: Ctrl-C is for this process, which then stops them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -125,11 +135,48 @@ def _start(evaluator: bytes, job: Job, threads: int, deaths: int = 0) -> _Worker
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     theirs.close()
-    worker = _Worker(process, ours, job, deaths)
-    with suppress(ConnectionError):
-        ours.send_bytes(evaluator)
-    worker.assign(job)
-    return worker
+    return process, ours
+
+
+@contextmanager
+def helped(work: Callable[[], object], count: int) -> Iterator[None]:
+    """Run a function in `count` - 1 other processes as well while this one does the same work.
+
+    Torch's threads are divided among them. Their warnings become this process's; an error ends one
+    of them, and meets this process too, to which the work is left. They are stopped at the end.
+
+    Example:
+        >>> with helped(int, 1):
+        ...     "alone"
+        'alone'
+    """
+    content, before = pickle.dumps(work) if count > 1 else b"", torch.get_num_threads()
+    threads = max(1, before // count)
+    helpers: list[tuple[BaseProcess, Connection]] = []
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(count - 1):
+            helpers.append(_fork(_help, threads))
+            helpers[-1][1].send_bytes(content)
+        yield
+        for _, pipe in helpers:
+            with suppress(EOFError, ConnectionError):
+                while pipe.poll():
+                    warnings.warn(pipe.recv(), stacklevel=2)
+    finally:
+        torch.set_num_threads(before)
+        for process, pipe in helpers:
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _help(pipe: Connection, threads: int) -> None:
+    """Run a helper: receive a function, call it, and send the text of each warning."""
+    _begin(threads)
+    work = pickle.loads(pipe.recv_bytes())
+    with own_warnings(pipe.send), suppress(Exception):
+        work()
 
 
 def _receive(worker: _Worker) -> Cell | str | RuntimeError:
@@ -152,10 +199,7 @@ def _deaths(worker: _Worker) -> int:
 
 def _work(pipe: Connection, threads: int) -> None:
     """Run a worker: receive the evaluator, then jobs; send each cell, and the end of each job."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    # Those of other packages would be printed over the progress bar, once per worker.
-    warnings.simplefilter("ignore")
+    _begin(threads)
     evaluator: Evaluator = pickle.loads(pipe.recv_bytes())
     while True:
         job: Job = pipe.recv()
@@ -167,6 +211,14 @@ def _work(pipe: Connection, threads: int) -> None:
             failure.add_note(traceback.format_exc())
             pipe.send(failure)
         pipe.send("done")
+
+
+def _begin(threads: int) -> None:
+    """Set up a process of this one, with which it ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    # Those of other packages would be printed over the progress bar, once per process.
+    warnings.simplefilter("ignore")
 
 
 def _end_with_parent() -> None:

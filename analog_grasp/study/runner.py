@@ -6,25 +6,18 @@ and the costs. Several processes may run the same study, on one or several machi
 store divide the work between them.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
-from pathlib import Path
 
-from peft import PeftModel
-
-from analog_grasp.adapters.registry import kind_of
 from analog_grasp.costs.estimate import Costs, cost_rows, costs_csv
 from analog_grasp.costs.work import count_work
 from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.write_tolerance import mean_pulses
 from analog_grasp.devices.cost_model import CostModel
-from analog_grasp.study.config import is_saved
 from analog_grasp.study.engines import measure
 from analog_grasp.study.evaluator import (
     Cell,
@@ -32,43 +25,27 @@ from analog_grasp.study.evaluator import (
     Evaluator,
     Job,
     Subject,
-    check_metrics,
-    share_frozen,
 )
-from analog_grasp.study.fields import GRASP
+from analog_grasp.study.preparation import Preparation
 from analog_grasp.study.progress import Progress, logged
 from analog_grasp.study.provenance import (
     LOG_FILE,
     STORE_FILE,
-    adapter_hash,
     card_hash,
-    data_hash,
     record_seeds,
-    training_seed,
 )
 from analog_grasp.study.records import (
     LAYERS_FILE,
-    AdapterRecord,
     Measurement,
-    ModelKey,
     Origin,
     TreatedAdapter,
     read_layers,
-    training_folder,
     write_layers,
 )
 from analog_grasp.study.sections import RunSettings
 from analog_grasp.study.store import POLL_SECONDS, Leases, Store
 from analog_grasp.study.study import Study
-from analog_grasp.study.trained_adapters import (
-    learned_parameters,
-    load_with_hash,
-    new_adapter,
-    save_adapter,
-    train_adapter,
-)
 from analog_grasp.tasks.base import position_limit
-from analog_grasp.training.schedule import INDEX_FILE, STEPS, AgeSchedule, fit_schedule
 from analog_grasp.utils.io import place_name, write_atomically
 from analog_grasp.utils.time import format_time
 
@@ -92,7 +69,8 @@ def run(study: Study, progress: Progress) -> None:
     """
     progress = logged(progress, study.directory / LOG_FILE)
     with Store(study.directory / STORE_FILE) as store, Leases(store) as leases:
-        _Run(study, store, leases, progress).execute()
+        preparation = Preparation(study, store, leases, progress)
+        _Run(study, store, leases, progress, preparation).execute()
 
 
 def measured_cells(study: Study) -> tuple[int, int]:
@@ -119,7 +97,7 @@ class _Run:
 
     Attributes:
         study, store, leases, progress: As in `run`.
-        models, records: The trained adapters.
+        preparation: Trains the adapters.
         origins: What the measurements of each subject on each device depend on.
         failures: Why cells cannot be scored.
     """
@@ -128,8 +106,7 @@ class _Run:
     store: Store
     leases: Leases
     progress: Progress
-    models: dict[ModelKey, PeftModel] = field(default_factory=dict)
-    records: dict[ModelKey, AdapterRecord] = field(default_factory=dict)
+    preparation: Preparation
     origins: dict[tuple[Subject, str], Origin] = field(default_factory=dict)
     failures: dict[tuple[Chip, Subject], str] = field(default_factory=dict)
 
@@ -144,14 +121,7 @@ class _Run:
             self.store.set_card(name, hashed)
         while (wanted := study.plan(self.store.measurements()).trainings) > trainings:
             trainings = wanted
-            self._train(trainings)
-            evaluator = Evaluator(
-                *(study.task, self.models, study.cards, study.config.hardware),
-                recalibrated=study.directory / "recalibrated",
-                run=run,
-            )
-            if run.schedule:
-                self._fit_schedules(evaluator)
+            evaluator = self.preparation.evaluator(trainings)
             self.origins = {
                 (subject, device): self._origin(subject, hashed)
                 for subject in study.subjects(trainings)
@@ -188,94 +158,9 @@ class _Run:
             others = [each for each in records if each.device != device]
             write_layers(others + read_layers(own), path)
 
-    def _in_turn[K](self, works: Mapping[K, str]) -> Iterator[K]:
-        """Yield the key of each piece of work while this process holds its lease.
-
-        Another process may have done it before.
-        """
-        left = dict(works)
-        while left:
-            before = len(left)
-            for key, work in works.items():
-                if key in left and self.leases.acquire(work):
-                    yield key
-                    self.leases.release(work)
-                    del left[key]
-            if len(left) == before:
-                time.sleep(POLL_SECONDS)
-
-    def _train(self, trainings: int) -> None:
-        """Load every adapter, trained by this process or by another on the store."""
-        wanted = self.study.trainings(trainings)
-        for key in self._in_turn({key: f"adapter {training_folder(*key)}" for key in wanted}):
-            self.models[key], self.records[key] = self._trained(key)
-            # At once, as each brings a copy of the pre-trained model.
-            share_frozen(self.models.values())
-        self.models = {key: self.models[key] for key in wanted}
-
-    def _trained(self, key: ModelKey) -> tuple[PeftModel, AdapterRecord]:
-        """Train an adapter unless it is trained, and return it as loaded from its folder."""
-        study, config, (adapter, training) = self.study, self.study.config, key
-        asked = study.adapters[adapter]
-        saved = is_saved(asked)
-        path = Path(asked) if saved else study.directory / "adapters" / training_folder(*key)
-        known = next((r for r in self.store.adapters() if (r.adapter, r.training) == key), None)
-        seconds = 0.0
-        if known is None and not saved:
-            seeded = config.replace(seed=training_seed(config, training))
-            fresh = new_adapter(seeded, study.task, asked)
-            text = f"training {adapter}" + (f", seed {seeded.run.seed}" if training else "")
-            seconds = train_adapter(fresh, seeded, study.task, text, self.progress)
-            save_adapter(fresh, path)
-        fingerprint = adapter_hash(path)
-        if known is not None and known.fingerprint != fingerprint:
-            raise _changed(f"adapter in {path}")
-        if key not in study.loaded:
-            study.loaded[key] = load_with_hash(
-                path, config.model.name, study.task, config.model.trust_remote_code
-            )
-        model, base = study.loaded[key]
-        data = data_hash(study.task, study.task.tokenizer_of(model))
-        if known is None:
-            known = _record(study, key, path, seconds, (fingerprint, base, data))
-            self.store.add_adapter(known)
-        if known.model_hash != base:
-            raise _changed(f"model of the adapter {adapter}")
-        if known.data_hash != data:
-            raise _changed(f"data of the task {study.task.name}")
-        return model, known
-
-    def _fit_schedules(self, evaluator: Evaluator) -> None:
-        """Fit and save the schedule of each adapter and device, and give them to the evaluator.
-
-        Ages are fitted that a saved schedule does not have yet.
-        """
-        study, run = self.study, self.study.config.run
-        works = {
-            (key, device): f"schedule of {training_folder(*key)} on {device}"
-            for device in study.cards
-            for key in self.models
-        }
-        for key, device in self._in_turn(works):
-            name = training_folder(*key)
-            folder = study.directory / "scheduled" / name / place_name(device)
-            known = AgeSchedule.load(folder) if (folder / INDEX_FILE).is_file() else None
-            missing = [age for age in run.seconds if known is None or age not in known.adapters]
-            if missing or known is None:
-                deployment, model = evaluator.deployed_on(device)[key]
-                text = f"fitting {name} to {len(missing)} ages of {device}"
-                advance = self.progress(text, STEPS * len(missing))
-                seed = training_seed(study.config, key[1])
-                groups = run.schedule_groups if kind_of(model) in GRASP.adapters else None
-                known = fit_schedule(
-                    deployment, study.task, missing, groups=groups, seed=seed, model=model,
-                    advance=advance, known=known, keep=partial(AgeSchedule.save, path=folder),
-                )  # fmt: skip
-            evaluator.schedules[key, device] = known
-
     def _origin(self, subject: Subject, card: str) -> Origin:
         """Return what the measurements of a subject on a device depend on."""
-        record, config = self.records[subject.model], self.study.config
+        record, config = self.preparation.records[subject.model], self.study.config
         changes = config.hardware.changes()
         if config.hardware.placement == "programmed":
             changes = {"programming_error": config.hardware.programming_error} | changes
@@ -395,7 +280,7 @@ class _Run:
     def _write_costs(self) -> None:
         """Write costs.csv: every quantity of a sequence, for each adapter and device."""
         config, devices, rows = self.study.config, list(self.study.cards), []
-        for (adapter, training), model in self.models.items():
+        for (adapter, training), model in self.preparation.models.items():
             if training:
                 continue
             deployment = deploy(model, "ideal", **config.hardware.deploy_arguments())
@@ -404,31 +289,6 @@ class _Run:
             for device, costs in zip(devices, by_device, strict=True):
                 rows += cost_rows(costs, adapter, device)
         write_atomically(self.study.directory / COSTS_FILE, costs_csv(rows).encode())
-
-
-def _changed(what: str) -> ValueError:
-    return ValueError(
-        f"The {what} differs from the one that this run has measured: restore it, or name another "
-        "output folder."
-    )
-
-
-def _record(
-    study: Study, key: ModelKey, path: Path, seconds: float, hashes: tuple[str, str, str]
-) -> AdapterRecord:
-    model, (adapter, training) = study.loaded[key][0], key
-    own, head = learned_parameters(model)
-    try:
-        digital = study.task.scores(model)
-        check_metrics(study.task, digital)
-    except ValueError as error:
-        raise ValueError(
-            f"The adapter {adapter} cannot be scored before it is deployed: {error}"
-        ) from error
-    relative = Path(os.path.relpath(path, study.directory)).as_posix()
-    return AdapterRecord(
-        *(adapter, study.task.name, own, head, digital, seconds, relative), *hashes, training
-    )
 
 
 def _cell_name(chip: Chip, subject: Subject) -> str:

@@ -409,8 +409,8 @@ class RunSettings(Section):
         Note("one per core, at most 4, for large grids without a GPU; else 1", changeable=True),
     ] = Field(
         default=1,
-        description="Processes on this machine, which share its cores; each has its own copy of "
-        "the model.",
+        description="Processes on this machine, which share its cores and divide trainings, fits "
+        "and measurements; each has its own copy of the model.",
     )
     ray_address: Annotated[
         str | None,
