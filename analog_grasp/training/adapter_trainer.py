@@ -86,7 +86,7 @@ class AdapterTrainer(Trainer):
         model = self.model
         assert isinstance(model, nn.Module)
         # Products in bfloat16 are exact enough beside noise alone.
-        reduced = converters is None and injection != 0
+        reduced = converters is None and injection != 0 and bool(layers)
         self.weight_noise = WeightNoise(model, injection, layers, reduced=reduced)
         self._loop = ConverterLoop(model, converters, layers, learn_ranges) if converters else None
         self.ranges = self._loop.ranges if self._loop else None

@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 
 from analog_grasp import AgeSchedule, DeviceCard, deploy, load_base_model
 from analog_grasp.report.tables import Comparison
-from analog_grasp.study import evaluator, runner
+from analog_grasp.study import evaluator, preparation
 from analog_grasp.study.api import compare
 from analog_grasp.study.config import resolve
 from analog_grasp.study.provenance import card_toml
@@ -204,13 +204,13 @@ def test_each_age_has_an_adapter_of_its_own(scheduled):
 
 
 def test_an_edited_card_has_schedules_and_weight_errors_of_its_own(settings, tmp_path, monkeypatch):
-    seeds, fit = [], runner.fit_schedule
+    seeds, fit = [], preparation.fit_schedule
 
     def fitted(*given, seed, **settings):
         seeds.append(seed)
         return fit(*given, seed=seed, **settings)
 
-    monkeypatch.setattr(runner, "fit_schedule", fitted)
+    monkeypatch.setattr(preparation, "fit_schedule", fitted)
     path = tmp_path / "mine.toml"
     card = DeviceCard.load("pcm-hermes-2").model_copy(update={"name": "mine"})
     asked = settings | FEW | {"devices": (str(path),), "times": ("1d",), "trainings": 2}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from analog_grasp.costs.estimate import read_costs
 from analog_grasp.crossbar import deploy
 from analog_grasp.devices.card import DeviceCard
-from analog_grasp.study import runner, trained_adapters
+from analog_grasp.study import preparation, runner, trained_adapters
 from analog_grasp.study.api import report
 from analog_grasp.study.checks import check_costs
 from analog_grasp.study.config import resolve
@@ -332,7 +332,7 @@ def test_scores_that_lack_a_metric_or_are_not_finite_end_the_run(
     monkeypatch.setattr(SentenceTask, "scores", lambda *_: scores)
     with pytest.raises(ValueError, match=f"grasp cannot be scored before .*{problem}"):
         run_study(config, tmp_path / "run")
-    monkeypatch.setattr(runner, "check_metrics", lambda *_: None)
+    monkeypatch.setattr(preparation, "check_metrics", lambda *_: None)
     with pytest.raises(ValueError, match=f"cell grasp on .* cannot be scored: The {problem}"):
         run_study(config, tmp_path / "run2")
 
