@@ -116,15 +116,18 @@ def _measure_in_processes(evaluator: Evaluator, jobs: Iterator[Job], count: int)
 
 
 def _start(evaluator: bytes, job: Job, threads: int, deaths: int = 0) -> _Worker:
-    worker = _Worker(*_fork(_work, threads), job, deaths)
-    with suppress(ConnectionError):
-        worker.pipe.send_bytes(evaluator)
+    worker = _Worker(*_fork(_work, threads, evaluator), job, deaths)
     worker.assign(job)
     return worker
 
 
-def _fork(work: Callable[[Connection, int], None], threads: int) -> tuple[BaseProcess, Connection]:
-    """Start a process that does some work with so many threads; return it and the pipe to it."""
+def _fork(
+    work: Callable[[Connection, int], None], threads: int, content: bytes
+) -> tuple[BaseProcess, Connection]:
+    """Start a process that does some work with so many threads, and send it what the work needs.
+
+    Returns the process, and the pipe to it.
+    """
     _FORKS.set_forkserver_preload([__name__])
     ours, theirs = _FORKS.Pipe()
     process = _FORKS.Process(target=work, args=(theirs, threads), daemon=True)
@@ -135,6 +138,9 @@ def _fork(work: Callable[[Connection, int], None], threads: int) -> tuple[BasePr
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     theirs.close()
+    # The death of a process is found when its pipe is read.
+    with suppress(ConnectionError):
+        ours.send_bytes(content)
     return process, ours
 
 
@@ -156,8 +162,7 @@ def helped(work: Callable[[], object], count: int) -> Iterator[None]:
     try:
         torch.set_num_threads(threads)
         for _ in range(count - 1):
-            helpers.append(_fork(_help, threads))
-            helpers[-1][1].send_bytes(content)
+            helpers.append(_fork(_help, threads, content))
         yield
         for _, pipe in helpers:
             with suppress(EOFError, ConnectionError):

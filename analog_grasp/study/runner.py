@@ -19,21 +19,10 @@ from analog_grasp.crossbar import Deployment, deploy
 from analog_grasp.crossbar.write_tolerance import mean_pulses
 from analog_grasp.devices.cost_model import CostModel
 from analog_grasp.study.engines import measure
-from analog_grasp.study.evaluator import (
-    Cell,
-    Chip,
-    Evaluator,
-    Job,
-    Subject,
-)
+from analog_grasp.study.evaluator import Cell, Chip, Evaluator, Job, Subject
 from analog_grasp.study.preparation import Preparation
 from analog_grasp.study.progress import Progress, logged
-from analog_grasp.study.provenance import (
-    LOG_FILE,
-    STORE_FILE,
-    card_hash,
-    record_seeds,
-)
+from analog_grasp.study.provenance import LOG_FILE, STORE_FILE, card_hash, record_seeds
 from analog_grasp.study.records import (
     LAYERS_FILE,
     Measurement,
