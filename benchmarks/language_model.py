@@ -12,6 +12,7 @@
                    examples
     scheduled      as adc, with GRASP, untrained, fitted to each age on simulated chips
     both           scheduled, then re-fitted to each chip
+    unclipped      as adc, without clipping, and unclipped-scheduled as scheduled, without clipping
     scheduled-lora scheduled, with LoRA on all linear layers
     rescaled-E     rescaled, with one effect of the device alone, E: programming, drift, read or
                    converters; adc-E is adc so
@@ -66,6 +67,8 @@ TREATMENTS: dict[str, dict[str, Any]] = {
     "recalibrated": CLIPPED | {"output_ranges": "least-error", "recalibrate": True},
     "scheduled": CLIPPED | {"output_ranges": "least-error", "schedule": True},
     "both": CLIPPED | {"output_ranges": "least-error", "schedule": True, "recalibrate": True},
+    "unclipped": {"rescale": 0.5, "output_ranges": "least-error"},
+    "unclipped-scheduled": {"rescale": 0.5, "output_ranges": "least-error", "schedule": True},
     "scheduled-lora": CLIPPED
     | {"output_ranges": "least-error", "schedule": True, "adapter": "lora-all-linear"},
 }

@@ -25,6 +25,7 @@ from analog_grasp.study.config import (
 from analog_grasp.study.fields import GRASP
 from analog_grasp.study.sections import TaskSettings
 from analog_grasp.utils.errors import check_packages, unknown_name
+from analog_grasp.utils.io import check_model_folder
 from analog_grasp.utils.types import HARNESS_PREFIX, RANGES_FILE, TASK_NAMES
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _is_dataset_id(name: str) -> bool:
 
 
 def check_model(name: str | None) -> None:
-    """Raise FileNotFoundError if the model can only be a folder, and is missing."""
+    """Raise FileNotFoundError if the model is a folder that is missing, or holds no model."""
     # An id on the Hub has one slash at most, and no leading dot or slash.
     local = name is not None and (name.count("/") > 1 or name.startswith((".", "/", "~")))
     if name is not None and local and not Path(name).is_dir():
@@ -194,6 +195,8 @@ def check_model(name: str | None) -> None:
             f"The model folder {name} does not exist: give a folder that save_pretrained of "
             "transformers wrote, or an id on the Hub."
         )
+    if name is not None:
+        check_model_folder(Path(name))
 
 
 def check_saved(folder: Path) -> None:

@@ -84,7 +84,7 @@ class _Worker:
 
 def _measure_in_processes(evaluator: Evaluator, jobs: Iterator[Job], count: int) -> Iterator[Cell]:
     content = pickle.dumps(evaluator)
-    threads = max(1, torch.get_num_threads() // count)
+    threads = _threads_each(count)
     workers: list[_Worker] = []
     try:
         while True:
@@ -113,6 +113,11 @@ def _measure_in_processes(evaluator: Evaluator, jobs: Iterator[Job], count: int)
     finally:
         for worker in workers:
             worker.stop()
+
+
+def _threads_each(count: int) -> int:
+    """Return the number of torch's threads for each of so many processes."""
+    return max(1, torch.get_num_threads() // count)
 
 
 def _start(evaluator: bytes, job: Job, threads: int, deaths: int = 0) -> _Worker:
@@ -157,7 +162,7 @@ def helped(work: Callable[[], object], count: int) -> Iterator[None]:
         'alone'
     """
     content, before = pickle.dumps(work) if count > 1 else b"", torch.get_num_threads()
-    threads = max(1, before // count)
+    threads = _threads_each(count)
     helpers: list[tuple[BaseProcess, Connection]] = []
     try:
         torch.set_num_threads(threads)
@@ -250,7 +255,7 @@ def _measure_on_ray(
     ours = not ray.is_initialized()
     if ours:
         _connect(workers, address)
-    threads = 1 if address else max(1, torch.get_num_threads() // workers)
+    threads = 1 if address else _threads_each(workers)
     remote: Any = ray.remote(num_cpus=1, max_retries=RETRIES, num_returns="streaming")(_run_job)
     running: list[Any] = []
     try:

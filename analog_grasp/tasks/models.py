@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 from analog_grasp.utils.errors import last_line
+from analog_grasp.utils.io import check_model_folder
 from analog_grasp.utils.types import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -209,11 +210,7 @@ def has_remote_code(model: nn.Module) -> bool:
 
 
 def _load_config(name: str, source: str, trust_remote_code: bool) -> PretrainedConfig:
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"The model folder {source} has no config.json; it should be a folder written by "
-            "save_pretrained of transformers."
-        )
+    check_model_folder(Path(source))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except OSError as error:

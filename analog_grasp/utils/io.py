@@ -1,4 +1,4 @@
-"""Names of folders, atomic writes, and bounded reads of TOML files of unknown origin."""
+"""Names and checks of folders, atomic writes, bounded reads of TOML files of unknown origin."""
 
 import os
 import re
@@ -15,6 +15,23 @@ _DEEPEST = 32
 _SCALARS = (str, bool, int, float)
 # Unicode category Cc without tab and line feed: terminals interpret them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def check_model_folder(path: Path) -> None:
+    """Raise FileNotFoundError if a path is a folder, but not that of a pre-trained model.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_model_folder(Path(folder))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: The model folder ... has no config.json; it should be a folder ...
+    """
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"The model folder {path} has no config.json; it should be a folder written by "
+            "save_pretrained of transformers."
+        )
 
 
 def read_toml(path: Path, subject: str) -> dict[str, Any]:

@@ -85,6 +85,7 @@ WRONG = {
     "compare --beams 4": "beams is 4, which has no effect without a task that generates text",
     "compare --task e2e --stride 8": "without a task that measures perplexity, such as lm",
     "compare --model ''": "model is ''",
+    "compare --model adapter": "The model folder adapter has no config.json",
     "compare --learning-rate nan": "learning_rate",
     "train": "--adapter",
     "train --adapter grisp": "'grasp'",
