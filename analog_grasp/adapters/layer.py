@@ -22,6 +22,7 @@ from analog_grasp.adapters.config import (
     StochGraspConfig,
 )
 from analog_grasp.adapters.frozen import FrozenState, dense_weight, is_quantised
+from analog_grasp.kernels.rng import normal
 from analog_grasp.utils.errors import unknown_name
 from analog_grasp.utils.seed import derive_seed
 
@@ -407,12 +408,9 @@ class _CrossPointNoise(torch.autograd.Function):
 
 
 def _samples(weight: Tensor, seed: int, count: int) -> Iterator[Tensor]:
-    generator = torch.Generator(weight.device).manual_seed(seed)
-    for _ in range(count):
-        noise = torch.randn(
-            weight.shape, generator=generator, device=weight.device, dtype=weight.dtype
-        )
-        yield weight * noise
+    for example in range(count):
+        key = seed + example * len(weight)
+        yield weight * normal(key, weight.shape, device=weight.device, dtype=weight.dtype)
 
 
 def _bounded_exp(log_sigma: Tensor) -> Tensor:

@@ -416,7 +416,7 @@ def test_the_noise_of_outputs_is_drawn_in_full_precision(sampling, size):
     for mixed in (False, True):
         torch.manual_seed(0)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16, enabled=mixed):
-            found.append(layer(torch.full((4000, 2, D), size)).float().std((0, 1)))
+            found.append(layer(torch.full((16000, 2, D), size)).float().std((0, 1)))
     torch.testing.assert_close(*found, rtol=0.02, atol=0)
 
 
