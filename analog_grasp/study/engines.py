@@ -169,13 +169,13 @@ def helped(work: Callable[[], object], count: int) -> Iterator[None]:
         for _ in range(count - 1):
             helpers.append(_fork(_help, threads, content))
         yield
-        for _, pipe in helpers:
-            with suppress(EOFError, ConnectionError):
-                while pipe.poll():
-                    warnings.warn(pipe.recv(), stacklevel=2)
     finally:
         torch.set_num_threads(before)
         for process, pipe in helpers:
+            # Also of interrupted work: what is trained by then is not trained again.
+            with suppress(EOFError, ConnectionError):
+                while pipe.poll():
+                    warnings.warn(pipe.recv(), stacklevel=2)
             process.kill()
             process.join()
             pipe.close()

@@ -14,7 +14,9 @@ from analog_grasp.study.engines import helped
 
 
 def leave_file(folder, then):
-    """Leave a file named after this process and its threads, then fail or wait."""
+    """Warn, leave a file named after this process and its threads, then fail or wait."""
+    # As the package would: warnings of others are dropped.
+    exec("warn('a collapsed training')", {"__name__": "analog_grasp.here", "warn": warnings.warn})
     (folder / f"{os.getpid()}-{torch.get_num_threads()}").touch()
     if then == "fail":
         raise ValueError("a diverged training")
@@ -67,7 +69,10 @@ def test_helpers_fit_the_ages_of_devices(settings, tmp_path, run_study, read_val
 
 
 def test_a_helper_that_fails_leaves_its_work_to_this_process(tmp_path):
-    with helped(partial(leave_file, tmp_path, "fail"), 2):
+    with (
+        pytest.warns(UserWarning, match="a collapsed training"),
+        helped(partial(leave_file, tmp_path, "fail"), 2),
+    ):
         files_of(tmp_path, 1)
     assert multiprocessing.active_children() == []
 
@@ -84,7 +89,11 @@ def test_helpers_share_the_threads_and_end_with_the_block(tmp_path):
 
     try:
         torch.set_num_threads(4)
-        with pytest.raises(KeyboardInterrupt):
+        # Its warnings are known also then.
+        with (
+            pytest.warns(UserWarning, match="a collapsed training"),
+            pytest.raises(KeyboardInterrupt),
+        ):
             interrupted()
         assert torch.get_num_threads() == 4
     finally:
