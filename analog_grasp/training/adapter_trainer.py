@@ -31,8 +31,8 @@ from analog_grasp.training.input_ranges import (
     mean_over_processes,
     save_ranges,
 )
+from analog_grasp.training.learning_rates import SIZE_ROWS, input_sizes, one_output, rate_factors
 from analog_grasp.training.loss import NoiseAwareLoss
-from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, one_output, shift_rates
 from analog_grasp.training.weight_noise import WeightNoise
 from analog_grasp.utils.seed import derive_seed
 from analog_grasp.utils.types import Schedule
@@ -101,7 +101,7 @@ class AdapterTrainer(Trainer):
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Return Trainer's optimizer, with groups for shifts, standard deviations and ranges."""
+        """Return Trainer's optimizer, with own rates of some parameters; see `train`."""
         if self.optimizer is None:
             model = model or self.model
             optimizer = super().create_optimizer(model)
@@ -115,8 +115,9 @@ class AdapterTrainer(Trainer):
                 ]
                 _regroup(optimizer, own, weight_decay=0.0)
             sizes = input_sizes(model, partial(self._run_first_rows, model))
-            for shift, factor in shift_rates(model, sizes, self.shift_lr_ratio).items():
-                _regroup(optimizer, [shift], factor)
+            rates = self.args.learning_rate, self.shift_lr_ratio
+            for parameter, factor in rate_factors(model, sizes, *rates).items():
+                _regroup(optimizer, [parameter], factor)
             sigmas = [
                 parameter
                 for layer in self._stochastic

@@ -31,7 +31,7 @@ from analog_grasp.training.adapter_parameters import (
 )
 from analog_grasp.training.converter_loop import StraightThrough
 from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
-from analog_grasp.training.shift_rates import SIZE_ROWS, input_sizes, one_output, shift_rates
+from analog_grasp.training.learning_rates import SIZE_ROWS, input_sizes, one_output, rate_factors
 from analog_grasp.training.weight_noise import fits_bfloat16
 from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.hooks import replaced_forward
@@ -169,11 +169,13 @@ class Teacher:
         with computed_digitally(self._layers), torch.no_grad():
             return self.model(**inputs_of(batch), **options)
 
-    def shift_rates(self, student: nn.Module, batch: Batch) -> dict[nn.Parameter, float]:
-        """Return the factor on the learning rate of each of a student's shifts, from a few rows."""
+    def rate_factors(
+        self, student: nn.Module, batch: Batch, learning_rate: float
+    ) -> dict[nn.Parameter, float]:
+        """Return the factors on a student's learning rate; sizes of inputs are of a few rows."""
         few = pick(batch, torch.arange(min(count_of(batch), SIZE_ROWS)))
         run = partial(self.outputs, few, output_hidden_states=False, **one_output(self.model))
-        return shift_rates(student, input_sizes(self.model, run))
+        return rate_factors(student, input_sizes(self.model, run), learning_rate)
 
     def with_targets(self, batch: Batch) -> Batch:
         """Return a batch with its targets, which `pick` selects together with the examples."""
@@ -384,7 +386,10 @@ def fit_on_chips(
         chosen = torch.randint(count, (batch_size,), generator=generator)
         return teacher.loss(students[index], pick(rows, chosen))
 
-    fitted, rates = list(parameters.values()), teacher.shift_rates(students[0], rows)
+    fitted, rates = (
+        list(parameters.values()),
+        teacher.rate_factors(students[0], rows, learning_rate),
+    )
     for _ in descend(loss, fitted, steps, learning_rate, deployments, rates):
         advance()
     found = {name: parameter.detach() for name, parameter in parameters.items()}

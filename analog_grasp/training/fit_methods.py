@@ -175,7 +175,7 @@ def fit_by_gradient(fit: Fit, teacher: Teacher, settings: Descent) -> None:
     every = max(1, steps // _EVALUATIONS)
     parameters = list(fit.parameters.values())
     rate, deployments = settings.learning_rate, settings.deployments
-    rates = teacher.shift_rates(fit.student, fit.fitted)
+    rates = teacher.rate_factors(fit.student, fit.fitted, rate)
     for step in descend(loss, parameters, steps, rate, deployments, rates):
         if step % every == 0 or step == steps:
             fit.evaluate()

@@ -103,7 +103,9 @@ def train(
         then_steps: Steps of this second stage; by default 300.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
-            that of the adapter's method in `ADAPTERS`, or of GRASP for other methods.
+            that of the adapter's method in `ADAPTERS`, or of GRASP for other methods. Modules that
+            are trained whole learn at 0.001 at most, but for the output layer of the task head: at
+            GRASP's rate a hidden layer of the head can collapse to a constant prediction.
         shift_lr_ratio: Learning rate of GRASP's shifts relative to that of all other parameters,
             for layers whose inputs have a root mean square of 1; multiplied by that of the layer
             on the first training rows. A shift adds to the inputs, whose root mean square is
