@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analog_grasp.study.provenance import check_same
+
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]],
@@ -80,13 +82,10 @@ def same_settings(path: Path, asked: argparse.Namespace, *free: str) -> None:
     free = ("out", "data_dir", *free)
     given = {name: str(value) for name, value in vars(asked).items() if name not in free}
     there = json.loads(path.read_text()) if path.is_file() else given
-    for name in given:
-        if there.get(name) != given[name]:
-            option = name.replace("_", "-")
-            raise SystemExit(
-                f"The results at {path.parent} have --{option} {there.get(name)} and not "
-                f"{given[name]}: give another --out."
-            )
+    try:
+        check_same(str(path.parent), "set of results", there, given)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(given))
 

@@ -44,5 +44,5 @@ def test_results_of_other_settings_are_not_resumed(tmp_path):
     path, asked = tmp_path / "run" / "settings.json", {"model": "a", "out": "x", "seeds": [0]}
     peers.same_settings(path, Namespace(**asked), "seeds")
     peers.same_settings(path, Namespace(**asked | {"out": "y", "seeds": [1]}), "seeds")
-    with pytest.raises(SystemExit, match="have --model a and not b: give another --out"):
+    with pytest.raises(SystemExit, match="whose model is 'a' and not 'b': name another folder"):
         peers.same_settings(path, Namespace(**asked | {"model": "b"}), "seeds")
