@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from analog_grasp import GraspConfig, deploy, recalibrate
 from analog_grasp.adapters.registry import adapt
 from analog_grasp.tasks import LanguageModelingTask, load_base_model
-from analog_grasp.training import train
+from analog_grasp.training import distil, train
 from analog_grasp.training.adapter_parameters import adapter_parameters
 from analog_grasp.training.distillation import Teacher
 from analog_grasp.training.examples import draw_examples
@@ -82,13 +82,16 @@ def test_other_modules_saved_with_the_adapter_have_a_limited_rate(llama_folder):
     assert factors(get_peft_model(model, config), 0.01) == {"default.weight": 0.1}
 
 
-@pytest.mark.parametrize("fit", ["train", "recalibrate"])
+@pytest.mark.parametrize("fit", ["train", "distil", "recalibrate"])
 def test_fits_use_the_limited_rate(reader, task, fit):
     """At the rate of the output layer, the hidden layer would move as far; here it has 1/300."""
     before = adapt(reader("roberta"), "grasp", task_type="SEQ_CLS")
     if fit == "train":
         after = deepcopy(before)
         train(after, task, epochs=1, learning_rate=0.3, batch_size=16)
+    elif fit == "distil":
+        after = deepcopy(before).eval()
+        distil(after, task, "gaussian:0.1@0s", steps=3, learning_rate=0.3)
     else:
         deployment = deploy(before.eval(), "gaussian:0.1").program(0)
         after = recalibrate(deployment, task, steps=10, learning_rate=0.3).model
