@@ -195,7 +195,7 @@ ADAPTERS: dict[str, AdapterMethod] = {
     ),
     "ia3": AdapterMethod(
         "(IA)^3", "a scale for every key, value and feed-forward feature",
-        _UNPROGRAMMED, 2e-2, "Liu et al., arXiv 2205.05638", _ia3,
+        _UNPROGRAMMED, 4e-2, "Liu et al., arXiv 2205.05638", _ia3,
     ),
     "bitfit": AdapterMethod(
         "BitFit", "the biases of linear and norm layers",
