@@ -386,10 +386,8 @@ def fit_on_chips(
         chosen = torch.randint(count, (batch_size,), generator=generator)
         return teacher.loss(students[index], pick(rows, chosen))
 
-    fitted, rates = (
-        list(parameters.values()),
-        teacher.rate_factors(students[0], rows, learning_rate),
-    )
+    fitted = list(parameters.values())
+    rates = teacher.rate_factors(students[0], rows, learning_rate)
     for _ in descend(loss, fitted, steps, learning_rate, deployments, rates):
         advance()
     found = {name: parameter.detach() for name, parameter in parameters.items()}
