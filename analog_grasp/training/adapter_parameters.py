@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from analog_grasp.crossbar import Deployment
 
-_HEAD = ".modules_to_save."
+SAVED = ".modules_to_save."
+"""Part of the names of parameters of the task head and other modules saved with an adapter."""
 
 
 def adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of the active digital adapter and the task head, by name."""
     # PEFT's prompts and prefixes have no layers, and so no prefix of their names.
-    own = (str(getattr(model.base_model, "prefix", "prompt_encoder.")), _HEAD)
+    own = (str(getattr(model.base_model, "prefix", "prompt_encoder.")), SAVED)
     active = f".{model.active_adapter}."
     return [
         (name, parameter)

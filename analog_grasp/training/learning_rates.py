@@ -10,11 +10,11 @@ from inspect import signature
 from typing import cast
 
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from analog_grasp.adapters.frozen import head_names
 from analog_grasp.adapters.layer import GraspLinear
+from analog_grasp.training.adapter_parameters import SAVED, adapter_parameters
 from analog_grasp.utils.hooks import seen_inputs
 
 WHOLE_RATE = 0.001
@@ -81,19 +81,12 @@ def rate_factors(
 
 def _whole_parameters(model: PeftModel) -> list[nn.Parameter]:
     """Return the parameters of modules saved with the active adapter, but for the output layer."""
-
-    def own(module: nn.Module) -> list[nn.Module]:
-        """Return the active copies of the modules that are saved with the adapter."""
-        return [
-            copy
-            for wrapper in module.modules()
-            if isinstance(wrapper, ModulesToSaveWrapper)
-            for name, copy in wrapper.modules_to_save.items()
-            if name == model.active_adapter
-        ]
-
-    base = model.get_base_model()
-    heads = [copy for name in head_names(model) for copy in own(base.get_submodule(name))]
-    linear = [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear)]
+    whole = dict.fromkeys(each for name, each in adapter_parameters(model) if SAVED in name)
+    linear = [
+        layer
+        for name in head_names(model)
+        for layer in model.get_base_model().get_submodule(name).modules()
+        if isinstance(layer, nn.Linear) and layer.weight in whole
+    ]
     output = set(linear[-1].parameters()) if linear else set()
-    return [p for copy in own(model) for p in copy.parameters() if p not in output]
+    return [each for each in whole if each not in output]
