@@ -26,7 +26,12 @@ from peft.utils import (
 )
 from torch import Tensor, nn
 
-from analog_grasp.adapters.frozen import exact_targets, has_encoder_and_decoder, save_head
+from analog_grasp.adapters.frozen import (
+    check_targets,
+    exact_targets,
+    has_encoder_and_decoder,
+    save_head,
+)
 from analog_grasp.utils.errors import unknown_name
 
 
@@ -196,6 +201,9 @@ class AdapterModel(BaseTuner):
             raise
 
     def _prepare(self, config: PeftConfig, model: nn.Module) -> None:
+        # Those of a saved adapter are compared with its weights as these are loaded.
+        if not config.inference_mode:
+            check_targets(config, model)
         save_head(config, model)
         targeted: Any = config
         if getattr(targeted, "target_modules", None) == "all-linear":

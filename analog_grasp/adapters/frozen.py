@@ -1,5 +1,6 @@
 """The frozen layers of a model and their roles, its task head, and the folding of its adapter."""
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -10,6 +11,7 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -283,6 +285,29 @@ def exact_targets(names: Iterable[str], model: nn.Module) -> list[str] | str:
     if any(path.endswith(endings) for path in others):
         return "|".join(map(re.escape, named))
     return named
+
+
+def check_targets(config: PeftConfig, model: nn.Module) -> None:
+    """Raise ValueError if some targets of an adapter match, but others do not; PEFT ignores them.
+
+    PEFT itself raises an error if none matches.
+    """
+    # PEFT replaces the old names of the experts of some models.
+    config = copy.deepcopy(config)
+    convert_peft_config_for_transformers(config, model, None)
+    targets = getattr(config, "target_modules", None)
+    if not targets or isinstance(targets, str):
+        return
+    endings: set[str] = set()
+    for path, _ in model.named_modules():
+        parts = path.split(".")
+        endings.update(".".join(parts[i:]) for i in range(len(parts)))
+    missing = sorted(set(targets) - endings)
+    if missing and (len(missing) < len(targets) or getattr(config, "target_parameters", None)):
+        raise ValueError(
+            f"The target {', '.join(map(repr, missing))} of the adapter matches no layer of the "
+            f"{type(model).__name__}: use endings of the names of linear layers, or 'all-linear'."
+        )
 
 
 def are_all_wrapped(model: nn.Module) -> bool:

@@ -239,7 +239,7 @@ def adapt(
     """
     from peft import get_peft_model
 
-    from analog_grasp.adapters.frozen import head_names, save_head
+    from analog_grasp.adapters.frozen import check_targets, head_names, save_head
 
     method = _method(name)
     unknown = [each for each in settings if each not in _STOCHGRASP]
@@ -253,36 +253,9 @@ def adapt(
         raise ValueError(
             f"A {type(model).__name__} has no task head to train: use another adapter."
         )
-    _check_targets(config, model)
+    check_targets(config, model)
     save_head(config, model)
     return get_peft_model(model, config)
-
-
-def _check_targets(config: Any, model: "nn.Module") -> None:
-    """Raise ValueError if some targets of an adapter match, but others do not; peft ignores them.
-
-    peft itself raises an error if none matches.
-    """
-    import copy
-
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    # peft replaces the old names of the experts of some models.
-    config = copy.deepcopy(config)
-    convert_peft_config_for_transformers(config, model, None)
-    targets = getattr(config, "target_modules", None)
-    if not targets or isinstance(targets, str):
-        return
-    endings: set[str] = set()
-    for path, _ in model.named_modules():
-        parts = path.split(".")
-        endings.update(".".join(parts[i:]) for i in range(len(parts)))
-    missing = sorted(set(targets) - endings)
-    if missing and (len(missing) < len(targets) or getattr(config, "target_parameters", None)):
-        raise ValueError(
-            f"The target {', '.join(map(repr, missing))} of the adapter matches no layer of the "
-            f"{type(model).__name__}: use endings of the names of linear layers, or 'all-linear'."
-        )
 
 
 def kind_of(model: "nn.Module") -> str | None:

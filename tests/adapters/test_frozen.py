@@ -143,4 +143,6 @@ def test_each_target_of_an_adapter_must_match(bert, name):
     before = [path for path, _ in bert.named_modules()]
     with pytest.raises(ValueError, match=r"^The target 'quary' of the adapter matches no layer of"):
         adapt(bert, name, target_modules=["query", "quary"])
+    with pytest.raises(ValueError, match="'quary' of the adapter matches no layer"):
+        get_peft_model(bert, GraspConfig(target_modules=["query", "quary"]))
     assert [path for path, _ in bert.named_modules()] == before
