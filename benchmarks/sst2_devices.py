@@ -2,7 +2,7 @@
 
 Trains GRASP and StochGRASP with noise injected into the frozen weights, GRASP without, and the
 linear head alone, each for a quarter of an epoch of SST-2's 67,349 training sentences, and measures
-the adapters on the shipped cards. Prints tables of docs/results.md.
+the adapters on the shipped cards. Prints tables of docs/results/glue.md.
 
     python benchmarks/sst2_devices.py --data-dir path/to/glue
 
