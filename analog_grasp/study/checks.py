@@ -204,6 +204,14 @@ def check_saved(folder: Path) -> None:
     adapter, model = ((folder / each[0]).is_file() for each in (ADAPTER_FILES, MODEL_FILES))
     whole = model and not adapter and weight_files(folder)
     if not whole and not all((folder / name).is_file() for name in ADAPTER_FILES):
+        # The folder of a run, or that of its adapters.
+        files = [
+            f for part in ("adapters/*", "*") for f in folder.glob(f"{part}/{ADAPTER_FILES[0]}")
+        ]
+        if inside := sorted(str(file.parent) for file in files):
+            raise FileNotFoundError(
+                f"The folder {folder} holds no adapter itself: give {' or '.join(inside)}."
+            )
         raise FileNotFoundError(
             f"The folder {folder} holds no adapter: it should hold {' and '.join(ADAPTER_FILES)}, "
             f"or {' and '.join(MODEL_FILES)} of a model trained whole, as save_pretrained writes."

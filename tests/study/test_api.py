@@ -49,6 +49,15 @@ def test_a_single_adapter_may_be_given_by_its_folder(tmp_path):
         drift_sweep(str(tmp_path / "adapters" / "grasp"), tmp_path / "out")
 
 
+def test_a_folder_of_adapters_is_an_error_that_names_them(tmp_path):
+    saved = tmp_path / "run" / "adapters" / "grasp"
+    saved.mkdir(parents=True)
+    (saved / "adapter_config.json").write_text("{}")
+    for folder in (tmp_path / "run", saved.parent):
+        with pytest.raises(FileNotFoundError, match=rf"holds no adapter itself: give {saved}\.$"):
+            drift_sweep(str(folder), tmp_path / "out")
+
+
 def test_a_run_is_reported_after_its_cards_and_adapters_have_moved(settings, tmp_path):
     card = DeviceCard.load("pcm-hermes-2").model_copy(update={"name": "mine"})
     asked = settings | {"adapters": ("grasp",), "devices": (card.with_(adc_bits=6),)}
