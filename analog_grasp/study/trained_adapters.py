@@ -322,9 +322,11 @@ def distil_adapter(
     model: PeftModel, config: StudyConfig, task: Task, advance: Callable[[], object] = int
 ) -> None:
     """Run the second stage of a trained adapter in place, as the settings say; see `distil`."""
+    training = config.training
     distil(
-        model, task, config.second_stage(), steps=config.training.then_steps,
-        learning_rate=config.training.learning_rate, seed=config.run.seed, advance=advance,
+        model, task, config.second_stage(), steps=training.then_steps,
+        learning_rate=training.learning_rate, shift_lr_ratio=training.shift_lr_ratio,
+        seed=config.run.seed, advance=advance,
         put_on_chip=partial(
             config.hardware.deploy, task=task, placement="digital", programming_error="device"
         ),

@@ -30,12 +30,13 @@ from analog_grasp.training.adapter_parameters import (
     set_parameters,
 )
 from analog_grasp.training.converter_loop import StraightThrough
-from analog_grasp.training.examples import Batch, count_of, draw_examples, pick
+from analog_grasp.training.examples import Batch, count_of, draw_batches, draw_examples, pick
 from analog_grasp.training.learning_rates import SIZE_ROWS, input_sizes, one_output, rate_factors
 from analog_grasp.training.weight_noise import fits_bfloat16
 from analog_grasp.utils.errors import check_finite, check_whole
 from analog_grasp.utils.hooks import replaced_forward
 from analog_grasp.utils.seed import derive_seed
+from analog_grasp.utils.types import SHIFT_LR_RATIO
 
 HIDDEN_WEIGHT = 0.3
 """Default weight of the hidden states in the distillation loss."""
@@ -170,12 +171,13 @@ class Teacher:
             return self.model(**inputs_of(batch), **options)
 
     def rate_factors(
-        self, student: nn.Module, batch: Batch, learning_rate: float
+        self, student: nn.Module, batch: Batch, learning_rate: float, shift_lr_ratio: float = 1.0
     ) -> dict[nn.Parameter, float]:
         """Return the factors on a student's learning rate; sizes of inputs are of a few rows."""
         few = pick(batch, torch.arange(min(count_of(batch), SIZE_ROWS)))
         run = partial(self.outputs, few, output_hidden_states=False, **one_output(self.model))
-        return rate_factors(student, input_sizes(self.model, run), learning_rate)
+        sizes = input_sizes(self.model, run)
+        return rate_factors(student, sizes, learning_rate, shift_lr_ratio)
 
     def with_targets(self, batch: Batch) -> Batch:
         """Return a batch with its targets, which `pick` selects together with the examples."""
@@ -285,6 +287,7 @@ def distil(
     *,
     steps: int = STEPS,
     learning_rate: float | None = None,
+    shift_lr_ratio: float = SHIFT_LR_RATIO,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
     put_on_chip: Callable[..., Deployment] = deploy,
@@ -302,6 +305,7 @@ def distil(
         ages: The devices and their ages, such as ``"pcm-hermes-2@0s..1y"``; see `parse_ages`.
         steps: Optimiser steps.
         learning_rate: The peak learning rate; by default the adapter's own.
+        shift_lr_ratio: The learning rate of GRASP's shifts, as in `train`.
         batch_size: Examples per step.
         seed: Seed of the examples, the chips and the ages.
         put_on_chip: Maps the model to tiles of a card, as it will be used, given them and `dtype`.
@@ -323,6 +327,7 @@ def distil(
     check_whole("batch_size", batch_size)
     if learning_rate is not None:
         check_finite("learning_rate", learning_rate, above=True)
+    check_finite("shift_lr_ratio", shift_lr_ratio, above=True)
     with torch.inference_mode(False):
         # Fast precision: its error is small compared with the noise of the chips.
         deployments = [put_on_chip(model, each.card, dtype=torch.bfloat16) for each in ranges]
@@ -330,7 +335,7 @@ def distil(
         found = fit_on_chips(
             deployments, [each.model for each in deployments], rows, ranges,
             steps=steps, learning_rate=learning_rate or own_learning_rate(model),
-            batch_size=batch_size, seed=seed, advance=advance,
+            shift_lr_ratio=shift_lr_ratio, batch_size=batch_size, seed=seed, advance=advance,
         )  # fmt: skip
         set_parameters(model, found)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -349,6 +354,7 @@ def fit_on_chips(
     learning_rate: float,
     batch_size: int,
     seed: int,
+    shift_lr_ratio: float = 1.0,
     advance: Callable[[], object] = int,
     steps_per_chip: int = _STEPS_PER_CHIP,
 ) -> dict[str, Tensor]:
@@ -359,7 +365,7 @@ def fit_on_chips(
         models: The model of each deployment, all with the same adapter; they stay as they are.
         rows: Examples, as `draw_examples` returns them.
         ranges: The ages of each deployment.
-        steps, learning_rate, batch_size, seed, advance: As in `distil`.
+        steps, learning_rate, batch_size, seed, shift_lr_ratio, advance: As in `distil`.
         steps_per_chip: Steps between two chips.
 
     Raises:
@@ -372,22 +378,22 @@ def fit_on_chips(
     parameters = dict(adapter_parameters(cast(PeftModel, students[0])))
     for student in students:
         _share(student, parameters)
-    count = count_of(rows)
     rows = teacher.prepared(rows, steps * batch_size)
     generator = torch.Generator().manual_seed(seed)
-    index = 0
+    index, batches = 0, torch.empty(0)
 
     def loss(step: int) -> Tensor:
-        nonlocal index
+        nonlocal index, batches
         if step % steps_per_chip == 0:
             chip = derive_seed(seed, "simulated", step // steps_per_chip)
             index, age = draw(ranges, chip)
             deployments[index].program(_FIRST_CHIP + chip % 2**31).drift_to(age)
-        chosen = torch.randint(count, (batch_size,), generator=generator)
-        return teacher.loss(students[index], pick(rows, chosen))
+            # Batches of similar length hold little padding.
+            batches = draw_batches(rows, steps_per_chip, batch_size, generator)
+        return teacher.loss(students[index], pick(rows, batches[step % steps_per_chip]))
 
     fitted = list(parameters.values())
-    rates = teacher.rate_factors(students[0], rows, learning_rate)
+    rates = teacher.rate_factors(students[0], rows, learning_rate, shift_lr_ratio)
     for _ in descend(loss, fitted, steps, learning_rate, deployments, rates):
         advance()
     found = {name: parameter.detach() for name, parameter in parameters.items()}

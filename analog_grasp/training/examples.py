@@ -126,6 +126,24 @@ def pick(batch: Batch, rows: Tensor) -> Batch:
     }
 
 
+def draw_batches(examples: Batch, count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw the rows of some batches; within each are examples of similar length.
+
+    Args:
+        examples: Examples, with `attention_mask`.
+        count: The number of batches.
+        size: Examples per batch; an example can be drawn several times.
+        generator: Of the CPU.
+
+    Returns:
+        Numbers of rows, ``(count, size)``, in the CPU's memory; the order of the batches is random.
+    """
+    rows = torch.randint(count_of(examples), (count * size,), generator=generator)
+    lengths = examples["attention_mask"].sum(1).cpu()[rows]
+    batches = rows[lengths.argsort(stable=True)].view(count, size)
+    return batches[torch.randperm(count, generator=generator)]
+
+
 def _is_per_token(values: Tensor, mask: Tensor) -> bool:
     """Return whether values have an entry per token.
 

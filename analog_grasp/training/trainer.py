@@ -99,7 +99,7 @@ def train(
             regression relative to their variance. Left in evaluation mode, where the model is.
         then: Devices at ranges of ages, such as ``"pcm-hermes-2@0s..1y"``: after the task is
             learned, the adapter is distilled on simulated chips of these from its own digital
-            outputs, at the learning rate of the first stage; see `distil`.
+            outputs, at the learning rates of the first stage; see `distil`.
         then_steps: Steps of this second stage; by default 300.
         epochs: Number of epochs.
         learning_rate: Peak of a linear schedule with warm-up over a tenth of the steps; if None,
@@ -250,7 +250,8 @@ def train(
         model.__dict__["input_ranges"] = trainer.ranges.values()
     if then is not None:
         distil(
-            model, whole, then, steps=then_steps or STEPS, learning_rate=learning_rate, seed=seed,
+            model, whole, then, steps=then_steps or STEPS, learning_rate=learning_rate,
+            shift_lr_ratio=shift_lr_ratio, seed=seed,
             put_on_chip=partial(_on_chip, put_on_chip, trainer.ranges),
         )  # fmt: skip
     return output

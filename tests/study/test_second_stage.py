@@ -12,7 +12,7 @@ from analog_grasp.study.config import ONE_STAGE, resolve
 from analog_grasp.study.hardware import HardwareSettings
 from analog_grasp.study.progress import silent
 from analog_grasp.study.provenance import adapter_hash, open_run, read_run
-from analog_grasp.study.trained_adapters import new_adapter, train_adapter
+from analog_grasp.study.trained_adapters import distil_adapter, new_adapter, train_adapter
 
 FEW = {"adapters": ("grasp",), "devices": ("pcm-hermes-2",), "times": ("1d", "0s"), "repeats": 1}
 STAGE = {"then": "devices", "then_steps": 2}
@@ -40,6 +40,16 @@ def test_the_devices_of_the_run_are_those_of_its_settings():
     assert [str(each) for each in config.second_stage()] == ["ideal@0s..1y", "pcm-hermes-2@0s..1y"]
     changed = config.replace(devices="pcm-hermes-2", adc_bits=5).second_stage()[0].card
     assert changed.converters.adc_bits == 5
+
+
+def test_the_second_stage_has_the_learning_rates_of_the_settings(settings, task, monkeypatch):
+    given = {"learning_rate": 5e-3, "shift_lr_ratio": 0.2}
+    asked = []
+    monkeypatch.setattr(trained_adapters, "distil", lambda *_, **rates: asked.append(rates))
+    config = resolve(settings | FEW | STAGE | given)
+    model = new_adapter(config, task, "grasp")
+    distil_adapter(model, config, task)
+    assert [{name: rates[name] for name in given} for rates in asked] == [given]
 
 
 def test_devices_at_times_are_those_named():

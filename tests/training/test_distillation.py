@@ -92,11 +92,13 @@ def test_the_second_stage_of_train_is_distil(trained, task):
     assert not same_bits(bits(trained()), bits(apart))
 
 
-def test_the_second_stage_has_the_learning_rate_of_the_first(trained, task):
-    given = {"learning_rate": 5e-3}
-    apart = trained(**given)
+def test_the_second_stage_has_the_learning_rates_of_the_first(trained, task):
+    given = {"learning_rate": 5e-3, "shift_lr_ratio": 0.2}
+    apart, other = trained(**given), trained(**given)
     distil(apart, task, NOISY, steps=3, **given)
+    distil(other, task, NOISY, steps=3, learning_rate=5e-3)
     assert same_bits(bits(trained(then=NOISY, then_steps=3, **given)), bits(apart))
+    assert not same_bits(bits(other), bits(apart))
 
 
 def test_sigmas_of_stochgrasp_stay_as_learned(trained, task):
