@@ -7,8 +7,8 @@ Trains each adapter twice: on the task alone, and with a second stage on simulat
 devices and ages (`then`). The first is measured as it is, with an adapter per age fitted on other
 simulated chips (`schedule`), and re-fitted on each chip from 16, 64 and 256 unlabelled examples
 (`recalibrate`), beginning with the adapter of the age unless --no-schedule is given. Prints the
-tables of docs/results/recalibration.md: accuracy, share of the loss recovered, and costs; writes the figure of
-the first adapter, one panel per device. An interrupted run resumes.
+tables of docs/results/recalibration.md: accuracy, share of the loss recovered, and costs; writes
+the figure of the first adapter, one panel per device. An interrupted run resumes.
 
 All of it takes days on 2 cores: a recalibration takes one to three minutes and is made for each
 chip, age, adapter and number of examples. A part that takes several hours:
