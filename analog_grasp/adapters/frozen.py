@@ -300,7 +300,8 @@ def check_targets(config: PeftConfig, model: nn.Module) -> None:
         return
     endings: set[str] = set()
     for path, _ in model.named_modules():
-        parts = path.split(".")
+        # PEFT wraps the task head that is saved with an adapter.
+        parts = [part for part in path.split(".") if part != "original_module"]
         endings.update(".".join(parts[i:]) for i in range(len(parts)))
     missing = sorted(set(targets) - endings)
     if missing and (len(missing) < len(targets) or getattr(config, "target_parameters", None)):

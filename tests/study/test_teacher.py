@@ -81,8 +81,12 @@ def test_a_run_does_not_resume_with_another_teacher(folder, task, tmp_path):
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda folder, _: folder / "none", FileNotFoundError, "none holds no adapter: .*config"),
-        (lambda folder, _: folder.parent, FileNotFoundError, "or config.json and model.safetens"),
+        (
+            lambda folder, _: folder / "none",
+            FileNotFoundError,
+            "none holds no adapter: .*config.*, or config.json and model.safetens",
+        ),
+        (lambda folder, _: folder.parent, FileNotFoundError, "no adapter itself: give .*/teacher"),
         (
             lambda _, model: model,
             ValueError,
