@@ -139,7 +139,7 @@ def draw_batches(examples: Batch, count: int, size: int, generator: torch.Genera
         Numbers of rows, ``(count, size)``, in the CPU's memory; the order of the batches is random.
     """
     rows = torch.randint(count_of(examples), (count * size,), generator=generator)
-    lengths = examples["attention_mask"].sum(1).cpu()[rows]
+    lengths = examples["attention_mask"][rows].sum(1).cpu()
     batches = rows[lengths.argsort(stable=True)].view(count, size)
     return batches[torch.randperm(count, generator=generator)]
 
